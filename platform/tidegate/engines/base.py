@@ -1,0 +1,110 @@
+"""What a replica asks of an engine.
+
+An engine owns batching. It is driven by exactly one thread (the replica's engine thread), which calls
+`load` once and then, in a loop, `add` and `abort` for what has arrived and `step` while `has_work`.
+No method is called concurrently with another, so engines hold no locks. `health` alone may be called
+from another thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tidegate.messages import Finish, Request, Segment, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What a revision says of its engine. `path` is a local checkpoint folder (empty: simulated)."""
+
+    name: str  # "transformers" | "simulated"
+    path: str = ""
+    task: str = "chat"
+    precision: str = "auto"  # auto | float32 | bfloat16 | float16
+    quantization: str = "auto"  # auto | none | gptq
+    device: str = "auto"  # auto | cpu | cuda
+    context_length: int = 0  # 0: the checkpoint's own
+    max_slots: int = 0  # 0: as many as KV memory holds (bounded by 256)
+    kv_cache_bytes: int = 0  # 0: derived from free memory
+    args: dict[str, object] = field(default_factory=dict)  # engine-specific, validated by the engine
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What loading found. `notes` go to the model's status: fallbacks, unexpected weights."""
+
+    weights_bytes: int
+    kv_bytes_per_token: int
+    slots: int
+    context_length: int
+    precision: str
+    device: str
+    notes: tuple[str, ...] = ()
+
+
+class EngineLoadError(Exception):
+    """Loading or self-check failed. `reason` is CamelCase: WeightsMissing, WeightsWrong, UnsupportedModel,
+    OutOfMemory, SelfCheckFailed, TokenizerMissing, InvalidEngineArgs."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step (or an `add` that failed at once) adds to one request.
+
+    `text` holds only final characters: partial UTF-8 and possible beginnings of a stop string wait.
+    With `finish` the engine has forgotten the request and its slot is free.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    text: str
+    logprobs: list[TokenLogprob]
+    prompt_tokens: int
+    finish: Finish | None
+
+
+class Engine(Protocol):
+    def load(self) -> LoadReport:
+        """Load and prove the model. Slow. Raises `EngineLoadError`."""
+        ...
+
+    def free_slots(self) -> int:
+        """How many more requests `add` would take now."""
+        ...
+
+    def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
+        """Take a request into the batch; it starts with the next `step`.
+
+        `log` is what earlier attempts emitted: generation continues after its last token as if never
+        interrupted (sampling noise, penalties, stop buffer, partial characters). Returns a finished
+        `StepOutput` where the request itself cannot run (reason "error", code `InvalidPrompt` or
+        `ContextLengthExceeded`, ...), or where the log already completes it; None where it was taken.
+        Never raises for a bad request.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request and free its slot. Unknown ids are ignored."""
+        ...
+
+    def has_work(self) -> bool: ...
+
+    def step(self) -> list[StepOutput]:
+        """Advance every running request by one iteration. Blocks for one step.
+
+        Raises only where the engine itself is broken (then the replica hands its requests over and
+        restarts); an error of one request becomes its finished output.
+        """
+        ...
+
+    def health(self) -> str | None:
+        """None, or a sentence that says what is broken. Thread-safe, instant."""
+        ...
+
+    def close(self) -> None: ...

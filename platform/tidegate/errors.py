@@ -1,0 +1,148 @@
+"""Every error that Tidegate raises on purpose, and the one table that turns them into HTTP.
+
+TidegateError
+├── InvalidRequest            400  a field of the request is wrong; names it
+├── AuthenticationFailed      401
+├── PermissionRefused         403
+├── ModelNotFound             404  names the models that exist
+├── RequestTooLarge           413
+├── QueueFull                 429  with Retry-After
+├── ModelUnavailable          503  with the model's own sentence
+├── QueueUnavailable          503  Redis is away
+├── GenerationFailed          500  the engine failed on an accepted request
+├── RequestExpired            504  waited past its deadline
+├── ConfigError                    a setting or resource is wrong: stops the start or is refused
+└── SourceError                    a model source cannot be resolved; carries a CamelCase reason
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+MAX_RETRY_AFTER_SECONDS = 120  # SDKs stop honouring the header above about this
+
+
+class TidegateError(Exception):
+    """Base. `reason` is stable and CamelCase, `message` is a sentence for a person."""
+
+    reason: ClassVar[str] = "InternalError"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RequestError(TidegateError):
+    """An error that a client of the API sees. Class attributes are its row of the HTTP table."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.error_code = code or self.code
+        self.retry_after_seconds = retry_after_seconds
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error body."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.error_code,
+            }
+        }
+
+    def headers(self) -> dict[str, str]:
+        """`Retry-After` in whole seconds, 1 to 120, where waiting helps."""
+        if self.retry_after_seconds is None:
+            return {}
+        seconds = min(MAX_RETRY_AFTER_SECONDS, max(1, round(self.retry_after_seconds)))
+        return {"retry-after": str(seconds)}
+
+
+class InvalidRequest(RequestError):
+    reason, status, type, code = "InvalidRequest", 400, "invalid_request_error", None
+
+
+class AuthenticationFailed(RequestError):
+    reason, status, type, code = "AuthenticationFailed", 401, "invalid_request_error", "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
+class PermissionRefused(RequestError):
+    reason, status, type, code = "PermissionRefused", 403, "permission_error", "forbidden"
+
+
+class ModelNotFound(RequestError):
+    reason, status, type, code = "ModelNotFound", 404, "invalid_request_error", "model_not_found"
+
+
+class RequestTooLarge(RequestError):
+    reason, status, type, code = "RequestTooLarge", 413, "invalid_request_error", "request_too_large"
+
+
+class QueueFull(RequestError):
+    reason, status, type, code = "QueueFull", 429, "rate_limit_error", "queue_full"
+
+
+class ModelUnavailable(RequestError):
+    reason, status, type, code = "ModelUnavailable", 503, "server_error", "model_unavailable"
+
+
+class QueueUnavailable(RequestError):
+    reason, status, type, code = "QueueUnavailable", 503, "server_error", "queue_unavailable"
+
+
+class GenerationFailed(RequestError):
+    reason, status, type, code = "GenerationFailed", 500, "server_error", "generation_failed"
+
+
+class RequestExpired(RequestError):
+    reason, status, type, code = "RequestExpired", 504, "server_error", "deadline_exceeded"
+
+
+@dataclass
+class FieldProblem:
+    """One wrong field of a setting or resource: where, what was found, what to do."""
+
+    field: str
+    value: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.value}: {self.remedy}"
+
+
+class ConfigError(TidegateError):
+    """A setting or resource is wrong. The message names field, value and remedy."""
+
+    reason = "InvalidConfig"
+
+    def __init__(self, message: str, problems: list[FieldProblem] | None = None) -> None:
+        super().__init__(message)
+        self.problems = problems or []
+
+
+class SourceError(TidegateError):
+    """A model source cannot be resolved. `source_reason`: SourceNotFound, SourceFormat, NoSpace, Offline,
+    Unauthorized, ChecksumMismatch."""
+
+    reason = "SourceError"
+
+    def __init__(self, source_reason: str, message: str) -> None:
+        super().__init__(message)
+        self.source_reason = source_reason

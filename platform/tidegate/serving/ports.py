@@ -1,0 +1,55 @@
+"""What a replica asks of the store. `tidegate.store` implements these over Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from tidegate.messages import Claim, ReplicaStats, RevisionReport, Segment
+
+
+class WorkQueue(Protocol):
+    async def start(self, wake: Callable[[], None], cancelled: Callable[[str], None]) -> None:
+        """Register this replica and begin to listen. `wake` is called on the event loop when work may
+        wait (also after each reconnect), `cancelled` with the id of a leased request that was cancelled."""
+        ...
+
+    async def claim(self, most: int) -> list[Claim]:
+        """Lease up to `most` waiting requests, highest priority first, then oldest. One atomic step:
+        requests past their deadline are expired instead, and at most one suspect of a replica's death
+        (see the store's essay) is given out at a time. Raises `QueueUnavailable`."""
+        ...
+
+    async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
+        """Write (attempt, segment) pairs, any number of requests and gateways, in one round trip: one
+        script call per gateway. A segment with `finish` moves its request to the terminal state and
+        releases the lease. Returns the ids whose attempt is no longer current (lease lost, cancelled):
+        nothing of theirs was written and the replica must drop them. Raises `QueueUnavailable`; then it is
+        unknown what was written, and repeating the call is safe (a segment's `seq` is written once)."""
+        ...
+
+    async def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:
+        """Extend leases of (request id, attempt). Returns the ids that are no longer this replica's."""
+        ...
+
+    async def hand_back(self, leases: Sequence[tuple[str, int]], reason: str) -> None:
+        """Give requests back to the front of the queue, blameless (draining, engine restart)."""
+        ...
+
+    async def fault(self, leases: Sequence[tuple[str, int]], reason: str) -> None:
+        """Give requests back as after this replica's death: each counts towards `PoisonRequest`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class ReplicaBoard(Protocol):
+    """Where replicas say how they are."""
+
+    async def report(self, report: RevisionReport) -> None: ...
+
+    async def beat(self, stats: ReplicaStats) -> None:
+        """Publish statistics; they vanish by themselves a few seconds after the last beat."""
+        ...
+
+    async def gone(self, stats: ReplicaStats) -> None: ...
