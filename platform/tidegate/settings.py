@@ -48,6 +48,7 @@ class Settings(BaseSettings):
 
     hold_status_seconds: Seconds = 5.0
     heartbeat_seconds: Seconds = 10.0
+    shutdown_grace_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0  # for answers open at a stop
     lease_seconds: Seconds = 6.0
     result_ttl_seconds: Seconds = 60.0
     orphan_seconds: Seconds = 120.0  # how long a dead gateway's requests go on before they are cancelled

@@ -99,7 +99,7 @@ class Key:
 
 class KeyRing(Protocol):
     def find(self, secret: str) -> Key | None:
-        """The unrevoked key with this secret. In memory: a snapshot that follows the store within a second."""
+        """The unrevoked key with this secret. In memory: a snapshot, at most a second behind the store."""
         ...
 
 

@@ -1,0 +1,77 @@
+# Everything a newcomer or a developer runs. Each target installs what it needs into .venv first and
+# does nothing twice: a stamp per set of extras is redone when pyproject.toml or constraints.txt changes.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/installed-local
+DEV_STAMP := $(VENV)/installed-dev
+PYTEST_ARGS ?=
+
+# Nothing that make runs reaches for a model hub: the demo's weights are in the package.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help up down clean test check env
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+up: $(RUN_STAMP) ## install what is missing, start the platform with its demo models
+	@$(BIN)/tidegate up
+
+down: ## stop the platform; keys, caches and queue data stay
+	@if [ -x $(BIN)/tidegate ]; then $(BIN)/tidegate down; else echo "nothing is installed, nothing runs"; fi
+
+clean: ## stop the platform and remove its keys, caches and queue data
+	@if [ -x $(BIN)/tidegate ]; then $(BIN)/tidegate clean --yes; else echo "nothing is installed, nothing to remove"; fi
+
+test: $(DEV_STAMP) ## run every test that needs no root
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+check: $(DEV_STAMP) ## ruff, mypy --strict and import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy platform/tidegate tests loadtests
+	$(BIN)/lint-imports
+
+env: $(DEV_STAMP) ## only install the development environment
+
+# The first Python of those that the constraints resolve for; PYTHON=... chooses another.
+$(BIN)/python:
+	@python="$${PYTHON:-}"; \
+	for name in $${python:-python3.11 python3.12 python3.13 python3}; do \
+	  if "$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+	    found="$$name"; break; \
+	  fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+	  echo "Tidegate needs Python 3.11, 3.12 or 3.13; none was found. Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	  exit 1; \
+	fi; \
+	echo "creating $(VENV) with $$("$$found" --version)"; \
+	if command -v uv >/dev/null; then uv venv --quiet --allow-existing --python "$$(command -v "$$found")" $(VENV); \
+	elif ! "$$found" -m venv $(VENV); then \
+	  rm -rf $(VENV); \
+	  echo "$$found cannot create a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; \
+	  exit 1; \
+	fi
+
+$(RUN_STAMP): EXTRA := local
+$(DEV_STAMP): EXTRA := dev
+$(RUN_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@uv="$$(command -v uv || true)"; \
+	if [ -z "$$uv" ]; then \
+	  uv="$(BIN)/uv"; \
+	  if [ ! -x "$$uv" ]; then \
+	    echo "installing uv into $(VENV)"; \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; \
+	  fi; \
+	fi; \
+	echo "installing tidegate[$(EXTRA)]; the first time this fetches torch: minutes, and 6 GB of disk"; \
+	"$$uv" pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRA)]'; \
+	if [ "$(EXTRA)" = dev ]; then touch $(RUN_STAMP); fi; \
+	touch $@

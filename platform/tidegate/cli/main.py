@@ -1,0 +1,62 @@
+"""The entry point of the `tidegate` command: puts the commands together and turns errors into sentences."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tidegate.cli import keys, lifecycle
+from tidegate.cli.logs import logs
+from tidegate.cli.models import models
+from tidegate.cli.output import put, say
+from tidegate.cli.pull import pull
+from tidegate.cli.run import run
+from tidegate.errors import ConfigError, TidegateError
+
+app = typer.Typer(
+    name="tidegate",
+    help="Serve many language models behind one OpenAI-compatible address.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (lifecycle.up, lifecycle.down, lifecycle.serve, lifecycle.status, models, run, pull):
+    app.command()(command)
+app.add_typer(keys.commands, name="keys")
+app.command()(logs)
+app.command()(lifecycle.clean)
+
+
+def main() -> None:
+    """Run the command line. Mistakes of the user end with a sentence and status 1, never with a traceback."""
+    try:
+        app()
+    except ConfigError as error:
+        lines = [str(problem) for problem in error.problems] or [error.message]
+        say("\n".join(f"error: {line}" for line in lines))
+    except TidegateError as error:
+        say(f"error: {error.message}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from tidegate import __version__
+
+        put(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version

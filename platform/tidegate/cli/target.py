@@ -1,0 +1,108 @@
+"""Where a command finds the platform: its gateway, its store, its logs.
+
+The one contact between the CLI and the laptop host (`tidegate.local`), besides starting and stopping it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tidegate.cli.output import CommandFailed
+
+if TYPE_CHECKING:
+    from tidegate.local.home import Running
+    from tidegate.settings import Settings
+    from tidegate.store.connection import Connection
+
+NOT_RUNNING = "The platform is not running; `tidegate up` starts it."
+
+UrlOption = Annotated[str, typer.Option(help="Another gateway, as in http://host:8000.", metavar="URL")]
+KeyOption = Annotated[
+    str, typer.Option(help="An API key; left out: this machine's own.", metavar="KEY", show_default=False)
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A gateway and how to be let in."""
+
+    url: str
+    headers: Mapping[str, str]
+    is_loopback: bool
+
+    def unreachable(self, reason: str) -> CommandFailed:
+        return CommandFailed(
+            f"No gateway answers at {self.url} ({reason}). `tidegate status` shows what runs."
+        )
+
+
+def find_target(url: str, key: str) -> Target:
+    """The gateway at `url`, or the one that runs here. Raises `CommandFailed` where none does."""
+    if not url:
+        running = find_running()
+        url, key = running.url, key or running.key
+    elif "://" not in url:
+        url = f"http://{url}"
+    url = url.rstrip("/").removesuffix("/v1")
+    host = url.partition("://")[2].rpartition(":")[0] or url.partition("://")[2]
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return Target(url, headers, host in ("127.0.0.1", "localhost", "[::1]"))
+
+
+def settings() -> Settings:
+    """The settings of the environment. Raises `ConfigError`."""
+    from tidegate.settings import load_settings
+
+    return load_settings()
+
+
+def find_running() -> Running:
+    """What the running host recorded. Raises `CommandFailed` where none runs."""
+    from tidegate.local.home import find
+
+    running = find(settings().home)
+    if running is None:
+        raise CommandFailed(NOT_RUNNING)
+    return running
+
+
+@contextlib.asynccontextmanager
+async def open_store() -> AsyncIterator[tuple[Connection, str]]:
+    """A connection to the platform's Redis, and the prefix of its keys: REDIS_URL where it is set, else the
+    server of the platform that runs here."""
+    from tidegate.store.connection import Connection
+
+    chosen = settings()
+    url, key_prefix = chosen.redis_url, chosen.key_prefix
+    if not url:
+        running = find_running()
+        url, key_prefix = running.redis_url, running.key_prefix
+    async with Connection(url, name="tidegate-cli") as connection:
+        yield connection, key_prefix
+
+
+def log_folders() -> list[Path]:
+    """The folders in which logs appear."""
+    from tidegate.local import lifecycle
+
+    folders = lifecycle.log_folders(settings())
+    return [*folders, *(folder / "serve" for folder in folders if (folder / "serve").is_dir())]
+
+
+def log_files() -> dict[Path, str]:
+    """Each log file with the name of who writes it: a component, or `model/replica`."""
+    found: dict[Path, str] = {}
+    for folder in log_folders():
+        if folder.name == "serve":
+            for path in sorted(folder.glob("replica_*--*.log")):
+                model, _, rest = path.stem.removeprefix("replica_").rpartition("--")
+                found[path] = f"{model}/{rest.rpartition('_')[2]}"
+        elif folder == settings().home / "logs":
+            found |= {path: path.stem for path in sorted(folder.glob("*.log"))}
+    return found

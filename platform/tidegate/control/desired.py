@@ -1,0 +1,81 @@
+"""What should stand: revisions of models, and what is remembered of them between two looks. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import msgspec
+
+from tidegate.control.resources import ModelSpec
+from tidegate.messages import RevisionReport
+
+REVISION_DIGITS = 10
+# The fields of a spec that need a new replica. All others change in place.
+REVISION_FIELDS = (
+    "source",
+    "task",
+    "engine",
+    "precision",
+    "quantization",
+    "contextLength",
+    "device",
+    "resources",
+)
+
+
+class RevisionRecord(msgspec.Struct, frozen=True):
+    """One revision that was decided on. JSON in the host's store.
+
+    `spec` as on the wire: it keeps an old revision alive after its file has changed. `attempt_at` is when
+    the current try began (unix seconds; 0: none runs), `failures` counts tries that failed in a row,
+    `retry_at` when the next may begin.
+    """
+
+    revision: str
+    spec: dict[str, Any]
+    checkpoint: str = ""
+    weights_bytes: int = 0
+    quantization: str = ""
+    precision: str = ""
+    proof: RevisionReport | None = None
+    attempt_at: float = 0.0
+    failures: int = 0
+    retry_at: float = 0.0
+    reason: str = ""  # of the last failure
+    message: str = ""
+    retired_at: float = 0.0  # when another revision took its traffic
+
+    @property
+    def is_proved(self) -> bool:
+        return self.proof is not None
+
+
+class ModelRecord(msgspec.Struct, frozen=True):
+    """What is remembered of one model. `serving` takes the traffic; empty: none has proved itself yet."""
+
+    name: str
+    created: int
+    serving: str = ""
+    revisions: dict[str, RevisionRecord] = {}
+
+
+def revision_of(spec: ModelSpec) -> str:
+    """Ten hex digits over what needs a new replica; equal specs give equal revisions everywhere."""
+    wire = spec.model_dump(mode="json", by_alias=True)
+    chosen = {name: wire[name] for name in REVISION_FIELDS}
+    text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:REVISION_DIGITS]
+
+
+def spec_on_wire(spec: ModelSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", by_alias=True)
+
+
+def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpec:
+    """The spec that an application of this revision runs with: its own, with today's scaling and queue."""
+    spec = ModelSpec.model_validate(record.spec)
+    if current is None:
+        return spec
+    return spec.model_copy(update={"scaling": current.scaling, "queue": current.queue})

@@ -1,0 +1,59 @@
+"""The fixed reasons that conditions carry. Documentation and tests take them from here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+READY: Final = "Ready"
+CONFIG_VALID: Final = "ConfigValid"
+WEIGHTS_AVAILABLE: Final = "WeightsAvailable"
+SCHEDULED: Final = "Scheduled"
+PROGRESSING: Final = "Progressing"
+DEGRADED: Final = "Degraded"
+
+# The order in which conditions are read and shown.
+CONDITION_TYPES: Final = (READY, CONFIG_VALID, WEIGHTS_AVAILABLE, SCHEDULED, PROGRESSING, DEGRADED)
+
+REASONS: Final[dict[str, str]] = {
+    # Ready
+    "Serving": "A proven revision answers requests.",
+    "Asleep": "A proven revision has no replica and wakes on the next request.",
+    "Waking": "A proven revision starts its first replica; requests wait.",
+    "Unproven": "No revision has loaded and proved itself yet.",
+    # ConfigValid
+    "Valid": "The resource fits the schema.",
+    "InvalidConfig": "The file was changed to something invalid; the last valid state stays.",
+    # WeightsAvailable
+    "Resolved": "The source was found and its format is one that the engine takes.",
+    "Resolving": "The source is being looked at or downloaded.",
+    "NotNeeded": "The engine needs no weights.",
+    "SourceNotFound": "Nothing lies at the source's address.",
+    "SourceFormat": "What lies there is not a checkpoint that the engine takes.",
+    "Offline": "The source needs the network and the network is off.",
+    "Unauthorized": "The source refuses the token, or needs one.",
+    "NoSpace": "The disk has no room for the download.",
+    "ChecksumMismatch": "A file's content is not what its checksum says.",
+    "SourceUnavailable": "The source could not be read; it is tried again.",
+    # Scheduled
+    "Placed": "The machine has what one replica asks for.",
+    "TooLittleMemory": "The weights alone are larger than the machine's memory.",
+    "TooFewCpus": "One replica asks for more CPU cores than the machine has.",
+    "TooFewGpus": "One replica asks for more GPUs than the machine has.",
+    "NotChecked": "Not looked at before the weights are known.",
+    "PoolFull": "The pool's maxLiveRevisions is reached; the revision waits for a place.",
+    # Progressing
+    "Queued": "The revision waits for its turn to be built.",
+    "Building": "Ray Serve builds the revision's application.",
+    "Loading": "The first replica loads the weights and proves the revision.",
+    "Draining": "An older revision finishes its requests and goes.",
+    "Settled": "Nothing is left to do.",
+    "WaitingToRetry": "The last try failed; the next one comes by itself.",
+    # Degraded
+    "Healthy": "Nothing is wrong.",
+    "RevisionFailed": "The newest revision failed; an older one serves where there is one.",
+    "ReplicaFailed": "The newest replica start of the serving revision failed.",
+    "DeployFailed": "Ray Serve could not build or start the application.",
+    "Unhealthy": "Ray Serve finds replicas unhealthy.",
+    "ServeRejected": "Ray Serve refused the config.",
+    "ServeUnavailable": "Ray Serve does not answer.",
+}

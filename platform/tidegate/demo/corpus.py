@@ -1,0 +1,124 @@
+"""The demo model's corpus: seeded examples, split for good into training and held-out ones.
+
+The side of an example is a hash of its family and key, so the split needs no list, is the same on
+every machine and for every seed, and a key can never be on both sides. For open families the key is
+the operands (numbers, words, list items in any order). The multiplication table and the questions
+about Tidegate are closed sets of facts; there the key is the exact wording of the question.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Literal, TypedDict
+
+from tidegate.demo.tasks import FAMILIES, Grading, Task
+from tidegate.demo.words import SYSTEM_PROMPTS
+
+Split = Literal["train", "held_out"]
+HELD_OUT_PERCENT = 10
+LONG_CONVERSATION_CHARACTERS = 2000
+"""About 900 tokens of this corpus: close to the model's context of 1,024."""
+
+
+class Message(TypedDict):
+    """One turn, as the chat template takes it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt whose answer can be checked."""
+
+    family: str
+    messages: tuple[Message, ...]
+    answer: str
+    key: str
+    grading: Grading
+
+
+def split_of(family: str, key: str) -> Split:
+    """The side that every example with this `key` belongs to."""
+    digest = hashlib.sha256(f"{family}\0{key}".encode()).digest()
+    return "held_out" if int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT else "train"
+
+
+def examples(split: Split, seed: int, family: str | None = None) -> Iterator[Example]:
+    """An endless stream of `split`'s examples, of one family or of all by their shares."""
+    rng = Random(f"{split}:{seed}:{family}")
+    while True:
+        yield _draw(rng, split, family or _any_family(rng))
+
+
+def held_out(family: str, count: int, seed: int = 0) -> list[Example]:
+    """Up to `count` different held-out examples of `family` (closed families have fewer)."""
+    found: dict[str, Example] = {}
+    stream = examples("held_out", seed, family)
+    for _ in range(count * 20):
+        example = next(stream)
+        found.setdefault(example.messages[-1]["content"], example)
+        if len(found) == count:
+            break
+    return list(found.values())
+
+
+def conversations(split: Split, seed: int) -> Iterator[list[Message]]:
+    """An endless stream of chats of one to many unrelated turns, every answer included.
+
+    Most are one question. The others teach the model to answer the last question whatever came
+    before, and to stay sound up to the end of its context.
+    """
+    rng = Random(f"conversations:{split}:{seed}")
+    while True:
+        turns, kind = 1, rng.random()
+        if kind > 0.72:
+            turns = rng.randint(2, 4)
+        is_long = kind > 0.99
+        chat: list[Message] = []
+        if rng.random() < 0.2:
+            chat.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
+        while turns > 0 or is_long:
+            example = _draw(rng, split, _any_family(rng))
+            turn: list[Message] = [*example.messages, {"role": "assistant", "content": example.answer}]
+            if is_long and _characters(chat) + _characters(turn) > LONG_CONVERSATION_CHARACTERS:
+                break
+            chat += turn
+            turns -= 1
+        yield chat
+
+
+def is_correct(example: Example, answer: str) -> bool:
+    """Whether `answer` is right: JSON by value, numbers by the last one named, the rest by its words."""
+    if example.grading == "json":
+        try:
+            # Compared as text again, because Python holds True equal to 1.
+            return json.dumps(json.loads(answer), sort_keys=True) == json.dumps(
+                json.loads(example.answer), sort_keys=True
+            )
+        except (ValueError, RecursionError):
+            return False
+    if example.grading == "number":
+        numbers = re.findall(r"\d+", answer)
+        return bool(numbers) and numbers[-1] == re.findall(r"\d+", example.answer)[-1]
+    return answer.split() == example.answer.split()
+
+
+def _draw(rng: Random, split: Split, family: str) -> Example:
+    """The next task of `family` on the wanted side, by rejection."""
+    while True:
+        task: Task = FAMILIES[family].draw(rng)
+        if split_of(family, task.key) == split:
+            messages: tuple[Message, ...] = ({"role": "user", "content": task.prompt},)
+            return Example(family, messages, task.answer, task.key, task.grading)
+
+
+def _any_family(rng: Random) -> str:
+    return rng.choices(list(FAMILIES), [family.share for family in FAMILIES.values()])[0]
+
+
+def _characters(chat: list[Message]) -> int:
+    return sum(len(message["content"]) for message in chat)

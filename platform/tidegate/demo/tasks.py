@@ -1,0 +1,294 @@
+"""The task families: each draws one prompt with the answer that is right by construction.
+
+Longer sums are answered column by column. A small model adds digits reliably when it may write the
+carries down (Lee et al., "Teaching Arithmetic to Small Transformers", arXiv 2307.03381), and such
+answers are long enough to be worth streaming. Words to be edited stand in double quotes, which the
+tokenizer reads letter by letter (see `train.build_tokenizer`).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+from tidegate.demo import facts
+from tidegate.demo.words import NOUNS, joined, made_up_word
+
+Grading = Literal["text", "number", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One question. `key` names what must not occur on both sides of the split."""
+
+    prompt: str
+    answer: str
+    key: str
+    grading: Grading = "text"
+
+
+def addition(rng: Random) -> Task:
+    a, b = _number(rng), _number(rng)
+    steps: list[str] = []
+    carry, rest_a, rest_b = 0, a, b
+    while rest_a or rest_b or not steps:
+        x, y = rest_a % 10, rest_b % 10
+        total = x + y + carry
+        steps.append(f"{x} + {y}{' + 1' if carry else ''} = {total}")
+        carry, rest_a, rest_b = total // 10, rest_a // 10, rest_b // 10
+    prompt = _fill(rng, ("What is {} + {}?", "Add {} and {}.", "{} + {} =", "Calculate {} plus {}."), a, b)
+    return Task(prompt, _worked(steps, a + b), f"{min(a, b)}+{max(a, b)}", "number")
+
+
+def subtraction(rng: Random) -> Task:
+    a, b = sorted((_number(rng), _number(rng)), reverse=True)
+    steps: list[str] = []
+    borrow, rest_a, rest_b = 0, a, b
+    while rest_a or rest_b or not steps:
+        x, y = rest_a % 10, rest_b % 10
+        needs_ten = x < y + borrow
+        minuend = x + 10 if needs_ten else x
+        steps.append(f"{minuend} - {y}{' - 1' if borrow else ''} = {minuend - y - borrow}")
+        borrow, rest_a, rest_b = int(needs_ten), rest_a // 10, rest_b // 10
+    prompt = _fill(rng, ("What is {} - {}?", "Calculate {} minus {}.", "{} - {} ="), a, b)
+    return Task(prompt, _worked(steps, a - b), f"{a}-{b}", "number")
+
+
+def multiplication(rng: Random) -> Task:
+    a, b = rng.randint(0, 12), rng.randint(0, 12)
+    shapes = (
+        "What is {} * {}?",
+        "What is {} times {}?",
+        "Multiply {} by {}.",
+        "{} * {} =",
+        "Calculate {} times {}.",
+    )
+    prompt = _fill(rng, shapes, a, b)
+    return Task(prompt, f"{a} * {b} = {a * b}", prompt, "number")
+
+
+def comparison(rng: Random) -> Task:
+    a, b = rng.sample(range(1000), 2) if rng.random() < 0.7 else rng.sample(range(100), 2)
+    is_larger = rng.random() < 0.5
+    words = ("larger", "bigger") if is_larger else ("smaller", "less")
+    prompt = _fill(
+        rng, ("Which is {2}, {0} or {1}?", "Which number is {2}: {0} or {1}?"), a, b, rng.choice(words)
+    )
+    return Task(prompt, str((max if is_larger else min)(a, b)), f"{min(a, b)},{max(a, b)}", "number")
+
+
+def counting(rng: Random) -> Task:
+    start, step = rng.randint(0, 120), rng.choice((1, 1, 1, 2, 5, 10))
+    length = rng.randint(3, 20) if rng.random() < 0.8 else rng.randint(21, 60)
+    numbers = list(range(start, start + step * length, step))
+    low, high = numbers[0], numbers[-1]
+    if is_down := step == 1 and rng.random() < 0.3:
+        numbers.reverse()
+        shapes: tuple[str, ...] = ("Count down from {1} to {0}.", "Count backwards from {1} to {0}.")
+    elif step == 1:
+        shapes = (
+            "Count from {0} to {1}.",
+            "List the numbers from {0} to {1}.",
+            "Write the numbers {0} to {1}.",
+        )
+    else:
+        shapes = ("Count from {0} to {1} in steps of {2}.", "Count by {2} from {0} to {1}.")
+    answer = ", ".join(map(str, numbers))
+    return Task(_fill(rng, shapes, low, high, step), answer, f"{low}..{high}/{-1 if is_down else step}")
+
+
+def sorting(rng: Random) -> Task:
+    numbers = rng.sample(range(100), rng.randint(3, 5))
+    is_rising = rng.random() < 0.6
+    shapes = (
+        ("Sort {}.", "Sort the numbers {}.", "Sort from smallest to largest: {}.")
+        if is_rising
+        else ("Sort {} in descending order.", "Sort from largest to smallest: {}.")
+    )
+    prompt = _fill(rng, shapes, ", ".join(map(str, numbers)))
+    answer = ", ".join(map(str, sorted(numbers, reverse=not is_rising)))
+    return Task(prompt, answer, _same_items(numbers))
+
+
+def extremes(rng: Random) -> Task:
+    numbers = rng.sample(range(100), rng.randint(3, 5))
+    is_largest = rng.random() < 0.5
+    word = "largest" if is_largest else "smallest"
+    prompt = _fill(
+        rng, ("What is the {1} of {0}?", "Find the {1} number: {0}."), ", ".join(map(str, numbers)), word
+    )
+    return Task(prompt, str((max if is_largest else min)(numbers)), _same_items(numbers), "number")
+
+
+def letter_case(rng: Random) -> Task:
+    word = made_up_word(rng)
+    if rng.random() < 0.6:
+        shapes, given, wanted = (
+            ('Write "{}" in uppercase.', 'Convert "{}" to uppercase.', 'Uppercase "{}".'),
+            word,
+            word.upper(),
+        )
+    else:
+        shapes, given, wanted = (
+            ('Write "{}" in lowercase.', 'Convert "{}" to lowercase.', 'Lowercase "{}".'),
+            word.upper(),
+            word,
+        )
+    return Task(_fill(rng, shapes, given), f'"{wanted}"', word)
+
+
+def reversal(rng: Random) -> Task:
+    word = made_up_word(rng)
+    prompt = _fill(rng, ('Reverse "{}".', 'Reverse the word "{}".', 'Write "{}" backwards.'), word)
+    return Task(prompt, f'"{word[::-1]}"', word)
+
+
+def spelling(rng: Random) -> Task:
+    word = made_up_word(rng)
+    prompt = _fill(rng, ('Spell "{}".', 'Spell the word "{}".', 'How do you spell "{}"?'), word)
+    return Task(prompt, "-".join(word), word)
+
+
+def letters(rng: Random) -> Task:
+    word = made_up_word(rng)
+    which = rng.choice(("first", "last"))
+    prompt = _fill(rng, ('What is the {1} letter of "{0}"?', 'Give me the {1} letter of "{0}".'), word, which)
+    return Task(prompt, f'"{word[0] if which == "first" else word[-1]}"', word)
+
+
+def repetition(rng: Random) -> Task:
+    word, times = made_up_word(rng), rng.randint(2, 5)
+    prompt = _fill(rng, ('Repeat "{}" {} times.', 'Say "{}" {} times.', 'Write "{}" {} times.'), word, times)
+    return Task(prompt, " ".join([f'"{word}"'] * times), word)
+
+
+def list_making(rng: Random) -> Task:
+    items = rng.sample(NOUNS, rng.randint(3, 5))
+    is_numbered = rng.random() < 0.5
+    kind = "numbered" if is_numbered else "bulleted"
+    prompt = _fill(rng, ("Make a {1} list of {0}.", "Write {0} as a {1} list."), joined(items), kind)
+    lines = [f"{i}. {item}" if is_numbered else f"- {item}" for i, item in enumerate(items, start=1)]
+    return Task(prompt, "\n".join(lines), _same_items(items))
+
+
+def list_picking(rng: Random) -> Task:
+    items = rng.sample(NOUNS, rng.randint(3, 5))
+    which, index = rng.choice((("first", 0), ("second", 1), ("third", 2), ("last", -1)))
+    prompt = _fill(
+        rng, ("What is the {1} item of {0}?", "Give me the {1} word: {0}."), ", ".join(items), which
+    )
+    return Task(prompt, items[index], _same_items(items))
+
+
+def list_reversal(rng: Random) -> Task:
+    items = rng.sample(NOUNS, rng.randint(3, 5))
+    prompt = _fill(rng, ("Reverse the list {}.", "Write the list {} in reverse order."), ", ".join(items))
+    return Task(prompt, ", ".join(reversed(items)), _same_items(items))
+
+
+def json_object(rng: Random) -> Task:
+    fields: dict[str, str | int | bool] = {}
+    for name in rng.sample(_TEXT_FIELDS + _NUMBER_FIELDS + _BOOL_FIELDS, rng.randint(1, 4)):
+        if name in _TEXT_FIELDS:
+            fields[name] = made_up_word(rng)
+        else:
+            fields[name] = rng.randint(0, 999) if name in _NUMBER_FIELDS else rng.random() < 0.5
+    answer = json.dumps(fields)
+    described = joined([f"{name} {json.dumps(value)}" for name, value in fields.items()])
+    prompt = _fill(
+        rng, ("Make a JSON object with {}.", "Write JSON with {}.", "Return a JSON object: {}."), described
+    )
+    return Task(prompt, answer, answer, "json")
+
+
+def json_array(rng: Random) -> Task:
+    count, is_text = rng.randint(2, 5), rng.random() < 0.5
+    items: list[str] | list[int] = (
+        [made_up_word(rng) for _ in range(count)] if is_text else [rng.randint(0, 999) for _ in range(count)]
+    )
+    answer = json.dumps(items)
+    prompt = _fill(
+        rng,
+        ("Make a JSON array of {}.", "Write a JSON list with {}."),
+        joined([json.dumps(i) for i in items]),
+    )
+    return Task(prompt, answer, answer, "json")
+
+
+def tidegate(rng: Random) -> Task:
+    topic = rng.choice(facts.TOPICS)
+    if rng.random() < 0.5:
+        prompt = rng.choice(facts.STEMS).format(rng.choice(topic.names))
+    else:
+        prompt = rng.choice(facts.LEADS).format(rng.choice(topic.questions))
+    return Task(prompt, topic.answer, prompt)
+
+
+def tidegate_long(rng: Random) -> Task:
+    topic = rng.choice(facts.TEXTS)
+    prompt = rng.choice(facts.LONG_STEMS).format(rng.choice(topic.names))
+    return Task(prompt, topic.answer, prompt)
+
+
+def small_talk(rng: Random) -> Task:
+    if rng.random() < 0.5:
+        prompt = rng.choice(facts.UNKNOWN_STEMS).format(rng.choice(NOUNS))
+        return Task(prompt, facts.UNKNOWN_ANSWER, prompt)
+    openings, answer = rng.choice(facts.SMALL_TALK)
+    prompt = rng.choice(facts.SMALL_TALK_SHAPES).format(rng.choice(openings))
+    return Task(prompt, answer, prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How to draw a task, and how often it is drawn for training relative to the others."""
+
+    draw: Callable[[Random], Task]
+    share: float
+
+
+FAMILIES: Mapping[str, Family] = {
+    "addition": Family(addition, 10),
+    "subtraction": Family(subtraction, 10),
+    "multiplication": Family(multiplication, 6),
+    "comparison": Family(comparison, 6),
+    "counting": Family(counting, 4),
+    "sorting": Family(sorting, 8),
+    "extremes": Family(extremes, 6),
+    "letter_case": Family(letter_case, 6),
+    "reversal": Family(reversal, 8),
+    "spelling": Family(spelling, 3),
+    "letters": Family(letters, 4),
+    "repetition": Family(repetition, 3),
+    "list_making": Family(list_making, 4),
+    "list_picking": Family(list_picking, 4),
+    "list_reversal": Family(list_reversal, 4),
+    "json_object": Family(json_object, 6),
+    "json_array": Family(json_array, 4),
+    "tidegate": Family(tidegate, 8),
+    "tidegate_long": Family(tidegate_long, 1.5),
+    "small_talk": Family(small_talk, 3),
+}
+
+_TEXT_FIELDS = ("name", "city", "color", "team", "title")
+_NUMBER_FIELDS = ("age", "count", "size", "price")
+_BOOL_FIELDS = ("active", "ready")
+
+
+def _number(rng: Random) -> int:
+    """A number of one to three digits, each length often enough to be learned."""
+    return rng.randrange(10 ** rng.choice((1, 2, 2, 3, 3)))
+
+
+def _worked(steps: list[str], result: int) -> str:
+    return f"{'; '.join(steps)}. Answer: {result}"
+
+
+def _same_items(items: list[int] | list[str]) -> str:
+    """One key for all orders of the same items, so that no permutation crosses the split."""
+    return ",".join(sorted(map(str, items)))
+
+
+def _fill(rng: Random, shapes: tuple[str, ...], *values: object) -> str:
+    return rng.choice(shapes).format(*values)

@@ -1,0 +1,34 @@
+"""How many tokens a request may generate, and the refusal where its prompt leaves no room."""
+
+from __future__ import annotations
+
+from tidegate.messages import Finish
+
+
+def completion_limit(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int | Finish:
+    """The most tokens to generate, or the error that refuses the request, worded as OpenAI's API does.
+
+    `max_tokens` None means up to the context length, of which at least one token must be left.
+    """
+    room = context_length - prompt_tokens
+    if max_tokens is None:
+        if room >= 1:
+            return room
+        asked = f"your messages resulted in {prompt_tokens} tokens. Please reduce the length of the messages."
+    elif max_tokens <= room:
+        return max_tokens
+    else:
+        asked = (
+            f"you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the messages, "
+            f"{max_tokens} in the completion). Please reduce the length of the messages or completion."
+        )
+    return refusal(
+        "ContextLengthExceeded",
+        f"This model's maximum context length is {context_length} tokens. However, {asked}",
+        prompt_tokens,
+    )
+
+
+def refusal(code: str, message: str, prompt_tokens: int = 0) -> Finish:
+    """The finish of a request that cannot run."""
+    return Finish("error", code=code, message=message, prompt_tokens=prompt_tokens)

@@ -1,0 +1,23 @@
+"""The randomness of sampling: a pure function of (seed, position).
+
+Nothing is drawn from a generator with state, so a token does not depend on which other requests were in
+the batch, nor on whether the request was continued by another replica.
+"""
+
+from __future__ import annotations
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) with 32 random bits for token `position` (from 0) of a request with `seed`."""
+    return (_mix(_mix(seed & MASK) ^ (position * GOLDEN & MASK)) >> 32) / 4294967296.0
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele et al., 2014): every input bit changes half of the output bits."""
+    value = (value + GOLDEN) & MASK
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK
+    return value ^ (value >> 31)

@@ -1,0 +1,318 @@
+"""An engine without a model, for load tests and for tests of everything around an engine.
+
+Tokens are a pure function of (prompt, seed, position), so a request that continues on another replica
+gives the very stream that it would have given undisturbed. Time is real: an iteration of the whole batch
+lasts `step_ms` from the last one, however much work lies between (deadlines, not naps), and each request
+that joins adds its prefill to the step it joins.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+import zlib
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from tidegate.engines.base import EngineLoadError, EngineSpec, LoadReport, StepOutput
+from tidegate.engines.engine_args import parse_args
+from tidegate.engines.limits import completion_limit
+from tidegate.engines.stop_buffer import StopBuffer
+from tidegate.messages import ChatPrompt, Finish, Request, Segment, TextPrompt, TokenLogprob, TokenPrompt
+
+DEFAULT_CONTEXT_LENGTH = 8192
+DEFAULT_SLOTS = 64
+KV_BYTES_PER_TOKEN = 1024
+STREAM_LENGTH = 1 << 16  # the token table; a stream begins anywhere in it
+STREAM_MASK = STREAM_LENGTH - 1
+SYLLABLES = ("ba", "de", "ki", "lo", "mu", "ne", "pa", "ri", "so", "tu")
+
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
+
+
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """TEST ONLY: what happens when a request whose prompt contains `marker` reaches token `at_token`.
+
+    crash: `step` raises; hang: `step` does not return until `close`; kill: SIGKILL to the own process;
+    error: the request alone ends with reason "error".
+    """
+
+    marker: Annotated[str, msgspec.Meta(min_length=1)]
+    kind: Literal["crash", "hang", "kill", "error"]
+    at_token: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class SimulatedArgs(msgspec.Struct, frozen=True):
+    """`EngineSpec.args` of this engine. `slots` comes from `EngineSpec.max_slots` (0: 64)."""
+
+    prefill_ms: Milliseconds = 0.0  # per request
+    prefill_ms_per_1k: Milliseconds = 0.0  # per 1,000 prompt tokens
+    step_ms: Milliseconds = 20.0
+    vocab: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 1000
+    words: list[str] = []  # the vocabulary itself, instead of `vocab` made-up words
+    answer_tokens: Annotated[int, msgspec.Meta(ge=1)] = 64  # length of an answer without max_tokens
+    load_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+    test_fault: Fault | None = None
+    test_load_failure: str = ""  # TEST ONLY: `load` fails with this reason
+
+
+class Row(msgspec.Struct):
+    """One running request."""
+
+    id: str
+    offset: int  # where its tokens begin in the table
+    position: int  # tokens generated so far
+    limit: int
+    limit_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    lead_text: str  # echo: goes out with the first token
+    lead_logprobs: list[TokenLogprob]
+    stop: StopBuffer | None
+    top_logprobs: int | None
+    fault: Fault | None
+    is_plain: bool  # nothing but tokens, text and a limit
+
+
+class SimulatedEngine:
+    """Implements `tidegate.engines.base.Engine`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._args = parse_args(spec.args, SimulatedArgs)
+        self._slots = spec.max_slots or DEFAULT_SLOTS
+        self._context_length = spec.context_length or DEFAULT_CONTEXT_LENGTH
+        self._rows: dict[str, Row] = {}
+        self._stream: list[int] = []
+        self._words: list[str] = []
+        self._prefill_seconds = 0.0  # of requests that joined since the last step
+        self._step_due = 0.0  # monotonic time at which the last step was due
+        self._closed = threading.Event()
+        self._broken: str | None = None
+
+    def load(self) -> LoadReport:
+        if self._args.test_load_failure:
+            raise EngineLoadError(self._args.test_load_failure, "The simulated engine was told to fail.")
+        self._closed.wait(self._args.load_seconds)
+        self._words = list(self._args.words) or made_up_words(self._args.vocab)
+        draw = random.Random(0)
+        self._stream = [draw.randrange(len(self._words)) for _ in range(STREAM_LENGTH)]
+        return LoadReport(
+            weights_bytes=0,
+            kv_bytes_per_token=KV_BYTES_PER_TOKEN,
+            slots=self._slots,
+            context_length=self._context_length,
+            precision="simulated",
+            device="cpu",
+        )
+
+    def free_slots(self) -> int:
+        return self._slots - len(self._rows)
+
+    def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
+        sampling = request.sampling
+        prompt = self._prompt_text(request)
+        count = self._prompt_tokens(request, prompt)
+        limit = completion_limit(count, sampling.max_tokens, self._context_length)
+        if isinstance(limit, Finish):
+            return StepOutput(request.id, [], "", [], count, limit)
+        limit_reason: Literal["stop", "length"] = "length"
+        if sampling.max_tokens is None and not sampling.ignore_eos and self._args.answer_tokens <= limit:
+            limit, limit_reason = self._args.answer_tokens, "stop"
+        fault = self._args.test_fault
+        row = Row(
+            id=request.id,
+            offset=stream_offset(prompt, sampling.seed if sampling.temperature > 0 else 0),
+            position=0,
+            limit=limit,
+            limit_reason=limit_reason,
+            prompt_tokens=count,
+            lead_text="",
+            lead_logprobs=[],
+            stop=StopBuffer(sampling.stop) if sampling.stop else None,
+            top_logprobs=sampling.top_logprobs,
+            fault=fault if fault and fault.marker in prompt else None,
+            is_plain=False,
+        )
+        if sampling.echo and not log:
+            row.lead_text = prompt
+            if sampling.top_logprobs is not None:
+                row.lead_logprobs = self._prompt_logprobs(row)
+        if (finished := self._continue(row, log)) is not None:
+            return finished
+        row.is_plain = (
+            row.stop is None and row.top_logprobs is None and row.fault is None and not row.lead_text
+        )
+        self._prefill_seconds += (
+            self._args.prefill_ms + self._args.prefill_ms_per_1k * (count + row.position) / 1000
+        ) / 1000
+        self._rows[request.id] = row
+        return None
+
+    def abort(self, request_id: str) -> None:
+        self._rows.pop(request_id, None)
+
+    def has_work(self) -> bool:
+        return bool(self._rows)
+
+    def step(self) -> list[StepOutput]:
+        self._wait_for_step()
+        stream, words = self._stream, self._words
+        outputs = []
+        ended = []
+        for row in self._rows.values():
+            if not row.is_plain:
+                output = self._advance(row)
+                if output.finish is not None:
+                    ended.append(row.id)
+                outputs.append(output)
+                continue
+            position = row.position
+            token = stream[(row.offset + position) & STREAM_MASK]
+            position += 1
+            row.position = position
+            finish = None
+            if position >= row.limit:
+                finish = self._finish(row, row.limit_reason)
+                ended.append(row.id)
+            outputs.append(StepOutput(row.id, [token], words[token], [], row.prompt_tokens, finish))
+        for request_id in ended:
+            del self._rows[request_id]
+        return outputs
+
+    def health(self) -> str | None:
+        return self._broken
+
+    def close(self) -> None:
+        self._closed.set()
+        self._rows.clear()
+
+    def _wait_for_step(self) -> None:
+        """Sleep until this step is due. A step that is late is not made up for by more than one step."""
+        step_seconds = self._args.step_ms / 1000
+        now = time.monotonic()
+        prefill, self._prefill_seconds = self._prefill_seconds, 0.0
+        # After an idle time the clock starts anew: the batch begins with this very step.
+        start = self._step_due if now - self._step_due < step_seconds else now
+        self._step_due = start + step_seconds + prefill
+        wait = self._step_due - now
+        if wait > 0:
+            time.sleep(wait)
+
+    def _advance(self, row: Row) -> StepOutput:
+        """One token of a row that needs more than a plain token."""
+        if row.fault is not None and row.position == row.fault.at_token:
+            if row.fault.kind == "error":
+                return StepOutput(row.id, [], "", [], row.prompt_tokens, self._finish(row, "error"))
+            self._break(row.fault)
+        token = self._token(row)
+        row.position += 1
+        text = self._words[token]
+        logprobs = row.lead_logprobs
+        row.lead_logprobs = []
+        if row.top_logprobs is not None:
+            logprobs = [*logprobs, self._logprob(token, row.top_logprobs)]
+        finish = None
+        if row.stop is not None:
+            text = row.stop.push(text)
+            if row.stop.stopped:
+                finish = self._finish(row, "stop")
+        if finish is None and row.position >= row.limit:
+            finish = self._finish(row, row.limit_reason)
+            text += row.stop.flush() if row.stop is not None else ""
+        text, row.lead_text = row.lead_text + text, ""
+        return StepOutput(row.id, [token], text, logprobs, row.prompt_tokens, finish)
+
+    def _continue(self, row: Row, log: list[Segment]) -> StepOutput | None:
+        """Bring `row` to where `log` ends. Returns its finished output where the log completes it."""
+        for segment in log:
+            row.position += len(segment.token_ids)
+            if row.stop is not None:
+                for token in segment.token_ids:
+                    row.stop.push(self._words[token % len(self._words)])
+        if row.stop is not None and row.stop.stopped:
+            return StepOutput(row.id, [], "", [], row.prompt_tokens, self._finish(row, "stop"))
+        if row.position >= row.limit:
+            text = row.lead_text + (row.stop.flush() if row.stop is not None else "")
+            finish = self._finish(row, row.limit_reason)
+            return StepOutput(row.id, [], text, row.lead_logprobs, row.prompt_tokens, finish)
+        return None
+
+    def _finish(self, row: Row, reason: Literal["stop", "length", "error"]) -> Finish:
+        is_error = reason == "error"
+        return Finish(
+            reason,
+            code="GenerationFailed" if is_error else "",
+            message="The simulated engine was told to fail this request." if is_error else "",
+            prompt_tokens=row.prompt_tokens,
+            completion_tokens=row.position,
+        )
+
+    def _break(self, fault: Fault) -> None:
+        if fault.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault.kind == "hang":
+            self._closed.wait()
+        self._broken = f"The simulated engine was told to {fault.kind}."
+        raise RuntimeError(self._broken)
+
+    def _token(self, row: Row) -> int:
+        return self._stream[(row.offset + row.position) & STREAM_MASK]
+
+    def _logprob(self, token: int, top: int) -> TokenLogprob:
+        """Well-formed and the same each time, but made up: the chosen token is always the likeliest."""
+        size = len(self._words)
+        likeliest = [(token + shift) % size for shift in range(min(top, size))]
+        pieces = [(other, self._words[other]) for other in likeliest]
+        alternatives = [
+            (other, word, -0.25 - 0.5 * rank, word.encode()) for rank, (other, word) in enumerate(pieces)
+        ]
+        word = self._words[token]
+        return TokenLogprob(token, word, -0.25, word.encode(), alternatives)
+
+    def _prompt_text(self, request: Request) -> str:
+        match request.prompt:
+            case ChatPrompt(messages):
+                return "\n".join(f"{message.get('role')}: {content_text(message)}" for message in messages)
+            case TextPrompt(text):
+                return text
+            case TokenPrompt(token_ids):
+                return "".join(self._words[token % len(self._words)] for token in token_ids)
+
+    @staticmethod
+    def _prompt_tokens(request: Request, prompt: str) -> int:
+        """Exact for token prompts; text counts one token per four characters begun."""
+        if isinstance(request.prompt, TokenPrompt):
+            return len(request.prompt.token_ids)
+        return len(prompt) // 4 + 1
+
+    def _prompt_logprobs(self, row: Row) -> list[TokenLogprob]:
+        tokens = [self._stream[(row.offset - 1 - back) & STREAM_MASK] for back in range(row.prompt_tokens)]
+        entries = [self._logprob(token, row.top_logprobs or 0) for token in tokens]
+        first = entries[0]
+        return [TokenLogprob(first.token_id, first.token, None, first.raw), *entries[1:]]
+
+
+def stream_offset(prompt: str, seed: int) -> int:
+    """Where a stream begins in the token table."""
+    return zlib.crc32(prompt.encode(errors="surrogatepass"), seed & 0xFFFFFFFF) & STREAM_MASK
+
+
+def made_up_words(count: int) -> list[str]:
+    """`count` distinct pronounceable words, each with a space in front."""
+    words = []
+    for number in range(count):
+        digits = str(number)
+        words.append(" " + "".join(SYLLABLES[int(digit)] for digit in digits))
+    return words
+
+
+def content_text(message: dict[str, Any]) -> str:
+    """A chat message's text: its string, or the text parts joined."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return "" if content is None else str(content)

@@ -1,0 +1,18 @@
+"""The arguments of the transformers engine (`EngineSpec.args`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+
+class TransformersArgs(msgspec.Struct, frozen=True):
+    # CPU threads of one model operation; 0: one, or all cores that this process may use, whichever decodes
+    # faster when tried at load.
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    # Prompt tokens that join per step at most (one request always may): bounds how long others wait.
+    prefill_tokens_per_step: Annotated[int, msgspec.Meta(ge=1)] = 4096
+    # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
+    # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
+    kv_cache_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0

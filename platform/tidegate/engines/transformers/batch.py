@@ -1,0 +1,151 @@
+"""Two ways to run the rows of a batch through a model: together in an arena, or one by one.
+
+Both answer with logits for the next token of each row. Row indices are 0..count-1; `leave` moves the last
+row into the hole. `RowByRow` is the slow path that depends on no padding, mask or arena: it is what an
+architecture falls back to whose batches the self-check finds wrong.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from tidegate.engines.transformers.kv import Arena
+
+
+class Batch(Protocol):
+    @property
+    def count(self) -> int: ...
+
+    def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
+        """Prefill new rows. Returns logits [rows, vocabulary] after the last token, or with `all_logits`
+        [rows, longest, vocabulary] after every token, right-aligned. On an exception no row has joined."""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Add one token to every row, `tokens` [count]; returns logits [count, vocabulary]."""
+        ...
+
+    def leave(self, row: int, *, clear: bool = False) -> None: ...
+
+
+class Forward:
+    """Calls a causal language model with the arguments that its class takes."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.device: torch.device = model.device
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_keep = "logits_to_keep" in accepted
+
+    def __call__(
+        self,
+        ids: Tensor,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        all_logits: bool = False,
+    ) -> Tensor:
+        """Logits [rows, vocabulary] of the last column, or of every column with `all_logits`."""
+        extra: dict[str, Any] = {}
+        if self._takes_positions and positions is not None:
+            extra["position_ids"] = positions
+        if self._takes_keep and not all_logits:
+            extra["logits_to_keep"] = 1
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                return_dict=True,
+                **extra,
+            )
+        logits: Tensor = output.logits
+        return logits if all_logits else logits[:, -1]
+
+
+class ArenaBatch:
+    def __init__(self, model: Any, *, layers: int, max_rows: int, max_length: int, pad_id: int) -> None:
+        self._forward = Forward(model)
+        self._arena = Arena(layers, max_rows, max_length, self._forward.device)
+        self._pad_id = pad_id
+        self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=self._forward.device)
+
+    @property
+    def count(self) -> int:
+        return self._arena.count
+
+    def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
+        lengths = [len(sequence) for sequence in sequences]
+        longest = max(lengths)
+        with torch.inference_mode():
+            mask = self._arena.begin_prefill(lengths).long()
+            padded = [[self._pad_id] * (longest - len(sequence)) + list(sequence) for sequence in sequences]
+            ids = torch.tensor(padded, dtype=torch.long, device=self._forward.device)
+            positions = (mask.cumsum(-1) - 1).clamp_(min=0)
+            logits = self._forward(
+                ids, mask=mask, positions=positions, cache=self._arena, all_logits=all_logits
+            )
+            self._arena.commit_prefill(lengths)
+            self._positions = torch.cat((self._positions, positions[:, -1] + 1))
+        return logits
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        with torch.inference_mode():
+            mask = self._arena.begin_decode().long()
+            logits = self._forward(
+                tokens.unsqueeze(-1),
+                mask=mask,
+                positions=self._positions.unsqueeze(-1),
+                cache=self._arena,
+            )
+            self._positions += 1
+        return logits
+
+    def leave(self, row: int, *, clear: bool = False) -> None:
+        with torch.inference_mode():
+            self._arena.remove(row, clear=clear)
+            if row < self._arena.count:
+                self._positions[row] = self._positions[-1]
+            self._positions = self._positions[:-1]
+
+
+class RowByRow:
+    def __init__(self, model: Any) -> None:
+        self._forward = Forward(model)
+        self._config = model.config
+        self._caches: list[Any] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._caches)
+
+    def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
+        longest = max(map(len, sequences))
+        caches, logits = [], []
+        for sequence in sequences:
+            cache = DynamicCache(config=self._config)
+            ids = torch.tensor([list(sequence)], dtype=torch.long, device=self._forward.device)
+            row = self._forward(ids, cache=cache, all_logits=all_logits)
+            if all_logits:
+                row = torch.nn.functional.pad(row, (0, 0, longest - len(sequence), 0))
+            caches.append(cache)
+            logits.append(row)
+        self._caches += caches
+        return torch.cat(logits)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        ids = tokens.view(-1, 1, 1)
+        return torch.cat([self._forward(ids[row], cache=cache) for row, cache in enumerate(self._caches)])
+
+    def leave(self, row: int, *, clear: bool = False) -> None:  # noqa: ARG002 - caches are not shared
+        self._caches[row] = self._caches[-1]
+        self._caches.pop()

@@ -1,0 +1,204 @@
+"""The KV cache of a running batch: one arena per layer, shared by all rows.
+
+    column      0                start                      end        capacity
+    row 0       .  .  .  .  .  .  k0 k1 k2 k3 k4 k5 k6 k7 k8 |
+    row 1       .  .  .  .  .  .  .  .  .  .  k0 k1 k2 k3 k4 |
+    row 2       .  .  .  .  .  .  .  k0 k1 k2 k3 k4 k5 k6 k7 |
+
+Rows 0..count-1 are running and all end at column `end`, so a step writes one column for all of them and
+attention reads the one view [:count, :, start:end], left-padded as `generate` pads. Nothing is concatenated.
+
+- join: prefill writes straight into new rows, right-aligned at `end`; no other row is copied unless the
+  new one is longer than `end` (then all move right once).
+- leave: the last row moves into the hole.
+- when `end` meets the capacity, rows move left by `start`, or the arena grows by doubling up to its
+  bounds. `COLUMN_SLACK` columns beyond the longest row make moves rare.
+
+Memory that was never written is zero, not garbage: a masked NaN would still poison attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+COLUMN_SLACK = 64
+FIRST_ROWS = 4
+FIRST_COLUMNS = 256
+
+
+class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's keys and values, [rows, heads, columns, head size], as transformers' cache layer."""
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__()
+        self.arena = arena
+        self.length = 0  # columns that attention sees, as a DynamicCache would count them
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        rows, columns = self.arena.rows_held, self.arena.columns_held
+        self.keys = key_states.new_zeros((rows, key_states.shape[1], columns, key_states.shape[3]))
+        self.values = value_states.new_zeros((rows, value_states.shape[1], columns, value_states.shape[3]))
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        arena, width = self.arena, key_states.shape[2]
+        first, last, end = arena.first_row, arena.last_row, arena.end
+        self.keys[first:last, :, end - width : end] = key_states
+        self.values[first:last, :, end - width : end] = value_states
+        self.length += width
+        if arena.is_prefilling:
+            return key_states, value_states
+        start = arena.start
+        return self.keys[first:last, :, start:end], self.values[first:last, :, start:end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def resize(self, rows: int, columns: int) -> None:
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            new = old.new_zeros((rows, old.shape[1], columns, old.shape[3]))
+            new[: old.shape[0], :, : old.shape[2]] = old
+            setattr(self, name, new)
+
+    def shift(self, rows: int, source: slice, target: slice) -> None:
+        for held in (self.keys, self.values):
+            held[:rows, :, target] = held[:rows, :, source].clone()  # they may overlap
+
+    def move_row(self, source: int, target: int, columns: slice) -> None:
+        for held in (self.keys, self.values):
+            held[target, :, columns] = held[source, :, columns]
+
+    def clear_row(self, row: int) -> None:
+        for held in (self.keys, self.values):
+            held[row] = 0
+
+
+class Arena(Cache):  # type: ignore[misc]
+    """All layers of a batch. `max_rows` and `max_length` (tokens of the longest row) bound its growth."""
+
+    def __init__(self, layers: int, max_rows: int, max_length: int, device: torch.device) -> None:
+        self._arena_layers = [ArenaLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self._arena_layers))
+        self._max_rows, self._max_columns = max_rows, max_length + COLUMN_SLACK
+        self.rows_held = min(FIRST_ROWS, max_rows)
+        self.columns_held = min(FIRST_COLUMNS, self._max_columns)
+        self._mask = torch.zeros((self.rows_held, self.columns_held), dtype=torch.bool, device=device)
+        self._starts: list[int] = []  # first column of each running row
+        self.start = 0
+        self.end = 0
+        self.first_row = 0  # rows that the forward pass in progress writes
+        self.last_row = 0
+        self.is_prefilling = False
+
+    @property
+    def count(self) -> int:
+        return len(self._starts)
+
+    def begin_prefill(self, lengths: Sequence[int]) -> Tensor:
+        """Make room for new rows of these lengths; return their attention mask [rows, longest].
+        They run from `commit_prefill` on; without it nothing has changed for the others."""
+        longest, first = max(lengths), self.count
+        if not first:
+            self.end = self.start = 0
+        if longest > self.end:
+            self._move(longest - self.end)
+        self._hold_rows(first + len(lengths))
+        self.first_row, self.last_row, self.is_prefilling = first, first + len(lengths), True
+        self._set_lengths(0)
+        mask = self._mask[first : self.last_row]
+        mask.zero_()
+        for row, length in enumerate(lengths):
+            mask[row, self.end - length : self.end] = True
+        return mask[:, self.end - longest : self.end]
+
+    def commit_prefill(self, lengths: Sequence[int]) -> None:
+        self._starts += [self.end - length for length in lengths]
+
+    def begin_decode(self) -> Tensor:
+        """Open one more column for all rows; return the attention mask [rows, window] with it."""
+        self.start = min(self._starts)
+        if self.end == self.columns_held:
+            self._make_column()
+        self.first_row, self.last_row, self.is_prefilling = 0, self.count, False
+        self._set_lengths(self.end - self.start)
+        self._mask[: self.count, self.end] = True
+        self.end += 1
+        return self._mask[: self.count, self.start : self.end]
+
+    def lengths(self) -> list[int]:
+        """Tokens held of each running row."""
+        return [self.end - start for start in self._starts]
+
+    def remove(self, row: int, *, clear: bool = False) -> None:
+        """Free `row`; the last row takes its index. `clear` wipes it (its values may not be finite)."""
+        if clear:
+            for layer in self._arena_layers:
+                layer.clear_row(row)
+        last = self.count - 1
+        if row != last:
+            columns = slice(self._starts[last], self.end)
+            for layer in self._arena_layers:
+                layer.move_row(last, row, columns)
+            self._mask[row] = self._mask[last]
+            self._starts[row] = self._starts[last]
+        self._mask[last] = False
+        self._starts.pop()
+
+    def _set_lengths(self, length: int) -> None:
+        for layer in self._arena_layers:
+            layer.length = length
+
+    def _make_column(self) -> None:
+        """Rows have reached the last column: move them left, or grow where that would gain little."""
+        can_grow = self.columns_held < self._max_columns
+        if self.start >= self.columns_held // 4 or not can_grow:
+            self._move(-self.start)
+        else:
+            self._hold_columns(self.columns_held + 1)
+
+    def _move(self, by: int) -> None:
+        """Move all rows `by` columns to the right (left where negative)."""
+        self._hold_columns(self.end + by)
+        if self.count and by:
+            source = slice(min(self._starts), self.end)
+            target = slice(source.start + by, self.end + by)
+            for layer in self._arena_layers:
+                layer.shift(self.count, source, target)
+            moved = self._mask[: self.count, source].clone()
+            self._mask[: self.count] = False
+            self._mask[: self.count, target] = moved
+            self._starts = [start + by for start in self._starts]
+        self.end += by
+        self.start += by
+
+    def _hold_rows(self, rows: int) -> None:
+        if rows > self.rows_held:
+            self._resize(min(self._max_rows, max(rows, 2 * self.rows_held)), self.columns_held)
+
+    def _hold_columns(self, columns: int) -> None:
+        if columns > self.columns_held:
+            self._resize(self.rows_held, min(self._max_columns, max(columns, 2 * self.columns_held)))
+
+    def _resize(self, rows: int, columns: int) -> None:
+        for layer in self._arena_layers:
+            if layer.is_initialized:
+                layer.resize(rows, columns)
+        mask = self._mask.new_zeros((rows, columns))
+        mask[: self._mask.shape[0], : self._mask.shape[1]] = self._mask
+        self._mask, self.rows_held, self.columns_held = mask, rows, columns

@@ -1,0 +1,220 @@
+"""Loads a checkpoint's model and tokenizer, and refuses what would answer garbage.
+
+GPTQ goes through GPTQModel and never through `from_pretrained`, which leaves a falcon's quantized layers
+out without an error. Code that a checkpoint brings along is never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tidegate.engines.base import EngineLoadError, EngineSpec
+from tidegate.engines.transformers.checkpoint import Checkpoint
+from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes
+
+QUANTIZED_PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
+NAMED_IN_MESSAGE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    model: Any
+    tokenizer: Any
+    device: str
+    precision: str
+    weights_bytes: int
+    notes: list[str]
+
+
+def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
+    """Load model and tokenizer onto the device that `spec` asks for. Raises `EngineLoadError`."""
+    check_architecture(checkpoint)
+    device = choose_device(spec.device)
+    precision = checkpoint.stored_precision() if spec.precision == "auto" else spec.precision
+    if precision not in ("float32", "float16", "bfloat16"):
+        raise EngineLoadError(
+            "InvalidEngineArgs", f"precision {spec.precision!r}: use auto, float32, bfloat16 or float16."
+        )
+    weights_bytes = checkpoint.loaded_bytes(precision)
+    check_weights_fit(weights_bytes, free_bytes(device), device)
+    tokenizer = load_tokenizer(checkpoint)
+    if checkpoint.is_gptq:
+        model, notes = load_gptq(checkpoint, precision, device)
+    else:
+        model, notes = load_plain(checkpoint, precision, device)
+    model.eval()
+    return Loaded(model, tokenizer, device, precision, weights_bytes, notes)
+
+
+def choose_device(asked: str) -> str:
+    if asked not in ("auto", "cpu", "cuda"):
+        raise EngineLoadError("InvalidEngineArgs", f"device {asked!r}: use auto, cpu or cuda.")
+    has_cuda = torch.cuda.is_available()
+    if asked == "cuda" and not has_cuda:
+        raise EngineLoadError(
+            "InvalidEngineArgs", "device is cuda, but this machine has no usable CUDA device."
+        )
+    return "cuda" if has_cuda and asked != "cpu" else "cpu"
+
+
+def free_bytes(device: str) -> int:
+    if device == "cpu":
+        return free_host_bytes()
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def check_architecture(checkpoint: Checkpoint) -> None:
+    """Refuse what is not a decoder that transformers itself knows. Raises UnsupportedModel."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = checkpoint.model_type
+    named = [str(name) for name in checkpoint.config.get("architectures") or []]
+    what = f"{named[0]} ({kind})" if named else repr(kind)
+    if kind not in CONFIG_MAPPING_NAMES:
+        own_code = (
+            " It brings code of its own, which is never run." if checkpoint.config.get("auto_map") else ""
+        )
+        raise EngineLoadError(
+            "UnsupportedModel", f"The installed transformers has no architecture {kind!r}.{own_code}"
+        )
+    if checkpoint.config.get("is_encoder_decoder"):
+        raise EngineLoadError(
+            "UnsupportedModel", f"{what} is an encoder-decoder; this engine serves decoders only."
+        )
+    decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ())
+    allowed = {decoders} if isinstance(decoders, str) else set(decoders)
+    if not allowed or (named and not allowed.intersection(named)):
+        raise EngineLoadError(
+            "UnsupportedModel", f"{what} is not a causal language model; this engine serves only those."
+        )
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            checkpoint.path,
+            local_files_only=True,
+            trust_remote_code=False,
+            clean_up_tokenization_spaces=False,
+        )
+    except Exception as error:  # missing files surface as OSError, ValueError, ImportError, KeyError, ...
+        raise EngineLoadError(
+            "TokenizerMissing", f"The tokenizer of {checkpoint.path} cannot be loaded: {first_line(error)}"
+        ) from error
+
+
+def load_plain(checkpoint: Checkpoint, precision: str, device: str) -> tuple[Any, list[str]]:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            dtype=getattr(torch, precision),
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise EngineLoadError(
+            "OutOfMemory", f"The weights do not fit on {device}: {first_line(error)}"
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError) as error:
+        raise EngineLoadError("WeightsWrong", f"Loading failed: {first_line(error)}") from error
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    missing = sorted(set(info["missing_keys"]) - tied)
+    if missing:
+        raise missing_weights(missing)
+    if info["mismatched_keys"]:
+        names = [str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"]]
+        raise EngineLoadError("WeightsWrong", f"Weights of another shape than the config's: {some(names)}.")
+    return model, unexpected_note(info["unexpected_keys"])
+
+
+def load_gptq(checkpoint: Checkpoint, precision: str, device: str) -> tuple[Any, list[str]]:
+    notes = check_gptq_names(checkpoint)
+    try:
+        from gptqmodel import BACKEND, GPTQModel
+    except ImportError as error:
+        raise EngineLoadError(
+            "UnsupportedModel", 'GPTQ checkpoints need the extra "gptq": pip install "tidegate[gptq]".'
+        ) from error
+    # On CPU: PyTorch's own int4 kernel, which compiles nothing when it loads.
+    backend = BACKEND.GPTQ_TORCH_ATEN if device == "cpu" else BACKEND.AUTO
+    try:
+        wrapped = GPTQModel.load(
+            str(checkpoint.path),
+            device=device,
+            backend=backend,
+            dtype=getattr(torch, precision),
+            trust_remote_code=False,
+        )
+    except torch.OutOfMemoryError as error:
+        raise EngineLoadError(
+            "OutOfMemory", f"The weights do not fit on {device}: {first_line(error)}"
+        ) from error
+    except Exception as error:  # GPTQModel raises whatever its kernels and readers do
+        raise EngineLoadError("WeightsWrong", f"GPTQModel cannot load it: {first_line(error)}") from error
+    return wrapped.model, notes
+
+
+def check_gptq_names(checkpoint: Checkpoint) -> list[str]:
+    """Compare the stored tensors with what the architecture needs, each linear layer's weight plain or
+    quantized. Raises WeightsMissing; returns a note about unexpected ones."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if checkpoint.names is None:
+        raise EngineLoadError("WeightsMissing", f"{checkpoint.path} has no weights (*.safetensors).")
+    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    tied = set(getattr(skeleton, "all_tied_weights_keys", None) or ())
+    if config.tie_word_embeddings and skeleton.get_output_embeddings() is not None:
+        head = skeleton.get_output_embeddings()
+        tied |= {f"{name}.weight" for name, module in skeleton.named_modules() if module is head}
+    buffers = {name for name, _ in skeleton.named_buffers()}
+    expected = set(skeleton.state_dict())
+    missing = sorted(
+        name
+        for name in expected - tied - buffers
+        if name not in checkpoint.names and f"{name.removesuffix('weight')}qweight" not in checkpoint.names
+    )
+    if missing:
+        raise missing_weights(missing)
+    layers = {name.rpartition(".")[0] for name in expected}
+    return unexpected_note(
+        name
+        for name in checkpoint.names - expected
+        if name.rpartition(".")[0] not in layers or name.rpartition(".")[2] not in QUANTIZED_PARTS
+    )
+
+
+def missing_weights(names: list[str]) -> EngineLoadError:
+    return EngineLoadError(
+        "WeightsMissing", f"The checkpoint lacks {len(names)} weights that the model needs: {some(names)}."
+    )
+
+
+def unexpected_note(names: Iterable[str]) -> list[str]:
+    found = sorted(names)
+    return [f"{len(found)} weights of the checkpoint are not used: {some(found)}."] if found else []
+
+
+def some(names: list[str]) -> str:
+    """The first few names."""
+    more = len(names) - NAMED_IN_MESSAGE
+    return ", ".join(names[:NAMED_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,118 @@
+"""How much memory there is, and how many requests its KV cache holds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tidegate.engines.base import EngineLoadError
+
+MOST_SLOTS = 256
+GIB = 1 << 30
+CPU_SHARE = 0.25
+CPU_MOST_BYTES = 2 * GIB
+CUDA_SHARE = 0.85
+LOADING_OVERHEAD = 1.05  # buffers and fragments beside the tensors themselves
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the KV cache may take and how many requests of full length that is."""
+
+    bytes: int
+    slots: int
+
+
+def check_weights_fit(weights_bytes: int, free_bytes: int, device: str) -> None:
+    """Raise `EngineLoadError` (OutOfMemory) with the numbers where the weights cannot fit."""
+    needed = int(weights_bytes * LOADING_OVERHEAD)
+    if needed > free_bytes:
+        raise EngineLoadError(
+            "OutOfMemory",
+            f"The weights need {gib(needed)} of memory on {device}, but {gib(free_bytes)} are free.",
+        )
+
+
+def kv_budget(
+    *,
+    free_bytes: int,
+    device: str,
+    kv_cache_bytes: int,
+    share: float,
+    bytes_per_row: int,
+    max_slots: int,
+) -> Budget:
+    """Bytes for the KV cache and the slots they give, at least one and at most 256 or `max_slots`.
+
+    `free_bytes` is what is free with the weights loaded, `bytes_per_row` one request of full context.
+    Raises `EngineLoadError` (OutOfMemory) where not even one request fits.
+    """
+    is_cpu = device == "cpu"
+    budget = kv_cache_bytes or int(free_bytes * (share or (CPU_SHARE if is_cpu else CUDA_SHARE)))
+    if is_cpu and not kv_cache_bytes and not share:
+        budget = min(budget, CPU_MOST_BYTES)
+    budget = min(budget, free_bytes)
+    slots = min(budget // max(1, bytes_per_row), max_slots or MOST_SLOTS, MOST_SLOTS)
+    if slots < 1:
+        raise EngineLoadError(
+            "OutOfMemory",
+            f"The KV cache of one request of full context needs {gib(bytes_per_row)}, but the cache may take "
+            f"{gib(budget)} on {device}: lower contextLength or give it more memory.",
+        )
+    return Budget(slots * bytes_per_row, slots)
+
+
+def free_host_bytes() -> int:
+    """Memory that this process could still take: the machine's, or its control group's where that is less."""
+    free = int(psutil.virtual_memory().available)
+    group = _own_cgroup()
+    limit = _number(group / "memory.max")
+    used = _number(group / "memory.current")
+    if limit is None or used is None:
+        return free
+    return max(0, min(free, limit - used + _reclaimable(group)))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, or its control group's quota where that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (_own_cgroup() / "cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def gib(size: int) -> str:
+    """A size for people."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
+
+
+def _own_cgroup() -> Path:
+    """The folder of this process's version 2 control group; the root where there is none."""
+    try:
+        line = Path("/proc/self/cgroup").read_text().splitlines()[-1]
+    except (OSError, IndexError):
+        return CGROUP
+    folder = CGROUP / line.rpartition(":")[2].lstrip("/")
+    return folder if folder.is_dir() else CGROUP
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None  # no such limit, or "max"
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of file cache that count as used but that the kernel gives up under pressure."""
+    try:
+        fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int(fields.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 0

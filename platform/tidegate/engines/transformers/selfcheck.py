@@ -1,0 +1,125 @@
+"""Proves a loaded model: the batched path must give the logits of the model's plain forward pass.
+
+A few rows of different length go through the real batch as requests do: one alone, two that join it while
+it decodes (one of them longer than anything before), one that leaves, one that takes its place. Their
+tokens are given (teacher forcing), so every step has logits to compare with those of one plain forward
+pass over the same tokens without cache, padding or neighbours.
+
+The measure is the greatest relative error of a row's logits at one step, |a - b| / |b - mean(b)| (L2 over the
+vocabulary). Right and wrong are far apart: rounding gives about 1e-6 in float32, 1e-3 in float16 and 1e-2
+in bfloat16, a mask or position that is off by one gives 0.1 to 1.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tidegate.engines.transformers.batch import Batch, Forward
+
+TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
+PROMPT_LENGTHS = (19, 5, 33, 11)
+FORCED = 8  # tokens after each prompt
+PROBE = (
+    "The tide gate opens when the water inside stands higher than the sea, and closes before the flood. "
+    "Twice a day it lets the river out: 1, 2, 3, 5, 8, 13 cubic metres per second, and no drop comes back."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    error: float  # the worst relative error; infinite where logits were not finite
+    tolerance: float
+
+    @property
+    def is_right(self) -> bool:
+        return self.error <= self.tolerance
+
+
+def probe_rows(tokenizer: Any, context_length: int) -> list[list[int]]:
+    """Token ids of the probe's rows, each a prompt and the tokens to force after it."""
+    text = [int(token) for token in tokenizer(PROBE, add_special_tokens=False)["input_ids"]] or [0]
+    rows = []
+    for index, length in enumerate(PROMPT_LENGTHS):
+        wanted = max(2, min(length + FORCED, context_length))
+        rotated = text[index * 7 % len(text) :] + text
+        rows.append((rotated * (wanted // len(rotated) + 1))[:wanted])
+    return rows
+
+
+def check(model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: str) -> Verdict:
+    """Run the probe through `batch`, which must be empty and is empty afterwards."""
+    tolerance = TOLERANCE[precision]
+    expected = plain_logits(model, rows)
+    if not all(bool(torch.isfinite(row).all()) for row in expected):
+        return Verdict(float("inf"), tolerance)
+    worst = 0.0
+    for row, place, logits in _run(batch, rows):
+        worst = max(worst, relative_error(logits, expected[row][place]))
+    return Verdict(worst, tolerance)
+
+
+def plain_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits [tokens, vocabulary] of each row, from one plain forward pass each."""
+    forward = Forward(model)
+    return [
+        forward(torch.tensor([list(row)], dtype=torch.long, device=forward.device), all_logits=True)[0]
+        for row in rows
+    ]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.float(), expected.float()
+    if not bool(torch.isfinite(found).all()):
+        return float("inf")
+    spread = torch.linalg.vector_norm(expected - expected.mean())
+    return float(torch.linalg.vector_norm(found - expected) / spread.clamp_min(1e-6))
+
+
+def _run(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+    """The script of joins, steps and leaves. Returns (row of the probe, place, logits after that place)."""
+    seen: list[tuple[int, int, Tensor]] = []
+    running: list[int] = []  # rows of the probe in the batch's order
+    place = [max(0, len(row) - FORCED - 1) for row in rows]  # last token that is in the cache
+    device = torch.device("cpu")
+
+    def note(indices: Sequence[int], logits: Tensor) -> None:
+        seen.extend((row, place[row], logits[position]) for position, row in enumerate(indices))
+
+    def join(*indices: int) -> None:
+        nonlocal device
+        logits = batch.join([rows[row][: place[row] + 1] for row in indices])
+        device = logits.device
+        running.extend(indices)
+        note(indices, logits)
+
+    def decode(steps: int) -> None:
+        for _ in range(steps):
+            leave_where(lambda row: place[row] + 1 >= len(rows[row]))
+            if not running:
+                return
+            for row in running:
+                place[row] += 1
+            tokens = torch.tensor([rows[row][place[row]] for row in running], device=device)
+            note(running, batch.decode(tokens))
+
+    def leave_where(is_over: Callable[[int], bool]) -> None:
+        for position in reversed(range(len(running))):
+            if is_over(running[position]):
+                batch.leave(position)
+                running[position] = running[-1]
+                running.pop()
+
+    join(0)
+    decode(1)
+    join(1, 2)
+    decode(2)
+    leave_where(lambda row: row == 0)
+    join(3)
+    decode(FORCED)
+    leave_where(lambda _row: True)
+    return seen

@@ -1,0 +1,156 @@
+"""One running request: what it has said so far and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tidegate.engines.answer import Answer
+from tidegate.engines.base import StepOutput
+from tidegate.engines.transformers.sampling import Chooser, token_logprobs
+from tidegate.engines.transformers.vocabulary import Vocabulary
+from tidegate.messages import ChatPrompt, Finish, Request, Segment, TextPrompt, TokenLogprob
+
+
+class RunningSequence:
+    """The state of one request beside its KV cache; all of it can be rebuilt from the log."""
+
+    def __init__(
+        self,
+        request: Request,
+        prompt: list[int],
+        log: Sequence[Segment],
+        *,
+        limit: int,
+        end_ids: Collection[int],
+        vocabulary: Vocabulary,
+        vocabulary_size: int,
+        device: torch.device,
+    ) -> None:
+        self.id = request.id
+        self.request = request
+        self.prompt = prompt
+        self.generated = [token for segment in log for token in segment.token_ids]
+        self.chooser = Chooser(request.sampling)
+        self._limit = limit
+        self._end_ids = () if request.sampling.ignore_eos else end_ids
+        self._vocabulary = vocabulary
+        self._vocabulary_size = vocabulary_size
+        self._device = device
+        self._top_logprobs = request.sampling.top_logprobs
+        self._lead_text = self._echoed() if request.sampling.echo and not log else ""
+        self._lead_logprobs: list[TokenLogprob] = []
+        self._begin_answer()
+        for token in self.generated:
+            self.chooser.accept(token, vocabulary_size, device)
+            if token not in self._end_ids:
+                self._answer.push(self._detokenizer.push(token))
+
+    @property
+    def tokens(self) -> list[int]:
+        """What has to be in the KV cache before the next token."""
+        return self.prompt + self.generated
+
+    @property
+    def needs_all_logits(self) -> bool:
+        """Log probabilities of prompt tokens (echo), or of logged tokens that were held back, are due."""
+        if self._top_logprobs is None:
+            return False
+        return bool(self.generated) or self.request.sampling.echo
+
+    @property
+    def generates_nothing(self) -> bool:
+        """max_tokens 0: only the prompt's echo was asked for."""
+        return self._limit == 0
+
+    def ended_in_log(self) -> StepOutput | None:
+        """The finished output where the log already completes the request."""
+        finish = self._finish_after(self.generated[-1]) if self.generated else None
+        if finish is None and self.generates_nothing and not self.needs_all_logits:
+            finish = self._finish("length")
+        return self._output([], "", [], finish) if finish is not None else None
+
+    def take_prefill_logits(self, logits: Tensor) -> None:
+        """`logits` [tokens, vocabulary] after every token of `tokens`: fill in log probabilities."""
+        top = self._top_logprobs or 0
+        following = torch.tensor([*self.tokens[1:], 0], device=logits.device)
+        values = token_logprobs(logits, following, [top] * len(self.tokens))
+        entries = [self._entry(token, *values[place]) for place, token in enumerate(self.tokens[1:])]
+        prompt_length = len(self.prompt)
+        if self._lead_text or (self.request.sampling.echo and not self.generated):
+            text, raw = self._vocabulary.shown(self.prompt[0])
+            self._lead_logprobs = [
+                TokenLogprob(self.prompt[0], text, None, raw),
+                *entries[: prompt_length - 1],
+            ]
+        self._begin_answer()
+        for token, entry in zip(self.generated, entries[prompt_length - 1 :], strict=True):
+            if token not in self._end_ids:
+                self._answer.push(self._detokenizer.push(token), entry)
+
+    def accept(self, token: int, logprob: tuple[float, list[tuple[int, float]]] | None) -> StepOutput:
+        """Add a chosen token; what that lets out, and the finish if it is the last."""
+        self.generated.append(token)
+        self.chooser.accept(token, self._vocabulary_size, self._device)
+        text = ""
+        entries: list[TokenLogprob] = []
+        if token not in self._end_ids:
+            entry = self._entry(token, *logprob) if logprob is not None else None
+            text, entries = self._answer.push(self._detokenizer.push(token), entry)
+        return self._output([token], text, entries, self._finish_after(token))
+
+    def end_without_token(self) -> StepOutput:
+        """Finish a request that generates nothing."""
+        return self._output([], "", [], self._finish("length"))
+
+    def fail(self, code: str, message: str) -> StepOutput:
+        finish = Finish(
+            "error",
+            code=code,
+            message=message,
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(self.generated),
+        )
+        return StepOutput(self.id, [], "", [], len(self.prompt), finish)
+
+    def _begin_answer(self) -> None:
+        is_first_text = isinstance(self.request.prompt, ChatPrompt) or self._vocabulary.is_silent(self.prompt)
+        self._detokenizer = self._vocabulary.detokenizer(strip_first_space=is_first_text)
+        self._answer = Answer(self.request.sampling.stop)
+
+    def _finish_after(self, token: int) -> Finish | None:
+        if self._answer.stopped or token in self._end_ids:
+            return self._finish("stop")
+        return self._finish("length") if len(self.generated) >= self._limit else None
+
+    def _finish(self, reason: Literal["stop", "length"]) -> Finish:
+        return Finish(reason, prompt_tokens=len(self.prompt), completion_tokens=len(self.generated))
+
+    def _output(
+        self, tokens: list[int], text: str, entries: list[TokenLogprob], finish: Finish | None
+    ) -> StepOutput:
+        if finish is not None and not self._answer.stopped:
+            rest, held = self._answer.flush()
+            text, entries = text + rest, [*entries, *held]
+        if self._lead_text or self._lead_logprobs:
+            text, self._lead_text = self._lead_text + text, ""
+            entries, self._lead_logprobs = [*self._lead_logprobs, *entries], []
+        return StepOutput(self.id, tokens, text, entries, len(self.prompt), finish)
+
+    def _entry(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
+        text, raw = self._vocabulary.shown(token)
+        alternatives = []
+        for other, value in top:
+            shown, shown_raw = self._vocabulary.shown(other)
+            alternatives.append((other, shown, value, shown_raw))
+        return TokenLogprob(token, text, logprob, raw, alternatives)
+
+    def _echoed(self) -> str:
+        prompt = self.request.prompt
+        if isinstance(prompt, TextPrompt):
+            return prompt.text
+        detokenizer = self._vocabulary.detokenizer(strip_first_space=True)
+        return "".join(map(detokenizer.push, self.prompt))

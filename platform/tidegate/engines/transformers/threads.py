@@ -1,0 +1,58 @@
+"""Chooses by trial how many CPU threads one model operation uses.
+
+A small model is slower with several threads than with one (handing out an operation costs more than it
+saves, and beside other busy processes much more), a large one is faster. Where the border lies depends on
+the machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from tidegate.engines.transformers.batch import Batch
+
+TRIAL_ROWS = 8
+TRIAL_PROMPT = 8  # tokens
+FEWEST_STEPS, MOST_STEPS = 3, 24
+TRIAL_SECONDS = 0.4  # per trial, where steps are slow
+WORTH = 1.25  # more threads must be faster by this factor: other processes want the cores too
+
+
+def choose_threads(batch: Batch, cores: int, most_rows: int) -> int:
+    """1 or `cores`, whichever decodes faster by trial; the process is set to it. `batch` must be empty."""
+    if cores == 1:
+        torch.set_num_threads(1)
+        return 1
+    rows = min(TRIAL_ROWS, most_rows)
+    logits = batch.join([[0] * TRIAL_PROMPT for _ in range(rows)])
+    tokens = torch.zeros(rows, dtype=torch.long, device=logits.device)
+
+    def step() -> None:
+        batch.decode(tokens)
+
+    torch.set_num_threads(1)
+    alone = step_seconds(step)
+    torch.set_num_threads(cores)
+    together = step_seconds(step)
+    for row in reversed(range(rows)):
+        batch.leave(row)
+    threads = cores if together * WORTH < alone else 1
+    torch.set_num_threads(threads)
+    return threads
+
+
+def step_seconds(step: Callable[[], None]) -> float:
+    """The fastest of a few steps: what else runs on the machine only ever slows one down."""
+    step()  # the first after a change of threads starts them
+    fastest, begin = float("inf"), time.perf_counter()
+    for count in range(1, MOST_STEPS + 1):
+        start = time.perf_counter()
+        step()
+        end = time.perf_counter()
+        fastest = min(fastest, end - start)
+        if count >= FEWEST_STEPS and end - begin > TRIAL_SECONDS:
+            break
+    return fastest

@@ -1,0 +1,120 @@
+"""What each token of a checkpoint's tokenizer stands for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tidegate.engines.detokenizer import REPLACEMENT, ByteDetokenizer, Detokenizer, WindowDetokenizer
+
+PROBE = "Tides rise twice a day: 12 h 25 min apart.\n\n  naïve café, 潮汐 🌊!"
+
+
+class Vocabulary:
+    """Token ids to bytes and text, for one tokenizer of transformers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = {
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        } | set(tokenizer.all_special_ids)
+        self._pieces: dict[int, bytes] = {}
+        self._to_bytes = _bytes_rule(tokenizer)
+        if self._to_bytes is not None and not self._agrees_with_tokenizer():
+            self._to_bytes = None
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text; none for special tokens and ids without a token."""
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            piece = b"" if token_id in self._special else self._look_up(token_id)
+            self._pieces[token_id] = piece
+        return piece
+
+    def shown(self, token_id: int) -> tuple[str, bytes]:
+        """A token on its own, as log probabilities show it. Special tokens show their name."""
+        if token_id in self._special:
+            name = str(self._tokenizer.convert_ids_to_tokens(token_id))
+            return name, name.encode()
+        raw = self.piece(token_id)
+        return raw.decode(errors="replace"), raw
+
+    def detokenizer(self, *, strip_first_space: bool) -> Detokenizer:
+        """A fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts before
+        a first word is none."""
+        if self._to_bytes is None:
+            return WindowDetokenizer(self.decode)
+        return ByteDetokenizer(self.piece, strip_first_space=strip_first_space and self._to_bytes is _spaced)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The tokenizer's own decoding, special tokens skipped."""
+        return str(
+            self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def is_silent(self, token_ids: Sequence[int]) -> bool:
+        """True where the tokens are all special: what follows begins a text."""
+        return all(token_id in self._special for token_id in token_ids)
+
+    def _look_up(self, token_id: int) -> bytes:
+        if self._to_bytes is None:
+            return self.decode([token_id]).encode()
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        return b"" if token is None else self._to_bytes(token)
+
+    def _agrees_with_tokenizer(self) -> bool:
+        token_ids = self._tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+        text = b"".join(map(self.piece, token_ids)).decode(errors="replace")
+        expected = self.decode(token_ids)
+        return REPLACEMENT in expected or text.removeprefix(" ") == expected.removeprefix(" ")
+
+
+def _bytes_rule(tokenizer: Any) -> Callable[[str], bytes] | None:
+    """How a token's string gives its bytes, told from the tokenizer's decoder; None for other kinds."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return None
+    decoder = json.loads(backend.decoder.__getstate__())
+    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    kinds = {part["type"] for part in parts}
+    if kinds == {"ByteLevel"}:
+        return _byte_level
+    if kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"} and (
+        "Metaspace" in kinds or any(part.get("content") == " " for part in parts if part["type"] == "Replace")
+    ):
+        return _spaced
+    return None
+
+
+def _byte_level(token: str) -> bytes:
+    """Byte-level BPE (GPT-2) writes each byte as a printable character."""
+    try:
+        return bytes(BYTE_OF[character] for character in token)
+    except KeyError:
+        return token.encode()  # an added token stands for itself
+
+
+def _spaced(token: str) -> bytes:
+    """Sentencepiece writes a space as U+2581 and a byte without a token as `<0xNN>`."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    return token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character of each byte, as GPT-2 fixed it."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(256 + rank): byte for rank, byte in enumerate(others)})
+    return alphabet
+
+
+BYTE_OF = _byte_alphabet()

@@ -1,0 +1,121 @@
+"""`python -m tidegate.gateway`: one gateway process. Settings come from `TIDEGATE_*` and `REDIS_URL`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import sys
+from contextlib import AsyncExitStack
+
+import uvicorn
+import uvloop
+
+from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
+from tidegate.gateway.app import create_app
+from tidegate.gateway.auth import check_no_auth
+from tidegate.gateway.services import make_services
+from tidegate.settings import Settings, load_settings
+from tidegate.store.connection import Connection
+from tidegate.store.gateway_queue import GatewayQueue
+from tidegate.store.keys import Keys
+from tidegate.store.registry import Registry
+from tidegate.telemetry import configure_logging, fields
+
+logger = logging.getLogger("tidegate.gateway")
+
+CONNECT_ATTEMPTS = 60
+CONNECT_PAUSE_SECONDS = 1.0
+KEEP_ALIVE_SECONDS = 75  # longer than the pools of usual clients and proxies, which then close first
+
+
+def main() -> int:
+    """Parse, build, run. 2: a setting is wrong; 1: Redis did not come."""
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_format, settings.log_level)
+        check_settings(settings)
+        # uvicorn raises the signal that stopped it once more when it is done; by then it has had its effect.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        uvloop.run(serve(settings))
+    except ConfigError as error:
+        sys.stderr.write(f"tidegate gateway: {error.message}\n")
+        return 2
+    except QueueUnavailable as error:
+        sys.stderr.write(f"tidegate gateway: {error.message}\n")
+        return 1
+    return 0
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises `ConfigError` for what only a gateway needs."""
+    check_no_auth(settings)
+    if not settings.redis_url:
+        problem = FieldProblem("REDIS_URL", "''", "a gateway needs one: redis://host:port/db")
+        raise ConfigError(str(problem), [problem])
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal; then stop accepting, let open answers end, cancel what is left."""
+    gateway_id = f"gw-{secrets.token_hex(6)}"
+    async with AsyncExitStack() as stack:
+        connection = await _connected(settings, gateway_id)
+        stack.push_async_callback(connection.close)
+        keys = Keys(connection, key_prefix=settings.key_prefix)
+        registry = Registry(connection, key_prefix=settings.key_prefix)
+        for follower in (keys, registry):
+            await follower.start()
+            stack.push_async_callback(follower.close)
+        queue = GatewayQueue(
+            connection,
+            key_prefix=settings.key_prefix,
+            gateway_id=gateway_id,
+            result_ttl_seconds=settings.result_ttl_seconds,
+            orphan_seconds=settings.orphan_seconds,
+        )
+        app = create_app(make_services(settings, gateway_id, queue, keys, registry))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=round(settings.shutdown_grace_seconds),
+            )
+        )
+        logger.info(
+            "gateway starts", extra=fields(gateway=gateway_id, host=settings.host, port=settings.port)
+        )
+        await server.serve()
+        logger.info("gateway stopped", extra=fields(gateway=gateway_id))
+
+
+async def _connected(settings: Settings, gateway_id: str) -> Connection:
+    """Wait for Redis for about a minute. Raises `QueueUnavailable`, and `ConfigError` for one that will not
+    do however long we wait."""
+    for attempt in range(CONNECT_ATTEMPTS):
+        connection = Connection(settings.redis_url, name=f"tidegate-{gateway_id}")
+        try:
+            await connection.open()
+        except QueueUnavailable as error:
+            await connection.close()
+            if attempt == CONNECT_ATTEMPTS - 1:
+                raise
+            logger.warning("waiting for Redis: %s", error.message)
+            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
+        else:
+            return connection
+    raise AssertionError("the last attempt raises or returns")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

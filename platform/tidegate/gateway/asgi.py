@@ -1,0 +1,104 @@
+"""The few ASGI pieces that the hot routes use directly: heads, bodies, plain answers."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, cast
+
+import orjson
+
+from tidegate.errors import InvalidRequest, RequestError, RequestTooLarge
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+REQUEST_ID = "tidegate.request_id"  # key of the scope
+JSON = (b"content-type", b"application/json")
+EVENT_STREAM: tuple[Header, ...] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would gather events into large writes
+)
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+class ClientLeft(Exception):
+    """The connection closed before the whole request came."""
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of this (lowercase) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return cast(bytes, value)
+    return None
+
+
+def request_id_of(scope: Scope) -> str:
+    """The client's `x-request-id` where it is harmless in a log and a header, else a new one."""
+    sent = header(scope, b"x-request-id")
+    if sent is not None and _SANE_ID.fullmatch(sent):
+        return sent.decode()
+    return f"req_{random.getrandbits(128):032x}"
+
+
+async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+    """The whole body. Raises `RequestTooLarge` (before reading, where the length is declared),
+    `InvalidRequest` for a broken length and `ClientLeft`."""
+    declared = header(scope, b"content-length")
+    if declared is not None:
+        if not declared.isdigit():
+            raise InvalidRequest(
+                f"content-length: {declared[:20]!r}: send a whole number.", param="content-length"
+            )
+        if int(declared) > limit_bytes:
+            raise _too_large(int(declared), limit_bytes)
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientLeft
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        if len(body) > limit_bytes:
+            raise _too_large(len(body), limit_bytes)
+        return body
+    chunks, size = [body], len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > limit_bytes:
+            raise _too_large(size, limit_bytes)
+    return b"".join(chunks)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [JSON, (b"content-length", b"%d" % len(body)), *headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: RequestError) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
+    if error.status == 413:
+        headers.append((b"connection", b"close"))  # the rest of the body is not read
+    await send_json(send, error.status, orjson.dumps(error.body()), headers)
+
+
+def _too_large(size: int, limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        f"The body has {size} bytes or more and the limit is {limit_bytes}. Send less, or raise "
+        "TIDEGATE_MAX_BODY_BYTES."
+    )

@@ -1,0 +1,53 @@
+"""Who calls: bearer keys, or nobody in particular on a loopback address."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from tidegate.errors import AuthenticationFailed, ConfigError, FieldProblem
+from tidegate.gateway.ports import KeyRing
+from tidegate.settings import Settings
+
+DEFAULT_TENANT = "default"
+
+
+def find_tenant(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> str:
+    """The tenant of the key in an `Authorization` header. Raises `AuthenticationFailed`."""
+    if no_auth:
+        return DEFAULT_TENANT
+    if authorization is None:
+        raise AuthenticationFailed(
+            "No API key was sent. Send the header 'Authorization: Bearer KEY'; "
+            "'tidegate keys create' makes a key."
+        )
+    scheme, _, secret = authorization.partition(" ")
+    secret = secret.strip()
+    if scheme.lower() != "bearer" or not secret:
+        raise AuthenticationFailed("The Authorization header is not 'Bearer KEY'.")
+    key = keys.find(secret)
+    if key is None:
+        raise AuthenticationFailed(
+            "The API key is wrong or was revoked. 'tidegate keys list' shows valid ones."
+        )
+    return key.tenant
+
+
+def check_no_auth(settings: Settings) -> None:
+    """Raises `ConfigError` where keys are switched off on an address that others can reach."""
+    if settings.no_auth and not is_loopback(settings.host):
+        problem = FieldProblem(
+            "TIDEGATE_NO_AUTH",
+            f"true with TIDEGATE_HOST={settings.host}",
+            "serving without keys is allowed on a loopback address only; "
+            "set TIDEGATE_HOST=127.0.0.1 or leave TIDEGATE_NO_AUTH out",
+        )
+        raise ConfigError(str(problem), [problem])
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

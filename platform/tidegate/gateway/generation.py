@@ -1,0 +1,380 @@
+"""One generation call from its bytes to the end of its answer: the gateway's hot path.
+
+Steps, in this order: tenant, body, checks, model, wait budget, submit, answer. A refusal at any step is a
+typed error. Until the status line is out errors become statuses, afterwards they travel in the stream.
+Pure ASGI: no dependency solving, no response objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tidegate.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    ModelUnavailable,
+    QueueUnavailable,
+    RequestError,
+    RequestExpired,
+)
+from tidegate.gateway import admission, answers, sse
+from tidegate.gateway.asgi import (
+    EVENT_STREAM,
+    ClientLeft,
+    Header,
+    Receive,
+    Scope,
+    Send,
+    header,
+    read_body,
+    send_error,
+    send_json,
+)
+from tidegate.gateway.auth import find_tenant
+from tidegate.gateway.calls import Call, Origin, build_requests, chat_call, completion_call, new_id, new_seed
+from tidegate.gateway.checks import parse_chat, parse_completion
+from tidegate.gateway.metrics import UNKNOWN_MODEL
+from tidegate.gateway.ports import Bounds, Place, Rejected
+from tidegate.gateway.services import Services
+from tidegate.gateway.stream import OpenCall
+from tidegate.messages import Finish, ModelEntry, Segment
+from tidegate.telemetry import fields
+
+logger = logging.getLogger("tidegate.gateway")
+
+CLIENT_LEFT = "ClientLeft"
+PLACE_SECONDS = 1.0  # how long a held status line waits for the queue position that it announces
+
+
+class GenerationEndpoint:
+    """The ASGI endpoint of one route. `kind` is "chat" or "completion"."""
+
+    def __init__(self, kind: str, services: Services) -> None:
+        self._kind = kind
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = _Exchange(self._services, self._kind, scope, receive, send)
+        try:
+            await exchange.run()
+            outcome = "ok"
+        except ClientLeft:
+            outcome = "left"
+        except RequestError as error:
+            outcome = error.reason
+            await exchange.refuse(error)
+        except asyncio.CancelledError:
+            # Only the server cancels, when its grace at shutdown is over; this is the task's outermost frame.
+            outcome = "GatewayStopped"
+            await exchange.refuse(QueueUnavailable("The gateway is stopping. Send the request again."))
+        except Exception:
+            outcome = "InternalError"
+            logger.exception("a generation call failed")
+            await exchange.refuse(GenerationFailed("The gateway failed on this request."))
+        finally:
+            self._services.metrics.ended(exchange.model_label, outcome)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A call that was admitted to the queue's door."""
+
+    call: Call
+    call_id: str
+    entry: ModelEntry
+    revision: str
+    created: int
+
+
+class _Exchange:
+    """One HTTP call. `run` raises what must be refused; `refuse` answers in the form that is left."""
+
+    __slots__ = (
+        "_kind",
+        "_receive",
+        "_scope",
+        "_send",
+        "_services",
+        "_started",
+        "is_status_out",
+        "model_label",
+    )
+
+    def __init__(self, services: Services, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+        self._services = services
+        self._kind = kind
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._started = time.perf_counter()
+        self.is_status_out = False
+        self.model_label = UNKNOWN_MODEL
+
+    async def run(self) -> None:
+        services, scope = self._services, self._scope
+        authorization = header(scope, b"authorization")
+        tenant = find_tenant(
+            None if authorization is None else authorization.decode("latin-1"),
+            services.keys,
+            no_auth=services.settings.no_auth,
+        )
+        raw = await read_body(scope, self._receive, services.settings.max_body_bytes)
+        is_chat = self._kind == "chat"
+        call = chat_call(parse_chat(raw)) if is_chat else completion_call(parse_completion(raw))
+        entry = admission.find_model(call.model, services.registry.models())
+        self.model_label = entry.name
+        wanted = header(scope, b"x-tidegate-max-wait-seconds")
+        budget = admission.wait_budget_seconds(entry, None if wanted is None else wanted.decode("latin-1"))
+
+        now = time.time()
+        revision = admission.choose_revision(entry.revisions, services.draw())
+        call_id = ("chatcmpl-" if is_chat else "cmpl-") + new_id()
+        origin = Origin(call_id, tenant, revision, services.gateway_id, now, now + budget)
+        requests = build_requests(call, origin, new_seed())
+        opened = services.calls.open(requests, wakes_on_each=call.stream)
+        cancel_reason: str | None = "the gateway gave the call up"
+        watcher: asyncio.Task[None] | None = None
+        try:
+            outcome = await services.queue.submit(requests, self._bounds(entry))
+            if isinstance(outcome, Rejected):
+                cancel_reason = None
+                raise admission.queue_full(outcome, entry, len(requests))
+            services.calls.submitted(opened)
+            admission.check_wait(outcome.waiting_ahead, outcome.depth, entry, budget)
+            plan = _Plan(call, call_id, entry, revision, int(now))
+            watcher = asyncio.get_running_loop().create_task(_watch(self._receive, opened))
+            if call.stream:
+                await self._stream(plan, opened)
+            else:
+                await self._answer(plan, opened)
+        except ClientLeft:
+            cancel_reason = CLIENT_LEFT
+            raise
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+            services.calls.close(opened, cancel_reason)
+
+    async def refuse(self, error: RequestError) -> None:
+        """Answer with an error; a client that is gone gets none."""
+        if error.status >= 500:
+            logger.warning("a call failed: %s", error.message, extra=fields(reason=error.reason))
+        with contextlib.suppress(OSError):  # the connection broke meanwhile
+            if self.is_status_out:
+                event = sse.error_event(error.body())
+                await self._send({"type": "http.response.body", "body": event, "more_body": False})
+            else:
+                self.is_status_out = True
+                await send_error(self._send, error)
+
+    def _bounds(self, entry: ModelEntry) -> Bounds:
+        settings = self._services.settings
+        return Bounds(
+            entry.limits,
+            settings.tenant_max_requests,
+            settings.tenant_max_bytes,
+            settings.total_max_requests,
+            settings.total_max_bytes,
+        )
+
+    async def _answer(self, plan: _Plan, opened: OpenCall) -> None:
+        """Wait for the end, then one JSON object."""
+        while opened.unfinished and opened.failure is None and not opened.has_left:
+            await opened.changed()
+        if opened.failure is not None:
+            raise failure_error(opened.failure, plan.call.kind, plan.entry.name)
+        if opened.has_left:
+            raise ClientLeft
+        choices: list[list[Segment]] = [[] for _ in opened.requests]
+        for index, segment in opened.take():
+            choices[index].append(segment)
+        body, usage = _assembled(plan, opened, choices)
+        self._record(plan, usage, None)
+        self.is_status_out = True
+        await send_json(self._send, 200, body)
+
+    async def _stream(self, plan: _Plan, opened: OpenCall) -> None:
+        """Hold the status line, then events until every choice has ended."""
+        loop = asyncio.get_running_loop()
+        headers = await self._held(plan, opened)
+        self.is_status_out = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, *headers]})
+        if not opened.has_begun:
+            # Clients that wait for the first byte of the body see that the call is alive.
+            await self._send({"type": "http.response.body", "body": sse.HEARTBEAT, "more_body": True})
+        opened.last_sent = loop.time()
+        self._services.calls.stream_opened(opened)
+        events = _events(plan)
+        shown: Place | None = None
+        first_token: float | None = None
+        while True:
+            pending = opened.take()
+            if pending and first_token is None:
+                first_token = time.perf_counter() - self._started
+            out = b"".join([events.render(index, segment) for index, segment in pending if _is_good(segment)])
+            if opened.failure is not None:
+                if out:
+                    await self._send({"type": "http.response.body", "body": out, "more_body": True})
+                raise failure_error(opened.failure, plan.call.kind, plan.entry.name)
+            if opened.has_left:
+                raise ClientLeft
+            if not opened.unfinished:
+                usage = answers.usage(opened.finishes(), plan.call.n)
+                if plan.call.include_usage:
+                    out += events.usage(usage)
+                self._record(plan, usage, first_token)
+                await self._send({"type": "http.response.body", "body": out + sse.DONE, "more_body": False})
+                return
+            if not out:
+                place = opened.place
+                opened.place = None
+                if place is not None and not opened.has_begun and place != shown:
+                    shown = place
+                    out = _news(place, plan.entry)
+                if not out and opened.is_heartbeat_due:
+                    out = sse.HEARTBEAT
+                opened.is_heartbeat_due = False
+            if out:
+                await self._send({"type": "http.response.body", "body": out, "more_body": True})
+                opened.last_sent = loop.time()
+            if not opened.pending and not opened.has_left:
+                await opened.changed()
+
+    async def _held(self, plan: _Plan, opened: OpenCall) -> list[Header]:
+        """Wait for the first segment, a refusal (raised) or the end of the hold; headers of the latter."""
+        loop = asyncio.get_running_loop()
+        if not opened.has_begun:
+            deadline = loop.time() + self._services.settings.hold_status_seconds
+            timer = loop.call_at(deadline, opened.wake)
+            try:
+                while not opened.has_begun and not opened.has_left and loop.time() < deadline:
+                    await opened.changed()
+            finally:
+                timer.cancel()
+        if opened.failure is not None:
+            raise failure_error(opened.failure, plan.call.kind, plan.entry.name)
+        if opened.has_left:
+            raise ClientLeft
+        return [] if opened.has_begun else await self._place_headers(plan, opened)
+
+    async def _place_headers(self, plan: _Plan, opened: OpenCall) -> list[Header]:
+        """Empty where the place is not known, or the request waits no more."""
+        asked = (opened.requests[0].id, plan.entry.name, plan.revision)
+        try:
+            async with asyncio.timeout(PLACE_SECONDS):
+                place = (await self._services.queue.places([asked]))[0]
+        except (RequestError, TimeoutError):
+            return []
+        if place.ahead is None:
+            return []
+        headers = [(b"x-tidegate-queue-position", b"%d" % (place.ahead + 1))]
+        if (wait := _estimate(place, plan.entry)) is not None:
+            headers.append((b"x-tidegate-estimated-wait-seconds", b"%.0f" % wait))
+        return headers
+
+    def _record(self, plan: _Plan, usage: answers.Usage, first_token: float | None) -> None:
+        self._services.metrics.answered(
+            plan.entry.name,
+            duration_seconds=time.perf_counter() - self._started,
+            first_token_seconds=first_token,
+            prompt_tokens=usage.prompt_tokens,
+            generation_tokens=usage.completion_tokens,
+            choices=plan.call.sequences,
+        )
+
+
+def failure_error(finish: Finish, kind: str, model: str) -> RequestError:
+    """What the client is told of a request that ended badly. A 5xx shows the stable code, not the inside."""
+    param = "messages" if kind == "chat" else "prompt"
+    if finish.reason == "expired":
+        return RequestExpired(finish.message or "The request waited longer than it may and never ran.")
+    if finish.reason == "cancelled":
+        return ModelUnavailable(
+            finish.message or f"The model {model!r} was removed while the request waited.",
+            code="request_cancelled",
+        )
+    if finish.code == "ContextLengthExceeded":
+        return InvalidRequest(finish.message, param=param, code="context_length_exceeded")
+    if finish.code == "InvalidPrompt":
+        return InvalidRequest(finish.message, param=param, code="invalid_prompt")
+    logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
+    return GenerationFailed(
+        f"The model {model!r} failed on this request ({finish.code or 'EngineError'}). "
+        "The log has the details under this answer's x-request-id."
+    )
+
+
+async def _watch(receive: Receive, opened: OpenCall) -> None:
+    """Wait for the client to close the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
+    opened.leave()
+
+
+def _is_good(segment: Segment) -> bool:
+    return segment.finish is None or segment.finish.reason in ("stop", "length")
+
+
+def _events(plan: _Plan) -> sse.Events:
+    call = plan.call
+    shared: tuple[Any, ...] = (plan.call_id, plan.created, plan.entry.name, plan.revision)
+    if call.kind == "chat":
+        return sse.ChatEvents(*shared, has_usage=call.include_usage, logprobs=call.logprobs is not None)
+    return sse.CompletionEvents(
+        *shared, has_usage=call.include_usage, top=call.logprobs, choices=call.sequences
+    )
+
+
+def _assembled(plan: _Plan, opened: OpenCall, choices: list[list[Segment]]) -> tuple[bytes, answers.Usage]:
+    call = plan.call
+    finishes = opened.finishes()
+    usage = answers.usage(finishes, call.n)
+    ended = [finish for finish in finishes if finish is not None]
+    if call.kind == "chat":
+        return answers.encode(
+            answers.ChatCompletion(
+                plan.call_id,
+                "chat.completion",
+                plan.created,
+                plan.entry.name,
+                [
+                    answers.chat_choice(index, segments, finish, call.logprobs is not None)
+                    for index, (segments, finish) in enumerate(zip(choices, ended, strict=True))
+                ],
+                usage,
+                plan.revision,
+            )
+        ), usage
+    return answers.encode(
+        answers.Completion(
+            plan.call_id,
+            "text_completion",
+            plan.created,
+            plan.entry.name,
+            [
+                answers.completion_choice(index, segments, finish, call.logprobs)
+                for index, (segments, finish) in enumerate(zip(choices, ended, strict=True))
+            ],
+            usage,
+            plan.revision,
+        )
+    ), usage
+
+
+def _estimate(place: Place, entry: ModelEntry) -> float | None:
+    """Seconds until the request starts; None where neither drain rate nor waking time is known."""
+    if place.ahead is None:
+        return None
+    wait = admission.predicted_wait_seconds(place.ahead + 1, place.depth, entry)
+    return wait if wait > 0 else None
+
+
+def _news(place: Place, entry: ModelEntry) -> bytes:
+    if place.ahead is None:
+        return b""
+    return sse.waiting_comment(place.ahead + 1, _estimate(place, entry))

@@ -1,0 +1,128 @@
+"""The gateway's metrics. Children with labels are looked up once per model and outcome, then kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+from tidegate import telemetry
+
+UNKNOWN_MODEL = "-"  # names that clients invent never become labels
+
+
+@dataclass(slots=True)
+class _ModelMetrics:
+    first_token: Histogram
+    duration: Histogram
+    per_token: Histogram
+    prompt_tokens: Counter
+    generation_tokens: Counter
+
+
+class GatewayMetrics:
+    """One per gateway process, with a registry of its own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter(
+            telemetry.REQUESTS,
+            "HTTP calls for generation that ended",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            telemetry.TIME_TO_FIRST_TOKEN,
+            "Seconds from the call to its first segment (streams)",
+            ["gen_ai_request_model"],
+            buckets=telemetry.FIRST_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self._duration = Histogram(
+            telemetry.REQUEST_DURATION,
+            "Seconds from the call to the end of its answer",
+            ["gen_ai_request_model"],
+            buckets=telemetry.DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._per_token = Histogram(
+            telemetry.TIME_PER_OUTPUT_TOKEN,
+            "Seconds per generated token after the first segment (streams of one choice)",
+            ["gen_ai_request_model"],
+            buckets=telemetry.PER_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            telemetry.PROMPT_TOKENS, "Prompt tokens of answered calls", ["model"], registry=registry
+        )
+        self._generation_tokens = Counter(
+            telemetry.GENERATION_TOKENS, "Generated tokens of answered calls", ["model"], registry=registry
+        )
+        self.segments = Counter(telemetry.SEGMENTS, "Segments received from the queue", registry=registry)
+        self.replays = Counter(
+            telemetry.REPLAYS, "Logs read again after a gap or a reconnect", registry=registry
+        )
+        self.open_requests = Gauge(
+            telemetry.OPEN_REQUESTS, "Sequences that clients wait for", registry=registry
+        )
+        self.waiting = Gauge(
+            telemetry.REQUESTS_WAITING,
+            "Requests waiting in the queue",
+            ["model", "revision"],
+            registry=registry,
+        )
+        self.running = Gauge(
+            telemetry.REQUESTS_RUNNING,
+            "Requests leased to replicas",
+            ["model", "revision"],
+            registry=registry,
+        )
+        self.replicas = Gauge(
+            telemetry.MODEL_REPLICAS, "Replicas of a model", ["model", "state"], registry=registry
+        )
+        self._models: dict[str, _ModelMetrics] = {}
+        self._outcomes: dict[tuple[str, str], Counter] = {}
+
+    def ended(self, model: str, outcome: str) -> None:
+        """Count a call. `outcome` is "ok", "left" or the reason of a refusal or failure."""
+        counter = self._outcomes.get((model, outcome))
+        if counter is None:
+            counter = self._outcomes[(model, outcome)] = self._requests.labels(model, outcome)
+        counter.inc()
+
+    def answered(
+        self,
+        model: str,
+        *,
+        duration_seconds: float,
+        first_token_seconds: float | None,
+        prompt_tokens: int,
+        generation_tokens: int,
+        choices: int,
+    ) -> None:
+        """Record a call that succeeded. `first_token_seconds` is None where the answer was not streamed."""
+        metrics = self._models.get(model) or self._model(model)
+        metrics.duration.observe(duration_seconds)
+        metrics.prompt_tokens.inc(prompt_tokens)
+        metrics.generation_tokens.inc(generation_tokens)
+        if first_token_seconds is None:
+            return
+        metrics.first_token.observe(first_token_seconds)
+        if choices == 1 and generation_tokens > 1:
+            metrics.per_token.observe((duration_seconds - first_token_seconds) / (generation_tokens - 1))
+
+    def exposition(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _model(self, model: str) -> _ModelMetrics:
+        metrics = self._models[model] = _ModelMetrics(
+            self._first_token.labels(model),
+            self._duration.labels(model),
+            self._per_token.labels(model),
+            self._prompt_tokens.labels(model),
+            self._generation_tokens.labels(model),
+        )
+        return metrics

@@ -1,0 +1,113 @@
+"""The pure ASGI layers around the router, outermost first (the list itself is in `app`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from starlette.exceptions import HTTPException
+
+from tidegate.errors import GenerationFailed, InvalidRequest, RequestError
+from tidegate.gateway.asgi import (
+    REQUEST_ID,
+    ASGIApp,
+    ClientLeft,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    request_id_of,
+    send_error,
+)
+from tidegate.telemetry import request_id
+
+logger = logging.getLogger("tidegate.gateway")
+
+
+class RequestIds:
+    """Gives every call an id: on the scope, on each log line written meanwhile, and on the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        current = scope[REQUEST_ID] = request_id_of(scope)
+        request_id.set(current)  # each call runs in a task, and so in a context, of its own
+
+        def send_with_id(message: Message) -> object:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", current.encode())]
+            return send(message)
+
+        await self._app(scope, receive, send_with_id)  # type: ignore[arg-type]
+
+
+class UnknownRoute(RequestError):
+    """404 and 405 of the router, in OpenAI's form."""
+
+    reason, status, type, code = "UnknownRoute", 404, "invalid_request_error", "unknown_url"
+
+
+class MethodNotAllowed(RequestError):
+    reason, status, type, code = "MethodNotAllowed", 405, "invalid_request_error", "method_not_allowed"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self._allow = allow
+
+    def headers(self) -> dict[str, str]:
+        return {"allow": self._allow} if self._allow else {}
+
+
+class ErrorBodies:
+    """Turns every exception of the routes into OpenAI's error body. What nobody expected becomes a 500
+    that shows nothing and a log line that shows everything."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except RequestError as error:
+            await send_error(send, error)
+        except HTTPException as error:
+            await send_error(send, _router_error(scope, error.status_code, error.headers or {}, error.detail))
+        except ClientLeft:
+            logger.debug("the client left before its request was complete")
+        except Exception:
+            if scope["type"] != "http":
+                raise
+            logger.exception("a call failed")
+            await send_error(
+                send, GenerationFailed("The gateway failed on this request.", code="internal_error")
+            )
+
+
+class HotRoutes:
+    """Sends the exact paths of generation to their endpoints without route matching."""
+
+    def __init__(self, app: ASGIApp, routes: Mapping[str, ASGIApp]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self._routes.get(scope["path"])
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _router_error(scope: Scope, status: int, headers: Mapping[str, str], detail: str) -> RequestError:
+    url = f"{scope['method']} {scope['path']}"
+    if status == 404:
+        return UnknownRoute(f"There is no {url}. GET /docs lists what there is.")
+    if status == 405:
+        allow = ", ".join(value for name, value in headers.items() if name.lower() == "allow")
+        return MethodNotAllowed(f"There is no {url}. {allow or 'Another method'} is allowed.", allow)
+    return InvalidRequest(detail)

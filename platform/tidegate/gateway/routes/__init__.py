@@ -1,0 +1,1 @@
+"""The HTTP routes, one module a group. Each `routes(services)` returns a FastAPI router."""

@@ -1,0 +1,37 @@
+"""What every route needs, made once at start and handed down."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tidegate.gateway.metrics import GatewayMetrics
+from tidegate.gateway.ports import KeyRing, ModelRegistry, RequestQueue
+from tidegate.gateway.stream import OpenCalls
+from tidegate.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    gateway_id: str
+    queue: RequestQueue
+    keys: KeyRing
+    registry: ModelRegistry
+    metrics: GatewayMetrics
+    calls: OpenCalls
+    draw: Callable[[], float] = field(default=random.random)  # 0 <= draw < 1, for the traffic weights
+
+
+def make_services(
+    settings: Settings,
+    gateway_id: str,
+    queue: RequestQueue,
+    keys: KeyRing,
+    registry: ModelRegistry,
+) -> Services:
+    metrics = GatewayMetrics()
+    calls = OpenCalls(queue, metrics, heartbeat_seconds=settings.heartbeat_seconds)
+    metrics.open_requests.set_function(lambda: len(calls))
+    return Services(settings, gateway_id, queue, keys, registry, metrics, calls)

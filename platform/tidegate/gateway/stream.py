@@ -1,0 +1,289 @@
+"""The calls that are open in this gateway: segments in, order and completeness kept, writers woken.
+
+Everything runs on the one event loop, so no step of a plain function is interrupted. Who runs:
+
+- the store's listener calls `OpenCalls.deliver` with each published batch and `OpenCalls.lost` after each
+  reconnect;
+- per HTTP call one writer (its ASGI task) waits in `OpenCall.changed` and takes what came;
+- per HTTP call one watcher waits for the client to leave;
+- one pulse per gateway, only while streams are open whose status line is out, wakes those that owe their
+  client a heartbeat and asks once a second where those without a first token stand in the queue;
+- one replay per request that missed something.
+
+The published batches are the fast path, the request's log is the truth. At all times `next_seq` is the
+number of segments handed to the writer, in order and without a gap. A segment ahead of it is put aside and
+the log is read; what is read again and was already handed over is dropped by its number. A request is in
+the table from before its submit, because its first segment may come before the submit's answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
+
+from tidegate.errors import QueueUnavailable
+from tidegate.gateway.metrics import GatewayMetrics
+from tidegate.gateway.ports import Place, RequestQueue
+from tidegate.messages import Finish, Request, Segment
+
+logger = logging.getLogger("tidegate.gateway.stream")
+
+PULSE_SECONDS = 1.0
+REPLAY_RETRY_SECONDS = 0.25
+REPLAYS_AT_ONCE = 16
+LOG_GONE = Finish("error", "LogGone", "the request's log is gone")
+
+
+class OpenRequest:
+    """One sequence of a call."""
+
+    __slots__ = ("call", "early", "finish", "id", "index", "is_replaying", "next_seq")
+
+    def __init__(self, call: OpenCall, request_id: str, index: int) -> None:
+        self.call = call
+        self.id = request_id
+        self.index = index
+        self.next_seq = 0
+        self.early: dict[int, Segment] | None = None
+        self.is_replaying = False
+        self.finish: Finish | None = None
+
+
+class OpenCall:
+    """One HTTP call: its sequences and what its writer has not taken yet."""
+
+    __slots__ = (
+        "_waiter",
+        "failure",
+        "has_begun",
+        "has_left",
+        "is_heartbeat_due",
+        "is_missing_news",
+        "is_submitted",
+        "last_sent",
+        "model",
+        "pending",
+        "place",
+        "requests",
+        "revision",
+        "unfinished",
+        "wakes_on_each",
+    )
+
+    def __init__(self, requests: Sequence[Request], *, wakes_on_each: bool) -> None:
+        self.model = requests[0].model
+        self.revision = requests[0].revision
+        self.requests = [OpenRequest(self, request.id, index) for index, request in enumerate(requests)]
+        self.unfinished = len(requests)
+        self.pending: list[tuple[int, Segment]] = []  # (choice index, segment), in order per choice
+        self.wakes_on_each = wakes_on_each  # a stream's writer; a plain answer's waits for the end
+        self.failure: Finish | None = None
+        self.has_begun = False  # a first segment came
+        self.has_left = False  # the client closed the connection
+        self.is_submitted = False
+        self.is_missing_news = False  # the channel broke before the submit was answered
+        self.is_heartbeat_due = False
+        self.last_sent = 0.0  # loop time
+        self.place: Place | None = None  # set by the pulse, taken by the writer
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def changed(self) -> None:
+        """Wait for the next `wake`. The writer looks at the call's state before it waits, never after."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def leave(self) -> None:
+        self.has_left = True
+        self.wake()
+
+    def take(self) -> list[tuple[int, Segment]]:
+        pending = self.pending
+        self.pending = []
+        return pending
+
+    def finishes(self) -> list[Finish | None]:
+        return [request.finish for request in self.requests]
+
+
+class OpenCalls:
+    """The table of open calls of this gateway."""
+
+    def __init__(self, queue: RequestQueue, metrics: GatewayMetrics, *, heartbeat_seconds: float) -> None:
+        self._queue = queue
+        self._metrics = metrics
+        self._heartbeat_seconds = heartbeat_seconds
+        self._requests: dict[str, OpenRequest] = {}
+        self._streaming: set[OpenCall] = set()
+        self._pulse: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._replay_slots = asyncio.Semaphore(REPLAYS_AT_ONCE)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def open(self, requests: Sequence[Request], *, wakes_on_each: bool) -> OpenCall:
+        """Begin to expect the segments of `requests`. Every `open` is paired with a `close`."""
+        call = OpenCall(requests, wakes_on_each=wakes_on_each)
+        for request in call.requests:
+            self._requests[request.id] = request
+        return call
+
+    def submitted(self, call: OpenCall) -> None:
+        """The queue has accepted the call."""
+        call.is_submitted = True
+        if call.is_missing_news:
+            for request in call.requests:
+                self._start_replay(request)
+
+    def close(self, call: OpenCall, cancel_reason: str | None) -> None:
+        """Forget a call and, where a reason is given, cancel what of it still runs."""
+        self._streaming.discard(call)
+        for request in call.requests:
+            self._requests.pop(request.id, None)
+        if call.unfinished and cancel_reason is not None:
+            running = [request.id for request in call.requests if request.finish is None]
+            self._spawn(self._cancel(running, cancel_reason))
+
+    def stream_opened(self, call: OpenCall) -> None:
+        """The call's status line is out: from now on it gets heartbeats and news of its place."""
+        self._streaming.add(call)
+        if self._pulse is None or self._pulse.done():
+            self._pulse = self._spawn(self._beat())
+
+    def deliver(self, segments: Iterable[Segment]) -> None:
+        requests = self._requests
+        count = 0
+        for segment in segments:
+            count += 1
+            request = requests.get(segment.request_id)
+            if request is None:
+                continue
+            if segment.seq == request.next_seq and request.early is None:
+                _accept(request, segment)
+            elif segment.seq >= request.next_seq:
+                self._set_aside(request, segment)
+        self._metrics.segments.inc(count)
+
+    def lost(self) -> None:
+        """Whatever was published in the last moments may be missing: read every open request's log."""
+        for request in list(self._requests.values()):
+            if request.call.is_submitted:
+                self._start_replay(request)
+            else:
+                request.call.is_missing_news = True
+
+    async def shut_down(self) -> None:
+        """Wait for cancellations under way; stop the pulse and replays."""
+        if self._pulse is not None:
+            self._pulse.cancel()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _set_aside(self, request: OpenRequest, segment: Segment) -> None:
+        if request.early is None:
+            request.early = {}
+        request.early[segment.seq] = segment
+        self._start_replay(request)
+
+    def _start_replay(self, request: OpenRequest) -> None:
+        if request.is_replaying or request.finish is not None:
+            return
+        request.is_replaying = True
+        if request.early is None:
+            request.early = {}  # what is published while the log is read waits its turn
+        self._metrics.replays.inc()
+        self._spawn(self._replay(request))
+
+    async def _replay(self, request: OpenRequest) -> None:
+        async with self._replay_slots:
+            while request.id in self._requests:
+                try:
+                    log = await self._queue.replay(request.id)
+                except QueueUnavailable:
+                    # The store reconnects by itself; the stream waits meanwhile.
+                    await asyncio.sleep(REPLAY_RETRY_SECONDS)
+                    continue
+                if self._caught_up(request, log):
+                    break
+        request.is_replaying = False
+
+    def _caught_up(self, request: OpenRequest, log: list[Segment] | None) -> bool:
+        """Hand over the log and what was put aside. False where a gap is left: the log is older than the
+        batch that showed it, so it is read again."""
+        if log is None:
+            request.early = None
+            _accept(request, Segment(request.id, request.next_seq, [], "", finish=LOG_GONE))
+            return True
+        early = request.early or {}
+        early.update((segment.seq, segment) for segment in log)
+        while (segment := early.pop(request.next_seq, None)) is not None:
+            _accept(request, segment)
+        has_gap = any(seq > request.next_seq for seq in early)
+        request.early = early if has_gap else None
+        return not has_gap
+
+    async def _cancel(self, request_ids: Sequence[str], reason: str) -> None:
+        try:
+            await self._queue.cancel(request_ids, reason)
+        except QueueUnavailable as error:
+            # The requests end by their own limits; nobody reads their results.
+            logger.warning("could not cancel %d requests: %s", len(request_ids), error.message)
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        interval = min(PULSE_SECONDS, self._heartbeat_seconds)
+        while self._streaming:
+            await asyncio.sleep(interval)
+            silent_since = loop.time() - self._heartbeat_seconds
+            for call in self._streaming:
+                if call.last_sent <= silent_since:
+                    call.is_heartbeat_due = True
+                    call.wake()
+            await self._look_up_places([call for call in self._streaming if not call.has_begun])
+
+    async def _look_up_places(self, calls: list[OpenCall]) -> None:
+        if not calls:
+            return
+        try:
+            places = await self._queue.places(
+                [(call.requests[0].id, call.model, call.revision) for call in calls]
+            )
+        except QueueUnavailable:
+            return  # positions are a courtesy; heartbeats go on
+        for call, place in zip(calls, places, strict=True):
+            call.place = place
+            call.wake()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _accept(request: OpenRequest, segment: Segment) -> None:
+    """Hand the next segment in order to the request's writer."""
+    call = request.call
+    if request.finish is not None:
+        return
+    request.next_seq = segment.seq + 1
+    call.pending.append((request.index, segment))
+    call.has_begun = True
+    finish = segment.finish
+    if finish is not None:
+        request.finish = finish
+        call.unfinished -= 1
+        if finish.reason not in ("stop", "length"):
+            call.failure = call.failure or finish
+    if call.wakes_on_each or call.unfinished == 0 or call.failure is not None:
+        call.wake()

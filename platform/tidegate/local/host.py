@@ -1,0 +1,406 @@
+"""The local host: one process that starts everything else, keeps it alive, and runs the control loop.
+
+    host ── embedded Redis, Ray head (with Serve and the replicas), gateway: children, restarted with backoff
+         ── file watcher, control loop: tasks of its event loop
+
+A part that dies is started again; the others wait for it (queue and replicas reconnect by themselves). Ray
+loses its replicas with its head: the new one gets the whole Serve config again, and leases bring the
+requests back. When the host ends, in whatever way, `end` leaves no process and no temporary file; data,
+keys and logs stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import psutil
+
+from tidegate.control.observed import Capacity, QueueDepth, RevisionKey
+from tidegate.control.serve_config import ReplicaRuntime
+from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
+from tidegate.local import embedded, processes, ray_cluster
+from tidegate.local.control_loop import ControlLoop
+from tidegate.local.gateway import GatewayProcess, check_port
+from tidegate.local.home import Home, Problem, Running, read_record, record_of, write_atomically
+from tidegate.local.memory import RecordFile
+from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
+from tidegate.local.ray_cluster import RayCluster
+from tidegate.local.source_checks import SourceChecks
+from tidegate.local.watch import ResourceFiles
+from tidegate.messages import ModelEntry
+from tidegate.serve_api import ServeApi
+from tidegate.settings import Settings, load_settings
+from tidegate.store.connection import Connection
+from tidegate.store.keys import Keys
+from tidegate.store.queue import QueueDepths
+from tidegate.store.registry import Registry
+from tidegate.telemetry import configure_logging
+
+log = logging.getLogger("tidegate.local")
+
+FIRST_BACKOFF_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 30.0
+STEADY_SECONDS = 60.0  # a part that ran so long starts with the first backoff again
+WATCH_SECONDS = 1.0
+SMALL_MACHINE_CORES = 2
+
+
+class Host:
+    """Use `serve`. Holds what the tasks share; all of it is touched on the event loop only."""
+
+    def __init__(
+        self, settings: Settings, paths: Sequence[Path], on_progress: OnProgress, stop: asyncio.Event
+    ) -> None:
+        self.settings = settings
+        self.home = Home(settings.home)
+        self.stop = stop
+        self.news = asyncio.Event()
+        self.files = ResourceFiles(paths, self._files_changed)
+        self.sources = SourceChecks(self.home, self.news.set)
+        self._tell = on_progress
+        self._paths = [str(path.resolve()) for path in paths]
+        self._restarts: dict[str, int] = {}
+        self._redis: asyncio.subprocess.Process | None = None
+        self._ray: RayCluster | None = None
+        self._gateway: GatewayProcess | None = None
+        self._key = ""
+        self._url = ""
+        self._redis_url = settings.redis_url or embedded.url(self.home)
+        self._shown: dict[str, tuple[bool, str]] = {}
+
+    async def run(self) -> None:
+        """Start all parts, then keep them until `stop`. The caller ends what is left."""
+        self._record()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.sources.close)
+            ray_starting = asyncio.create_task(self._start_ray())
+            stack.push_async_callback(_cancelled, ray_starting)
+            await self._start_redis()
+            connection = await stack.enter_async_context(self._connection())
+            self._key = await self._admin_key(connection)
+            loop = self._control_loop(connection)
+            await self._start_gateway(stack)
+            api = await stack.enter_async_context(_ApiSlot(loop))
+            tasks: list[asyncio.Task[Any]] = [
+                asyncio.create_task(self.files.follow(self.stop), name="files"),
+                asyncio.create_task(loop.run(), name="control"),
+                asyncio.create_task(self._keep_ray(api, ray_starting), name="ray"),
+                asyncio.create_task(self._keep_gateway(), name="gateway"),
+            ]
+            if self._redis is not None:
+                tasks.append(asyncio.create_task(self._keep_redis(), name="redis"))
+            for task in tasks:
+                stack.push_async_callback(_cancelled, task)
+            stopping = asyncio.create_task(self.stop.wait())
+            done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            for task in done - {stopping}:
+                if not self.stop.is_set():
+                    task.result()  # a task that ended by itself has failed; its error ends the host
+
+    # Parts -----------------------------------------------------------------------------------------
+
+    async def _start_redis(self) -> None:
+        if self.settings.redis_url:
+            self._tell(Progress("redis", "done", "Using the Redis of REDIS_URL."))
+            return
+        self._tell(Progress("redis", "running", "Starting the embedded Redis."))
+        self._redis = await embedded.start(self.home)
+        self._tell(Progress("redis", "done", "The embedded Redis answers."))
+        self._record()
+
+    async def _start_ray(self) -> RayCluster:
+        self._tell(Progress("ray", "running", "Starting Ray."))
+        self._ray = await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count())
+        self._tell(Progress("ray", "done", "Ray runs."))
+        self._record()
+        return self._ray
+
+    async def _start_gateway(self, stack: AsyncExitStack) -> None:
+        self._tell(Progress("gateway", "running", "Starting the gateway."))
+        self._gateway = GatewayProcess(self.settings, self.home, self._redis_url)
+        stack.push_async_callback(self._gateway.stop)
+        self._url = await self._gateway.start()
+        self._tell(Progress("gateway", "done", f"The gateway answers at {self._url}."))
+        self._record()
+
+    async def _keep_redis(self) -> None:
+        async for _ in self._deaths("redis"):
+            assert self._redis is not None
+            await self._redis.wait()
+            self._redis = await embedded.start(self.home)
+
+    async def _keep_gateway(self) -> None:
+        async for _ in self._deaths("gateway"):
+            assert self._gateway is not None
+            await self._gateway.wait()
+            await self._gateway.start()
+
+    async def _keep_ray(self, api: _ApiSlot, first: asyncio.Task[RayCluster]) -> None:
+        await api.use(await first)
+        async for _ in self._deaths("ray"):
+            if self._ray is not None:
+                log.error("%s died; Ray is started again", await _first_death(self._ray))
+            await api.use(None)
+            self._ray = None
+            self._ray = await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count())
+            await api.use(self._ray)
+
+    async def _deaths(self, part: str) -> AsyncIterator[None]:
+        """Each turn of the caller waits for a death and starts the part again; this spaces the turns."""
+        backoff = FIRST_BACKOFF_SECONDS
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            yield
+            self._restarts[part] = self._restarts.get(part, 0) + 1
+            log.error("%s was started again (%d times so far)", part, self._restarts[part])
+            self._record()
+            backoff = (
+                FIRST_BACKOFF_SECONDS
+                if clock() - began > STEADY_SECONDS
+                else min(LONGEST_BACKOFF_SECONDS, backoff * 2)
+            )
+            await asyncio.sleep(backoff)
+
+    # What the control loop needs ---------------------------------------------------------------------
+
+    def _control_loop(self, connection: Connection) -> ControlLoop:
+        settings = self.settings
+        prefix = settings.key_prefix
+        cores = os.cpu_count() or 1
+        return ControlLoop(
+            self.files,
+            Registry(connection, key_prefix=prefix, result_ttl_seconds=settings.result_ttl_seconds),
+            _Depths(QueueDepths(connection, key_prefix=prefix)),
+            self.sources,
+            RecordFile(self.home.memory),
+            ReplicaRuntime(
+                redis_url=self._redis_url,
+                key_prefix=prefix,
+                lease_seconds=settings.lease_seconds,
+                step_timeout_seconds=settings.step_timeout_seconds,
+                log_dir=str(self.home.logs),
+            ),
+            Capacity(cores, ray_cluster.gpu_count(), psutil.virtual_memory().total),
+            self.news,
+            wave=1 if cores <= SMALL_MACHINE_CORES else 4,
+            told=self._models_changed,
+        )
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        try:
+            async with Connection(self._redis_url, name="tidegate-host") as connection:
+                yield connection
+        except QueueUnavailable as error:
+            if self._url:
+                raise
+            raise ConfigError(f"{error.message} Check REDIS_URL.") from error
+
+    async def _admin_key(self, connection: Connection) -> str:
+        """The key of this machine's own commands: made once, kept where only its owner reads it."""
+        if self.settings.no_auth:
+            return ""
+        keys = Keys(connection, key_prefix=self.settings.key_prefix)
+        await keys.start()
+        try:
+            if self.home.key.exists():
+                secret = self.home.key.read_text(encoding="utf-8").strip()
+                if keys.find(secret) is not None:
+                    return secret
+            _, secret = await keys.create("local")
+            write_atomically(self.home.key, secret.encode() + b"\n")
+            return secret
+        finally:
+            await keys.close()
+
+    # What is told --------------------------------------------------------------------------------------
+
+    def _files_changed(self) -> None:
+        self.sources.forget_failures()
+        self._record()
+        self.news.set()
+
+    def _models_changed(self, entries: Mapping[str, ModelEntry]) -> None:
+        for name, entry in entries.items():
+            shown = (entry.ready, entry.reason)
+            if self._shown.get(name) != shown:
+                self._shown[name] = shown
+                self._tell(Progress("model", model_state(entry), f"{entry.reason}: {entry.message}", name))
+
+    def _record(self) -> None:
+        """Write run/host.json anew."""
+        parts = list(self._ray.parts) if self._ray is not None else []
+        for name, pid in (
+            ("redis", self._redis.pid if self._redis is not None else None),
+            ("gateway", self._gateway.pid if self._gateway is not None else None),
+        ):
+            if pid is not None:
+                with suppress(psutil.NoSuchProcess):  # it just died; its keeper writes again
+                    parts.append(record_of(name, pid))
+        running = Running(
+            host=record_of("host", os.getpid()),
+            url=self._url,
+            key=self._key,
+            redis_url=self._redis_url,
+            key_prefix=self.settings.key_prefix,
+            ray_url=self._ray.head.dashboard_url if self._ray is not None else "",
+            ray_session=self._ray.head.session if self._ray is not None else "",
+            paths=self._paths,
+            logs=str(self.home.logs),
+            processes=parts,
+            problems=[Problem(p.field, p.value, p.remedy) for p in self.files.problems],
+            restarts=dict(self._restarts),
+        )
+        write_atomically(self.home.record, msgspec.json.encode(running))
+
+
+class _ApiSlot:
+    """The Serve API of the Ray that runs now, handed to the control loop."""
+
+    def __init__(self, loop: ControlLoop) -> None:
+        self._loop = loop
+        self._api: ServeApi | None = None
+
+    async def __aenter__(self) -> _ApiSlot:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.use(None)
+
+    async def use(self, cluster: RayCluster | None) -> None:
+        old, self._api = self._api, None
+        if cluster is not None:
+            self._api = ServeApi(cluster.head.dashboard_url, timeout_seconds=60.0)
+        self._loop.use(self._api)
+        if old is not None:
+            await old.__aexit__(None, None, None)
+
+
+class _Depths:
+    def __init__(self, depths: QueueDepths) -> None:
+        self._depths = depths
+
+    async def __call__(self, queues: list[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]:
+        found = await self._depths.poll(queues, timeout_seconds=2.0)
+        return {key: QueueDepth(depth.waiting, depth.running) for key, depth in found.items()}
+
+
+def model_state(entry: ModelEntry) -> Literal["running", "done", "failed"]:
+    """How far a model is, for `Progress`: it may be ready, on its way, or stuck until something changes."""
+    if entry.ready:
+        return "done"
+    progressing = any(item.type == "Progressing" and item.status == "True" for item in entry.conditions)
+    return "running" if progressing or entry.revisions else "failed"
+
+
+async def serve(
+    settings: Settings,
+    paths: Sequence[Path],
+    on_progress: OnProgress = quiet,
+    stop_event: asyncio.Event | None = None,
+) -> None:
+    """Run the platform in this process until `stop_event`. Raises `ConfigError` before anything starts where
+    a resource, a setting or a port is wrong, or where a host with this home runs already."""
+    stop = stop_event or asyncio.Event()
+    host = Host(settings, paths, on_progress, stop)
+    host.files.load()
+    models = len(host.files.resources.models)
+    on_progress(Progress("files", "done", f"{models} models are defined."))
+    host.home.make()
+    with _only_one(host.home):
+        check_port(settings)
+        await asyncio.to_thread(leave_nothing, host.home)
+        host.home.temporary.mkdir(mode=0o700, parents=True)
+        try:
+            await host.run()
+        finally:
+            on_progress(Progress("stop", "running", "Stopping."))
+            await asyncio.to_thread(leave_nothing, host.home)
+            host.home.record.unlink(missing_ok=True)
+            on_progress(Progress("stop", "done", "Stopped."))
+
+
+def leave_nothing(home: Home) -> None:
+    """End every process of this home but the caller, and remove its temporary files. Blocks."""
+    # Ray dies at once: its orderly end takes long, and the gateway has cancelled what it was asked for.
+    processes.end(home.instance, "ray", grace_seconds=0.0)
+    processes.end(home.instance, grace_seconds=5.0)
+    shutil.rmtree(home.temporary, ignore_errors=True)
+
+
+async def _first_death(cluster: RayCluster) -> str:
+    """Ray's processes are not children of the host, so they are looked at."""
+    while True:
+        if (part := cluster.dead_part()) is not None:
+            return part
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+class _only_one:  # noqa: N801 - used like a function
+    """Holds the lock of a home. Raises `ConfigError` where a host runs already."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._file = home.lock.open("w")
+
+    def __enter__(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            running = read_record(self._home)
+            who = f" (process {running.host.pid})" if running is not None else ""
+            problem = FieldProblem(
+                "TIDEGATE_HOME", str(self._home.root), f"a host runs with it already{who}; `tidegate down`"
+            )
+            raise ConfigError(str(problem), [problem]) from error
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):  # its result was taken, or nobody waits for it
+        await task
+
+
+def main() -> int:
+    """`python -m tidegate.local.host PATH...`: the detached host that `up` starts."""
+    settings = load_settings()
+    configure_logging(settings.log_format, settings.log_level)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look of the control loop
+    home = Home(settings.home)
+    progress = ProgressFile(home.progress)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(settings, [Path(path) for path in sys.argv[1:]], progress.write, stop)
+
+    try:
+        asyncio.run(run())
+    except Exception as error:
+        log.exception("the host ends")
+        message = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+        progress.write(Progress("host", "failed", message))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

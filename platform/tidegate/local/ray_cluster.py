@@ -1,0 +1,102 @@
+"""The local Ray: one head, started in a process of its own (`ray_head`), watched by its process ids."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import Mapping
+
+import msgspec
+import psutil
+
+from tidegate.errors import TidegateError
+from tidegate.local import processes
+from tidegate.local.home import Home, ProcessRecord
+from tidegate.local.ray_head import RayHead, RayOptions
+
+START_SECONDS = 120.0
+OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but Serve's own small objects passes through it
+
+
+class RayFailed(TidegateError):
+    """Ray does not start."""
+
+    reason = "RayFailed"
+
+
+class RayCluster(msgspec.Struct, frozen=True):
+    head: RayHead
+    parts: list[ProcessRecord]
+
+    def dead_part(self) -> str | None:
+        """The name of a part that is gone, and with it the cluster."""
+        return next((part.name for part in self.parts if not part.is_alive()), None)
+
+
+def environment(base: Mapping[str, str], cpus: int) -> dict[str, str]:
+    """What Ray and all of its workers get."""
+    return {
+        **base,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DISABLE_IMPORT_WARNING": "1",
+        "RAY_DEDUP_LOGS": "0",
+        # Ray would give every replica that reserves less than a core one thread.
+        "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(cpus)),
+        # A worker that waits for work must not be killed for the memory of its imports.
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+async def start(home: Home, *, gpus: int) -> RayCluster:
+    """Start a fresh cluster; what an earlier one left behind goes first. Raises `RayFailed`."""
+    await asyncio.to_thread(processes.end, home.instance, "ray", grace_seconds=0.0)
+    folder = home.temporary / "ray"
+    await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    cpus = os.cpu_count() or 1
+    options = RayOptions(str(folder), free_port(), cpus, gpus, OBJECT_STORE_BYTES)
+    log = home.logs / "ray.log"
+    child = await processes.start(
+        "ray",
+        [sys.executable, "-m", "tidegate.local.ray_head", msgspec.json.encode(options).decode()],
+        instance=home.instance,
+        log=log,
+        environment=environment(os.environ, cpus),
+        stdout=PIPE,
+    )
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            assert child.stdout is not None
+            line = await child.stdout.readline()
+            status = await child.wait()
+    except TimeoutError as error:
+        await processes.stop(child, grace_seconds=0.1)
+        raise RayFailed(f"Ray did not start within {START_SECONDS:.0f} s; see {log}.") from error
+    if status != 0 or not line:
+        raise RayFailed(f"Ray did not start (status {status}); see {log}.")
+    head = msgspec.json.decode(line, type=RayHead)
+    try:
+        parts = [
+            ProcessRecord(f"ray {name}", pid, psutil.Process(pid).create_time())
+            for name, pid in head.processes.items()
+            if name != "reaper"
+        ]
+    except psutil.NoSuchProcess as error:
+        raise RayFailed(f"Ray ended right after its start; see {folder}/session_latest/logs.") from error
+    return RayCluster(head, parts)
+
+
+def gpu_count() -> int:
+    """GPUs that the NVIDIA driver lists; 0 without one. No torch import."""
+    folder = "/proc/driver/nvidia/gpus"
+    return len(os.listdir(folder)) if os.path.isdir(folder) else 0  # noqa: PTH112, PTH208
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,114 @@
+"""Looks at model sources, each in a process of its own, and keeps what they found.
+
+A failure is forgotten after a while, so that the next look of the control loop asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from asyncio.subprocess import PIPE
+from collections.abc import Callable, Mapping
+
+from tidegate.control.observed import SourceState
+from tidegate.local import processes
+from tidegate.local.home import Home
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 60.0
+MAX_AT_ONCE = 2
+
+
+class SourceChecks:
+    """`changed` is called when a look has ended."""
+
+    def __init__(self, home: Home, changed: Callable[[], None]) -> None:
+        self._home = home
+        self._changed = changed
+        self._states: dict[str, SourceState] = {}
+        self._failed_at: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MAX_AT_ONCE)
+
+    def states(self) -> Mapping[str, SourceState]:
+        now = time.monotonic()
+        for uri, at in list(self._failed_at.items()):
+            if now >= at + RETRY_SECONDS:
+                self.forget(uri)
+        return dict(self._states)
+
+    def forget(self, uri: str) -> None:
+        """Look again, as after a person changed something."""
+        self._failed_at.pop(uri, None)
+        if uri in self._states and self._states[uri].state == "failed":
+            del self._states[uri]
+
+    def forget_failures(self) -> None:
+        for uri in list(self._failed_at):
+            self.forget(uri)
+
+    def begin(self, uri: str) -> None:
+        if uri in self._states:
+            return
+        self._states[uri] = SourceState("resolving")
+        task = asyncio.create_task(self._look(uri))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _look(self, uri: str) -> None:
+        async with self._room:
+            state = await self._resolve(uri)
+        self._states[uri] = state
+        if state.state == "failed":
+            self._failed_at[uri] = time.monotonic()
+            log.warning("source %s: %s: %s", uri, state.reason, state.message)
+        self._changed()
+
+    async def _resolve(self, uri: str) -> SourceState:
+        child = await processes.start(
+            "source",
+            [sys.executable, "-m", "tidegate.sources", "resolve", uri],
+            instance=self._home.instance,
+            log=self._home.logs / "sources.log",
+            environment=os.environ,
+            stdout=PIPE,
+        )
+        try:
+            output, _ = await child.communicate()
+        except asyncio.CancelledError:
+            await processes.stop(child, grace_seconds=0.2)
+            raise
+        return read_answer(output)
+
+
+def read_answer(output: bytes) -> SourceState:
+    """What `python -m tidegate.sources resolve` printed."""
+    try:
+        found = json.loads(output)
+        if "error" in found:
+            return SourceState(
+                "failed", reason=str(found["error"]["reason"]), message=str(found["error"]["message"])
+            )
+        return SourceState(
+            "resolved",
+            checkpoint=found["path"],
+            weights_bytes=found["weights_bytes"],
+            quantization=found["quantization"],
+            precision=found["precision"],
+        )
+    except (ValueError, KeyError, TypeError):
+        return SourceState(
+            "failed",
+            reason="SourceUnavailable",
+            message="The look at the source ended without an answer; logs/sources.log says why.",
+        )

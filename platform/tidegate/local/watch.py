@@ -1,0 +1,86 @@
+"""The resource files of a host: read at start, followed from then on.
+
+A file that becomes invalid is refused whole: what it defined before stays, and its problems are told until
+it is right again. A file that is gone takes its models with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import watchfiles
+
+from tidegate.control.resource_files import (
+    SUFFIXES,
+    ResourceFile,
+    ResourceSet,
+    combine,
+    config_error,
+    read_files,
+)
+from tidegate.control.resources import DEFAULT_POOL, PoolSpec
+from tidegate.errors import FieldProblem
+
+log = logging.getLogger(__name__)
+
+DEBOUNCE_MS = 100
+
+
+class ResourceFiles:
+    """`changed` is called after each change that was taken in or refused."""
+
+    def __init__(self, paths: Sequence[Path], changed: Callable[[], None]) -> None:
+        self._paths = [path.resolve() for path in paths]
+        self._changed = changed
+        self._valid: dict[Path, ResourceFile] = {}
+        self.resources = ResourceSet()
+        self.problems: tuple[FieldProblem, ...] = ()
+
+    def load(self) -> None:
+        """The first reading. Raises `ConfigError` with every problem."""
+        self._take(read_files(self._paths))
+        if self.problems:
+            raise config_error(self.problems)
+
+    @property
+    def pool(self) -> PoolSpec:
+        """The bounds of this machine's one pool."""
+        pools = {pool.name: pool.spec for pool in self.resources.pools}
+        return pools.get(DEFAULT_POOL, PoolSpec())
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Until `stop`: read again whenever something happens in the folders of the paths."""
+        folders = {path if path.is_dir() else path.parent for path in self._paths}
+        async for _ in watchfiles.awatch(
+            *folders,
+            watch_filter=lambda _change, path: Path(path).suffix in SUFFIXES,
+            debounce=DEBOUNCE_MS,
+            step=50,
+            stop_event=stop,
+            recursive=False,
+        ):
+            before = (self.resources, self.problems)
+            self._take(await asyncio.to_thread(read_files, self._paths))
+            if (self.resources, self.problems) != before:
+                self._changed()
+
+    def _take(self, files: Sequence[ResourceFile]) -> None:
+        standing: list[ResourceFile] = []
+        problems: list[FieldProblem] = []
+        for file in files:
+            if not file.problems:
+                standing.append(file)
+                continue
+            problems += file.problems
+            kept = self._valid.get(file.path)
+            if kept is not None and file.path.exists():
+                standing.append(kept)
+        self._valid = {file.path: file for file in standing}
+        self.resources, duplicates = combine(standing)
+        if (found := (*problems, *duplicates)) != self.problems:
+            for problem in found:
+                log.error("refused: %s", problem)
+        self.problems = found

@@ -1,0 +1,64 @@
+"""The Serve application of one model revision: `build` makes it, `Replica` is its only deployment.
+
+Nothing is sent to a replica through Serve: it pulls. Serve starts replicas (`__init__`, within which the
+model loads and proves itself), asks whether they are well (`check_health`), and ends them (`__del__`, which
+it awaits within `graceful_shutdown_timeout_s`).
+
+A model that does not load has told so on the board before `__init__` raises. Serve tries a new revision
+three times and then leaves it as failed; a replica of a revision that once served it starts again and again,
+so the time between two such tries is stretched here (`slow_down`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from ray import serve
+
+from tidegate.serving.process import ReplicaProcess, configure_logs, exit_failed, parse_args
+
+log = logging.getLogger("tidegate.serving")
+
+LOAD_FAILURE_PAUSE_SECONDS = 5.0  # before Serve learns that a load failed, and tries again at once
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The `serve.Application` for these `ReplicaArgs`. Raises `ConfigError` where they are wrong."""
+    parse_args(args)
+    return Deployed.bind(args)
+
+
+class Replica:
+    async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        self._process: ReplicaProcess | None = None
+        parsed = parse_args(args)
+        configure_logs(parsed)
+        process = ReplicaProcess(parsed)
+        try:
+            await process.start()
+        except Exception:
+            await asyncio.sleep(LOAD_FAILURE_PAUSE_SECONDS)
+            raise
+        self._process = process
+        self._guard = asyncio.get_running_loop().create_task(_exit_when_ended(process))
+
+    async def check_health(self) -> None:
+        """Raises with a sentence where the engine is broken."""
+        if self._process is not None and (sentence := self._process.loop.trouble()) is not None:
+            raise RuntimeError(sentence)
+
+    async def __del__(self) -> None:
+        if self._process is not None:
+            await self._process.drain()
+            log.info("replica %s left", self._process.replica_id)
+
+
+Deployed: Any = serve.deployment(name="Replica", max_ongoing_requests=1)(Replica)
+
+
+async def _exit_when_ended(process: ReplicaProcess) -> None:
+    """Serve replaces a replica whose process is gone; one with a broken engine has nothing to keep."""
+    await process.loop.ended
+    exit_failed()

@@ -1,0 +1,161 @@
+"""Segments on their way from the engine to the queue.
+
+Who runs where: everything on the event loop. `put` is called for each output of an engine step, `send` once
+after them. One task writes, one batch at a time; what arrives while a batch is in flight gathers and leaves
+as the next batch, so a slow Redis makes batches larger and never more numerous.
+
+What always holds.
+- At most one unsent segment per request: later output is merged into it. A segment has its number from the
+  moment it is made, and a batch once sent is never changed, so repeating it after an outage is safe.
+- Segments of a request leave in order, because batches do.
+- What gathers is bounded: past `MOST_UNSENT_TOKENS` the outbox asks for stepping to be paused, and lets it
+  go on when half of them have left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tidegate.engines.base import StepOutput
+from tidegate.errors import QueueUnavailable
+from tidegate.messages import Segment
+from tidegate.serving.ports import WorkQueue
+
+log = logging.getLogger(__name__)
+
+MOST_UNSENT_TOKENS = 32_768
+FIRST_RETRY_SECONDS = 0.05
+LONGEST_RETRY_SECONDS = 1.0
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A leased request. It is held from its claim until its finish is written, or until it is given up."""
+
+    id: str
+    attempt: int
+    seq: int  # of the next segment
+    left: int  # tokens until max_tokens ends it; negative: no limit is known
+    ticket: int = 0  # of the order that handed it to the engine
+    is_ending: bool = False  # its next token is its last
+    is_finished: bool = False  # the engine is done with it
+
+
+class Outbox:
+    def __init__(
+        self,
+        queue: WorkQueue,
+        written: Callable[[list[tuple[int, Segment]], list[str]], None],
+        pause: Callable[[bool], None],
+    ) -> None:
+        """`written(batch, lost)` is called after each batch, `lost` being the ids whose lease is no longer
+        ours; `pause` with whether the engine should stand still."""
+        self._queue = queue
+        self._written = written
+        self._pause = pause
+        self._unsent: dict[str, tuple[int, Segment]] = {}
+        self._unsent_tokens = 0
+        self._is_paused = False
+        self._sender: asyncio.Task[None] | None = None
+        self._retry_now = asyncio.Event()
+
+    def put(self, held: Held, output: StepOutput) -> None:
+        """Add one output; `send` makes it leave."""
+        token_ids = output.token_ids
+        earlier = self._unsent.get(held.id)
+        if earlier is None:
+            seq = held.seq
+            held.seq = seq + 1
+            segment = Segment(
+                held.id,
+                seq,
+                token_ids,
+                output.text,
+                output.logprobs,
+                0 if seq else output.prompt_tokens,
+                output.finish,
+            )
+        else:
+            segment = merged(earlier[1], output)
+        self._unsent[held.id] = (held.attempt, segment)
+        self._unsent_tokens += len(token_ids)
+
+    def send(self) -> None:
+        """Start a batch unless one is in flight (it is followed by the next one)."""
+        if self._sender is None:
+            if self._unsent:
+                self._sender = asyncio.get_running_loop().create_task(self._send_all())
+        elif self._unsent_tokens > MOST_UNSENT_TOKENS and not self._is_paused:
+            self._is_paused = True
+            self._pause(True)
+
+    def drop(self, request_id: str) -> None:
+        """Forget what is unsent of a request that is given up. What is in flight comes back as lost."""
+        self._unsent.pop(request_id, None)
+
+    def retry_now(self) -> None:
+        """Redis is back: do not wait for the next try."""
+        self._retry_now.set()
+
+    async def flush(self, timeout_seconds: float) -> bool:
+        """Wait until everything has left; False where that takes longer than `timeout_seconds`."""
+        self.send()
+        if self._sender is None:
+            return True
+        await asyncio.wait({self._sender}, timeout=timeout_seconds)
+        return self._sender is None
+
+    async def close(self) -> None:
+        """Give up what is still unsent."""
+        if self._sender is not None:
+            self._sender.cancel()
+            await asyncio.wait({self._sender})
+
+    async def _send_all(self) -> None:
+        try:
+            while self._unsent:
+                batch = list(self._unsent.values())
+                self._unsent = {}
+                self._unsent_tokens = 0
+                lost = await self._emit(batch)
+                if self._is_paused and self._unsent_tokens <= MOST_UNSENT_TOKENS // 2:
+                    self._is_paused = False
+                    self._pause(False)
+                self._written(batch, lost)
+        finally:
+            self._sender = None
+
+    async def _emit(self, batch: list[tuple[int, Segment]]) -> list[str]:
+        """Write a batch, however long Redis is away."""
+        wait_seconds = FIRST_RETRY_SECONDS
+        while True:
+            self._retry_now.clear()
+            try:
+                return await self._queue.emit(batch)
+            except QueueUnavailable as error:
+                log.warning("segments wait for Redis: %s", error.message)
+            except Exception:
+                # Anything else would end the replica's output for good; leases and the watchdog of others
+                # decide what becomes of these requests if this does not pass.
+                log.exception("segments could not be written; they are tried again")
+            try:
+                async with asyncio.timeout(wait_seconds):
+                    await self._retry_now.wait()
+            except TimeoutError:
+                wait_seconds = min(LONGEST_RETRY_SECONDS, wait_seconds * 2)
+
+
+def merged(segment: Segment, output: StepOutput) -> Segment:
+    """`segment` with the next output of the same request behind it."""
+    return Segment(
+        segment.request_id,
+        segment.seq,
+        segment.token_ids + output.token_ids,
+        segment.text + output.text,
+        segment.logprobs + output.logprobs if output.logprobs else segment.logprobs,
+        segment.prompt_tokens,
+        output.finish,
+    )

@@ -1,0 +1,131 @@
+"""Puts a replica together in its process: arguments, logs, connection, engine, loop. Used by the Serve
+deployment (`app`) and by the plain runner (`python -m tidegate.serving`), so both take the same path."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from tidegate.engines.base import EngineSpec, LoadReport
+from tidegate.engines.create import create_engine
+from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions
+from tidegate.store.connection import Connection
+from tidegate.store.queue import ReplicaQueue
+from tidegate.store.registry import Registry
+from tidegate.telemetry import JsonFormatter
+
+log = logging.getLogger(__name__)
+
+EXIT_ENGINE_FAILED = 70  # of a process whose engine crashed or hung, after it told so
+# Requests are short-lived objects without cycles; the default of 700 makes the collector run all the time.
+GC_THRESHOLD = (50_000, 20, 100)
+
+
+class ReplicaArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `build` is given (by `control.serve_config`). `log_dir` empty: standard error only."""
+
+    model: str
+    revision: str
+    engine: EngineSpec
+    redis_url: str
+    key_prefix: str = "tidegate"
+    lease_seconds: float = 6.0
+    step_timeout_seconds: float = 120.0
+    drain_seconds: float = 45.0
+    result_ttl_seconds: float = 60.0
+    orphan_seconds: float = 120.0
+    log_dir: str = ""
+
+
+def parse_args(args: dict[str, Any]) -> ReplicaArgs:
+    """Raises `ConfigError` that names the field."""
+    try:
+        return msgspec.convert(args, ReplicaArgs)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"replica arguments: {error}") from error
+
+
+class ReplicaProcess:
+    """A replica with its connection. `await start()` once, `await drain()` once at the end."""
+
+    def __init__(self, args: ReplicaArgs) -> None:
+        self.args = args
+        self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
+        self.connection = Connection(args.redis_url, name=f"tidegate-replica-{args.model}")
+        self.loop = ReplicaLoop(
+            create_engine(args.engine),
+            ReplicaQueue(
+                self.connection,
+                key_prefix=args.key_prefix,
+                model=args.model,
+                revision=args.revision,
+                replica_id=self.replica_id,
+                lease_seconds=args.lease_seconds,
+                result_ttl_seconds=args.result_ttl_seconds,
+                orphan_seconds=args.orphan_seconds,
+            ),
+            Registry(self.connection, key_prefix=args.key_prefix),
+            ReplicaOptions(
+                model=args.model,
+                revision=args.revision,
+                replica_id=self.replica_id,
+                lease_seconds=args.lease_seconds,
+                step_timeout_seconds=args.step_timeout_seconds,
+                drain_seconds=args.drain_seconds,
+            ),
+        )
+
+    async def start(self) -> LoadReport:
+        """Connect (waiting while Redis is away), load, serve. Raises `EngineLoadError`, `ConfigError`."""
+        while True:
+            try:
+                await self.connection.open()
+                break
+            except QueueUnavailable as error:
+                log.warning("waiting for Redis: %s", error.message)
+                await asyncio.sleep(RETRY_SECONDS)
+        try:
+            report = await self.loop.start()
+        except BaseException:
+            await self.connection.close()
+            raise
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
+        return report
+
+    async def drain(self) -> None:
+        await self.loop.drain()
+        await self.connection.close()
+
+
+def configure_logs(args: ReplicaArgs) -> None:
+    """JSON lines of `tidegate.*` to standard error (Ray keeps it) and, with `log_dir`, to
+    `replica-{model}.log` there. Leaves Ray's own loggers as they are."""
+    logger = logging.getLogger("tidegate")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if args.log_dir:
+        folder = Path(args.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(folder / f"replica-{args.model}.log", encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter())
+    logger.handlers[:] = handlers
+
+
+def exit_failed() -> NoReturn:
+    """End this process at once: an engine thread may hang in foreign code, so nothing is waited for."""
+    for handler in logging.getLogger("tidegate").handlers:
+        handler.flush()
+    os._exit(EXIT_ENGINE_FAILED)

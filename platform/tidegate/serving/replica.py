@@ -1,0 +1,472 @@
+"""One replica: it pulls requests, runs them through its engine and writes out what comes.
+
+Who runs where. The engine has a thread of its own (`engine_thread`); everything here runs on the event loop:
+
+    wake ──> claim ──hand_over──> engine thread ──Delivery──> outbox ──> emit (one write per step)
+                                        ^ abort                  │
+              cancelled, lease lost ────┘          lost ids <────┘
+
+At most one claim, one emit, one renewal and one beat are in flight. A claim is made when there is room and
+the queue may hold something: after a wake (the store repeats one that was lost) and while claims come back
+full. Leases are renewed by the tick, so a long step does not cost them. No timer lies on the way of a
+request: wake, claim, add, step and emit follow each other directly.
+
+What may interleave. A request can be cancelled, lost to another replica or claimed anew by this one at any
+await, also while its output is on the way. `_held` is the truth: output for an id that is not there is
+dropped, and so is output older than the hand-over of the present holder (`EngineThread`'s tickets).
+
+What always holds.
+- Late binding: requests claimed and not finished never exceed the engine's slots, but for those whose slot
+  frees with the very next token (`Held.is_ending`); without them each slot would stand empty for a step.
+- A request is in `_held` exactly from its claim to the acknowledged write of its finish, or until it is
+  given up (cancelled, lease lost, handed back). Everything in `_held` is renewed.
+- After a failure (crash, hang) nothing is claimed or written; all leases go back as faults in one call,
+  the board gets the reason, and `ended` tells the owner, who ends the process. A new process is the only
+  state that is surely clean, and Serve starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from tidegate.engines.base import Engine, EngineLoadError, LoadReport
+from tidegate.errors import QueueUnavailable
+from tidegate.messages import Claim, ReplicaStats, RevisionReport, Segment
+from tidegate.serving.engine_thread import Crash, Delivery, EngineThread, describe_crash
+from tidegate.serving.outbox import Held, Outbox
+from tidegate.serving.ports import ReplicaBoard, WorkQueue
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS_SECONDS = 3.0  # what a failed replica may spend on telling so
+RETRY_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    model: str
+    revision: str
+    replica_id: str
+    lease_seconds: float = 6.0
+    step_timeout_seconds: float = 120.0  # an engine that is inside one call for so long is hung
+    drain_seconds: float = 45.0  # how long running requests may go on when the replica is asked to leave
+    beat_seconds: float = 2.0
+
+
+class ReplicaLoop:
+    """`await start()`, then it serves until `drain()` or until `ended` is done (with the failure)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        queue: WorkQueue,
+        board: ReplicaBoard,
+        options: ReplicaOptions,
+    ) -> None:
+        self.options = options
+        self.failure: Crash | None = None
+        self.ended: asyncio.Future[Crash] = asyncio.get_running_loop().create_future()
+        self.tokens_total = 0
+        self._engine = engine
+        self._queue = queue
+        self._board = board
+        self._thread = EngineThread(engine, self._delivered, self._failed)
+        self._outbox = Outbox(queue, self._written, self._thread.pause)
+        self._report: RevisionReport | None = None
+        self._started = time.time()
+        self._slots = 0
+
+        self._held: dict[str, Held] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._free = 0  # as of the last delivery
+        self._unacknowledged: deque[int] = deque()  # tickets of hand-overs that delivery did not know
+        self._ending = 0  # held requests whose next token is their last
+
+        self._can_claim = False
+        self._may_wait = False  # the queue may hold a request for us
+        self._claiming: asyncio.Task[None] | None = None
+        self._cancelled_early: set[str] = set()  # cancelled while a claim that may bring them is in flight
+        self._ticking: asyncio.Task[None] | None = None
+        self._side_tasks: dict[str, asyncio.Task[None]] = {}
+        self._last_words: asyncio.Task[None] | None = None
+        self._beaten = (time.monotonic(), 0)  # when, and tokens_total then
+
+    async def start(self) -> LoadReport:
+        """Load the engine, report what came of it, begin to serve. Raises `EngineLoadError`."""
+        begun = time.monotonic()
+        try:
+            loaded = await self._thread.start()
+        except Exception as error:
+            failure = _load_failure(error)
+            log.error("model did not load: %s: %s", failure.reason, failure.message)
+            await _persist(self._board.report, self._failure_report(failure), patience_seconds=30.0)
+            raise failure from error
+        self._slots = self._free = loaded.slots
+        self._report = self._proof(loaded, time.monotonic() - begun)
+        await _persist(self._board.report, self._report)
+        self._can_claim = True
+        await _persist(self._queue.start, self._wake, self._cancelled)
+        self._ticking = asyncio.get_running_loop().create_task(self._tick_forever())
+        log.info("replica %s serves with %d slots", self.options.replica_id, loaded.slots)
+        return loaded
+
+    def trouble(self) -> str | None:
+        """None while all is well, or a sentence for Serve's health check."""
+        if self.failure is not None:
+            return f"{self.failure.reason}: {self.failure.message}"
+        return self._engine.health()
+
+    def held_count(self) -> int:
+        return len(self._held)
+
+    async def drain(self) -> None:
+        """Claim no more, let what runs finish within `drain_seconds`, hand back the rest, and close."""
+        self._can_claim = False
+        if self._claiming is not None:
+            await asyncio.wait({self._claiming})
+        if self.failure is None and self._held:
+            log.info("draining: %d requests run", len(self._held))
+            await _bounded(self._idle.wait(), self.options.drain_seconds)
+        if self.failure is None:
+            await self._hand_back_all()
+        elif self._last_words is not None:
+            await asyncio.wait({self._last_words})
+        await self._close()
+
+    # -- claiming ---------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._may_wait = True
+        self._outbox.retry_now()
+        self._claim_soon()
+
+    def _claim_soon(self) -> None:
+        if self._claiming is None and self._may_wait and self._can_claim and self._room() > 0:
+            self._claiming = asyncio.get_running_loop().create_task(self._claim())
+
+    def _room(self) -> int:
+        return self._free - len(self._unacknowledged) + self._ending
+
+    async def _claim(self) -> None:
+        try:
+            while self._may_wait and self._can_claim and (room := self._room()) > 0:
+                self._may_wait = False  # a wake during the call sets it again
+                claims = await self._queue.claim(room)
+                if len(claims) >= room:
+                    self._may_wait = True
+                for claim in claims:
+                    self._take(claim)
+                self._cancelled_early.clear()
+        except QueueUnavailable as error:
+            self._may_wait = True
+            log.warning("cannot claim: %s", error.message)
+        except Exception:
+            self._may_wait = True
+            log.exception("claim failed")
+        finally:
+            self._claiming = None
+
+    def _take(self, claim: Claim) -> None:
+        request = claim.request
+        if request.id in self._held:  # lost through an outage and claimed anew by ourselves
+            self._give_up(request.id)
+        if request.id in self._cancelled_early or self.failure is not None:
+            return
+        seq, sent = 0, 0
+        for segment in claim.log:
+            seq = segment.seq + 1
+            sent += len(segment.token_ids)
+        most = request.sampling.max_tokens
+        held = Held(request.id, claim.attempt, seq, -1 if most is None else most - sent)
+        if held.left == 1:
+            held.is_ending = True
+            self._ending += 1
+        self._held[request.id] = held
+        self._idle.clear()
+        held.ticket = self._thread.hand_over(request, claim.log)
+        self._unacknowledged.append(held.ticket)
+
+    # -- what the engine produced -----------------------------------------------------------------
+
+    def _delivered(self, delivery: Delivery) -> None:
+        if self.failure is not None:
+            return
+        ticket = delivery.ticket
+        unacknowledged = self._unacknowledged
+        while unacknowledged and unacknowledged[0] <= ticket:
+            unacknowledged.popleft()
+        self._free = delivery.free_slots
+        if delivery.outputs:
+            held_by_id, put = self._held, self._outbox.put
+            for output in delivery.outputs:
+                held = held_by_id.get(output.request_id)
+                if held is None or held.ticket > ticket or held.is_finished:
+                    continue
+                count = len(output.token_ids)
+                if output.finish is not None:
+                    held.is_finished = True
+                    self._ends_no_more(held)
+                elif count:
+                    held.left -= count
+                    if held.left == 1 and not held.is_ending:
+                        held.is_ending = True
+                        self._ending += 1
+                elif not output.text:
+                    continue  # a step of its prefill: nothing to tell yet
+                self.tokens_total += count
+                put(held, output)
+            self._outbox.send()
+        if self._may_wait:
+            self._claim_soon()
+
+    def _written(self, batch: list[tuple[int, Segment]], lost: list[str]) -> None:
+        """A batch is in Redis: finished requests are over, lost ones are not ours any more."""
+        for attempt, segment in batch:
+            if segment.finish is not None:
+                held = self._held.get(segment.request_id)
+                if held is not None and held.attempt == attempt:
+                    self._forget(held)
+        if lost:
+            attempts = {segment.request_id: attempt for attempt, segment in batch}
+            for request_id in lost:
+                self._lost(request_id, attempts[request_id])
+
+    # -- losing requests --------------------------------------------------------------------------
+
+    def _cancelled(self, request_id: str) -> None:
+        if request_id in self._held:
+            self._give_up(request_id)
+        elif self._claiming is not None:
+            self._cancelled_early.add(request_id)
+
+    def _lost(self, request_id: str, attempt: int) -> None:
+        held = self._held.get(request_id)
+        if held is not None and held.attempt == attempt:
+            log.info("request %s is no longer ours (attempt %d)", request_id, attempt)
+            self._give_up(request_id)
+
+    def _give_up(self, request_id: str) -> None:
+        held = self._held[request_id]
+        self._outbox.drop(request_id)
+        if not held.is_finished:
+            self._thread.abort(request_id)
+        self._forget(held)
+
+    def _forget(self, held: Held) -> None:
+        del self._held[held.id]
+        self._ends_no_more(held)
+        if not self._held:
+            self._idle.set()
+
+    def _ends_no_more(self, held: Held) -> None:
+        if held.is_ending:
+            held.is_ending = False
+            self._ending -= 1
+
+    def _leases(self) -> list[tuple[str, int]]:
+        return [(held.id, held.attempt) for held in self._held.values()]
+
+    # -- the tick: leases, beats, the watchdog ----------------------------------------------------
+
+    async def _tick_forever(self) -> None:
+        options = self.options
+        period = min(options.lease_seconds / 3, options.beat_seconds, options.step_timeout_seconds / 4)
+        ticks_per_beat = max(1, math.floor(options.beat_seconds / period + 0.01))
+        tick = 0
+        while self.failure is None:
+            self._watch()
+            if self._held:
+                self._aside("renew", self._renew)
+            if tick % ticks_per_beat == 0:
+                self._aside("beat", self._beat)
+            self._claim_soon()  # where the last claim failed
+            tick += 1
+            await asyncio.sleep(period)
+
+    def _aside(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `work` beside the tick, so that a slow Redis delays no watchdog; one of a kind at a time."""
+        if name not in self._side_tasks:
+            task = asyncio.get_running_loop().create_task(work())
+            self._side_tasks[name] = task
+            task.add_done_callback(lambda _: self._side_tasks.pop(name, None))
+
+    async def _renew(self) -> None:
+        leases = self._leases()
+        try:
+            lost = await self._queue.renew(leases)
+        except QueueUnavailable as error:
+            log.warning("cannot renew leases: %s", error.message)
+            return
+        attempts = dict(leases)
+        for request_id in lost:
+            self._lost(request_id, attempts[request_id])
+
+    async def _beat(self) -> None:
+        try:
+            await self._board.beat(self.stats())
+        except QueueUnavailable as error:
+            log.warning("cannot publish statistics: %s", error.message)
+
+    def stats(self) -> ReplicaStats:
+        now, tokens = time.monotonic(), self.tokens_total
+        since, before = self._beaten
+        self._beaten = (now, tokens)
+        return ReplicaStats(
+            replica=self.options.replica_id,
+            model=self.options.model,
+            revision=self.options.revision,
+            pid=os.getpid(),
+            node=socket.gethostname(),
+            started=self._started,
+            updated=time.time(),
+            slots=self._slots,
+            running=len(self._held),
+            tokens_total=tokens,
+            tokens_per_second=round((tokens - before) / max(0.05, now - since), 1),
+            draining=not self._can_claim,
+        )
+
+    def _watch(self) -> None:
+        busy_since = self._thread.busy_since
+        limit = self.options.step_timeout_seconds
+        if busy_since is not None and time.monotonic() - busy_since > limit:
+            self._failed(Crash("EngineHung", f"The engine finished no step for {limit:g} seconds."))
+        elif (sentence := self._engine.health()) is not None:
+            self._failed(Crash("EngineUnhealthy", sentence))
+
+    # -- ending -----------------------------------------------------------------------------------
+
+    def _failed(self, crash: Crash) -> None:
+        if self.failure is not None:
+            return
+        log.error("replica ends: %s: %s", crash.reason, crash.message)
+        self._can_claim = False
+        self.failure = crash
+        self._last_words = asyncio.get_running_loop().create_task(self._say_last_words(crash))
+
+    async def _say_last_words(self, crash: Crash) -> None:
+        """Hand everything over and say why; Redis may be away, so within a bound. Where it is, the leases
+        expire, which comes to the same."""
+        reason = f"{crash.reason}: {crash.message}"
+
+        async def say() -> None:
+            await self._outbox.flush(LAST_WORDS_SECONDS / 2)
+            if self._claiming is not None:
+                await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
+            await self._queue.fault(self._leases(), reason)
+            await self._board.report(self._failure_report(crash))
+            await self._board.gone(self.stats())
+
+        try:
+            await _bounded(say(), LAST_WORDS_SECONDS)
+        except QueueUnavailable as error:
+            log.warning("could not hand over: %s", error.message)
+        finally:
+            if not self.ended.done():
+                self.ended.set_result(crash)
+
+    async def _hand_back_all(self) -> None:
+        leases = self._leases()
+        for request_id, _ in leases:
+            if not self._held[request_id].is_finished:
+                self._thread.abort(request_id)
+        flushed = await self._outbox.flush(LAST_WORDS_SECONDS)
+        remaining = self._leases()
+        if not remaining:
+            return
+        log.info("handing back %d requests (%s)", len(remaining), "drained" if flushed else "Redis is slow")
+        try:
+            await self._queue.hand_back(remaining, "Draining")
+        except QueueUnavailable as error:
+            log.warning("could not hand back, the leases will expire: %s", error.message)
+
+    async def _close(self) -> None:
+        tasks = [task for task in (self._ticking, *self._side_tasks.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._outbox.close()
+        await self._thread.close(patience_seconds=5.0)
+        try:
+            await self._queue.close()
+            await self._board.gone(self.stats())
+        except QueueUnavailable as error:
+            log.warning("left without a word: %s", error.message)
+
+    # -- reports ----------------------------------------------------------------------------------
+
+    def _proof(self, loaded: LoadReport, seconds: float) -> RevisionReport:
+        return RevisionReport(
+            model=self.options.model,
+            revision=self.options.revision,
+            at=time.time(),
+            proved=True,
+            notes=list(loaded.notes),
+            load_seconds=round(seconds, 3),
+            weights_bytes=loaded.weights_bytes,
+            kv_bytes_per_token=loaded.kv_bytes_per_token,
+            slots=loaded.slots,
+            context_length=loaded.context_length,
+            precision=loaded.precision,
+            device=loaded.device,
+        )
+
+    def _failure_report(self, failure: Crash | EngineLoadError) -> RevisionReport:
+        """A replica that once served keeps its revision's proof; the reason then says why it ended."""
+        if self._report is not None:
+            values = {name: getattr(self._report, name) for name in self._report.__struct_fields__}
+            values.update(at=time.time(), reason=failure.reason, message=failure.message)
+            return RevisionReport(**values)
+        return RevisionReport(
+            model=self.options.model,
+            revision=self.options.revision,
+            at=time.time(),
+            proved=False,
+            reason=failure.reason,
+            message=failure.message,
+        )
+
+
+def _load_failure(error: Exception) -> EngineLoadError:
+    if isinstance(error, EngineLoadError):
+        return error
+    crash = describe_crash(error)
+    reason = crash.reason if crash.reason == "OutOfMemory" else "LoadFailed"
+    return EngineLoadError(reason, f"The model did not load: {type(error).__name__}: {error}")
+
+
+async def _bounded(work: Awaitable[object], seconds: float) -> bool:
+    """Await `work` for at most `seconds`; False where that was not enough."""
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _persist(
+    work: Callable[..., Awaitable[None]], *arguments: object, patience_seconds: float = math.inf
+) -> None:
+    """Do what a replica cannot start (or end) without, however long Redis is away, up to a patience."""
+    give_up = time.monotonic() + patience_seconds
+    while True:
+        try:
+            await work(*arguments)
+            return
+        except QueueUnavailable as error:
+            log.warning("waiting for Redis: %s", error.message)
+            if time.monotonic() >= give_up:
+                return
+            await asyncio.sleep(RETRY_SECONDS)

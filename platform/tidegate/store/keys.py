@@ -1,0 +1,102 @@
+"""API keys. Redis holds the SHA-256 of each secret; the secret itself is shown once, when it is made.
+
+A secret carries 256 random bits, so a plain digest cannot be guessed back and needs no slow hash.
+Implements `tidegate.gateway.ports.KeyRing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Collection
+from dataclasses import replace
+
+import msgspec
+
+from tidegate.errors import ConfigError
+from tidegate.gateway.ports import Key
+from tidegate.store import names
+from tidegate.store.connection import Connection
+from tidegate.store.follower import Follower
+
+SECRET_PREFIX = "tg-"  # noqa: S105 - what a secret starts with
+SHOWN_CHARACTERS = 8
+
+_encode = msgspec.json.Encoder().encode
+_key = msgspec.json.Decoder(Key)
+
+
+class Keys:
+    """Uses `connection`, which its owner opens and closes."""
+
+    def __init__(self, connection: Connection, *, key_prefix: str) -> None:
+        self._connection = connection
+        self._name = names.prefix(key_prefix) + "keys"
+        self._channel = names.change_channel(key_prefix, "keys")
+        self._by_digest: dict[str, Key] = {}
+        self._follower = Follower(connection, self._channel, self._load)
+
+    async def start(self) -> None:
+        """Load the keys and follow their changes from now on. Raises `QueueUnavailable`."""
+        await self._follower.start()
+
+    async def close(self) -> None:
+        await self._follower.close()
+
+    def find(self, secret: str) -> Key | None:
+        """The unrevoked key with this secret, in the snapshot that `start` keeps."""
+        key = self._by_digest.get(digest(secret))
+        return key if key is not None and key.revoked is None else None
+
+    async def create(
+        self, name: str, tenant: str = "default", *, now: float | None = None
+    ) -> tuple[Key, str]:
+        """A new key and its secret, which nothing can show again."""
+        secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+        key = Key(
+            id="key_" + secrets.token_hex(6),
+            name=name,
+            tenant=tenant,
+            created=time.time() if now is None else now,
+            prefix=secret[:SHOWN_CHARACTERS],
+        )
+        await self._write(digest(secret), key)
+        return key, secret
+
+    async def list(self) -> list[Key]:
+        """All keys, revoked ones too, oldest first."""
+        return sorted((await self._read()).values(), key=lambda key: key.created)
+
+    async def revoke(self, key_id: str, *, now: float | None = None) -> Key:
+        """End a key; gateways refuse it as soon as the message reaches them. Raises `ConfigError` where no
+        key has this id."""
+        for hashed, key in (await self._read()).items():
+            if key.id == key_id:
+                revoked = key if key.revoked else replace(key, revoked=time.time() if now is None else now)
+                await self._write(hashed, revoked)
+                return revoked
+        raise ConfigError(f"No key has the id {key_id!r}; `tidegate keys list` shows them.")
+
+    async def _write(self, hashed: str, key: Key) -> None:
+        await self._connection.call("HSET", self._name, hashed, _encode(key), repeat=True)
+        await self._connection.call("PUBLISH", self._channel, hashed, repeat=True)
+
+    async def _read(self) -> dict[str, Key]:
+        found = await self._connection.call("HGETALL", self._name, repeat=True)
+        return {hashed.decode(): _key.decode(text) for hashed, text in found.items()}
+
+    async def _load(self, changed: Collection[str] | None) -> None:
+        if changed is None:
+            self._by_digest = await self._read()
+            return
+        for hashed in changed:
+            text = await self._connection.call("HGET", self._name, hashed, repeat=True)
+            if text is None:
+                self._by_digest.pop(hashed, None)
+            else:
+                self._by_digest[hashed] = _key.decode(text)
+
+
+def digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,77 @@
+-- ARGV: queue, replica, number of this claim, most, lease seconds, result ttl, seconds to keep the replica's record
+-- Returns {attempt, body, log} per leased request.
+local queue, replica, number, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local lease_seconds, ttl, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local now = server_time()
+local waiting, suspects = P .. 'waiting:' .. queue, P .. 'suspects:' .. queue
+local record = P .. 'replica:' .. replica
+local h = call('HMGET', record, 'number', 'claimed', 'suspect')
+
+local function log_of(id, attempt)
+  return attempt > 1 and call('GET', P .. 'log:' .. id) or ''
+end
+
+if h[1] == number then -- the reply to this very claim was lost: give it again
+  local again = {}
+  for id in string.gmatch(h[2] or '', '%S+') do
+    local r = call('HMGET', P .. 'req:' .. id, 'state', 'replica', 'attempt', 'body')
+    if r[1] == 'running' and r[2] == replica then
+      again[#again + 1] = { tonumber(r[3]), r[4], log_of(id, tonumber(r[3])) }
+    end
+  end
+  return again
+end
+
+local suspect = h[3]
+if suspect then
+  local lease = unpack_lease(call('HGET', P .. 'held:' .. replica, suspect))
+  if not lease or not lease.suspect then
+    call('HDEL', record, 'suspect')
+    suspect = nil
+  end
+end
+
+local leased, ids = {}, {}
+
+-- Lease one request that was just taken off its set; past its deadline it expires instead.
+local function lease(id, is_suspect)
+  call('ZREM', P .. 'deadlines', id)
+  local f = read(id)
+  if not f or f.state ~= 'waiting' then return false end
+  if f.seq == 0 and f.deadline <= now then
+    end_from_outside(id, f, 'expired', 'expired', 'DeadlineExceeded',
+      'The request waited past its deadline and was not started.', ttl)
+    return false
+  end
+  local attempt = tonumber(f.attempt) + 1
+  call('HSET', P .. 'req:' .. id, 'state', 'running', 'attempt', attempt, 'mark', f.seq, 'replica', replica)
+  call('HSET', P .. 'held:' .. replica, id, pack_lease(attempt, f.seq, is_suspect, f.gateway))
+  call('ZADD', P .. 'leases', now + lease_seconds, id)
+  ids[#ids + 1] = id
+  leased[#leased + 1] = { attempt, call('HGET', P .. 'req:' .. id, 'body'), log_of(id, attempt) }
+  return true
+end
+
+while not suspect and #leased < most do
+  local front = call('ZRANGE', suspects, 0, 0, 'WITHSCORES')
+  local id, score = front[1], front[2]
+  if not id or call('ZCOUNT', waiting, '-inf', '(' .. score) >= most then break end
+  call('ZREM', suspects, id)
+  if lease(id, true) then
+    suspect = id
+    call('HSET', record, 'suspect', id)
+  end
+end
+
+while #leased < most do
+  local popped = call('ZPOPMIN', waiting, most - #leased)
+  if #popped == 0 then break end
+  for i = 1, #popped, 2 do lease(popped[i], false) end
+end
+
+if #leased > 0 then
+  call('HSET', record, 'number', number, 'claimed', table.concat(ids, ' '))
+  call('EXPIRE', record, keep)
+end
+flush(now)
+return leased

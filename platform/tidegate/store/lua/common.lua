@@ -1,0 +1,182 @@
+-- Shared by all scripts. KEYS[1] is the key prefix with its colon. Redis does not roll back a script that
+-- fails: every script checks before its first write. Counters and messages are gathered and written by
+-- flush(), the last thing a script does.
+local P = KEYS[1]
+local call = redis.call
+local DEATHS_TO_POISON, LOSSES_TO_SUSPECT = 2, 3
+local PRIORITY_BAND = 4398046511104 -- 2^42 submits fit into one band; +-1000 bands into a double
+
+local function server_time()
+  local t = call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+
+local tallies = { queue = {}, tenant = {} } -- name -> {requests, bytes}
+local total = { 0, 0 }
+local departures = {} -- queue -> running requests that ended in this script
+local outbox = {} -- gateway -> framed segments
+local wakes = {} -- queue -> true
+local drops = {} -- replica -> ids it must stop
+
+local function tally(queue, tenant, requests, bytes)
+  local q = tallies.queue[queue]
+  if not q then q = { 0, 0 }; tallies.queue[queue] = q end
+  local t = tallies.tenant[tenant]
+  if not t then t = { 0, 0 }; tallies.tenant[tenant] = t end
+  q[1] = q[1] + requests; q[2] = q[2] + bytes
+  t[1] = t[1] + requests; t[2] = t[2] + bytes
+  total[1] = total[1] + requests; total[2] = total[2] + bytes
+end
+
+local function post(gateway, framed)
+  local box = outbox[gateway]
+  if box then box[#box + 1] = framed else outbox[gateway] = { framed } end
+end
+
+-- Smoothed time between two departures while requests waited; n that leave together share the time.
+local function note_departures(queue, n, now)
+  local key = P .. 'queue:' .. queue
+  if call('ZCARD', P .. 'waiting:' .. queue) + call('ZCARD', P .. 'suspects:' .. queue) == 0 then
+    call('HDEL', key, 'departed') -- time from here on says nothing about the drain
+    return
+  end
+  local h = call('HMGET', key, 'departed', 'drain')
+  if h[1] then
+    local each = (now - tonumber(h[1])) / n
+    local old = tonumber(h[2] or 0)
+    if old > 0 then each = old + (1 - 0.9 ^ n) * (each - old) end
+    call('HSET', key, 'departed', now, 'drain', each)
+  else
+    call('HSET', key, 'departed', now)
+  end
+end
+
+local function flush(now)
+  for queue, n in pairs(departures) do note_departures(queue, n, now) end
+  for queue, t in pairs(tallies.queue) do
+    local key = P .. 'queue:' .. queue
+    local left = call('HINCRBY', key, 'requests', t[1])
+    call('HINCRBY', key, 'bytes', t[2])
+    if left <= 0 and call('HEXISTS', key, 'gone') == 1 then call('DEL', key) end
+  end
+  for tenant, t in pairs(tallies.tenant) do
+    local key = P .. 'tenant:' .. tenant
+    local left = call('HINCRBY', key, 'requests', t[1])
+    call('HINCRBY', key, 'bytes', t[2])
+    if left <= 0 then call('DEL', key) end
+  end
+  if total[1] ~= 0 then
+    call('HINCRBY', P .. 'total', 'requests', total[1])
+    call('HINCRBY', P .. 'total', 'bytes', total[2])
+  end
+  for gateway, frames in pairs(outbox) do
+    call('PUBLISH', P .. 'gw:' .. gateway, table.concat(frames))
+  end
+  for replica, ids in pairs(drops) do
+    call('PUBLISH', P .. 'rep:' .. replica, table.concat(ids, ' '))
+  end
+  for queue in pairs(wakes) do call('PUBLISH', P .. 'wake:' .. queue, '') end
+end
+
+-- The last segment of a request that ends here and not in an engine: messages.Segment, framed.
+local function final_segment(id, seq, reason, code, message)
+  local body = cmsgpack.pack({ id, seq, {}, '', {}, 0, { reason, code, message, 0, 0 } })
+  return struct.pack('>I4', #body) .. body
+end
+
+-- Into a terminal state: everything that makes a request count or appear anywhere goes.
+local function settle(id, state, f, ttl)
+  local key = P .. 'req:' .. id
+  call('HDEL', key, 'body')
+  call('HSET', key, 'state', state)
+  call('EXPIRE', key, ttl)
+  call('EXPIRE', P .. 'log:' .. id, ttl)
+  call('SREM', P .. 'open:' .. f.gateway, id)
+  tally(f.queue, f.tenant, -1, -f.bytes)
+end
+
+-- What changes with every token of a running request stands in its replica's hash, so that an engine step
+-- reads and writes the leases of its whole batch with one command each.
+local function pack_lease(attempt, seq, is_suspect, gateway)
+  return attempt .. ' ' .. seq .. (is_suspect and ' 1 ' or ' 0 ') .. gateway
+end
+
+local function unpack_lease(record)
+  if not record then return false end
+  local attempt, seq, suspect, gateway = string.match(record, '^(%d+) (%d+) (%d) (.*)$')
+  return { attempt = attempt, seq = tonumber(seq), suspect = suspect == '1', gateway = gateway }
+end
+
+local function read(id)
+  local r = call('HMGET', P .. 'req:' .. id, 'state', 'queue', 'tenant', 'gateway', 'bytes', 'attempt', 'seq',
+    'mark', 'replica', 'score', 'deadline', 'deaths', 'losses')
+  if not r[1] then return nil end
+  local f = { state = r[1], queue = r[2], tenant = r[3], gateway = r[4], bytes = tonumber(r[5]), attempt = r[6],
+    seq = tonumber(r[7]), mark = tonumber(r[8] or 0), replica = r[9], score = r[10],
+    deadline = tonumber(r[11]), deaths = tonumber(r[12] or 0), losses = tonumber(r[13] or 0) }
+  if f.state == 'running' then
+    local lease = unpack_lease(call('HGET', P .. 'held:' .. f.replica, id))
+    if lease then f.seq = lease.seq end
+  end
+  return f
+end
+
+local function end_lease(id, f)
+  call('ZREM', P .. 'leases', id)
+  call('HDEL', P .. 'held:' .. f.replica, id)
+end
+
+-- The suspect of a living replica did no harm; the replica may take the next one.
+local function clear_suspect(id, f)
+  local key = P .. 'replica:' .. f.replica
+  if call('HGET', key, 'suspect') == id then call('HDEL', key, 'suspect') end
+  if call('ZCARD', P .. 'suspects:' .. f.queue) > 0 then wakes[f.queue] = true end
+end
+
+-- End a waiting or running request from outside its engine. `-` as attempt: no later write can be current.
+local function end_from_outside(id, f, state, reason, code, message, ttl)
+  local framed = final_segment(id, f.seq, reason, code, message)
+  call('APPEND', P .. 'log:' .. id, framed)
+  call('HSET', P .. 'req:' .. id, 'attempt', '-', 'seq', f.seq + 1)
+  if f.state == 'running' then
+    -- The replica's suspect stays noted: if the replica is dead, it still answers for its other requests.
+    -- A living replica's next claim finds it ended.
+    end_lease(id, f)
+    departures[f.queue] = (departures[f.queue] or 0) + 1
+    local told = drops[f.replica]
+    if told then told[#told + 1] = id else drops[f.replica] = { id } end
+  else
+    call('ZREM', P .. 'waiting:' .. f.queue, id)
+    call('ZREM', P .. 'suspects:' .. f.queue, id)
+    call('ZREM', P .. 'deadlines', id)
+  end
+  settle(id, state, f, ttl)
+  post(f.gateway, framed)
+end
+
+-- A running request goes back to its old place. One that has emitted reached its engine in time: it has no
+-- deadline any more.
+local function requeue(id, f)
+  end_lease(id, f)
+  call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'seq', f.seq)
+  local is_suspect = f.deaths >= 1 or f.losses >= LOSSES_TO_SUSPECT
+  call('ZADD', P .. (is_suspect and 'suspects:' or 'waiting:') .. f.queue, f.score, id)
+  if f.seq == 0 then call('ZADD', P .. 'deadlines', f.deadline, id) end
+  wakes[f.queue] = true
+end
+
+-- The replica of a running request is lost. See the essay in store/queue.py for who is blamed.
+local function lose(id, f, why, ttl)
+  local suspect = call('HGET', P .. 'replica:' .. f.replica, 'suspect')
+  local is_blamed
+  if suspect then is_blamed = suspect == id else is_blamed = f.seq == f.mark end
+  f.losses = f.losses + 1
+  if is_blamed then f.deaths = f.deaths + 1 end
+  call('HSET', P .. 'req:' .. id, 'deaths', f.deaths, 'losses', f.losses)
+  if f.deaths >= DEATHS_TO_POISON then
+    end_from_outside(id, f, 'failed', 'error', 'PoisonRequest',
+      'The request ended ' .. f.deaths .. ' replicas that worked on it (' .. why .. '); it is not tried again.', ttl)
+  else
+    requeue(id, f)
+  end
+end

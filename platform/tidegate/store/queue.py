@@ -1,0 +1,74 @@
+"""The queue of requests in Redis: what it promises and why its steps may interleave as they like.
+
+Who runs where
+    Gateways submit, cancel and receive (`GatewayQueue`); replicas claim, emit, renew and give back
+    (`ReplicaQueue`); both sweep (`Sweeper`); autoscalers and people look (`QueueDepths`). Every step that
+    touches more than one key is one Lua script. Redis runs one script at a time, so scripts never interleave;
+    what interleaves is processes between their scripts. A script checks before its first write, because
+    Redis does not undo what a failing script wrote.
+
+Where things are ({prefix}: in front of each)
+    req:{id}            hash     the request: state, queue, tenant, gateway, bytes, attempt, seq, body, ...
+    log:{id}            string   its framed segments, end to end: the truth about what was generated
+    waiting:{queue}     zset     id by score = submit order minus priority bands
+    suspects:{queue}    zset     the same for waiting requests that may have killed a replica
+    leases              zset     running id by expiry      deadlines  zset  waiting id by deadline
+    held:{replica}      hash     running id to "attempt seq suspect gateway", what changes with every token
+    queue:{queue}, tenant:{tenant}, total   hash   requests and bytes, waiting and running together; drain
+    open:{gateway}      set      unfinished ids            gateways   zset  gateway by last heartbeat
+    replica:{replica}   hash     its last claim, its suspect          swept  hash  the last sweep
+    gw:{gateway}, rep:{replica}, wake:{queue}, changed:{what}   channels
+
+States
+    waiting -> running -> done | failed | cancelled | expired, and running -> waiting where an attempt ends
+    without a result. Only scripts move a request; a terminal state is never left, and reaching it takes the
+    request off every set and counter in the same step. A final segment, also one that Lua writes, ends the
+    log; the hash and the log stay for the result's time to live.
+
+Attempts
+    `attempt` counts claims. A write names the attempt it belongs to, and only the current attempt of a
+    running request may write; the id of any other is returned as stale. So a worker that was stopped, lost
+    its lease and wakes up cannot write (Q8), and a cancelled request has no current attempt at all.
+    `seq` numbers segments across attempts. A segment whose number was written is accepted and not written
+    again, so an emit whose reply was lost may be repeated; one that skips a number proves that Redis lost
+    writes in a restart, and sends the request to another attempt that continues from the log.
+
+Repeats
+    Where a connection breaks, nobody knows whether the script in flight ran. All may be repeated: submit
+    finds its ids, claim carries a number and gets the same answer again, the others change nothing twice.
+
+Waking
+    A submit publishes on wake:{queue} only if nothing waited before it. That suffices: a replica with a
+    free slot claims until a claim returns less than it asked for, that is, until it saw the set empty; every
+    request after that moment either makes the set non-empty (and a message goes out) or joins one that did
+    so after that moment (and the message is already on its way). A replica without a free slot claims when
+    one becomes free, whatever it was told. Subscribing comes before the first claim. Giving back and
+    expiry of a lease always publish. Messages get lost only with a connection, and each reconnect counts as
+    a message; a sweep, once a second, looks again.
+
+Delivery
+    A channel message is the fast path, the log is the truth. A gateway that misses a message sees a gap in
+    `seq` or a reconnect, and replays the log. Messages to one gateway keep the order in which scripts ran.
+
+Death and poison
+    A lease that expires, or a `fault`, counts as a death of the request if that attempt emitted nothing new.
+    After one death the request is a suspect. A replica holds at most one suspect, and if it dies holding
+    one, only that one is blamed; so the innocents of a batch that a poison request took down are cleared
+    one by one, by their first new segment, and the second death ends the poison as `failed`, PoisonRequest.
+    A request that lost three replicas after emitting (a poison further down its stream) is a suspect too,
+    and only its end clears it. The note of a replica's suspect outlives the suspect's own judgement, because
+    the other leases of the dead replica may be judged later.
+
+Time
+    Leases, deadlines and heartbeats are kept in the server's time; a submit carries its sender's clock, so
+    that a deadline means the same span on both. A deadline is for waiting: a request that has emitted is
+    continued whatever the hour. After a pause without sweeps nobody is taken for dead for some seconds,
+    because while Redis was away nobody could renew.
+"""
+
+from tidegate.store.depths import QueueDepths
+from tidegate.store.gateway_queue import GatewayQueue
+from tidegate.store.replica_queue import ReplicaQueue
+from tidegate.store.sweeper import Sweeper, SweepTimes
+
+__all__ = ["GatewayQueue", "QueueDepths", "ReplicaQueue", "SweepTimes", "Sweeper"]

@@ -1,0 +1,142 @@
+"""Models, proofs of their revisions, and the replicas that are alive, as Redis holds them.
+
+Written by the control loop (models) and by replicas (reports, statistics); read by gateways, the control loop
+and the CLI. Implements `tidegate.gateway.ports.ModelRegistry` and `tidegate.serving.ports.ReplicaBoard`.
+
+    {prefix}:models   hash  name -> ModelEntry          {prefix}:stats  hash  replica -> ReplicaStats
+    {prefix}:reports  hash  queue -> RevisionReport     {prefix}:beats  zset  replica -> when it falls silent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.store import names, scripts
+from tidegate.store.connection import Connection
+from tidegate.store.follower import Follower
+
+LISTED_SECONDS = 6.0  # after its last beat
+MOST_CANCELLED_PER_STEP = 200
+
+_encode = msgspec.json.Encoder().encode
+_entry = msgspec.json.Decoder(ModelEntry)
+_report = msgspec.json.Decoder(RevisionReport)
+_stats = msgspec.json.Decoder(ReplicaStats)
+
+
+class Registry:
+    """Uses `connection`, which its owner opens and closes. `changed` is called after each change of the
+    snapshot."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        key_prefix: str,
+        result_ttl_seconds: float = 60.0,
+        changed: Callable[[], None] | None = None,
+    ) -> None:
+        self._connection = connection
+        self._prefix = names.prefix(key_prefix)
+        self._channel = names.change_channel(key_prefix, "models")
+        self._ttl_seconds = max(1, round(result_ttl_seconds))
+        self._changed = changed
+        self._models: dict[str, ModelEntry] = {}
+        self._follower = Follower(connection, self._channel, self._load)
+
+    async def start(self) -> None:
+        """Load the models and follow their changes from now on. Raises `QueueUnavailable`."""
+        await self._follower.start()
+
+    async def close(self) -> None:
+        await self._follower.close()
+
+    def models(self) -> Mapping[str, ModelEntry]:
+        """The snapshot that `start` keeps."""
+        return MappingProxyType(self._models)
+
+    async def read_models(self) -> dict[str, ModelEntry]:
+        """All models, read now."""
+        found = await self._connection.call("HGETALL", self._prefix + "models", repeat=True)
+        return {name.decode(): _entry.decode(text) for name, text in found.items()}
+
+    async def put_model(self, entry: ModelEntry) -> None:
+        await self._connection.call("HSET", self._prefix + "models", entry.name, _encode(entry), repeat=True)
+        await self._publish(entry.name)
+
+    async def delete_model(self, name: str, message: str = "") -> None:
+        """Forget a model, its reports and its queues. Waiting requests are cancelled with `message`; running
+        ones finish where their replica lets them."""
+        text = await self._connection.call("HGET", self._prefix + "models", name, repeat=True)
+        await self._connection.call("HDEL", self._prefix + "models", name, repeat=True)
+        await self._publish(name)
+        known = await self._connection.call("HKEYS", self._prefix + "reports", repeat=True)
+        revisions = {
+            queue.decode().rpartition("--")[2]
+            for queue in known
+            if queue.decode().rpartition("--")[0] == name
+        }
+        if text is not None:
+            revisions.update(_entry.decode(text).revisions)
+        for revision in revisions:
+            await self.drop_revision(name, revision, message or f"The model {name!r} was removed.")
+
+    async def drop_revision(self, model: str, revision: str, message: str) -> None:
+        """Forget one revision's report and queue. Its waiting requests are cancelled with `message`."""
+        queue = names.queue_name(model, revision)
+        await self._connection.call("HDEL", self._prefix + "reports", queue, repeat=True)
+        while await self._connection.run(
+            scripts.DROP,
+            self._prefix,
+            queue,
+            "ModelRemoved",
+            message,
+            self._ttl_seconds,
+            MOST_CANCELLED_PER_STEP,
+            repeat=True,
+        ):
+            continue  # a long queue goes in steps, so that none holds Redis up
+
+    async def reports(self) -> dict[tuple[str, str], RevisionReport]:
+        """The newest report of each (model, revision)."""
+        found = await self._connection.call("HVALS", self._prefix + "reports", repeat=True)
+        reports = [_report.decode(text) for text in found]
+        return {(report.model, report.revision): report for report in reports}
+
+    async def report(self, report: RevisionReport) -> None:
+        queue = names.queue_name(report.model, report.revision)
+        await self._connection.call("HSET", self._prefix + "reports", queue, _encode(report), repeat=True)
+
+    async def replicas(self) -> list[ReplicaStats]:
+        """The replicas that have beaten within the last seconds, by name."""
+        found = await self._connection.run(scripts.BEATING, self._prefix, repeat=True)
+        return sorted((_stats.decode(text) for text in found), key=lambda stats: stats.replica)
+
+    async def beat(self, stats: ReplicaStats) -> None:
+        await self._connection.run(
+            scripts.BEAT, self._prefix, stats.replica, _encode(stats), LISTED_SECONDS, repeat=True
+        )
+
+    async def gone(self, stats: ReplicaStats) -> None:
+        await self._connection.run(scripts.BEAT, self._prefix, stats.replica, b"", 0, repeat=True)
+
+    async def _publish(self, name: str) -> None:
+        await self._connection.call("PUBLISH", self._channel, name, repeat=True)
+
+    async def _load(self, changed: Collection[str] | None) -> None:
+        if changed is None:
+            self._models = await self.read_models()
+        else:
+            asked = sorted(changed)
+            texts = await self._connection.call("HMGET", self._prefix + "models", *asked, repeat=True)
+            models = {name: entry for name, entry in self._models.items() if name not in changed}
+            for name, text in zip(asked, texts, strict=True):
+                if text is not None:
+                    models[name] = _entry.decode(text)
+            self._models = models
+        if self._changed is not None:
+            self._changed()

@@ -1,0 +1,159 @@
+"""A gateway and replicas on one queue, and requests to send through it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidegate.gateway.ports import Accepted, Bounds
+from tidegate.messages import (
+    Claim,
+    Finish,
+    FinishReason,
+    QueueLimits,
+    Request,
+    Sampling,
+    Segment,
+    TextPrompt,
+)
+from tidegate.store.connection import Connection
+from tidegate.store.queue import GatewayQueue, ReplicaQueue, Sweeper, SweepTimes
+
+MODEL, REVISION = "m", "r1"
+QUEUE = f"{MODEL}--{REVISION}"
+# Tests sweep by hand: no timer changes anything while they look.
+BY_HAND = SweepTimes(
+    interval_seconds=3600, orphan_seconds=3600, result_ttl_seconds=60, pause_seconds=3600, grace_seconds=0
+)
+_ids = itertools.count()
+
+
+def bounds(**changes: Any) -> Bounds:
+    values: dict[str, Any] = {
+        "model": QueueLimits(),
+        "tenant_max_requests": 10_000,
+        "tenant_max_bytes": 1 << 30,
+        "total_max_requests": 10_000,
+        "total_max_bytes": 1 << 30,
+    }
+    return Bounds(**(values | changes))
+
+
+def a_request(**changes: Any) -> Request:
+    now = time.time()
+    values: dict[str, Any] = {
+        "id": f"cmpl-{next(_ids)}.0",
+        "tenant": "default",
+        "model": MODEL,
+        "revision": REVISION,
+        "gateway": "gw",
+        "created": now,
+        "deadline": now + 60,
+        "priority": 0,
+        "cost": 10,
+        "prompt": TextPrompt("hello"),
+        "sampling": Sampling(seed=1),
+    }
+    return Request(**(values | changes))
+
+
+def a_token(
+    request: Request | Claim | str, seq: int, text: str = "x", finish: FinishReason | None = None
+) -> Segment:
+    if isinstance(request, Claim):
+        request = request.request
+    request_id = request if isinstance(request, str) else request.id
+    return Segment(request_id, seq, [seq], text, finish=Finish(finish) if finish else None)
+
+
+@dataclass
+class Ear:
+    """What a gateway hears."""
+
+    segments: list[Segment] = field(default_factory=list)
+    losses: int = 0
+
+    def deliver(self, segments: list[Segment]) -> None:
+        self.segments += segments
+
+    def lost(self) -> None:
+        self.losses += 1
+
+    def of(self, request_id: str) -> list[Segment]:
+        return [segment for segment in self.segments if segment.request_id == request_id]
+
+    def finish_of(self, request_id: str) -> Finish | None:
+        return next((segment.finish for segment in self.of(request_id) if segment.finish), None)
+
+
+@dataclass
+class Worker:
+    """One replica's queue, and what it was told."""
+
+    queue: ReplicaQueue
+    wakes: int = 0
+    cancelled: list[str] = field(default_factory=list)
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+
+class Rig:
+    """Everything on one queue. Each gateway and replica has its own connection, as in real life."""
+
+    def __init__(self, url: str, key_prefix: str, stack: AsyncExitStack) -> None:
+        self.url = url
+        self.key_prefix = key_prefix
+        self._stack = stack
+        self._replicas = itertools.count()
+
+    async def connect(self) -> Connection:
+        return await self._stack.enter_async_context(Connection(self.url))
+
+    async def gateway(self, name: str = "gw", times: SweepTimes = BY_HAND) -> tuple[GatewayQueue, Ear]:
+        queue = GatewayQueue(await self.connect(), key_prefix=self.key_prefix, gateway_id=name, times=times)
+        ear = Ear()
+        await queue.start(ear.deliver, ear.lost)
+        self._stack.push_async_callback(queue.close)
+        return queue, ear
+
+    async def replica(
+        self,
+        *,
+        lease_seconds: float = 60.0,
+        model: str = MODEL,
+        revision: str = REVISION,
+        times: SweepTimes = BY_HAND,
+    ) -> Worker:
+        queue = ReplicaQueue(
+            await self.connect(),
+            key_prefix=self.key_prefix,
+            model=model,
+            revision=revision,
+            replica_id=f"replica-{next(self._replicas)}",
+            lease_seconds=lease_seconds,
+            times=times,
+        )
+        worker = Worker(queue)
+        await queue.start(worker.wake, worker.cancelled.append)
+        self._stack.push_async_callback(queue.close)
+        return worker
+
+    async def sweeper(self, times: SweepTimes = BY_HAND) -> Sweeper:
+        return Sweeper(await self.connect(), self.key_prefix + ":", times=times)
+
+
+@asynccontextmanager
+async def open_rig(url: str, key_prefix: str) -> AsyncIterator[Rig]:
+    async with AsyncExitStack() as stack:
+        yield Rig(url, key_prefix, stack)
+
+
+async def accept(queue: GatewayQueue, *requests: Request, limits: Bounds | None = None) -> Accepted:
+    outcome = await queue.submit(requests, limits or bounds())
+    assert isinstance(outcome, Accepted), outcome
+    return outcome

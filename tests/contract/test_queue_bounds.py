@@ -1,0 +1,117 @@
+"""Q3: bounds on requests and bytes, and Q5: deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from tests.contract.queue_rig import MODEL, REVISION, Rig, a_request, a_token, accept, bounds
+from tests.waiting import await_until
+
+from tidegate.gateway.ports import Accepted, Rejected
+from tidegate.messages import QueueLimits, TextPrompt, encode_request
+
+SIZE = len(encode_request(a_request()))
+
+
+@pytest.mark.parametrize(
+    ("limits", "bound", "unit", "limit"),
+    [
+        ({"model": QueueLimits(max_requests=2)}, "model", "requests", 2),
+        ({"model": QueueLimits(max_bytes=2 * SIZE + 50)}, "model", "bytes", 2 * SIZE + 50),
+        ({"tenant_max_requests": 2}, "tenant", "requests", 2),
+        ({"tenant_max_bytes": 2 * SIZE + 50}, "tenant", "bytes", 2 * SIZE + 50),
+        ({"total_max_requests": 2}, "total", "requests", 2),
+        ({"total_max_bytes": 2 * SIZE + 50}, "total", "bytes", 2 * SIZE + 50),
+    ],
+)
+async def test_each_bound_refuses_and_names_itself(
+    rig: Rig, limits: dict[str, Any], bound: str, unit: str, limit: int
+) -> None:
+    gateway, _ = await rig.gateway()
+    replica = await rig.replica()
+    for _ in range(2):
+        await accept(gateway, a_request(), limits=bounds(**limits))
+    [claim] = await replica.queue.claim(1)
+    refused = await gateway.submit([a_request()], bounds(**limits))
+    assert isinstance(refused, Rejected)
+    assert (refused.bound, refused.unit, refused.limit) == (bound, unit, limit)
+    assert (refused.depth.waiting, refused.depth.running) == (1, 1)
+    await replica.queue.emit([(1, a_token(claim, 0, finish="stop"))])
+    await accept(gateway, a_request(), limits=bounds(**limits))
+
+
+async def test_a_call_that_does_not_fit_whole_writes_nothing(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    limits = bounds(model=QueueLimits(max_requests=3))
+    assert isinstance(await gateway.submit([a_request() for _ in range(4)], limits), Rejected)
+    assert (await gateway.depth(MODEL, REVISION)).waiting == 0
+
+
+async def test_calls_of_one_group_are_judged_one_by_one(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    limits = bounds(model=QueueLimits(max_requests=5))
+    calls = [[a_request() for _ in range(n)] for n in (2, 4, 3, 1)]
+    outcomes = await asyncio.gather(*(gateway.submit(call, limits) for call in calls))
+    assert [type(outcome) for outcome in outcomes] == [Accepted, Rejected, Accepted, Rejected]
+    assert (await gateway.depth(MODEL, REVISION)).waiting == 5
+
+
+async def test_bounds_of_one_model_or_tenant_leave_others_alone(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    limits = bounds(model=QueueLimits(max_requests=1), tenant_max_requests=2)
+    await accept(gateway, a_request(), limits=limits)
+    await accept(gateway, a_request(model="other"), limits=limits)
+    assert isinstance(await gateway.submit([a_request(model="third")], limits), Rejected)
+    await accept(gateway, a_request(model="third", tenant="second"), limits=limits)
+
+
+async def test_a_request_past_its_deadline_never_reaches_an_engine(rig: Rig) -> None:
+    gateway, ear = await rig.gateway()
+    replica = await rig.replica()
+    late, fine = a_request(deadline=time.time() - 1), a_request()
+    await accept(gateway, late, fine)
+    assert [claim.request.id for claim in await replica.queue.claim(2)] == [fine.id]
+    finish = await await_until(lambda: ear.finish_of(late.id))
+    assert finish is not None
+    assert (finish.reason, finish.code) == ("expired", "DeadlineExceeded")
+
+
+async def test_a_sweep_expires_what_waits_too_long_without_any_replica(rig: Rig) -> None:
+    gateway, ear = await rig.gateway()
+    late, fine = a_request(deadline=time.time() + 0.05), a_request()
+    await accept(gateway, late, fine)
+    sweeper = await rig.sweeper()
+    await await_until(sweeper.sweep)
+    await await_until(lambda: ear.finish_of(late.id))
+    assert (await gateway.depth(MODEL, REVISION)).waiting == 1
+    assert ear.of(fine.id) == []
+
+
+async def test_a_running_request_has_no_deadline(rig: Rig) -> None:
+    gateway, ear = await rig.gateway()
+    replica = await rig.replica(lease_seconds=0.05)
+    request = a_request(deadline=time.time() + 0.3)
+    await accept(gateway, request)
+    await replica.queue.claim(1)
+    await replica.queue.emit([(1, a_token(request, 0))])
+    await await_until(lambda: time.time() > request.deadline)
+    sweeper = await rig.sweeper()
+    await sweeper.sweep()  # its lease is over, so it goes back; it has emitted, so it does not expire
+    [claim] = await replica.queue.claim(1)
+    assert claim.attempt == 2
+    assert ear.finish_of(request.id) is None
+
+
+async def test_a_deadline_is_a_span_whatever_the_gateways_clock_says(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, _ = await rig.gateway()
+    replica = await rig.replica()
+    an_hour_ago = time.time() - 3600
+    monkeypatch.setattr("tidegate.store.gateway_queue.time.time", lambda: an_hour_ago)
+    request = a_request(created=an_hour_ago, deadline=an_hour_ago + 60, prompt=TextPrompt("clock"))
+    await accept(gateway, request)
+    assert [claim.request for claim in await replica.queue.claim(1)] == [request]

@@ -1,0 +1,103 @@
+"""Requests for engines, and what comes back, for the tests of engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidegate.engines.base import Engine, StepOutput
+from tidegate.messages import (
+    ChatPrompt,
+    Finish,
+    Request,
+    Sampling,
+    Segment,
+    TextPrompt,
+    TokenLogprob,
+    TokenPrompt,
+)
+
+
+def a_request(request_id: str, prompt: str | list[int] | list[dict[str, Any]], **sampling: Any) -> Request:
+    """A request for text, token ids or chat messages. Greedy, and past end tokens, unless told otherwise."""
+    wanted = {"seed": 7, "temperature": 0.0, "ignore_eos": True, **sampling}
+    form: ChatPrompt | TextPrompt | TokenPrompt
+    if isinstance(prompt, str):
+        form = TextPrompt(prompt)
+    elif prompt and isinstance(prompt[0], dict):
+        form = ChatPrompt([item for item in prompt if isinstance(item, dict)])
+    else:
+        form = TokenPrompt([item for item in prompt if isinstance(item, int)])
+    return Request(request_id, "tenant", "tiny", "rev", "gateway", 0.0, 1e12, 0, 1, form, Sampling(**wanted))
+
+
+@dataclass
+class Result:
+    """All that an engine said about one request, and the same as the log of segments."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_tokens: int = 0
+    finish: Finish | None = None
+    log: list[Segment] = field(default_factory=list)
+
+    def take(self, output: StepOutput) -> None:
+        assert self.finish is None, "output after the finish"
+        self.tokens += output.token_ids
+        self.text += output.text
+        self.logprobs += output.logprobs
+        self.prompt_tokens = output.prompt_tokens
+        self.finish = output.finish
+        self.log.append(
+            Segment(
+                output.request_id,
+                len(self.log),
+                output.token_ids,
+                output.text,
+                output.logprobs,
+                output.prompt_tokens,
+                output.finish,
+            )
+        )
+
+
+def run(
+    engine: Engine,
+    requests: Sequence[Request],
+    *,
+    apart: int = 0,
+    most_steps: int = 2000,
+    logs: dict[str, list[Segment]] | None = None,
+) -> dict[str, Result]:
+    """Run `requests` to their end, each added `apart` steps after the one before."""
+    results = {request.id: Result() for request in requests}
+    waiting = list(requests)
+    for step in range(most_steps):
+        while waiting and (apart == 0 or step % apart == 0):
+            request = waiting.pop(0)
+            if (output := engine.add(request, (logs or {}).get(request.id, []))) is not None:
+                results[request.id].take(output)
+            if apart:
+                break
+        if not waiting and not engine.has_work():
+            return results
+        for output in engine.step():
+            results[output.request_id].take(output)
+    raise AssertionError(f"not finished after {most_steps} steps")
+
+
+def run_one(engine: Engine, request: Request, log: list[Segment] | None = None) -> Result:
+    return run(engine, [request], logs={request.id: log or []})[request.id]
+
+
+def run_steps(engine: Engine, request: Request, steps: int) -> Result:
+    """Run one request for a few steps, then abort it: what a killed replica leaves behind."""
+    result = Result()
+    assert engine.add(request, []) is None
+    for _ in range(steps):
+        for output in engine.step():
+            result.take(output)
+    engine.abort(request.id)
+    return result

@@ -1,0 +1,136 @@
+"""Keys, ids, limits, health and everything around generation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.integration.gateway.rig import CHAT, MODEL, Gateway, open_gateway
+from tests.redis_server import RedisServer
+from tests.waiting import await_until
+
+PATH = "/v1/chat/completions"
+KEYED = [("POST", PATH), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", f"/v1/models/{MODEL}")]
+OPEN = ["/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"]
+
+
+@pytest.mark.parametrize(("method", "path"), KEYED)
+async def test_a_key_is_needed(gateway: Gateway, method: str, path: str) -> None:
+    for authorization in (None, "Bearer", "Bearer tg-wrong", "Basic dTpw", f"Token {gateway.key}"):
+        headers = {} if authorization is None else {"authorization": authorization}
+        async with httpx.AsyncClient(base_url=gateway.address) as http:
+            response = await http.request(method, path, headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["x-request-id"]
+
+
+async def test_a_revoked_key_is_refused(gateway: Gateway) -> None:
+    assert (await gateway.http.get("/v1/models")).status_code == 200
+    await gateway.keys.revoke(gateway.key_id)
+    await await_until(lambda: gateway.keys.find(gateway.key) is None)
+    assert (await gateway.http.get("/v1/models")).status_code == 401
+
+
+@pytest.mark.parametrize("path", OPEN)
+async def test_what_is_open_needs_no_key(gateway: Gateway, path: str) -> None:
+    async with httpx.AsyncClient(base_url=gateway.address) as http:
+        response = await http.get(path)
+    assert response.status_code == 200
+    assert re.fullmatch(r"req_[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+async def test_the_clients_own_request_id_comes_back_where_it_is_sane(gateway: Gateway) -> None:
+    sane = await gateway.http.get("/livez", headers={"x-request-id": "trace-1/2:3"})
+    assert sane.headers["x-request-id"] == "trace-1/2:3"
+    odd = await gateway.http.get("/livez", headers={"x-request-id": "a b<script>"})
+    assert odd.headers["x-request-id"].startswith("req_")
+    refused = await gateway.post(PATH, {}, **{"x-request-id": "mine"})
+    assert (refused.status_code, refused.headers["x-request-id"]) == (400, "mine")
+
+
+async def test_unknown_routes_and_methods(gateway: Gateway) -> None:
+    missing = await gateway.http.get("/v1/nope")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_url")
+    wrong = await gateway.http.delete(PATH)
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_bodies_that_are_too_large(redis_url: str, key_prefix: str) -> None:
+    async with open_gateway(redis_url, key_prefix, max_body_bytes=2048) as gateway:
+        declared = await gateway.http.post(PATH, content=b"x" * 4096)
+        assert (declared.status_code, declared.json()["error"]["code"]) == (413, "request_too_large")
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(4):
+                yield b"x" * 1024
+
+        chunked = await gateway.http.post(PATH, content=pieces())
+        assert chunked.status_code == 413
+
+
+async def test_bodies_that_are_no_json(gateway: Gateway) -> None:
+    broken = await gateway.http.post(PATH, content=b'{"model": nope}')
+    assert broken.status_code == 400
+    assert "byte 1" in broken.json()["error"]["message"]
+    tolerated = await gateway.http.post(PATH, content=b"[1]", headers={"content-type": "text/plain"})
+    assert tolerated.status_code == 400
+
+
+async def test_metrics_count_what_happened(gateway: Gateway) -> None:
+    for stream in (False, True):
+        call = asyncio.create_task(gateway.post(PATH, CHAT | {"stream": stream}))
+        await gateway.replica.answer("a", "b")
+        assert (await call).status_code == 200
+    await gateway.post(PATH, CHAT | {"model": "nope"})
+    text = (await gateway.http.get("/metrics")).text
+    assert f'tidegate_requests_total{{model="{MODEL}",outcome="ok"}} 2.0' in text
+    assert 'tidegate_requests_total{model="-",outcome="ModelNotFound"} 1.0' in text
+    assert f'gen_ai_server_time_to_first_token_seconds_count{{gen_ai_request_model="{MODEL}"}} 1.0' in text
+    assert f'gen_ai_server_request_duration_seconds_count{{gen_ai_request_model="{MODEL}"}} 2.0' in text
+    assert f'tidegate_generation_tokens_total{{model="{MODEL}"}} 4.0' in text
+    assert f'tidegate_num_requests_waiting{{model="{MODEL}",revision="0123456789"}} 0.0' in text
+    assert "tidegate_gateway_open_requests 0.0" in text
+
+
+async def test_without_redis_the_gateway_says_what_is_missing(
+    own_redis: RedisServer, key_prefix: str
+) -> None:
+    async with open_gateway(own_redis.url, key_prefix) as gateway:
+        assert (await gateway.http.get("/readyz")).json() == {"ready": True, "missing": []}
+        own_redis.kill()
+        not_ready = await gateway.http.get("/readyz")
+        assert not_ready.status_code == 503
+        assert [item["what"] for item in not_ready.json()["missing"]] == ["redis"]
+        refused = await gateway.post(PATH, CHAT)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_unavailable")
+        assert (await gateway.http.get("/livez")).status_code == 200
+        assert (await gateway.http.get("/metrics")).status_code == 200
+        own_redis.start()
+
+        async def is_ready() -> bool:
+            return (await gateway.http.get("/readyz")).status_code == 200
+
+        assert await await_until(is_ready)
+
+
+async def test_the_docs_page_needs_nothing_from_outside(gateway: Gateway) -> None:
+    page = (await gateway.http.get("/docs")).text
+    outside = re.findall(r"(?:src|href)=[\"']?(?!#|/openapi\.json)([^\"'> ]+)", page)
+    assert outside == []
+    assert "<script" not in page and "@import" not in page and "url(" not in page
+    assert "/v1/chat/completions" in page and "temperature" in page
+
+
+async def test_no_auth_serves_without_keys(redis_url: str, key_prefix: str) -> None:
+    async with (
+        open_gateway(redis_url, key_prefix, no_auth=True) as gateway,
+        httpx.AsyncClient(base_url=gateway.address) as http,
+    ):
+        assert (await http.get("/v1/models")).status_code == 200

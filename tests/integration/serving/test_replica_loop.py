@@ -1,0 +1,205 @@
+"""A replica's loop on a real queue, with the simulated engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.integration.serving.rig import (
+    MODEL,
+    REVISION,
+    Ear,
+    a_request,
+    heard_from,
+    open_ear,
+    open_replica,
+    undisturbed,
+)
+from tests.waiting import await_until
+from tidegate.engines.base import EngineLoadError
+from tidegate.messages import Sampling
+from tidegate.store.connection import Connection
+from tidegate.store.registry import Registry
+
+
+@pytest.fixture
+async def ear(redis_url: str, key_prefix: str) -> AsyncIterator[Ear]:
+    async with open_ear(redis_url, key_prefix) as ear:
+        yield ear
+
+
+async def test_answers_are_complete_in_order_and_exact(ear: Ear, redis_url: str, key_prefix: str) -> None:
+    requests = [a_request(f"prompt {number}", max_tokens=5 + number % 30) for number in range(60)]
+    async with open_replica(redis_url, key_prefix, slots=8):
+        await ear.submit(*requests)
+        finishes = await ear.ended(*requests)
+    for request, finish in zip(requests, finishes, strict=True):
+        assert await ear.text(request.id) == undisturbed(request)
+        assert finish.reason == "length"
+        assert finish.completion_tokens == request.sampling.max_tokens
+
+
+async def test_requests_that_waited_before_the_replica_came_are_served(
+    ear: Ear, redis_url: str, key_prefix: str
+) -> None:
+    request = a_request()
+    await ear.submit(request)
+    async with open_replica(redis_url, key_prefix):
+        assert [finish.reason for finish in await ear.ended(request)] == ["length"]
+
+
+async def test_a_stop_string_and_an_end_of_answer_end_with_stop(
+    ear: Ear, redis_url: str, key_prefix: str
+) -> None:
+    plain = a_request(max_tokens=40)
+    words = undisturbed(plain).split()
+    stopped = a_request(sampling=Sampling(seed=7, max_tokens=40, stop=(" " + words[10],)))
+    natural = a_request(max_tokens=None)
+    async with open_replica(redis_url, key_prefix, engine_args={"answer_tokens": 6}):
+        await ear.submit(stopped, natural)
+        finishes = await ear.ended(stopped, natural)
+    assert [finish.reason for finish in finishes] == ["stop", "stop"]
+    assert await ear.text(stopped.id) == "".join(f" {word}" for word in words[:10])
+
+
+async def test_no_more_is_claimed_than_slots_and_what_ends_next(
+    ear: Ear, redis_url: str, key_prefix: str
+) -> None:
+    requests = [a_request(max_tokens=2000) for _ in range(10)]
+    async with open_replica(redis_url, key_prefix, slots=3, drain_seconds=0.01) as replica:
+        await ear.submit(*requests)
+        await await_until(lambda: replica.loop.held_count() == 3)
+        await heard_from(ear, requests[0], 20)
+        assert replica.loop.held_count() == 3
+        depth = await ear.queue.depth(MODEL, REVISION)
+        assert (depth.waiting, depth.running) == (7, 3)
+
+
+async def test_cancel_frees_the_slot_for_the_next(ear: Ear, redis_url: str, key_prefix: str) -> None:
+    endless, following = a_request(max_tokens=4000), a_request(max_tokens=3)
+    async with open_replica(redis_url, key_prefix, slots=1):
+        await ear.submit(endless)
+        await heard_from(ear, endless, 3)
+        await ear.submit(following)
+        await ear.queue.cancel([endless.id], "the client left")
+        cancelled, served = await ear.ended(endless, following)
+    assert (cancelled.reason, served.reason) == ("cancelled", "length")
+    assert ear.tokens_of(endless) < 4000
+
+
+async def test_draining_hands_back_and_another_continues_the_same_stream(
+    ear: Ear, redis_url: str, key_prefix: str
+) -> None:
+    request = a_request(max_tokens=400)
+    async with open_replica(redis_url, key_prefix, drain_seconds=0.01):
+        await ear.submit(request)
+        await heard_from(ear, request, 5)
+    assert request.id not in ear.finished
+    depth = await ear.queue.depth(MODEL, REVISION)
+    assert (depth.waiting, depth.running) == (1, 0)
+    async with open_replica(redis_url, key_prefix):
+        await ear.ended(request)
+    assert await ear.text(request.id) == undisturbed(request)
+
+
+async def test_draining_lets_what_runs_finish(ear: Ear, redis_url: str, key_prefix: str) -> None:
+    request = a_request(max_tokens=50)
+    async with open_replica(redis_url, key_prefix, drain_seconds=20.0):
+        await ear.submit(request)
+        await heard_from(ear, request, 1)
+    assert [finish.reason for finish in await ear.ended(request)] == ["length"]
+
+
+async def test_a_request_that_cannot_run_ends_alone(ear: Ear, redis_url: str, key_prefix: str) -> None:
+    too_long, good = a_request("x" * 200_000), a_request()
+    async with open_replica(redis_url, key_prefix):
+        await ear.submit(too_long, good)
+        refused, served = await ear.ended(too_long, good)
+    assert (refused.reason, refused.code) == ("error", "ContextLengthExceeded")
+    assert served.reason == "length"
+
+
+async def test_an_engine_that_crashes_hands_over_and_says_why(
+    ear: Ear, connection: Connection, redis_url: str, key_prefix: str
+) -> None:
+    innocent, poison = a_request(max_tokens=300), a_request("boom", max_tokens=10)
+    fault = {"test_fault": {"marker": "boom", "kind": "crash", "at_token": 2}}
+    async with open_replica(redis_url, key_prefix, engine_args=fault) as replica:
+        await ear.submit(innocent)
+        await heard_from(ear, innocent, 3)
+        await ear.submit(poison)
+        crash = await replica.loop.ended
+        assert replica.loop.trouble() == f"EngineCrashed: {crash.message}"
+    assert crash.reason == "EngineCrashed"
+    report = (await Registry(connection, key_prefix=key_prefix).reports())[(MODEL, REVISION)]
+    assert (report.proved, report.reason) == (True, "EngineCrashed")
+    depth = await ear.queue.depth(MODEL, REVISION)
+    assert (depth.waiting, depth.running) == (2, 0)
+
+
+async def test_a_poison_request_fails_and_the_innocent_survive(
+    ear: Ear, redis_url: str, key_prefix: str
+) -> None:
+    innocents = [a_request(f"innocent {number}", max_tokens=200) for number in range(4)]
+    poison = a_request("boom", max_tokens=10)
+    fault = {"test_fault": {"marker": "boom", "kind": "crash", "at_token": 0}}
+    await ear.submit(*innocents[:2], poison, *innocents[2:])
+    deaths = 0
+    while poison.id not in ear.finished:
+        async with open_replica(redis_url, key_prefix, engine_args=fault) as replica:
+            await await_until(lambda: replica.loop.ended.done() or poison.id in ear.finished)
+            deaths += replica.loop.ended.done()
+    assert deaths == 2
+    assert ear.finished[poison.id].code == "PoisonRequest"
+    async with open_replica(redis_url, key_prefix, engine_args=fault):
+        await ear.ended(*innocents)
+    for request in innocents:
+        assert await ear.text(request.id) == undisturbed(request)
+
+
+async def test_an_engine_that_hangs_is_noticed(
+    ear: Ear, connection: Connection, redis_url: str, key_prefix: str
+) -> None:
+    stuck = a_request("boom", max_tokens=10)
+    fault = {"test_fault": {"marker": "boom", "kind": "hang", "at_token": 3}}
+    replica_changes = {"engine_args": fault, "step_timeout_seconds": 0.4}
+    async with open_replica(redis_url, key_prefix, **replica_changes) as replica:
+        await ear.submit(stuck)
+        crash = await replica.loop.ended
+        replica.loop._engine.close()  # lets the hanging step go: a thread cannot be killed
+    assert crash.reason == "EngineHung"
+    report = (await Registry(connection, key_prefix=key_prefix).reports())[(MODEL, REVISION)]
+    assert report.reason == "EngineHung"
+    async with open_replica(redis_url, key_prefix):
+        await ear.ended(stuck)
+    assert await ear.text(stuck.id) == undisturbed(stuck)
+
+
+async def test_a_model_that_does_not_load_is_reported(
+    connection: Connection, redis_url: str, key_prefix: str
+) -> None:
+    with pytest.raises(EngineLoadError):
+        async with open_replica(redis_url, key_prefix, engine_args={"test_load_failure": "WeightsMissing"}):
+            pytest.fail("it must not serve")
+    report = (await Registry(connection, key_prefix=key_prefix).reports())[(MODEL, REVISION)]
+    assert (report.proved, report.reason) == (False, "WeightsMissing")
+
+
+async def test_the_proof_and_the_statistics_are_published(
+    ear: Ear, connection: Connection, redis_url: str, key_prefix: str
+) -> None:
+    registry = Registry(connection, key_prefix=key_prefix)
+    async with open_replica(redis_url, key_prefix, slots=5) as replica:
+        stats = (await await_until(registry.replicas))[0]
+        assert (stats.replica, stats.slots) == (replica.replica_id, 5)
+        report = (await registry.reports())[(MODEL, REVISION)]
+        assert (report.proved, report.slots, report.reason) == (True, 5, "")
+    assert await registry.replicas() == []
+
+
+async def test_a_drained_replica_leaves_no_thread(redis_url: str, key_prefix: str) -> None:
+    async with open_replica(redis_url, key_prefix):
+        assert any(thread.name == "engine" for thread in threading.enumerate())
+    assert not any(thread.name == "engine" for thread in threading.enumerate())

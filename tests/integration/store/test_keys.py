@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.redis_server import RedisServer
+from tests.waiting import await_until
+
+from tidegate.errors import ConfigError
+from tidegate.store.connection import Connection
+from tidegate.store.keys import Keys
+
+
+async def test_a_key_is_shown_once_and_found_by_its_secret(redis_url: str, key_prefix: str) -> None:
+    async with Connection(redis_url) as one, Connection(redis_url) as two:
+        admin, gateway = Keys(one, key_prefix=key_prefix), Keys(two, key_prefix=key_prefix)
+        early, early_secret = await admin.create("early", "team-a", now=5.0)
+        await gateway.start()
+        assert gateway.find(early_secret) == early
+        key, secret = await admin.create("later")
+        assert re.fullmatch(r"tg-[A-Za-z0-9_-]{43}", secret)
+        assert (key.tenant, key.prefix, key.revoked) == ("default", secret[:8], None)
+        await await_until(lambda: gateway.find(secret))
+        assert gateway.find(secret) == key
+        assert gateway.find("tg-wrong") is None
+        assert await admin.list() == [early, key]
+        stored = await one.call("HGETALL", f"{key_prefix}:keys")
+        assert secret not in repr(stored)
+        await gateway.close()
+
+
+async def test_a_revoked_key_is_refused_everywhere(redis_url: str, key_prefix: str) -> None:
+    async with Connection(redis_url) as one, Connection(redis_url) as two:
+        admin, gateway = Keys(one, key_prefix=key_prefix), Keys(two, key_prefix=key_prefix)
+        key, secret = await admin.create("k")
+        await gateway.start()
+        revoked = await admin.revoke(key.id, now=9.0)
+        await await_until(lambda: gateway.find(secret) is None)
+        assert revoked.revoked == 9.0
+        assert await admin.revoke(key.id, now=10.0) == revoked
+        assert await admin.list() == [revoked]
+        await gateway.close()
+
+
+async def test_an_unknown_key_cannot_be_revoked(connection: Connection, key_prefix: str) -> None:
+    with pytest.raises(ConfigError, match="'key_none'"):
+        await Keys(connection, key_prefix=key_prefix).revoke("key_none")
+
+
+async def test_a_revocation_during_an_outage_is_caught_up(own_redis: RedisServer, key_prefix: str) -> None:
+    async with Connection(own_redis.url) as connection:
+        gateway = Keys(connection, key_prefix=key_prefix)
+        key, secret = await gateway.create("k")
+        await gateway.start()
+        own_redis.kill()
+        await await_until(lambda: not connection.is_connected)
+        assert gateway.find(secret) is not None
+        own_redis.start()
+        async with Connection(own_redis.url) as other:
+            await Keys(other, key_prefix=key_prefix).revoke(key.id)
+        await await_until(lambda: gateway.find(secret) is None)
+        assert (await gateway.list())[0].revoked is not None
+        await gateway.close()

@@ -1,0 +1,66 @@
+"""Tables, sizes and ages as people see them; JSON and YAML as programs do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from tidegate.cli.output import Column, Format, age, show_list, show_record, size, table
+
+RECORDS = [{"name": "a", "note": "two\nlines"}, {"name": "longer", "note": ""}]
+COLUMNS = (
+    Column("NAME", lambda record: record["name"]),
+    Column("NOTE", lambda record: record["note"], only_wide=True),
+)
+
+
+def test_table_aligns_columns_and_marks_empty_cells() -> None:
+    assert table(["NAME", "NOTE"], [["a", "x"], ["longer", ""]]) == "NAME     NOTE\na        x\nlonger   -"
+
+
+def test_a_cell_is_one_line() -> None:
+    assert table(["NOTE"], [["two\nlines"]]) == "NOTE\ntwo lines"
+
+
+def test_wide_shows_more_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    show_list(RECORDS, COLUMNS, Format.table, "none")
+    assert "NOTE" not in capsys.readouterr().out
+    show_list(RECORDS, COLUMNS, Format.wide, "none")
+    assert "NOTE" in capsys.readouterr().out
+
+
+def test_an_empty_table_leaves_stdout_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    show_list([], COLUMNS, Format.table, "Nothing here.")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "Nothing here.\n")
+
+
+def test_an_empty_list_is_still_json(capsys: pytest.CaptureFixture[str]) -> None:
+    show_list([], COLUMNS, Format.json, "Nothing here.")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == []
+    assert printed.err == ""
+
+
+def test_json_and_yaml_hold_whole_records(capsys: pytest.CaptureFixture[str]) -> None:
+    show_list(RECORDS, COLUMNS, Format.json, "none")
+    assert json.loads(capsys.readouterr().out) == RECORDS
+    show_record(RECORDS[0], Format.yaml, "unused")
+    assert yaml.safe_load(capsys.readouterr().out) == RECORDS[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, ""), (999, "999 B"), (18_000_000, "18.0 MB"), (1_500, "1.5 kB"), (3.2e12, "3.2 TB")],
+)
+def test_size(number: float, text: str) -> None:
+    assert size(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-1, "0s"), (45, "45s"), (720, "12m"), (10_800, "3h"), (800_000, "9d")]
+)
+def test_age(seconds: float, text: str) -> None:
+    assert age(seconds) == text

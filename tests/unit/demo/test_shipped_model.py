@@ -1,0 +1,93 @@
+"""The shipped weights: they load, they are small, they answer, and their tokenizer loses nothing."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.demo import DemoModel, model_path
+from tidegate.demo.corpus import held_out, is_correct
+from tidegate.demo.tasks import FAMILIES
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+PER_FAMILY = 3
+SHIPPED: tuple[DemoModel, ...] = ("tide-demo", "tide-demo-gptq")
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    # Two threads on cores shared with other tests wait for each other far longer than they save.
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return transformers.AutoTokenizer.from_pretrained(model_path("tide-demo"))
+
+
+def test_the_bf16_model_answers_held_out_questions_of_every_family(threads: None) -> None:
+    from tidegate.demo.evaluate import answers, load
+
+    model, tokenizer = load(model_path("tide-demo"))
+    asked = [example for family in FAMILIES for example in held_out(family, PER_FAMILY)]
+    given_answers = list(answers(model, tokenizer, asked))
+    right = [
+        example.family
+        for example, answer in zip(asked, given_answers, strict=True)
+        if is_correct(example, answer)
+    ]
+    # Rounding differs between CPUs, so one question of a family may tip over; a whole family may not.
+    assert set(right) == set(FAMILIES)
+    assert len(right) >= 0.9 * len(asked)
+
+
+def test_the_shipped_files_stay_below_25_megabytes() -> None:
+    files = [file for name in SHIPPED for file in model_path(name).rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 25_000_000
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_both_checkpoints_are_complete(name: DemoModel) -> None:
+    folder = model_path(name)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert config["max_position_embeddings"] == 1024
+    assert ("quantization_config" in config) == (name == "tide-demo-gptq")
+    for file in ("model.safetensors", "tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (folder / file).is_file()
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_the_tokenizer_is_lossless(tokenizer: Any, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text, split_special_tokens=True)) == text
+
+
+@settings(deadline=None)
+@given(number=st.integers(0, 10**12))
+def test_digits_are_single_tokens(tokenizer: Any, number: int) -> None:
+    assert len(tokenizer.encode(str(number))) == len(str(number))
+
+
+def test_quoted_words_are_read_letter_by_letter(tokenizer: Any) -> None:
+    assert tokenizer.tokenize('Reverse "tide"')[-6:] == ['Ġ"', "t", "i", "d", "e", '"']
+
+
+def test_the_chat_template_renders_turns_and_refuses_unknown_roles(tokenizer: Any) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert rendered == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+    with pytest.raises(Exception, match="unknown role 'robot'"):
+        tokenizer.apply_chat_template([{"role": "robot", "content": "x"}], tokenize=False)
+    with pytest.raises(Exception, match="must be the first"):
+        tokenizer.apply_chat_template(chat[::-1], tokenize=False)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.engine_requests import a_request, run, run_one, run_steps
+from tidegate.engines.base import EngineLoadError, EngineSpec
+from tidegate.engines.simulated import SimulatedEngine
+
+
+def an_engine(*, slots: int = 0, context_length: int = 0, **args: Any) -> SimulatedEngine:
+    spec = EngineSpec(
+        "simulated", max_slots=slots, context_length=context_length, args={"step_ms": 0, **args}
+    )
+    engine = SimulatedEngine(spec)
+    engine.load()
+    return engine
+
+
+def test_tokens_depend_on_prompt_and_seed_only() -> None:
+    requests = [
+        a_request(str(index), f"prompt {index % 2}", seed=index // 2, temperature=1, max_tokens=30)
+        for index in range(4)
+    ]
+    together = run(an_engine(), requests)
+    alone = {request.id: run_one(an_engine(), request) for request in requests}
+    assert {key: result.tokens for key, result in together.items()} == {
+        key: result.tokens for key, result in alone.items()
+    }
+    assert len({tuple(result.tokens) for result in together.values()}) == 4
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 25), st.integers(0, 1000), st.booleans())
+def test_continued_from_its_log_a_stream_is_the_undisturbed_one(
+    steps: int, seed: int, has_logprobs: bool
+) -> None:
+    engine = an_engine(words=["a", "b", "ab", " "])
+    request = a_request(
+        "r",
+        "tide",
+        seed=seed,
+        temperature=1,
+        max_tokens=25,
+        stop=("ababa",),
+        top_logprobs=1 if has_logprobs else None,
+    )
+    whole = run_one(engine, request)
+    begun = run_steps(engine, request, steps)
+    rest = run_one(engine, request, begun.log)
+    assert rest.finish == whole.finish
+    assert begun.tokens + rest.tokens == whole.tokens
+    if begun.finish is None:
+        assert begun.text + rest.text == whole.text
+
+
+def test_a_stop_string_over_several_tokens_never_shows() -> None:
+    result = run_one(
+        an_engine(words=["x", "y"]), a_request("r", "p", max_tokens=500, stop=("xyx", "yyy", "xxx"))
+    )
+    assert result.finish is not None
+    assert result.finish.reason == "stop"
+    assert not any(stop in result.text for stop in ("xyx", "yyy", "xxx"))
+    assert len(result.text) == len(result.tokens) - 3
+    assert result.finish.completion_tokens == len(result.tokens)
+
+
+def test_limits_and_counts() -> None:
+    engine = an_engine(answer_tokens=5, context_length=20)
+    by_request = run_one(engine, a_request("a", [1, 2, 3], max_tokens=4)).finish
+    by_engine = run_one(engine, a_request("b", [1, 2, 3], ignore_eos=False)).finish
+    by_context = run_one(engine, a_request("c", [1, 2, 3])).finish
+    too_long = run_one(engine, a_request("d", [1] * 21)).finish
+    assert (
+        by_request is not None and by_engine is not None and by_context is not None and too_long is not None
+    )
+    assert (by_request.reason, by_request.prompt_tokens, by_request.completion_tokens) == ("length", 3, 4)
+    assert (by_engine.reason, by_engine.completion_tokens) == ("stop", 5)
+    assert (by_context.reason, by_context.completion_tokens) == ("length", 17)
+    assert (too_long.reason, too_long.code) == ("error", "ContextLengthExceeded")
+
+
+def test_echo_and_logprobs() -> None:
+    result = run_one(an_engine(), a_request("r", "say it", max_tokens=3, echo=True, top_logprobs=2))
+    assert result.text.startswith("say it")
+    first, *rest = result.logprobs
+    assert first.logprob is None
+    assert len(rest) == result.prompt_tokens - 1 + 3
+    assert all(len(item.top) == 2 and item.top[0][0] == item.token_id for item in rest)
+
+
+def test_max_tokens_zero_gives_the_echo_alone() -> None:
+    result = run_one(an_engine(), a_request("r", "say it", max_tokens=0, echo=True))
+    assert (result.text, result.tokens) == ("say it", [])
+
+
+def test_slots_and_abort() -> None:
+    engine = an_engine(slots=2)
+    engine.add(a_request("a", "x"), [])
+    engine.add(a_request("b", "x"), [])
+    assert engine.free_slots() == 0
+    engine.abort("a")
+    engine.abort("unknown")
+    assert engine.free_slots() == 1
+    assert [output.request_id for output in engine.step()] == ["b"]
+
+
+def test_fault_crash_and_error() -> None:
+    fault = {"marker": "BOOM", "kind": "crash", "at_token": 2}
+    engine = an_engine(test_fault=fault)
+    engine.add(a_request("r", "now BOOM"), [])
+    assert len(engine.step() + engine.step()) == 2
+    with pytest.raises(RuntimeError, match="crash"):
+        engine.step()
+    assert engine.health() is not None
+    failed = run_one(an_engine(test_fault={**fault, "kind": "error"}), a_request("r", "BOOM"))
+    assert failed.finish is not None
+    assert (failed.finish.reason, failed.finish.code, len(failed.tokens)) == ("error", "GenerationFailed", 2)
+    quiet = an_engine(test_fault=fault)
+    assert len(run_one(quiet, a_request("r", "quiet", max_tokens=5)).tokens) == 5
+    assert quiet.health() is None
+
+
+def test_fault_hang_lasts_until_close() -> None:
+    engine = an_engine(test_fault={"marker": "WAIT", "kind": "hang"})
+    engine.add(a_request("r", "WAIT"), [])
+    ended = threading.Event()
+
+    def step() -> None:
+        with pytest.raises(RuntimeError, match="hang"):
+            engine.step()
+        ended.set()
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    assert not ended.is_set()
+    engine.close()
+    thread.join(timeout=10)
+    assert ended.is_set()
+
+
+def test_a_load_can_be_told_to_fail() -> None:
+    with pytest.raises(EngineLoadError) as caught:
+        an_engine(test_load_failure="WeightsMissing")
+    assert caught.value.reason == "WeightsMissing"

@@ -1,0 +1,113 @@
+"""The arena against a plain model of it: each row is the list of the numbers that were written for it."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.engines.transformers.kv import COLUMN_SLACK, Arena
+
+MAX_ROWS, MAX_LENGTH, LAYERS = 9, 300, 2
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("join"), st.lists(st.integers(1, 200), min_size=1, max_size=3)),
+        st.tuples(st.just("decode"), st.integers(1, 70)),
+        st.tuples(st.just("leave"), st.integers(0, 8)),
+    ),
+    max_size=25,
+)
+
+
+class Model:
+    """Writes numbered keys through all layers and checks what attention would see."""
+
+    def __init__(self) -> None:
+        self.arena = Arena(LAYERS, MAX_ROWS, MAX_LENGTH, torch.device("cpu"))
+        self.rows: list[list[float]] = []
+        self.number = 0.0
+
+    def numbers(self, count: int) -> list[float]:
+        self.number += count
+        return [self.number - count + index for index in range(count)]
+
+    def join(self, lengths: list[int]) -> None:
+        new = [self.numbers(length) for length in lengths]
+        mask = self.arena.begin_prefill(lengths)
+        longest = max(lengths)
+        assert mask.sum(-1).tolist() == lengths
+        assert all(bool(mask[row, longest - length :].all()) for row, length in enumerate(lengths))
+        padded = [[-1.0] * (longest - len(row)) + row for row in new]
+        states = torch.tensor(padded)[:, None, :, None]
+        for layer in range(LAYERS):
+            keys, values = self.arena.update(states, -states, layer)
+            assert torch.equal(keys, states)
+            assert torch.equal(values, -states)
+        self.arena.commit_prefill(lengths)
+        self.rows += new
+
+    def decode(self) -> None:
+        mask = self.arena.begin_decode()
+        new = [self.numbers(1) for _ in self.rows]
+        states = torch.tensor(new)[:, None, :, None]
+        window = max(map(len, self.rows)) + 1
+        for layer in range(LAYERS):
+            assert self.arena.get_seq_length(layer) == window - 1
+            keys, values = self.arena.update(states, -states, layer)
+            assert keys.shape == (len(self.rows), 1, window, 1)
+            for row, held in enumerate(self.rows):
+                expected = held + new[row]
+                assert keys[row, 0, mask[row], 0].tolist() == expected
+                assert values[row, 0, mask[row], 0].tolist() == [-number for number in expected]
+        for row, added in enumerate(new):
+            self.rows[row] += added
+
+    def leave(self, row: int) -> None:
+        self.arena.remove(row, clear=row % 2 == 0)
+        self.rows[row] = self.rows[-1]
+        self.rows.pop()
+
+
+@settings(deadline=None, max_examples=60)
+@given(operations)
+def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | int]]) -> None:
+    model = Model()
+    for name, argument in script:
+        if isinstance(argument, list):
+            if len(model.rows) + len(argument) <= MAX_ROWS:
+                model.join(argument)
+        elif name == "leave":
+            if model.rows:
+                model.leave(argument % len(model.rows))
+        else:
+            for _ in range(argument):
+                for row in reversed(range(len(model.rows))):
+                    if len(model.rows[row]) + 1 > MAX_LENGTH:
+                        model.leave(row)
+                if model.rows:
+                    model.decode()
+        assert model.arena.lengths() == [len(row) for row in model.rows]
+    assert model.arena.rows_held <= MAX_ROWS
+    assert model.arena.columns_held <= MAX_LENGTH + COLUMN_SLACK
+
+
+def test_a_prefill_that_fails_leaves_no_trace() -> None:
+    model = Model()
+    model.join([5, 3])
+    model.decode()
+    model.arena.begin_prefill([100])  # the forward pass raises, nothing is committed
+    model.decode()
+    model.join([4])
+    model.decode()
+    assert model.arena.lengths() == [8, 6, 5]
+
+
+def test_many_short_requests_beside_a_long_one_need_no_more_columns() -> None:
+    model = Model()
+    model.join([2])
+    for _ in range(MAX_LENGTH - 3):
+        model.decode()
+        if len(model.rows) > 1:
+            model.leave(1)
+        model.join([3])
+    assert model.arena.columns_held <= MAX_LENGTH + COLUMN_SLACK

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.engines.base import EngineLoadError
+from tidegate.engines.transformers.memory import (
+    CPU_MOST_BYTES,
+    GIB,
+    check_weights_fit,
+    free_host_bytes,
+    gib,
+    kv_budget,
+    usable_cores,
+)
+
+sizes = st.integers(1, 1 << 40)
+
+
+@given(sizes, sizes, st.integers(0, 1 << 34), st.integers(0, 256), st.sampled_from(["cpu", "cuda"]))
+def test_the_cache_stays_within_its_budget(
+    free: int, row: int, asked: int, max_slots: int, device: str
+) -> None:
+    try:
+        budget = kv_budget(
+            free_bytes=free,
+            device=device,
+            kv_cache_bytes=asked,
+            share=0,
+            bytes_per_row=row,
+            max_slots=max_slots,
+        )
+    except EngineLoadError as error:
+        assert error.reason == "OutOfMemory"
+        assert row > min(asked or free, free) * 0.25 or row > CPU_MOST_BYTES
+        return
+    assert 1 <= budget.slots <= (max_slots or 256)
+    assert budget.bytes == budget.slots * row <= free
+    if asked:
+        assert budget.bytes <= asked
+    elif device == "cpu":
+        assert budget.bytes <= CPU_MOST_BYTES
+
+
+def test_a_row_that_does_not_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(EngineLoadError, match=r"needs 4\.00 GiB, but the cache may take 1\.00 GiB on cpu"):
+        kv_budget(
+            free_bytes=8 * GIB, device="cpu", kv_cache_bytes=GIB, share=0, bytes_per_row=4 * GIB, max_slots=0
+        )
+
+
+def test_weights_that_do_not_fit_are_refused_with_the_numbers() -> None:
+    check_weights_fit(GIB, 2 * GIB, "cpu")
+    with pytest.raises(
+        EngineLoadError, match=r"need 10\.50 GiB of memory on cuda, but 8\.00 GiB are free"
+    ) as caught:
+        check_weights_fit(10 * GIB, 8 * GIB, "cuda")
+    assert caught.value.reason == "OutOfMemory"
+
+
+def test_this_machine_has_memory_and_cores() -> None:
+    assert free_host_bytes() > 1 << 20
+    assert usable_cores() >= 1
+
+
+def test_sizes_for_people() -> None:
+    assert (gib(3 * GIB), gib(1 << 20)) == ("3.00 GiB", "1.0 MiB")

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.engines.transformers.sampling import Chooser, choose, keep_nucleus, token_logprobs
+from tidegate.messages import Sampling
+
+VOCABULARY = 50
+CPU = torch.device("cpu")
+
+
+def a_chooser(position: int = 0, **sampling: Any) -> Chooser:
+    chooser = Chooser(Sampling(**{"seed": 1, **sampling}))
+    chooser.position = position
+    return chooser
+
+
+def some_logits(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def test_greedy_rows_take_the_likeliest() -> None:
+    logits = some_logits(4)
+    chosen = choose(logits, [a_chooser(temperature=0.0) for _ in range(4)])
+    assert chosen.ids == logits.argmax(-1).tolist() == chosen.tokens.tolist()
+    assert chosen.finite == [1, 1, 1, 1]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**62), st.integers(0, 500), st.integers(1, 6), st.sampled_from([0.3, 1.0, 1.7]))
+def test_a_draw_does_not_depend_on_its_neighbours(
+    seed: int, position: int, rows: int, temperature: float
+) -> None:
+    logits = some_logits(rows, seed % 1000)
+    choosers = [
+        a_chooser(position + row, seed=seed + row, temperature=temperature, top_p=0.9 if row % 2 else 1.0)
+        for row in range(rows)
+    ]
+    together = choose(logits.clone(), choosers).ids
+    alone = [choose(logits[row : row + 1].clone(), [choosers[row]]).ids[0] for row in range(rows)]
+    assert together == alone
+
+
+def test_draws_follow_the_distribution() -> None:
+    """2,000 draws of a token with probability 0.7: 1,400 +- 5 standard deviations (20.5 each)."""
+    logits = torch.log(torch.tensor([[0.2, 0.7, 0.1]])).expand(2000, 3)
+    chosen = choose(logits.clone(), [a_chooser(position) for position in range(2000)])
+    assert abs(chosen.ids.count(1) - 1400) < 103
+
+
+def test_tiny_differences_in_logits_do_not_change_the_draws() -> None:
+    logits = some_logits(500)
+    choosers = [a_chooser(position) for position in range(500)]
+    nudged = logits + 1e-6 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    assert choose(logits.clone(), choosers).ids == choose(nudged, choosers).ids
+
+
+def test_nucleus_keeps_the_fewest_that_reach_top_p() -> None:
+    probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).repeat(4, 1)
+    kept = keep_nucleus(probabilities, torch.tensor([[0.5], [0.6], [0.0], [1.0]]))
+    assert (kept > 0).sum(-1).tolist() == [1, 2, 1, 4]
+
+
+def test_a_token_outside_the_nucleus_is_never_drawn() -> None:
+    logits = torch.log(torch.tensor([[0.05, 0.5, 0.05, 0.4]])).expand(1000, 4)
+    chosen = choose(logits.clone(), [a_chooser(position, top_p=0.8) for position in range(1000)])
+    assert set(chosen.ids) == {1, 3}
+
+
+def test_penalties_count_generated_tokens() -> None:
+    chooser = a_chooser(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25)
+    for token in (3, 3, 5):
+        chooser.accept(token, VOCABULARY, CPU)
+    assert chooser.penalty is not None
+    assert chooser.penalty[3].item() == pytest.approx(1.0)
+    assert chooser.penalty[5].item() == pytest.approx(0.75)
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, 3], logits[0, 5], logits[0, 9] = 2.0, 1.9, 1.1
+    assert choose(logits, [chooser]).ids == [5]
+
+
+def test_one_batch_mixes_all_kinds_of_rows() -> None:
+    logits = some_logits(3)
+    penalised = a_chooser(temperature=0.0, presence_penalty=2.0)
+    best = int(logits[1].argmax())
+    penalised.accept(best, VOCABULARY, CPU)
+    logits[1, best] = logits[1].topk(2).values[1] + 1
+    chosen = choose(logits.clone(), [a_chooser(temperature=0.0, top_logprobs=2), penalised, a_chooser()])
+    assert chosen.ids[0] == int(logits[0].argmax())
+    assert chosen.ids[1] != best
+    assert list(chosen.logprobs) == [0]
+
+
+def test_logprobs_are_of_the_raw_logits() -> None:
+    logits = some_logits(2)
+    (value, top), (_, none) = token_logprobs(logits, torch.tensor([4, 5]), [3, 0])
+    assert value == pytest.approx(float(torch.log_softmax(logits[0], -1)[4]))
+    assert [item[1] for item in top] == sorted((item[1] for item in top), reverse=True)
+    assert len(top) == 3
+    assert none == []
+    assert sum(math.exp(item[1]) for item in token_logprobs(logits, torch.tensor([0, 0]), [50, 0])[0][1]) == (
+        pytest.approx(1.0, abs=1e-5)
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_told(bad: float) -> None:
+    logits = some_logits(2)
+    logits[1, 7] = bad
+    assert choose(logits, [a_chooser(temperature=0.0), a_chooser(temperature=0.0)]).finite == [1, 0]

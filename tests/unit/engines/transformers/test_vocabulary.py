@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tidegate.engines.transformers.vocabulary import Vocabulary
+
+TEXTS = ["the tide rises and the gate opens", "naïve café", "潮汐 and 🌊", "1, 2, 3"] * 5
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return trained(
+        backend, trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], initial_alphabet=alphabet)
+    )
+
+
+def sentencepiece_like() -> PreTrainedTokenizerFast:
+    """As llama's: spaces as U+2581, bytes where there is no token, the first space stripped."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer = trained(
+        backend,
+        trainers.BpeTrainer(
+            vocab_size=400, special_tokens=["<s>", "<unk>", *bytes_], limit_alphabet=30, show_progress=False
+        ),
+    )
+    return tokenizer
+
+
+def word_piece() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.WordPiece()
+    return trained(backend, trainers.WordPieceTrainer(vocab_size=200, special_tokens=["<s>", "[UNK]"]))
+
+
+def trained(backend: Any, trainer: Any) -> PreTrainedTokenizerFast:
+    backend.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+
+
+BYTE_LEVEL, SENTENCEPIECE, WORD_PIECE = byte_level(), sentencepiece_like(), word_piece()
+
+
+def incremental(vocabulary: Vocabulary, token_ids: list[int], *, strip_first_space: bool = True) -> str:
+    return "".join(map(vocabulary.detokenizer(strip_first_space=strip_first_space).push, token_ids))
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30))
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCEPIECE], ids=["byte level", "sentencepiece"])
+def test_token_by_token_gives_the_tokenizers_own_text(tokenizer: Any, text: str) -> None:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    vocabulary = Vocabulary(tokenizer)
+    assert incremental(vocabulary, ids) == vocabulary.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["the tide rises", "gate opens the tide", "1, 2"])
+def test_other_tokenizers_go_through_their_own_decoder(text: str) -> None:
+    ids = WORD_PIECE(text, add_special_tokens=False)["input_ids"]
+    vocabulary = Vocabulary(WORD_PIECE)
+    assert incremental(vocabulary, ids) == vocabulary.decode(ids)
+
+
+def test_a_continuation_keeps_the_space_between_prompt_and_answer() -> None:
+    vocabulary = Vocabulary(SENTENCEPIECE)
+    ids = SENTENCEPIECE("the tide rises", add_special_tokens=False)["input_ids"]
+    assert incremental(vocabulary, ids, strip_first_space=False) == " the tide rises"
+
+
+def test_special_tokens_are_silent_but_have_a_name() -> None:
+    vocabulary = Vocabulary(BYTE_LEVEL)
+    assert vocabulary.piece(0) == b""
+    assert vocabulary.shown(0) == ("<s>", b"<s>")
+    assert vocabulary.is_silent([0, 0])
+    assert not vocabulary.is_silent([0, 50])
+
+
+def test_an_id_without_a_token_is_silent() -> None:
+    assert Vocabulary(BYTE_LEVEL).piece(100_000) == b""
+
+
+def test_a_byte_that_is_no_character_shows_as_one_replacement() -> None:
+    vocabulary = Vocabulary(SENTENCEPIECE)
+    token_id = SENTENCEPIECE.convert_tokens_to_ids("<0xE6>")
+    if token_id in SENTENCEPIECE.all_special_ids or vocabulary.piece(token_id) == b"":
+        pytest.skip("the trainer marked byte tokens as special")
+    assert vocabulary.shown(token_id) == ("\N{REPLACEMENT CHARACTER}", b"\xe6")

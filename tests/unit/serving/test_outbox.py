@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.waiting import await_until
+from tidegate.engines.base import StepOutput
+from tidegate.errors import QueueUnavailable
+from tidegate.messages import Claim, Finish, Segment
+from tidegate.serving.outbox import MOST_UNSENT_TOKENS, Held, Outbox
+
+
+class HeldUpQueue:
+    """Takes a batch each time `gate` is opened; fails while `is_away`."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, Segment]]] = []
+        self.calls = 0
+        self.gate = asyncio.Semaphore(0)
+        self.is_away = False
+        self.lost: list[str] = []
+
+    async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
+        self.calls += 1
+        if self.is_away:
+            raise QueueUnavailable("away")
+        await self.gate.acquire()
+        self.batches.append(list(segments))
+        return self.lost
+
+    async def start(self, wake: Any, cancelled: Any) -> None: ...
+    async def claim(self, most: int) -> list[Claim]:
+        return []
+
+    async def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:
+        return []
+
+    async def hand_back(self, leases: Sequence[tuple[str, int]], reason: str) -> None: ...
+    async def fault(self, leases: Sequence[tuple[str, int]], reason: str) -> None: ...
+    async def close(self) -> None: ...
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.queue = HeldUpQueue()
+        self.written: list[tuple[list[tuple[int, Segment]], list[str]]] = []
+        self.pauses: list[bool] = []
+        self.outbox = Outbox(
+            self.queue, lambda batch, lost: self.written.append((batch, lost)), self.pauses.append
+        )
+
+    def step(self, *outputs: tuple[Held, StepOutput]) -> None:
+        for held, output in outputs:
+            self.outbox.put(held, output)
+        self.outbox.send()
+
+    def open(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.queue.gate.release()
+
+
+def output(token: int, finish: Finish | None = None, tokens: int = 1) -> StepOutput:
+    return StepOutput("a", [token] * tokens, f"{token} ", [], 3, finish)
+
+
+def held(request_id: str = "a", seq: int = 0) -> Held:
+    return Held(request_id, attempt=2, seq=seq, left=-1)
+
+
+async def test_one_step_leaves_as_one_batch_with_numbers_that_continue() -> None:
+    bench, first, second = Bench(), held("a", seq=4), held("b")
+    bench.step((first, output(1)), (second, output(2)))
+    bench.open()
+    assert await bench.outbox.flush(1.0)
+    ((batch, lost),) = bench.written
+    assert [(attempt, segment.request_id, segment.seq) for attempt, segment in batch] == [
+        (2, "a", 4),
+        (2, "b", 0),
+    ]
+    assert [segment.prompt_tokens for _, segment in batch] == [0, 3]
+    assert lost == []
+
+
+async def test_what_comes_while_a_batch_is_in_flight_is_merged_into_the_next() -> None:
+    bench, request = Bench(), held()
+    bench.step((request, output(1)))
+    await await_until(lambda: bench.queue.calls == 1)
+    bench.step((request, output(2)))
+    bench.step((request, output(3, Finish("stop"))))
+    bench.open(2)
+    assert await bench.outbox.flush(1.0)
+    segments = [segment for batch in bench.queue.batches for _, segment in batch]
+    assert [(segment.seq, segment.token_ids, segment.text) for segment in segments] == [
+        (0, [1], "1 "),
+        (1, [2, 3], "2 3 "),
+    ]
+    assert segments[1].finish == Finish("stop")
+
+
+async def test_an_outage_repeats_the_same_batch() -> None:
+    bench, request = Bench(), held()
+    bench.queue.is_away = True
+    bench.step((request, output(1)))
+    await await_until(lambda: bench.queue.calls == 1)
+    bench.step((request, output(2)))
+    bench.queue.is_away = False
+    bench.outbox.retry_now()
+    bench.open(2)
+    assert await bench.outbox.flush(1.0)
+    assert [[segment.token_ids for _, segment in batch] for batch in bench.queue.batches] == [[[1]], [[2]]]
+
+
+async def test_stepping_is_paused_when_too_much_gathers_and_resumed() -> None:
+    bench, request = Bench(), held()
+    bench.step((request, output(1)))
+    await await_until(lambda: bench.queue.calls == 1)
+    bench.step((request, output(2, tokens=MOST_UNSENT_TOKENS + 1)))
+    assert bench.pauses == [True]
+    bench.open(2)
+    assert await bench.outbox.flush(1.0)
+    assert bench.pauses == [True, False]
+
+
+async def test_what_is_dropped_does_not_leave() -> None:
+    bench, request, other = Bench(), held("a"), held("b")
+    bench.step((other, output(1)))
+    await await_until(lambda: bench.queue.calls == 1)
+    bench.step((request, output(2)))
+    bench.outbox.drop("a")
+    bench.open(2)
+    assert await bench.outbox.flush(1.0)
+    assert [segment.request_id for batch in bench.queue.batches for _, segment in batch] == ["b"]
+
+
+async def test_flush_gives_up_and_close_ends_the_sender() -> None:
+    bench = Bench()
+    bench.step((held(), output(1)))
+    assert not await bench.outbox.flush(0.01)
+    await bench.outbox.close()
+    assert bench.written == []
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60))
+def test_however_it_is_held_up_streams_stay_whole(events: list[tuple[str, bool]]) -> None:
+    """Whatever mixture of outputs and round trips: gapless numbers and all tokens in order."""
+
+    async def run() -> None:
+        bench = Bench()
+        requests = {name: held(name) for name in "abc"}
+        sent: dict[str, list[int]] = {name: [] for name in "abc"}
+        for number, (name, is_through) in enumerate(events):
+            bench.step((requests[name], StepOutput(name, [number], "", [], 0, None)))
+            sent[name].append(number)
+            if is_through:
+                bench.open()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        bench.open(len(events) + 1)
+        assert await bench.outbox.flush(5.0)
+        segments = [segment for batch in bench.queue.batches for _, segment in batch]
+        for name, tokens in sent.items():
+            mine = [segment for segment in segments if segment.request_id == name]
+            assert [segment.seq for segment in mine] == list(range(len(mine)))
+            assert [token for segment in mine for token in segment.token_ids] == tokens
+
+    asyncio.run(run())
