@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtests.machine import Processes
 from loadtests.measure import Target
 
 
@@ -24,3 +25,7 @@ class Context:
     short_tokens: int = 1
     tidegate: str = "tidegate"
     profile_seconds: float = 0.0
+    nice: int = 0
+
+    def processes(self) -> Processes:
+        return Processes(self.folder, self.nice)

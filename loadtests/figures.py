@@ -79,3 +79,12 @@ def ratio(part: float, whole: float) -> float:
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """All rounds in one cell: how far they lie apart is part of the answer."""
     return ", ".join(f"{value:.{digits}f}" for value in values)
+
+
+def company(cores: Sequence[float]) -> str:
+    """What else ran on the machine: figures of a busy one say little about tails."""
+    return (
+        f"Processes outside the test took {middle(cores):.2f} cores meanwhile (rounds: {spread(cores, 2)})."
+        if cores
+        else "What else ran on the machine is not known."
+    )

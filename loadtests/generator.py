@@ -267,7 +267,18 @@ def merge(tallies: list[Tally]) -> Tally:
             setattr(whole, name, dict(Counter(getattr(whole, name)) + Counter(getattr(tally, name))))
         for name in ("ttft", "gaps", "durations"):
             setattr(whole, name, getattr(whole, name) + getattr(tally, name))
-        for name in ["window_events", "tokens", "events", "finished", "window_finished", "unfinished", "refused_without_retry_after", "broken_streams", "connection_errors", "cpu_seconds"]:
+        for name in [
+            "window_events",
+            "tokens",
+            "events",
+            "finished",
+            "window_finished",
+            "unfinished",
+            "refused_without_retry_after",
+            "broken_streams",
+            "connection_errors",
+            "cpu_seconds",
+        ]:
             setattr(whole, name, getattr(whole, name) + getattr(tally, name))
     return whole
 

@@ -39,6 +39,18 @@ def pin_to_cores(count: int) -> list[int]:
     return cores
 
 
+def prioritize(pid: int, nice: int) -> None:
+    """Give a process and its session this priority (below 0 needs root), for tests beside other work.
+
+    Where the kernel groups processes by session (autogroup), a nice value acts only within the group, so
+    the group gets it too.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():
+        group.write_text(str(nice))
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -55,6 +67,23 @@ def cpu_seconds(pid: int) -> float:
             continue  # ended between listing and reading; its time is in nobody's account any more
         total += parse_stat_seconds(stat)
     return total
+
+
+def machine_busy_seconds(cores: Sequence[int]) -> float:
+    """CPU seconds that these cores have worked so far, for whomever (not idle, not waiting for a disk)."""
+    return parse_busy_seconds(Path("/proc/stat").read_text(), cores)
+
+
+def parse_busy_seconds(stat: str, cores: Sequence[int]) -> float:
+    """Sum of user, nice, system, irq, softirq and steal of the `cpuN` lines of /proc/stat."""
+    wanted = {f"cpu{core}" for core in cores}
+    ticks = 0
+    for line in stat.splitlines():
+        name, *numbers = line.split()
+        if name in wanted:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, numbers[:8])
+            ticks += user + nice + system + irq + softirq + steal
+    return ticks / CLOCK_TICKS
 
 
 def parse_stat_seconds(stat: str) -> float:
@@ -103,6 +132,7 @@ class Processes:
     """Starts processes in a session of their own and stops them, last first, on leaving the `with`."""
 
     folder: Path
+    nice: int = 0
     started: list[Started] = field(default_factory=list)
 
     def __enter__(self) -> Processes:
@@ -131,6 +161,8 @@ class Processes:
                 cwd=REPOSITORY,
                 start_new_session=True,
             )
+        if self.nice:
+            prioritize(process.pid, self.nice)
         one = Started(role, process, log)
         self.started.append(one)
         return one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from loadtests.generator import Plan, Tally, merge
-from loadtests.machine import REPOSITORY, cpu_seconds, python
+from loadtests.machine import REPOSITORY, cpu_seconds, machine_busy_seconds, python
 
 CHAT_PATH = "/v1/chat/completions"
 PROMPT = "Say something about the tide, please."
@@ -66,6 +67,7 @@ class Run:
 
     tally: Tally
     cpu: dict[str, float]
+    cores_of_others: float = 0.0  # what processes outside the test took meanwhile
 
     def cpu_total(self) -> float:
         """Of the target: the generator is not charged."""
@@ -131,16 +133,19 @@ def run_load(target: Target, load: Load) -> Run:
 def _follow(target: Target, generators: list[Generator], plan: Plan) -> Run:
     try:
         time.sleep(max(0.0, plan.window_from - time.monotonic()))
-        before = _cpu_of(target, generators)
+        cores = sorted(os.sched_getaffinity(0))
+        before, busy_before = _cpu_of(target, generators), machine_busy_seconds(cores)
         time.sleep(max(0.0, plan.window_to - time.monotonic()))
-        after = _cpu_of(target, generators)
+        after, busy_after = _cpu_of(target, generators), machine_busy_seconds(cores)
         patience = plan.stop_at - time.monotonic() + 20
         tallies = [finish_generator(generator, patience) for generator in generators]
     finally:
         for generator in generators:
             if generator.process.poll() is None:
                 generator.process.kill()
-    return Run(merge(tallies), {role: after[role] - before[role] for role in before})
+    cpu = {role: after[role] - before[role] for role in before}
+    others = busy_after - busy_before - sum(cpu.values())
+    return Run(merge(tallies), cpu, max(0.0, others) / (plan.window_to - plan.window_from))
 
 
 def start_generator(plan: Plan, folder: Path) -> Generator:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from loadtests.context import Context
 from loadtests.figures import Section
-from loadtests.machine import pin_to_cores
+from loadtests.machine import pin_to_cores, prioritize
 from loadtests.measure import Target
 from loadtests.report import as_json, is_all_met, markdown
 from loadtests.scenarios import crowd, idle, quiet, short, streams
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     names = chosen(options.scenarios)
     cores = pin_to_cores(options.cores) if options.cores else sorted(os.sched_getaffinity(0))
+    if options.nice:
+        prioritize(os.getpid(), options.nice)
     folder = Path(options.folder) if options.folder else Path(tempfile.mkdtemp(prefix="tidegate-load-"))
     print(f"cores {cores}, Python {platform.python_version()}, logs in {folder}\n", flush=True)
     sections = []
@@ -66,6 +68,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=12.0, help="length of a measured window")
     parser.add_argument("--rounds", type=int, default=3, help="baseline and platform alternate so often")
     parser.add_argument("--cores", type=int, default=2, help="bind everything to so many cores; 0: do not")
+    parser.add_argument(
+        "--nice",
+        type=int,
+        default=0,
+        help="priority of everything started; below 0 needs root, for a shared machine",
+    )
     parser.add_argument("--url", help="measure this running platform instead of starting one")
     parser.add_argument("--key", default="", help="API key for --url")
     parser.add_argument("--model", default="simulated", help="model name for --url")
@@ -101,6 +109,7 @@ def context_of(options: argparse.Namespace, folder: Path) -> Context:
         short_tokens=options.short_tokens,
         tidegate=options.tidegate,
         profile_seconds=options.profile,
+        nice=options.nice,
     )
 
 

@@ -6,8 +6,8 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from tests.redis_server import RedisServer
 
+from tests.redis_server import RedisServer
 from tidegate.store.connection import Connection
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadtests.context import Context
-from loadtests.figures import Figure, Goal, Section, middle, ratio, spread
+from loadtests.figures import Figure, Goal, Section, company, middle, ratio, spread
 from loadtests.machine import Processes
 from loadtests.measure import Load, Run, run_load
 from loadtests.profiling import profile_during
@@ -29,7 +29,7 @@ def run_patient(context: Context) -> Section:
         spread_seconds=2.0,
         drain_seconds=60.0,
     )
-    with Processes(context.folder) as processes:
+    with context.processes() as processes:
         direct = start_direct(processes, shape)
         with platform_target(context, processes, shape) as platform:
             pairs = [(run_load(direct, load), run_load(platform, load)) for _ in range(context.rounds)]
@@ -50,6 +50,7 @@ def summarize_patient(pairs: list[tuple[Run, Run]], nominal: float) -> Section:
         Figure("requests finished", float(sum(p.tally.finished for _, p in pairs)), "", None, 0),
         Figure("429", float(sum(p.tally.statuses.get("429", 0) for _, p in pairs)), "", None, 0),
     ]
+    section.remarks.append(company([run.cores_of_others for pair in pairs for run in pair]))
     section.remarks.append(f"Rounds, of capacity: {spread(shares, 4)}.")
     return section
 
@@ -66,7 +67,7 @@ def run_overload(context: Context) -> Section:
         drain_seconds=60.0,
         backoff_seconds=0.2,
     )
-    with Processes(context.folder) as processes:
+    with context.processes() as processes:
         if context.external is not None:
             platform = context.external
         else:

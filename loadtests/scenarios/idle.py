@@ -20,7 +20,7 @@ HEAVY = ("libtorch", "/torch/", "/transformers/", "/ray/_raylet")
 
 def run(context: Context) -> Section:
     with (
-        Processes(context.folder) as processes,
+        context.processes() as processes,
         platform_target(context, processes, EngineShape(slots=64, step_ms=20)) as platform,
     ):
         time.sleep(SETTLE_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadtests.context import Context
-from loadtests.figures import Figure, Goal, Section, middle, percentile, spread
+from loadtests.figures import Figure, Goal, Section, company, middle, percentile, spread
 from loadtests.machine import Processes
 from loadtests.measure import Load, Run, run_load
 from loadtests.scenarios.streams import platform_target
@@ -20,7 +20,7 @@ def run(context: Context) -> Section:
         "first streamed token": Load(1, 1, context.seconds / 2, think_seconds=PAUSE_SECONDS),
     }
     pairs: dict[str, list[tuple[Run, Run]]] = {kind: [] for kind in kinds}
-    with Processes(context.folder) as processes:
+    with context.processes() as processes:
         direct = start_direct(processes, shape)
         with platform_target(context, processes, shape) as platform:
             for _ in range(context.rounds):
@@ -47,5 +47,6 @@ def summarize(pairs: dict[str, list[tuple[Run, Run]]]) -> Section:
                 f"{kind}: direct p50", 1000 * middle([percentile(d.tally.ttft, 50) for d, _ in runs]), "ms"
             ),
         ]
+        section.remarks.append(company([run.cores_of_others for pair in runs for run in pair]))
         section.remarks.append(f"Rounds, {kind}, added p50 ms: {spread(added[50], 2)}.")
     return section

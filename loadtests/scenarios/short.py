@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.context import Context
-from loadtests.figures import Figure, Goal, Section, middle, percentile, ratio, spread
+from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
 from loadtests.machine import Processes
 from loadtests.measure import Load, Run, Target, chat_body, run_load
 from loadtests.nginx import find_nginx, start_proxy
@@ -37,7 +37,7 @@ def run(context: Context) -> Section:
     shape = EngineShape(slots=CLIENTS, step_ms=0)
     load = Load(CLIENTS, context.short_tokens, context.seconds, is_stream=False)
     nginx, wrk = find_nginx(), find_wrk()
-    with Processes(context.folder) as processes:
+    with context.processes() as processes:
         direct = start_direct(processes, shape)
         targets = []
         if nginx is not None:
@@ -84,6 +84,7 @@ def summarize(findings: Findings) -> Section:
     if findings.wrk:
         section.tables.append(_wrk_table(findings.wrk))
     section.remarks = [f"Rounds, requests/s: {spread(mine, 0)}; nginx: {spread(yardstick, 0)}."]
+    section.remarks.append(company([run.cores_of_others for run in [*findings.nginx, *findings.platform]]))
     if not findings.nginx:
         section.remarks.append("nginx is not installed (Debian: nginx-light): the ratio is not measured.")
     if not findings.wrk:

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
+
 from tests.contract.queue_rig import MODEL, REVISION, Rig, a_request, a_token, accept, bounds
 from tests.waiting import await_until
-
 from tidegate.gateway.ports import Accepted, Rejected
 from tidegate.messages import QueueLimits, TextPrompt, encode_request
 

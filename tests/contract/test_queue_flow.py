@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from tests.contract.queue_rig import MODEL, QUEUE, REVISION, Rig, a_request, a_token, accept
 from tests.waiting import await_until
-
 from tidegate.gateway.ports import Depth, Place
 from tidegate.messages import ChatPrompt, Finish, Segment, TokenPrompt
 

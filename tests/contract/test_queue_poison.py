@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from tests.contract.queue_rig import MODEL, REVISION, Rig, Worker, a_request, a_token, accept
 from tests.waiting import await_until
-
 from tidegate.messages import Claim, Request
 
 

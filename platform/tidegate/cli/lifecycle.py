@@ -128,7 +128,7 @@ def welcome(running: Running, model: str) -> str:
         f"curl -N {running.url}/v1/chat/completions \\\n"
         f"{header}"
         "  -H 'Content-Type: application/json' \\\n"
-        f'  -d \'{{"model": "{model or "MODEL"}", "stream": true, '
+        f'  -d \'{{"model": "{model or "MODEL"}", "stream": true, "temperature": 0, '
         '"messages": [{"role": "user", "content": "What is Tidegate?"}]}\'\n'
     )
 
@@ -208,8 +208,13 @@ def _status_text(settings: Settings, found: Snapshot) -> str:
         return f"Not running (home: {settings.home})." + (left if found.leftovers else "")
     ready = sum(model.ready for model in found.models)
     rows = [
-        [part.name, str(part.pid), size(part.memory_bytes), "yes" if part.is_alive else "no"]
-        + [str(running.restarts.get(part.name, 0))]
+        (
+            part.name,
+            str(part.pid),
+            size(part.memory_bytes),
+            "yes" if part.is_alive else "no",
+            str(running.restarts.get(part.name, 0)),
+        )
         for part in found.parts
     ]
     lines = [

@@ -9,6 +9,8 @@ import typer
 
 from tidegate.cli.output import CommandFailed, Format, OutputOption, put
 
+REPLICA = "replica-"  # begins the name of a model's log
+
 
 def logs(
     name: Annotated[
@@ -24,25 +26,26 @@ def logs(
 ) -> None:
     """Show logs: of a component, of a model's replicas, or of all."""
     from tidegate.cli.log_files import read_logs
-    from tidegate.cli.target import log_files, log_folders
+    from tidegate.cli.target import log_folder
+
+    folder = log_folder()
+    known = {path: path.stem for path in sorted(folder.glob("*.log"))}
+    if not any(_is_wanted(writer, name) for writer in known.values()):
+        what = f"Nothing called {name!r} has a log" if name else "There are no logs yet"
+        there = ", ".join(writer.removeprefix(REPLICA) for writer in known.values()) or "none"
+        raise CommandFailed(f"{what} in {folder}; there is: {there}.")
 
     def chosen() -> dict[Path, str]:
-        return {path: writer for path, writer in log_files().items() if name in ("", *_names(writer))}
+        return {path: path.stem for path in sorted(folder.glob("*.log")) if _is_wanted(path.stem, name)}
 
-    if not (found := chosen()):
-        known = sorted({known for writer in log_files().values() for known in _names(writer)[:1]})
-        what = f"Nothing called {name!r} has logs" if name else "There are no logs yet"
-        raise CommandFailed(f"{what}; there is: {', '.join(known) or 'none'}.")
-    is_mixed = len(set(found.values())) > 1
-    for writer, line in read_logs(chosen, log_folders(), lines, follow):
+    for writer, line in read_logs(chosen, [folder], lines, follow):
         if output is Format.json:
             import orjson
 
             put(orjson.dumps({"from": writer, "line": line}).decode())
         else:
-            put(f"{writer} | {line}" if is_mixed else line)
+            put(line if name else f"{writer} | {line}")
 
 
-def _names(writer: str) -> tuple[str, ...]:
-    """What a writer can be asked for by: `model/replica` also by the model alone."""
-    return (writer.partition("/")[0], writer)
+def _is_wanted(writer: str, name: str) -> bool:
+    return name in ("", writer, writer.removeprefix(REPLICA))

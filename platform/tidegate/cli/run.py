@@ -149,8 +149,6 @@ def _refused(response: Any) -> CommandFailed:
         message = f"The gateway answered {response.status_code}: {raw[:200].decode(errors='replace')}"
     if after := response.headers.get("retry-after"):
         message = f"{message} Try again in {after} s."
-    if response.status_code == 401:
-        message = f"{message} `tidegate keys create NAME` makes a key; give it with --key."
     return CommandFailed(message)
 
 

@@ -87,22 +87,6 @@ async def open_store() -> AsyncIterator[tuple[Connection, str]]:
         yield connection, key_prefix
 
 
-def log_folders() -> list[Path]:
-    """The folders in which logs appear."""
-    from tidegate.local import lifecycle
-
-    folders = lifecycle.log_folders(settings())
-    return [*folders, *(folder / "serve" for folder in folders if (folder / "serve").is_dir())]
-
-
-def log_files() -> dict[Path, str]:
-    """Each log file with the name of who writes it: a component, or `model/replica`."""
-    found: dict[Path, str] = {}
-    for folder in log_folders():
-        if folder.name == "serve":
-            for path in sorted(folder.glob("replica_*--*.log")):
-                model, _, rest = path.stem.removeprefix("replica_").rpartition("--")
-                found[path] = f"{model}/{rest.rpartition('_')[2]}"
-        elif folder == settings().home / "logs":
-            found |= {path: path.stem for path in sorted(folder.glob("*.log"))}
-    return found
+def log_folder() -> Path:
+    """Where each process of this machine's platform writes its log, running or not."""
+    return settings().home / "logs"

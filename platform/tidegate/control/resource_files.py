@@ -124,7 +124,8 @@ def parse_resource(document: Any, where: str) -> Model | Pool | list[FieldProble
     except ValidationError as error:
         name = document["metadata"].get("name") if isinstance(document.get("metadata"), dict) else None
         place = f"{where}: {kind} {name}" if isinstance(name, str) else f"{where}: {kind}"
-        return [_problem(_KINDS[kind], item, place) for item in error.errors()]
+        found = [_problem(_KINDS[kind], item, place) for item in error.errors()]
+        return list({problem.field: problem for problem in found}.values())  # a union names each branch
 
 
 def combine(files: Sequence[ResourceFile]) -> tuple[ResourceSet, tuple[FieldProblem, ...]]:
@@ -190,6 +191,8 @@ def _problem(kind: type[BaseModel], item: ErrorDetails, place: str) -> FieldProb
         remedy = _unknown_field_remedy(kind, item["loc"])
     elif item["type"] == "missing":
         return FieldProblem(f"{place} {path}", "missing", "add it")
+    elif _UNION_BRANCHES.intersection(item["loc"]):
+        remedy = "use text, a number, true or false"
     elif item["type"] == "literal_error":
         remedy = "use " + str(item.get("ctx", {}).get("expected", ""))
     value = item.get("input")

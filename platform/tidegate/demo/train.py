@@ -263,7 +263,7 @@ def _save_state(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1900)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--resume", type=Path, help="a resume.pt of an interrupted run with the same seed and steps"

@@ -44,33 +44,50 @@ async def start(
 
 
 def of_instance(instance: str, part: str | None = None) -> list[psutil.Process]:
-    """All living processes of this home (and part), but not the caller and what it descends from."""
+    """All living processes of this home (and part) with all that they started, but not the caller and what
+    it descends from."""
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    found = []
+    marks = [f"{INSTANCE}={instance}".encode()]
+    if part is not None:
+        marks.append(f"{PART}={part}".encode())
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
-        if process.pid in spared:
+        if process.pid in spared or process.pid in found:
             continue
-        with contextlib.suppress(psutil.Error):  # gone, or somebody else's
-            environment = process.environ()
-            is_ours = environment.get(INSTANCE) == instance
-            if is_ours and (part is None or environment.get(PART) == part):
-                found.append(process)
-    return found
+        with contextlib.suppress(psutil.Error, OSError):  # gone, or somebody else's
+            variables = _environment(process)
+            if all(mark in variables for mark in marks) and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = process
+                if part is not None:
+                    found.update({child.pid: child for child in process.children(recursive=True)})
+    return list(found.values())
 
 
 def end(instance: str, part: str | None = None, *, grace_seconds: float = 5.0) -> int:
     """End all of them: politely, then for certain. Returns how many there were. Blocks."""
-    seen: set[int] = set()
+    targets: dict[int, psutil.Process] = {}
     deadline = time.monotonic() + grace_seconds
-    number = signal.SIGTERM if grace_seconds else signal.SIGKILL
-    while found := of_instance(instance, part):
-        fresh = [process for process in found if process.pid not in seen]
+    while True:
+        found = {process.pid: process for process in of_instance(instance, part)}
+        fresh = [process for pid, process in found.items() if pid not in targets]
+        targets.update(found)
+        living = [process for process in targets.values() if process.is_running()]
+        if not living:
+            return len(targets)
         if time.monotonic() >= deadline:
-            number, fresh = signal.SIGKILL, found
-        _signal(fresh, number)
-        seen.update(process.pid for process in found)
-        psutil.wait_procs(found, timeout=POLL_SECONDS)
-    return len(seen)
+            _signal(living, signal.SIGKILL)
+        else:
+            _signal(fresh, signal.SIGTERM)
+        psutil.wait_procs(living, timeout=POLL_SECONDS)
+
+
+def _environment(process: psutil.Process) -> list[bytes]:
+    """Its variables, as NAME=value. Read raw where that is possible: processes that set their title write
+    over a part of it, after which psutil sees nothing."""
+    try:
+        return Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return [f"{name}={value}".encode() for name, value in process.environ().items()]
 
 
 def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:

@@ -120,7 +120,15 @@ class Outbox:
                 batch = list(self._unsent.values())
                 self._unsent = {}
                 self._unsent_tokens = 0
-                lost = await self._emit(batch)
+                # First tokens go ahead of the rest in a write of their own: someone waits for each of them,
+                # and behind a full batch they would wait for all of its segments to be written and rendered.
+                first = [item for item in batch if not item[1].seq]
+                if first and len(first) < len(batch):
+                    rest = [item for item in batch if item[1].seq]
+                    first_lost, rest_lost = await asyncio.gather(self._emit(first), self._emit(rest))
+                    lost = first_lost + rest_lost
+                else:
+                    lost = await self._emit(batch)
                 if self._is_paused and self._unsent_tokens <= MOST_UNSENT_TOKENS // 2:
                     self._is_paused = False
                     self._pause(False)

@@ -184,7 +184,12 @@ class Connection:
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` after each reconnect, when subscriptions stand again. Returns how to stop that."""
         self._on_reconnect.append(callback)
-        return lambda: self._on_reconnect.remove(callback)
+
+        def stop() -> None:
+            if callback in self._on_reconnect:
+                self._on_reconnect.remove(callback)
+
+        return stop
 
     async def _usable(self) -> Wire:
         if self._wire is not None and self._ready.is_set():

@@ -3,6 +3,9 @@ interleave is in `tidegate.store.queue`.
 
 Group commit: while one submit is in flight, further ones of this process gather and go together as the next
 script call. Under load the cost of a round trip is shared by all that wait for it, without a timer.
+
+Nothing runs for nobody: a call whose caller left while it was in flight, or was told `QueueUnavailable`
+although it may have been written, is withdrawn (cancelled) as soon as Redis can be asked.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from tidegate.errors import QueueUnavailable
@@ -23,8 +28,21 @@ from tidegate.store.sweeper import Sweeper, SweepTimes
 from tidegate.store.wire import Argument, ConnectionLost
 
 PING_SECONDS = 1.0
-MOST_ARGUMENTS = 6_000  # of one grouped submit: some hundred requests, well under Lua's and Redis' limits
+# Of one grouped submit, so that no script call holds Redis up. A single call may be larger.
+MOST_REQUESTS = 500
+MOST_BYTES = 4 * 1024 * 1024
+MOST_WITHDRAWN = 10_000  # remembered while Redis is away
 FIELDS_PER_CALL = 7  # of the reply of submit.lua
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of `submit` on its way."""
+
+    request_ids: list[str]
+    size_bytes: int
+    arguments: list[Argument]
+    result: asyncio.Future[Accepted | Rejected]
 
 
 class GatewayQueue:
@@ -48,16 +66,21 @@ class GatewayQueue:
             orphan_seconds=orphan_seconds, result_ttl_seconds=result_ttl_seconds
         )
         self._sweeper = Sweeper(connection, self._prefix, times=self._times, gateway=gateway_id)
-        self._gathered: list[tuple[list[Argument], asyncio.Future[Accepted | Rejected]]] = []
+        self._gathered: deque[_Call] = deque()
         self._committing: asyncio.Task[None] | None = None
-        self._stop_listening: Callable[[], None] = lambda: None
+        self._unwanted: list[str] = []
+        self._withdrawing: asyncio.Task[None] | None = None
+        self._stop_listening: list[Callable[[], None]] = []
 
     async def start(self, deliver: Callable[[list[Segment]], None], lost: Callable[[], None]) -> None:
         await self._connection.subscribe(
             names.gateway_channel(self._key_prefix, self._gateway_id),
             lambda blob: deliver(decode_segments(blob)),
         )
-        self._stop_listening = self._connection.on_reconnect(lost)
+        self._stop_listening = [
+            self._connection.on_reconnect(lost),
+            self._connection.on_reconnect(self._withdraw_soon),
+        ]
         await self._sweeper.sweep()
         self._sweeper.start()
 
@@ -66,11 +89,11 @@ class GatewayQueue:
 
         Sent again after a broken connection: a request that is already written is found by its id.
         """
-        result: asyncio.Future[Accepted | Rejected] = asyncio.get_running_loop().create_future()
-        self._gathered.append((_call_arguments(requests, bounds), result))
+        call = _call(requests, bounds)
+        self._gathered.append(call)
         if self._committing is None:
             self._committing = asyncio.get_running_loop().create_task(self._commit())
-        return await result
+        return await call.result
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None:
         if request_ids:
@@ -110,57 +133,96 @@ class GatewayQueue:
             raise QueueUnavailable("Redis does not answer within a second.") from error
 
     async def close(self) -> None:
-        self._stop_listening()
+        for stop in self._stop_listening:
+            stop()
         self._connection.unsubscribe(names.gateway_channel(self._key_prefix, self._gateway_id))
         await self._sweeper.close()
-        if self._committing is not None:
-            self._committing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
-                await self._committing
+        for task in (self._committing, self._withdrawing):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
+                    await task
 
     async def _commit(self) -> None:
         """Send what gathered until nothing is left. Exactly one of these runs at a time."""
-        group: list[tuple[list[Argument], asyncio.Future[Accepted | Rejected]]] = []
+        group: list[_Call] = []
         try:
             while self._gathered:
                 group = self._take_group()
                 try:
                     reply = await self._send(group)
                 except Exception as error:
-                    _settle_all(group, error)
+                    self._refuse(group, error)
                 else:
-                    for position, (_, result) in enumerate(group):
-                        if not result.done():
-                            result.set_result(_outcome(reply, position * FIELDS_PER_CALL))
+                    self._answer(group, reply)
+                group = []
         finally:
             self._committing = None
-            gathered, self._gathered = self._gathered, []
-            _settle_all(group + gathered, QueueUnavailable("The gateway is closing."))
+            self._refuse([*group, *self._gathered], QueueUnavailable("The gateway is closing."))
+            self._gathered.clear()
 
-    def _take_group(self) -> list[tuple[list[Argument], asyncio.Future[Accepted | Rejected]]]:
+    def _take_group(self) -> list[_Call]:
         """What gathered and is still wanted, in order, up to the size of one script call."""
-        size, count = 0, 0
-        for arguments, _ in self._gathered:
-            if count and size + len(arguments) > MOST_ARGUMENTS:
+        group: list[_Call] = []
+        count = size_bytes = 0
+        while self._gathered:
+            call = self._gathered[0]
+            count, size_bytes = count + len(call.request_ids), size_bytes + call.size_bytes
+            if group and (count > MOST_REQUESTS or size_bytes > MOST_BYTES):
                 break
-            size, count = size + len(arguments), count + 1
-        group, self._gathered = self._gathered[:count], self._gathered[count:]
-        return [(arguments, result) for arguments, result in group if not result.done()]
+            self._gathered.popleft()
+            if not call.result.done():
+                group.append(call)
+        return group
 
-    async def _send(self, group: list[tuple[list[Argument], asyncio.Future[Accepted | Rejected]]]) -> Any:
-        arguments = [argument for call, _ in group for argument in call]
+    async def _send(self, group: list[_Call]) -> list[Any]:
+        """The reply of submit.lua to all calls of the group."""
+        if not group:
+            return []
+        arguments = [argument for call in group for argument in call.arguments]
+        reply: list[Any]
         try:
-            return await self._connection.run(scripts.SUBMIT, self._prefix, time.time(), 0, *arguments)
+            reply = await self._connection.run(scripts.SUBMIT, self._prefix, time.time(), 0, *arguments)
         except ConnectionLost:
-            return await self._connection.run(
+            reply = await self._connection.run(
                 scripts.SUBMIT, self._prefix, time.time(), 1, *arguments, repeat=True
             )
+        return reply
+
+    def _answer(self, group: list[_Call], reply: list[Any]) -> None:
+        for position, call in enumerate(group):
+            outcome = _outcome(reply, position * FIELDS_PER_CALL)
+            if not call.result.done():
+                call.result.set_result(outcome)
+            elif isinstance(outcome, Accepted):
+                self._unwanted += call.request_ids
+                self._withdraw_soon()
+
+    def _refuse(self, group: list[_Call], error: Exception) -> None:
+        for call in group:
+            if len(self._unwanted) < MOST_WITHDRAWN:
+                self._unwanted += call.request_ids
+            if not call.result.done():
+                call.result.set_exception(error)
+
+    def _withdraw_soon(self) -> None:
+        if self._unwanted and (self._withdrawing is None or self._withdrawing.done()):
+            self._withdrawing = asyncio.get_running_loop().create_task(self._withdraw())
+
+    async def _withdraw(self) -> None:
+        while self._unwanted:
+            now, self._unwanted = self._unwanted[:MOST_REQUESTS], self._unwanted[MOST_REQUESTS:]
+            try:
+                await self.cancel(now, "The client left before the request was accepted.")
+            except QueueUnavailable:
+                self._unwanted += now
+                return  # the next reconnect tries again
 
     def _ttl_seconds(self) -> int:
         return max(1, round(self._times.result_ttl_seconds))
 
 
-def _call_arguments(requests: Sequence[Request], bounds: Bounds) -> list[Argument]:
+def _call(requests: Sequence[Request], bounds: Bounds) -> _Call:
     first = requests[0]
     arguments: list[Argument] = [
         len(requests),
@@ -174,10 +236,13 @@ def _call_arguments(requests: Sequence[Request], bounds: Bounds) -> list[Argumen
         bounds.total_max_requests,
         bounds.total_max_bytes,
     ]
+    size_bytes = 0
     for request in requests:
         body = encode_request(request)
+        size_bytes += len(body)
         arguments += (request.id, request.deadline, request.priority, request.cost, len(body), body)
-    return arguments
+    result: asyncio.Future[Accepted | Rejected] = asyncio.get_running_loop().create_future()
+    return _Call([request.id for request in requests], size_bytes, arguments, result)
 
 
 def _outcome(reply: list[Any], base: int) -> Accepted | Rejected:
@@ -187,11 +252,3 @@ def _outcome(reply: list[Any], base: int) -> Accepted | Rejected:
         return Accepted(ahead, depth)
     bound, unit = refused.decode().split()
     return Rejected(bound, unit, limit, depth)
-
-
-def _settle_all(
-    group: list[tuple[list[Argument], asyncio.Future[Accepted | Rejected]]], error: Exception
-) -> None:
-    for _, result in group:
-        if not result.done():
-            result.set_exception(error)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
-
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.store import scripts
 from tidegate.store.connection import Connection

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.contract.queue_rig import Ear, a_request, accept, open_rig
 from tests.integration.store.worker import TIMES, text_of
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
-
 from tidegate.errors import QueueUnavailable
 from tidegate.messages import Request, Sampling, Segment
 from tidegate.store.queue import GatewayQueue

@@ -3,9 +3,9 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
-
 from tidegate.errors import ConfigError
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys

@@ -5,10 +5,10 @@ import time
 from dataclasses import replace
 
 import msgspec
+
 from tests.contract.queue_rig import MODEL, QUEUE, REVISION, a_request, a_token, accept, open_rig
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
-
 from tidegate.gateway.ports import Depth
 from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.store.connection import Connection

@@ -7,7 +7,6 @@ import random
 
 from tests.contract.queue_rig import Rig, Worker, a_request, a_token, accept, open_rig
 from tests.waiting import await_until
-
 from tidegate.messages import Claim
 
 REQUESTS = 400

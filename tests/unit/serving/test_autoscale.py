@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,15 +162,24 @@ def test_requests_too_short_to_be_seen_keep_the_last_replica(watch: FakeWatch) -
     assert policy(Context())[0] == 0
 
 
-def test_the_policy_survives_serves_way_of_shipping_it(watch: FakeWatch) -> None:
-    """Serve pickles the module by value; the watch must stay the one of the imported module."""
-    from ray import cloudpickle
-    from ray.serve.config import AutoscalingPolicy
+PICKLE = """
+import sys
+from ray.serve.config import AutoscalingPolicy
+policy = AutoscalingPolicy(policy_function="tidegate.serving.autoscale:QueueDepthPolicy")
+sys.stdout.buffer.write(policy.get_serialized_policy_def())
+"""
+UNPICKLE = """
+import pickle, sys
+policy = pickle.load(sys.stdin.buffer)
+from tidegate.serving import autoscale, queue_watch
+shared = policy.__init__.__globals__["shared_watch"]
+print(policy is autoscale.QueueDepthPolicy, shared is queue_watch.shared_watch)
+"""
 
-    policy = AutoscalingPolicy(policy_function="tidegate.serving.autoscale:QueueDepthPolicy")
-    shipped = cloudpickle.loads(policy.get_serialized_policy_def())
-    assert shipped.__name__ == "QueueDepthPolicy"
-    from tidegate.serving.queue_watch import shared_watch
 
-    assert shipped.__init__.__globals__["Sighting"] is Sighting
-    assert shared_watch.__module__ == "tidegate.serving.queue_watch"
+def test_the_policy_survives_serves_way_of_shipping_it() -> None:
+    """Serve pickles the policy's module by value; the watch must stay the one of the imported module, or
+    each policy would poll for itself."""
+    pickled = subprocess.run([sys.executable, "-c", PICKLE], capture_output=True, check=True).stdout
+    told = subprocess.run([sys.executable, "-c", UNPICKLE], input=pickled, capture_output=True, check=True)
+    assert told.stdout.split() == [b"False", b"True"]

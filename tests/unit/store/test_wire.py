@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.waiting import await_until
 
+from tests.waiting import await_until
 from tidegate.store.wire import ConnectionLost, ReplyError, Wire
 
 

@@ -39,7 +39,7 @@ def test_sizes_and_types_come_from_the_headers(tmp_path: Path) -> None:
     tensors = {"a": ("BF16", [4, 2], 16), "b": ("F32", [3], 12), "ids": ("I64", [2], 16)}
     checkpoint = read_checkpoint(write(tmp_path, tensors=tensors), "auto")
     assert checkpoint.weights_bytes == 44
-    assert checkpoint.names == {"a", "b", "ids"}
+    assert checkpoint.names == frozenset({"a", "b", "ids"})
     assert checkpoint.stored_precision() == "bfloat16"
     assert checkpoint.loaded_bytes("float32") == 11 * 4 + 16
     assert checkpoint.loaded_bytes("bfloat16") == 11 * 2 + 16

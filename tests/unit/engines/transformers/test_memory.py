@@ -52,9 +52,7 @@ def test_a_row_that_does_not_fit_is_refused_with_the_numbers() -> None:
 
 def test_weights_that_do_not_fit_are_refused_with_the_numbers() -> None:
     check_weights_fit(GIB, 2 * GIB, "cpu")
-    with pytest.raises(
-        EngineLoadError, match=r"need 10\.50 GiB of memory on cuda, but 8\.00 GiB are free"
-    ) as caught:
+    with pytest.raises(EngineLoadError, match=r"need 10\.50 GiB of memory on cuda, but 8\.00 GiB") as caught:
         check_weights_fit(10 * GIB, 8 * GIB, "cuda")
     assert caught.value.reason == "OutOfMemory"
 

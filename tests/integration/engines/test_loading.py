@@ -1,0 +1,241 @@
+"""What is refused at load, and what is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoints import tiny
+from tests.engine_requests import a_request, run
+from tidegate.engines.base import Engine, EngineLoadError, EngineSpec
+from tidegate.engines.create import create_engine
+from tidegate.engines.transformers import engine as engine_module
+from tidegate.engines.transformers.batch import ArenaBatch
+
+
+@pytest.fixture
+def copy(checkpoints: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a checkpoint that the test may change."""
+    return lambda name: Path(shutil.copytree(checkpoints(name), tmp_path / name))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def refused(path: Path, **spec: Any) -> EngineLoadError:
+    engine = create_engine(EngineSpec("transformers", path=str(path), **{"device": "cpu", **spec}))
+    with pytest.raises(EngineLoadError) as caught:
+        engine.load()
+    return caught.value
+
+
+def test_a_missing_weight_is_refused_by_name(copy: Callable[[str], Path]) -> None:
+    folder = copy("llama")
+    name = "model.layers.1.self_attn.q_proj.weight"
+    change_weights(folder, lambda weights: weights.__delitem__(name))
+    error = refused(folder)
+    assert error.reason == "WeightsMissing"
+    assert name in error.message
+
+
+def test_a_tied_weight_may_be_missing(
+    load: Callable[..., Engine], checkpoints: Callable[[str], Path]
+) -> None:
+    names = load_file(checkpoints("gpt2") / "model.safetensors")
+    assert "lm_head.weight" not in names
+    assert load("gpt2").free_slots() > 0
+
+
+def test_an_unexpected_weight_is_told(copy: Callable[[str], Path]) -> None:
+    folder = copy("llama")
+    change_weights(folder, lambda weights: weights.update({"extra.weight": torch.zeros(2)}))
+    engine = create_engine(EngineSpec("transformers", path=str(folder), device="cpu"))
+    report = engine.load()
+    assert report.notes == ("1 weights of the checkpoint are not used: extra.weight.",)
+    assert report.precision == "float32"
+    assert report.slots >= 1
+    assert report.kv_bytes_per_token == 2 * 2 * 2 * 32 * 4  # keys and values, layers, heads, size, bytes
+
+
+def test_weights_of_another_shape_are_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy("llama")
+    change_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(64)}))
+    assert refused(folder).reason == "WeightsWrong"
+
+
+def test_weights_that_are_not_finite_are_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy("llama")
+    change_weights(
+        folder, lambda weights: weights.update({"model.norm.weight": torch.full((128,), torch.nan)})
+    )
+    error = refused(folder)
+    assert error.reason == "SelfCheckFailed"
+
+
+@pytest.mark.parametrize(
+    ("arch", "word"), [("t5", "encoder-decoder"), ("bert", "not a causal language model")]
+)
+def test_other_kinds_of_models_are_refused(checkpoints: Callable[[str], Path], arch: str, word: str) -> None:
+    error = refused(checkpoints(arch))
+    assert error.reason == "UnsupportedModel"
+    assert word in error.message
+
+
+def test_an_unknown_architecture_is_refused_and_its_code_never_run(copy: Callable[[str], Path]) -> None:
+    folder = copy("llama")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "baichuan", "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_x.py").write_text("raise SystemExit('this code was run')")
+    error = refused(folder)
+    assert error.reason == "UnsupportedModel"
+    assert "never run" in error.message
+
+
+def test_a_missing_tokenizer_is_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy("llama")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert refused(folder).reason == "TokenizerMissing"
+
+
+@pytest.mark.parametrize(
+    ("spec", "word"),
+    [
+        ({"precision": "int3"}, "precision"),
+        ({"device": "tpu"}, "device"),
+        ({"context_length": 100_000}, "contextLength"),
+        ({"quantization": "gptq"}, "not quantized"),
+    ],
+)
+def test_a_wrong_spec_is_refused_by_its_field(
+    checkpoints: Callable[[str], Path], spec: dict[str, Any], word: str
+) -> None:
+    error = refused(checkpoints("llama"), **spec)
+    assert error.reason == "InvalidEngineArgs"
+    assert word in error.message
+
+
+def test_slots_come_from_the_memory_of_the_cache(load: Callable[..., Engine]) -> None:
+    row = 1024 * (128 + 64)  # bytes per token, context and slack
+    assert load("llama", context_length=128, kv_cache_bytes=5 * row + 1).free_slots() == 5
+    assert load("llama", context_length=128, kv_cache_bytes=5 * row, max_slots=2).free_slots() == 2
+
+
+def test_a_cache_too_small_for_one_request_is_refused(checkpoints: Callable[[str], Path]) -> None:
+    assert refused(checkpoints("llama"), kv_cache_bytes=1000).reason == "OutOfMemory"
+
+
+def test_weights_larger_than_memory_are_refused_before_loading(
+    checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tidegate.engines.transformers.loading.free_bytes", lambda _device: 1 << 20)
+    error = refused(checkpoints("llama"))
+    assert error.reason == "OutOfMemory"
+    assert "1.0 MiB are free" in error.message
+
+
+class Shifted(ArenaBatch):
+    """A batched path that is wrong without an error: one position off, as a broken architecture's is."""
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            self._positions += 1
+            logits = super().decode(tokens)
+            self._positions -= 1
+        return logits
+
+
+def test_a_wrong_batch_is_found_and_requests_run_one_by_one(
+    checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = EngineSpec("transformers", path=str(checkpoints("llama")), device="cpu", args={"threads": 1})
+    right = create_engine(spec)
+    right.load()
+    monkeypatch.setattr(engine_module, "ArenaBatch", Shifted)
+    engine = create_engine(spec)
+    report = engine.load()
+    assert len(report.notes) == 1
+    assert "one by one" in report.notes[0]
+    requests = [a_request(str(n), f"prompt number {n}", max_tokens=5 + n) for n in range(4)]
+    expected = run(right, requests, apart=2)
+    found = run(engine, requests, apart=2)
+    assert {key: result.tokens for key, result in found.items()} == {
+        key: result.tokens for key, result in expected.items()
+    }
+
+
+class Failing(ArenaBatch):
+    """Fails on prompts that hold token 13."""
+
+    def join(self, sequences: Any, *, all_logits: bool = False) -> torch.Tensor:
+        if any(13 in sequence for sequence in sequences) and self.count:
+            raise ValueError("thirteen")
+        return super().join(sequences, all_logits=all_logits)
+
+
+def test_a_prefill_that_fails_fails_its_request_only(
+    load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "ArenaBatch", Failing)
+    engine = load("llama")
+    requests = [a_request("ok", [5, 6], max_tokens=9), a_request("bad", [13, 6], max_tokens=9)]
+    requests.append(a_request("ok too", [7, 8], max_tokens=9))
+    results = run(engine, requests, apart=1)
+    failed = results["bad"].finish
+    assert failed is not None
+    assert (failed.reason, failed.code) == ("error", "GenerationFailed")
+    assert len(results["ok"].tokens) == len(results["ok too"].tokens) == 9
+
+
+def test_memory_that_runs_out_in_a_step_is_the_engines_failure(
+    load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load("llama")
+
+    def fail(*_args: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    engine.add(a_request("r", [5, 6], max_tokens=9), [])
+    engine.step()
+    monkeypatch.setattr(ArenaBatch, "decode", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.step()
+    assert "out of memory" in (engine.health() or "")
+
+
+def test_numbers_that_are_not_finite_fail_their_request_only(load: Callable[..., Engine]) -> None:
+    engine: Any = load("llama")
+    alone = run(engine, [a_request("good", [5, 6], max_tokens=9)])["good"].tokens
+    requests = [a_request("good", [5, 6], max_tokens=9), a_request("bad", [7, 8], max_tokens=9)]
+    decode = engine._batch.decode
+
+    def poison(tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = decode(tokens)
+        rows = [row for row, sequence in enumerate(engine._rows) if sequence.id == "bad"]
+        logits[rows] = float("nan")
+        return logits
+
+    engine._batch.decode = poison
+    results = run(engine, requests)
+    failed = results["bad"].finish
+    assert failed is not None
+    assert failed.code == "NumericalError"
+    assert results["good"].tokens == alone
+
+
+def test_an_empty_prompt_starts_from_the_start_token(load: Callable[..., Engine], tmp_path: Path) -> None:
+    engine = load(tiny(tmp_path / "opt", "opt"))
+    results = run(engine, [a_request("empty", "", max_tokens=4), a_request("start", [1], max_tokens=4)])
+    assert results["empty"].tokens == results["start"].tokens

@@ -1,0 +1,133 @@
+"""All that can be produced is valid for Ray's own schema, and what changes in place rebuilds nothing."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.control.builders import RUNTIME, model
+from tidegate.control.resources import MAX_REPLICAS, Model
+from tidegate.control.serve_config import (
+    Application,
+    application_config,
+    serve_config,
+    split_application_name,
+)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray 2.60 speaks to an older pydantic
+    from ray.serve._private.deploy_utils import get_app_code_version
+    from ray.serve.schema import ServeDeploySchema
+
+names = st.from_regex(r"[a-z0-9]([-a-z0-9]{0,50}[a-z0-9])?", fullmatch=True)
+revisions = st.from_regex(r"[0-9a-f]{10}", fullmatch=True)
+replicas = st.tuples(st.integers(0, MAX_REPLICAS), st.integers(1, MAX_REPLICAS)).map(
+    lambda pair: {"minReplicas": min(pair), "maxReplicas": max(pair)}
+)
+scalings = st.builds(
+    lambda counts, target, idle, down: {
+        **counts,
+        "targetInFlight": target,
+        "idleSeconds": idle,
+        "scaleDownSeconds": down,
+    },
+    replicas,
+    st.integers(0, 4096),
+    st.floats(0, 86_400),
+    st.floats(0, 86_400),
+)
+hardware = st.sampled_from([("auto", 0), ("auto", 0.25), ("cuda", 1), ("cuda", 4), ("cpu", 0)])
+arguments = st.dictionaries(
+    st.from_regex(r"[a-z][a-z0-9_]{0,10}", fullmatch=True),
+    st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    max_size=4,
+)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Model:
+    device, gpus = draw(hardware)
+    return model(
+        draw(names),
+        engine={
+            "name": "simulated",
+            "args": draw(arguments),
+            "maxSlots": draw(st.integers(0, 4096)),
+            "kvCacheBytes": draw(st.integers(0, 1 << 44)),
+        },
+        precision=draw(st.sampled_from(["auto", "float32", "bfloat16", "float16"])),
+        contextLength=draw(st.integers(0, 1 << 24)),
+        device=device,
+        resources={"cpus": draw(st.floats(0, 1024)), "gpus": gpus},
+        scaling=draw(scalings),
+    )
+
+
+applications = st.builds(
+    lambda wanted, revision, path, awake: Application(wanted.name, revision, wanted.spec, path, awake),
+    models(),
+    revisions,
+    st.sampled_from(["", "/models/x"]),
+    st.booleans(),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(applications, max_size=3, unique_by=lambda wanted: wanted.name))
+def test_ray_accepts_everything(wanted: list[Application]) -> None:
+    config = serve_config(wanted, RUNTIME)
+    parsed = ServeDeploySchema.model_validate(json.loads(json.dumps(config)))
+    assert [application.name for application in parsed.applications] == [item.name for item in wanted]
+
+
+@settings(max_examples=40, deadline=None)
+@given(models(), scalings, st.booleans())
+def test_scaling_changes_rebuild_nothing(wanted: Model, scaling: dict[str, Any], awake: bool) -> None:
+    spec = wanted.spec
+    changed = model(wanted.name, **{**spec.model_dump(mode="json", by_alias=True), "scaling": scaling})
+    before = Application(wanted.name, "0123456789", spec, "", keep_awake=True)
+    after = Application(wanted.name, "0123456789", changed.spec, "", keep_awake=awake)
+    assert code_version(before) == code_version(after)
+
+
+def test_an_argument_change_would_rebuild() -> None:
+    one = Application("m", "0123456789", model("m").spec, "/a", keep_awake=False)
+    two = Application("m", "0123456789", model("m").spec, "/b", keep_awake=False)
+    assert code_version(one) != code_version(two)
+
+
+def code_version(wanted: Application) -> str:
+    config = {"applications": [application_config(wanted, RUNTIME)]}
+    return str(get_app_code_version(ServeDeploySchema.model_validate(config).applications[0]))
+
+
+def test_an_unproved_revision_is_kept_awake() -> None:
+    spec = model(scaling={"minReplicas": 0, "maxReplicas": 2}).spec
+    counts = [
+        application_config(Application("m", "r", spec, "", keep_awake=awake), RUNTIME)["deployments"][0][
+            "autoscaling_config"
+        ]["min_replicas"]
+        for awake in (True, False)
+    ]
+    assert counts == [1, 0]
+
+
+def test_no_target_means_the_engines_slots() -> None:
+    config = application_config(Application("m", "r", model().spec, "", keep_awake=False), RUNTIME)
+    assert 0 < config["deployments"][0]["autoscaling_config"]["target_ongoing_requests"] < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("a--0123456789", ("a", "0123456789")), ("a--b--01", ("a--b", "01")), ("other", None), ("--r", None)],
+)
+def test_application_names_split_at_their_last_mark(name: str, parts: tuple[str, str] | None) -> None:
+    assert split_application_name(name) == parts

@@ -1,0 +1,45 @@
+"""Keys, and when they may be left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from tidegate.errors import AuthenticationFailed, ConfigError
+from tidegate.gateway.auth import check_no_auth, find_tenant, is_loopback
+from tidegate.gateway.ports import Key
+from tidegate.settings import Settings
+
+
+class OneKey:
+    def find(self, secret: str) -> Key | None:
+        return Key("key_1", "test", "acme", 0.0) if secret == "tg-right" else None
+
+
+@pytest.mark.parametrize("authorization", ["Bearer tg-right", "bearer tg-right", "BEARER   tg-right "])
+def test_the_key_names_the_tenant(authorization: str) -> None:
+    assert find_tenant(authorization, OneKey(), no_auth=False) == "acme"
+
+
+@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Bearer tg-wrong", "tg-right"])
+def test_everything_else_is_refused(authorization: str | None) -> None:
+    with pytest.raises(AuthenticationFailed):
+        find_tenant(authorization, OneKey(), no_auth=False)
+
+
+def test_without_auth_there_is_one_tenant() -> None:
+    assert find_tenant(None, OneKey(), no_auth=True) == "default"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
+def test_loopback_addresses(host: str) -> None:
+    assert is_loopback(host)
+    check_no_auth(Settings(no_auth=True, host=host))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_no_auth_elsewhere_stops_the_start(host: str) -> None:
+    assert not is_loopback(host)
+    with pytest.raises(ConfigError) as refused:
+        check_no_auth(Settings(no_auth=True, host=host))
+    assert refused.value.problems[0].field == "TIDEGATE_NO_AUTH"
+    assert "TIDEGATE_HOST=127.0.0.1" in refused.value.problems[0].remedy

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.serving.rig import replica_args
+from tidegate.control.serve_config import ReplicaRuntime
+from tidegate.errors import ConfigError
+from tidegate.serving.__main__ import parse_command_line
+from tidegate.serving.process import ReplicaArgs, configure_logs, parse_args
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    logger = logging.getLogger("tidegate")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield logger
+    for handler in logger.handlers:
+        if handler not in before[0]:
+            handler.close()
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+def test_an_unknown_or_wrong_argument_is_named() -> None:
+    with pytest.raises(ConfigError, match="no_such"):
+        parse_args(replica_args("unix:///x", "p", no_such=1))
+    with pytest.raises(ConfigError, match="lease_seconds"):
+        parse_args(replica_args("unix:///x", "p", lease_seconds="long"))
+
+
+def test_what_the_control_loop_knows_of_a_replica_is_among_its_arguments() -> None:
+    assert set(ReplicaRuntime.__dataclass_fields__) <= set(ReplicaArgs.__struct_fields__)
+
+
+def test_the_command_line_gives_the_same_arguments() -> None:
+    words = "--model m --revision r1 --redis-url unix:///x --key-prefix p --slots 8 --lease-seconds 1"
+    found = parse_command_line([*words.split(), "--drain-seconds", "5", "--args", '{"step_ms": 2.0}'])
+    assert found == parse_args(replica_args("unix:///x", "p"))
+
+
+def test_engine_arguments_that_are_no_json_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--args"):
+        parse_command_line(["--model", "m", "--revision", "r", "--redis-url", "unix:///x", "--args", "{"])
+
+
+def test_logs_are_json_lines_in_the_models_file(logger: logging.Logger, tmp_path: Path) -> None:
+    configure_logs(parse_args(replica_args("unix:///x", "p", log_dir=str(tmp_path / "logs"))))
+    logging.getLogger("tidegate.serving.replica").info("hello")
+    (line,) = (tmp_path / "logs" / "replica-m.log").read_text().splitlines()
+    assert json.loads(line)["message"] == "hello"
+
+
+def test_a_replica_of_the_simulated_engine_imports_no_torch() -> None:
+    code = (
+        "import sys, tidegate.serving.__main__; from tidegate.engines.create import create_engine; "
+        "from tidegate.engines.base import EngineSpec; create_engine(EngineSpec('simulated')); "
+        "print([name for name in ('torch', 'transformers', 'ray', 'fastapi') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
