@@ -72,6 +72,12 @@ class Tally(msgspec.Struct):
     gaps: list[float] = []
     durations: list[float] = []
     cpu_seconds: float = 0.0
+    first_sent: float = 0.0  # monotonic; 0: nothing was sent
+    last_finished: float = 0.0
+
+    def busy_seconds(self) -> float:
+        """From the first request sent to the last one finished."""
+        return self.last_finished - self.first_sent
 
     def tokens_per_event(self) -> float:
         return self.tokens / self.events if self.events and self.tokens else 1.0
@@ -115,6 +121,7 @@ class Client(asyncio.Protocol):
             return
         self.reader = AnswerReader()
         self.sent_at, self.first_event, self.last_event = now, 0.0, 0.0
+        self.tally.first_sent = self.tally.first_sent or now
         self.transport.write(self.request)
 
     def data_received(self, received: bytes) -> None:
@@ -148,6 +155,7 @@ class Client(asyncio.Protocol):
         pause = 0.0
         if reader.status == 200 and not reader.failed_in_stream:
             tally.finished += 1
+            tally.last_finished = now
             tally.events += reader.events
             tally.tokens += reader.tokens or 0
             counted = str(reader.tokens)
@@ -280,6 +288,8 @@ def merge(tallies: list[Tally]) -> Tally:
             "cpu_seconds",
         ]:
             setattr(whole, name, getattr(whole, name) + getattr(tally, name))
+    whole.first_sent = min(tally.first_sent for tally in tallies)
+    whole.last_finished = max(tally.last_finished for tally in tallies)
     return whole
 
 

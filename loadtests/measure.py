@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -59,6 +60,8 @@ class Load:
     drain_seconds: float = 15.0
     backoff_seconds: float = 0.5
     generators: int = 1
+    requests_per_client: int = 0  # 0: until the window ends
+    is_counted_at_once: bool = False  # the window opens with the first client and ends with the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def run_load(target: Target, load: Load) -> Run:
     """Drive `load` against `target` and wait for its end. Raises `GeneratorFailed`."""
     start = time.monotonic() + START_SECONDS
     spread = load.spread_seconds or load.stream_seconds
-    window_from = start + spread + 1.0
+    window_from = start - 0.01 if load.is_counted_at_once else start + spread + 1.0
     window_to = window_from + load.seconds
     share, odd = divmod(load.clients, load.generators)
     plans = [
@@ -120,6 +123,7 @@ def run_load(target: Target, load: Load) -> Run:
             backoff_seconds=load.backoff_seconds,
             with_gaps=load.is_stream,
             think_seconds=load.think_seconds,
+            requests_per_client=load.requests_per_client,
         )
         for index in range(load.generators)
     ]
@@ -135,7 +139,7 @@ def _follow(target: Target, generators: list[Generator], plan: Plan) -> Run:
         time.sleep(max(0.0, plan.window_from - time.monotonic()))
         cores = sorted(os.sched_getaffinity(0))
         before, busy_before = _cpu_of(target, generators), machine_busy_seconds(cores)
-        time.sleep(max(0.0, plan.window_to - time.monotonic()))
+        _wait_until(plan.window_to, generators)
         after, busy_after = _cpu_of(target, generators), machine_busy_seconds(cores)
         patience = plan.stop_at - time.monotonic() + 20
         tallies = [finish_generator(generator, patience) for generator in generators]
@@ -167,6 +171,16 @@ def finish_generator(generator: Generator, seconds: float) -> Tally:
             f"the generator ended with status {generator.process.returncode}:\n{errors.decode()[-2000:]}"
         )
     return msgspec.json.decode(generator.tally_path.read_bytes(), type=Tally)
+
+
+def _wait_until(moment: float, generators: list[Generator]) -> None:
+    """Sleep until then, or until all generators have done their share of requests and ended."""
+    while (left := moment - time.monotonic()) > 0:
+        running = [one for one in generators if one.process.poll() is None]
+        if not running:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):  # looked at again above
+            running[0].process.wait(left)
 
 
 def _made(folder: Path) -> Path:

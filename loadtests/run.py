@@ -18,7 +18,7 @@ from loadtests.figures import Section
 from loadtests.machine import pin_to_cores, prioritize
 from loadtests.measure import Target
 from loadtests.report import as_json, is_all_met, markdown
-from loadtests.scenarios import crowd, idle, quiet, short, streams
+from loadtests.scenarios import crowd, engine, idle, quiet, short, streams
 
 SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "streams128": (
@@ -33,6 +33,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "quiet": ("one request at a time: added latency", quiet.run),
     "patient": ("256 patient clients on 32 slots", crowd.run_patient),
     "overload": ("50 clients at 8 times capacity", crowd.run_overload),
+    "engine": ("demo model, 16 at once, against one plain generate", engine.run),
     "idle": ("idle CPU and memory of gateway and replica", idle.run),
 }
 REQUEST_PATH = ("streams128", "streams512", "short", "quiet", "patient", "overload")

@@ -10,6 +10,7 @@ Weights are drawn so wide that the next token depends on the whole prompt.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,6 +125,8 @@ def save_tokenizer(folder: Path, *, with_template: bool = True) -> None:
 
 def quantized(folder: Path, source: Path) -> Path:
     """Write a 4-bit GPTQ export of `source` to `folder`, calibrated on the standard library's prose."""
+    # GPTQModel asks for one worker on two cores and then refuses that number.
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     from gptqmodel import GPTQModel, QuantizeConfig
 
     # In memory: GPTQModel's disk offload loses the output head of gpt_neox.

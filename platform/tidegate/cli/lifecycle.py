@@ -153,7 +153,7 @@ async def _serve(settings: Settings, paths: list[Path]) -> None:
             has_welcomed = True
             put(welcome(running, progress.name))
 
-    with Steps() as steps:
+    with Steps(plain=True) as steps:
         await host(settings, paths, show, stop)
 
 

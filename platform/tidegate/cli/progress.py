@@ -19,15 +19,17 @@ MARKS = {"running": "…", "done": "✓", "failed": "✗"}
 
 
 class Steps:
-    """Steps that begin and end; the ones under way are named on one live line."""
+    """Steps that begin and end. On a terminal the ones under way are named on one live line, except where
+    log lines share the screen (`plain`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, plain: bool = False) -> None:
+        self._is_plain = plain or not sys.stderr.isatty()
         self._began = time.monotonic()
         self._under_way: dict[str, str] = {}
         self._live: Status | None = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if not self._is_plain:
             from rich.console import Console
 
             self._live = Console(stderr=True, highlight=False).status("")

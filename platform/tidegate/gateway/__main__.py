@@ -86,6 +86,7 @@ async def serve(settings: Settings) -> None:
                 lifespan="on",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # nothing here asks for the address of the client
                 server_header=False,
                 date_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,

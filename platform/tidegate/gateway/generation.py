@@ -11,16 +11,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
-from typing import Any
 
 from tidegate.errors import (
     GenerationFailed,
-    InvalidRequest,
-    ModelUnavailable,
     QueueUnavailable,
     RequestError,
-    RequestExpired,
 )
 from tidegate.gateway import admission, answers, sse
 from tidegate.gateway.asgi import (
@@ -36,13 +31,22 @@ from tidegate.gateway.asgi import (
     send_json,
 )
 from tidegate.gateway.auth import find_tenant
-from tidegate.gateway.calls import Call, Origin, build_requests, chat_call, completion_call, new_id, new_seed
+from tidegate.gateway.calls import Origin, build_requests, chat_call, completion_call, new_id, new_seed
 from tidegate.gateway.checks import parse_chat, parse_completion
 from tidegate.gateway.metrics import UNKNOWN_MODEL
 from tidegate.gateway.ports import Bounds, Place, Rejected
+from tidegate.gateway.replies import (
+    Plan,
+    assembled,
+    events_of,
+    failure_error,
+    is_good,
+    news,
+    place_headers,
+)
 from tidegate.gateway.services import Services
 from tidegate.gateway.stream import OpenCall
-from tidegate.messages import Finish, ModelEntry, Segment
+from tidegate.messages import ModelEntry, Segment
 from tidegate.telemetry import fields
 
 logger = logging.getLogger("tidegate.gateway")
@@ -78,17 +82,6 @@ class GenerationEndpoint:
             await exchange.refuse(GenerationFailed("The gateway failed on this request."))
         finally:
             self._services.metrics.ended(exchange.model_label, outcome)
-
-
-@dataclass(slots=True)
-class _Plan:
-    """A call that was admitted to the queue's door."""
-
-    call: Call
-    call_id: str
-    entry: ModelEntry
-    revision: str
-    created: int
 
 
 class _Exchange:
@@ -146,7 +139,7 @@ class _Exchange:
                 raise admission.queue_full(outcome, entry, len(requests))
             services.calls.submitted(opened)
             admission.check_wait(outcome.waiting_ahead, outcome.depth, entry, budget)
-            plan = _Plan(call, call_id, entry, revision, int(now))
+            plan = Plan(call, call_id, entry, revision, int(now))
             watcher = asyncio.get_running_loop().create_task(_watch(self._receive, opened))
             if call.stream:
                 await self._stream(plan, opened)
@@ -182,7 +175,7 @@ class _Exchange:
             settings.total_max_bytes,
         )
 
-    async def _answer(self, plan: _Plan, opened: OpenCall) -> None:
+    async def _answer(self, plan: Plan, opened: OpenCall) -> None:
         """Wait for the end, then one JSON object."""
         while opened.unfinished and opened.failure is None and not opened.has_left:
             await opened.changed()
@@ -193,12 +186,12 @@ class _Exchange:
         choices: list[list[Segment]] = [[] for _ in opened.requests]
         for index, segment in opened.take():
             choices[index].append(segment)
-        body, usage = _assembled(plan, opened, choices)
+        body, usage = assembled(plan, opened, choices)
         self._record(plan, usage, None)
         self.is_status_out = True
         await send_json(self._send, 200, body)
 
-    async def _stream(self, plan: _Plan, opened: OpenCall) -> None:
+    async def _stream(self, plan: Plan, opened: OpenCall) -> None:
         """Hold the status line, then events until every choice has ended."""
         loop = asyncio.get_running_loop()
         headers = await self._held(plan, opened)
@@ -209,14 +202,14 @@ class _Exchange:
             await self._send({"type": "http.response.body", "body": sse.HEARTBEAT, "more_body": True})
         opened.last_sent = loop.time()
         self._services.calls.stream_opened(opened)
-        events = _events(plan)
+        events = events_of(plan)
         shown: Place | None = None
         first_token: float | None = None
         while True:
             pending = opened.take()
             if pending and first_token is None:
                 first_token = time.perf_counter() - self._started
-            out = b"".join([events.render(index, segment) for index, segment in pending if _is_good(segment)])
+            out = b"".join([events.render(index, segment) for index, segment in pending if is_good(segment)])
             if opened.failure is not None:
                 if out:
                     await self._send({"type": "http.response.body", "body": out, "more_body": True})
@@ -235,7 +228,7 @@ class _Exchange:
                 opened.place = None
                 if place is not None and not opened.has_begun and place != shown:
                     shown = place
-                    out = _news(place, plan.entry)
+                    out = news(place, plan.entry)
                 if not out and opened.is_heartbeat_due:
                     out = sse.HEARTBEAT
                 opened.is_heartbeat_due = False
@@ -245,7 +238,7 @@ class _Exchange:
             if not opened.pending and not opened.has_left:
                 await opened.changed()
 
-    async def _held(self, plan: _Plan, opened: OpenCall) -> list[Header]:
+    async def _held(self, plan: Plan, opened: OpenCall) -> list[Header]:
         """Wait for the first segment, a refusal (raised) or the end of the hold; headers of the latter."""
         loop = asyncio.get_running_loop()
         if not opened.has_begun:
@@ -260,24 +253,19 @@ class _Exchange:
             raise failure_error(opened.failure, plan.call.kind, plan.entry.name)
         if opened.has_left:
             raise ClientLeft
-        return [] if opened.has_begun else await self._place_headers(plan, opened)
+        return [] if opened.has_begun else await self._look_up_place(plan, opened)
 
-    async def _place_headers(self, plan: _Plan, opened: OpenCall) -> list[Header]:
-        """Empty where the place is not known, or the request waits no more."""
+    async def _look_up_place(self, plan: Plan, opened: OpenCall) -> list[Header]:
+        """Empty where the queue does not say in time."""
         asked = (opened.requests[0].id, plan.entry.name, plan.revision)
         try:
             async with asyncio.timeout(PLACE_SECONDS):
                 place = (await self._services.queue.places([asked]))[0]
         except (RequestError, TimeoutError):
             return []
-        if place.ahead is None:
-            return []
-        headers = [(b"x-tidegate-queue-position", b"%d" % (place.ahead + 1))]
-        if (wait := _estimate(place, plan.entry)) is not None:
-            headers.append((b"x-tidegate-estimated-wait-seconds", b"%.0f" % wait))
-        return headers
+        return place_headers(place, plan.entry)
 
-    def _record(self, plan: _Plan, usage: answers.Usage, first_token: float | None) -> None:
+    def _record(self, plan: Plan, usage: answers.Usage, first_token: float | None) -> None:
         self._services.metrics.answered(
             plan.entry.name,
             duration_seconds=time.perf_counter() - self._started,
@@ -288,93 +276,8 @@ class _Exchange:
         )
 
 
-def failure_error(finish: Finish, kind: str, model: str) -> RequestError:
-    """What the client is told of a request that ended badly. A 5xx shows the stable code, not the inside."""
-    param = "messages" if kind == "chat" else "prompt"
-    if finish.reason == "expired":
-        return RequestExpired(finish.message or "The request waited longer than it may and never ran.")
-    if finish.reason == "cancelled":
-        return ModelUnavailable(
-            finish.message or f"The model {model!r} was removed while the request waited.",
-            code="request_cancelled",
-        )
-    if finish.code == "ContextLengthExceeded":
-        return InvalidRequest(finish.message, param=param, code="context_length_exceeded")
-    if finish.code == "InvalidPrompt":
-        return InvalidRequest(finish.message, param=param, code="invalid_prompt")
-    logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
-    return GenerationFailed(
-        f"The model {model!r} failed on this request ({finish.code or 'EngineError'}). "
-        "The log has the details under this answer's x-request-id."
-    )
-
-
 async def _watch(receive: Receive, opened: OpenCall) -> None:
     """Wait for the client to close the connection."""
     while (await receive())["type"] != "http.disconnect":
         continue
     opened.leave()
-
-
-def _is_good(segment: Segment) -> bool:
-    return segment.finish is None or segment.finish.reason in ("stop", "length")
-
-
-def _events(plan: _Plan) -> sse.Events:
-    call = plan.call
-    shared: tuple[Any, ...] = (plan.call_id, plan.created, plan.entry.name, plan.revision)
-    if call.kind == "chat":
-        return sse.ChatEvents(*shared, has_usage=call.include_usage, logprobs=call.logprobs is not None)
-    return sse.CompletionEvents(
-        *shared, has_usage=call.include_usage, top=call.logprobs, choices=call.sequences
-    )
-
-
-def _assembled(plan: _Plan, opened: OpenCall, choices: list[list[Segment]]) -> tuple[bytes, answers.Usage]:
-    call = plan.call
-    finishes = opened.finishes()
-    usage = answers.usage(finishes, call.n)
-    ended = [finish for finish in finishes if finish is not None]
-    if call.kind == "chat":
-        return answers.encode(
-            answers.ChatCompletion(
-                plan.call_id,
-                "chat.completion",
-                plan.created,
-                plan.entry.name,
-                [
-                    answers.chat_choice(index, segments, finish, call.logprobs is not None)
-                    for index, (segments, finish) in enumerate(zip(choices, ended, strict=True))
-                ],
-                usage,
-                plan.revision,
-            )
-        ), usage
-    return answers.encode(
-        answers.Completion(
-            plan.call_id,
-            "text_completion",
-            plan.created,
-            plan.entry.name,
-            [
-                answers.completion_choice(index, segments, finish, call.logprobs)
-                for index, (segments, finish) in enumerate(zip(choices, ended, strict=True))
-            ],
-            usage,
-            plan.revision,
-        )
-    ), usage
-
-
-def _estimate(place: Place, entry: ModelEntry) -> float | None:
-    """Seconds until the request starts; None where neither drain rate nor waking time is known."""
-    if place.ahead is None:
-        return None
-    wait = admission.predicted_wait_seconds(place.ahead + 1, place.depth, entry)
-    return wait if wait > 0 else None
-
-
-def _news(place: Place, entry: ModelEntry) -> bytes:
-    if place.ahead is None:
-        return b""
-    return sse.waiting_comment(place.ahead + 1, _estimate(place, entry))

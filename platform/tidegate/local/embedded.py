@@ -63,6 +63,8 @@ async def start(home: Home) -> asyncio.subprocess.Process:
         *("--save", ""),
         *("--maxmemory-policy", "noeviction"),
         *("--daemonize", "no"),
+        # The title would overwrite the environment, by which `processes` finds what belongs to a home.
+        *("--set-proc-title", "no"),
     ]
     process = await processes.start("redis", command, instance=home.instance, log=log, environment=os.environ)
     await _answering(home, process, log)

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import ignored_auth
 from tests.integration.gateway.rig import MODEL, open_gateway
 from tests.redis_server import RedisServer
 
-EXAMPLES = 25  # per operation; a longer run is `schemathesis run http://.../openapi.json`
+EXAMPLES = 15  # per operation; a longer run is `schemathesis run http://.../openapi.json`
 ALL = list(HealthCheck)  # generating from a large schema is slow and filters much
 
 
@@ -68,6 +68,10 @@ OPERATIONS = [
     ("GET", "/metrics"),
     ("GET", "/"),
 ]
+# Operations that take no input have nothing to get wrong.
+CASES = [(method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS] + [
+    (method, path, GenerationMode.NEGATIVE) for method, path in OPERATIONS if method == "POST" or "{" in path
+]
 
 
 def served_document(address: str) -> dict[str, Any]:
@@ -83,15 +87,13 @@ def test_the_list_of_operations_is_complete(served: tuple[str, str]) -> None:
     assert {(method.upper(), path) for path in paths for method in paths[path]} == set(OPERATIONS)
 
 
-@pytest.mark.parametrize("mode", list(GenerationMode))
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")  # schemathesis does
+@pytest.mark.parametrize(("method", "path", "mode"), CASES)
 def test_every_answer_is_a_documented_one(
     served: tuple[str, str], method: str, path: str, mode: GenerationMode
 ) -> None:
     address, key = served
     operation = schemathesis.openapi.from_dict(served_document(address))[path][method]
-    if mode is GenerationMode.NEGATIVE and method == "GET" and "{" not in path:
-        pytest.skip("nothing to get wrong: the operation takes no input")
     statuses: list[int] = []
 
     @settings(

@@ -62,6 +62,7 @@ async def test_it_starts_light_logs_json_and_stops_clean(
     ) as process:
         url = wait_until(lambda: address(log), timeout=30)
         headers = {"authorization": f"Bearer {secret}", "x-request-id": "trace-7"}
+        assert url is not None
         async with httpx.AsyncClient(base_url=url, headers=headers) as http:
             assert (await http.get("/readyz")).json()["ready"] is True
             assert (await http.get("/v1/models")).json()["data"] == []

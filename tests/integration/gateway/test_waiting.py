@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.gateway.rig import CHAT, MODEL, Gateway, open_gateway
 from tests.waiting import await_until
-from tidegate.messages import FinishReason, QueueLimits
+from tidegate.messages import FinishReason, QueueLimits, Segment
 
 STREAM = CHAT | {"stream": True}
 PATH = "/v1/chat/completions"
@@ -211,9 +211,9 @@ async def test_a_model_that_takes_nothing_says_why(gateway: Gateway) -> None:
 async def test_segments_that_went_missing_are_read_from_the_log(gateway: Gateway) -> None:
     calls: Any = gateway.services.calls
     deliver = calls.deliver
-    dropped = []
+    dropped: list[Segment] = []
 
-    def lossy(segments: list[Any]) -> None:
+    def lossy(segments: list[Segment]) -> None:
         dropped.extend(segment for segment in segments if segment.seq in (0, 2, 3))
         deliver([segment for segment in segments if segment.seq not in (0, 2, 3)])
 
@@ -228,7 +228,7 @@ async def test_segments_that_went_missing_are_read_from_the_log(gateway: Gateway
 
 async def test_after_a_reconnect_the_logs_are_read(gateway: Gateway) -> None:
     calls: Any = gateway.services.calls
-    heard = []
+    heard: list[Segment] = []
     await gateway.services.queue.start(lambda segments: heard.extend(segments), calls.lost)
     call = asyncio.create_task(gateway.post(PATH, CHAT))
     await gateway.replica.answer("lost ", "but ", "found")
@@ -236,3 +236,39 @@ async def test_after_a_reconnect_the_logs_are_read(gateway: Gateway) -> None:
     assert not call.done()
     calls.lost()
     assert (await call).json()["choices"][0]["message"]["content"] == "lost but found"
+
+
+async def test_a_stop_tells_open_streams_and_cancels_their_requests(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post(PATH, STREAM))
+    [claim] = await gateway.replica.next()
+    await gateway.replica.say(claim, "begun")
+    await await_until(lambda: b"first_token" in gateway.services.metrics.exposition())
+    gateway.server.should_exit = True
+    text = (await call).text
+    assert "begun" in text
+    assert "The gateway is stopping" in text
+    assert "[DONE]" not in text
+    await await_until(lambda: claim.request.id in gateway.replica.cancelled)
+
+
+async def test_an_answer_that_ends_within_the_grace_is_whole(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post(PATH, CHAT))
+    [claim] = await gateway.replica.next()
+    gateway.server.should_exit = True
+    await gateway.replica.say(claim, "late", "stop")
+    assert (await call).json()["choices"][0]["message"]["content"] == "late"
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM])
+async def test_a_bug_shows_nothing_of_the_inside(
+    gateway: Gateway, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("secret inside")
+
+    monkeypatch.setattr(gateway.services.queue, "submit", broken)
+    response = await gateway.post(PATH, body)
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert response.json()["error"]["code"] == "generation_failed"
+    assert len(gateway.services.calls) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from tests.integration.serving.rig import BOUNDS, Ear, a_request, heard_from, open_ear, undisturbed
 from tests.waiting import await_until
 from tidegate.control.observed import ApplicationState, ReplicaState
-from tidegate.control.resources import EngineChoice, ModelSpec, Resources, Scaling
+from tidegate.control.resources import ModelSpec
 from tidegate.control.serve_config import Application, ReplicaRuntime, serve_config
 from tidegate.local import processes, ray_cluster
 from tidegate.local.home import Home
@@ -30,18 +30,15 @@ START_SECONDS = 90.0  # generous: two cores may be busy with more than this test
 CRASH = {"test_fault": {"marker": "boom", "kind": "crash", "at_token": 20}}
 
 
-def application(model: str, *, args: dict[str, object] | None = None, **scaling: float) -> Application:
-    spec = ModelSpec(
-        engine=EngineChoice(name="simulated", max_slots=4, args={"step_ms": 10.0, **(args or {})}),
-        resources=Resources(cpus=0.1),
-        scaling=Scaling.model_validate(scaling),
-    )
+def application(model: str, *, args: Mapping[str, object] | None = None, **scaling: float) -> Application:
+    engine = {"name": "simulated", "maxSlots": 4, "args": {"step_ms": 10.0, **(args or {})}}
+    spec = ModelSpec.model_validate({"engine": engine, "resources": {"cpus": 0.1}, "scaling": scaling})
     return Application(model, REVISION, spec, checkpoint="", keep_awake=False)
 
 
 APPLICATIONS = [
     application("sleeper", minReplicas=0, idleSeconds=1.0),
-    application("steady", args=CRASH),
+    application("steady"),
     application("wide", maxReplicas=2, targetInFlight=2, scaleDownSeconds=0.5),
     application("broken", args={"test_load_failure": "WeightsMissing"}),
 ]
@@ -58,7 +55,7 @@ def ray_url(tmp_path_factory: pytest.TempPathFactory, redis_server: object) -> I
 
 
 @pytest.fixture(scope="module")
-def put(ray_url: str, redis_server: object) -> str:
+def put_url(ray_url: str, redis_server: object) -> str:
     """Every application is there; returns Ray's address."""
     runtime = ReplicaRuntime(
         redis_url=getattr(redis_server, "url"),  # noqa: B009
@@ -68,22 +65,26 @@ def put(ray_url: str, redis_server: object) -> str:
         drain_seconds=20.0,
     )
 
-    async def put_and_wait() -> None:
-        async with ServeApi(ray_url) as api:
-            await api.put(serve_config(APPLICATIONS, runtime))
+    config = serve_config(APPLICATIONS, runtime)
+    (steady,) = [found for found in config["applications"] if found["name"] == f"steady--{REVISION}"]
+    steady["args"]["engine"]["args"].update(CRASH)  # more than the resource's schema lets a user say
 
-    asyncio.run(put_and_wait())
+    async def put() -> None:
+        async with ServeApi(ray_url) as api:
+            await api.put(config)
+
+    asyncio.run(put())
     return ray_url
 
 
 @pytest.fixture
-async def api(put: str) -> AsyncIterator[ServeApi]:
-    async with ServeApi(put) as api:
+async def api(put_url: str) -> AsyncIterator[ServeApi]:
+    async with ServeApi(put_url) as api:
         yield api
 
 
 @pytest.fixture
-async def ear(put: str, redis_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Ear]:
+async def ear(put_url: str, redis_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Ear]:
     async with open_ear(redis_url, PREFIX, gateway_id=request.node.name) as ear:
         yield ear
 
@@ -99,8 +100,7 @@ async def test_a_model_at_zero_wakes_for_a_request_and_sleeps_again(
         assert await ear.text(asked.id) == undisturbed(asked)
         (replica,) = await replicas(api, "sleeper")
         await await_until(lambda: _has(api, "sleeper", 0), 30)
-        assert replica.pid is not None
-        await await_until(lambda pid=replica.pid: not _is_alive(pid), 10)
+        await _ended(replica)
     report = (await Registry(connection, key_prefix=PREFIX).reports())[("sleeper", REVISION)]
     assert report.proved
 
@@ -132,8 +132,7 @@ async def test_a_crashed_engine_ends_its_process_and_says_why(
         return report.proved and report.reason == "EngineCrashed"
 
     await await_until(told, 30)
-    assert replica.pid is not None
-    await await_until(lambda: not _is_alive(replica.pid), 10)
+    await _ended(replica)
     _, finish = await ear.ended(innocent, poison, timeout=START_SECONDS)
     assert await ear.text(innocent.id) == undisturbed(innocent)
     assert finish.code == "PoisonRequest"
@@ -196,5 +195,7 @@ async def _has(api: ServeApi, model: str, count: int) -> bool:
     return len(found.replicas) == len(await replicas(api, model)) == count
 
 
-def _is_alive(pid: int | None) -> bool:
-    return pid is not None and Path(f"/proc/{pid}").exists()
+async def _ended(replica: ReplicaState) -> None:
+    """Its process is gone."""
+    assert replica.pid is not None
+    await await_until(lambda: not Path(f"/proc/{replica.pid}").exists(), 20)

@@ -81,15 +81,18 @@ async def test_a_submit_whose_answer_was_lost_is_not_written_twice(
     assert len(await replica.queue.claim(5)) == 2
 
 
-async def test_a_caller_that_leaves_takes_its_request_along(rig: Rig) -> None:
+async def test_a_caller_that_leaves_takes_its_request_along(rig: Rig, own_redis: RedisServer) -> None:
     gateway, ear = await rig.gateway()
     staying, leaving = a_request(), a_request()
+    own_redis.pause()
     first = asyncio.create_task(accept(gateway, staying))
     second = asyncio.create_task(accept(gateway, leaving))
     await await_until(lambda: gateway._committing is not None)
     second.cancel()
+    own_redis.resume()
     await first
-    await await_until(lambda: _one_waits(gateway))
+    await await_until(lambda: ear.finish_of(leaving.id))
+    assert (await gateway.depth(MODEL, REVISION)).waiting == 1
     assert ear.of(staying.id) == []
 
 
@@ -131,7 +134,3 @@ async def test_closing_answers_everybody(rig: Rig, own_redis: RedisServer) -> No
     own_redis.resume()
     outcomes = await asyncio.gather(*submits, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [QueueUnavailable] * 3
-
-
-async def _one_waits(gateway: Any) -> bool:
-    return bool((await gateway.depth(MODEL, REVISION)).waiting == 1)

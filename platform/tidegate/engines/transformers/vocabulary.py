@@ -33,10 +33,10 @@ class Vocabulary:
         return piece
 
     def shown(self, token_id: int) -> tuple[str, bytes]:
-        """A token on its own, as log probabilities show it. Special tokens show their name."""
+        """A token on its own, as log probabilities show it. Special tokens have a name but no bytes, so that
+        the bytes of all tokens are those of the text."""
         if token_id in self._special:
-            name = str(self._tokenizer.convert_ids_to_tokens(token_id))
-            return name, name.encode()
+            return str(self._tokenizer.convert_ids_to_tokens(token_id)), b""
         raw = self.piece(token_id)
         return raw.decode(errors="replace"), raw
 

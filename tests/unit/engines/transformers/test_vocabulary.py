@@ -85,7 +85,7 @@ def test_a_continuation_keeps_the_space_between_prompt_and_answer() -> None:
 def test_special_tokens_are_silent_but_have_a_name() -> None:
     vocabulary = Vocabulary(BYTE_LEVEL)
     assert vocabulary.piece(0) == b""
-    assert vocabulary.shown(0) == ("<s>", b"<s>")
+    assert vocabulary.shown(0) == ("<s>", b"")
     assert vocabulary.is_silent([0, 0])
     assert not vocabulary.is_silent([0, 50])
 
