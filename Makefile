@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 # Nothing that make runs reaches for a model hub: the demo's weights are in the package.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help up down clean test check env
+.PHONY: help up down clean test check env docs
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -35,8 +35,11 @@ test: $(DEV_STAMP) ## run every test that needs no root
 check: $(DEV_STAMP) ## ruff, mypy --strict and import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy platform/tidegate tests loadtests
+	$(BIN)/mypy platform/tidegate platform/docs tests loadtests
 	$(BIN)/lint-imports
+
+docs: $(DEV_STAMP) ## rewrite the reference pages that follow from code
+	$(BIN)/python platform/docs/generate.py
 
 env: $(DEV_STAMP) ## only install the development environment
 

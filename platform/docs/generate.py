@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from tidegate.cli.main import app
 from tidegate.control import resources
+from tidegate.control.desired import REVISION_FIELDS
 from tidegate.settings import PREFIX, Settings
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -56,8 +57,10 @@ spec:
 ```
 
 Only `metadata.name` and, except for the simulated engine, `spec.source.uri` are required. An unknown field
-is refused by name. Changing one of the fields marked *new revision* starts new replicas beside the old ones,
-which serve until the new ones have proved themselves; the others act in place.
+is refused by name.
+
+Changing a field marked ° makes a new revision: new replicas start beside the old ones, which serve until the
+new ones have proved themselves. The other fields act in place.
 """
 
 POOL_INTRO = """\
@@ -82,7 +85,7 @@ def _resource(kind: type[BaseModel], spec: type[BaseModel], intro: str) -> str:
     rows = [("metadata.name", "string", "required", _described(_inner(name)["name"]))]
     rows += [
         (
-            path,
+            path + ("°" if path.split(".")[1] in REVISION_FIELDS else ""),
             _type(info.annotation),
             _default(info),
             " ".join(filter(None, (_described(info), _bounds(info)))),

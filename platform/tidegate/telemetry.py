@@ -66,6 +66,8 @@ def configure_logging(
         logger = logging.getLogger(name)
         logger.handlers[:] = []
         logger.propagate = True
+    for name in ("httpx", "httpcore", "watchfiles"):  # a line for each of the host's own regular looks
+        logging.getLogger(name).setLevel(max(LEVELS[level], logging.WARNING))
 
 
 def fields(**values: Any) -> dict[str, Any]:

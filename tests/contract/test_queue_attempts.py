@@ -203,3 +203,25 @@ async def test_requests_of_a_gateway_that_does_not_come_back_are_cancelled(rig: 
     assert {segment.finish.code for segment in ear.segments if segment.finish} == {"GatewayLost"}
     await await_until(lambda: replica.cancelled == [running.id])
     assert [claim.request.id for claim in await replica.queue.claim(5)] == [own.id]
+
+
+async def test_after_a_pause_without_sweeps_nobody_is_taken_for_dead_at_once(rig: Rig) -> None:
+    gateway, ear = await rig.gateway()
+    replica = await rig.replica()
+    request = a_request()
+    await accept(gateway, request)
+    await replica.queue.claim(1)
+    connection = await rig.connect()
+    # Redis was away: the last sweep, the lease and the gateway's heartbeat are all long ago.
+    prefix = rig.key_prefix + ":"
+    await connection.call("HSET", prefix + "swept", "at", 1)
+    await connection.call("ZADD", prefix + "leases", "XX", 1, request.id)
+    await connection.call("ZADD", prefix + "gateways", "XX", 1, "gw")
+    sweeper = await rig.sweeper(replace(BY_HAND, orphan_seconds=1, pause_seconds=60, grace_seconds=60))
+    assert await sweeper.sweep() == 0
+    assert await sweeper.sweep() == 0
+    assert await replica.queue.renew([(request.id, 1)]) == []
+    await connection.call("HSET", prefix + "swept", "grace", 1)
+    assert await sweeper.sweep() == 1  # the gateway did not come back
+    await await_until(lambda: ear.finish_of(request.id))
+    assert await replica.queue.renew([(request.id, 1)]) == [request.id]

@@ -56,7 +56,7 @@ def of_instance(instance: str, part: str | None = None) -> list[psutil.Process]:
             continue
         with contextlib.suppress(psutil.Error, OSError):  # gone, or somebody else's
             variables = _environment(process)
-            if all(mark in variables for mark in marks) and process.status() != psutil.STATUS_ZOMBIE:
+            if all(mark in variables for mark in marks) and lives(process):
                 found[process.pid] = process
                 if part is not None:
                     found.update({child.pid: child for child in process.children(recursive=True)})
@@ -71,14 +71,22 @@ def end(instance: str, part: str | None = None, *, grace_seconds: float = 5.0) -
         found = {process.pid: process for process in of_instance(instance, part)}
         fresh = [process for pid, process in found.items() if pid not in targets]
         targets.update(found)
-        living = [process for process in targets.values() if process.is_running()]
+        living = [process for process in targets.values() if lives(process)]
         if not living:
             return len(targets)
         if time.monotonic() >= deadline:
             _signal(living, signal.SIGKILL)
         else:
             _signal(fresh, signal.SIGTERM)
-        psutil.wait_procs(living, timeout=POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Not gone, and not a zombie that only waits for its parent."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _environment(process: psutil.Process) -> list[bytes]:

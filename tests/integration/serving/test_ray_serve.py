@@ -133,7 +133,13 @@ async def test_a_crashed_engine_ends_its_process_and_says_why(
 
     await await_until(told, 30)
     await _ended(replica)
-    _, finish = await ear.ended(innocent, poison, timeout=START_SECONDS)
+    try:
+        _, finish = await ear.ended(innocent, poison, timeout=60)
+    except AssertionError:
+        print("DIAG", await state(api, "steady"), await registry.reports(), ear.finished, await ear.queue.depth("steady", REVISION), [ (await ear.queue.replay(x.id) or [None])[-1] for x in (innocent, poison)], ear.tokens_of(innocent))
+        import subprocess
+        print(subprocess.run("ps -eo pid,etimes,time,args | grep -i 'ray::'; cat /tmp/tg-*/ray/session_latest/logs/serve/controller*|tail -100", shell=True, capture_output=True, text=True).stdout)
+        raise
     assert await ear.text(innocent.id) == undisturbed(innocent)
     assert finish.code == "PoisonRequest"
 

@@ -262,9 +262,7 @@ EVENTS = st.lists(
 @given(EVENTS, st.integers(1, 4))
 def test_promises_hold_whatever_happens(events: list[str], max_unbuilt: int) -> None:
     world = World(model("a"), model("b"), maxUnbuilt=max_unbuilt, maxLiveRevisions=3)
-    seed = 0
-    for event in events:
-        seed += 1
+    for seed, event in enumerate(events, start=1):
         before = set(world.seen.serve.applications if world.seen.serve is not None else ())
         plan = act(world, event, seed)
         names = standing(plan)

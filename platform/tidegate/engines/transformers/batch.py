@@ -73,8 +73,22 @@ class Forward:
 
 
 class ArenaBatch:
-    def __init__(self, model: Any, *, layers: int, max_rows: int, max_length: int, pad_id: int) -> None:
+    """`makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
+    mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        layers: int,
+        max_rows: int,
+        max_length: int,
+        pad_id: int,
+        makes_masks: bool = False,
+    ) -> None:
         self._forward = Forward(model)
+        self._makes_masks = makes_masks
         self._arena = Arena(layers, max_rows, max_length, self._forward.device)
         self._pad_id = pad_id
         self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=self._forward.device)
@@ -100,7 +114,8 @@ class ArenaBatch:
 
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
-            mask = self._arena.begin_decode().long()
+            mask = self._arena.begin_decode()
+            mask = mask[:, None, None, :] if self._makes_masks else mask.long()
             logits = self._forward(
                 tokens.unsqueeze(-1),
                 mask=mask,
@@ -116,6 +131,23 @@ class ArenaBatch:
             if row < self._arena.count:
                 self._positions[row] = self._positions[-1]
             self._positions = self._positions[:-1]
+
+
+def takes_masks(model: Any) -> bool:
+    """Whether a decoding step may hand the model a finished mask: one of full attention through SDPA.
+
+    Without padding a model leaves its mask out, and on CPU PyTorch's SDPA with grouped heads is three times
+    slower then (measured in bfloat16: 670 against 200 microseconds for 16 rows).
+    """
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        model.device.type == "cpu"
+        and bool(getattr(model, "_supports_attention_backend", False))
+        and getattr(config, "_attn_implementation", "") == "sdpa"
+        and not getattr(config, "sliding_window", None)
+        and kinds == {"full_attention"}
+    )
 
 
 class RowByRow:

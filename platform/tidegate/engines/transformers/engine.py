@@ -25,7 +25,7 @@ from tidegate.engines.base import EngineLoadError, EngineSpec, LoadReport, StepO
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, refusal
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.batch import ArenaBatch, Batch, Forward, RowByRow
+from tidegate.engines.transformers.batch import ArenaBatch, Batch, Forward, RowByRow, takes_masks
 from tidegate.engines.transformers.checkpoint import read_checkpoint
 from tidegate.engines.transformers.kv import COLUMN_SLACK
 from tidegate.engines.transformers.loading import Loaded, free_bytes, load
@@ -158,21 +158,23 @@ class TransformersEngine:
         model = loaded.model
         rows = probe_rows(loaded.tokenizer, self._context_length)
         reason = "its cache has layers of another kind than keys and values per token"
-        if layers:
+        for makes_masks in ((True, False) if takes_masks(model) else (False,)) if layers else ():
             arena = ArenaBatch(
                 model,
                 layers=layers,
                 max_rows=max(self._slots, len(rows)),
                 max_length=self._context_length,
                 pad_id=loaded.tokenizer.pad_token_id or 0,
+                makes_masks=makes_masks,
             )
             try:
                 verdict = check(model, arena, rows, loaded.precision)
-                reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
-                if verdict.is_right:
-                    return arena, []
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
                 reason = f"batched decoding raises {type(error).__name__}: {error}"
+                continue
+            if verdict.is_right:
+                return arena, []
+            reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
         single = RowByRow(model)
         verdict = check(model, single, rows, loaded.precision)
         if not verdict.is_right:

@@ -158,7 +158,7 @@ end
 -- deadline any more.
 local function requeue(id, f)
   end_lease(id, f)
-  call('HSET', P .. 'req:' .. id, 'state', 'waiting')
+  call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'seq', f.seq)
   local is_suspect = f.deaths >= 1 or f.losses >= LOSSES_TO_SUSPECT
   call('ZADD', P .. (is_suspect and 'suspects:' or 'waiting:') .. f.queue, f.score, id)
   if f.seq == 0 then call('ZADD', P .. 'deadlines', f.deadline, id) end

@@ -1,0 +1,204 @@
+"""A whole platform on this machine: what a person may do to it, and what may happen to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.local.conftest import Platform
+from tests.waiting import await_until
+from tidegate.errors import ConfigError
+from tidegate.local import lifecycle, processes
+from tidegate.local.home import Home
+from tidegate.serve_api import ServeApi
+from tidegate.settings import Settings
+
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(240)]
+
+
+def part(platform: Platform, name: str) -> int:
+    return next(process.pid for process in platform.running.processes if process.name == name)
+
+
+async def test_it_answers_and_says_what_runs(steady: Platform) -> None:
+    answer = await steady.ask("first")
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    snapshot = await lifecycle.status(steady.settings)
+    assert snapshot.running is not None
+    assert [entry.name for entry in snapshot.models] == ["first", "second"]
+    assert all(found.is_alive for found in snapshot.parts)
+    assert {"host", "redis", "gateway"} <= {found.name for found in snapshot.parts}
+    assert [shown.step for shown in steady.shown if shown.state == "done"][:2] == ["files", "redis"]
+
+
+async def test_running_it_again_does_nothing_twice(steady: Platform) -> None:
+    before = {process.pid for process in processes.of_instance(steady.home.instance)}
+    again = await lifecycle.up(steady.settings, [steady.models])
+    assert again.was_running
+    assert again.running.host == steady.running.host
+    assert before <= {process.pid for process in processes.of_instance(steady.home.instance)}
+
+
+async def test_other_files_on_a_second_up_are_refused(steady: Platform, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text((steady.models / "first.yaml").read_text())
+    with pytest.raises(ConfigError, match="runs already with -f"):
+        await lifecycle.up(steady.settings, [other])
+
+
+async def test_adding_and_removing_a_model_touches_only_that_model(steady: Platform) -> None:
+    before = await steady.pids("first") | await steady.pids("second")
+    steady.define("third")
+    await steady.until("third", lambda entry: entry.ready and entry.replicas_ready)
+    assert (await steady.ask("third")).status_code == 200
+    steady.remove("third")
+
+    async def is_gone() -> bool:
+        return "third" not in await steady.entries() and not await steady.pids("third")
+
+    await await_until(is_gone, timeout=60.0)
+    assert (await steady.ask("third")).status_code == 404
+    assert await steady.pids("first") | await steady.pids("second") == before
+
+
+async def test_a_change_proves_itself_beside_the_old_and_takes_over(steady: Platform) -> None:
+    (old,) = (await steady.entries())["first"].revisions
+    others = await steady.pids("second")
+    steady.define("first", engine={"name": "simulated", "maxSlots": 3})
+    entry = await steady.until("first", lambda entry: entry.revisions and old not in entry.revisions)
+    assert entry.slots == 3
+    assert (await steady.ask("first")).status_code == 200
+    await steady.until(
+        "first", lambda entry: all(c.reason != "Draining" for c in entry.conditions), timeout=60.0
+    )
+    assert await steady.pids("second") == others
+
+
+async def test_a_scaling_change_is_in_place(steady: Platform) -> None:
+    before = await steady.pids("first")
+    steady.define("first", scaling={"minReplicas": 2, "maxReplicas": 2})
+
+    async def has_two() -> bool:
+        return len(await steady.pids("first")) == 2
+
+    await await_until(has_two, timeout=60.0)
+    assert before <= await steady.pids("first")
+
+
+async def test_a_revision_that_fails_leaves_the_old_one_serving(steady: Platform) -> None:
+    revisions = (await steady.entries())["first"].revisions
+    steady.define("first", engine={"name": "simulated", "args": {"no_such_argument": 1}})
+    entry = await steady.until(
+        "first", lambda entry: any(c.reason == "RevisionFailed" for c in entry.conditions)
+    )
+    assert entry.revisions == revisions
+    assert entry.ready
+    assert "no_such_argument" in next(c.message for c in entry.conditions if c.type == "Degraded")
+    assert (await steady.ask("first")).status_code == 200
+
+
+async def test_an_invalid_file_is_refused_and_what_ran_goes_on(steady: Platform) -> None:
+    before = await steady.pids("first")
+    steady.define("first", precision="fp16")
+    await await_until(lambda: steady.running.problems, timeout=30.0)
+    assert "spec.precision" in steady.running.problems[0].field
+    assert steady.running.problems[0].value == "'fp16'"
+    assert await steady.pids("first") == before
+    assert (await steady.ask("first")).status_code == 200
+    steady.define("first")
+    await await_until(lambda: not steady.running.problems, timeout=30.0)
+
+
+async def test_a_missing_checkpoint_is_one_sentence_in_status_and_answer(steady: Platform) -> None:
+    steady.define("lost", engine={"name": "transformers"}, source={"uri": "/nowhere/at/all"})
+    entry = await steady.until("lost", lambda entry: entry.reason == "SourceNotFound")
+    assert "There is no folder at /nowhere/at/all" in entry.message
+    answer = await steady.ask("lost")
+    assert answer.status_code == 503
+    assert "There is no folder at" in answer.json()["error"]["message"]
+
+
+async def test_a_model_at_zero_wakes_for_a_request_and_sleeps_again(steady: Platform) -> None:
+    steady.define("sleepy", scaling={"minReplicas": 0, "maxReplicas": 1, "idleSeconds": 1})
+    await steady.until("sleepy", lambda entry: entry.reason == "Asleep")
+    assert (await steady.ask("sleepy")).status_code == 200
+    await steady.until("sleepy", lambda entry: entry.reason == "Asleep")
+
+
+async def test_a_lost_application_comes_back(steady: Platform) -> None:
+    async with ServeApi(steady.running.ray_url) as api:
+        await api.put({"proxy_location": "Disabled", "applications": []})
+
+        async def both() -> bool:
+            states = (await api.get()).applications.values()
+            return sorted(state.status for state in states) == ["RUNNING", "RUNNING"]
+
+        await await_until(both, timeout=90.0)
+    await steady.until("first", lambda entry: entry.replicas_ready, timeout=60.0)
+    assert (await steady.ask("first")).status_code == 200
+
+
+async def test_the_gateway_comes_back_at_the_same_address(steady: Platform) -> None:
+    url, old = steady.running.url, part(steady, "gateway")
+    os.kill(old, signal.SIGKILL)
+    await await_until(lambda: part(steady, "gateway") != old, timeout=60.0)
+    assert steady.running.url == url
+
+    async def answers() -> bool:
+        try:
+            return (await steady.ask("first")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    await await_until(answers, timeout=60.0)
+
+
+async def test_redis_comes_back_with_its_data(steady: Platform) -> None:
+    old = part(steady, "redis")
+    os.kill(old, signal.SIGKILL)
+    await await_until(lambda: part(steady, "redis") != old, timeout=60.0)
+    assert (await steady.entries()).keys() == {"first", "second"}
+
+    async def answers() -> bool:
+        return (await steady.ask("first")).status_code == 200
+
+    await await_until(answers, timeout=60.0)
+
+
+async def test_a_killed_ray_comes_back_and_nothing_is_proved_again(steady: Platform) -> None:
+    old = part(steady, "ray raylet")
+    os.kill(old, signal.SIGKILL)
+    await await_until(lambda: part(steady, "ray raylet") != old, timeout=120.0)
+    entry = await steady.until("first", lambda entry: entry.ready and entry.replicas_ready, timeout=120.0)
+    assert entry.revisions
+    assert (await steady.ask("first")).status_code == 200
+
+
+async def test_down_leaves_no_process_and_no_temporary_file_also_after_a_kill(tmp_path: Path) -> None:
+    models = tmp_path / "none"
+    models.mkdir()
+    settings = Settings(home=tmp_path / "home", port=0)
+    home = Home(settings.home)
+    try:
+        async with asyncio.timeout(120):
+            started = await lifecycle.up(settings, [models])
+        assert started.model is None
+        psutil.Process(started.running.host.pid).kill()
+        await await_until(lambda: not started.running.host.is_alive())
+        assert (await lifecycle.status(settings)).leftovers > 0
+        assert await lifecycle.down(settings)
+        assert processes.of_instance(home.instance) == []
+        assert not home.temporary.exists()
+        assert home.key.exists()
+        assert not await lifecycle.down(settings)
+    finally:
+        await lifecycle.clean(settings)
+    assert not home.data.exists()
+    assert not home.key.exists()
