@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
         # uvloop's transports are not subclasses of asyncio.Transport, though they act as one.
         self.transport = cast(asyncio.Transport, transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self.transport = None
         if self.server.waiting.pop(self.request_id, None) is not None:
             self.server.driver.abort(self.request_id)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -44,7 +43,6 @@ class Plan(msgspec.Struct, frozen=True):
     key: str = ""
     backoff_seconds: float = 0.5
     with_gaps: bool = True
-    host_header: str = ""
     requests_per_client: int = 0  # 0: until the window ends
     think_seconds: float = 0.0  # pause before each request: evenly spread over 0 to this long
 
@@ -71,7 +69,7 @@ class Tally(msgspec.Struct):
     ttft: list[float] = []
     gaps: list[float] = []
     durations: list[float] = []
-    cpu_seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of the generator, from its start
     first_sent: float = 0.0  # monotonic; 0: nothing was sent
     last_finished: float = 0.0
 
@@ -185,7 +183,7 @@ class Client(asyncio.Protocol):
             self.tally.refused_without_retry_after += 1
         return min(self.plan.backoff_seconds, float(after)) if after else self.plan.backoff_seconds
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         self.transport = None
         if self.reader is not None:
             self.tally.connection_errors += 1
@@ -209,7 +207,7 @@ def build_request(plan: Plan) -> bytes:
     body = plan.body.encode()
     lines = [
         f"POST {plan.path} HTTP/1.1",
-        f"host: {plan.host_header or plan.host}",
+        f"host: {plan.host}",
         "content-type: application/json",
         f"content-length: {len(body)}",
     ]
@@ -265,32 +263,6 @@ async def _client(plan: Plan, tally: Tally, request: bytes, pauses: Iterator[flo
         if finished:
             return
         await asyncio.sleep(RECONNECT_SECONDS)
-
-
-def merge(tallies: list[Tally]) -> Tally:
-    """One tally of several generator processes that ran the same window."""
-    whole = Tally(window_seconds=tallies[0].window_seconds)
-    for tally in tallies:
-        for name in ("statuses", "token_counts"):
-            setattr(whole, name, dict(Counter(getattr(whole, name)) + Counter(getattr(tally, name))))
-        for name in ("ttft", "gaps", "durations"):
-            setattr(whole, name, getattr(whole, name) + getattr(tally, name))
-        for name in [
-            "window_events",
-            "tokens",
-            "events",
-            "finished",
-            "window_finished",
-            "unfinished",
-            "refused_without_retry_after",
-            "broken_streams",
-            "connection_errors",
-            "cpu_seconds",
-        ]:
-            setattr(whole, name, getattr(whole, name) + getattr(tally, name))
-    whole.first_sent = min(tally.first_sent for tally in tallies)
-    whole.last_finished = max(tally.last_finished for tally in tallies)
-    return whole
 
 
 def main() -> None:

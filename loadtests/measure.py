@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadtests.generator import Plan, Tally, merge
+from loadtests.generator import Plan, Tally
 from loadtests.machine import REPOSITORY, cpu_seconds, machine_busy_seconds, python
 
 CHAT_PATH = "/v1/chat/completions"
@@ -59,7 +59,6 @@ class Load:
     think_seconds: float = 0.0
     drain_seconds: float = 15.0
     backoff_seconds: float = 0.5
-    generators: int = 1
     requests_per_client: int = 0  # 0: until the window ends
     is_counted_at_once: bool = False  # the window opens with the first client and ends with the last
 
@@ -102,54 +101,55 @@ def chat_body(model: str, tokens: int, is_stream: bool, prompt: str = PROMPT) ->
 
 def run_load(target: Target, load: Load) -> Run:
     """Drive `load` against `target` and wait for its end. Raises `GeneratorFailed`."""
-    start = time.monotonic() + START_SECONDS
+    plan = make_plan(target, load, time.monotonic() + START_SECONDS)
+    with tempfile.TemporaryDirectory(prefix="tidegate-generator-") as folder:
+        generator = start_generator(plan, Path(folder))
+        try:
+            return _follow(target, generator, plan)
+        finally:
+            if generator.process.poll() is None:
+                generator.process.kill()
+                generator.process.wait()
+
+
+def make_plan(target: Target, load: Load, start: float) -> Plan:
+    """Pure: the window opens when all clients have started, and a second later."""
     spread = load.spread_seconds or load.stream_seconds
     window_from = start - 0.01 if load.is_counted_at_once else start + spread + 1.0
     window_to = window_from + load.seconds
-    share, odd = divmod(load.clients, load.generators)
-    plans = [
-        Plan(
-            host=target.host,
-            port=target.port,
-            path=CHAT_PATH,
-            body=chat_body(target.model, load.tokens, load.is_stream),
-            clients=share + (1 if index < odd else 0),
-            start_at=start,
-            window_from=window_from,
-            window_to=window_to,
-            stop_at=window_to + 2 * load.stream_seconds + load.drain_seconds,
-            spread_seconds=spread,
-            key=target.key,
-            backoff_seconds=load.backoff_seconds,
-            with_gaps=load.is_stream,
-            think_seconds=load.think_seconds,
-            requests_per_client=load.requests_per_client,
-        )
-        for index in range(load.generators)
-    ]
-    with tempfile.TemporaryDirectory(prefix="tidegate-generator-") as folder:
-        generators = [
-            start_generator(plan, _made(Path(folder) / str(index))) for index, plan in enumerate(plans)
-        ]
-        return _follow(target, generators, plans[0])
+    return Plan(
+        host=target.host,
+        port=target.port,
+        path=CHAT_PATH,
+        body=chat_body(target.model, load.tokens, load.is_stream),
+        clients=load.clients,
+        start_at=start,
+        window_from=window_from,
+        window_to=window_to,
+        stop_at=window_to + 2 * load.stream_seconds + load.drain_seconds,
+        spread_seconds=spread,
+        key=target.key,
+        backoff_seconds=load.backoff_seconds,
+        with_gaps=load.is_stream,
+        think_seconds=load.think_seconds,
+        requests_per_client=load.requests_per_client,
+    )
 
 
-def _follow(target: Target, generators: list[Generator], plan: Plan) -> Run:
-    try:
-        time.sleep(max(0.0, plan.window_from - time.monotonic()))
-        cores = sorted(os.sched_getaffinity(0))
-        before, busy_before = _cpu_of(target, generators), machine_busy_seconds(cores)
-        _wait_until(plan.window_to, generators)
-        after, busy_after = _cpu_of(target, generators), machine_busy_seconds(cores)
-        patience = plan.stop_at - time.monotonic() + 20
-        tallies = [finish_generator(generator, patience) for generator in generators]
-    finally:
-        for generator in generators:
-            if generator.process.poll() is None:
-                generator.process.kill()
-    cpu = {role: after[role] - before[role] for role in before}
+def _follow(target: Target, generator: Generator, plan: Plan) -> Run:
+    """Read everybody's CPU seconds at both ends of the window, then take the tally."""
+    cores = sorted(os.sched_getaffinity(0))
+    time.sleep(max(0.0, plan.window_from - time.monotonic()))
+    before, busy_before = _cpu_of(target, generator), machine_busy_seconds(cores)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # most generators work to the end of the window
+        generator.process.wait(max(0.0, plan.window_to - time.monotonic()))
+    after, busy_after = _cpu_of(target, generator), machine_busy_seconds(cores)
+    seconds = time.monotonic() - plan.window_from
+    tally = finish_generator(generator, plan.stop_at - time.monotonic() + 20)
+    after.setdefault("generator", tally.cpu_seconds)
+    cpu = {role: after[role] - before.get(role, 0.0) for role in after}
     others = busy_after - busy_before - sum(cpu.values())
-    return Run(merge(tallies), cpu, max(0.0, others) / (plan.window_to - plan.window_from))
+    return Run(tally, cpu, max(0.0, others) / seconds)
 
 
 def start_generator(plan: Plan, folder: Path) -> Generator:
@@ -173,22 +173,8 @@ def finish_generator(generator: Generator, seconds: float) -> Tally:
     return msgspec.json.decode(generator.tally_path.read_bytes(), type=Tally)
 
 
-def _wait_until(moment: float, generators: list[Generator]) -> None:
-    """Sleep until then, or until all generators have done their share of requests and ended."""
-    while (left := moment - time.monotonic()) > 0:
-        running = [one for one in generators if one.process.poll() is None]
-        if not running:
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):  # looked at again above
-            running[0].process.wait(left)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
-
-
-def _cpu_of(target: Target, generators: list[Generator]) -> dict[str, float]:
+def _cpu_of(target: Target, generator: Generator) -> dict[str, float]:
     found = {role: cpu_seconds(pid) for role, pid in target.process_ids.items()}
-    found["generator"] = sum(cpu_seconds(generator.process.pid) for generator in generators)
+    if generator.process.poll() is None:
+        found["generator"] = cpu_seconds(generator.process.pid)
     return found

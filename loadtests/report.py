@@ -1,4 +1,4 @@
-"""Prints what the scenarios found: markdown tables with the verdicts, and JSON on request. Pure but `print`."""
+"""What the scenarios found, as markdown tables with verdicts and as plain data for JSON. Pure."""
 
 from __future__ import annotations
 

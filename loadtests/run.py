@@ -18,7 +18,7 @@ from loadtests.figures import Section
 from loadtests.machine import pin_to_cores, prioritize
 from loadtests.measure import Target
 from loadtests.report import as_json, is_all_met, markdown
-from loadtests.scenarios import crowd, engine, idle, quiet, short, streams
+from loadtests.scenarios import crowd, engine, idle, quiet, short, streams, warm
 
 SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "streams128": (
@@ -35,6 +35,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "overload": ("50 clients at 8 times capacity", crowd.run_overload),
     "engine": ("demo model, 16 at once, against one plain generate", engine.run),
     "idle": ("idle CPU and memory of gateway and replica", idle.run),
+    "warm": ("warm `tidegate up` to the first streamed token", warm.run),
 }
 REQUEST_PATH = ("streams128", "streams512", "short", "quiet", "patient", "overload")
 
@@ -59,10 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    known = "\n".join(f"  {name:12} {what}" for name, (what, _) in SCENARIOS.items())
+    known = "".join(f"\n  {name:12} {what}" for name, (what, _) in SCENARIOS.items())
+    groups = "\n  path         the first six\n  all          everything"
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.run",
-        description=f"Load tests of Tidegate. Scenarios:\n{known}\n  path         the first six; all: everything",
+        description=f"Load tests of Tidegate. Scenarios:{known}{groups}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("scenarios", nargs="+", choices=[*SCENARIOS, "path", "all"], metavar="SCENARIO")
@@ -73,7 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--nice",
         type=int,
         default=0,
-        help="priority of everything started; below 0 needs root, for a shared machine",
+        help="priority of all that is started; below 0 (root) on a machine that others use as well",
     )
     parser.add_argument("--url", help="measure this running platform instead of starting one")
     parser.add_argument("--key", default="", help="API key for --url")

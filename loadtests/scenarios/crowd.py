@@ -1,10 +1,9 @@
-"""More clients than the engine has room for: patient ones (nothing is lost), and too many (429, nothing else)."""
+"""More clients than slots: patient ones (nothing is lost), and too many (429 and nothing else)."""
 
 from __future__ import annotations
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, ratio, spread
-from loadtests.machine import Processes
 from loadtests.measure import Load, Run, run_load
 from loadtests.profiling import profile_during
 from loadtests.scenarios.streams import platform_target

@@ -87,12 +87,12 @@ def summarize(rounds: list[Round]) -> Section:
         ),
         Figure("prefill alone", 1000 * middle([one.plain["prefill_seconds"] for one in rounds]), "ms"),
     ]
-    lengths = {
-        count for one in rounds for run in (one.at_once, one.staggered) for count in run.tally.token_counts
-    }
+    runs = [run for one in rounds for run in (one.at_once, one.staggered)]
+    lengths = {count for run in runs for count in run.tally.token_counts}
     section.remarks = [
-        f"Rounds, of plain: {spread(shares)}; TTFT in steps: {spread(waits, 2)}. Tokens per answer: {lengths}.",
-        company([run.cores_of_others for one in rounds for run in (one.at_once, one.staggered)]),
+        f"Rounds, of plain: {spread(shares)}; TTFT in steps: {spread(waits, 2)}.",
+        f"Tokens per answer: {', '.join(sorted(lengths))}.",
+        company([run.cores_of_others for run in runs]),
     ]
     return section
 

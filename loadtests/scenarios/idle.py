@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section
-from loadtests.machine import Processes, cpu_seconds, resident_bytes
+from loadtests.machine import cpu_seconds, resident_bytes
 from loadtests.scenarios.streams import platform_target
 from loadtests.stack import EngineShape
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, percentile, spread
-from loadtests.machine import Processes
 from loadtests.measure import Load, Run, run_load
 from loadtests.scenarios.streams import platform_target
 from loadtests.stack import EngineShape, start_direct

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
-from loadtests.machine import Processes
 from loadtests.measure import Load, Run, Target, chat_body, run_load
 from loadtests.nginx import find_nginx, start_proxy
 from loadtests.profiling import profile_during

@@ -82,11 +82,13 @@ def serve(
     no_auth: NoAuthOption = False,
 ) -> None:
     """Run the platform in the foreground; Ctrl-C stops it as `tidegate down` does."""
+    from tidegate.control.resource_files import load_resources
     from tidegate.telemetry import configure_logging
 
-    settings = _settings(port, no_auth)
+    settings, paths = _settings(port, no_auth), _paths(files)
+    load_resources(paths)  # refused before the first log line; from then on they are watched
     configure_logging(settings.log_format, settings.log_level)
-    asyncio.run(_serve(settings, _paths(files)))
+    asyncio.run(_serve(settings, paths))
 
 
 def status(output: OutputOption = Format.table) -> None:
@@ -159,12 +161,15 @@ async def _serve(settings: Settings, paths: list[Path]) -> None:
 
 def _settings(port: int | None = None, no_auth: bool = False) -> Settings:
     """The environment's settings with the command's options over them."""
+    from tidegate.gateway.auth import check_no_auth
     from tidegate.settings import PREFIX, load_settings
 
     options = {f"{PREFIX}PORT": port, f"{PREFIX}NO_AUTH": no_auth or None}
-    return load_settings(
+    settings = load_settings(
         os.environ | {name: str(value) for name, value in options.items() if value is not None}
     )
+    check_no_auth(settings)
+    return settings
 
 
 def _up_paths(settings: Settings, files: list[Path] | None) -> list[Path]:

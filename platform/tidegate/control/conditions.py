@@ -34,3 +34,9 @@ def settle(new: Iterable[Condition], old: Sequence[Condition], now: float) -> li
             Condition(kind, item.status, item.reason, item.message, item.observedGeneration, since)
         )
     return settled
+
+
+def last_lines(text: str, count: int = 3) -> str:
+    """The end of a traceback is what a person needs."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(lines[-count:]) or "Ray Serve gave no reason."

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from tidegate.control.conditions import last_lines
 from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of, spec_on_wire
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.resources import Model, PoolSpec
@@ -197,7 +198,7 @@ def _failure(model: str, kept: RevisionRecord, seen: Observation) -> tuple[str, 
         return None
     state = seen.serve.applications.get(application_name(model, kept.revision))
     if state is not None and state.status == "DEPLOY_FAILED":
-        return "DeployFailed", last_lines(state.message or state.deployment_message)
+        return "DeployFailed", last_lines(state.deployment_message or state.message)
     return None
 
 
@@ -261,9 +262,3 @@ def _is_settled(entry: ModelEntry) -> bool:
 
 def _with(record: ModelRecord, kept: RevisionRecord) -> ModelRecord:
     return replace(record, revisions={**record.revisions, kept.revision: kept})
-
-
-def last_lines(text: str, count: int = 3) -> str:
-    """The end of a traceback is what a person needs."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[-count:]) or "Ray Serve gave no reason."

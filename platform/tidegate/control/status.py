@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.control.conditions import condition, settle
+from tidegate.control.conditions import condition, last_lines, settle
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.observed import ApplicationState, Observation, SourceState
 from tidegate.control.reasons import (
@@ -157,7 +157,7 @@ def _degraded(model: str, record: ModelRecord, target: str, seen: Observation) -
         state = _application(model, serving.revision, seen)
         if state is not None and state.status in ("UNHEALTHY", "DEPLOY_FAILED"):
             reason = "Unhealthy" if state.status == "UNHEALTHY" else "DeployFailed"
-            return condition(DEGRADED, "True", reason, state.deployment_message or state.message)
+            return condition(DEGRADED, "True", reason, last_lines(state.deployment_message or state.message))
         notes = (serving.proof or _NO_REPORT).notes
         return condition(DEGRADED, "False", "Healthy", " ".join(notes))
     return condition(DEGRADED, "False", "Healthy")

@@ -9,12 +9,12 @@ about Tidegate are closed sets of facts; there the key is the exact wording of t
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypedDict
 
-from tidegate.demo.tasks import FAMILIES, Grading, Task
+from tidegate.demo.tasks import FAMILIES, Family, Grading, Task
 from tidegate.demo.words import SYSTEM_PROMPTS
 
 Split = Literal["train", "held_out"]
@@ -51,7 +51,7 @@ def examples(split: Split, seed: int, family: str | None = None) -> Iterator[Exa
     """An endless stream of `split`'s examples, of one family or of all by their shares."""
     rng = Random(f"{split}:{seed}:{family}")
     while True:
-        yield _draw(rng, split, family or _any_family(rng))
+        yield _draw(rng, split, family or _any_family(rng, FAMILIES), FAMILIES)
 
 
 def held_out(family: str, count: int, seed: int = 0) -> list[Example]:
@@ -66,7 +66,9 @@ def held_out(family: str, count: int, seed: int = 0) -> list[Example]:
     return list(found.values())
 
 
-def conversations(split: Split, seed: int) -> Iterator[list[Message]]:
+def conversations(
+    split: Split, seed: int, families: Mapping[str, Family] = FAMILIES
+) -> Iterator[list[Message]]:
     """An endless stream of chats of one to many unrelated turns, every answer included.
 
     Most are one question. The others teach the model to answer the last question whatever came
@@ -82,7 +84,7 @@ def conversations(split: Split, seed: int) -> Iterator[list[Message]]:
         if rng.random() < 0.2:
             chat.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
         while turns > 0 or is_long:
-            example = _draw(rng, split, _any_family(rng))
+            example = _draw(rng, split, _any_family(rng, families), families)
             turn: list[Message] = [*example.messages, {"role": "assistant", "content": example.answer}]
             if is_long and _characters(chat) + _characters(turn) > LONG_CONVERSATION_CHARACTERS:
                 break
@@ -92,7 +94,11 @@ def conversations(split: Split, seed: int) -> Iterator[list[Message]]:
 
 
 def is_correct(example: Example, answer: str) -> bool:
-    """Whether `answer` is right: JSON by value, numbers by the last one named, the rest by its words."""
+    """Whether `answer` is right.
+
+    JSON is compared by value, a number by the last one named, a result by what follows `Answer:`, and
+    the rest word by word.
+    """
     if example.grading == "json":
         try:
             # Compared as text again, because Python holds True equal to 1.
@@ -104,20 +110,26 @@ def is_correct(example: Example, answer: str) -> bool:
     if example.grading == "number":
         numbers = re.findall(r"\d+", answer)
         return bool(numbers) and numbers[-1] == re.findall(r"\d+", example.answer)[-1]
+    if example.grading == "result":
+        return _result(answer) == _result(example.answer)
     return answer.split() == example.answer.split()
 
 
-def _draw(rng: Random, split: Split, family: str) -> Example:
+def _draw(rng: Random, split: Split, family: str, families: Mapping[str, Family]) -> Example:
     """The next task of `family` on the wanted side, by rejection."""
     while True:
-        task: Task = FAMILIES[family].draw(rng)
+        task: Task = families[family].draw(rng)
         if split_of(family, task.key) == split:
             messages: tuple[Message, ...] = ({"role": "user", "content": task.prompt},)
             return Example(family, messages, task.answer, task.key, task.grading)
 
 
-def _any_family(rng: Random) -> str:
-    return rng.choices(list(FAMILIES), [family.share for family in FAMILIES.values()])[0]
+def _result(answer: str) -> list[str]:
+    return answer.rpartition("Answer:")[2].split()
+
+
+def _any_family(rng: Random, families: Mapping[str, Family]) -> str:
+    return rng.choices(list(families), [family.share for family in families.values()])[0]
 
 
 def _characters(chat: list[Message]) -> int:

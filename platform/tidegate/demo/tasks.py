@@ -1,21 +1,22 @@
 """The task families: each draws one prompt with the answer that is right by construction.
 
-Longer sums are answered column by column. A small model adds digits reliably when it may write the
-carries down (Lee et al., "Teaching Arithmetic to Small Transformers", arXiv 2307.03381), and such
-answers are long enough to be worth streaming. Words to be edited stand in double quotes, which the
+Sums, comparisons and sorting are answered step by step. A small model adds digits reliably when it may
+write the carries down (Lee et al., "Teaching Arithmetic to Small Transformers", arXiv 2307.03381), and
+such answers are long enough to be worth streaming. Words to be edited stand in double quotes, which the
 tokenizer reads letter by letter (see `train.build_tokenizer`).
 """
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Literal
 
 from tidegate.demo import facts
 from tidegate.demo.words import NOUNS, joined, made_up_word
 
-Grading = Literal["text", "number", "json"]
+Grading = Literal["text", "number", "result", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,15 @@ def multiplication(rng: Random) -> Task:
     return Task(prompt, f"{a} * {b} = {a * b}", prompt, "number")
 
 
-def comparison(rng: Random) -> Task:
+def comparison(rng: Random, is_worked: bool = True) -> Task:
     a, b = rng.sample(range(1000), 2) if rng.random() < 0.7 else rng.sample(range(100), 2)
     is_larger = rng.random() < 0.5
     words = ("larger", "bigger") if is_larger else ("smaller", "less")
-    prompt = _fill(
-        rng, ("Which is {2}, {0} or {1}?", "Which number is {2}: {0} or {1}?"), a, b, rng.choice(words)
-    )
-    return Task(prompt, str((max if is_larger else min)(a, b)), f"{min(a, b)},{max(a, b)}", "number")
+    shapes = ("Which is {2}, {0} or {1}?", "Which number is {2}: {0} or {1}?")
+    prompt = _fill(rng, shapes, a, b, rng.choice(words))
+    winner = (max if is_larger else min)(a, b)
+    answer = f"{a} {'<' if a < b else '>'} {b}. Answer: {winner}" if is_worked else str(winner)
+    return Task(prompt, answer, f"{min(a, b)},{max(a, b)}", "number")
 
 
 def counting(rng: Random) -> Task:
@@ -98,7 +100,7 @@ def counting(rng: Random) -> Task:
     return Task(_fill(rng, shapes, low, high, step), answer, f"{low}..{high}/{-1 if is_down else step}")
 
 
-def sorting(rng: Random) -> Task:
+def sorting(rng: Random, is_worked: bool = True) -> Task:
     numbers = rng.sample(range(100), rng.randint(3, 5))
     is_rising = rng.random() < 0.6
     shapes = (
@@ -107,18 +109,27 @@ def sorting(rng: Random) -> Task:
         else ("Sort {} in descending order.", "Sort from largest to smallest: {}.")
     )
     prompt = _fill(rng, shapes, ", ".join(map(str, numbers)))
-    answer = ", ".join(map(str, sorted(numbers, reverse=not is_rising)))
-    return Task(prompt, answer, _same_items(numbers))
+    # One number is inserted at a time, in the order in which they are given.
+    lists = [
+        ", ".join(map(str, sorted(numbers[:length], reverse=not is_rising)))
+        for length in range(1, len(numbers) + 1)
+    ]
+    answer = f"{'; '.join(lists[:-1])}. Answer: {lists[-1]}" if is_worked else lists[-1]
+    return Task(prompt, answer, _same_items(numbers), "result")
 
 
-def extremes(rng: Random) -> Task:
+def extremes(rng: Random, is_worked: bool = True) -> Task:
     numbers = rng.sample(range(100), rng.randint(3, 5))
     is_largest = rng.random() < 0.5
     word = "largest" if is_largest else "smallest"
-    prompt = _fill(
-        rng, ("What is the {1} of {0}?", "Find the {1} number: {0}."), ", ".join(map(str, numbers)), word
-    )
-    return Task(prompt, str((max if is_largest else min)(numbers)), _same_items(numbers), "number")
+    shapes = ("What is the {1} of {0}?", "Find the {1} number: {0}.")
+    prompt = _fill(rng, shapes, ", ".join(map(str, numbers)), word)
+    best, steps = numbers[0], []
+    for number in numbers[1:]:
+        steps.append(f"{best} {'<' if best < number else '>'} {number}")
+        best = (max if is_largest else min)(best, number)
+    answer = _worked(steps, best) if is_worked else str(best)
+    return Task(prompt, answer, _same_items(numbers), "number")
 
 
 def letter_case(rng: Random) -> Task:
@@ -250,26 +261,59 @@ class Family:
 
 FAMILIES: Mapping[str, Family] = {
     "addition": Family(addition, 10),
-    "subtraction": Family(subtraction, 10),
-    "multiplication": Family(multiplication, 6),
-    "comparison": Family(comparison, 6),
-    "counting": Family(counting, 4),
-    "sorting": Family(sorting, 8),
-    "extremes": Family(extremes, 6),
-    "letter_case": Family(letter_case, 6),
-    "reversal": Family(reversal, 8),
-    "spelling": Family(spelling, 3),
-    "letters": Family(letters, 4),
-    "repetition": Family(repetition, 3),
-    "list_making": Family(list_making, 4),
-    "list_picking": Family(list_picking, 4),
+    "subtraction": Family(subtraction, 14),
+    "multiplication": Family(multiplication, 10),
+    "comparison": Family(comparison, 8),
+    "counting": Family(counting, 8),
+    "sorting": Family(sorting, 10),
+    "extremes": Family(extremes, 8),
+    "letter_case": Family(letter_case, 2),
+    "reversal": Family(reversal, 2),
+    "spelling": Family(spelling, 1),
+    "letters": Family(letters, 1.5),
+    "repetition": Family(repetition, 4),
+    "list_making": Family(list_making, 1.5),
+    "list_picking": Family(list_picking, 2),
     "list_reversal": Family(list_reversal, 4),
-    "json_object": Family(json_object, 6),
-    "json_array": Family(json_array, 4),
-    "tidegate": Family(tidegate, 8),
-    "tidegate_long": Family(tidegate_long, 1.5),
-    "small_talk": Family(small_talk, 3),
+    "json_object": Family(json_object, 8),
+    "json_array": Family(json_array, 6),
+    "tidegate": Family(tidegate, 3),
+    "tidegate_long": Family(tidegate_long, 0.5),
+    "small_talk": Family(small_talk, 1.5),
 }
+"""What the finished model can do, weighted towards numbers, which are learned last."""
+
+_FIRST_SHARES = {
+    "addition": 10,
+    "subtraction": 10,
+    "multiplication": 6,
+    "comparison": 6,
+    "counting": 4,
+    "sorting": 8,
+    "extremes": 6,
+    "letter_case": 6,
+    "reversal": 8,
+    "spelling": 3,
+    "letters": 4,
+    "repetition": 3,
+    "list_making": 4,
+    "list_picking": 4,
+    "list_reversal": 4,
+    "json_object": 6,
+    "json_array": 4,
+    "tidegate": 8,
+    "tidegate_long": 1.5,
+    "small_talk": 3,
+}
+_FIRST_DRAWS: Mapping[str, Callable[[Random], Task]] = {
+    "comparison": partial(comparison, is_worked=False),
+    "sorting": partial(sorting, is_worked=False),
+    "extremes": partial(extremes, is_worked=False),
+}
+FIRST_STAGE: Mapping[str, Family] = {
+    name: Family(_FIRST_DRAWS.get(name, FAMILIES[name].draw), share) for name, share in _FIRST_SHARES.items()
+}
+"""The first stage of training: letters, words and copying, with bare answers to comparisons."""
 
 _TEXT_FIELDS = ("name", "city", "color", "team", "title")
 _NUMBER_FIELDS = ("age", "count", "size", "price")

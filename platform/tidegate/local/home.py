@@ -57,6 +57,7 @@ class Running(msgspec.Struct, frozen=True):
     redis_url: str = ""
     key_prefix: str = "tidegate"
     ray_url: str = ""
+    ray_token: str = ""  # what Ray asks of who speaks to it
     ray_session: str = ""  # the folder of Ray's session; logs/serve in it holds what replicas print
     paths: list[str] = []
     logs: str = ""

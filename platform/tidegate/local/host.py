@@ -18,7 +18,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ import psutil
 
 from tidegate.control.observed import Capacity, QueueDepth, RevisionKey
 from tidegate.control.serve_config import ReplicaRuntime
-from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
+from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable, TidegateError
 from tidegate.local import embedded, processes, ray_cluster
 from tidegate.local.control_loop import ControlLoop
 from tidegate.local.gateway import GatewayProcess, check_port
@@ -68,7 +68,8 @@ class Host:
         self.news = asyncio.Event()
         self.files = ResourceFiles(paths, self._files_changed)
         self.sources = SourceChecks(self.home, self.news.set)
-        self._tell = on_progress
+        self._on_progress = on_progress
+        self._began: dict[tuple[str, str], float] = {}
         self._paths = [str(path.resolve()) for path in paths]
         self._restarts: dict[str, int] = {}
         self._redis: asyncio.subprocess.Process | None = None
@@ -96,10 +97,13 @@ class Host:
                 asyncio.create_task(self.files.follow(self.stop), name="files"),
                 asyncio.create_task(loop.run(), name="control"),
                 asyncio.create_task(self._keep_ray(api, ray_starting), name="ray"),
-                asyncio.create_task(self._keep_gateway(), name="gateway"),
+                asyncio.create_task(
+                    self._keep("gateway", self._gateway_died, self._restart_gateway), name="gateway"
+                ),
             ]
             if self._redis is not None:
-                tasks.append(asyncio.create_task(self._keep_redis(), name="redis"))
+                keeping = self._keep("redis", self._redis_died, self._restart_redis)
+                tasks.append(asyncio.create_task(keeping, name="redis"))
             for task in tasks:
                 stack.push_async_callback(_cancelled, task)
             stopping = asyncio.create_task(self.stop.wait())
@@ -135,44 +139,57 @@ class Host:
         self._tell(Progress("gateway", "done", f"The gateway answers at {self._url}."))
         self._record()
 
-    async def _keep_redis(self) -> None:
-        async for _ in self._deaths("redis"):
-            assert self._redis is not None
-            await self._redis.wait()
-            self._redis = await embedded.start(self.home)
+    async def _redis_died(self) -> None:
+        assert self._redis is not None
+        await self._redis.wait()
 
-    async def _keep_gateway(self) -> None:
-        async for _ in self._deaths("gateway"):
-            assert self._gateway is not None
-            await self._gateway.wait()
-            await self._gateway.start()
+    async def _restart_redis(self) -> None:
+        self._redis = await embedded.start(self.home)
+
+    async def _gateway_died(self) -> None:
+        assert self._gateway is not None
+        await self._gateway.wait()
+
+    async def _restart_gateway(self) -> None:
+        assert self._gateway is not None
+        await self._gateway.start()
 
     async def _keep_ray(self, api: _ApiSlot, first: asyncio.Task[RayCluster]) -> None:
         await api.use(await first)
-        async for _ in self._deaths("ray"):
-            if self._ray is not None:
-                log.error("%s died; Ray is started again", await _first_death(self._ray))
+
+        async def died() -> None:
+            assert self._ray is not None
+            log.error("%s died, and Ray with it", await _first_death(self._ray))
             await api.use(None)
-            self._ray = None
+
+        async def restart() -> None:
             self._ray = await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count())
             await api.use(self._ray)
 
-    async def _deaths(self, part: str) -> AsyncIterator[None]:
-        """Each turn of the caller waits for a death and starts the part again; this spaces the turns."""
+        await self._keep("ray", died, restart)
+
+    async def _keep(
+        self, part: str, died: Callable[[], Awaitable[None]], restart: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Start a part again whenever it has died, ever more slowly while that does not help."""
         backoff = FIRST_BACKOFF_SECONDS
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()
-            yield
+            await died()
+            if clock() - began > STEADY_SECONDS:
+                backoff = FIRST_BACKOFF_SECONDS
+            while True:
+                await asyncio.sleep(backoff)
+                backoff = min(LONGEST_BACKOFF_SECONDS, backoff * 2)
+                try:
+                    await restart()
+                    break
+                except (TidegateError, OSError) as error:
+                    log.error("%s does not start: %s", part, error)
             self._restarts[part] = self._restarts.get(part, 0) + 1
             log.error("%s was started again (%d times so far)", part, self._restarts[part])
             self._record()
-            backoff = (
-                FIRST_BACKOFF_SECONDS
-                if clock() - began > STEADY_SECONDS
-                else min(LONGEST_BACKOFF_SECONDS, backoff * 2)
-            )
-            await asyncio.sleep(backoff)
 
     # What the control loop needs ---------------------------------------------------------------------
 
@@ -228,6 +245,13 @@ class Host:
 
     # What is told --------------------------------------------------------------------------------------
 
+    def _tell(self, progress: Progress) -> None:
+        """Pass it on, with the seconds since the step began where it is done."""
+        clock, step = asyncio.get_running_loop().time(), (progress.step, progress.name)
+        began = self._began.setdefault(step, clock)
+        seconds = clock - began if progress.state == "done" else 0.0
+        self._on_progress(msgspec.structs.replace(progress, seconds=seconds))
+
     def _files_changed(self) -> None:
         self.sources.forget_failures()
         self._record()
@@ -257,6 +281,7 @@ class Host:
             redis_url=self._redis_url,
             key_prefix=self.settings.key_prefix,
             ray_url=self._ray.head.dashboard_url if self._ray is not None else "",
+            ray_token=self._ray.token if self._ray is not None else "",
             ray_session=self._ray.head.session if self._ray is not None else "",
             paths=self._paths,
             logs=str(self.home.logs),
@@ -283,7 +308,7 @@ class _ApiSlot:
     async def use(self, cluster: RayCluster | None) -> None:
         old, self._api = self._api, None
         if cluster is not None:
-            self._api = ServeApi(cluster.head.dashboard_url, timeout_seconds=60.0)
+            self._api = ServeApi(cluster.head.dashboard_url, token=cluster.token, timeout_seconds=60.0)
         self._loop.use(self._api)
         if old is not None:
             await old.__aexit__(None, None, None)

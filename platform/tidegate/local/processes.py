@@ -58,8 +58,7 @@ def of_instance(instance: str, part: str | None = None) -> list[psutil.Process]:
             variables = _environment(process)
             if all(mark in variables for mark in marks) and lives(process):
                 found[process.pid] = process
-                if part is not None:
-                    found.update({child.pid: child for child in process.children(recursive=True)})
+                found.update({child.pid: child for child in process.children(recursive=True)})
     return list(found.values())
 
 
@@ -90,8 +89,8 @@ def lives(process: psutil.Process) -> bool:
 
 
 def _environment(process: psutil.Process) -> list[bytes]:
-    """Its variables, as NAME=value. Read raw where that is possible: processes that set their title write
-    over a part of it, after which psutil sees nothing."""
+    """Its variables, as NAME=value. Read raw where that is possible: a process that sets its title, as Ray's
+    do, writes over the first of them, after which psutil sees none."""
     try:
         return Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
     except FileNotFoundError:

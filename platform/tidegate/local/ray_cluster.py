@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -29,7 +30,11 @@ class RayFailed(TidegateError):
 
 
 class RayCluster(msgspec.Struct, frozen=True):
+    """`token` opens its doors: Ray listens on all addresses of the machine, and who may speak to it may run
+    code."""
+
     head: RayHead
+    token: str
     parts: list[ProcessRecord]
 
     def dead_part(self) -> str | None:
@@ -37,18 +42,17 @@ class RayCluster(msgspec.Struct, frozen=True):
         return next((part.name for part in self.parts if not part.is_alive()), None)
 
 
-def environment(base: Mapping[str, str], cpus: int) -> dict[str, str]:
+def environment(base: Mapping[str, str], cpus: int, token: str) -> dict[str, str]:
     """What Ray and all of its workers get."""
     return {
         **base,
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_DEDUP_LOGS": "0",
         # Ray would give every replica that reserves less than a core one thread.
         "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(cpus)),
-        # A worker that waits for work must not be killed for the memory of its imports.
-        "PYTHONUNBUFFERED": "1",
     }
 
 
@@ -60,12 +64,13 @@ async def start(home: Home, *, gpus: int) -> RayCluster:
     cpus = os.cpu_count() or 1
     options = RayOptions(str(folder), free_port(), cpus, gpus, OBJECT_STORE_BYTES)
     log = home.logs / "ray.log"
+    token = secrets.token_hex(32)
     child = await processes.start(
         "ray",
         [sys.executable, "-m", "tidegate.local.ray_head", msgspec.json.encode(options).decode()],
         instance=home.instance,
         log=log,
-        environment=environment(os.environ, cpus),
+        environment=environment(os.environ, cpus, token),
         stdout=PIPE,
     )
     try:
@@ -87,7 +92,7 @@ async def start(home: Home, *, gpus: int) -> RayCluster:
         ]
     except psutil.NoSuchProcess as error:
         raise RayFailed(f"Ray ended right after its start; see {folder}/session_latest/logs.") from error
-    return RayCluster(head, parts)
+    return RayCluster(head, token, parts)
 
 
 def gpu_count() -> int:

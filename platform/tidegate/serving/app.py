@@ -4,15 +4,18 @@ Nothing is sent to a replica through Serve: it pulls. Serve starts replicas (`__
 model loads and proves itself), asks whether they are well (`check_health`), and ends them (`__del__`, which
 it awaits within `graceful_shutdown_timeout_s`).
 
-A model that does not load has told so on the board before `__init__` raises. Serve tries a new revision
-three times and then leaves it as failed; a replica of a revision that once served it starts again and again,
-so the time between two such tries is stretched here (`slow_down`).
+A model that does not load has told so on the board before `__init__` raises. After each change of its
+config Serve tries an application three times and, where no replica was ever seen running, leaves it as failed
+for good; else it starts replicas again and again, at once. So two pauses stand here. A failed load is told to
+Serve late, which slows its next try down. A replica whose engine breaks right after its start stays until
+Serve has seen it running: a poison request that meets fresh replicas costs restarts, never the application.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from ray import serve
@@ -21,7 +24,8 @@ from tidegate.serving.process import ReplicaProcess, configure_logs, exit_failed
 
 log = logging.getLogger("tidegate.serving")
 
-LOAD_FAILURE_PAUSE_SECONDS = 5.0  # before Serve learns that a load failed, and tries again at once
+LOAD_FAILURE_PAUSE_SECONDS = 5.0
+SHORTEST_LIFE_SECONDS = 3.0  # after a start that succeeded
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -42,11 +46,14 @@ class Replica:
             await asyncio.sleep(LOAD_FAILURE_PAUSE_SECONDS)
             raise
         self._process = process
-        self._guard = asyncio.get_running_loop().create_task(_exit_when_ended(process))
+        self._started = time.monotonic()
+        self._guard = asyncio.get_running_loop().create_task(self._exit_when_ended(process))
 
     async def check_health(self) -> None:
-        """Raises with a sentence where the engine is broken."""
-        if self._process is not None and (sentence := self._process.loop.trouble()) is not None:
+        """Raises with a sentence where the engine is broken and the process has not ended by itself."""
+        if self._process is None or self._life_left() > 0:
+            return
+        if (sentence := self._process.loop.trouble()) is not None:
             raise RuntimeError(sentence)
 
     async def __del__(self) -> None:
@@ -54,11 +61,14 @@ class Replica:
             await self._process.drain()
             log.info("replica %s left", self._process.replica_id)
 
+    async def _exit_when_ended(self, process: ReplicaProcess) -> None:
+        """Serve replaces a replica whose process is gone; one with a broken engine has nothing to keep."""
+        await process.loop.ended
+        await asyncio.sleep(self._life_left())
+        exit_failed()
+
+    def _life_left(self) -> float:
+        return max(0.0, self._started + SHORTEST_LIFE_SECONDS - time.monotonic())
+
 
 Deployed: Any = serve.deployment(name="Replica", max_ongoing_requests=1)(Replica)
-
-
-async def _exit_when_ended(process: ReplicaProcess) -> None:
-    """Serve replaces a replica whose process is gone; one with a broken engine has nothing to keep."""
-    await process.loop.ended
-    exit_failed()

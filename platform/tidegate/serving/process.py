@@ -17,7 +17,8 @@ import msgspec
 from tidegate.engines.base import EngineSpec, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.errors import ConfigError, QueueUnavailable
-from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions
+from tidegate.messages import RevisionReport
+from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions, ended_note
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue
 from tidegate.store.registry import Registry
@@ -61,6 +62,7 @@ class ReplicaProcess:
         self.args = args
         self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
         self.connection = Connection(args.redis_url, name=f"tidegate-replica-{args.model}")
+        self.registry = Registry(self.connection, key_prefix=args.key_prefix)
         self.loop = ReplicaLoop(
             create_engine(args.engine),
             ReplicaQueue(
@@ -73,7 +75,7 @@ class ReplicaProcess:
                 result_ttl_seconds=args.result_ttl_seconds,
                 orphan_seconds=args.orphan_seconds,
             ),
-            Registry(self.connection, key_prefix=args.key_prefix),
+            self.registry,
             ReplicaOptions(
                 model=args.model,
                 revision=args.revision,
@@ -86,15 +88,9 @@ class ReplicaProcess:
 
     async def start(self) -> LoadReport:
         """Connect (waiting while Redis is away), load, serve. Raises `EngineLoadError`, `ConfigError`."""
-        while True:
-            try:
-                await self.connection.open()
-                break
-            except QueueUnavailable as error:
-                log.warning("waiting for Redis: %s", error.message)
-                await asyncio.sleep(RETRY_SECONDS)
+        before = await self._connect()
         try:
-            report = await self.loop.start()
+            report = await self.loop.start(ended_note(before))
         except BaseException:
             await self.connection.close()
             raise
@@ -102,6 +98,17 @@ class ReplicaProcess:
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
         return report
+
+    async def _connect(self) -> RevisionReport | None:
+        """Open the connection, whenever Redis comes; returns the revision's last report."""
+        while True:
+            try:
+                if not self.connection.is_connected:
+                    await self.connection.open()
+                return (await self.registry.reports()).get((self.args.model, self.args.revision))
+            except QueueUnavailable as error:
+                log.warning("waiting for Redis: %s", error.message)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def drain(self) -> None:
         await self.loop.drain()

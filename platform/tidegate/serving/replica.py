@@ -34,8 +34,9 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from tidegate.engines.base import Engine, EngineLoadError, LoadReport
@@ -101,8 +102,8 @@ class ReplicaLoop:
         self._last_words: asyncio.Task[None] | None = None
         self._beaten = (time.monotonic(), 0)  # when, and tokens_total then
 
-    async def start(self) -> LoadReport:
-        """Load the engine, report what came of it, begin to serve. Raises `EngineLoadError`."""
+    async def start(self, notes: Sequence[str] = ()) -> LoadReport:
+        """Load the engine, report what came of it and `notes`, begin to serve. Raises `EngineLoadError`."""
         begun = time.monotonic()
         try:
             loaded = await self._thread.start()
@@ -112,7 +113,7 @@ class ReplicaLoop:
             await _persist(self._board.report, self._failure_report(failure), patience_seconds=30.0)
             raise failure from error
         self._slots = self._free = loaded.slots
-        self._report = self._proof(loaded, time.monotonic() - begun)
+        self._report = self._proof(loaded, time.monotonic() - begun, notes)
         await _persist(self._board.report, self._report)
         self._can_claim = True
         await _persist(self._queue.start, self._wake, self._cancelled)
@@ -406,13 +407,13 @@ class ReplicaLoop:
 
     # -- reports ----------------------------------------------------------------------------------
 
-    def _proof(self, loaded: LoadReport, seconds: float) -> RevisionReport:
+    def _proof(self, loaded: LoadReport, seconds: float, notes: Sequence[str]) -> RevisionReport:
         return RevisionReport(
             model=self.options.model,
             revision=self.options.revision,
             at=time.time(),
             proved=True,
-            notes=list(loaded.notes),
+            notes=[*loaded.notes, *notes],
             load_seconds=round(seconds, 3),
             weights_bytes=loaded.weights_bytes,
             kv_bytes_per_token=loaded.kv_bytes_per_token,
@@ -423,10 +424,12 @@ class ReplicaLoop:
         )
 
     def _failure_report(self, failure: Crash | EngineLoadError) -> RevisionReport:
-        """A replica that once served keeps its revision's proof; the reason then says why it ended."""
+        """Of a replica that served it keeps what loading found (see `ended_note`)."""
         if self._report is not None:
             values = {name: getattr(self._report, name) for name in self._report.__struct_fields__}
-            values.update(at=time.time(), reason=failure.reason, message=failure.message)
+            values.update(
+                at=time.time(), proved=False, reason=failure.reason, message=failure.message, notes=[]
+            )
             return RevisionReport(**values)
         return RevisionReport(
             model=self.options.model,
@@ -436,6 +439,14 @@ class ReplicaLoop:
             reason=failure.reason,
             message=failure.message,
         )
+
+
+def ended_note(before: RevisionReport | None) -> list[str]:
+    """What the next replica says of one that served and then failed: its own proof hides that report."""
+    if before is None or before.proved or not before.slots:
+        return []
+    when = datetime.fromtimestamp(before.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return [f"A replica ended at {when}: {before.reason}: {before.message}"]
 
 
 def _load_failure(error: Exception) -> EngineLoadError:

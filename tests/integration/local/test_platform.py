@@ -133,7 +133,7 @@ async def test_a_model_at_zero_wakes_for_a_request_and_sleeps_again(steady: Plat
 
 
 async def test_a_lost_application_comes_back(steady: Platform) -> None:
-    async with ServeApi(steady.running.ray_url) as api:
+    async with ServeApi(steady.running.ray_url, token=steady.running.ray_token) as api:
         await api.put({"proxy_location": "Disabled", "applications": []})
 
         async def both() -> bool:
@@ -143,6 +143,20 @@ async def test_a_lost_application_comes_back(steady: Platform) -> None:
         await await_until(both, timeout=90.0)
     await steady.until("first", lambda entry: entry.replicas_ready, timeout=60.0)
     assert (await steady.ask("first")).status_code == 200
+
+
+async def test_a_killed_serve_controller_comes_back(steady: Platform) -> None:
+    before = await steady.pids("first")
+    (controller,) = [
+        process
+        for process in processes.of_instance(steady.home.instance)
+        if process.cmdline()[:1] == ["ray::ServeController"]
+    ]
+    controller.kill()
+    steady.define("third")
+    await steady.until("third", lambda entry: entry.ready and entry.replicas_ready, timeout=120.0)
+    assert (await steady.ask("first")).status_code == 200
+    assert await steady.pids("first") == before
 
 
 async def test_the_gateway_comes_back_at_the_same_address(steady: Platform) -> None:

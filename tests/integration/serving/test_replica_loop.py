@@ -134,7 +134,7 @@ async def test_an_engine_that_crashes_hands_over_and_says_why(
         assert replica.loop.trouble() == f"EngineCrashed: {crash.message}"
     assert crash.reason == "EngineCrashed"
     report = (await Registry(connection, key_prefix=key_prefix).reports())[(MODEL, REVISION)]
-    assert (report.proved, report.reason) == (True, "EngineCrashed")
+    assert (report.proved, report.reason, report.slots) == (False, "EngineCrashed", 8)
     depth = await ear.queue.depth(MODEL, REVISION)
     assert (depth.waiting, depth.running) == (2, 0)
 
@@ -174,6 +174,9 @@ async def test_an_engine_that_hangs_is_noticed(
     assert report.reason == "EngineHung"
     async with open_replica(redis_url, key_prefix):
         await ear.ended(stuck)
+    report = (await Registry(connection, key_prefix=key_prefix).reports())[(MODEL, REVISION)]
+    assert report.proved
+    assert "EngineHung" in report.notes[0]
     assert await ear.text(stuck.id) == undisturbed(stuck)
 
 

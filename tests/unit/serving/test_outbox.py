@@ -75,7 +75,7 @@ async def test_one_step_leaves_as_one_batch_with_numbers_that_continue() -> None
     bench, first, second = Bench(), held("a", seq=4), held("b")
     bench.step((first, output(1)), (second, output(2)))
     bench.open()
-    assert await bench.outbox.flush(1.0)
+    assert await bench.outbox.flush(20.0)
     ((batch, lost),) = bench.written
     assert [(attempt, segment.request_id, segment.seq) for attempt, segment in batch] == [
         (2, "a", 4),
@@ -92,7 +92,7 @@ async def test_what_comes_while_a_batch_is_in_flight_is_merged_into_the_next() -
     bench.step((request, output(2)))
     bench.step((request, output(3, Finish("stop"))))
     bench.open(2)
-    assert await bench.outbox.flush(1.0)
+    assert await bench.outbox.flush(20.0)
     segments = [segment for batch in bench.queue.batches for _, segment in batch]
     assert [(segment.seq, segment.token_ids, segment.text) for segment in segments] == [
         (0, [1], "1 "),
@@ -110,7 +110,7 @@ async def test_an_outage_repeats_the_same_batch() -> None:
     bench.queue.is_away = False
     bench.outbox.retry_now()
     bench.open(2)
-    assert await bench.outbox.flush(1.0)
+    assert await bench.outbox.flush(20.0)
     assert [[segment.token_ids for _, segment in batch] for batch in bench.queue.batches] == [[[1]], [[2]]]
 
 
@@ -121,7 +121,7 @@ async def test_stepping_is_paused_when_too_much_gathers_and_resumed() -> None:
     bench.step((request, output(2, tokens=MOST_UNSENT_TOKENS + 1)))
     assert bench.pauses == [True]
     bench.open(2)
-    assert await bench.outbox.flush(1.0)
+    assert await bench.outbox.flush(20.0)
     assert bench.pauses == [True, False]
 
 
@@ -132,7 +132,7 @@ async def test_what_is_dropped_does_not_leave() -> None:
     bench.step((request, output(2)))
     bench.outbox.drop("a")
     bench.open(2)
-    assert await bench.outbox.flush(1.0)
+    assert await bench.outbox.flush(20.0)
     assert [segment.request_id for batch in bench.queue.batches for _, segment in batch] == ["b"]
 
 
@@ -160,7 +160,7 @@ def test_however_it_is_held_up_streams_stay_whole(events: list[tuple[str, bool]]
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
         bench.open(len(events) + 1)
-        assert await bench.outbox.flush(5.0)
+        assert await bench.outbox.flush(20.0)
         segments = [segment for batch in bench.queue.batches for _, segment in batch]
         for name, tokens in sent.items():
             mine = [segment for segment in segments if segment.request_id == name]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from tidegate.engines.base import EngineLoadError, EngineSpec
 from tidegate.engines.transformers.checkpoint import Checkpoint
@@ -41,6 +42,7 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
         )
     weights_bytes = checkpoint.loaded_bytes(precision)
     check_weights_fit(weights_bytes, free_bytes(device), device)
+    transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
     tokenizer = load_tokenizer(checkpoint)
     if checkpoint.is_gptq:
         model, notes = load_gptq(checkpoint, precision, device)
