@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, TypedDict
 
-from tidegate.demo.tasks import FAMILIES, Family, Grading, Task
+from tidegate.demo.curriculum import FAMILIES, Family
+from tidegate.demo.tasks import Grading
 from tidegate.demo.words import SYSTEM_PROMPTS
 
 Split = Literal["train", "held_out"]
@@ -118,7 +119,7 @@ def is_correct(example: Example, answer: str) -> bool:
 def _draw(rng: Random, split: Split, family: str, families: Mapping[str, Family]) -> Example:
     """The next task of `family` on the wanted side, by rejection."""
     while True:
-        task: Task = families[family].draw(rng)
+        task = families[family].draw(rng)
         if split_of(family, task.key) == split:
             messages: tuple[Message, ...] = ({"role": "user", "content": task.prompt},)
             return Example(family, messages, task.answer, task.key, task.grading)

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from tidegate.demo.corpus import Example, Message, examples, held_out, is_correct
-from tidegate.demo.tasks import FAMILIES
+from tidegate.demo.curriculum import FAMILIES
 
 THREADS = 1
 BATCH_SIZE = 50

@@ -7,9 +7,7 @@ tokenizer reads letter by letter (see `train.build_tokenizer`).
 """
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import Literal
 
@@ -250,70 +248,6 @@ def small_talk(rng: Random) -> Task:
     prompt = rng.choice(facts.SMALL_TALK_SHAPES).format(rng.choice(openings))
     return Task(prompt, answer, prompt)
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How to draw a task, and how often it is drawn for training relative to the others."""
-
-    draw: Callable[[Random], Task]
-    share: float
-
-
-FAMILIES: Mapping[str, Family] = {
-    "addition": Family(addition, 10),
-    "subtraction": Family(subtraction, 14),
-    "multiplication": Family(multiplication, 10),
-    "comparison": Family(comparison, 8),
-    "counting": Family(counting, 8),
-    "sorting": Family(sorting, 10),
-    "extremes": Family(extremes, 8),
-    "letter_case": Family(letter_case, 2),
-    "reversal": Family(reversal, 2),
-    "spelling": Family(spelling, 1),
-    "letters": Family(letters, 1.5),
-    "repetition": Family(repetition, 4),
-    "list_making": Family(list_making, 1.5),
-    "list_picking": Family(list_picking, 2),
-    "list_reversal": Family(list_reversal, 4),
-    "json_object": Family(json_object, 8),
-    "json_array": Family(json_array, 6),
-    "tidegate": Family(tidegate, 3),
-    "tidegate_long": Family(tidegate_long, 0.5),
-    "small_talk": Family(small_talk, 1.5),
-}
-"""What the finished model can do, weighted towards numbers, which are learned last."""
-
-_FIRST_SHARES = {
-    "addition": 10,
-    "subtraction": 10,
-    "multiplication": 6,
-    "comparison": 6,
-    "counting": 4,
-    "sorting": 8,
-    "extremes": 6,
-    "letter_case": 6,
-    "reversal": 8,
-    "spelling": 3,
-    "letters": 4,
-    "repetition": 3,
-    "list_making": 4,
-    "list_picking": 4,
-    "list_reversal": 4,
-    "json_object": 6,
-    "json_array": 4,
-    "tidegate": 8,
-    "tidegate_long": 1.5,
-    "small_talk": 3,
-}
-_FIRST_DRAWS: Mapping[str, Callable[[Random], Task]] = {
-    "comparison": partial(comparison, is_worked=False),
-    "sorting": partial(sorting, is_worked=False),
-    "extremes": partial(extremes, is_worked=False),
-}
-FIRST_STAGE: Mapping[str, Family] = {
-    name: Family(_FIRST_DRAWS.get(name, FAMILIES[name].draw), share) for name, share in _FIRST_SHARES.items()
-}
-"""The first stage of training: letters, words and copying, with bare answers to comparisons."""
 
 _TEXT_FIELDS = ("name", "city", "color", "team", "title")
 _NUMBER_FIELDS = ("age", "count", "size", "price")

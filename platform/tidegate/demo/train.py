@@ -2,12 +2,13 @@
 
     python -m tidegate.demo.train --out DIR [--steps N] [--seed S] [--resume FILE]
 
-One thread, fixed seeds and a fixed order of batches make a run repeatable on one kind of CPU.
+The first stage teaches letters, words and copying, the second one leans on numbers. One thread, fixed seeds and a fixed order of batches make a run repeatable on one kind of CPU.
 """
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tidegate.demo.corpus import Message, conversations
+from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, Family
 
 THREADS = 1
 VOCABULARY = 1536
@@ -26,8 +28,6 @@ BUCKET_BATCHES = 16
 MUON_RATE = 4e-3
 ADAMW_RATE = 3e-3
 WARMUP_STEPS = 40
-DECAY_SHARE = 0.5
-"""The last part of the run, in which the rates fall to zero."""
 CHECKPOINT_SECONDS = 120
 FUSED_ATTENTION_LENGTH = 400
 """Tokens from which torch's fused attention is the faster one on a CPU. Measured, one step on one
@@ -49,6 +49,26 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the run: its tasks, and rates that warm up, stay, and fall to zero in a straight line."""
+
+    families: Mapping[str, Family]
+    steps: int
+    peak: float
+    """Of `MUON_RATE` and `ADAMW_RATE`."""
+    decay_share: float
+    """The part of the steps in which the rates fall."""
+
+    def rate(self, step: int) -> float:
+        """The factor on both learning rates at `step`."""
+        left = (self.steps - step) / (self.steps * self.decay_share)
+        return self.peak * min(1.0, (step + 1) / WARMUP_STEPS, left)
+
+
+STAGES = (Stage(FIRST_STAGE, 1900, 1.0, 0.5), Stage(FAMILIES, 900, 0.6, 0.9))
 
 
 def build_tokenizer(seed: int, chats: int = 20_000) -> PreTrainedTokenizerFast:
@@ -73,7 +93,7 @@ def build_tokenizer(seed: int, chats: int = 20_000) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sample = islice(conversations("train", seed), chats)
+    sample = islice(conversations("train", seed, FIRST_STAGE), chats)
     tokenizer.train_from_iterator(
         (f"{m['role']}\n{m['content']}\n" for chat in sample for m in chat), trainer
     )
@@ -113,9 +133,11 @@ Sample = tuple[list[int], list[int]]
 """Token ids of a chat, and the labels (the answers and their ends; the rest is `IGNORED`)."""
 
 
-def samples(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Sample]:
+def samples(
+    tokenizer: PreTrainedTokenizerFast, families: Mapping[str, Family], seed: int
+) -> Iterator[Sample]:
     """Endless training chats as tokens, none longer than the context."""
-    for chat in conversations("train", seed):
+    for chat in conversations("train", seed, families):
         ids: list[int] = []
         labels: list[int] = []
         for message, rendered in zip(chat, _rendered_turns(chat), strict=True):
@@ -130,12 +152,14 @@ def samples(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Sample]:
             yield ids, labels
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, families: Mapping[str, Family], seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, labels) of about `BATCH_TOKENS` each, of chats of similar length.
 
     Padding is on the right: a causal model never looks at it, so no mask is needed.
     """
-    stream = samples(tokenizer, seed)
+    stream = samples(tokenizer, families, seed)
     shuffler = torch.Generator().manual_seed(seed)
     while True:
         pool: list[Sample] = []
@@ -151,54 +175,66 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[tor
             yield _padded(groups[index], tokenizer.pad_token_id)
 
 
-def rate_factor(step: int, steps: int) -> float:
-    """Warm-up, a plateau, then a straight line to zero over the last `DECAY_SHARE` of the run.
+@dataclass(slots=True)
+class Run:
+    """A training run between two steps: all that is needed to go on exactly as if never stopped."""
 
-    Up to the decay the factor does not depend on `steps`, so a run can be resumed as a longer one.
-    """
-    left = (steps - step) / (steps * DECAY_SHARE)
-    return min(1.0, (step + 1) / WARMUP_STEPS, left)
+    model: LlamaForCausalLM
+    optimizers: list[torch.optim.Optimizer]
+    stage: int = 0
+    step: int = 0
+
+    def save(self, target: Path) -> None:
+        """Replaces `target` in one move: a killed run leaves the last whole one."""
+        part = target.with_suffix(".part")
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"stage": self.stage, "step": self.step, "model": self.model.state_dict()}
+        torch.save(state | {"optimizers": optimizers}, part)
+        part.replace(target)
+
+    def load(self, source: Path) -> None:
+        state = torch.load(source, weights_only=True)
+        self.stage, self.step = state["stage"], state["step"]
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
 
 def train(out: Path, steps: int, seed: int, resume: Path | None) -> None:
-    """Writes a complete checkpoint to `out`, and every two minutes a `resume.pt` beside it."""
+    """Writes a complete checkpoint to `out`, and on the way `OUT.resume.pt` beside it."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    out.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(seed)
     model = build_model(tokenizer, seed)
+    scale = steps / sum(stage.steps for stage in STAGES)
+    stages = [replace(stage, steps=round(stage.steps * scale)) for stage in STAGES]
     print(f"{model.num_parameters():,} parameters, {steps} steps, {THREADS} thread", flush=True)
+    run = Run(model, build_optimizers(model))
+    if resume is not None:
+        run.load(resume)
+    started = time.monotonic()
+    while run.stage < len(stages):
+        # A resumed stage draws the batches again that it skips, so it sees what an undisturbed one sees.
+        stream = islice(batches(tokenizer, stages[run.stage].families, seed + run.stage), run.step, None)
+        tokens = _train_stage(run, stages[run.stage], stream, out.with_name(out.name + ".resume.pt"))
+        print(f"stage {run.stage}: {tokens:,} tokens, {time.monotonic() - started:.0f} s in all", flush=True)
+        run.optimizers, run.stage, run.step = build_optimizers(model), run.stage + 1, 0
+    save(model, tokenizer, out)
+
+
+def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for embeddings and norms.
+
+    Muon needs far fewer tokens than AdamW alone for the same loss, and tokens are what one core lacks.
+    """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    # Muon needs far fewer tokens than AdamW for the same loss, and tokens are what one core lacks.
-    optimizers: list[torch.optim.Optimizer] = [
+    return [
         torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=ADAMW_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    first = 0
-    if resume is not None:
-        state = torch.load(resume, weights_only=True)
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-    started = last_saved = time.monotonic()
-    tokens = 0
-    # The skipped batches are drawn again, so that a resumed run sees what an undisturbed one sees.
-    for step, (ids, labels) in enumerate(islice(batches(tokenizer, seed), first, steps), start=first):
-        loss = _step(model, optimizers, ids, labels, rate_factor(step, steps))
-        tokens += ids.numel()
-        now = time.monotonic()
-        if step % 20 == 0:
-            print(
-                f"step {step} loss {loss:.4f} tokens/s {tokens / (now - started):.0f} t {now - started:.0f}",
-                flush=True,
-            )
-        if now - last_saved > CHECKPOINT_SECONDS:
-            last_saved = now
-            _save_state(out, model, optimizers, step + 1)
-    save(model, tokenizer, out)
-    print(f"trained on {tokens:,} tokens in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -210,13 +246,30 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     tokenizer.save_pretrained(out)
 
 
-def _step(
-    model: LlamaForCausalLM,
-    optimizers: list[torch.optim.Optimizer],
-    ids: torch.Tensor,
-    labels: torch.Tensor,
-    factor: float,
-) -> float:
+def _train_stage(
+    run: Run, stage: Stage, stream: Iterator[tuple[torch.Tensor, torch.Tensor]], target: Path
+) -> int:
+    """Trains `run` to the end of `stage`; gives the tokens seen, padding included."""
+    tokens, started = 0, time.monotonic()
+    saved = started
+    while run.step < stage.steps:
+        ids, labels = next(stream)
+        loss = _step(run, ids, labels, stage.rate(run.step))
+        tokens += ids.numel()
+        now = time.monotonic()
+        if run.step % 20 == 0:
+            speed = tokens / (now - started)
+            print(f"stage {run.stage} step {run.step} loss {loss:.4f} tokens/s {speed:.0f}", flush=True)
+        run.step += 1
+        if now - saved > CHECKPOINT_SECONDS or run.step == stage.steps:
+            run.save(target)
+            saved = now
+    return tokens
+
+
+def _step(run: Run, ids: torch.Tensor, labels: torch.Tensor, rate: float) -> float:
+    """One update of the weights; gives the loss before it."""
+    model = run.model
     model.set_attn_implementation("eager" if ids.shape[1] < FUSED_ATTENTION_LENGTH else "sdpa")
     wanted = labels[:, 1:]
     is_learned = wanted != IGNORED
@@ -227,9 +280,9 @@ def _step(
     loss = functional.cross_entropy(logits.float(), wanted[is_learned])
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer, peak in zip(optimizers, (MUON_RATE, ADAMW_RATE), strict=True):
+    for optimizer, peak in zip(run.optimizers, (MUON_RATE, ADAMW_RATE), strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = peak * factor
+            group["lr"] = peak * rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())
@@ -247,23 +300,10 @@ def _padded(group: list[Sample], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def _save_state(
-    out: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int
-) -> None:
-    """Replaces `OUT.resume.pt` in one move: a killed run leaves the last whole one."""
-    target = out.with_name(out.name + ".resume.pt")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".part")
-    torch.save(
-        {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}, part
-    )
-    part.replace(target)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--steps", type=int, default=1900)
+    parser.add_argument("--steps", type=int, default=sum(stage.steps for stage in STAGES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--resume", type=Path, help="a resume.pt of an interrupted run with the same seed and steps"

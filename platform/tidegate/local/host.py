@@ -12,10 +12,8 @@ keys and logs stay.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -28,11 +26,12 @@ import psutil
 
 from tidegate.control.observed import Capacity, QueueDepth, RevisionKey
 from tidegate.control.serve_config import ReplicaRuntime
-from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable, TidegateError
-from tidegate.local import embedded, processes, ray_cluster
+from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.local import embedded, ray_cluster
 from tidegate.local.control_loop import ControlLoop
 from tidegate.local.gateway import GatewayProcess, check_port
-from tidegate.local.home import Home, Problem, Running, read_record, record_of, write_atomically
+from tidegate.local.home import Home, Problem, Running, record_of, write_atomically
+from tidegate.local.keeping import keep_alive, leave_nothing, only_one
 from tidegate.local.memory import RecordFile
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
 from tidegate.local.ray_cluster import RayCluster
@@ -49,9 +48,6 @@ from tidegate.telemetry import configure_logging
 
 log = logging.getLogger("tidegate.local")
 
-FIRST_BACKOFF_SECONDS = 0.5
-LONGEST_BACKOFF_SECONDS = 30.0
-STEADY_SECONDS = 60.0  # a part that ran so long starts with the first backoff again
 WATCH_SECONDS = 1.0
 SMALL_MACHINE_CORES = 2
 
@@ -171,24 +167,8 @@ class Host:
     async def _keep(
         self, part: str, died: Callable[[], Awaitable[None]], restart: Callable[[], Awaitable[None]]
     ) -> None:
-        """Start a part again whenever it has died, ever more slowly while that does not help."""
-        backoff = FIRST_BACKOFF_SECONDS
-        clock = asyncio.get_running_loop().time
-        while True:
-            began = clock()
-            await died()
-            if clock() - began > STEADY_SECONDS:
-                backoff = FIRST_BACKOFF_SECONDS
-            while True:
-                await asyncio.sleep(backoff)
-                backoff = min(LONGEST_BACKOFF_SECONDS, backoff * 2)
-                try:
-                    await restart()
-                    break
-                except (TidegateError, OSError) as error:
-                    log.error("%s does not start: %s", part, error)
+        async for _ in keep_alive(part, died, restart):
             self._restarts[part] = self._restarts.get(part, 0) + 1
-            log.error("%s was started again (%d times so far)", part, self._restarts[part])
             self._record()
 
     # What the control loop needs ---------------------------------------------------------------------
@@ -345,7 +325,7 @@ async def serve(
     models = len(host.files.resources.models)
     on_progress(Progress("files", "done", f"{models} models are defined."))
     host.home.make()
-    with _only_one(host.home):
+    with only_one(host.home):
         check_port(settings)
         await asyncio.to_thread(leave_nothing, host.home)
         host.home.temporary.mkdir(mode=0o700, parents=True)
@@ -358,43 +338,12 @@ async def serve(
             on_progress(Progress("stop", "done", "Stopped."))
 
 
-def leave_nothing(home: Home) -> None:
-    """End every process of this home but the caller, and remove its temporary files. Blocks."""
-    # Ray dies at once: its orderly end takes long, and the gateway has cancelled what it was asked for.
-    processes.end(home.instance, "ray", grace_seconds=0.0)
-    processes.end(home.instance, grace_seconds=5.0)
-    shutil.rmtree(home.temporary, ignore_errors=True)
-
-
 async def _first_death(cluster: RayCluster) -> str:
     """Ray's processes are not children of the host, so they are looked at."""
     while True:
         if (part := cluster.dead_part()) is not None:
             return part
         await asyncio.sleep(WATCH_SECONDS)
-
-
-class _only_one:  # noqa: N801 - used like a function
-    """Holds the lock of a home. Raises `ConfigError` where a host runs already."""
-
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self._file = home.lock.open("w")
-
-    def __enter__(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            running = read_record(self._home)
-            who = f" (process {running.host.pid})" if running is not None else ""
-            problem = FieldProblem(
-                "TIDEGATE_HOME", str(self._home.root), f"a host runs with it already{who}; `tidegate down`"
-            )
-            raise ConfigError(str(problem), [problem]) from error
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -20,7 +20,8 @@ from tidegate.errors import ConfigError, QueueUnavailable, TidegateError
 from tidegate.local import processes
 from tidegate.local.gateway import check_port
 from tidegate.local.home import Home, Problem, ProcessRecord, Running, read_record
-from tidegate.local.host import leave_nothing, model_state
+from tidegate.local.host import model_state
+from tidegate.local.keeping import leave_nothing
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
 from tidegate.messages import ModelEntry
 from tidegate.settings import PREFIX, Settings

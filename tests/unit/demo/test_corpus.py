@@ -15,7 +15,7 @@ from tidegate.demo.corpus import (
     is_correct,
     split_of,
 )
-from tidegate.demo.tasks import FAMILIES
+from tidegate.demo.curriculum import FAMILIES
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

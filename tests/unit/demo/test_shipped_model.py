@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tidegate.demo import DemoModel, model_path
 from tidegate.demo.corpus import held_out, is_correct
-from tidegate.demo.tasks import FAMILIES
+from tidegate.demo.curriculum import FAMILIES
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
