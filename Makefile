@@ -33,10 +33,12 @@ test: $(DEV_STAMP) ## run every test that needs no root
 	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 check: $(DEV_STAMP) ## ruff, mypy --strict and import-linter
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy platform/tidegate platform/docs tests loadtests
-	$(BIN)/lint-imports
+	@failed=""; \
+	for step in "ruff check ." "ruff format --check ." "mypy platform/tidegate platform/docs tests loadtests" lint-imports; do \
+	  echo "== $$step"; \
+	  $(BIN)/$$step || failed="$$failed $${step%% *}"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 docs: $(DEV_STAMP) ## rewrite the reference pages that follow from code
 	$(BIN)/python platform/docs/generate.py

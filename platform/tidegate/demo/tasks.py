@@ -3,7 +3,7 @@
 Sums, comparisons and sorting are answered step by step. A small model adds digits reliably when it may
 write the carries down (Lee et al., "Teaching Arithmetic to Small Transformers", arXiv 2307.03381), and
 such answers are long enough to be worth streaming. Words to be edited stand in double quotes, which the
-tokenizer reads letter by letter (see `train.build_tokenizer`).
+tokenizer reads letter by letter (see `tokenizer.build_tokenizer`).
 """
 
 import json

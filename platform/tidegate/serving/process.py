@@ -18,7 +18,8 @@ from tidegate.engines.base import EngineSpec, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.messages import RevisionReport
-from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions, ended_note
+from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions
+from tidegate.serving.reports import ended_note
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue
 from tidegate.store.registry import Registry

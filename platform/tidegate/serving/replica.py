@@ -36,13 +36,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from tidegate.engines.base import Engine, EngineLoadError, LoadReport
+from tidegate.engines.base import Engine, LoadReport
 from tidegate.errors import QueueUnavailable
 from tidegate.messages import Claim, ReplicaStats, RevisionReport, Segment
-from tidegate.serving.engine_thread import Crash, Delivery, EngineThread, describe_crash
+from tidegate.serving import reports
+from tidegate.serving.engine_thread import Crash, Delivery, EngineThread
 from tidegate.serving.outbox import Held, Outbox
 from tidegate.serving.ports import ReplicaBoard, WorkQueue
 
@@ -108,12 +108,15 @@ class ReplicaLoop:
         try:
             loaded = await self._thread.start()
         except Exception as error:
-            failure = _load_failure(error)
+            failure = reports.load_failure(error)
             log.error("model did not load: %s: %s", failure.reason, failure.message)
-            await _persist(self._board.report, self._failure_report(failure), patience_seconds=30.0)
+            report = reports.not_loaded(self.options.model, self.options.revision, failure, time.time())
+            await _persist(self._board.report, report, patience_seconds=30.0)
             raise failure from error
         self._slots = self._free = loaded.slots
-        self._report = self._proof(loaded, time.monotonic() - begun, notes)
+        seconds = time.monotonic() - begun
+        options = self.options
+        self._report = reports.proof(options.model, options.revision, loaded, seconds, notes, time.time())
         await _persist(self._board.report, self._report)
         self._can_claim = True
         await _persist(self._queue.start, self._wake, self._cancelled)
@@ -365,7 +368,8 @@ class ReplicaLoop:
             if self._claiming is not None:
                 await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
             await self._queue.fault(self._leases(), reason)
-            await self._board.report(self._failure_report(crash))
+            if self._report is not None:
+                await self._board.report(reports.ended(self._report, crash, time.time()))
             await self._board.gone(self.stats())
 
         try:
@@ -404,57 +408,6 @@ class ReplicaLoop:
             await self._board.gone(self.stats())
         except QueueUnavailable as error:
             log.warning("left without a word: %s", error.message)
-
-    # -- reports ----------------------------------------------------------------------------------
-
-    def _proof(self, loaded: LoadReport, seconds: float, notes: Sequence[str]) -> RevisionReport:
-        return RevisionReport(
-            model=self.options.model,
-            revision=self.options.revision,
-            at=time.time(),
-            proved=True,
-            notes=[*loaded.notes, *notes],
-            load_seconds=round(seconds, 3),
-            weights_bytes=loaded.weights_bytes,
-            kv_bytes_per_token=loaded.kv_bytes_per_token,
-            slots=loaded.slots,
-            context_length=loaded.context_length,
-            precision=loaded.precision,
-            device=loaded.device,
-        )
-
-    def _failure_report(self, failure: Crash | EngineLoadError) -> RevisionReport:
-        """Of a replica that served it keeps what loading found (see `ended_note`)."""
-        if self._report is not None:
-            values = {name: getattr(self._report, name) for name in self._report.__struct_fields__}
-            values.update(
-                at=time.time(), proved=False, reason=failure.reason, message=failure.message, notes=[]
-            )
-            return RevisionReport(**values)
-        return RevisionReport(
-            model=self.options.model,
-            revision=self.options.revision,
-            at=time.time(),
-            proved=False,
-            reason=failure.reason,
-            message=failure.message,
-        )
-
-
-def ended_note(before: RevisionReport | None) -> list[str]:
-    """What the next replica says of one that served and then failed: its own proof hides that report."""
-    if before is None or before.proved or not before.slots:
-        return []
-    when = datetime.fromtimestamp(before.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return [f"A replica ended at {when}: {before.reason}: {before.message}"]
-
-
-def _load_failure(error: Exception) -> EngineLoadError:
-    if isinstance(error, EngineLoadError):
-        return error
-    crash = describe_crash(error)
-    reason = crash.reason if crash.reason == "OutOfMemory" else "LoadFailed"
-    return EngineLoadError(reason, f"The model did not load: {type(error).__name__}: {error}")
 
 
 async def _bounded(work: Awaitable[object], seconds: float) -> bool:

@@ -72,17 +72,31 @@ def held(request_id: str = "a", seq: int = 0) -> Held:
 
 
 async def test_one_step_leaves_as_one_batch_with_numbers_that_continue() -> None:
-    bench, first, second = Bench(), held("a", seq=4), held("b")
+    bench, first, second = Bench(), held("a", seq=4), held("b", seq=9)
     bench.step((first, output(1)), (second, output(2)))
     bench.open()
     assert await bench.outbox.flush(20.0)
     ((batch, lost),) = bench.written
     assert [(attempt, segment.request_id, segment.seq) for attempt, segment in batch] == [
         (2, "a", 4),
-        (2, "b", 0),
+        (2, "b", 9),
     ]
-    assert [segment.prompt_tokens for _, segment in batch] == [0, 3]
     assert lost == []
+
+
+async def test_first_tokens_leave_ahead_of_the_rest_of_a_step() -> None:
+    bench, old, new = Bench(), held("old", seq=4), held("new")
+    bench.queue.lost = ["old"]
+    bench.step((old, output(1)), (new, output(2)))
+    bench.open(2)
+    assert await bench.outbox.flush(20.0)
+    assert [[segment.request_id for _, segment in batch] for batch in bench.queue.batches] == [
+        ["new"],
+        ["old"],
+    ]
+    ((batch, lost),) = bench.written
+    assert [segment.prompt_tokens for _, segment in batch] == [0, 3]
+    assert set(lost) == {"old"}
 
 
 async def test_what_comes_while_a_batch_is_in_flight_is_merged_into_the_next() -> None:
@@ -159,7 +173,7 @@ def test_however_it_is_held_up_streams_stay_whole(events: list[tuple[str, bool]]
                 bench.open()
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-        bench.open(len(events) + 1)
+        bench.open(2 * len(events) + 2)  # a batch may leave as two writes
         assert await bench.outbox.flush(20.0)
         segments = [segment for batch in bench.queue.batches for _, segment in batch]
         for name, tokens in sent.items():

@@ -1,0 +1,64 @@
+"""What a replica reports of its revision: the proof that it loads, or why a replica failed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from tidegate.engines.base import EngineLoadError, LoadReport
+from tidegate.messages import RevisionReport
+from tidegate.serving.engine_thread import Crash, describe_crash
+
+
+def proof(
+    model: str, revision: str, loaded: LoadReport, load_seconds: float, notes: Sequence[str], now: float
+) -> RevisionReport:
+    """The engine loaded and proved itself. `now` is unix seconds."""
+    return RevisionReport(
+        model=model,
+        revision=revision,
+        at=now,
+        proved=True,
+        notes=[*loaded.notes, *notes],
+        load_seconds=round(load_seconds, 3),
+        weights_bytes=loaded.weights_bytes,
+        kv_bytes_per_token=loaded.kv_bytes_per_token,
+        slots=loaded.slots,
+        context_length=loaded.context_length,
+        precision=loaded.precision,
+        device=loaded.device,
+    )
+
+
+def not_loaded(model: str, revision: str, failure: EngineLoadError, now: float) -> RevisionReport:
+    return RevisionReport(
+        model=model, revision=revision, at=now, proved=False, reason=failure.reason, message=failure.message
+    )
+
+
+def ended(served: RevisionReport, crash: Crash, now: float) -> RevisionReport:
+    """A replica that served has failed. What its loading found is kept: it tells this report from one of a
+    load that failed (see `ended_note`)."""
+    return msgspec.structs.replace(
+        served, at=now, proved=False, reason=crash.reason, message=crash.message, notes=[]
+    )
+
+
+def ended_note(before: RevisionReport | None) -> list[str]:
+    """What the next replica says of one that served and then failed: its own proof hides that report."""
+    if before is None or before.proved or not before.slots:
+        return []
+    when = datetime.fromtimestamp(before.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return [f"A replica ended at {when}: {before.reason}: {before.message}"]
+
+
+def load_failure(error: Exception) -> EngineLoadError:
+    """Any error of a load as the one that has a reason."""
+    if isinstance(error, EngineLoadError):
+        return error
+    reason = describe_crash(error).reason
+    if reason != "OutOfMemory":
+        reason = "LoadFailed"
+    return EngineLoadError(reason, f"The model did not load: {type(error).__name__}: {error}")
