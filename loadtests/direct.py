@@ -246,14 +246,20 @@ async def serve(host: str, port: int, spec: EngineSpec) -> None:
         server.driver.close()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m loadtests.direct", description=__doc__)
+def options_from(module: str, description: str | None) -> tuple[argparse.Namespace, EngineSpec]:
+    """The command line of a baseline: where it listens, and its engine."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--slots", type=int, default=128)
     parser.add_argument("--step-ms", type=float, default=20.0)
     options = parser.parse_args()
-    spec = EngineSpec("simulated", max_slots=options.slots, args={"step_ms": options.step_ms})
+    args: dict[str, object] = {"step_ms": options.step_ms}
+    return options, EngineSpec("simulated", max_slots=options.slots, args=args)
+
+
+def main() -> None:
+    options, spec = options_from("loadtests.direct", __doc__)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(options.host, options.port, spec))
 

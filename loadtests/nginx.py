@@ -40,13 +40,15 @@ http {{
 """
 
 
-def start_proxy(processes: Processes, nginx: str, upstream_port: int, workers: int) -> tuple[Started, int]:
+def start_proxy(
+    processes: Processes, nginx: str, upstream_port: int, workers: int, name: str = "nginx"
+) -> tuple[Started, int]:
     """Start nginx before `upstream_port`. Returns the process and the port that it listens on."""
     port = free_port()
-    folder = processes.folder / "nginx"
+    folder = processes.folder / name
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "nginx.conf"
     config.write_text(proxy_config(folder, port, upstream_port, workers))
-    started = processes.start("nginx", [nginx, "-e", "stderr", "-p", str(folder), "-c", str(config)])
+    started = processes.start(name, [nginx, "-e", "stderr", "-p", str(folder), "-c", str(config)])
     wait_for(started, lambda: accepts_connections(port), 10, "listening")
     return started, port

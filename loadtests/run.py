@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from loadtests.context import Context
 from loadtests.figures import Section
-from loadtests.machine import pin_to_cores, prioritize
+from loadtests.machine import become_realtime, pin_to_cores, prioritize
 from loadtests.measure import Target
 from loadtests.report import as_json, is_all_met, markdown
 from loadtests.scenarios import crowd, engine, idle, quiet, short, streams, warm
@@ -23,7 +23,7 @@ from loadtests.scenarios import crowd, engine, idle, quiet, short, streams, warm
 SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "streams128": (
         "128 streams x 50 tok/s against direct",
-        lambda context: streams.run(context, 128, 50, tokens=200),
+        lambda context: streams.run(context, 128, 50, tokens=250),
     ),
     "streams512": (
         "512 streams x 20 tok/s against direct",
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cores = pin_to_cores(options.cores) if options.cores else sorted(os.sched_getaffinity(0))
     if options.nice:
         prioritize(os.getpid(), options.nice)
+    if options.realtime:
+        become_realtime()
     folder = Path(options.folder) if options.folder else Path(tempfile.mkdtemp(prefix="tidegate-load-"))
     print(f"cores {cores}, Python {platform.python_version()}, logs in {folder}\n", flush=True)
     sections = []
@@ -76,6 +78,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         help="priority of all that is started; below 0 (root) on a machine that others use as well",
+    )
+    parser.add_argument(
+        "--realtime", action="store_true", help="the same, above every priority (root): others wait meanwhile"
     )
     parser.add_argument("--url", help="measure this running platform instead of starting one")
     parser.add_argument("--key", default="", help="API key for --url")

@@ -51,13 +51,15 @@ class Platform:
     replicas: list[Started]
 
 
-def start_direct(processes: Processes, shape: EngineShape, name: str = "direct") -> Target:
+def start_direct(
+    processes: Processes, shape: EngineShape, name: str = "direct", module: str = "loadtests.direct"
+) -> Target:
     port = free_port()
-    command = [python(), "-m", "loadtests.direct", "--port", str(port)]
+    command = [python(), "-m", module, "--port", str(port)]
     command += ["--slots", str(shape.slots), "--step-ms", str(shape.step_ms)]
     started = processes.start(name, command)
     wait_for(started, lambda: accepts_connections(port), START_SECONDS, "listening")
-    return Target(name, "127.0.0.1", port, MODEL, process_ids={"direct": started.pid})
+    return Target(name, "127.0.0.1", port, MODEL, process_ids={name: started.pid})
 
 
 def start_redis(processes: Processes) -> tuple[Started, str]:

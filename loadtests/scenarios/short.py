@@ -1,8 +1,9 @@
 """Short requests, not streamed, 64 clients: requests per second against nginx as a plain proxy.
 
-The yardstick is nginx with keep-alive on both sides before the very same baseline engine, in turn with the
-platform. The generator is our own (nginx then gives about the 11,700/s that the issue names on a machine of
-this kind); where `wrk` is installed, it drives both once more and its figures stand beside.
+The yardstick is nginx with keep-alive on both sides before the very same engine, in turn with the platform.
+It stands before two ways to serve that engine: the raw baseline, which costs next to nothing (the strict
+figure, and the judged one), and uvicorn, as engines are usually served. Where `wrk` is installed it drives
+all of them once more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
+from loadtests.machine import Processes
 from loadtests.measure import Load, Run, Target, chat_body, run_load
 from loadtests.nginx import find_nginx, start_proxy
 from loadtests.profiling import profile_during
@@ -21,6 +23,7 @@ from loadtests.wrk import ShortRun, find_wrk, run_wrk
 
 CLIENTS = 64
 PER_SECOND = Goal("higher", 2000)
+NGINX, NGINX_UVICORN = "nginx", "nginx-uvicorn"
 OF_NGINX = Goal("higher", 0.17, 0.3)
 
 
@@ -28,6 +31,7 @@ OF_NGINX = Goal("higher", 0.17, 0.3)
 class Findings:
     direct: Run
     nginx: list[Run]
+    nginx_uvicorn: list[Run]
     platform: list[Run]
     wrk: dict[str, ShortRun]
 
@@ -38,11 +42,7 @@ def run(context: Context) -> Section:
     nginx, wrk = find_nginx(), find_wrk()
     with context.processes() as processes:
         direct = start_direct(processes, shape)
-        targets = []
-        if nginx is not None:
-            proxy, port = start_proxy(processes, nginx, direct.port, workers=2)
-            parts = {"nginx": proxy.pid, "direct": direct.process_ids["direct"]}
-            targets.append(Target("nginx", "127.0.0.1", port, direct.model, process_ids=parts))
+        targets = [] if nginx is None else yardsticks(processes, nginx, shape, direct)
         with platform_target(context, processes, shape) as platform:
             targets.append(platform)
             alone = run_load(direct, load)
@@ -53,7 +53,20 @@ def run(context: Context) -> Section:
             by_wrk = {t.name: _by_wrk(wrk, context, t) for t in (direct, *targets)} if wrk else {}
             if context.profile_seconds:
                 profile_during(context, platform, load)
-    return summarize(Findings(alone, runs.get("nginx", []), runs[platform.name], by_wrk))
+    return summarize(
+        Findings(alone, runs.get(NGINX, []), runs.get(NGINX_UVICORN, []), runs[platform.name], by_wrk)
+    )
+
+
+def yardsticks(processes: Processes, nginx: str, shape: EngineShape, direct: Target) -> list[Target]:
+    """nginx before the raw baseline, and before the same engine behind uvicorn."""
+    usual = start_direct(processes, shape, "direct-uvicorn", "loadtests.direct_asgi")
+    targets = []
+    for name, engine in ((NGINX, direct), (NGINX_UVICORN, usual)):
+        proxy, port = start_proxy(processes, nginx, engine.port, workers=2, name=name)
+        parts = {"nginx": proxy.pid, **engine.process_ids}
+        targets.append(Target(name, "127.0.0.1", port, engine.model, process_ids=parts))
+    return targets
 
 
 def _by_wrk(wrk: str, context: Context, target: Target) -> ShortRun:
@@ -67,11 +80,15 @@ def summarize(findings: Findings) -> Section:
     mine = [rate(run) for run in findings.platform]
     yardstick = [rate(run) for run in findings.nginx]
     shares = [ratio(one, other) for one, other in zip(mine, yardstick, strict=False)]
+    usual = [rate(run) for run in findings.nginx_uvicorn]
+    usual_shares = [ratio(one, other) for one, other in zip(mine, usual, strict=False)]
     section = Section("short", f"Short requests, not streamed, {CLIENTS} clients, everything on 2 cores")
     section.figures = [
         Figure("requests per second", middle(mine), "/s", PER_SECOND, 0),
         Figure("of nginx in the same run", middle(shares) if shares else None, "", OF_NGINX, 3),
         Figure("nginx as a plain proxy", middle(yardstick) if yardstick else None, "/s", None, 0),
+        Figure("nginx before the engine behind uvicorn", middle(usual), "/s", None, 0),
+        Figure("of that", middle(usual_shares), "", None, 3),
         Figure("the generator alone against the engine directly", rate(findings.direct), "/s", None, 0),
     ]
     latencies = [second for run in findings.platform for second in run.tally.durations]

@@ -190,6 +190,7 @@ class RevisionReport(msgspec.Struct, frozen=True):
     context_length: int = 0
     precision: str = ""
     device: str = ""
+    process_seconds: float = 0.0  # from the start of the replica's process to that of the load
 
 
 class QueueLimits(msgspec.Struct, frozen=True):
@@ -234,6 +235,6 @@ class ModelEntry(msgspec.Struct, frozen=True):
     replicas_ready: int = 0
     replicas_wanted: int = 0
     weights_bytes: int = 0
-    wake_seconds: float = 0.0  # measured time from zero to a loaded replica; 0: not known yet
+    wake_seconds: float = 0.0  # from the decision to wake to a loaded replica, as last measured; 0: not known
     slots: int = 0  # of one replica; 0: not known yet
     conditions: list[Condition] = []

@@ -85,9 +85,16 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     except ValidationError as error:
         settings = None
         problems += [
-            FieldProblem(f"{PREFIX}{str(item['loc'][0]).upper()}", repr(item.get("input")), item["msg"])
+            FieldProblem(
+                f"{PREFIX}{str(item['loc'][0]).upper()}", repr(item.get("input")), _remedy(item["msg"])
+            )
             for item in error.errors()
         ]
     if settings is None:
         raise ConfigError("; ".join(map(str, problems)), problems)
     return settings
+
+
+def _remedy(message: str) -> str:
+    """Pydantic's message without the kind of error in front."""
+    return message.removeprefix("Value error, ")

@@ -18,6 +18,8 @@ from tidegate.control.resources import Model
 from tidegate.control.serve_config import application_name
 from tidegate.messages import Condition, ModelEntry, QueueLimits, RevisionReport
 
+SERVE_DECISION_SECONDS = 1.0  # until Serve has seen a waiting request and asked Ray for a replica
+
 
 def entry_of(
     model: Model,
@@ -77,7 +79,7 @@ def entry_of(
         weights_bytes=proof.weights_bytes
         if proof and proof.weights_bytes
         else (source.weights_bytes if source else 0),
-        wake_seconds=proof.load_seconds if proof else 0.0,
+        wake_seconds=wake_seconds(proof) if proof else 0.0,
         slots=proof.slots if proof else 0,
         conditions=conditions,
     )
@@ -199,8 +201,13 @@ def _why_unproven(
 
 
 def _waking(serving: RevisionRecord) -> str:
-    known = serving.proof.load_seconds if serving.proof is not None else 0.0
-    return f"A replica is starting (loading took {known:.0f} s the last time)." if known else ""
+    known = wake_seconds(serving.proof) if serving.proof is not None else 0.0
+    return f"A replica is starting (that took {known:.0f} s the last time)." if known else ""
+
+
+def wake_seconds(proof: RevisionReport) -> float:
+    """How long a sleeping revision takes to serve: Serve's decision, the process, the load."""
+    return SERVE_DECISION_SECONDS + proof.process_seconds + proof.load_seconds
 
 
 def _application(model: str, revision: str, seen: Observation) -> ApplicationState | None:

@@ -1,6 +1,7 @@
 """What clients may send: the current OpenAI schema of chat completions and completions.
 
-The structs are decoded by msgspec and are also the source of the OpenAPI document. Every field of OpenAI's schema is here, in one of three groups:
+The structs are decoded by msgspec and are also the source of the OpenAPI document. Every field of OpenAI's
+schema is here, in one of three groups:
 
 - honoured: acts, and is checked here or in `checks`;
 - advisory: taken and not acted on (`user`, `metadata`, `store: false`, ...);

@@ -40,6 +40,7 @@ def parse_command_line(words: list[str]) -> ReplicaArgs:
     parser.add_argument("--redis-url", required=True)
     parser.add_argument("--engine", default="simulated")
     parser.add_argument("--path", default="", help="checkpoint folder")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--args", default="{}", help="the engine's own arguments, as a JSON object")
     parser.add_argument("--slots", type=int, default=0)
     parser.add_argument("--context-length", type=int, default=0)
@@ -66,6 +67,7 @@ def parse_command_line(words: list[str]) -> ReplicaArgs:
             "engine": {
                 "name": found.engine,
                 "path": found.path,
+                "precision": found.precision,
                 "max_slots": found.slots,
                 "context_length": found.context_length,
                 "args": engine_args,

@@ -9,10 +9,12 @@ import logging
 import os
 import secrets
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
+import psutil
 
 from tidegate.engines.base import EngineSpec, LoadReport
 from tidegate.engines.create import create_engine
@@ -28,6 +30,7 @@ from tidegate.telemetry import JsonFormatter
 log = logging.getLogger(__name__)
 
 EXIT_ENGINE_FAILED = 70  # of a process whose engine crashed or hung, after it told so
+MOST_PROCESS_SECONDS = 30.0
 # Requests are short-lived objects without cycles; the default of 700 makes the collector run all the time.
 GC_THRESHOLD = (50_000, 20, 100)
 
@@ -91,7 +94,7 @@ class ReplicaProcess:
         """Connect (waiting while Redis is away), load, serve. Raises `EngineLoadError`, `ConfigError`."""
         before = await self._connect()
         try:
-            report = await self.loop.start(ended_note(before))
+            report = await self.loop.start(ended_note(before), process_seconds=_process_age_seconds())
         except BaseException:
             await self.connection.close()
             raise
@@ -130,6 +133,11 @@ def configure_logs(args: ReplicaArgs) -> None:
     for handler in handlers:
         handler.setFormatter(JsonFormatter())
     logger.handlers[:] = handlers
+
+
+def _process_age_seconds() -> float:
+    """Bounded: a worker that Ray had started ahead of need may be old."""
+    return min(MOST_PROCESS_SECONDS, max(0.0, time.time() - psutil.Process().create_time()))
 
 
 def exit_failed() -> NoReturn:

@@ -38,6 +38,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from tidegate.engines.base import Engine, LoadReport
 from tidegate.errors import QueueUnavailable
 from tidegate.messages import Claim, ReplicaStats, RevisionReport, Segment
@@ -102,8 +104,9 @@ class ReplicaLoop:
         self._last_words: asyncio.Task[None] | None = None
         self._beaten = (time.monotonic(), 0)  # when, and tokens_total then
 
-    async def start(self, notes: Sequence[str] = ()) -> LoadReport:
-        """Load the engine, report what came of it and `notes`, begin to serve. Raises `EngineLoadError`."""
+    async def start(self, notes: Sequence[str] = (), *, process_seconds: float = 0.0) -> LoadReport:
+        """Load the engine, report what came of it and `notes`, begin to serve. Raises `EngineLoadError`.
+        `process_seconds` is what the process took to get here, for the estimate of the next waking."""
         begun = time.monotonic()
         try:
             loaded = await self._thread.start()
@@ -116,7 +119,8 @@ class ReplicaLoop:
         self._slots = self._free = loaded.slots
         seconds = time.monotonic() - begun
         options = self.options
-        self._report = reports.proof(options.model, options.revision, loaded, seconds, notes, time.time())
+        report = reports.proof(options.model, options.revision, loaded, seconds, notes, time.time())
+        self._report = msgspec.structs.replace(report, process_seconds=round(process_seconds, 3))
         await _persist(self._board.report, self._report)
         self._can_claim = True
         await _persist(self._queue.start, self._wake, self._cancelled)

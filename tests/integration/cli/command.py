@@ -8,6 +8,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import coverage
+
+ROOT = Path(__file__).parents[3]
+
 
 def tidegate(
     *arguments: str, environment: Mapping[str, str] | None = None, stdin: str = "", timeout: float = 60
@@ -19,7 +23,7 @@ def tidegate(
         if not name.startswith("TIDEGATE_") and name != "REDIS_URL"
     }
     return subprocess.run(
-        [str(Path(sys.executable).with_name("tidegate")), *arguments],
+        [*_program(), *arguments],
         env=inherited | {"COLUMNS": "120"} | dict(environment or {}),
         input=stdin,
         capture_output=True,
@@ -27,6 +31,14 @@ def tidegate(
         timeout=timeout,
         check=False,
     )
+
+
+def _program() -> list[str]:
+    """The installed command; where this run measures coverage, the same code measured too."""
+    if coverage.Coverage.current() is None:
+        return [str(Path(sys.executable).with_name("tidegate"))]
+    measured = ["coverage", "run", "--parallel-mode", f"--rcfile={ROOT / 'pyproject.toml'}"]
+    return [sys.executable, "-m", *measured, f"--data-file={ROOT / '.coverage'}", "-m", "tidegate.cli"]
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:

@@ -146,7 +146,10 @@ class ReplicaChild:
         args = replica_args(url, key_prefix, **changes)
         command = [sys.executable, "-m", "tidegate.serving", "--model", MODEL, "--revision", REVISION]
         command += ["--redis-url", url, "--key-prefix", key_prefix]
-        command += ["--slots", str(args["engine"]["max_slots"]), "--args", json.dumps(args["engine"]["args"])]
+        engine = args["engine"]
+        command += ["--engine", engine["name"], "--path", engine.get("path", "")]
+        command += ["--precision", engine.get("precision", "auto")]
+        command += ["--slots", str(engine["max_slots"]), "--args", json.dumps(engine["args"])]
         for name in ("lease_seconds", "drain_seconds"):
             command += [f"--{name.replace('_', '-')}", str(args[name])]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)

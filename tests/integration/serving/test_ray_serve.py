@@ -100,7 +100,7 @@ async def test_a_model_at_zero_wakes_for_a_request_and_sleeps_again(
         asked = await submit(ear, "sleeper", request, max_tokens=20)
         await ear.ended(asked, timeout=START_SECONDS)
         assert await ear.text(asked.id) == undisturbed(asked)
-        (replica,) = await replicas(api, "sleeper")
+        replica = await the_replica(api, "sleeper")
         await await_until(lambda: _has(api, "sleeper", 0), 30)
         await _ended(replica)
     report = (await Registry(connection, key_prefix=PREFIX).reports())[("sleeper", REVISION)]
@@ -112,7 +112,7 @@ async def test_a_killed_replica_is_replaced_and_its_stream_goes_on(
 ) -> None:
     asked = await submit(ear, "steady", request, max_tokens=300)
     await heard_from(ear, asked, 10, START_SECONDS)
-    (replica,) = await replicas(api, "steady")
+    replica = await the_replica(api, "steady")
     assert replica.pid is not None
     os.kill(replica.pid, signal.SIGKILL)
     await ear.ended(asked, timeout=START_SECONDS)
@@ -125,7 +125,7 @@ async def test_a_crashed_engine_ends_its_process_and_says_why(
 ) -> None:
     innocent = await submit(ear, "steady", request, max_tokens=400)
     await heard_from(ear, innocent, 5, START_SECONDS)
-    (replica,) = await replicas(api, "steady")
+    replica = await the_replica(api, "steady")
     poison = await submit(ear, "steady", request, "boom", max_tokens=40)
     registry = Registry(connection, key_prefix=PREFIX)
 
@@ -193,6 +193,12 @@ async def state(api: ServeApi, model: str) -> ApplicationState:
 
 async def replicas(api: ServeApi, model: str) -> tuple[ReplicaState, ...]:
     return tuple(found for found in (await state(api, model)).replicas if found.state == "RUNNING")
+
+
+async def the_replica(api: ServeApi, model: str) -> ReplicaState:
+    """The only one. Serve learns a little late that a replica runs: it may be serving already."""
+    (replica,) = await await_until(lambda: replicas(api, model), START_SECONDS)
+    return replica
 
 
 async def _is_running(api: ServeApi, model: str) -> bool:

@@ -1,7 +1,10 @@
 """The demo corpus: repeatable, disjoint splits, and a checker that is neither blind nor pedantic."""
 
 import json
+import re
+from collections.abc import Mapping
 from itertools import islice
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +18,7 @@ from tidegate.demo.corpus import (
     is_correct,
     split_of,
 )
-from tidegate.demo.curriculum import FAMILIES
+from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, Family
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -47,11 +50,17 @@ def test_no_key_is_on_both_sides(family: str) -> None:
     assert not trained & asked
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_training_conversations_hold_no_held_out_prompt(family: str) -> None:
-    asked = {e.messages[-1]["content"] for e in held_out(family, 100)}
-    chats = islice(conversations("train", 0), 1500)
+@pytest.mark.parametrize("stage", [FIRST_STAGE, FAMILIES], ids=["first", "second"])
+def test_training_conversations_hold_no_held_out_prompt(stage: Mapping[str, Family]) -> None:
+    asked = {e.messages[-1]["content"] for family in FAMILIES for e in held_out(family, 100)}
+    chats = islice(conversations("train", 0, stage), 3000)
     assert not asked & {message["content"] for chat in chats for message in chat if message["role"] == "user"}
+
+
+def test_both_stages_teach_the_same_families_with_the_same_prompts() -> None:
+    assert FIRST_STAGE.keys() == FAMILIES.keys()
+    for name, family in FAMILIES.items():
+        assert FIRST_STAGE[name].draw(Random(name)).prompt == family.draw(Random(name)).prompt
 
 
 @given(family=st.sampled_from(list(FAMILIES)), key=st.text())
@@ -108,6 +117,22 @@ def test_a_number_is_judged_by_the_last_one_named(result: int, other: int) -> No
     assert is_correct(asked, f"It is {result}.")
     assert is_correct(asked, f"{other} {result}")
     assert is_correct(asked, f"{result} {other}") == (other == result)
+
+
+@pytest.mark.parametrize("answer", ["1, 2, 3", "Answer: 1, 2, 3", "2; 1, 2. Answer: 1, 2, 3\n"])
+def test_a_result_is_judged_without_its_steps(answer: str) -> None:
+    asked = example("3; 2, 3. Answer: 1, 2, 3", "result")
+    assert is_correct(asked, answer)
+    assert not is_correct(asked, answer.replace("1, 2, 3", "1, 3, 2"))
+
+
+@pytest.mark.parametrize("family", ["comparison", "extremes", "sorting"])
+def test_worked_and_bare_answers_agree(family: str) -> None:
+    for seed in range(100):
+        worked, bare = FAMILIES[family].draw(Random(seed)), FIRST_STAGE[family].draw(Random(seed))
+        assert worked.answer.rpartition("Answer: ")[2] == bare.answer
+        numbers = [int(n) for n in re.findall(r"\d+", worked.prompt)]
+        assert {int(n) for n in re.findall(r"\d+", worked.answer)} <= set(numbers)
 
 
 def test_long_conversations_come_close_to_the_context() -> None:

@@ -1,0 +1,84 @@
+"""A real engine killed in the middle of seeded streams: what follows is what would have come (Q2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import tiny
+from tests.integration.serving.rig import Ear, ReplicaChild, a_request, heard_from, open_ear
+from tidegate.messages import Request, Sampling
+
+pytestmark = pytest.mark.serial
+
+LOAD_SECONDS = 90.0
+PROMPTS = ("The tide", "A gate is", "Water 水 flows")
+
+
+@pytest.fixture
+def spawn(redis_url: str, key_prefix: str, tmp_path: Path) -> Iterator[Callable[[], ReplicaChild]]:
+    engine = {
+        "name": "transformers",
+        "path": str(tiny(tmp_path / "llama", "llama")),
+        "precision": "float32",
+        "max_slots": 8,
+        "args": {"threads": 1},
+    }
+    children: list[ReplicaChild] = []
+
+    def start() -> ReplicaChild:
+        children.append(ReplicaChild(redis_url, key_prefix, engine=engine))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.close()
+
+
+def requests() -> list[Request]:
+    """Everything that a continuation must rebuild: noise, penalties, partial characters, a stop buffer."""
+    return [
+        a_request(
+            prompt,
+            sampling=Sampling(
+                seed=100 + number,
+                max_tokens=150,
+                temperature=0.9,
+                top_p=0.95,
+                presence_penalty=0.4,
+                frequency_penalty=0.2,
+                stop=("a stop string that does not come",),
+                ignore_eos=True,
+            ),
+        )
+        for number, prompt in enumerate(PROMPTS)
+    ]
+
+
+async def test_a_killed_seeded_stream_equals_the_undisturbed_one(
+    spawn: Callable[[], ReplicaChild], redis_url: str, key_prefix: str
+) -> None:
+    async with open_ear(redis_url, key_prefix) as ear:
+        replica = spawn()
+        plain = requests()
+        await ear.submit(*plain)
+        await ear.ended(*plain, timeout=LOAD_SECONDS)
+
+        killed = requests()
+        await ear.submit(*killed)
+        await heard_from(ear, killed[1], 20, LOAD_SECONDS)
+        replica.kill()
+        before = [ear.tokens_of(request) for request in killed]
+        spawn()
+        await ear.ended(*killed, timeout=LOAD_SECONDS)
+
+        assert max(before) < 150
+        for one, other in zip(plain, killed, strict=True):
+            assert tokens(ear, other) == tokens(ear, one)
+            assert await ear.text(other.id) == await ear.text(one.id)
+
+
+def tokens(ear: Ear, request: Request) -> list[int]:
+    return [token for segment in ear.heard[request.id] for token in segment.token_ids]
