@@ -75,7 +75,7 @@ class Driver:
         waiting: deque[Request] = deque()
         while True:
             with self._condition:
-                while not (self._added or self._aborted or self._closing or engine.has_work()):
+                while not (waiting or self._added or self._aborted or self._closing or engine.has_work()):
                     self._condition.wait()
                 if self._closing:
                     return

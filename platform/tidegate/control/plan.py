@@ -26,6 +26,7 @@ from tidegate.messages import ModelEntry
 
 FIRST_RETRY_SECONDS = 60.0
 LONGEST_RETRY_SECONDS = 3600.0
+FIRST_REBUILD_SECONDS = 5.0  # before an application that has served is put back into Serve
 # Gateways follow the registry within a second; an old revision may get requests until then.
 SWITCH_SECONDS = 3.0
 
@@ -114,7 +115,7 @@ def make_plan(
         drop=tuple(((name, rev), why) for name, step in steps.items() for rev, why in step.dropped),
         delete=tuple(dict.fromkeys(gone)),
         is_settled=all(_is_settled(entry) for entry in entries.values()) and seen.serve is not None,
-        next_look_at=_next_look(new_records),
+        next_look_at=_next_look(new_records, now),
     )
 
 
@@ -151,7 +152,7 @@ def _step(model: Model, record: ModelRecord | None, seen: Observation, now: floa
     live = [
         revision
         for revision, kept in record.revisions.items()
-        if kept.is_proved or (revision == target and now >= kept.retry_at)
+        if (kept.is_proved or revision == target) and now >= kept.retry_at
     ]
     live.sort(key=lambda revision: (revision != record.serving, revision != target))
     return _Step(record, tuple(live), source, target, too_big, (*failed, *drained))
@@ -166,9 +167,12 @@ def _judge(
         report = seen.reports.get((record.name, revision))
         if report is not None and report.proved:
             if kept.proof != report:
-                record = _with(record, replace(kept, proof=report, failures=0, retry_at=0.0, reason=""))
+                kept = replace(kept, proof=report, failures=0, retry_at=0.0, reason="")
+                record = _with(record, kept)
+        if kept.is_proved:
+            record = _free_stuck(record, kept, seen, now)
             continue
-        if kept.is_proved or not kept.attempt_at:
+        if not kept.attempt_at:
             continue
         failure = _failure(record.name, kept, seen)
         if failure is None:
@@ -188,6 +192,21 @@ def _judge(
         )
         dropped.append((revision, f"The model {record.name!r} could not be started: {message}"))
     return record, tuple(dropped)
+
+
+def _free_stuck(record: ModelRecord, kept: RevisionRecord, seen: Observation, now: float) -> ModelRecord:
+    """Serve gives an application up for good after a few failed starts, also one that has served. Leaving it
+    out for a while and adding it again is the only way back; its queue stays meanwhile."""
+    name = application_name(record.name, kept.revision)
+    state = seen.serve.applications.get(name) if seen.serve is not None else None
+    if state is None or state.status != "DEPLOY_FAILED" or now < kept.retry_at:
+        return record
+    pause = min(LONGEST_RETRY_SECONDS, FIRST_REBUILD_SECONDS * 2.0**kept.failures)
+    message = last_lines(state.deployment_message or state.message)
+    stuck = replace(
+        kept, failures=kept.failures + 1, retry_at=now + pause, reason="DeployFailed", message=message
+    )
+    return _with(record, stuck)
 
 
 def _failure(model: str, kept: RevisionRecord, seen: Observation) -> tuple[str, str] | None:
@@ -250,9 +269,9 @@ def _needs_look(step: _Step, uri: str, seen: Observation) -> bool:
     return uri not in seen.sources and step.target not in step.record.revisions
 
 
-def _next_look(records: Mapping[str, ModelRecord]) -> float | None:
+def _next_look(records: Mapping[str, ModelRecord], now: float) -> float | None:
     times = [kept.retry_at for record in records.values() for kept in record.revisions.values()]
-    return min((at for at in times if at), default=None)
+    return min((at for at in times if at > now), default=None)
 
 
 def _is_settled(entry: ModelEntry) -> bool:

@@ -33,6 +33,8 @@ class ReplicaRuntime:
     key_prefix: str
     lease_seconds: float
     step_timeout_seconds: float
+    result_ttl_seconds: float = 60.0
+    orphan_seconds: float = 120.0
     drain_seconds: float = 45.0
     log_dir: str = ""  # where replicas write replica-{model}.log; empty: only Ray keeps their output
 
@@ -84,6 +86,8 @@ def application_config(application: Application, runtime: ReplicaRuntime) -> dic
             "key_prefix": runtime.key_prefix,
             "lease_seconds": runtime.lease_seconds,
             "step_timeout_seconds": runtime.step_timeout_seconds,
+            "result_ttl_seconds": runtime.result_ttl_seconds,
+            "orphan_seconds": runtime.orphan_seconds,
             "drain_seconds": runtime.drain_seconds,
             "log_dir": runtime.log_dir,
         },
@@ -94,7 +98,7 @@ def application_config(application: Application, runtime: ReplicaRuntime) -> dic
                 "max_surge_percent": 100,
                 "graceful_shutdown_wait_loop_s": 0.1,
                 "graceful_shutdown_timeout_s": runtime.drain_seconds + SHUTDOWN_MARGIN_SECONDS,
-                "health_check_period_s": 5.0,
+                "health_check_period_s": 2.0,
                 "health_check_timeout_s": 30.0,
                 "ray_actor_options": {
                     "num_cpus": application.spec.resources.cpus,

@@ -160,6 +160,8 @@ def _degraded(model: str, record: ModelRecord, target: str, seen: Observation) -
         if state is not None and state.status in ("UNHEALTHY", "DEPLOY_FAILED"):
             reason = "Unhealthy" if state.status == "UNHEALTHY" else "DeployFailed"
             return condition(DEGRADED, "True", reason, last_lines(state.deployment_message or state.message))
+        if serving.failures:
+            return condition(DEGRADED, "True", serving.reason, serving.message)
         notes = (serving.proof or _NO_REPORT).notes
         return condition(DEGRADED, "False", "Healthy", " ".join(notes))
     return condition(DEGRADED, "False", "Healthy")

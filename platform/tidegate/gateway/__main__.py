@@ -16,6 +16,7 @@ from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
 from tidegate.gateway.app import create_app
 from tidegate.gateway.auth import check_no_auth
 from tidegate.gateway.services import make_services
+from tidegate.runtime import calm_collector
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection
 from tidegate.store.gateway_queue import GatewayQueue
@@ -96,6 +97,7 @@ async def serve(settings: Settings) -> None:
         logger.info(
             "gateway starts", extra=fields(gateway=gateway_id, host=settings.host, port=settings.port)
         )
+        calm_collector()
         await server.serve()
         logger.info("gateway stopped", extra=fields(gateway=gateway_id))
 

@@ -188,6 +188,8 @@ class Host:
                 key_prefix=prefix,
                 lease_seconds=settings.lease_seconds,
                 step_timeout_seconds=settings.step_timeout_seconds,
+                result_ttl_seconds=settings.result_ttl_seconds,
+                orphan_seconds=settings.orphan_seconds,
                 log_dir=str(self.home.logs),
             ),
             Capacity(cores, ray_cluster.gpu_count(), psutil.virtual_memory().total),

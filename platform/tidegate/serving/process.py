@@ -4,7 +4,6 @@ deployment (`app`) and by the plain runner (`python -m tidegate.serving`), so bo
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import secrets
@@ -16,23 +15,22 @@ from typing import Any, NoReturn
 import msgspec
 import psutil
 
-from tidegate.engines.base import EngineSpec, LoadReport
+from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.messages import RevisionReport
 from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions
-from tidegate.serving.reports import ended_note
+from tidegate.serving.reports import ended_note, not_loaded
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue
 from tidegate.store.registry import Registry
+from tidegate.runtime import calm_collector
 from tidegate.telemetry import JsonFormatter
 
 log = logging.getLogger(__name__)
 
 EXIT_ENGINE_FAILED = 70  # of a process whose engine crashed or hung, after it told so
 MOST_PROCESS_SECONDS = 30.0
-# Requests are short-lived objects without cycles; the default of 700 makes the collector run all the time.
-GC_THRESHOLD = (50_000, 20, 100)
 
 
 class ReplicaArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,15 +58,52 @@ def parse_args(args: dict[str, Any]) -> ReplicaArgs:
 
 
 class ReplicaProcess:
-    """A replica with its connection. `await start()` once, `await drain()` once at the end."""
+    """A replica with its connection. `await start()` once, which makes `loop`; `await drain()` once at the
+    end."""
+
+    loop: ReplicaLoop
 
     def __init__(self, args: ReplicaArgs) -> None:
         self.args = args
         self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
         self.connection = Connection(args.redis_url, name=f"tidegate-replica-{args.model}")
         self.registry = Registry(self.connection, key_prefix=args.key_prefix)
-        self.loop = ReplicaLoop(
-            create_engine(args.engine),
+
+    async def start(self) -> LoadReport:
+        """Connect (waiting while Redis is away), load, serve. Raises `EngineLoadError`, `ConfigError`."""
+        before = await self._connect()
+        try:
+            self.loop = self._make_loop(await self._make_engine())
+            report = await self.loop.start(ended_note(before), process_seconds=_process_age_seconds())
+        except BaseException:
+            await self.connection.close()
+            raise
+        calm_collector()
+        return report
+
+    async def _connect(self) -> RevisionReport | None:
+        """Open the connection, whenever Redis comes; returns the revision's last report."""
+        while True:
+            try:
+                if not self.connection.is_connected:
+                    await self.connection.open()
+                return (await self.registry.reports()).get((self.args.model, self.args.revision))
+            except QueueUnavailable as error:
+                log.warning("waiting for Redis: %s", error.message)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _make_engine(self) -> Engine:
+        """Raises `EngineLoadError`, told to the board, where the arguments are not the engine's."""
+        try:
+            return create_engine(self.args.engine)
+        except EngineLoadError as failure:
+            await self.registry.report(not_loaded(self.args.model, self.args.revision, failure, time.time()))
+            raise
+
+    def _make_loop(self, engine: Engine) -> ReplicaLoop:
+        args = self.args
+        return ReplicaLoop(
+            engine,
             ReplicaQueue(
                 self.connection,
                 key_prefix=args.key_prefix,
@@ -89,30 +124,6 @@ class ReplicaProcess:
                 drain_seconds=args.drain_seconds,
             ),
         )
-
-    async def start(self) -> LoadReport:
-        """Connect (waiting while Redis is away), load, serve. Raises `EngineLoadError`, `ConfigError`."""
-        before = await self._connect()
-        try:
-            report = await self.loop.start(ended_note(before), process_seconds=_process_age_seconds())
-        except BaseException:
-            await self.connection.close()
-            raise
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLD)
-        return report
-
-    async def _connect(self) -> RevisionReport | None:
-        """Open the connection, whenever Redis comes; returns the revision's last report."""
-        while True:
-            try:
-                if not self.connection.is_connected:
-                    await self.connection.open()
-                return (await self.registry.reports()).get((self.args.model, self.args.revision))
-            except QueueUnavailable as error:
-                log.warning("waiting for Redis: %s", error.message)
-                await asyncio.sleep(RETRY_SECONDS)
 
     async def drain(self) -> None:
         await self.loop.drain()

@@ -235,6 +235,24 @@ class TestTrouble:
         assert (entry.accepts, entry.reason) == (False, "RevisionFailed")
         assert "no such module" in entry.message
 
+    def test_a_proved_revision_that_serve_gave_up_leaves_and_comes_back(self) -> None:
+        world = World(model())
+        revision = world.settle("one")
+        name = f"one--{revision}"
+        world.see(replicas=())
+        world.status(name, "DEPLOY_FAILED", "The replica failed to start 3 times in a row.")
+        plan = world.step()
+        assert standing(plan) == []
+        assert plan.drop == ()
+        entry = plan.entries["one"]
+        assert (entry.accepts, entry.ready, entry.reason) == (True, False, "DeployFailed")
+        assert plan.next_look_at is not None
+        world.now = plan.next_look_at
+        assert standing(world.step()) == [name]
+        world.report("one", revision)
+        world.replica("one", revision)
+        assert told(world.step(), "one", "Degraded") == ("False", "Healthy")
+
     def test_a_failing_replica_of_a_proved_revision_degrades_and_stays(self) -> None:
         world = World(model())
         revision = world.settle("one")
