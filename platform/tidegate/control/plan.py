@@ -165,10 +165,9 @@ def _judge(
     dropped: list[tuple[str, str]] = []
     for revision, kept in record.revisions.items():
         report = seen.reports.get((record.name, revision))
-        if report is not None and report.proved:
-            if kept.proof != report:
-                kept = replace(kept, proof=report, failures=0, retry_at=0.0, reason="")
-                record = _with(record, kept)
+        if report is not None and report.proved and kept.proof != report:
+            kept = replace(kept, proof=report, failures=0, retry_at=0.0, reason="")
+            record = _with(record, kept)
         if kept.is_proved:
             record = _free_stuck(record, kept, seen, now)
             continue

@@ -19,12 +19,12 @@ from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadRepor
 from tidegate.engines.create import create_engine
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.messages import RevisionReport
+from tidegate.runtime import calm_collector
 from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions
 from tidegate.serving.reports import ended_note, not_loaded
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue
 from tidegate.store.registry import Registry
-from tidegate.runtime import calm_collector
 from tidegate.telemetry import JsonFormatter
 
 log = logging.getLogger(__name__)
