@@ -1,4 +1,8 @@
-"""Which families the demo model learns, in two stages, and how often each is drawn."""
+"""Which families the demo model learns, in three stages, and how often each is drawn.
+
+Letters and words are learned first. Copying the right one of several numbers, and stopping at the right
+one, come late, so the later stages lean on them.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,67 +11,56 @@ from random import Random
 
 from tidegate.demo import tasks
 
+Draw = Callable[[Random], tasks.Task]
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How to draw a task, and how often it is drawn for training relative to the others."""
+    """How to draw a task, and how often it is drawn relative to the others."""
 
-    draw: Callable[[Random], tasks.Task]
+    draw: Draw
     share: float
 
 
-FAMILIES: Mapping[str, Family] = {
-    "addition": Family(tasks.addition, 10),
-    "subtraction": Family(tasks.subtraction, 14),
-    "multiplication": Family(tasks.multiplication, 10),
-    "comparison": Family(tasks.comparison, 8),
-    "counting": Family(tasks.counting, 12),
-    "sorting": Family(tasks.sorting, 10),
-    "extremes": Family(tasks.extremes, 8),
-    "letter_case": Family(tasks.letter_case, 2),
-    "reversal": Family(tasks.reversal, 2),
-    "spelling": Family(tasks.spelling, 1),
-    "letters": Family(tasks.letters, 1.5),
-    "repetition": Family(tasks.repetition, 4),
-    "list_making": Family(tasks.list_making, 1.5),
-    "list_picking": Family(tasks.list_picking, 2),
-    "list_reversal": Family(tasks.list_reversal, 4),
-    "json_object": Family(tasks.json_object, 8),
-    "json_array": Family(tasks.json_array, 6),
-    "tidegate": Family(tasks.tidegate, 3),
-    "tidegate_long": Family(tasks.tidegate_long, 0.5),
-    "small_talk": Family(tasks.small_talk, 1.5),
+_CURRICULUM: Mapping[str, tuple[Draw, tuple[float, float, float]]] = {
+    "addition": (tasks.addition, (10, 10, 8)),
+    "subtraction": (tasks.subtraction, (10, 14, 14)),
+    "multiplication": (tasks.multiplication, (6, 10, 4)),
+    "comparison": (tasks.comparison, (6, 8, 10)),
+    "counting": (tasks.counting, (4, 12, 12)),
+    "sorting": (tasks.sorting, (8, 10, 14)),
+    "extremes": (tasks.extremes, (6, 8, 10)),
+    "letter_case": (tasks.letter_case, (6, 2, 2)),
+    "reversal": (tasks.reversal, (8, 2, 2)),
+    "spelling": (tasks.spelling, (3, 1, 1.5)),
+    "letters": (tasks.letters, (4, 1.5, 1)),
+    "repetition": (tasks.repetition, (3, 4, 2)),
+    "list_making": (tasks.list_making, (4, 1.5, 2)),
+    "list_picking": (tasks.list_picking, (4, 2, 2)),
+    "list_reversal": (tasks.list_reversal, (4, 4, 4)),
+    "json_object": (tasks.json_object, (6, 8, 10)),
+    "json_array": (tasks.json_array, (4, 6, 8)),
+    "tidegate": (tasks.tidegate, (8, 3, 4)),
+    "tidegate_long": (tasks.tidegate_long, (1.5, 0.5, 0.6)),
+    "small_talk": (tasks.small_talk, (3, 1.5, 1.5)),
 }
-"""What the finished model can do, weighted towards numbers, which are learned last."""
+"""Each family and its shares in the three stages."""
 
-_FIRST_SHARES = {
-    "addition": 10,
-    "subtraction": 10,
-    "multiplication": 6,
-    "comparison": 6,
-    "counting": 4,
-    "sorting": 8,
-    "extremes": 6,
-    "letter_case": 6,
-    "reversal": 8,
-    "spelling": 3,
-    "letters": 4,
-    "repetition": 3,
-    "list_making": 4,
-    "list_picking": 4,
-    "list_reversal": 4,
-    "json_object": 6,
-    "json_array": 4,
-    "tidegate": 8,
-    "tidegate_long": 1.5,
-    "small_talk": 3,
-}
-_FIRST_DRAWS: Mapping[str, Callable[[Random], tasks.Task]] = {
+
+def _stage(index: int, draws: Mapping[str, Draw]) -> Mapping[str, Family]:
+    return {
+        name: Family(draws.get(name, draw), shares[index]) for name, (draw, shares) in _CURRICULUM.items()
+    }
+
+
+_LONG_COUNTS: Mapping[str, Draw] = {"counting": partial(tasks.counting, usual_length=20)}
+_BARE_ANSWERS: Mapping[str, Draw] = {
     "comparison": partial(tasks.comparison, is_worked=False),
     "sorting": partial(tasks.sorting, is_worked=False),
     "extremes": partial(tasks.extremes, is_worked=False),
 }
-FIRST_STAGE: Mapping[str, Family] = {
-    name: Family(_FIRST_DRAWS.get(name, FAMILIES[name].draw), share) for name, share in _FIRST_SHARES.items()
-}
-"""The first stage of training: letters, words and copying, with bare answers to comparisons."""
+
+FIRST_STAGE = _stage(0, {**_LONG_COUNTS, **_BARE_ANSWERS})
+SECOND_STAGE = _stage(1, _LONG_COUNTS)
+FAMILIES = _stage(2, {})
+"""The last stage: what the finished model can do."""

@@ -78,9 +78,9 @@ def comparison(rng: Random, is_worked: bool = True) -> Task:
     return Task(prompt, answer, f"{min(a, b)},{max(a, b)}", "number")
 
 
-def counting(rng: Random) -> Task:
+def counting(rng: Random, usual_length: int = 10) -> Task:
     start, step = rng.randint(0, 120), rng.choice((1, 1, 1, 2, 5, 10))
-    length = rng.randint(3, 20) if rng.random() < 0.8 else rng.randint(21, 60)
+    length = rng.randint(3, usual_length) if rng.random() < 0.8 else rng.randint(21, 60)
     numbers = list(range(start, start + step * length, step))
     low, high = numbers[0], numbers[-1]
     if is_down := step == 1 and rng.random() < 0.3:

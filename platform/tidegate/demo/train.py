@@ -2,8 +2,7 @@
 
     python -m tidegate.demo.train --out DIR [--steps N] [--seed S] [--resume FILE]
 
-The first stage teaches letters, words and copying, the second one leans on numbers. One thread, fixed
-seeds and a fixed order of batches make a run repeatable on one kind of CPU.
+The stages are those of `curriculum`. One thread, fixed seeds and a fixed order of batches make a run repeatable on one kind of CPU.
 """
 
 import argparse
@@ -18,7 +17,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tidegate.demo.corpus import Message, conversations
-from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, Family
+from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, SECOND_STAGE, Family
 from tidegate.demo.tokenizer import CONTEXT, TURN_END, TURN_START, VOCABULARY, build_tokenizer
 
 THREADS = 1
@@ -52,7 +51,11 @@ class Stage:
         return self.peak * min(1.0, (step + 1) / WARMUP_STEPS, left)
 
 
-STAGES = (Stage(FIRST_STAGE, 1900, 1.0, 0.5), Stage(FAMILIES, 800, 0.6, 0.9))
+STAGES = (
+    Stage(FIRST_STAGE, 1900, 1.0, 0.5),
+    Stage(SECOND_STAGE, 800, 0.6, 0.9),
+    Stage(FAMILIES, 1200, 0.6, 0.7),
+)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:

@@ -87,10 +87,10 @@ class Sweeper:
     async def _run(self) -> None:
         while True:
             try:
-                while await self.sweep() >= MOST_PER_SWEEP:
-                    pass
-            except QueueUnavailable:
-                pass  # the connection comes back by itself, and so does the next sweep
+                # A connection that is away comes back by itself, and so does the next sweep.
+                with contextlib.suppress(QueueUnavailable):
+                    while await self.sweep() >= MOST_PER_SWEEP:
+                        continue
             except ReplyError:
                 logger.exception("A sweep failed in Redis")
             await asyncio.sleep(self._times.interval_seconds * random.uniform(0.8, 1.2))

@@ -180,6 +180,17 @@ async def test_an_engine_that_hangs_is_noticed(
     assert await ear.text(stuck.id) == undisturbed(stuck)
 
 
+async def test_arguments_that_the_engine_does_not_know_are_reported(
+    connection: Connection, redis_url: str, key_prefix: str
+) -> None:
+    with pytest.raises(EngineLoadError):
+        async with open_replica(redis_url, key_prefix, engine_args={"step_milliseconds": 2}):
+            pass
+    report = (await Registry(connection, key_prefix=key_prefix).reports())[(MODEL, REVISION)]
+    assert (report.proved, report.reason) == (False, "InvalidEngineArgs")
+    assert "step_milliseconds" in report.message
+
+
 async def test_a_model_that_does_not_load_is_reported(
     connection: Connection, redis_url: str, key_prefix: str
 ) -> None:
