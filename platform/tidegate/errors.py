@@ -139,7 +139,7 @@ class ConfigError(TidegateError):
 
 class SourceError(TidegateError):
     """A model source cannot be resolved. `source_reason`: SourceNotFound, SourceFormat, NoSpace, Offline,
-    Unauthorized, ChecksumMismatch."""
+    Unauthorized, ChecksumMismatch, SourceUnavailable."""
 
     reason = "SourceError"
 

@@ -1,22 +1,27 @@
 """From a source URI to a local checkpoint folder and the facts about it. No torch import.
 
 `python -m tidegate.sources resolve URI` prints one JSON object: the host runs it in a process of its own,
-so that a slow disk or network never holds the control loop up. `pull` does the same with progress and full
-checksums for a person who waits.
+so that a slow disk or network never holds the control loop up; in a cluster that process is a Job, which
+leaves its answer in a file (`--answer`). `pull` does the same with progress and full checksums for a person
+who waits.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
+from tidegate import s3_source
 from tidegate.errors import SourceError
 
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all (0: not known)
@@ -34,12 +39,21 @@ OTHER_FORMATS = {
     ".onnx": "ONNX",
 }
 PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+MOST_BYTES_PER_CHARACTER = 12  # in JSON: two escaped surrogates
+MAX_ANSWER_BYTES = 4096  # what Kubernetes keeps of a container's termination message
+# What architectures call the same thing in config.json, the usual name first.
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """What lies behind a URI. `files` maps names to sizes in bytes; `digest` covers the small files'
-    contents and every file's name and size; `commit` is the hub's, empty for a folder."""
+    contents and every file's name and size; `commit` is the hub's or the bucket's, empty for a folder.
+    `shape` holds the fields of `control.observed.DecoderShape`, 0 where the config does not say."""
 
     uri: str
     path: str
@@ -50,11 +64,21 @@ class Checkpoint:
     weights_bytes: int
     digest: str
     files: dict[str, int] = field(default_factory=dict)
+    shape: dict[str, int] = field(default_factory=dict)
 
 
-def resolve(uri: str) -> Checkpoint:
-    """Find, and where it is on the hub download, a checkpoint. Raises `SourceError`."""
-    folder, commit = _folder(uri, None)
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things lie on this machine. `cache` is the folder for downloads from buckets (None: the user's
+    own; huggingface_hub keeps its files in HF_HOME), `claims` maps mounted claims to their folders."""
+
+    cache: Path | None = None
+    claims: Mapping[str, Path] = field(default_factory=dict)
+
+
+def resolve(uri: str, places: Places | None = None) -> Checkpoint:
+    """Find, and where it is on the hub or in a bucket download, a checkpoint. Raises `SourceError`."""
+    folder, commit = _folder(uri, None, places or Places())
     return inspect(uri, folder, commit)
 
 
@@ -64,10 +88,10 @@ def pull(uri: str, progress: Progress) -> Checkpoint:
     Downloads resume where an earlier one stopped. A folder has no checksums to compare with: there it is
     verified that every file can be read to its end and that safetensors files are whole.
     """
-    folder, commit = _folder(uri, progress)
+    folder, commit = _folder(uri, progress, Places())
     checkpoint = inspect(uri, folder, commit)
     for name, size in checkpoint.files.items():
-        _verify(folder / name, size, progress, is_hub=bool(commit))
+        _verify(folder / name, size, progress, is_hub=uri.startswith("hf://"))
     return checkpoint
 
 
@@ -102,12 +126,43 @@ def inspect(uri: str, folder: Path, commit: str = "") -> Checkpoint:
         weights_bytes=sum(files[name] for name in weights),
         digest=_digest(folder, files),
         files=files,
+        shape=decoder_shape(config),
     )
 
 
-def _folder(uri: str, progress: Progress | None) -> tuple[Path, str]:
+def decoder_shape(config: Mapping[str, Any]) -> dict[str, int]:
+    """What a decoder's config.json says of its size; 0 where it does not."""
+    inner = config.get("text_config")
+    text: Mapping[str, Any] = inner if isinstance(inner, Mapping) else config
+    heads, hidden = _first(text, HEADS), _first(text, HIDDEN)
+    kv_heads = _first(text, KV_HEADS) or heads
+    if text.get("new_decoder_architecture"):
+        kv_heads = heads  # falcon's later models share heads, but transformers caches them repeated
+    elif text.get("multi_query"):
+        kv_heads = 1
+    return {
+        "layers": _first(text, LAYERS),
+        "kv_heads": kv_heads,
+        "head_dim": _first(text, ("head_dim",)) or (hidden // heads if heads else 0),
+        "hidden": hidden,
+        "vocab": _first(text, ("vocab_size",)),
+        "positions": _first(text, POSITIONS),
+    }
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    found = (config.get(name) for name in names)
+    return next((each for each in found if isinstance(each, int) and each > 0), 0)
+
+
+def _folder(uri: str, progress: Progress | None, places: Places) -> tuple[Path, str]:
     if uri.startswith("hf://"):
         return _hub_folder(uri, progress)
+    if uri.startswith("s3://"):
+        cache = places.cache or platformdirs.user_cache_path("tidegate", appauthor=False)
+        return s3_source.fetch(uri, cache, WANTED_FILES, progress)
+    if uri.startswith("pvc://"):
+        return _claimed_folder(uri, places.claims), ""
     folder = Path(uri.removeprefix("file://")).expanduser()
     if not folder.exists():
         raise SourceError("SourceNotFound", f"There is no folder at {folder}; check spec.source.uri.")
@@ -117,6 +172,21 @@ def _folder(uri: str, progress: Progress | None) -> tuple[Path, str]:
             f"{folder} is a file; give the folder that holds config.json and the safetensors files.",
         )
     return folder.resolve(), ""
+
+
+def _claimed_folder(uri: str, claims: Mapping[str, Path]) -> Path:
+    claim, _, path = uri.removeprefix("pvc://").partition("/")
+    if claim not in claims:
+        raise SourceError(
+            "SourceNotFound", f"{uri}: the claim {claim!r} is not mounted here; pvc:// is for Kubernetes."
+        )
+    root = claims[claim].resolve()
+    folder = (root / path).resolve()
+    if not folder.is_relative_to(root):
+        raise SourceError("SourceNotFound", f"{uri} leads out of the claim; check spec.source.uri.")
+    if not folder.is_dir():
+        raise SourceError("SourceNotFound", f"The claim {claim!r} holds no folder {path or '/'}.")
+    return folder
 
 
 def _hub_folder(uri: str, progress: Progress | None) -> tuple[Path, str]:
@@ -308,16 +378,44 @@ def _verify(path: Path, size: int, progress: Progress, *, is_hub: bool) -> None:
 
 def main(arguments: list[str]) -> int:
     """`resolve URI`: a JSON object on stdout, {"error": {...}} and status 1 where it fails."""
-    if len(arguments) != 2 or arguments[0] != "resolve":
-        sys.stderr.write("usage: python -m tidegate.sources resolve URI\n")
-        return 2
+    parser = argparse.ArgumentParser(prog="python -m tidegate.sources")
+    parser.add_argument("command", choices=["resolve"])
+    parser.add_argument("uri", metavar="URI")
+    parser.add_argument("--cache", type=Path, help="folder for downloads from buckets")
+    parser.add_argument(
+        "--claim", action="append", default=[], type=_claim, metavar="NAME=FOLDER", help="a mounted claim"
+    )
+    parser.add_argument("--answer", type=Path, help="file for an answer that fits a termination message")
+    given = parser.parse_args(arguments)
     try:
-        found: dict[str, Any] = asdict(resolve(arguments[1]))
+        found: dict[str, Any] = asdict(resolve(given.uri, Places(given.cache, dict(given.claim))))
         status = 0
     except SourceError as error:
         found, status = {"error": {"reason": error.source_reason, "message": error.message}}, 1
     sys.stdout.write(json.dumps(found) + "\n")
+    if given.answer is not None:
+        given.answer.write_bytes(short_answer(found))
     return status
+
+
+def short_answer(found: Mapping[str, Any]) -> bytes:
+    """The answer without the list of files, and with so much of an error's message that it fits."""
+    if "error" not in found:
+        short = {name: value for name, value in found.items() if name not in ("files", "uri")}
+        return json.dumps(short).encode()
+    reason, message = found["error"]["reason"], str(found["error"]["message"])
+    while (
+        len(body := json.dumps({"error": {"reason": reason, "message": message}}).encode()) > MAX_ANSWER_BYTES
+    ):
+        message = message[: len(message) - max(1, (len(body) - MAX_ANSWER_BYTES) // MOST_BYTES_PER_CHARACTER)]
+    return body
+
+
+def _claim(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not separator or not name or not folder:
+        raise argparse.ArgumentTypeError("write NAME=FOLDER")
+    return name, Path(folder)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,18 @@ from typing import Any
 import pytest
 
 from tidegate import demo
+from tidegate.control.resolve_job import read_answer
 from tidegate.errors import SourceError
-from tidegate.sources import inspect, pull, resolve
+from tidegate.sources import (
+    MAX_ANSWER_BYTES,
+    Places,
+    decoder_shape,
+    inspect,
+    main,
+    pull,
+    resolve,
+    short_answer,
+)
 
 WEIGHTS = Path(demo.__file__).parent / "weights"
 
@@ -149,3 +159,81 @@ def test_looking_needs_no_model_library() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert answer.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "hidden_size": 4096,
+                "vocab_size": 9,
+                "max_position_embeddings": 8192,
+            },
+            (32, 8, 128, 4096, 9, 8192),
+        ),
+        (
+            {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "head_dim": 32},
+            (2, 4, 32, 64, 0, 0),
+        ),
+        ({"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024}, (12, 12, 64, 768, 0, 1024)),
+        (
+            {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "multi_query": True},
+            (2, 1, 16, 64, 0, 0),
+        ),
+        (
+            {
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "hidden_size": 64,
+                "multi_query": True,
+                "new_decoder_architecture": True,
+                "num_kv_heads": 2,
+            },
+            (2, 4, 16, 64, 0, 0),
+        ),
+        ({"text_config": {"num_hidden_layers": 3}, "num_hidden_layers": 99}, (3, 0, 0, 0, 0, 0)),
+        ({"num_hidden_layers": "x", "hidden_size": -1}, (0, 0, 0, 0, 0, 0)),
+    ],
+)
+def test_the_shape_of_a_decoder(config: dict[str, Any], expected: tuple[int, ...]) -> None:
+    assert tuple(decoder_shape(config).values()) == expected
+
+
+def test_claims_are_folders_that_are_not_left(folder: Path) -> None:
+    places = Places(claims={"models": folder.parent})
+    assert resolve("pvc://models/checkpoint", places).path == str(folder)
+    for uri, words in (
+        ("pvc://other/checkpoint", "not mounted here"),
+        ("pvc://models/../..", "leads out of the claim"),
+        ("pvc://models/none", "holds no folder none"),
+    ):
+        with pytest.raises(SourceError, match=words) as refused:
+            resolve(uri, places)
+        assert refused.value.source_reason == "SourceNotFound"
+
+
+def test_the_answer_fits_a_termination_message(folder: Path, tmp_path: Path) -> None:
+    """As the Job runs it: what the operator reads is a file of at most 4096 bytes."""
+    answer = tmp_path / "answer"
+    arguments = ["resolve", "pvc://m/checkpoint", "--claim", f"m={folder.parent}", "--answer", str(answer)]
+    assert main(arguments) == 0
+    found = read_answer(answer.read_text())
+    assert found is not None
+    assert (found.state, found.checkpoint, found.precision) == ("resolved", str(folder), "bfloat16")
+    assert main(["resolve", str(tmp_path / "gone"), "--answer", str(answer)]) == 1
+    failed = read_answer(answer.read_text())
+    assert failed is not None
+    assert (failed.state, failed.reason) == ("failed", "SourceNotFound")
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", '"', "\U0001f40b"])
+def test_a_long_failure_is_cut_to_fit(letter: str) -> None:
+    body = short_answer({"error": {"reason": "Offline", "message": letter * 9000}})
+    assert 3000 < len(body) <= MAX_ANSWER_BYTES
+    found = read_answer(body.decode())
+    assert found is not None
+    assert found.reason == "Offline"

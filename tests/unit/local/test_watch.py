@@ -22,9 +22,11 @@ spec: {{engine: {{name: simulated}}, precision: {precision}}}
 
 
 def put(folder: Path, name: str, precision: str = "auto") -> Path:
+    """As editors save: a reader never sees half of it."""
     path = folder / f"{name}.yaml"
-    path.write_text(MODEL.format(name=name, precision=precision), encoding="utf-8")
-    return path
+    half = path.with_suffix(".half")
+    half.write_text(MODEL.format(name=name, precision=precision), encoding="utf-8")
+    return half.replace(path)
 
 
 def precisions(files: ResourceFiles) -> list[str]:
