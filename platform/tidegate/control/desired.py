@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from tidegate.control.observed import DecoderShape, SourceState
+from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
 from tidegate.messages import RevisionReport
 
@@ -30,7 +32,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
 
     `spec` as on the wire: it keeps an old revision alive after its file has changed. `attempt_at` is when
     the current try began (unix seconds; 0: none runs), `failures` counts tries that failed in a row,
-    `retry_at` when the next may begin.
+    `retry_at` when the next may begin. `placement` is where its replicas run in a cluster; it stays there.
     """
 
     revision: str
@@ -46,10 +48,24 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     reason: str = ""  # of the last failure
     message: str = ""
     retired_at: float = 0.0  # when another revision took its traffic
+    shape: DecoderShape = DecoderShape()
+    placement: Placement | None = None
 
     @property
     def is_proved(self) -> bool:
         return self.proof is not None
+
+    @property
+    def source(self) -> SourceState:
+        """What was found when the source was looked at."""
+        return SourceState(
+            "resolved",
+            self.checkpoint,
+            self.weights_bytes,
+            self.quantization,
+            self.precision,
+            shape=self.shape,
+        )
 
 
 class ModelRecord(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import msgspec
+
 from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
 
 # Once Serve says one of these, the process that built the application is gone.
@@ -51,9 +53,29 @@ class ServeState:
     applications: Mapping[str, ApplicationState] = field(default_factory=dict)
 
 
+class DecoderShape(msgspec.Struct, frozen=True):
+    """What a decoder's config says of its size. 0: not said. JSON in the records of the host."""
+
+    layers: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    hidden: int = 0
+    vocab: int = 0
+    positions: int = 0  # the longest context that the checkpoint was trained for
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the KV cache can be computed."""
+        return self.layers > 0 and self.kv_heads > 0 and self.head_dim > 0
+
+
+UNKNOWN_SHAPE = DecoderShape()
+
+
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """How far the look at one source is. `checkpoint` is a local folder; `weights_bytes` as on disk."""
+    """How far the look at one source is. `checkpoint` is a folder where replicas run; `weights_bytes` as
+    on disk."""
 
     state: Literal["resolving", "resolved", "failed"]
     checkpoint: str = ""
@@ -62,6 +84,9 @@ class SourceState:
     precision: str = ""
     reason: str = ""
     message: str = ""
+    shape: DecoderShape = UNKNOWN_SHAPE
+    commit: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +99,35 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """One group of like workers of a cluster, as Ray counts what they have. `max_workers` times all of it
+    is what models can ever be given. `cpus` and `memory_bytes` are one worker's; 0 bytes: not counted."""
+
+    name: str
+    gpus_per_worker: int = 0
+    gpu_memory_bytes: int = 0
+    max_workers: int = 1
+    min_workers: int = 0
+    cpus: float = 0.0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PodProblem:
+    """Why a pod does not run, in a sentence with its remedy. `reason` is one of `reasons.REASONS`.
+
+    `group` is the worker group that it is in (empty: the head, which concerns every model of the pool);
+    `container` is empty where the whole pod is concerned, `pod` where it could not even be made.
+    """
+
+    pod: str
+    container: str
+    reason: str
+    message: str
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class QueueDepth:
     waiting: int
     running: int
@@ -81,14 +135,21 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One snapshot. `serve` is None while Serve does not answer, `serve_problem` says why or what it
-    refused. Depths are given for every revision that is recorded; one that is missing is not known."""
+    """One snapshot. `serve` is None while Serve does not answer, `serve_problem` says why. Depths are given
+    for every revision that is recorded; one that is missing is not known.
+
+    `groups` are a cluster's; without any (on one machine) `capacity` alone decides what fits. `rejected`
+    maps the names of applications that Serve refused last to its words (`ServeWriter.write` returns it).
+    """
 
     serve: ServeState | None
     serve_problem: tuple[str, str] | None = None  # (reason, sentence)
-    sources: Mapping[str, SourceState] = field(default_factory=dict)  # by URI
+    sources: Mapping[RevisionKey, SourceState] = field(default_factory=dict)
     reports: Mapping[RevisionKey, RevisionReport] = field(default_factory=dict)
     replicas: tuple[ReplicaStats, ...] = ()
     depths: Mapping[RevisionKey, QueueDepth] = field(default_factory=dict)
     entries: Mapping[str, ModelEntry] = field(default_factory=dict)  # as last published
     capacity: Capacity = Capacity(cpus=1024, gpus=64)
+    groups: tuple[Group, ...] = ()
+    pod_problems: tuple[PodProblem, ...] = ()
+    rejected: Mapping[str, str] = field(default_factory=dict)  # by application name

@@ -4,6 +4,10 @@ For each model: look at its source, decide on a revision, let it prove itself wh
 the traffic, let the old one drain, take it away. A revision that fails before it has ever proved itself
 leaves Serve at once and is tried again later, ever more rarely; the old one stays.
 
+In a cluster each revision also needs a place in a group of workers (`seating`); one that finds none is told
+so and never reaches Serve. A model that is being deleted takes no new requests, finishes those it has within
+a limit, and is then named in `Plan.drained`.
+
 The host applies a plan and looks again; nothing is remembered but what `Plan.records` holds, so a host that
 starts anew goes on where the last one stopped.
 """
@@ -12,13 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from msgspec.structs import replace
 
 from tidegate.control.conditions import last_lines
 from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of, spec_on_wire
 from tidegate.control.observed import Observation, RevisionKey, SourceState
+from tidegate.control.packing import Packing
 from tidegate.control.resources import Model, PoolSpec
+from tidegate.control.seating import is_found, pack, seated, source_of
 from tidegate.control.serve_config import Application, application_name
 from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
@@ -29,22 +36,27 @@ LONGEST_RETRY_SECONDS = 3600.0
 FIRST_REBUILD_SECONDS = 5.0  # before an application that has served is put back into Serve
 # Gateways follow the registry within a second; an old revision may get requests until then.
 SWITCH_SECONDS = 3.0
+DRAIN_LIMIT_SECONDS = 300.0  # how long the requests of a deleted model may take to end
+
+NOBODY: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`applications` is the whole set that Serve should hold now. `resolve` names sources to look at,
-    `drop` revisions whose queue and report go, `delete` models to forget. `next_look_at` is when time
-    alone changes something (unix seconds; None: only news do); `is_settled` False: look again soon."""
+    """`applications` is the whole set that Serve should hold now. `resolve` names revisions whose source is
+    to be looked at, `drop` revisions whose queue and report go, `delete` models to forget. `next_look_at` is
+    when time alone changes something (unix seconds; None: only news do); `is_settled` False: look again soon.
+    `drained` names models being deleted of which nothing is left once this plan is applied."""
 
     applications: tuple[Application, ...]
     entries: Mapping[str, ModelEntry]
     records: Mapping[str, ModelRecord]
-    resolve: tuple[str, ...]
+    resolve: tuple[RevisionKey, ...]
     drop: tuple[tuple[RevisionKey, str], ...]
     delete: tuple[str, ...]
     is_settled: bool
     next_look_at: float | None
+    drained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +78,33 @@ def make_plan(
     seen: Observation,
     now: float,
     wave: int | None = None,
+    deleting: Mapping[str, float] = NOBODY,
+    drain_limit_seconds: float = DRAIN_LIMIT_SECONDS,
 ) -> Plan:
     """Decide. `models` in reading order: the first gets its replica first. `wave` lowers the pool's bound
-    on unbuilt applications, as on a small machine."""
-    steps = {model.name: _step(model, records.get(model.name), seen, now) for model in models}
-    specs = {model.name: model.spec for model in models}
-    admitted, waiting = _admit(steps, pool, seen, min(pool.max_unbuilt, wave or pool.max_unbuilt))
+    on unbuilt applications, as on a small machine. `deleting` says since when (unix seconds) models are
+    being deleted, which stand in `models` as long as they drain."""
+    packing = pack(models, records, seen, now, deleting)
+    steps = {
+        model.name: _step(model, records.get(model.name), seen, packing, now)
+        if model.name not in deleting
+        else _drain(model, records.get(model.name), seen, packing, now)
+        for model in models
+    }
+    drained = [
+        name
+        for name, since in deleting.items()
+        if name in steps and _is_drained(steps[name].record, seen, now - since, drain_limit_seconds)
+    ]
+    left = [model for model in models if model.name not in drained]
+    specs = {model.name: model.spec for model in left}
+    admitted, waiting = _admit(
+        {name: steps[name] for name in specs}, pool, seen, min(pool.max_unbuilt, wave or pool.max_unbuilt)
+    )
     new_records: dict[str, ModelRecord] = {}
     applications: list[Application] = []
-    for name, step in steps.items():
+    for name in specs:
+        step = steps[name]
         record = step.record
         for revision in step.live:
             if (name, revision) not in admitted:
@@ -82,10 +112,13 @@ def make_plan(
             kept = record.revisions[revision]
             if not kept.attempt_at:
                 kept = replace(kept, attempt_at=now)
-                record = replace(record, revisions={**record.revisions, revision: kept})
+                record = _with(record, kept)
             spec = recorded_spec(kept, specs[name])
+            is_new = not kept.is_proved and name not in deleting
             applications.append(
-                Application(name, revision, spec, kept.checkpoint, keep_awake=not kept.is_proved)
+                Application(
+                    name, revision, spec, kept.checkpoint, keep_awake=is_new, placement=kept.placement
+                )
             )
         new_records[name] = record
     entries = {
@@ -98,40 +131,44 @@ def make_plan(
             waiting.get((model.name, steps[model.name].target)),
             seen,
             now,
+            is_deleting=model.name in deleting,
         )
-        for model in models
+        for model in left
     }
-    gone = [name for name in [*records, *seen.entries] if name not in steps]
+    gone = [name for name in [*records, *seen.entries] if name not in new_records]
     resolve = [
-        model.spec.source.uri
-        for model in models
-        if model.spec.source is not None and _needs_look(steps[model.name], model.spec.source.uri, seen)
+        (model.name, steps[model.name].target)
+        for model in left
+        if model.spec.source is not None
+        and model.name not in deleting
+        and _needs_look(steps[model.name], seen)
     ]
     return Plan(
         applications=tuple(applications),
         entries=entries,
         records=new_records,
-        resolve=tuple(dict.fromkeys(resolve)),
-        drop=tuple(((name, rev), why) for name, step in steps.items() for rev, why in step.dropped),
+        resolve=tuple(resolve),
+        drop=tuple(((name, rev), why) for name in specs for rev, why in steps[name].dropped),
         delete=tuple(dict.fromkeys(gone)),
         is_settled=all(_is_settled(entry) for entry in entries.values()) and seen.serve is not None,
-        next_look_at=_next_look(new_records, now),
+        next_look_at=_next_look(new_records, deleting, drain_limit_seconds, now),
+        drained=tuple(drained),
     )
 
 
-def _step(model: Model, record: ModelRecord | None, seen: Observation, now: float) -> _Step:
+def _step(
+    model: Model, record: ModelRecord | None, seen: Observation, packing: Packing | None, now: float
+) -> _Step:
     record = record or ModelRecord(name=model.name, created=int(now))
     target = revision_of(model.spec)
-    uri = model.spec.source.uri if model.spec.source is not None else ""
     known = record.revisions.get(target)
-    source = seen.sources.get(uri) if uri else None
-    if source is None and known is not None and known.checkpoint:
-        source = SourceState(
-            "resolved", known.checkpoint, known.weights_bytes, known.quantization, known.precision
-        )
-    too_big = misfit(model.spec, source, seen.capacity)
-    is_found = not uri or (source is not None and source.state == "resolved")
-    if is_found and too_big is None:
+    source = source_of(model, record, target, seen)
+    if packing is None:
+        too_big = misfit(model.spec, source, seen.capacity)
+    else:
+        too_big = packing.refusals.get((model.name, target))
+    # In a cluster also what finds no place is recorded: its source need not be looked at again.
+    if is_found(model, source) and (too_big is None or packing is not None):
         found = source or SourceState("resolved")
         fresh = RevisionRecord(revision=target, spec=spec_on_wire(model.spec))
         record = _with(
@@ -142,6 +179,7 @@ def _step(model: Model, record: ModelRecord | None, seen: Observation, now: floa
                 weights_bytes=found.weights_bytes,
                 quantization=found.quantization,
                 precision=found.precision,
+                shape=found.shape,
                 retired_at=0.0,
             ),
         )
@@ -149,13 +187,43 @@ def _step(model: Model, record: ModelRecord | None, seen: Observation, now: floa
     if target in record.revisions and record.revisions[target].is_proved and record.serving != target:
         record = replace(record, serving=target)
     record, drained = _retire(record, target, seen, now)
+    record = seated(record, packing)
     live = [
         revision
         for revision, kept in record.revisions.items()
-        if (kept.is_proved or revision == target) and now >= kept.retry_at
+        if (kept.is_proved or revision == target)
+        and now >= kept.retry_at
+        and (packing is None or kept.placement is not None)
     ]
     live.sort(key=lambda revision: (revision != record.serving, revision != target))
     return _Step(record, tuple(live), source, target, too_big, (*failed, *drained))
+
+
+def _drain(
+    model: Model, record: ModelRecord | None, seen: Observation, packing: Packing | None, now: float
+) -> _Step:
+    """A model being deleted keeps what stands, or has served, until its requests have ended."""
+    record = record or ModelRecord(name=model.name, created=int(now))
+    record = seated(record, packing)
+    standing = seen.serve.applications if seen.serve is not None else {}
+    live = [
+        revision
+        for revision, kept in record.revisions.items()
+        if (kept.is_proved or application_name(model.name, revision) in standing)
+        and (packing is None or kept.placement is not None)
+    ]
+    live.sort(key=lambda revision: revision != record.serving)
+    target = record.serving or revision_of(model.spec)
+    return _Step(record, tuple(live), source_of(model, record, target, seen), target, None)
+
+
+def _is_drained(record: ModelRecord, seen: Observation, age_seconds: float, limit_seconds: float) -> bool:
+    """Whether nothing is left to wait for, or the limit is over."""
+    if not record.revisions or age_seconds >= limit_seconds:
+        return True
+    depths = [seen.depths.get((record.name, revision)) for revision in record.revisions]
+    is_empty = all(depth is not None and depth.waiting + depth.running == 0 for depth in depths)
+    return age_seconds >= SWITCH_SECONDS and is_empty
 
 
 def _judge(
@@ -212,9 +280,12 @@ def _failure(model: str, kept: RevisionRecord, seen: Observation) -> tuple[str, 
     report = seen.reports.get((model, kept.revision))
     if report is not None and not report.proved and report.at >= kept.attempt_at:
         return report.reason or "LoadFailed", report.message or "The engine gave no reason."
+    name = application_name(model, kept.revision)
+    if name in seen.rejected:
+        return "ServeRejected", seen.rejected[name]
     if seen.serve is None:
         return None
-    state = seen.serve.applications.get(application_name(model, kept.revision))
+    state = seen.serve.applications.get(name)
     if state is not None and state.status == "DEPLOY_FAILED":
         return "DeployFailed", last_lines(state.deployment_message or state.message)
     return None
@@ -264,12 +335,18 @@ def _admit(
     return admitted, waiting
 
 
-def _needs_look(step: _Step, uri: str, seen: Observation) -> bool:
-    return uri not in seen.sources and step.target not in step.record.revisions
+def _needs_look(step: _Step, seen: Observation) -> bool:
+    key = (step.record.name, step.target)
+    return key not in seen.sources and step.target not in step.record.revisions
 
 
-def _next_look(records: Mapping[str, ModelRecord], now: float) -> float | None:
+def _next_look(
+    records: Mapping[str, ModelRecord], deleting: Mapping[str, float], limit_seconds: float, now: float
+) -> float | None:
     times = [kept.retry_at for record in records.values() for kept in record.revisions.values()]
+    for name, since in deleting.items():
+        if name in records:
+            times += [since + SWITCH_SECONDS, since + limit_seconds]
     return min((at for at in times if at > now), default=None)
 
 

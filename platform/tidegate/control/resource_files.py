@@ -215,6 +215,8 @@ def _field_names(kind: type[BaseModel], location: Iterable[int | str]) -> Iterat
     """Names on the wire of the class that `location` leads to from `kind`."""
     current = kind
     for part in location:
+        if isinstance(part, int):  # an item of the list whose class was found before
+            continue
         info = next((f for f in current.model_fields.values() if f.alias == part), None)
         nested = next((t for t in _classes(info.annotation) if t is not None), None) if info else None
         if nested is None:

@@ -1,7 +1,8 @@
 """The resources that users write: `Model` and `Pool`, `tidegate.dev/v1alpha1`.
 
-The one definition. It checks local files now; what a cluster takes is generated from the same classes.
-Every field acts; an unknown one is refused by name. Names on the wire are camelCase, only those are read.
+The one definition. It checks local files, the operator reads with it what a cluster holds, and
+`tidegate_operator.crd` makes the cluster's own schema of it. Every field acts; an unknown one is refused by
+name. Names on the wire are camelCase, only those are read.
 """
 
 from __future__ import annotations
@@ -9,34 +10,63 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+
+from tidegate.control.pool_schema import LocalReference, Pool, PoolSpec, WorkerGroup
+from tidegate.control.schema_types import (
+    SERVICE_LABEL,
+    BytesOrEmpty,
+    PoolName,
+    ResourceName,
+    Rule,
+    Strict,
+    rules,
+    size_bytes,
+)
+
+__all__ = [
+    "API_VERSION",
+    "DEFAULT_POOL",
+    "MAX_REPLICAS",
+    "Model",
+    "ModelSpec",
+    "Pool",
+    "PoolSpec",
+    "Strict",
+    "WorkerGroup",
+]
 
 API_VERSION = "tidegate.dev/v1alpha1"
 DEFAULT_POOL = "default"
 MAX_REPLICAS = 64
 
-ResourceName = Annotated[
-    str,
-    Field(
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        min_length=1,
-        max_length=52,
-        description="Lower-case letters, digits and '-' (a DNS-1123 label), at most 52 characters.",
+ArgName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+ArgValue = Annotated[
+    bool | int | float | Annotated[str, Field(max_length=1024)],
+    # Kubernetes has no type for "any plain value"; lists and mappings may only be empty here, and those the
+    # operator refuses.
+    WithJsonSchema(
+        {
+            "x-kubernetes-preserve-unknown-fields": True,
+            "maxLength": 1024,
+            "maxItems": 0,
+            "maxProperties": 0,
+            "description": "Text, a number, true or false.",
+        }
     ),
 ]
-ArgName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-ArgValue = bool | int | float | Annotated[str, Field(max_length=1024)]
 
-_HF_URI = re.compile(r"^hf://[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,120})?$")
-
-
-class Strict(BaseModel):
-    """Base of every resource class: frozen, camelCase on the wire, unknown fields refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, allow_inf_nan=False, str_strip_whitespace=True
-    )
+_HF_URI = r"^hf://[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(@[A-Za-z0-9_./-]{1,120})?$"
+_S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[!-~]+)?$"
+_PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/[!-~]+)?$"
+_FILE_URI = r"^file:///"
+_SCHEMES = {
+    "hf": (_HF_URI, "write hf://owner/name or hf://owner/name@revision"),
+    "s3": (_S3_URI, "write s3://bucket/prefix"),
+    "pvc": (_PVC_URI, "write pvc://claim/path"),
+    "file": (_FILE_URI, "write file:///absolute/path"),
+}
+_KNOWN_SCHEMES = "use a path, file:///path, hf://owner/name, s3://bucket/prefix or pvc://claim/path"
 
 
 class Metadata(Strict):
@@ -47,8 +77,22 @@ class Source(Strict):
     uri: str = Field(
         min_length=1,
         max_length=2048,
-        description="Where the checkpoint lies: a path (relative to the file that holds this resource), "
-        "file:///path, or hf://owner/name@revision.",
+        description="Where the checkpoint lies: hf://owner/name@revision, s3://bucket/prefix, "
+        "pvc://claim/path (a claim that the Pool mounts), file:///path or a path; locally a path is relative "
+        "to the file that holds this resource, in a cluster it is absolute and one of the Ray pods' own.",
+        json_schema_extra=rules(
+            Rule("self.contains('://') || self.startsWith('/')", "write an absolute path, or a URI"),
+            Rule("!self.contains('://') || self.matches('^(hf|s3|pvc|file)://')", _KNOWN_SCHEMES),
+            *(
+                Rule(f"!self.startsWith('{scheme}://') || self.matches('{pattern}')", remedy)
+                for scheme, (pattern, remedy) in _SCHEMES.items()
+            ),
+        ),
+    )
+    secret_ref: LocalReference | None = Field(
+        default=None,
+        description="Cluster: a Secret whose keys the source needs in its environment: HF_TOKEN, or "
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL.",
     )
 
     @field_validator("uri")
@@ -57,12 +101,9 @@ class Source(Strict):
         scheme, separator, _ = uri.partition("://")
         if not separator:
             return uri
-        if scheme == "hf" and not _HF_URI.match(uri):
-            raise ValueError("write hf://owner/name or hf://owner/name@revision")
-        if scheme == "file" and not uri.startswith("file:///"):
-            raise ValueError("write file:///absolute/path")
-        if scheme not in ("hf", "file"):
-            raise ValueError("use a path, file:///path or hf://owner/name@revision")
+        pattern, remedy = _SCHEMES.get(scheme, ("", _KNOWN_SCHEMES))
+        if not pattern or not re.match(pattern, uri):
+            raise ValueError(remedy)
         return uri
 
 
@@ -98,7 +139,30 @@ class Resources(Strict):
         default=0,
         ge=0,
         le=64,
-        description="GPUs that Ray reserves per replica; a fraction shares one.",
+        description="GPUs that Ray reserves per replica; a fraction shares one. In a cluster leave it 0: "
+        "the share follows from gpuMemory.",
+        json_schema_extra=rules(
+            Rule(
+                "self <= 1.0 || self == double(int(self))",
+                "use a whole number above 1: only a single GPU can be shared",
+            )
+        ),
+    )
+    accelerator: str = Field(
+        default="",
+        pattern=f"^$|{SERVICE_LABEL}",
+        max_length=30,
+        description="Cluster: name of the Pool's group that runs the replicas; empty: the smallest group "
+        "where one fits.",
+    )
+    gpu_memory: BytesOrEmpty = Field(
+        default="",
+        description="Cluster: GPU memory of one replica (a quantity: 10Gi), which makes its share of a GPU; "
+        "empty: computed from the checkpoint.",
+    )
+    memory: BytesOrEmpty = Field(
+        default="",
+        description="Cluster: host memory that Ray reserves per replica (a quantity); empty: none.",
     )
 
     @field_validator("gpus")
@@ -107,6 +171,14 @@ class Resources(Strict):
         if gpus > 1 and gpus != int(gpus):
             raise ValueError("use a whole number above 1: only a single GPU can be shared")
         return gpus
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        return size_bytes(self.gpu_memory)
+
+    @property
+    def memory_bytes(self) -> int:
+        return size_bytes(self.memory)
 
 
 class Scaling(Strict):
@@ -136,6 +208,16 @@ class Scaling(Strict):
         ge=0,
         le=86_400,
         description="Seconds that fewer replicas must suffice before one of several stops.",
+    )
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "self.minReplicas <= self.maxReplicas",
+                "minReplicas is above maxReplicas; raise maxReplicas or lower minReplicas",
+                ".minReplicas",
+            )
+        )
     )
 
     @model_validator(mode="after")
@@ -170,7 +252,7 @@ class ModelSpec(Strict):
     task: Literal["text-generation"] = Field(
         default="text-generation", description="What the model does: chat and text completions."
     )
-    engine: EngineChoice = EngineChoice()
+    engine: EngineChoice = Field(default=EngineChoice(), description="What runs the model.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format of weights and arithmetic; auto: the checkpoint's own."
     )
@@ -181,12 +263,51 @@ class ModelSpec(Strict):
         default=0, ge=0, le=1 << 24, description="Tokens of prompt and answer together; 0: the checkpoint's."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="auto: cuda where resources.gpus is above 0, else cpu."
+        default="auto",
+        description="auto: cuda where resources.gpus is above 0 or the Pool's group has GPUs, else cpu.",
     )
-    resources: Resources = Resources()
-    scaling: Scaling = Scaling()
-    queue: QueueBounds = QueueBounds()
-    pool: ResourceName = Field(default=DEFAULT_POOL, description="The Pool whose machines run the replicas.")
+    resources: Resources = Field(default=Resources(), description="What one replica takes of its machine.")
+    scaling: Scaling = Field(default=Scaling(), description="How many replicas, and when.")
+    queue: QueueBounds = Field(
+        default=QueueBounds(), description="What may wait for the model; more is refused."
+    )
+    pool: PoolName = Field(
+        default=DEFAULT_POOL,
+        description="The Pool whose machines run the replicas. In a cluster it cannot change.",
+        json_schema_extra=rules(
+            Rule(
+                "self == oldSelf",
+                "pool cannot change; delete the Model and create it anew in the other Pool",
+            )
+        ),
+    )
+
+    # The same as `_consistent`, for the API server.
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "has(self.source) || self.engine.name == 'simulated'",
+                "source.uri is missing; only the engine simulated needs no checkpoint",
+                ".source",
+            ),
+            Rule(
+                "self.quantization != 'gptq' || self.engine.name == 'transformers'",
+                "quantization gptq needs the engine transformers",
+                ".quantization",
+            ),
+            Rule(
+                "self.device != 'cuda' || self.resources.gpus > 0.0 || self.resources.gpuMemory != '' || "
+                "self.resources.accelerator != ''",
+                "device cuda needs resources.gpus above 0, or resources.gpuMemory or resources.accelerator",
+                ".device",
+            ),
+            Rule(
+                "self.device != 'cpu' || (self.resources.gpus == 0.0 && self.resources.gpuMemory == '')",
+                "device cpu takes no resources.gpus or resources.gpuMemory; remove them or use device auto",
+                ".device",
+            ),
+        )
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -194,10 +315,16 @@ class ModelSpec(Strict):
             raise ValueError(f"source.uri is missing; the engine {self.engine.name} needs a checkpoint")
         if self.engine.name == "simulated" and self.quantization == "gptq":
             raise ValueError("quantization gptq needs the engine transformers")
-        if self.device == "cuda" and self.resources.gpus == 0:
-            raise ValueError("device cuda needs resources.gpus above 0")
-        if self.device == "cpu" and self.resources.gpus > 0:
-            raise ValueError("device cpu takes no resources.gpus; set it to 0 or the device to auto")
+        asked = self.resources
+        if self.device == "cuda" and not (asked.gpus or asked.gpu_memory or asked.accelerator):
+            raise ValueError(
+                "device cuda needs resources.gpus above 0, or in a cluster resources.gpuMemory or "
+                "resources.accelerator"
+            )
+        if self.device == "cpu" and (asked.gpus or asked.gpu_memory):
+            raise ValueError(
+                "device cpu takes no resources.gpus or resources.gpuMemory; remove them or use device auto"
+            )
         return self
 
 
@@ -207,32 +334,7 @@ class Model(Strict):
     api_version: Literal["tidegate.dev/v1alpha1"]
     kind: Literal["Model"]
     metadata: Metadata
-    spec: ModelSpec
-
-    @property
-    def name(self) -> str:
-        return self.metadata.name
-
-
-class PoolSpec(Strict):
-    max_live_revisions: int = Field(
-        default=60, ge=1, le=200, description="Model revisions that may stand at once, old and new together."
-    )
-    max_unbuilt: int = Field(
-        default=4,
-        ge=1,
-        le=4,
-        description="Applications that Ray Serve builds at once; each takes a process and memory meanwhile.",
-    )
-
-
-class Pool(Strict):
-    """The machines, here one Ray cluster, that run replicas of models."""
-
-    api_version: Literal["tidegate.dev/v1alpha1"]
-    kind: Literal["Pool"]
-    metadata: Metadata
-    spec: PoolSpec = PoolSpec()
+    spec: ModelSpec = Field(description="What the Model should be.")
 
     @property
     def name(self) -> str:

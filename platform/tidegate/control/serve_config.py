@@ -10,10 +10,11 @@ return to it at each change of the config.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
 
 IMPORT_PATH = "tidegate.serving.app:build"
@@ -23,6 +24,9 @@ DEPLOYMENT = "Replica"
 # is free to say "the engine's own slots".
 ENGINE_SLOTS_TARGET = 0.5
 SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than drain time and this
+# Each worker of a group has one whole unit of the group's own resource; a replica takes so much of it, only
+# to be kept there.
+GROUP_UNIT = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,14 @@ class ReplicaRuntime:
 @dataclass(frozen=True, slots=True)
 class Application:
     """One revision as it should stand in Serve. `keep_awake` holds at least one replica, as for a revision
-    that has yet to prove itself."""
+    that has yet to prove itself. `placement` is None on one machine, where the spec's own numbers count."""
 
     model: str
     revision: str
     spec: ModelSpec
     checkpoint: str  # local folder; empty for the simulated engine
     keep_awake: bool
+    placement: Placement | None = None
 
     @property
     def name(self) -> str:
@@ -67,10 +72,12 @@ def split_application_name(name: str) -> tuple[str, str] | None:
 
 def serve_config(applications: Iterable[Application], runtime: ReplicaRuntime) -> dict[str, Any]:
     """The whole body of a PUT to Serve: every application, the old ones included."""
-    return {
-        "proxy_location": "Disabled",
-        "applications": [application_config(application, runtime) for application in applications],
-    }
+    return put_body(application_config(application, runtime) for application in applications)
+
+
+def put_body(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same from the configs of single applications."""
+    return {"proxy_location": "Disabled", "applications": list(configs)}
 
 
 def application_config(application: Application, runtime: ReplicaRuntime) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def application_config(application: Application, runtime: ReplicaRuntime) -> dic
         "args": {
             "model": application.model,
             "revision": application.revision,
-            "engine": engine_args(application.spec, application.checkpoint),
+            "engine": engine_args(application.spec, application.checkpoint, application.placement),
             "redis_url": runtime.redis_url,
             "key_prefix": runtime.key_prefix,
             "lease_seconds": runtime.lease_seconds,
@@ -100,20 +107,34 @@ def application_config(application: Application, runtime: ReplicaRuntime) -> dic
                 "graceful_shutdown_timeout_s": runtime.drain_seconds + SHUTDOWN_MARGIN_SECONDS,
                 "health_check_period_s": 2.0,
                 "health_check_timeout_s": 30.0,
-                "ray_actor_options": {
-                    "num_cpus": application.spec.resources.cpus,
-                    "num_gpus": application.spec.resources.gpus,
-                },
+                "ray_actor_options": ray_actor_options(application.spec, application.placement),
             }
         ],
     }
 
 
-def engine_args(spec: ModelSpec, checkpoint: str) -> dict[str, Any]:
+def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
+    """What Ray reserves for one replica, and where."""
+    options: dict[str, Any] = {"num_cpus": spec.resources.cpus}
+    if placement is None:
+        return {**options, "num_gpus": spec.resources.gpus}
+    options |= {"num_gpus": placement.gpus, "resources": {group_resource(placement.group): GROUP_UNIT}}
+    if placement.memory_bytes:
+        options["memory"] = placement.memory_bytes
+    return options
+
+
+def group_resource(group: str) -> str:
+    """The name of the Ray resource that only workers of this group have."""
+    return f"tidegate-group-{group}"
+
+
+def engine_args(spec: ModelSpec, checkpoint: str, placement: Placement | None = None) -> dict[str, Any]:
     """The fields of `engines.base.EngineSpec`."""
     device = spec.device
     if device == "auto":
-        device = "cuda" if spec.resources.gpus > 0 else "cpu"
+        gpus = placement.gpus if placement is not None else spec.resources.gpus
+        device = "cuda" if gpus > 0 else "cpu"
     return {
         "name": spec.engine.name,
         "path": checkpoint,
@@ -124,6 +145,7 @@ def engine_args(spec: ModelSpec, checkpoint: str) -> dict[str, Any]:
         "context_length": spec.context_length,
         "max_slots": spec.engine.max_slots,
         "kv_cache_bytes": spec.engine.kv_cache_bytes,
+        "memory_cap_bytes": placement.memory_cap_bytes if placement is not None else 0,
         "args": dict(spec.engine.args),
     }
 

@@ -1,9 +1,77 @@
-"""Whether one replica fits the machine at all. Pure."""
+"""What one replica takes of memory, and whether it fits a machine at all. Pure."""
 
 from __future__ import annotations
 
-from tidegate.control.observed import Capacity, SourceState
+from dataclasses import dataclass
+
+from tidegate.control.observed import Capacity, DecoderShape, SourceState
 from tidegate.control.resources import ModelSpec
+from tidegate.control.schema_types import size_bytes
+
+# Beside weights and KV cache: the CUDA context, its libraries, and the activations of one step.
+RUNTIME_BYTES = 1 << 30
+# What loading leaves beside the tensors themselves: buffers and fragments.
+WEIGHTS_OVERHEAD = 1.05
+# A KV cache that nobody asked a size for: as large as the weights, but between one and this many requests
+# of full context.
+MOST_DEFAULT_ROWS = 8
+CONTEXT_SLACK = 64  # columns that an engine keeps beside a request's own tokens
+PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaMemory:
+    """Accelerator memory of one replica. `text` writes the sum out for a person."""
+
+    bytes: int
+    text: str
+
+
+class UnknownArchitecture(Exception):
+    """The checkpoint's config does not say what the KV cache takes."""
+
+
+def replica_bytes(spec: ModelSpec, source: SourceState | None) -> ReplicaMemory:
+    """Accelerator memory that one replica needs: what the spec says, or the sum over its checkpoint.
+
+    A token's keys and values take 2 x layers x KV heads x head size numbers of the precision that is
+    computed in. Raises `UnknownArchitecture` where neither is known.
+    """
+    if spec.resources.gpu_memory:
+        asked = size_bytes(spec.resources.gpu_memory)
+        return ReplicaMemory(asked, f"resources.gpuMemory {gib(asked)}")
+    if spec.source is None:
+        return ReplicaMemory(0, "the simulated engine takes none")
+    if source is None:
+        raise UnknownArchitecture("The checkpoint is not known yet.")
+    weights = int(_loaded_weights(spec, source) * WEIGHTS_OVERHEAD)
+    cache = kv_cache_bytes(spec, source)
+    total = weights + cache + RUNTIME_BYTES
+    return ReplicaMemory(
+        total,
+        f"weights {gib(weights)} + KV cache {gib(cache)} + runtime {gib(RUNTIME_BYTES)} = {gib(total)}",
+    )
+
+
+def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
+    """Bytes of one replica's KV cache. Raises `UnknownArchitecture`."""
+    if spec.engine.kv_cache_bytes:
+        return spec.engine.kv_cache_bytes
+    context = spec.context_length or source.shape.positions
+    if not source.shape.is_known or not context:
+        raise UnknownArchitecture(
+            "The checkpoint's config.json does not say what its KV cache takes "
+            "(num_hidden_layers, num_key_value_heads, head_dim, max_position_embeddings)."
+        )
+    columns = context + CONTEXT_SLACK
+    row = columns * kv_bytes_per_token(source.shape, _compute_precision(spec, source))
+    if spec.engine.max_slots:
+        return row * spec.engine.max_slots
+    return row * max(1, min(MOST_DEFAULT_ROWS, _loaded_weights(spec, source) // row))
+
+
+def kv_bytes_per_token(shape: DecoderShape, precision: str) -> int:
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * PRECISION_BYTES.get(precision, 2)
 
 
 def misfit(spec: ModelSpec, source: SourceState | None, capacity: Capacity) -> tuple[str, str] | None:
@@ -34,3 +102,15 @@ def misfit(spec: ModelSpec, source: SourceState | None, capacity: Capacity) -> t
 
 def gib(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.2f} GiB"
+
+
+def _loaded_weights(spec: ModelSpec, source: SourceState) -> int:
+    """Bytes of the weights in the precision that is asked for; GPTQ's stay as they are stored."""
+    stored, wanted = PRECISION_BYTES.get(source.precision), PRECISION_BYTES.get(spec.precision)
+    if source.quantization in ("", "none") and stored and wanted:
+        return source.weights_bytes * wanted // stored
+    return source.weights_bytes
+
+
+def _compute_precision(spec: ModelSpec, source: SourceState) -> str:
+    return spec.precision if spec.precision != "auto" else source.precision or "float32"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tidegate.control.conditions import condition, last_lines, settle
 from tidegate.control.desired import ModelRecord, RevisionRecord
-from tidegate.control.observed import ApplicationState, Observation, SourceState
+from tidegate.control.observed import ApplicationState, Observation, PodProblem, SourceState
+from tidegate.control.packing import Placement
 from tidegate.control.reasons import (
     CONFIG_VALID,
     DEGRADED,
@@ -16,6 +19,7 @@ from tidegate.control.reasons import (
 )
 from tidegate.control.resources import Model
 from tidegate.control.serve_config import application_name
+from tidegate.control.sizing import gib
 from tidegate.messages import Condition, ModelEntry, QueueLimits, RevisionReport
 
 SERVE_DECISION_SECONDS = 1.0  # until Serve has seen a waiting request and asked Ray for a replica
@@ -30,8 +34,11 @@ def entry_of(
     waiting: str | None,
     seen: Observation,
     now: float,
+    *,
+    is_deleting: bool = False,
 ) -> ModelEntry:
-    """The registry's entry. `waiting` says why the target is not in Serve though it should be."""
+    """The registry's entry. `misfit` says why the target, or one of its replicas, finds no place; `waiting`
+    why the target is not in Serve though it should be."""
     spec = model.spec
     shown = record.revisions.get(record.serving) or record.revisions.get(target)
     proof = shown.proof if shown is not None else None
@@ -44,12 +51,23 @@ def entry_of(
         and not stats.draining
     ]
     state = _application(model.name, shown.revision if shown else "", seen)
+    problem = _pod_problem(record, target, spec.scaling.min_replicas, seen)
     weights = _weights(source, uses_weights=spec.source is not None)
-    scheduled = _scheduled(source, misfit, uses_weights=spec.source is not None)
-    progressing = _progressing(record, target, weights, scheduled, waiting, seen)
-    degraded = _degraded(model.name, record, target, seen)
+    scheduled = _scheduled(source, misfit, problem, record.revisions.get(target), spec.source is not None)
+    if is_deleting:
+        progressing = condition(PROGRESSING, "True", "Draining", _left(record, seen))
+    else:
+        progressing = _progressing(record, target, weights, misfit, waiting, seen)
+    degraded = _degraded(model.name, record, target, problem, seen)
     may_sleep = spec.scaling.min_replicas == 0 and (state is None or state.wanted_replicas == 0)
-    ready = _ready(record, len(replicas), weights, scheduled, progressing, degraded, may_sleep=may_sleep)
+    # A revision whose group is gone from the pool has served, but can no longer.
+    is_placed = not seen.groups or shown is None or shown.placement is not None
+    if is_deleting:
+        ready = condition(READY, "False", "Deleting")
+    elif not is_placed and scheduled.status == "False":
+        ready = condition(READY, "False", scheduled.reason, scheduled.message)
+    else:
+        ready = _ready(record, len(replicas), weights, scheduled, progressing, degraded, may_sleep=may_sleep)
     past = seen.entries.get(model.name)
     conditions = settle(
         [ready, condition(CONFIG_VALID, "True", "Valid"), weights, scheduled, progressing, degraded],
@@ -57,7 +75,8 @@ def entry_of(
         now,
     )
     # A revision on its first way up takes requests already: they wait for it in its queue.
-    accepts = shown is not None and (bool(record.serving) or progressing.status == "True")
+    may_accept = bool(record.serving) or progressing.status == "True"
+    accepts = shown is not None and is_placed and may_accept and not is_deleting
     return ModelEntry(
         name=model.name,
         created=record.created,
@@ -85,6 +104,15 @@ def entry_of(
     )
 
 
+def outage(past: Sequence[Condition], reason: str, message: str, now: float) -> list[Condition]:
+    """A model's conditions while no plan can be made at all, as without Redis: what was known stays, but
+    it is neither ready nor sound."""
+    stale = {item.type: item for item in past}
+    stale[READY] = condition(READY, "False", reason, message)
+    stale[DEGRADED] = condition(DEGRADED, "True", reason, message)
+    return settle(stale.values(), past, now)
+
+
 def _quantization(wanted: str, source: SourceState | None) -> str:
     if wanted != "auto":
         return wanted
@@ -103,20 +131,57 @@ def _weights(source: SourceState | None, *, uses_weights: bool) -> Condition:
 
 
 def _scheduled(
-    source: SourceState | None, misfit: tuple[str, str] | None, *, uses_weights: bool
+    source: SourceState | None,
+    misfit: tuple[str, str] | None,
+    problem: PodProblem | None,
+    kept: RevisionRecord | None,
+    uses_weights: bool,
 ) -> Condition:
     if misfit is not None:
         return condition(SCHEDULED, "False", *misfit)
     if uses_weights and (source is None or source.state != "resolved"):
         return condition(SCHEDULED, "Unknown", "NotChecked")
-    return condition(SCHEDULED, "True", "Placed")
+    if problem is not None and problem.reason == "Unschedulable":
+        return condition(SCHEDULED, "False", problem.reason, problem.message)
+    place = kept.placement if kept is not None else None
+    return condition(SCHEDULED, "True", "Placed", _place(place) if place is not None else "")
+
+
+def _place(placement: Placement) -> str:
+    cap = f", {gib(placement.memory_cap_bytes)} of memory" if placement.memory_cap_bytes else ""
+    share = f"{placement.gpus:g} GPU" if placement.gpus else "no GPU"
+    return f"Each replica has {share}{cap} in group {placement.group}."
+
+
+def _pod_problem(record: ModelRecord, target: str, min_replicas: int, seen: Observation) -> PodProblem | None:
+    """The first problem of a pod that keeps this model from a replica it should have."""
+    for revision in (target, record.serving):
+        kept = record.revisions.get(revision)
+        if kept is None or kept.placement is None or not _lacks_replica(record, kept, min_replicas, seen):
+            continue
+        for problem in seen.pod_problems:
+            if problem.group in ("", kept.placement.group):
+                return problem
+    return None
+
+
+def _lacks_replica(record: ModelRecord, kept: RevisionRecord, min_replicas: int, seen: Observation) -> bool:
+    state = _application(record.name, kept.revision, seen)
+    wanted = state.wanted_replicas if state is not None else min_replicas
+    if not kept.is_proved:
+        wanted = max(1, wanted)
+    ready = sum(
+        stats.model == record.name and stats.revision == kept.revision and not stats.draining
+        for stats in seen.replicas
+    )
+    return ready < wanted
 
 
 def _progressing(
     record: ModelRecord,
     target: str,
     weights: Condition,
-    scheduled: Condition,
+    misfit: tuple[str, str] | None,
     waiting: str | None,
     seen: Observation,
 ) -> Condition:
@@ -125,19 +190,23 @@ def _progressing(
         return condition(PROGRESSING, "True", "Resolving", weights.message)
     if weights.status == "False" and kept is None:
         return condition(PROGRESSING, "False", "WaitingToRetry", f"Tried again by itself. {weights.message}")
-    if kept is None:
-        return condition(PROGRESSING, "False", "Settled", scheduled.message)
+    if kept is None or (misfit is not None and seen.groups and kept.placement is None):
+        return condition(PROGRESSING, "False", "Settled", misfit[1] if misfit is not None else "")
     if not kept.is_proved and kept.retry_at and not kept.attempt_at:
         return condition(
             PROGRESSING, "False", "WaitingToRetry", f"Try {kept.failures} failed: {kept.message}"
         )
     if waiting is not None:
         return condition(PROGRESSING, "True", waiting)
+    if seen.serve is None and seen.groups:
+        return condition(PROGRESSING, "True", "ClusterStarting")
     state = _application(record.name, target, seen)
     if not kept.is_proved:
+        # Ray's own words where a replica waits for room or a process for long.
+        slow = last_lines(state.deployment_message) if state and state.deployment_message else ""
         if state is None or not state.replicas:
-            return condition(PROGRESSING, "True", "Building")
-        return condition(PROGRESSING, "True", "Loading")
+            return condition(PROGRESSING, "True", "Building", slow)
+        return condition(PROGRESSING, "True", "Loading", slow)
     if state is None or not state.is_built:
         return condition(PROGRESSING, "True", "Building")
     if len(record.revisions) > 1:
@@ -145,12 +214,27 @@ def _progressing(
     return condition(PROGRESSING, "False", "Settled")
 
 
-def _degraded(model: str, record: ModelRecord, target: str, seen: Observation) -> Condition:
+def _left(record: ModelRecord, seen: Observation) -> str:
+    depths = [seen.depths.get((record.name, revision)) for revision in record.revisions]
+    known = [depth for depth in depths if depth is not None]
+    if len(known) < len(depths):
+        return ""
+    return f"{sum(depth.waiting + depth.running for depth in known)} requests are left."
+
+
+def _degraded(
+    model: str, record: ModelRecord, target: str, problem: PodProblem | None, seen: Observation
+) -> Condition:
     kept = record.revisions.get(target)
     if kept is not None and kept.failures and not kept.is_proved:
         return condition(DEGRADED, "True", "RevisionFailed", f"{kept.reason}: {kept.message}")
     if seen.serve_problem is not None:
         return condition(DEGRADED, "True", *seen.serve_problem)
+    if problem is not None:
+        return condition(DEGRADED, "True", problem.reason, problem.message)
+    refused = seen.rejected.get(application_name(model, target))
+    if refused is not None:
+        return condition(DEGRADED, "True", "ServeRejected", refused)
     serving = record.revisions.get(record.serving)
     if serving is not None:
         report = seen.reports.get((model, serving.revision))

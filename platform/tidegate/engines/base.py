@@ -27,6 +27,8 @@ class EngineSpec:
     context_length: int = 0  # 0: the checkpoint's own
     max_slots: int = 0  # 0: as many as KV memory holds (bounded by 256)
     kv_cache_bytes: int = 0  # 0: derived from free memory
+    # All that a replica may take on its device, weights and KV cache and the rest; 0: what is free there.
+    memory_cap_bytes: int = 0
     args: dict[str, object] = field(default_factory=dict)  # engine-specific, validated by the engine
 
 

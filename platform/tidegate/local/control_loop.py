@@ -18,22 +18,24 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from tidegate.control.desired import ModelRecord
+from tidegate.control.desired import ModelRecord, revision_of
 from tidegate.control.observed import (
     Capacity,
     Observation,
     QueueDepth,
     RevisionKey,
     ServeState,
+    SourceState,
 )
 from tidegate.control.plan import Plan, make_plan
-from tidegate.control.serve_config import ReplicaRuntime, serve_config
+from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.errors import QueueUnavailable
 from tidegate.local.memory import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
-from tidegate.serve_api import ServeApi, ServeRejected, ServeUnavailable, is_applied
+from tidegate.serve_api import ServeApi, ServeRejected, ServeUnavailable
+from tidegate.serve_writer import ServeWriter
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,8 @@ class ControlLoop:
         self._records: dict[str, ModelRecord] = memory.read()
         self._api: ServeApi | None = None
         self._serve_problem: tuple[str, str] | None = None
+        self._writer = ServeWriter()
+        self._rejected: Mapping[str, str] = {}
 
     def use(self, api: ServeApi | None) -> None:
         """Which Serve to write to; None while Ray is away."""
@@ -135,8 +139,9 @@ class ControlLoop:
         )
         self._records = dict(plan.records)
         self._memory.write(self._records)
-        for uri in plan.resolve:
-            self._sources.begin(uri)
+        uris = self._uris()
+        for key in plan.resolve:
+            self._sources.begin(uris[key])
         await self._publish(plan, seen)
         if seen.serve is not None:
             await self._apply(plan, seen.serve)
@@ -153,13 +158,27 @@ class ControlLoop:
         return Observation(
             serve=serve,
             serve_problem=self._serve_problem,
-            sources=self._sources.states(),
+            sources=self._found_sources(),
             reports=await self._store.reports(),
             replicas=tuple(await self._store.replicas()),
             depths=await self._depths(queues),
             entries=await self._store.read_models(),
             capacity=self._capacity,
+            rejected=self._rejected,
         )
+
+    def _uris(self) -> dict[RevisionKey, str]:
+        """Where the checkpoints of the models' newest revisions lie."""
+        return {
+            (model.name, revision_of(model.spec)): model.spec.source.uri
+            for model in self._files.resources.models
+            if model.spec.source is not None
+        }
+
+    def _found_sources(self) -> dict[RevisionKey, SourceState]:
+        """Each source is looked at once, however many models name it."""
+        states = self._sources.states()
+        return {key: states[uri] for key, uri in self._uris().items() if uri in states}
 
     async def _publish(self, plan: Plan, seen: Observation) -> None:
         for name in plan.delete:
@@ -180,26 +199,15 @@ class ControlLoop:
             self._told(plan.entries)
 
     async def _apply(self, plan: Plan, serve: ServeState) -> None:
-        """PUT where Serve does not hold exactly what the plan says."""
         assert self._api is not None
-        config = serve_config(plan.applications, self._runtime)
-        wanted = {application["name"]: application for application in config["applications"]}
-        standing = {name: state for name, state in serve.applications.items() if state.status != "DELETING"}
-        if wanted.keys() == standing.keys() and all(
-            is_applied(wanted[name], standing[name].config) for name in wanted
-        ):
-            self._serve_problem = None
-            return
-        log.info("control: PUT %d applications: %s", len(wanted), ", ".join(wanted) or "none")
-        problem: tuple[str, str] | None = None
         try:
-            await self._api.put(config)
+            self._rejected = await self._writer.write(self._api, plan.applications, self._runtime, serve)
+            self._serve_problem = None
         except (ServeRejected, ServeUnavailable) as error:
             log.error("control: %s", error.message)
-            problem = (error.reason, error.message)
-        if problem != self._serve_problem:
-            self._serve_problem = problem
-        self._news_soon(plan)
+            self._serve_problem = (error.reason, error.message)
+        if self._writer.has_written:
+            self._news_soon(plan)
 
     def _news_soon(self, plan: Plan) -> None:
         """After a PUT there is something to see, also where the plan was settled before it."""

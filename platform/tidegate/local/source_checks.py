@@ -6,7 +6,6 @@ A failure is forgotten after a while, so that the next look of the control loop 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping
 
+from tidegate.control import resolve_job
 from tidegate.control.observed import SourceState
 from tidegate.local import processes
 from tidegate.local.home import Home
@@ -93,22 +93,8 @@ class SourceChecks:
 
 def read_answer(output: bytes) -> SourceState:
     """What `python -m tidegate.sources resolve` printed."""
-    try:
-        found = json.loads(output)
-        if "error" in found:
-            return SourceState(
-                "failed", reason=str(found["error"]["reason"]), message=str(found["error"]["message"])
-            )
-        return SourceState(
-            "resolved",
-            checkpoint=found["path"],
-            weights_bytes=found["weights_bytes"],
-            quantization=found["quantization"],
-            precision=found["precision"],
-        )
-    except (ValueError, KeyError, TypeError):
-        return SourceState(
-            "failed",
-            reason="SourceUnavailable",
-            message="The look at the source ended without an answer; logs/sources.log says why.",
-        )
+    return resolve_job.read_answer(output.decode(errors="replace")) or SourceState(
+        "failed",
+        reason="SourceUnavailable",
+        message="The look at the source ended without an answer; logs/sources.log says why.",
+    )

@@ -12,12 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import tiny
+from tests.checkpoints import DECODERS, tiny
 from tests.engine_requests import a_request, run
-from tidegate.engines.base import Engine, EngineLoadError, EngineSpec
+from tidegate.control.observed import DecoderShape
+from tidegate.control.sizing import kv_bytes_per_token
+from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import engine as engine_module
 from tidegate.engines.transformers.batch import ArenaBatch
+from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES, LOADING_OVERHEAD
+from tidegate.sources import decoder_shape
 
 
 @pytest.fixture
@@ -38,6 +42,14 @@ def refused(path: Path, **spec: Any) -> EngineLoadError:
     with pytest.raises(EngineLoadError) as caught:
         engine.load()
     return caught.value
+
+
+def report(path: Path) -> LoadReport:
+    engine = create_engine(EngineSpec("transformers", str(path), precision="float32", device="cpu"))
+    try:
+        return engine.load()
+    finally:
+        engine.close()
 
 
 def test_a_missing_weight_is_refused_by_name(copy: Callable[[str], Path]) -> None:
@@ -135,6 +147,27 @@ def test_slots_come_from_the_memory_of_the_cache(load: Callable[..., Engine]) ->
 
 def test_a_cache_too_small_for_one_request_is_refused(checkpoints: Callable[[str], Path]) -> None:
     assert refused(checkpoints("llama"), kv_cache_bytes=1000).reason == "OutOfMemory"
+
+
+def test_a_memory_cap_bounds_the_cache(
+    load: Callable[..., Engine], checkpoints: Callable[[str], Path]
+) -> None:
+    weights = report(checkpoints("llama")).weights_bytes
+    row = 1024 * (128 + 64)
+    cap = int(weights * LOADING_OVERHEAD) + CPU_RUNTIME_BYTES + 3 * row + 1
+    assert load("llama", context_length=128, memory_cap_bytes=cap).free_slots() == 3
+    error = refused(checkpoints("llama"), context_length=128, memory_cap_bytes=CPU_RUNTIME_BYTES)
+    assert error.reason == "OutOfMemory"
+
+
+@pytest.mark.parametrize("arch", sorted(DECODERS))
+def test_the_control_loop_computes_the_cache_that_the_engine_takes(
+    checkpoints: Callable[[str], Path], arch: str
+) -> None:
+    """Placement on GPUs rests on it, and it sees nothing but config.json."""
+    folder = checkpoints(arch)
+    shape = DecoderShape(**decoder_shape(json.loads((folder / "config.json").read_text())))
+    assert kv_bytes_per_token(shape, "float32") == report(folder).kv_bytes_per_token
 
 
 def test_weights_larger_than_memory_are_refused_before_loading(

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tidegate.control.observed import ApplicationState, Observation, QueueDepth, ReplicaState, ServeState
+from tidegate.control.desired import revision_of
+from tidegate.control.observed import (
+    ApplicationState,
+    Observation,
+    QueueDepth,
+    ReplicaState,
+    ServeState,
+    SourceState,
+)
 from tidegate.control.plan import Plan, make_plan
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.serve_config import ReplicaRuntime, application_config
@@ -36,9 +44,12 @@ class World:
         self.records: dict[str, Any] = {}
         self.now = NOW
         self.seen = Observation(serve=ServeState())
+        self.deleting: dict[str, float] = {}
 
     def plan(self, wave: int | None = None) -> Plan:
-        return make_plan(self.models, self.pool, self.records, self.seen, self.now, wave)
+        return make_plan(
+            self.models, self.pool, self.records, self.seen, self.now, wave, deleting=self.deleting
+        )
 
     def step(self, status: str = "RUNNING", wave: int | None = None, seconds: float = 1.0) -> Plan:
         """Plan, and apply it: applications stand in Serve with `status` if they are new."""
@@ -72,6 +83,11 @@ class World:
     def replica(self, name: str, revision: str) -> None:
         stats = ReplicaStats("r", name, revision, 1, "n", self.now, self.now, 4, 0, 0, 0.0)
         self.see(replicas=(*self.seen.replicas, stats))
+
+    def source(self, number: int, state: SourceState) -> None:
+        """The look at the source of the model with this place in the list has come so far."""
+        wanted = self.models[number]
+        self.see(sources={**self.seen.sources, (wanted.name, revision_of(wanted.spec)): state})
 
     def depth(self, name: str, revision: str, waiting: int, running: int) -> None:
         self.see(depths={**self.seen.depths, (name, revision): QueueDepth(waiting, running)})

@@ -54,19 +54,17 @@ class TestComingUp:
         wanted = model(engine={"name": "transformers"}, source={"uri": "/w"})
         world = World(wanted)
         plan = world.step()
-        assert (plan.resolve, standing(plan)) == (("/w",), [])
-        world.see(sources={"/w": SourceState("resolving")})
+        assert (plan.resolve, standing(plan)) == ((("one", revision_of(wanted.spec)),), [])
+        world.source(0, SourceState("resolving"))
         assert told(world.step(), "one", "WeightsAvailable") == ("Unknown", "Resolving")
-        world.see(sources={"/w": SourceState("resolved", "/cache/w", 10, "gptq", "float16")})
+        world.source(0, SourceState("resolved", "/cache/w", 10, "gptq", "float16"))
         plan = world.step("DEPLOYING")
         assert plan.applications[0].checkpoint == "/cache/w"
         assert plan.entries["one"].quantization == "gptq"
 
     def test_a_source_that_is_missing_is_the_models_status(self) -> None:
         world = World(model(engine={"name": "transformers"}, source={"uri": "/w"}))
-        world.see(
-            sources={"/w": SourceState("failed", reason="SourceNotFound", message="There is no folder.")}
-        )
+        world.source(0, SourceState("failed", reason="SourceNotFound", message="There is no folder."))
         plan = world.step()
         entry = plan.entries["one"]
         assert (entry.accepts, entry.reason, entry.message) == (
@@ -80,10 +78,8 @@ class TestComingUp:
             model(resources={"cpus": 9}),
             model("two", engine={"name": "transformers"}, source={"uri": "/w"}),
         )
-        world.see(
-            capacity=Capacity(2, 0, 1 << 30),
-            sources={"/w": SourceState("resolved", "/w", 3 << 30, "none", "float16")},
-        )
+        world.see(capacity=Capacity(2, 0, 1 << 30))
+        world.source(1, SourceState("resolved", "/w", 3 << 30, "none", "float16"))
         plan = world.step()
         assert told(plan, "one", "Scheduled") == ("False", "TooFewCpus")
         assert "3.00 GiB and the machine has 1.00 GiB" in plan.entries["two"].message

@@ -59,6 +59,14 @@ def test_an_unknown_field_is_named_with_the_known_ones_and_a_guess(tmp_path: Pat
     assert "did you mean minReplicas?" in text
 
 
+def test_an_unknown_field_inside_a_list_is_named_too(tmp_path: Path) -> None:
+    text = "apiVersion: tidegate.dev/v1alpha1\nkind: Pool\nmetadata: {name: p}\n"
+    text += "spec: {groups: [{name: a, gpu: 1}]}\n"
+    said = refusal(write(tmp_path / "p.yaml", text))
+    assert "Pool p spec.groups.0.gpu: 1: no such field" in said
+    assert "did you mean gpus?" in said
+
+
 def test_each_document_is_counted(tmp_path: Path) -> None:
     text = refusal(write(tmp_path / "m.yaml", good("m") + "---\n" + good("n") + "  precision: fp16\n"))
     assert "m.yaml document 2: Model n spec.precision: 'fp16': use 'auto', 'float32'" in text

@@ -26,7 +26,7 @@ def test_defaults_are_a_model_that_keeps_one_replica() -> None:
         ({"precision": "fp16"}, "precision"),
         ({"quantization": "awq"}, "quantization"),
         ({"licence": "mit"}, "licence"),
-        ({"source": {"uri": "s3://bucket/x"}}, "source.uri"),
+        ({"source": {"uri": "gs://bucket/x"}}, "source.uri"),
         ({"source": {"uri": "hf://only-a-name"}}, "hf://owner/name"),
         ({"source": {"uri": "file://relative"}}, "file:///"),
         ({"source": {"uri": "x" * 3000}}, "source.uri"),
@@ -71,3 +71,100 @@ def test_a_pool_bounds_revisions_and_builds() -> None:
         {"apiVersion": "tidegate.dev/v1alpha1", "kind": "Pool", "metadata": {"name": "default"}}
     )
     assert (pool.spec.max_live_revisions, pool.spec.max_unbuilt) == (60, 4)
+
+
+def pool(**spec: Any) -> Pool:
+    return Pool.model_validate(
+        {"apiVersion": "tidegate.dev/v1alpha1", "kind": "Pool", "metadata": {"name": "p"}, "spec": spec}
+    )
+
+
+def test_a_pool_without_groups_has_one_of_cpus() -> None:
+    (group,) = pool().spec.groups
+    assert (group.name, group.gpus, group.gpu_memory_bytes, group.min_workers) == ("cpu", 0, 0, 0)
+    assert (group.cpu_cores, group.memory_bytes) == (1.0, 4 << 30)
+    assert pool().spec.fault_tolerance.enabled
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "weights/mine",
+        "/weights/mine",
+        "file:///weights",
+        "hf://owner/name",
+        "hf://owner/name@main",
+        "s3://bucket/a/prefix",
+        "s3://bucket",
+        "pvc://claim/a/path",
+    ],
+)
+def test_sources_of_every_sort(uri: str) -> None:
+    source = model(source={"uri": uri, "secretRef": {"name": "hub"}}).spec.source
+    assert source is not None
+    assert source.uri == uri
+
+
+@pytest.mark.parametrize(
+    ("quantity", "size"),
+    [
+        ("1", 1),
+        ("500k", 500_000),
+        ("3Ki", 3072),
+        ("1.5Mi", 1_572_864),
+        ("20G", 20_000_000_000),
+        ("80Gi", 80 << 30),
+        ("2T", 2_000_000_000_000),
+        (1024, 1024),
+        (2.0, 2),
+    ],
+)
+def test_quantities_of_memory(quantity: str | float, size: int) -> None:
+    assert pool(head={"memory": quantity}).spec.head.memory_bytes == size
+    assert model(resources={"gpuMemory": quantity}).spec.resources.gpu_memory_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("quantity", "cores"), [("2", 2.0), (3, 3.0), ("500m", 0.5), ("1.25", 1.25), ("0.05", 0.05)]
+)
+def test_quantities_of_cpus(quantity: str | int, cores: float) -> None:
+    assert pool(head={"cpus": quantity}).spec.head.cpu_cores == cores
+
+
+@pytest.mark.parametrize("quantity", ["", "0", "0.5Gi", "-1", "1 Gi", "4GB", "1e9", "Gi", 1.5, True, 0, None])
+def test_what_is_no_quantity_is_refused(quantity: object) -> None:
+    with pytest.raises(ValidationError, match=r"spec\.head\.memory"):
+        pool(head={"memory": quantity})
+
+
+def test_an_empty_quantity_is_unset_where_that_means_something() -> None:
+    assert model(resources={"gpuMemory": "", "memory": ""}).spec.resources.memory_bytes == 0
+
+
+def test_volumes_pass_with_fields_that_only_kubernetes_knows() -> None:
+    claim = {"name": "w", "persistentVolumeClaim": {"claimName": "weights", "readOnly": True}}
+    spec = pool(volumes=[claim], volumeMounts=[{"name": "w", "mountPath": "/w", "subPath": "a"}]).spec
+    assert spec.volumes[0].model_dump(by_alias=True) == claim
+    assert spec.volume_mounts[0].model_dump(by_alias=True)["subPath"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"groups": [{"name": "a"}, {"name": "a"}]}, "'a' is given twice"),
+        ({"groups": [{"name": "a", "gpus": 1}]}, "gpuMemory is missing"),
+        ({"groups": [{"name": "a", "minWorkers": 3}]}, "minWorkers (3) is above maxWorkers (1)"),
+        ({"weightCache": {"claim": "a", "hostPath": "/b"}}, "one of claim and hostPath"),
+        ({"volumeMounts": [{"name": "a", "mountPath": "/a"}]}, "volumeMounts names ['a']"),
+        ({"env": [{"name": "A"}, {"name": "A"}]}, "env name 'A' is given twice"),
+    ],
+)
+def test_a_pool_that_cannot_be_is_refused(spec: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        pool(**spec)
+    assert field in str(refused.value)
+
+
+@pytest.mark.parametrize("resources", [{"gpus": 0.5}, {"gpuMemory": "1Gi"}, {"accelerator": "l4"}])
+def test_cuda_is_asked_for_in_one_of_three_ways(resources: dict[str, Any]) -> None:
+    assert model(device="cuda", resources=resources).spec.device == "cuda"

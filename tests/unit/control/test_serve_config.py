@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.control.builders import RUNTIME, model
+from tidegate.control.packing import Placement
 from tidegate.control.resources import MAX_REPLICAS, Model
 from tidegate.control.serve_config import (
     Application,
@@ -18,6 +19,7 @@ from tidegate.control.serve_config import (
     serve_config,
     split_application_name,
 )
+from tidegate.serving.process import parse_args
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray 2.60 speaks to an older pydantic
@@ -71,12 +73,22 @@ def models(draw: st.DrawFn) -> Model:
     )
 
 
+placements = st.none() | st.builds(
+    Placement,
+    st.from_regex(r"[a-z]([-a-z0-9]{0,28}[a-z0-9])?", fullmatch=True),
+    st.sampled_from([0.0, 0.01, 0.33, 1.0, 8.0]),
+    st.integers(0, 1 << 44),
+    st.integers(0, 1 << 44),
+)
 applications = st.builds(
-    lambda wanted, revision, path, awake: Application(wanted.name, revision, wanted.spec, path, awake),
+    lambda wanted, revision, path, awake, place: Application(
+        wanted.name, revision, wanted.spec, path, awake, place
+    ),
     models(),
     revisions,
     st.sampled_from(["", "/models/x"]),
     st.booleans(),
+    placements,
 )
 
 
@@ -102,6 +114,14 @@ def test_an_argument_change_would_rebuild() -> None:
     one = Application("m", "0123456789", model("m").spec, "/a", keep_awake=False)
     two = Application("m", "0123456789", model("m").spec, "/b", keep_awake=False)
     assert code_version(one) != code_version(two)
+
+
+def test_every_argument_is_one_that_a_replica_takes() -> None:
+    place = Placement("gpu", 0.5, 1 << 30, 0)
+    made = application_config(
+        Application("m", "r", model().spec, "/a", keep_awake=False, placement=place), RUNTIME
+    )
+    assert parse_args(made["args"]).engine.memory_cap_bytes == 1 << 30
 
 
 def code_version(wanted: Application) -> str:

@@ -29,7 +29,7 @@ from tidegate.engines.transformers.batch import ArenaBatch, Batch, Forward, RowB
 from tidegate.engines.transformers.checkpoint import read_checkpoint
 from tidegate.engines.transformers.kv import COLUMN_SLACK
 from tidegate.engines.transformers.loading import Loaded, free_bytes, load
-from tidegate.engines.transformers.memory import kv_budget, usable_cores
+from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompts import PromptError, prompt_ids
 from tidegate.engines.transformers.sampling import Chosen, choose
 from tidegate.engines.transformers.selfcheck import check, probe_rows
@@ -68,11 +68,13 @@ class TransformersEngine:
         self._end_ids = end_ids(model, tokenizer)
         self._tokens = torch.zeros(0, dtype=torch.long, device=self._device)
         layers, token_bytes, can_share = measure_kv(model)
+        cap = self._spec.memory_cap_bytes
         budget = kv_budget(
-            free_bytes=free_bytes(loaded.device),
+            free_bytes=within_cap(free_bytes(loaded.device), cap, loaded.weights_bytes, loaded.device),
             device=loaded.device,
             kv_cache_bytes=self._spec.kv_cache_bytes,
-            share=self._args.kv_cache_share,
+            # Under a cap nobody else counts on what the weights leave of it.
+            share=self._args.kv_cache_share or (1.0 if cap else 0.0),
             bytes_per_row=token_bytes * (self._context_length + COLUMN_SLACK),
             max_slots=self._spec.max_slots,
         )

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from tidegate.engines.base import EngineLoadError, EngineSpec
 from tidegate.engines.transformers.checkpoint import Checkpoint
-from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes
+from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes, torch_share, within_cap
 
 QUANTIZED_PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 NAMED_IN_MESSAGE = 5
@@ -41,7 +41,8 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
             "InvalidEngineArgs", f"precision {spec.precision!r}: use auto, float32, bfloat16 or float16."
         )
     weights_bytes = checkpoint.loaded_bytes(precision)
-    check_weights_fit(weights_bytes, free_bytes(device), device)
+    limit_memory(device, spec.memory_cap_bytes)
+    check_weights_fit(weights_bytes, within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device), device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
     tokenizer = load_tokenizer(checkpoint)
     if checkpoint.is_gptq:
@@ -67,6 +68,14 @@ def free_bytes(device: str) -> int:
     if device == "cpu":
         return free_host_bytes()
     return int(torch.cuda.mem_get_info()[0])
+
+
+def limit_memory(device: str, cap_bytes: int) -> None:
+    """Keep this process within its share of a GPU: what it takes too much is its own error and not its
+    neighbour's."""
+    if device == "cuda" and cap_bytes:
+        total = int(torch.cuda.mem_get_info()[1])
+        torch.cuda.set_per_process_memory_fraction(torch_share(cap_bytes, total))
 
 
 def check_architecture(checkpoint: Checkpoint) -> None:

@@ -16,6 +16,11 @@ CPU_SHARE = 0.25
 CPU_MOST_BYTES = 2 * GIB
 CUDA_SHARE = 0.85
 LOADING_OVERHEAD = 1.05  # buffers and fragments beside the tensors themselves
+# Beside weights and KV cache, of an engine with a memory cap: libraries and the activations of a step; on a
+# GPU also the CUDA context, which torch does not count.
+CUDA_RUNTIME_BYTES = GIB
+CUDA_CONTEXT_BYTES = GIB // 2
+CPU_RUNTIME_BYTES = GIB // 2
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -35,6 +40,22 @@ def check_weights_fit(weights_bytes: int, free_bytes: int, device: str) -> None:
             "OutOfMemory",
             f"The weights need {gib(needed)} of memory on {device}, but {gib(free_bytes)} are free.",
         )
+
+
+def runtime_bytes(device: str) -> int:
+    return CPU_RUNTIME_BYTES if device == "cpu" else CUDA_RUNTIME_BYTES
+
+
+def within_cap(free_bytes: int, cap_bytes: int, weights_bytes: int, device: str) -> int:
+    """What may still be taken of `free_bytes` under a cap on all that the engine takes; no cap: all of it."""
+    if not cap_bytes:
+        return free_bytes
+    return max(0, min(free_bytes, cap_bytes - int(weights_bytes * LOADING_OVERHEAD) - runtime_bytes(device)))
+
+
+def torch_share(cap_bytes: int, total_bytes: int) -> float:
+    """The share of a GPU that torch itself may take, so that with its CUDA context the cap holds."""
+    return max(0.0, min(1.0, (cap_bytes - CUDA_CONTEXT_BYTES) / total_bytes))
 
 
 def kv_budget(

@@ -12,7 +12,10 @@ from tidegate.engines.transformers.memory import (
     free_host_bytes,
     gib,
     kv_budget,
+    runtime_bytes,
+    torch_share,
     usable_cores,
+    within_cap,
 )
 
 sizes = st.integers(1, 1 << 40)
@@ -55,6 +58,24 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers() -> None:
     with pytest.raises(EngineLoadError, match=r"need 10\.50 GiB of memory on cuda, but 8\.00 GiB") as caught:
         check_weights_fit(10 * GIB, 8 * GIB, "cuda")
     assert caught.value.reason == "OutOfMemory"
+
+
+@given(sizes, st.integers(0, 1 << 40), sizes, st.sampled_from(["cpu", "cuda"]))
+def test_a_cap_holds_for_weights_and_cache_together(free: int, cap: int, weights: int, device: str) -> None:
+    left = within_cap(free, cap, weights, device)
+    assert 0 <= left <= free
+    if not cap:
+        assert left == free
+    elif left:
+        assert left + weights + runtime_bytes(device) <= cap
+
+
+@given(st.integers(0, 1 << 40), sizes)
+def test_torch_gets_a_part_of_the_gpu_that_leaves_room_for_its_context(cap: int, total: int) -> None:
+    share = torch_share(cap, total)
+    assert 0 <= share <= 1
+    if 0 < share < 1:
+        assert share * total < cap
 
 
 def test_this_machine_has_memory_and_cores() -> None:

@@ -1,0 +1,230 @@
+"""Why pods do not run, read from what Kubernetes and KubeRay report. Pure.
+
+Takes objects as the API gives them (camelCase mappings) and says at most one thing per container: what it
+is, in which pod, and what a person can do about it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tidegate.control.observed import PodProblem
+from tidegate.control.schema_types import cpu_cores, size_bytes
+
+GROUP_LABEL = "ray.io/group"
+NODE_TYPE_LABEL = "ray.io/node-type"
+IMAGE_REASONS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
+VOLUME_EVENTS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+MAX_CAUSE_CHARACTERS = 600
+_INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]+)")
+_NAMED = re.compile(r"""(secret|configmap|persistentvolumeclaim) "?([a-z0-9][a-z0-9./-]*[a-z0-9])"?""", re.I)
+
+
+def pod_problems(
+    pods: Iterable[Mapping[str, Any]],
+    events: Sequence[Mapping[str, Any]] = (),
+    nodes: Sequence[Mapping[str, Any]] = (),
+) -> tuple[PodProblem, ...]:
+    """Problems of these pods. `events` are core/v1 Events (only those of the pods count), the only place
+    where a volume that cannot be mounted is told; `nodes` let a message say how much is missing."""
+    found: list[PodProblem] = []
+    for pod in pods:
+        if (pod.get("metadata") or {}).get("deletionTimestamp"):
+            continue
+        found += _of_pod(pod, events, nodes)
+    return tuple(found)
+
+
+def cluster_problems(ray_cluster: Mapping[str, Any]) -> tuple[PodProblem, ...]:
+    """What KubeRay says of pods that it could not even make: quota, Pod Security, a bad template."""
+    name = str((ray_cluster.get("metadata") or {}).get("name") or "")
+    status = ray_cluster.get("status") or {}
+    for item in status.get("conditions") or []:
+        if item.get("type") == "ReplicaFailure" and item.get("status") == "True":
+            cause = _cause(item.get("message") or item.get("reason"))
+            return (
+                PodProblem(
+                    "",
+                    "",
+                    "PodsRefused",
+                    f"Kubernetes refuses pods of the Ray cluster {name}: {cause} Change the Pool, its "
+                    "namespace's quota or its Pod Security level.",
+                ),
+            )
+    return ()
+
+
+def _of_pod(
+    pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]]
+) -> list[PodProblem]:
+    name, group, status = pod["metadata"]["name"], _group(pod), pod.get("status") or {}
+    if status.get("phase") == "Failed" and status.get("reason") == "Evicted":
+        cause = _cause(status.get("message"))
+        return [PodProblem(name, "", "Evicted", f"Pod {name} was taken off its node: {cause}", group)]
+    if problem := _unscheduled(pod, nodes):
+        return [PodProblem(name, "", *problem, group)]
+    found = []
+    for container in _containers(status):
+        if problem := _of_container(pod, container):
+            found.append(PodProblem(name, str(container.get("name") or ""), *problem, group))
+    if not found and status.get("phase") == "Pending" and (problem := _unmounted(pod, events)):
+        found.append(PodProblem(name, "", *problem, group))
+    return found
+
+
+def _group(pod: Mapping[str, Any]) -> str:
+    labels = (pod.get("metadata") or {}).get("labels") or {}
+    return "" if labels.get(NODE_TYPE_LABEL) == "head" else str(labels.get(GROUP_LABEL) or "")
+
+
+def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+
+
+def _of_container(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(reason, sentence) of one container, the most telling first."""
+    where = f"Pod {pod['metadata']['name']}, container {container.get('name')}"
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    reason, cause = str(waiting.get("reason") or ""), _cause(waiting.get("message") or waiting.get("reason"))
+    if reason in IMAGE_REASONS:
+        return (
+            "ImagePullFailed",
+            f"{where}: the image {container.get('image')} cannot be pulled: {cause} Check the image's name "
+            "and the Pool's imagePullSecrets.",
+        )
+    if reason in ("CreateContainerConfigError", "CreateContainerError"):
+        named = _NAMED.search(cause)
+        if named or "key" in cause:
+            kind = {"secret": "Secret", "configmap": "ConfigMap"}.get(named[1].lower(), "") if named else ""
+            remedy = f"Create the {kind} {named[2]}." if named and kind else "Create what it names."
+            return "SecretMissing", f"{where} cannot start: {cause} {remedy}"
+        return "CrashLoop", f"{where} cannot be made: {cause}"
+    is_running = state.get("running") is not None
+    if ended.get("reason") == "OOMKilled" and not is_running:
+        limit = _limit(pod, str(container.get("name") or ""))
+        return (
+            "OutOfMemory",
+            f"{where} took more memory than its limit{f' of {limit}' if limit else ''} and was killed; raise "
+            "the memory of its group (or of the head) in the Pool, or set spec.resources.memory of the "
+            "models so that fewer share a worker.",
+        )
+    if reason == "CrashLoopBackOff" or (state.get("terminated") or {}).get("exitCode"):
+        return "CrashLoop", f"{where} ended {_how(container, ended)}; its log says more."
+    if waiting and reason not in ("ContainerCreating", "PodInitializing", ""):
+        return "CrashLoop", f"{where} does not start: {cause}"
+    return None
+
+
+def _how(container: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
+    times = int(container.get("restartCount") or 0)
+    code = f"with exit code {ended['exitCode']}" if "exitCode" in ended else "by itself"
+    cause = _cause(ended.get("message")) if ended.get("message") else ""
+    again = f" (restarted {times} times)" if times else ""
+    return f"{code}{again}{f': {cause}' if cause else ''}".rstrip(".")
+
+
+def _limit(pod: Mapping[str, Any], container: str) -> str:
+    for item in (pod.get("spec") or {}).get("containers") or []:
+        if item.get("name") == container:
+            return str(((item.get("resources") or {}).get("limits") or {}).get("memory") or "")
+    return ""
+
+
+def _unscheduled(pod: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    name = pod["metadata"]["name"]
+    for item in (pod.get("status") or {}).get("conditions") or []:
+        if item.get("type") != "PodScheduled" or item.get("status") != "False":
+            continue
+        if item.get("reason") == "SchedulingGated":
+            return None
+        cause = _cause(item.get("message"))
+        if "persistentvolumeclaim" in cause.lower():
+            named = re.search(r'persistentvolumeclaim "([^"]+)"', cause, re.I)
+            remedy = f"Create the claim {named[1]}." if named and "not found" in cause else "Check the claim."
+            return "VolumeMissing", f"Pod {name} waits for a volume: {cause} {remedy}"
+        lacking = list(dict.fromkeys(found.rstrip(".") for found in _INSUFFICIENT.findall(cause)))
+        asks = "; ".join(_lack(resource, pod, nodes) for resource in lacking)
+        return (
+            "Unschedulable",
+            f"Pod {name} finds no node: {asks + '; ' if asks else ''}{cause} Add a node, or change the "
+            "group's size, nodeSelector or tolerations in the Pool.",
+        )
+    return None
+
+
+def _lack(resource: str, pod: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> str:
+    """What is asked of one resource and, where the nodes are known, how much is missing."""
+    asked = sum(_amount(resource, given) for given in _requests(resource, pod))
+    text = f"it asks for {_shown(resource, asked)} {resource}"
+    offered = [
+        _amount(resource, ((node.get("status") or {}).get("allocatable") or {}).get(resource, "0"))
+        for node in nodes
+    ]
+    if not offered:
+        return text
+    largest = max(offered)
+    if asked > largest:
+        missing = _shown(resource, asked - largest)
+        return f"{text}, {missing} more than the largest node has ({_shown(resource, largest)})"
+    return f"{text}, which a node has ({_shown(resource, largest)}), but it is taken by other pods"
+
+
+def _requests(resource: str, pod: Mapping[str, Any]) -> list[str]:
+    return [
+        str(amounts[resource])
+        for container in (pod.get("spec") or {}).get("containers") or []
+        if resource in (amounts := (container.get("resources") or {}).get("requests") or {})
+    ]
+
+
+def _amount(resource: str, quantity: str) -> float:
+    try:
+        return cpu_cores(str(quantity)) if resource == "cpu" else float(size_bytes(str(quantity)))
+    except (KeyError, ValueError):
+        return 0.0  # a notation that only Kubernetes reads; the amount is an aid in a sentence
+
+
+def _shown(resource: str, amount: float) -> str:
+    if resource in ("memory", "ephemeral-storage"):
+        return f"{amount / 2**30:.2f} GiB"
+    return f"{amount:g}"
+
+
+def _unmounted(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """The newest event that says that a volume of this pod cannot be mounted."""
+    name, uid = pod["metadata"]["name"], pod["metadata"].get("uid")
+    told = [
+        event
+        for event in events
+        if event.get("reason") in VOLUME_EVENTS and _is_about(event.get("involvedObject") or {}, name, uid)
+    ]
+    if not told:
+        return None
+    cause = _cause(max(told, key=lambda event: str(event.get("lastTimestamp") or "")).get("message"))
+    named = _NAMED.search(cause)
+    if named and "not found" in cause and named[1].lower() in ("secret", "configmap"):
+        return "SecretMissing", f"Pod {name} cannot start: {cause} Create {named[1].lower()} {named[2]}."
+    return "VolumeMissing", f"Pod {name} cannot start: {cause} Check the Pool's volumes and weightCache."
+
+
+def _is_about(reference: Mapping[str, Any], name: str, uid: str | None) -> bool:
+    return reference.get("name") == name and (not uid or not reference.get("uid") or reference["uid"] == uid)
+
+
+def _cause(text: Any) -> str:
+    """A foreign message as one sentence of bounded length."""
+    words = " ".join(str(text or "no reason was given").split())[:MAX_CAUSE_CHARACTERS]
+    return words if words.endswith((".", "!", "?")) else f"{words}."

@@ -1,0 +1,220 @@
+"""What Kubernetes reports of pods that do not run, as one sentence with its remedy each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tidegate.control.observed import PodProblem
+from tidegate.control.pod_problems import cluster_problems, pod_problems
+from tidegate.control.reasons import REASONS
+
+
+def pod(
+    *containers: dict[str, Any],
+    phase: str = "Pending",
+    conditions: list[dict[str, Any]] | None = None,
+    group: str = "a100",
+    requests: dict[str, str] | None = None,
+    **status: Any,
+) -> dict[str, Any]:
+    labels = {"ray.io/node-type": "worker", "ray.io/group": group}
+    if group == "head":
+        labels = {"ray.io/node-type": "head", "ray.io/group": "headgroup"}
+    resources = {"requests": requests or {}, "limits": {"memory": "4Gi"}}
+    return {
+        "metadata": {"name": "main-x-worker-1", "uid": "u1", "labels": labels},
+        "spec": {"containers": [{"name": "ray-worker", "resources": resources}]},
+        "status": {
+            "phase": phase,
+            "conditions": conditions or [],
+            "containerStatuses": list(containers),
+            **status,
+        },
+    }
+
+
+def container(**state: Any) -> dict[str, Any]:
+    return {"name": "ray-worker", "image": "ray:1", "restartCount": 0, **state}
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return container(state={"waiting": {"reason": reason, "message": message}})
+
+
+def only(problems: tuple[PodProblem, ...]) -> PodProblem:
+    assert len(problems) == 1
+    assert problems[0].reason in REASONS
+    assert "main-x-worker-1" in problems[0].message
+    return problems[0]
+
+
+@pytest.mark.parametrize(
+    "reason", ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"]
+)
+def test_an_image_that_cannot_be_pulled(reason: str) -> None:
+    found = only(pod_problems([pod(waiting(reason, 'Back-off pulling image "ray:1"'))]))
+    assert (found.reason, found.group, found.container) == ("ImagePullFailed", "a100", "ray-worker")
+    assert "the image ray:1 cannot be pulled" in found.message
+    assert "imagePullSecrets" in found.message
+
+
+def unscheduled(message: str, **fields: Any) -> dict[str, Any]:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return pod(conditions=[condition], **fields)
+
+
+def test_an_unschedulable_pod_says_which_resource_and_how_much_is_missing() -> None:
+    asks = {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "2"}
+    text = (
+        "0/1 nodes are available: 1 Insufficient cpu, 1 Insufficient memory, 1 Insufficient nvidia.com/gpu."
+    )
+    lone = unscheduled(text, requests=asks)
+    plain = only(pod_problems([lone]))
+    assert plain.reason == "Unschedulable"
+    assert "it asks for 8 cpu; it asks for 64.00 GiB memory; it asks for 2 nvidia.com/gpu" in plain.message
+    nodes = [
+        {"status": {"allocatable": {"cpu": "7500m", "memory": "65536Mi", "nvidia.com/gpu": "1"}}},
+        {"status": {"allocatable": {"cpu": "4", "memory": "8Gi"}}},
+    ]
+    message = only(pod_problems([lone], nodes=nodes)).message
+    assert "it asks for 8 cpu, 0.5 more than the largest node has (7.5)" in message
+    assert "it asks for 2 nvidia.com/gpu, 1 more than the largest node has (1)" in message
+    assert "it asks for 64.00 GiB memory, which a node has (64.00 GiB), but it is taken" in message
+
+
+def test_a_node_selector_that_nothing_meets() -> None:
+    text = "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
+    assert "nodeSelector" in only(pod_problems([unscheduled(text)])).message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'persistentvolumeclaim "weights" not found. not found',
+        "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+    ],
+)
+def test_a_claim_that_is_not_there(text: str) -> None:
+    assert only(pod_problems([unscheduled(text)])).reason == "VolumeMissing"
+
+
+def test_memory_beyond_the_limit() -> None:
+    killed = container(
+        restartCount=1,
+        state={"waiting": {"reason": "CrashLoopBackOff"}},
+        lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}},
+    )
+    found = only(pod_problems([pod(killed, phase="Running")]))
+    assert found.reason == "OutOfMemory"
+    assert "its limit of 4Gi" in found.message
+    ended = container(state={"terminated": {"reason": "OOMKilled", "exitCode": 137}})
+    assert only(pod_problems([pod(ended, phase="Failed")])).reason == "OutOfMemory"
+
+
+def test_a_crash_loop_says_how_it_ends() -> None:
+    crashed = container(
+        restartCount=4,
+        state={"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}},
+        lastState={"terminated": {"exitCode": 1, "message": "No module named 'ray'"}},
+    )
+    found = only(pod_problems([pod(crashed, phase="Running")]))
+    assert found.reason == "CrashLoop"
+    assert "ended with exit code 1 (restarted 4 times): No module named 'ray'" in found.message
+
+
+def test_a_secret_that_is_not_there() -> None:
+    found = only(pod_problems([pod(waiting("CreateContainerConfigError", 'secret "hf" not found'))]))
+    assert found.reason == "SecretMissing"
+    assert found.message.endswith("Create the Secret hf.")
+    key = waiting("CreateContainerConfigError", "couldn't find key token in Secret apps/hf")
+    assert only(pod_problems([pod(key)])).reason == "SecretMissing"
+
+
+def event(message: str, name: str = "main-x-worker-1", stamp: str = "2026-01-01T00:00:00Z") -> dict[str, Any]:
+    return {
+        "reason": "FailedMount",
+        "message": message,
+        "involvedObject": {"name": name, "uid": "u1"},
+        "lastTimestamp": stamp,
+    }
+
+
+def test_a_volume_that_cannot_be_mounted_is_told_by_events_only() -> None:
+    creating = pod(waiting("ContainerCreating"))
+    assert pod_problems([creating]) == ()
+    assert pod_problems([creating], [event("x", name="another")]) == ()
+    found = only(
+        pod_problems(
+            [creating],
+            [
+                event("older"),
+                event("hostPath type check failed: /srv is not a directory", stamp="2026-01-01T00:00:09Z"),
+            ],
+        )
+    )
+    assert found.reason == "VolumeMissing"
+    assert "/srv is not a directory" in found.message
+    secret = event('MountVolume.SetUp failed for volume "s" : secret "tls" not found')
+    assert only(pod_problems([creating], [secret])).reason == "SecretMissing"
+
+
+def test_an_init_container_counts_and_the_head_concerns_all() -> None:
+    broken = {**waiting("ErrImagePull"), "name": "wait-gcs-ready"}
+    head = pod(group="head", initContainerStatuses=[broken])
+    found = only(pod_problems([head]))
+    assert (found.container, found.group) == ("wait-gcs-ready", "")
+
+
+def test_an_evicted_pod() -> None:
+    gone = pod(phase="Failed", reason="Evicted", message="The node was low on resource: memory.")
+    assert only(pod_problems([gone])).reason == "Evicted"
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        pod(container(state={"running": {"startedAt": "x"}}), phase="Running"),
+        pod(waiting("ContainerCreating")),
+        pod(waiting("PodInitializing")),
+        pod(container(state={"terminated": {"exitCode": 0, "reason": "Completed"}}), phase="Succeeded"),
+        # It was killed once and runs again: that is over.
+        pod(
+            container(
+                state={"running": {}}, lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+            ),
+            phase="Running",
+        ),
+        {"metadata": {"name": "new"}},
+    ],
+)
+def test_a_sound_pod_has_no_problem(sound: dict[str, Any]) -> None:
+    assert pod_problems([sound]) == ()
+
+
+def test_a_pod_that_goes_is_left_alone() -> None:
+    going = pod(waiting("ErrImagePull"))
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert pod_problems([going]) == ()
+
+
+def test_pods_that_could_not_be_made() -> None:
+    cluster = {
+        "metadata": {"name": "main-1"},
+        "status": {
+            "conditions": [
+                {"type": "HeadPodReady", "status": "True"},
+                {
+                    "type": "ReplicaFailure",
+                    "status": "True",
+                    "reason": "FailedCreateWorkerPod",
+                    "message": 'pods "x" is forbidden: violates PodSecurity "restricted:latest"',
+                },
+            ]
+        },
+    }
+    (found,) = cluster_problems(cluster)
+    assert (found.reason, found.group) == ("PodsRefused", "")
+    assert "violates PodSecurity" in found.message
+    assert cluster_problems({"metadata": {"name": "m"}, "status": {}}) == ()
