@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 
 from tidegate.cli.main import app
 from tidegate.control import resources
 from tidegate.control.desired import REVISION_FIELDS
 from tidegate.settings import PREFIX, Settings
+from tidegate_operator.crd_status import ModelStatus, PoolStatus
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = (
@@ -33,8 +35,12 @@ def main() -> None:
 def pages() -> dict[str, str]:
     """Each generated page of `reference/` by file name."""
     return {
-        "model.md": GENERATED + _resource(resources.Model, resources.ModelSpec, MODEL_INTRO),
-        "pool.md": GENERATED + _resource(resources.Pool, resources.PoolSpec, POOL_INTRO),
+        "model.md": GENERATED
+        + _resource(resources.Model, resources.ModelSpec, MODEL_INTRO)
+        + _status(ModelStatus),
+        "pool.md": GENERATED
+        + _resource(resources.Pool, resources.PoolSpec, POOL_INTRO)
+        + _status(PoolStatus),
         "settings.md": GENERATED + _settings(),
         "cli.md": GENERATED + _cli(),
     }
@@ -44,7 +50,8 @@ MODEL_INTRO = """\
 # Model
 
 One model that clients ask by its name. `tidegate serve -f` and `tidegate up -f` read it from YAML files;
-a file may hold several, separated by `---`.
+a file may hold several, separated by `---`; in a cluster `kubectl apply -f` takes the same. There
+`kubectl get models` (short `tgm`) shows its state, and `kubectl scale` sets `minReplicas`.
 
 ```yaml
 apiVersion: tidegate.dev/v1alpha1
@@ -57,7 +64,8 @@ spec:
 ```
 
 Only `metadata.name` and, except for the simulated engine, `spec.source.uri` are required. An unknown field
-is refused by name.
+is refused by name. A meaning that begins with "Cluster:" is one of a field that acts in a cluster only; a
+laptop takes it and does nothing. A quantity is written as Kubernetes does: `10Gi`, `500M`, `2`.
 
 Changing a field marked ° makes a new revision: new replicas start beside the old ones, which serve until the
 new ones have proved themselves. The other fields act in place.
@@ -66,8 +74,9 @@ new ones have proved themselves. The other fields act in place.
 POOL_INTRO = """\
 # Pool
 
-The machines that run replicas: on a laptop the one local Ray. A Pool named `default` exists without being
-written; define it to change its bounds.
+The machines that run replicas: on a laptop the one local Ray, in a cluster one Ray cluster with its worker
+groups. On a laptop a Pool named `default` exists without being written; define it to change its bounds. In a
+cluster every Pool is applied, and `kubectl get pools` (short `tgp`) shows its state.
 
 ```yaml
 apiVersion: tidegate.dev/v1alpha1
@@ -77,6 +86,13 @@ metadata:
 spec:
   maxLiveRevisions: 20
 ```
+
+A meaning that begins with "Cluster:" is one of a field that acts in a cluster only; a laptop takes it and
+does nothing. A quantity is written as Kubernetes does: `10Gi`, `500M`, `2`, `500m`. `podOverrides` and
+`volumes` are parts of a pod's own spec; Kubernetes checks them when it makes the pods.
+
+`maxLiveRevisions`, `maxUnbuilt`, the bounds on workers and `workerIdleSeconds` change in place. Everything
+else needs new pods; `upgrade` says how they come.
 """
 
 
@@ -86,7 +102,7 @@ def _resource(kind: type[BaseModel], spec: type[BaseModel], intro: str) -> str:
     rows += [
         (
             path + ("°" if path.split(".")[1] in REVISION_FIELDS else ""),
-            _type(info.annotation),
+            "quantity" if _is_quantity(info) else _type(info.annotation),
             _default(info),
             " ".join(filter(None, (_described(info), _bounds(info)))),
         )
@@ -95,22 +111,49 @@ def _resource(kind: type[BaseModel], spec: type[BaseModel], intro: str) -> str:
     return intro + "\n" + _table(("field", "type", "default", "meaning"), rows)
 
 
+def _status(status: type[BaseModel]) -> str:
+    rows = [
+        (f"status.{info.alias}", _type(info.annotation), _described(info))
+        for info in status.model_fields.values()
+    ]
+    return STATUS_INTRO + "\n" + _table(("field", "type", "meaning"), rows)
+
+
+STATUS_INTRO = """
+## Status in a cluster
+
+Written by the operator. Conditions are as Kubernetes has them (`type`, `status`, `reason`, `message`,
+`observedGeneration`, `lastTransitionTime`); [Troubleshooting](../guides/troubleshooting.md) lists the
+reasons.
+"""
+
+
 def _leaves(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """Every field by its path, `[]` behind a list. A list has a row too, and so has what may be absent."""
     for info in model.model_fields.values():
         path = f"{prefix}{info.alias}"
-        nested = _inner(info)
-        if nested:
-            yield from ((f"{path}.{inner.alias}", inner) for inner in nested.values())
-        else:
+        nested = _nested(info.annotation)
+        if nested is None:
             yield path, info
+            continue
+        is_list = get_origin(info.annotation) is tuple
+        if is_list or not isinstance(info.annotation, type):
+            yield path, info
+        yield from _leaves(nested, f"{path}[]." if is_list else f"{path}.")
 
 
 def _inner(info: FieldInfo) -> dict[str, FieldInfo]:
     """The fields of a nested resource class; none for a plain value."""
-    for option in (info.annotation, *get_args(info.annotation)):
+    nested = _nested(info.annotation)
+    return dict(nested.model_fields) if nested else {}
+
+
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    """The resource class that a field holds: itself, as a choice, or as a list's items."""
+    for option in (annotation, *get_args(annotation)):
         if isinstance(option, type) and issubclass(option, BaseModel):
-            return dict(option.model_fields)
-    return {}
+            return option
+    return None
 
 
 def _described(info: FieldInfo) -> str:
@@ -121,16 +164,25 @@ def _described(info: FieldInfo) -> str:
     )
 
 
+def _is_quantity(info: FieldInfo) -> bool:
+    schemas = (part.json_schema or {} for part in info.metadata if isinstance(part, WithJsonSchema))
+    return any("x-kubernetes-int-or-string" in schema for schema in schemas)
+
+
 def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
+        return " or ".join(f"`{value}`" if value else "empty" for value in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(_type(part) for part in arguments if part is not type(None))
     if origin is dict:
         return "map"
+    if origin in (tuple, list):
+        return "list"
     if hasattr(annotation, "__metadata__"):
         return _type(arguments[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "object"
     return {str: "string", int: "integer", float: "number", bool: "boolean", Path: "path"}.get(
         annotation, getattr(annotation, "__name__", str(annotation))
     )
@@ -140,9 +192,12 @@ def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
     value = info.get_default(call_default_factory=True, validated_data={})
-    return (
-        "none" if value in (None, "", {}) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-    )
+    if value in (None, "", {}, ()):
+        return "none"
+    if isinstance(value, tuple):
+        items = [item.model_dump(by_alias=True, exclude_defaults=True) for item in value]
+        return f"`{json.dumps(items)}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -188,6 +243,8 @@ SETTING_MEANINGS = {
     "host": "Address that the gateway listens on.",
     "port": "Port that the gateway listens on; 0 takes a free one.",
     "no_auth": "Answer without keys. Allowed on a loopback address only.",
+    "admin_key_file": "File with a key that the gateway lets in from its start on, as a mounted Secret "
+    "has it.",
     "max_body_bytes": "Largest request body; above it 413.",
     "log_format": "`auto` is `console` on a terminal and `json` elsewhere.",
     "log_level": "Least level that is logged.",

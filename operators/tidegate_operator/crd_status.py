@@ -1,0 +1,200 @@
+"""The status of `Model` and `Pool` as a cluster shows it. The operator writes it, nobody else.
+
+Nothing has a default: what the operator did not write is not shown. Bounds are far above what it writes.
+`ModelStatus.revisions` mirrors the records of `control.desired`, so that an operator that starts anew forgets
+nothing; its schema follows from those classes.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Annotated, Any, Literal, Union
+
+import msgspec
+from pydantic import Field, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+from tidegate.control.desired import RevisionRecord
+from tidegate.control.schema_types import Strict, keyed_by
+
+MAX_TEXT = 32_768
+MAX_REVISIONS = 200
+
+Count = Annotated[int, Field(ge=0)]
+Short = Annotated[str, Field(max_length=1024)]
+
+
+class Condition(Strict):
+    """One aspect of the state, as metav1.Condition."""
+
+    type: str = Field(
+        pattern=r"^[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=316, description="Which aspect."
+    )
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    observed_generation: Count | None = Field(
+        default=None, description="The metadata.generation that this was said of."
+    )
+    last_transition_time: Annotated[
+        str, WithJsonSchema({"type": "string", "format": "date-time", "maxLength": 64})
+    ] = Field(description="When the status last changed.")
+    reason: str = Field(
+        pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+        min_length=1,
+        max_length=1024,
+        description="Why, in one word of a documented list.",
+    )
+    message: str = Field(max_length=MAX_TEXT, description="Why, in a sentence that says what to do.")
+
+
+Conditions = Annotated[
+    tuple[Condition, ...],
+    Field(
+        max_length=16,
+        json_schema_extra=keyed_by("type"),
+    ),
+]
+
+
+class ModelStatus(Strict):
+    """What the operator found and did last."""
+
+    observed_generation: Count | None = Field(
+        default=None, description="The metadata.generation that this status was made from."
+    )
+    conditions: Conditions | None = Field(
+        default=None, description="Ready sums up the others; each says why."
+    )
+    revision: Short | None = Field(
+        default=None, description="The revision that takes the traffic; empty: none has proved itself yet."
+    )
+    format: Short | None = Field(
+        default=None, description="How the weights are stored: none (not quantized), gptq, or the method."
+    )
+    precision: Short | None = Field(default=None, description="Number format that the replicas compute in.")
+    pool: Short | None = Field(default=None, description="The Pool that runs the replicas.")
+    replicas: Count | None = Field(default=None, description="Replicas that answer requests.")
+    wanted_replicas: Count | None = Field(default=None, description="Replicas that scaling wants.")
+    replica_summary: Short | None = Field(
+        default=None, description="Replicas as ready/wanted, for people to read."
+    )
+    waiting: Count | None = Field(default=None, description="Requests that wait in the queue.")
+    selector: Annotated[str, Field(max_length=4096)] | None = Field(
+        default=None,
+        description="Label selector of the scale subresource; empty: replicas are no pods of their own.",
+    )
+    accelerator: Short | None = Field(default=None, description="The Pool's group that runs the replicas.")
+    gpu_share: Annotated[float, Field(ge=0)] | None = Field(
+        default=None, description="GPUs that one replica takes; below 1 it shares one."
+    )
+    created: Count | None = Field(
+        default=None, description="When the operator first saw the Model (unix seconds)."
+    )
+    serving: Short | None = Field(
+        default=None, description="The revision that serves, as the operator remembers it."
+    )
+    revisions: Annotated[list[Any], Field(max_length=MAX_REVISIONS)] | None = Field(
+        default=None,
+        description="What the operator remembers of each revision that stands.",
+        json_schema_extra=keyed_by("revision"),
+    )
+
+
+class PoolStatus(Strict):
+    """What the operator found and did last."""
+
+    observed_generation: Count | None = Field(
+        default=None, description="The metadata.generation that this status was made from."
+    )
+    conditions: Conditions | None = Field(
+        default=None, description="Ready sums up the others; each says why."
+    )
+    ray_cluster: Short | None = Field(default=None, description="Name of the RayCluster that takes Models.")
+    generation: Short | None = Field(
+        default=None, description="Digest of what that RayCluster was made from; another one needs new pods."
+    )
+    workers: Count | None = Field(default=None, description="Workers that are ready.")
+    wanted_workers: Count | None = Field(default=None, description="Workers that Ray's autoscaler wants.")
+    revisions: Count | None = Field(default=None, description="Model revisions that stand in Ray Serve.")
+    ray_version: Short | None = Field(default=None, description="The Ray version that runs.")
+    kube_ray: Short | None = Field(default=None, description="The KubeRay version that was found.")
+
+
+def revision_schema() -> dict[str, Any]:
+    """The schema of one item of `ModelStatus.revisions`."""
+    return _mirrored(RevisionRecord) | {"required": ["revision"]}
+
+
+def _mirrored(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """A struct with its fields' names in camelCase. A field without a meaning below stops the generation."""
+    hints = typing.get_type_hints(kind)
+    properties = {}
+    for field in msgspec.structs.fields(kind):
+        meaning = MEANINGS[f"{kind.__name__}.{field.name}"]
+        properties[to_camel(field.name)] = {"description": meaning, **_value(hints[field.name])}
+    return {"type": "object", "properties": properties}
+
+
+def _value(annotation: Any) -> dict[str, Any]:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        (annotation,) = (option for option in arguments if option is not types.NoneType)
+        return _value(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return _mirrored(annotation)
+    if origin is dict:
+        return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    if origin in (list, tuple):
+        return {"type": "array", "maxItems": 256, "items": _value(arguments[0])}
+    return dict(_PLAIN[annotation])
+
+
+_PLAIN: dict[type, dict[str, Any]] = {
+    str: {"type": "string", "maxLength": MAX_TEXT},
+    int: {"type": "integer", "format": "int64"},
+    float: {"type": "number"},
+    bool: {"type": "boolean"},
+}
+
+MEANINGS = {
+    "RevisionRecord.revision": "Ten hex digits over the fields of the spec that need a new replica.",
+    "RevisionRecord.spec": "The spec that this revision was made from.",
+    "RevisionRecord.checkpoint": "Where the replicas read the checkpoint.",
+    "RevisionRecord.weights_bytes": "Size of the checkpoint's weights.",
+    "RevisionRecord.quantization": "How the checkpoint's weights are stored.",
+    "RevisionRecord.precision": "Number format of most of the checkpoint's weights.",
+    "RevisionRecord.proof": "What the first replica found; without it the revision takes no traffic.",
+    "RevisionRecord.attempt_at": "When the current try began (unix seconds; 0: none runs).",
+    "RevisionRecord.failures": "Tries that failed in a row.",
+    "RevisionRecord.retry_at": "When the next try may begin (unix seconds).",
+    "RevisionRecord.reason": "Why the last try failed, in one word.",
+    "RevisionRecord.message": "Why the last try failed.",
+    "RevisionRecord.retired_at": "When another revision took the traffic (unix seconds; 0: it did not).",
+    "RevisionRecord.shape": "What the checkpoint's config says of its size.",
+    "RevisionRecord.placement": "Where the replicas run.",
+    "DecoderShape.layers": "Decoder layers.",
+    "DecoderShape.kv_heads": "Heads of keys and values per layer.",
+    "DecoderShape.head_dim": "Width of one head.",
+    "DecoderShape.hidden": "Width between layers.",
+    "DecoderShape.vocab": "Tokens of the vocabulary.",
+    "DecoderShape.positions": "Longest context that the checkpoint was trained for.",
+    "Placement.group": "The Pool's group.",
+    "Placement.gpus": "GPUs of one replica; below 1 it shares one.",
+    "Placement.memory_cap_bytes": "Memory that one replica's engine may take; 0: no bound.",
+    "Placement.memory_bytes": "Host memory that Ray reserves for one replica.",
+    "RevisionReport.model": "The Model.",
+    "RevisionReport.revision": "The revision.",
+    "RevisionReport.at": "When it was found (unix seconds).",
+    "RevisionReport.proved": "Whether the replica loaded and answered.",
+    "RevisionReport.reason": "Why it did not, in one word.",
+    "RevisionReport.message": "Why it did not.",
+    "RevisionReport.notes": "What is worth knowing though it serves.",
+    "RevisionReport.load_seconds": "How long loading took.",
+    "RevisionReport.weights_bytes": "Memory that the weights take.",
+    "RevisionReport.kv_bytes_per_token": "Memory that one token's keys and values take.",
+    "RevisionReport.slots": "Requests that one replica runs at once.",
+    "RevisionReport.context_length": "Tokens of prompt and answer together.",
+    "RevisionReport.precision": "Number format that the replica computes in.",
+    "RevisionReport.device": "Device that it computes on.",
+    "RevisionReport.process_seconds": "How long the replica's process took to start.",
+}
