@@ -1,0 +1,250 @@
+"""The only Kubernetes calls of the operator (the lease of `leader` and kopf's watches aside).
+
+Plain JSON in and out: the client's 700 model classes would double the operator's memory and drop fields that
+they do not know. Every write is counted by kind, because "nothing changed, nothing written" is a promise.
+
+One field manager owns what is applied. Objects that others write into as well (finalizers of a Model, worker
+groups of a RayCluster) are patched, and a patch names the version that it was decided on, so that two
+decisions never mix: the later one is refused and decided anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from tidegate.errors import TidegateError
+
+FIELD_MANAGER = "tidegate-operator"
+TIMEOUT_SECONDS = 15.0
+PAGE = 200  # objects per answer of a listing
+MAX_ERROR_CHARACTERS = 1000
+
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+JSON = "application/json"
+
+Kind = Literal["Model", "Pool", "RayCluster", "Job", "Pod", "Event", "Deployment"]
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    api: str
+    plural: str
+
+
+_PLACES: dict[str, _Place] = {
+    "Model": _Place("/apis/tidegate.dev/v1alpha1", "models"),
+    "Pool": _Place("/apis/tidegate.dev/v1alpha1", "pools"),
+    "RayCluster": _Place("/apis/ray.io/v1", "rayclusters"),
+    "Job": _Place("/apis/batch/v1", "jobs"),
+    "Pod": _Place("/api/v1", "pods"),
+    "Event": _Place("/apis/events.k8s.io/v1", "events"),
+    "CoreEvent": _Place("/api/v1", "events"),
+    "Node": _Place("/api/v1", "nodes"),
+    "Deployment": _Place("/apis/apps/v1", "deployments"),  # `uninstall` stops the operator's own
+}
+
+
+class ApiError(TidegateError):
+    """The API server refused: what was asked is wrong or not allowed. Asking again does not help."""
+
+    reason = "ApiRefused"
+
+
+class ApiGone(ApiError):
+    """The object, or its whole kind, is not there."""
+
+    reason = "ApiNotFound"
+
+
+class ApiConflict(ApiError):
+    """Another wrote first: look again and decide anew."""
+
+    reason = "ApiConflict"
+
+
+class ApiUnavailable(TidegateError):
+    """The API server does not answer, or cannot now; whether a write was taken is unknown."""
+
+    reason = "ApiUnavailable"
+
+
+class Cluster:
+    """Use as `async with Cluster(await configuration(), count)`. `count` is told each write (kind, verb)."""
+
+    def __init__(self, settings: Configuration, count: Callable[[str, str], None]) -> None:
+        self.client = ApiClient(settings)
+        self._count = count
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    async def list(
+        self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
+    ) -> tuple[list[Object], int]:
+        """All objects of a kind in a namespace (empty: kinds that have none) and the version of that state.
+        Raises `ApiGone` where the cluster does not know the kind."""
+        items: list[Object] = []
+        asked = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": field_selector}
+        query = {name: value for name, value in asked.items() if value}
+        while True:
+            page = await self._call("GET", _path(kind, namespace), query=query)
+            # The items of a listing do not say what they are.
+            items += [{"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]]
+            following = page["metadata"].get("continue")
+            if not following:
+                return items, int(page["metadata"]["resourceVersion"])
+            query = {**query, "continue": following}
+
+    async def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
+        """Create the object, or make the fields that we own what `manifest` says."""
+        meta = manifest["metadata"]
+        return await self._write(
+            "apply",
+            "PATCH",
+            kind,
+            _path(kind, meta["namespace"], meta["name"]),
+            manifest,
+            APPLY,
+            {"fieldManager": FIELD_MANAGER, "force": "true"},
+        )
+
+    async def apply_status(self, kind: Kind, body: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
+        """Make the whole status of exactly this version what `status` says. Raises `ApiConflict` where the
+        object has changed: what was decided on may be out of date, or another operator's memory newer."""
+        meta = body["metadata"]
+        manifest = {
+            "apiVersion": body["apiVersion"],
+            "kind": kind,
+            "metadata": {name: meta[name] for name in ("name", "namespace", "resourceVersion")},
+            "status": status,
+        }
+        return await self._write(
+            "status",
+            "PATCH",
+            kind,
+            _path(kind, meta["namespace"], meta["name"], "status"),
+            manifest,
+            APPLY,
+            {"fieldManager": FIELD_MANAGER, "force": "true"},
+        )
+
+    async def set_finalizers(self, kind: Kind, body: Mapping[str, Any], finalizers: Sequence[str]) -> Object:
+        """Replace the finalizers of exactly this version. Raises `ApiConflict` where it has changed."""
+        meta = body["metadata"]
+        change = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": list(finalizers)}}
+        path = _path(kind, meta["namespace"], meta["name"])
+        return await self._write("finalizers", "PATCH", kind, path, change, MERGE, _OWNER)
+
+    async def patch(
+        self, kind: Kind, body: Mapping[str, Any], operations: Sequence[Mapping[str, Any]]
+    ) -> Object:
+        """Carry out a JSON patch (RFC 6902). What it relies on it must `test`, beside the object's identity:
+        others write into the object all the time. Raises `ApiConflict` where a test fails."""
+        meta = body["metadata"]
+        same = {"op": "test", "path": "/metadata/uid", "value": meta["uid"]}
+        path = _path(kind, meta["namespace"], meta["name"])
+        return await self._write("patch", "PATCH", kind, path, [same, *operations], JSON_PATCH, _OWNER)
+
+    async def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
+        """Raises `ApiConflict` where one of that name stands."""
+        path = _path(kind, manifest["metadata"]["namespace"])
+        return await self._write("create", "POST", kind, path, manifest, JSON, _OWNER)
+
+    async def delete(self, kind: Kind, body: Mapping[str, Any]) -> None:
+        """Delete this very object with all that it owns; one that is gone already is fine."""
+        meta = body["metadata"]
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": meta["uid"]}}
+        path = _path(kind, meta["namespace"], meta["name"])
+        try:
+            await self._write("delete", "DELETE", kind, path, options, JSON, {})
+        except (ApiGone, ApiConflict):
+            return
+
+    async def _write(
+        self, verb: str, method: str, kind: Kind, path: str, body: Any, content: str, query: Mapping[str, str]
+    ) -> Object:
+        answer = await self._call(method, path, body=body, content=content, query=query)
+        self._count(kind, verb)
+        return answer
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content: str = JSON,
+        query: Mapping[str, str] | None = None,
+    ) -> Object:
+        target = f"{path}?{urlencode(query)}" if query else path
+        headers = {"Content-Type": content, "Accept": JSON}
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                request = await self.client.param_serialize(
+                    method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
+                )
+                response = await self.client.call_api(*request)
+                text = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiUnavailable(f"The API server does not answer {method} {path}: {error!r}.") from error
+        if response.status >= 400:
+            raise _error(response.status, text, f"{method} {path}")
+        found: Object = json.loads(text)
+        return found
+
+
+async def configuration(kubeconfig: str | None = None) -> Configuration:
+    """The pod's service account, or else the kubeconfig of whoever starts the operator by hand."""
+    settings = Configuration()
+    if kubeconfig is None:
+        with contextlib.suppress(config.ConfigException):  # not in a pod
+            config.load_incluster_config(client_configuration=settings)
+            return settings
+    await config.load_kube_config(config_file=kubeconfig, client_configuration=settings)
+    return settings
+
+
+# All that is said of a JSON patch whose `test` fails; a result that is invalid is described.
+_PATCH_FAILED = "the server rejected our request due to an error in our request"
+_OWNER = {"fieldManager": FIELD_MANAGER}
+
+
+def _path(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
+    """`namespace` is empty for kinds that have none."""
+    place = _PLACES[kind]
+    inside = f"namespaces/{namespace}" if namespace else ""
+    parts = [place.api, inside, place.plural, name, subresource]
+    return "/".join(part for part in parts if part)
+
+
+def _error(status: int, body: bytes, asked: str) -> TidegateError:
+    """One of this module's errors, with the API server's own sentence."""
+    try:
+        message = str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = body.decode(errors="replace")
+    sentence = f"{asked}: {status}: {message[:MAX_ERROR_CHARACTERS]}"
+    if status == 404:
+        return ApiGone(sentence)
+    if status == 409 or (status == 422 and _PATCH_FAILED in message):
+        return ApiConflict(sentence)
+    if status == 429 or status >= 500:
+        return ApiUnavailable(sentence)
+    return ApiError(sentence)

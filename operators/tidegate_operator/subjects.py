@@ -1,0 +1,119 @@
+"""The Models of one pool as the operator reads them: valid, refused, or of a name that another has. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from tidegate.control.desired import ModelRecord
+from tidegate.control.resource_files import parse_resource
+from tidegate.control.resources import API_VERSION, Model, ModelSpec, Pool
+from tidegate_operator.cache import Body, Cache, pool_of
+from tidegate_operator.status_patch import record_of
+
+Refusal = tuple[str, str]  # (reason, sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One Model. `model` is what should run: its spec, or the last valid one where that is refused; None:
+    nothing of it may run. `refusal` says why its spec is not what runs."""
+
+    body: Body
+    model: Model | None
+    record: ModelRecord | None
+    refusal: Refusal | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.body["metadata"]["name"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.body["metadata"].get("generation") or 0)
+
+    @property
+    def status(self) -> Mapping[str, object]:
+        return self.body.get("status") or {}
+
+
+class Reader:
+    """Reads resources, each version of a spec once."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._parsed: dict[str, tuple[int, Model | Pool | str]] = {}
+        self._valid_pools: dict[str, Pool] = {}  # the last valid one, by uid
+
+    def subjects(self, namespace: str, pool: str) -> list[Subject]:
+        """The pool's Models, oldest first."""
+        return [self._subject(body) for body in self._cache.of("Model", namespace) if pool_of(body) == pool]
+
+    def pool(self, body: Body) -> tuple[Pool | None, str]:
+        """The Pool as it should stand and, where its spec is refused, why. A refused one stays as it last
+        was; None where that is not known."""
+        uid = body["metadata"]["uid"]
+        found = self._parse(body)
+        if isinstance(found, Pool):
+            self._valid_pools[uid] = found
+            return found, ""
+        return self._valid_pools.get(uid), str(found)
+
+    def forget(self, uids: frozenset[str]) -> None:
+        """Keep only these objects' readings."""
+        self._parsed = {uid: found for uid, found in self._parsed.items() if uid in uids}
+        self._valid_pools = {uid: pool for uid, pool in self._valid_pools.items() if uid in uids}
+
+    def _subject(self, body: Body) -> Subject:
+        name = body["metadata"]["name"]
+        oldest = self._cache.named("Model", name)[0]
+        if oldest["metadata"]["uid"] != body["metadata"]["uid"]:
+            return Subject(body, None, None, _name_taken(name, oldest))
+        record = record_of(name, body.get("status") or {})
+        found = self._parse(body)
+        if isinstance(found, Model):
+            return Subject(body, found, record)
+        return Subject(body, _last_valid(name, record), record, ("InvalidConfig", str(found)))
+
+    def _parse(self, body: Body) -> Model | Pool | str:
+        """The resource, or what is wrong with it."""
+        meta = body["metadata"]
+        generation = int(meta.get("generation") or 0)
+        known = self._parsed.get(meta["uid"])
+        if known is not None and known[0] == generation:
+            return known[1]
+        document = {
+            "apiVersion": API_VERSION,
+            "kind": body["kind"],
+            "metadata": {"name": meta["name"]},
+            **({"spec": body["spec"]} if "spec" in body else {}),
+        }
+        found = parse_resource(document, meta["namespace"])
+        read = "; ".join(map(str, found)) if isinstance(found, list) else found
+        self._parsed[meta["uid"]] = (generation, read)
+        return read
+
+
+def _name_taken(name: str, oldest: Body) -> Refusal:
+    where = oldest["metadata"]["namespace"]
+    return (
+        "NameTaken",
+        f"metadata.name: {name!r}: an older Model of this name is in the namespace {where!r}, and gateways "
+        "know one Model of each name; give this one another name.",
+    )
+
+
+def _last_valid(name: str, record: ModelRecord | None) -> Model | None:
+    """What ran before the spec became invalid: the serving revision, or the one on its first way up."""
+    if record is None or not record.revisions:
+        return None
+    kept = record.revisions.get(record.serving) or next(reversed(record.revisions.values()))
+    try:
+        spec = ModelSpec.model_validate(kept.spec)
+    except ValidationError:  # of an operator whose schema was another
+        return None
+    return Model.model_validate(
+        {"apiVersion": API_VERSION, "kind": "Model", "metadata": {"name": name}, "spec": spec}
+    )
