@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import platformdirs
 from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tidegate.errors import ConfigError, FieldProblem
@@ -22,6 +23,8 @@ INTERNAL_VARIABLES = frozenset({"TIDEGATE_INSTANCE"})
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
+
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 
 class Settings(BaseSettings):
@@ -36,6 +39,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     no_auth: bool = False
+    admin_key_file: Path | None = None  # the gateway lets the key in that this file holds
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 * 1024 * 1024
 
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -63,7 +67,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read and check the settings. Raises `ConfigError` that names the variable, its value and the remedy."""
+    """The settings of gateway, CLI and host. Raises `ConfigError` as `read_settings` does."""
+    return read_settings(Settings, environ)
+
+
+def read_settings(kind: type[AnySettings], environ: Mapping[str, str] | None = None) -> AnySettings:
+    """Read and check one process's settings. Raises `ConfigError` that names the variable, its value and the
+    remedy."""
     environ = os.environ if environ is None else environ
     values = {
         name.removeprefix(PREFIX).lower(): value
@@ -72,7 +82,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     }
     if "REDIS_URL" in environ and "redis_url" not in values:
         values["redis_url"] = environ["REDIS_URL"]
-    known = set(Settings.model_fields)
+    known = set(kind.model_fields)
     problems = [
         FieldProblem(
             f"{PREFIX}{name.upper()}", repr(value), "no such setting; known: " + ", ".join(sorted(known))
@@ -81,20 +91,18 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         if name not in known
     ]
     try:
-        settings = Settings(**values) if not problems else None  # type: ignore[arg-type]
+        settings = kind(**values) if not problems else None  # type: ignore[arg-type]
     except ValidationError as error:
         settings = None
-        problems += [
-            FieldProblem(
-                f"{PREFIX}{str(item['loc'][0]).upper()}", repr(item.get("input")), _remedy(item["msg"])
-            )
-            for item in error.errors()
-        ]
+        problems += [_problem(item) for item in error.errors()]
     if settings is None:
         raise ConfigError("; ".join(map(str, problems)), problems)
     return settings
 
 
-def _remedy(message: str) -> str:
-    """Pydantic's message without the kind of error in front."""
-    return message.removeprefix("Value error, ")
+def _problem(item: ErrorDetails) -> FieldProblem:
+    name = f"{PREFIX}{str(item['loc'][0]).upper()}"
+    if item["type"] == "missing":  # its input would be all settings, secrets among them
+        return FieldProblem(name, "missing", "set it")
+    # Pydantic's message without the kind of error in front.
+    return FieldProblem(name, repr(item.get("input")), item["msg"].removeprefix("Value error, "))

@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 
 from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
+from tidegate.gateway.admin_key import AdminKey, read_admin_key
 from tidegate.gateway.app import create_app
 from tidegate.gateway.auth import check_no_auth
 from tidegate.gateway.services import make_services
@@ -61,6 +62,7 @@ def check_settings(settings: Settings) -> None:
 async def serve(settings: Settings) -> None:
     """Serve until a signal; then stop accepting, let open answers end, cancel what is left."""
     gateway_id = f"gw-{secrets.token_hex(6)}"
+    secret = read_admin_key(settings.admin_key_file) if settings.admin_key_file is not None else None
     async with AsyncExitStack() as stack:
         connection = await _connected(settings, gateway_id)
         stack.push_async_callback(connection.close)
@@ -69,6 +71,10 @@ async def serve(settings: Settings) -> None:
         for follower in (keys, registry):
             await follower.start()
             stack.push_async_callback(follower.close)
+        if secret is not None:
+            admin_key = AdminKey(keys, secret)
+            await admin_key.start(connection.on_reconnect)
+            stack.push_async_callback(admin_key.close)
         queue = GatewayQueue(
             connection,
             key_prefix=settings.key_prefix,

@@ -54,15 +54,19 @@ class Keys:
     ) -> tuple[Key, str]:
         """A new key and its secret, which nothing can show again."""
         secret = SECRET_PREFIX + secrets.token_urlsafe(32)
-        key = Key(
-            id="key_" + secrets.token_hex(6),
-            name=name,
-            tenant=tenant,
-            created=time.time() if now is None else now,
-            prefix=secret[:SHOWN_CHARACTERS],
-        )
+        key = _new_key(secret, name, tenant, time.time() if now is None else now)
         await self._write(digest(secret), key)
         return key, secret
+
+    async def register(self, secret: str, name: str, tenant: str = "default") -> bool:
+        """Let a secret in that was made elsewhere; whether it was new. A key that is there stays as it is, so
+        that a revoked one is not let in again."""
+        key = _new_key(secret, name, tenant, time.time())
+        hashed = digest(secret)
+        is_new = bool(await self._connection.call("HSETNX", self._name, hashed, _encode(key), repeat=True))
+        # Also where it is there: a repeated HSETNX answers 0 for what its first try wrote.
+        await self._connection.call("PUBLISH", self._channel, hashed, repeat=True)
+        return is_new
 
     async def list(self) -> list[Key]:
         """All keys, revoked ones too, oldest first."""
@@ -100,3 +104,13 @@ class Keys:
 
 def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _new_key(secret: str, name: str, tenant: str, created: float) -> Key:
+    return Key(
+        id="key_" + secrets.token_hex(6),
+        name=name,
+        tenant=tenant,
+        created=created,
+        prefix=secret[:SHOWN_CHARACTERS],
+    )

@@ -73,6 +73,25 @@ async def test_it_starts_light_logs_json_and_stops_clean(
     assert [line["message"] for line in log_lines(log)][-1] == "gateway stopped"
 
 
+def test_a_mounted_key_is_let_in(redis_url: str, key_prefix: str, tmp_path: Path) -> None:
+    secret, log = "tg-" + "m" * 43, tmp_path / "gateway.log"
+    (tmp_path / "key").write_text(secret)
+    variables = {"TIDEGATE_KEY_PREFIX": key_prefix, "TIDEGATE_ADMIN_KEY_FILE": str(tmp_path / "key")}
+    with gateway_process(log, REDIS_URL=redis_url, TIDEGATE_PORT="0", **variables):
+        url = wait_until(lambda: address(log), timeout=30)
+        answer = httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {secret}"})
+        assert answer.status_code == 200
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+    assert secret not in log.read_text()
+
+
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
+    code, said = refused(REDIS_URL="redis://localhost:1", TIDEGATE_ADMIN_KEY_FILE=str(tmp_path / "none"))
+    assert code == 2
+    assert "TIDEGATE_ADMIN_KEY_FILE" in said
+    assert "Traceback" not in said
+
+
 def test_its_modules_are_light() -> None:
     code = (
         "import sys, tidegate.gateway.__main__\n"

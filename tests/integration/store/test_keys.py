@@ -61,3 +61,28 @@ async def test_a_revocation_during_an_outage_is_caught_up(own_redis: RedisServer
         await await_until(lambda: gateway.find(secret) is None)
         assert (await gateway.list())[0].revoked is not None
         await gateway.close()
+
+
+async def test_a_secret_made_elsewhere_is_let_in_once(redis_url: str, key_prefix: str) -> None:
+    secret = "tg-" + "s" * 43
+    async with Connection(redis_url) as one, Connection(redis_url) as two:
+        first, second = Keys(one, key_prefix=key_prefix), Keys(two, key_prefix=key_prefix)
+        await second.start()
+        assert await first.register(secret, "admin")
+        await await_until(lambda: second.find(secret))
+        assert not await second.register(secret, "other")
+        [key] = await first.list()
+        assert (key.name, key.tenant, key.prefix) == ("admin", "default", "tg-sssss")
+        await second.close()
+
+
+async def test_registering_does_not_undo_a_revocation(connection: Connection, key_prefix: str) -> None:
+    secret = "tg-" + "r" * 43
+    keys = Keys(connection, key_prefix=key_prefix)
+    await keys.start()
+    await keys.register(secret, "admin")
+    [key] = await keys.list()
+    await keys.revoke(key.id)
+    assert not await keys.register(secret, "admin")
+    await await_until(lambda: keys.find(secret) is None)
+    await keys.close()

@@ -1,0 +1,198 @@
+{{- /* Names, labels and the blocks that several templates share. */ -}}
+
+{{- define "tidegate.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{- /* At most 40 characters, so that every name made from it fits into 63. */ -}}
+{{- define "tidegate.fullname" -}}
+{{- $name := include "tidegate.name" . -}}
+{{- $full := .Values.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) -}}
+{{- $full | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{- /* Labels of an object of this release. Arguments: context, component. */ -}}
+{{- define "tidegate.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .context.Chart.Name .context.Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ .context.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .context.Release.Service }}
+{{ include "tidegate.selector" . }}
+{{- end }}
+
+{{- /* What never changes in an object's life. Arguments: context, component. */ -}}
+{{- define "tidegate.selector" -}}
+app.kubernetes.io/name: {{ include "tidegate.name" .context }}
+app.kubernetes.io/instance: {{ .context.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- /* An image reference. Arguments: context, name (gateway, operator or ray). */ -}}
+{{- define "tidegate.image" -}}
+{{- $image := .context.Values.image -}}
+{{- index $image .name | default (printf "%s/%s:%s" $image.registry .name ($image.tag | default .context.Chart.AppVersion)) -}}
+{{- end }}
+
+{{- define "tidegate.serviceAccount" -}}
+{{- $account := (index .context.Values .component).serviceAccount -}}
+{{- $own := printf "%s-%s" (include "tidegate.fullname" .context) .component -}}
+{{- $account.name | default (ternary $own "default" $account.create) -}}
+{{- end }}
+
+{{- /* The namespaces whose Models and Pools the operator keeps, as a JSON list for fromJsonArray. */ -}}
+{{- define "tidegate.namespaces" -}}
+{{- .Values.operator.namespaces | default (list .Release.Namespace) | uniq | toJson -}}
+{{- end }}
+
+{{- define "tidegate.adminKeySecret" -}}
+{{- .Values.adminKey.existingSecret | default (printf "%s-admin-key" (include "tidegate.fullname" .)) -}}
+{{- end }}
+
+{{- define "tidegate.redisSecret" -}}
+{{- .Values.redis.auth.existingSecret | default (printf "%s-redis" (include "tidegate.fullname" .)) -}}
+{{- end }}
+
+{{- /* Where Ray keeps its head's state; empty: nowhere. */ -}}
+{{- define "tidegate.gcsAddress" -}}
+{{- if .Values.gcsRedis.enabled -}}
+{{ include "tidegate.fullname" . }}-gcs-redis.{{ .Release.Namespace }}.svc:6379
+{{- else -}}
+{{ .Values.gcsRedis.externalAddress }}
+{{- end -}}
+{{- end }}
+
+{{- /* The Secret with its password, in each watched namespace; empty: it has none. */ -}}
+{{- define "tidegate.gcsSecret" -}}
+{{- if or .Values.gcsRedis.enabled .Values.gcsRedis.auth.existingSecret -}}
+{{- .Values.gcsRedis.auth.existingSecret | default (printf "%s-gcs-redis" (include "tidegate.fullname" .)) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "tidegate.isCaMounted" -}}
+{{- if and (not .Values.redis.enabled) .Values.externalRedis.tls.enabled .Values.externalRedis.tls.caSecret }}true{{ end -}}
+{{- end }}
+
+{{- /* REDIS_URL, put together by the kubelet so that no manifest holds the password. */ -}}
+{{- define "tidegate.redisEnv" -}}
+{{- $external := .Values.externalRedis -}}
+{{- if .Values.redis.enabled -}}
+- name: REDIS_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "tidegate.redisSecret" . }}
+      key: {{ .Values.redis.auth.existingSecretKey }}
+- name: REDIS_URL
+  value: redis://:$(REDIS_PASSWORD)@{{ include "tidegate.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6379/0
+{{- else if $external.existingSecretUrlKey -}}
+- name: REDIS_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ required "externalRedis.existingSecretUrlKey needs externalRedis.existingSecret" $external.existingSecret }}
+      key: {{ $external.existingSecretUrlKey }}
+{{- else -}}
+{{- $host := required "externalRedis.host: redis.enabled is false, so say where Redis is, or set externalRedis.existingSecretUrlKey" $external.host -}}
+{{- $user := $external.username | urlquery -}}
+{{- if $external.existingSecret -}}
+{{- $user = printf "%s:$(REDIS_PASSWORD)" $user -}}
+- name: REDIS_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ $external.existingSecret }}
+      key: {{ $external.existingSecretPasswordKey }}
+{{ end -}}
+- name: REDIS_URL
+  value: {{ printf "%s://%s%s:%d/%d%s" (ternary "rediss" "redis" $external.tls.enabled) (ternary (printf "%s@" $user) "" (ne $user "")) $host (int $external.port) (int $external.database) (ternary "?ssl_ca_certs=/etc/tidegate/redis-ca/ca.crt" "" (eq (include "tidegate.isCaMounted" .) "true")) }}
+{{- end -}}
+{{- end }}
+
+{{- define "tidegate.caVolume" -}}
+{{- if include "tidegate.isCaMounted" . -}}
+- name: redis-ca
+  secret:
+    secretName: {{ .Values.externalRedis.tls.caSecret }}
+    items:
+      - key: {{ .Values.externalRedis.tls.caSecretKey }}
+        path: ca.crt
+{{- end -}}
+{{- end }}
+
+{{- define "tidegate.caMount" -}}
+{{- if include "tidegate.isCaMounted" . -}}
+- name: redis-ca
+  mountPath: /etc/tidegate/redis-ca
+  readOnly: true
+{{- end -}}
+{{- end }}
+
+{{- /* Pod Security "restricted". Argument: the user's id. */ -}}
+{{- define "tidegate.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ int . }}
+runAsGroup: {{ int . }}
+fsGroup: {{ int . }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "tidegate.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- /* On different nodes where there are some. Arguments: context, component. */ -}}
+{{- define "tidegate.spread" -}}
+podAntiAffinity:
+  preferredDuringSchedulingIgnoredDuringExecution:
+    - weight: 100
+      podAffinityTerm:
+        topologyKey: kubernetes.io/hostname
+        labelSelector:
+          matchLabels:
+            {{- include "tidegate.selector" . | nindent 12 }}
+{{- end }}
+
+{{- define "tidegate.pullSecrets" -}}
+{{- with .Values.image.pullSecrets -}}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end -}}
+{{- end }}
+
+{{- /* Where a pod may run. Argument: the values of the component. */ -}}
+{{- define "tidegate.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- /* A number as written: Helm reads large ones as floats, which print as 5.3e+08. */ -}}
+{{- define "tidegate.plain" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
+{{- end }}
+
+{{- /* Environment variables of a map of settings: maxBodyBytes becomes TIDEGATE_MAX_BODY_BYTES. */ -}}
+{{- define "tidegate.settings" -}}
+{{- range $name, $value := . }}
+- name: TIDEGATE_{{ $name | snakecase | upper }}
+  value: {{ include "tidegate.plain" $value | quote }}
+{{- end }}
+{{- end }}
+
+{{- /* A Secret's value that stays as it is on upgrade. Arguments: context, secret, key, new. */ -}}
+{{- define "tidegate.kept" -}}
+{{- $old := lookup "v1" "Secret" .context.Release.Namespace .secret -}}
+{{- $data := ($old | default dict).data | default dict -}}
+{{- index $data .key | default (.new | b64enc) -}}
+{{- end }}
