@@ -15,10 +15,10 @@ PYTEST_ARGS ?=
 # Nothing that make runs reaches for a model hub: the demo's weights are in the package.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help up down clean test check env docs
+.PHONY: help up down clean test test-cluster check env docs images
 
 help: ## list these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 up: $(RUN_STAMP) ## install what is missing, start the platform with its demo models
 	@$(BIN)/tidegate up
@@ -32,16 +32,25 @@ clean: ## stop the platform and remove its keys, caches and queue data
 test: $(DEV_STAMP) ## run every test that needs no root
 	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
-check: $(DEV_STAMP) ## ruff, mypy --strict and import-linter
+test-cluster: $(DEV_STAMP) ## run the tests on a Kubernetes cluster of their own; needs root, leaves nothing
+	@tests/cluster/run.sh $(abspath $(BIN)/python) $(PYTEST_ARGS)
+
+check: $(DEV_STAMP) ## ruff, mypy --strict, import-linter, and that the CRDs follow from the code
 	@failed=""; \
-	for step in "ruff check ." "ruff format --check ." "mypy platform/tidegate platform/docs tests loadtests" lint-imports; do \
+	for step in "ruff check ." "ruff format --check ." "mypy platform/tidegate platform/docs operators/tidegate_operator helm tests loadtests" \
+	  lint-imports "python -m tidegate_operator.crd --check"; do \
 	  echo "== $$step"; \
 	  $(BIN)/$$step || failed="$$failed $${step%% *}"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
-docs: $(DEV_STAMP) ## rewrite the reference pages that follow from code
+docs: $(DEV_STAMP) ## rewrite the reference pages and CRDs that follow from code
 	$(BIN)/python platform/docs/generate.py
+	$(BIN)/python -m tidegate_operator.crd --write
+	$(BIN)/python helm/readme.py
+
+images: ## build the images gateway, operator and ray (REGISTRY=, BASE=, BUILDER=, BUILD_OPTIONS=, PUSH=1)
+	@platform/images/build.sh
 
 env: $(DEV_STAMP) ## only install the development environment
 
