@@ -10,6 +10,7 @@ from tests.contract.queue_rig import MODEL, QUEUE, REVISION, Rig, a_request, a_t
 from tests.waiting import await_until
 from tidegate.gateway.ports import Depth, Place
 from tidegate.messages import ChatPrompt, Finish, Segment, TokenPrompt
+from tidegate.store.replica_queue import SEGMENTS_PER_SCRIPT
 
 
 async def test_a_request_goes_through_and_its_stream_arrives_in_order(rig: Rig) -> None:
@@ -131,3 +132,28 @@ async def test_nothing_is_left_of_a_finished_request_but_its_result(rig: Rig, re
     assert await connection.call("EXISTS", *(prefix + key for key in gone)) == 0
     for key in ("total", "queue:" + QUEUE):
         assert await connection.call("HMGET", prefix + key, "requests", "bytes") == [b"0", b"0"]
+
+
+async def test_a_step_of_many_requests_is_written_whole(rig: Rig) -> None:
+    gateway, ear = await rig.gateway()
+    worker = await rig.replica()
+    requests = [a_request() for _ in range(3 * SEGMENTS_PER_SCRIPT + 1)]
+    await accept(gateway, *requests)
+    claims = await worker.queue.claim(len(requests))
+    gone = [(claim.attempt + 1, a_token(claim, 0)) for claim in claims[::50]]
+    tokens = [(claim.attempt, a_token(claim, 0)) for claim in claims]
+    assert set(await worker.queue.emit([*gone, *tokens])) == {claim.request.id for claim in claims[::50]}
+    ends = [(claim.attempt, a_token(claim, 1, finish="stop")) for claim in claims]
+    assert await worker.queue.emit(ends) == []
+    assert await worker.queue.emit(ends) == []
+    await await_until(lambda: len(ear.segments) == 2 * len(requests))
+    assert all([segment.seq for segment in ear.of(request.id)] == [0, 1] for request in requests)
+    assert await gateway.depth(MODEL, REVISION) == Depth(0, 0, 0.0)
+
+
+async def test_calls_of_one_group_know_their_place_among_each_other(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    await accept(gateway, a_request(priority=1))
+    priorities = [0, 2, 0, 1, -1, 2]
+    accepted = await asyncio.gather(*(accept(gateway, a_request(priority=each)) for each in priorities))
+    assert [each.waiting_ahead for each in accepted] == [1, 0, 3, 2, 5, 1]

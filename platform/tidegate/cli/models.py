@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     Column("NAME", lambda model: model["name"]),
     Column("TASK", lambda model: model["task"]),
-    Column("FORMAT", lambda model: model["format"]),
+    Column("FORMAT", lambda model: model["format"] or "-"),
     Column("SIZE", lambda model: size(model["weights_bytes"])),
     Column("REPLICAS", lambda model: f"{model['replicas_ready']}/{model['replicas_wanted']}"),
     Column("WAITING", lambda model: str(model["waiting"])),

@@ -82,9 +82,7 @@ def entry_of(
         created=record.created,
         task=spec.task,
         engine=spec.engine.name,
-        precision=proof.precision
-        if proof and proof.precision
-        else (source.precision if source else "") or spec.precision,
+        precision=_precision(spec.precision, proof, source),
         quantization=_quantization(spec.quantization, source),
         revisions={shown.revision: 100} if shown is not None and accepts else {},
         accepts=accepts,
@@ -111,6 +109,15 @@ def outage(past: Sequence[Condition], reason: str, message: str, now: float) -> 
     stale[READY] = condition(READY, "False", reason, message)
     stale[DEGRADED] = condition(DEGRADED, "True", reason, message)
     return settle(stale.values(), past, now)
+
+
+def _precision(wanted: str, proof: RevisionReport | None, source: SourceState | None) -> str:
+    """As loaded, else as on disk, else as wanted; empty while nobody knows."""
+    if proof is not None and proof.precision:
+        return proof.precision
+    if source is not None and source.precision:
+        return source.precision
+    return "" if wanted == "auto" else wanted
 
 
 def _quantization(wanted: str, source: SourceState | None) -> str:

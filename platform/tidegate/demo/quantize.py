@@ -7,8 +7,10 @@ made so far is corrected in the columns still to come, weighted by what real inp
 """
 
 import argparse
+import contextlib
 import os
 import shutil
+import tempfile
 from itertools import islice
 from pathlib import Path
 
@@ -40,9 +42,12 @@ def quantize(model: Path, out: Path, group_size: int, chats: int) -> None:
     torch.manual_seed(0)
     # In memory: the disk offload of GPTQModel 7.6 loses tied or unusual output heads.
     config = QuantizeConfig(bits=4, group_size=group_size, device="cpu", offload_to_disk=False)
-    quantizer = GPTQModel.load(str(model), config)
-    quantizer.quantize(calibration_texts(model, chats), batch_size=8)
-    quantizer.save(str(out))
+    model, out = model.resolve(), out.resolve()
+    # GPTQModel writes a folder of logs into the working directory.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        quantizer = GPTQModel.load(str(model), config)
+        quantizer.quantize(calibration_texts(model, chats), batch_size=8)
+        quantizer.save(str(out))
     for name in UNCHANGED:
         shutil.copyfile(model / name, out / name)
     # Errors and timings of the rounding, and the machine's: of no use to who loads the model.

@@ -14,6 +14,8 @@ from typing import Literal
 from tidegate.demo import facts
 from tidegate.demo.words import NOUNS, joined, made_up_word
 
+Shapes = tuple[str, ...]
+"""Ways to put one question."""
 Grading = Literal["text", "number", "result", "json"]
 
 
@@ -78,28 +80,43 @@ def comparison(rng: Random, is_worked: bool = True) -> Task:
     return Task(prompt, answer, f"{min(a, b)},{max(a, b)}", "number")
 
 
-def counting(rng: Random, usual_length: int = 10) -> Task:
+def counting(rng: Random) -> Task:
+    """Up to a multiple of ten, or down to zero: ends that a model of this size learns to see."""
+    step, is_down = rng.choice((1, 1, 1, 1, 2, 5, 10)), rng.random() < 0.25
+    span = rng.randint(1, 3 if rng.random() < 0.6 else 8) * 10
+    low = 0 if is_down else max(0, rng.randrange(10, 101, 10) - span)
+    high = low + span
+    if is_down:
+        high += rng.randint(0, 9) // step * step
+        shapes = _COUNT_DOWN if step == 1 else ("Count down by {2} from {1} to {0}.",)
+    else:
+        low += rng.randint(0, 9) // step * step
+        shapes = _COUNT_UP if step == 1 else _COUNT_STEPS
+    numbers = list(range(low, high + 1, step))
+    key = f"{low}..{high}/{-step if is_down else step}"
+    answer = ", ".join(map(str, reversed(numbers) if is_down else numbers))
+    return Task(_fill(rng, shapes, low, high, step), answer, key)
+
+
+def counting_to_any_end(rng: Random) -> Task:
+    """For the early stages: the sequences are learned soon, where to stop is not."""
     start, step = rng.randint(0, 120), rng.choice((1, 1, 1, 2, 5, 10))
-    length = rng.randint(3, usual_length) if rng.random() < 0.8 else rng.randint(21, 60)
+    length = rng.randint(3, 20) if rng.random() < 0.8 else rng.randint(21, 60)
     numbers = list(range(start, start + step * length, step))
     low, high = numbers[0], numbers[-1]
     if is_down := step == 1 and rng.random() < 0.3:
         numbers.reverse()
-        shapes: tuple[str, ...] = ("Count down from {1} to {0}.", "Count backwards from {1} to {0}.")
+        shapes = _COUNT_DOWN
     elif step == 1:
-        shapes = (
-            "Count from {0} to {1}.",
-            "List the numbers from {0} to {1}.",
-            "Write the numbers {0} to {1}.",
-        )
+        shapes = _COUNT_UP
     else:
-        shapes = ("Count from {0} to {1} in steps of {2}.", "Count by {2} from {0} to {1}.")
+        shapes = _COUNT_STEPS
     answer = ", ".join(map(str, numbers))
     return Task(_fill(rng, shapes, low, high, step), answer, f"{low}..{high}/{-1 if is_down else step}")
 
 
-def sorting(rng: Random, is_worked: bool = True) -> Task:
-    numbers = rng.sample(range(100), rng.randint(3, 5))
+def sorting(rng: Random, most: int = 4, is_worked: bool = True) -> Task:
+    numbers = rng.sample(range(100), rng.randint(3, most))
     is_rising = rng.random() < 0.6
     shapes = (
         ("Sort {}.", "Sort the numbers {}.", "Sort from smallest to largest: {}.")
@@ -249,6 +266,13 @@ def small_talk(rng: Random) -> Task:
     return Task(prompt, answer, prompt)
 
 
+_COUNT_UP: Shapes = (
+    "Count from {0} to {1}.",
+    "List the numbers from {0} to {1}.",
+    "Write the numbers {0} to {1}.",
+)
+_COUNT_DOWN: Shapes = ("Count down from {1} to {0}.", "Count backwards from {1} to {0}.")
+_COUNT_STEPS: Shapes = ("Count from {0} to {1} in steps of {2}.", "Count by {2} from {0} to {1}.")
 _TEXT_FIELDS = ("name", "city", "color", "team", "title")
 _NUMBER_FIELDS = ("age", "count", "size", "price")
 _BOOL_FIELDS = ("active", "ready")
@@ -268,5 +292,5 @@ def _same_items(items: list[int] | list[str]) -> str:
     return ",".join(sorted(map(str, items)))
 
 
-def _fill(rng: Random, shapes: tuple[str, ...], *values: object) -> str:
+def _fill(rng: Random, shapes: Shapes, *values: object) -> str:
     return rng.choice(shapes).format(*values)

@@ -2,7 +2,8 @@
 
     python -m tidegate.demo.train --out DIR [--steps N] [--seed S] [--resume FILE]
 
-The stages are those of `curriculum`. One thread, fixed seeds and a fixed order of batches make a run repeatable on one kind of CPU.
+The stages are those of `curriculum`. One thread, fixed seeds and a fixed order of batches make a run
+repeatable on one kind of CPU.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tidegate.demo.corpus import Message, conversations
-from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, SECOND_STAGE, Family
+from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, SECOND_STAGE, THIRD_STAGE, Family
 from tidegate.demo.tokenizer import CONTEXT, TURN_END, TURN_START, VOCABULARY, build_tokenizer
 
 THREADS = 1
@@ -44,6 +45,8 @@ class Stage:
     """Of `MUON_RATE` and `ADAMW_RATE`."""
     decay_share: float
     """The part of the steps in which the rates fall."""
+    end_weight: float = 1.0
+    """What the end of a turn counts in the loss. Where to stop counting is one token in a hundred."""
 
     def rate(self, step: int) -> float:
         """The factor on both learning rates at `step`."""
@@ -54,7 +57,8 @@ class Stage:
 STAGES = (
     Stage(FIRST_STAGE, 1900, 1.0, 0.5),
     Stage(SECOND_STAGE, 800, 0.6, 0.9),
-    Stage(FAMILIES, 1200, 0.6, 0.7),
+    Stage(THIRD_STAGE, 900, 0.6, 0.8, end_weight=2.0),
+    Stage(FAMILIES, 800, 0.5, 0.9, end_weight=2.0),
 )
 
 
@@ -198,11 +202,13 @@ def _train_stage(
     run: Run, stage: Stage, stream: Iterator[tuple[torch.Tensor, torch.Tensor]], target: Path
 ) -> int:
     """Trains `run` to the end of `stage`; gives the tokens seen, padding included."""
+    weights = torch.ones(VOCABULARY)
+    weights[run.model.config.eos_token_id] = stage.end_weight
     tokens, started = 0, time.monotonic()
     saved = started
     while run.step < stage.steps:
         ids, labels = next(stream)
-        loss = _step(run, ids, labels, stage.rate(run.step))
+        loss = _step(run, ids, labels, stage.rate(run.step), weights)
         tokens += ids.numel()
         now = time.monotonic()
         if run.step % 20 == 0:
@@ -215,7 +221,7 @@ def _train_stage(
     return tokens
 
 
-def _step(run: Run, ids: torch.Tensor, labels: torch.Tensor, rate: float) -> float:
+def _step(run: Run, ids: torch.Tensor, labels: torch.Tensor, rate: float, weights: torch.Tensor) -> float:
     """One update of the weights; gives the loss before it."""
     model = run.model
     model.set_attn_implementation("eager" if ids.shape[1] < FUSED_ATTENTION_LENGTH else "sdpa")
@@ -225,7 +231,7 @@ def _step(run: Run, ids: torch.Tensor, labels: torch.Tensor, rate: float) -> flo
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         # Two thirds of the tokens are prompt or padding and need no logits.
         logits = model.lm_head(hidden[:, :-1][is_learned])
-    loss = functional.cross_entropy(logits.float(), wanted[is_learned])
+    loss = functional.cross_entropy(logits.float(), wanted[is_learned], weights)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer, peak in zip(run.optimizers, (MUON_RATE, ADAMW_RATE), strict=True):

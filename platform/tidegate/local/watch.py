@@ -1,7 +1,8 @@
 """The resource files of a host: read at start, followed from then on.
 
 A file that becomes invalid is refused whole: what it defined before stays, and its problems are told until
-it is right again. A file that is gone takes its models with it.
+it is right again. A file that is gone takes its models with it. Many programs empty or remove a file before
+they write it, so a model is believed gone only when a second look finds the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tidegate.errors import FieldProblem
 log = logging.getLogger(__name__)
 
 DEBOUNCE_MS = 100
+SETTLE_SECONDS = 0.3  # between the two looks where a model is gone
 
 
 class ResourceFiles:
@@ -63,9 +65,24 @@ class ResourceFiles:
             recursive=False,
         ):
             before = (self.resources, self.problems)
-            self._take(await asyncio.to_thread(read_files, self._paths))
+            self._take(await self._settled())
             if (self.resources, self.problems) != before:
                 self._changed()
+
+    async def _settled(self) -> Sequence[ResourceFile]:
+        files = await asyncio.to_thread(read_files, self._paths)
+        while self._loses_models(files):
+            await asyncio.sleep(SETTLE_SECONDS)
+            again = await asyncio.to_thread(read_files, self._paths)
+            if again == files:
+                break
+            files = again
+        return files
+
+    def _loses_models(self, files: Sequence[ResourceFile]) -> bool:
+        held = [self._valid.get(file.path, file) if file.problems else file for file in files]
+        names = {model.name for file in held if file.path.exists() for model in file.models}
+        return any(model.name not in names for model in self.resources.models)
 
     def _take(self, files: Sequence[ResourceFile]) -> None:
         standing: list[ResourceFile] = []

@@ -21,11 +21,12 @@ class WorkQueue(Protocol):
         ...
 
     async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
-        """Write (attempt, segment) pairs, any number of requests and gateways, in one round trip: one
-        script call per gateway. A segment with `finish` moves its request to the terminal state and
-        releases the lease. Returns the ids whose attempt is no longer current (lease lost, cancelled):
-        nothing of theirs was written and the replica must drop them. Raises `QueueUnavailable`; then it is
-        unknown what was written, and repeating the call is safe (a segment's `seq` is written once)."""
+        """Write (attempt, segment) pairs, any number of requests and gateways, in one round trip. Each pair
+        is one atomic step, all of them together need not be. A segment with `finish` moves its request to
+        the terminal state and releases the lease. Returns the ids whose attempt is no longer current (lease
+        lost, cancelled): nothing of theirs was written and the replica must drop them. Raises
+        `QueueUnavailable`; then it is unknown what was written, and repeating the call is safe (a segment's
+        `seq` is written once)."""
         ...
 
     async def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:

@@ -1,8 +1,10 @@
 """The gateway's side of the queue. Implements `tidegate.gateway.ports.RequestQueue`; the essay on what may
 interleave is in `tidegate.store.queue`.
 
-Group commit: while one submit is in flight, further ones of this process gather and go together as the next
-script call. Under load the cost of a round trip is shared by all that wait for it, without a timer.
+Group commit: while submits are in flight, further ones of this process gather and go together as the next
+script call. Under load the cost of a script call is shared, without a timer. Where enough have gathered they
+do not wait for those in flight: groups follow each other on the connection, in order, so that Redis and the
+replica work on one while this process reads the next. Each group is answered, repeated or refused by itself.
 
 Nothing runs for nobody: a call whose caller left while it was in flight, or was told `QueueUnavailable`
 although it may have been written, is withdrawn (cancelled) as soon as Redis can be asked.
@@ -14,7 +16,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,6 +33,8 @@ PING_SECONDS = 1.0
 # Of one grouped submit, so that no script call holds Redis up. A single call may be larger.
 MOST_REQUESTS = 500
 MOST_BYTES = 4 * 1024 * 1024
+ENOUGH_CALLS = 8  # that gathered: they go although others are in flight
+MOST_IN_FLIGHT = 4  # groups
 MOST_WITHDRAWN = 10_000  # remembered while Redis is away
 FIELDS_PER_CALL = 7  # of the reply of submit.lua
 
@@ -67,7 +71,8 @@ class GatewayQueue:
         )
         self._sweeper = Sweeper(connection, self._prefix, times=self._times, gateway=gateway_id)
         self._gathered: deque[_Call] = deque()
-        self._committing: asyncio.Task[None] | None = None
+        self._commits: set[asyncio.Task[None]] = set()
+        self._is_commit_due = False  # one of them has yet to take its first group
         self._unwanted: list[str] = []
         self._withdrawing: asyncio.Task[None] | None = None
         self._stop_listening: list[Callable[[], None]] = []
@@ -91,8 +96,9 @@ class GatewayQueue:
         """
         call = _call(requests, bounds)
         self._gathered.append(call)
-        if self._committing is None:
-            self._committing = asyncio.get_running_loop().create_task(self._commit())
+        if not self._is_commit_due and self._is_group_due(len(self._commits)):
+            self._is_commit_due = True
+            self._commits.add(asyncio.get_running_loop().create_task(self._commit()))
         return await call.result
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None:
@@ -137,17 +143,23 @@ class GatewayQueue:
             stop()
         self._connection.unsubscribe(names.gateway_channel(self._key_prefix, self._gateway_id))
         await self._sweeper.close()
-        for task in (self._committing, self._withdrawing):
+        for task in (*self._commits, self._withdrawing):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
                     await task
+        self._refuse(self._gathered, QueueUnavailable("The gateway is closing."))
+        self._gathered.clear()
+
+    def _is_group_due(self, in_flight: int) -> bool:
+        return not in_flight or (in_flight < MOST_IN_FLIGHT and len(self._gathered) >= ENOUGH_CALLS)
 
     async def _commit(self) -> None:
-        """Send what gathered until nothing is left. Exactly one of these runs at a time."""
+        """Send what gathered, group by group, until nothing is left or it may wait for others in flight."""
         group: list[_Call] = []
         try:
-            while self._gathered:
+            while self._gathered and self._is_group_due(len(self._commits) - 1):
+                self._is_commit_due = False
                 group = self._take_group()
                 try:
                     reply = await self._send(group)
@@ -157,9 +169,9 @@ class GatewayQueue:
                     self._answer(group, reply)
                 group = []
         finally:
-            self._committing = None
-            self._refuse([*group, *self._gathered], QueueUnavailable("The gateway is closing."))
-            self._gathered.clear()
+            self._is_commit_due = False
+            self._commits.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+            self._refuse(group, QueueUnavailable("The gateway is closing."))
 
     def _take_group(self) -> list[_Call]:
         """What gathered and is still wanted, in order, up to the size of one script call."""
@@ -198,7 +210,7 @@ class GatewayQueue:
                 self._unwanted += call.request_ids
                 self._withdraw_soon()
 
-    def _refuse(self, group: list[_Call], error: Exception) -> None:
+    def _refuse(self, group: Iterable[_Call], error: Exception) -> None:
         for call in group:
             if len(self._unwanted) < MOST_WITHDRAWN:
                 self._unwanted += call.request_ids

@@ -3,6 +3,7 @@ interleave is in `tidegate.store.queue`."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from tidegate.messages import Claim, Segment, decode_request, decode_segments, encode_segment, frame
@@ -11,6 +12,7 @@ from tidegate.store.connection import Connection
 from tidegate.store.sweeper import Sweeper, SweepTimes
 from tidegate.store.wire import Argument
 
+SEGMENTS_PER_SCRIPT = 32
 RECORD_SECONDS = 3600  # a replica's own record outlives its leases by far, and no longer
 
 
@@ -82,7 +84,22 @@ class ReplicaQueue:
         return claims[:most]
 
     async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
-        """See `WorkQueue.emit`. One script call in all: it publishes once to each gateway concerned."""
+        """See `WorkQueue.emit`. Several script calls, sent in one write: gateways take up what the first of
+        them published while Redis works on the next."""
+        if len(segments) <= SEGMENTS_PER_SCRIPT:
+            return await self._emit(segments)
+        parts = [
+            segments[at : at + SEGMENTS_PER_SCRIPT] for at in range(0, len(segments), SEGMENTS_PER_SCRIPT)
+        ]
+        # Who calls again after an error does so when nothing of this call is on its way any more.
+        lost: list[str] = []
+        for result in await asyncio.gather(*map(self._emit, parts), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+            lost += result
+        return lost
+
+    async def _emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
         if not segments:
             return []
         arguments: list[Argument] = []

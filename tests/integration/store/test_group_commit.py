@@ -15,7 +15,7 @@ from tidegate.errors import QueueUnavailable
 from tidegate.messages import QueueLimits, TextPrompt
 from tidegate.store import scripts
 from tidegate.store.connection import Connection
-from tidegate.store.gateway_queue import MOST_BYTES
+from tidegate.store.gateway_queue import ENOUGH_CALLS, MOST_BYTES, MOST_IN_FLIGHT
 from tidegate.store.wire import ConnectionLost
 
 
@@ -58,6 +58,28 @@ async def test_large_bodies_do_not_gather(rig: Rig, monkeypatch: pytest.MonkeyPa
     assert len(seen) == 3
 
 
+async def test_groups_follow_each_other_without_waiting_for_answers(
+    rig: Rig, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, _ = await rig.gateway()
+    replica = await rig.replica()
+    seen = submits_of(gateway._connection, monkeypatch)
+    own_redis.pause()
+    submits: list[asyncio.Task[Any]] = []
+    requests = [a_request() for _ in range(ENOUGH_CALLS * (MOST_IN_FLIGHT + 2))]
+    for position, request in enumerate(requests, start=1):
+        submits.append(asyncio.create_task(accept(gateway, request)))
+        if position % ENOUGH_CALLS == 0:
+            sent = min(position // ENOUGH_CALLS, MOST_IN_FLIGHT)
+            await await_until(lambda sent=sent: len(seen) == sent)  # type: ignore[misc]
+    own_redis.resume()
+    accepted = await asyncio.gather(*submits)
+    assert [each.waiting_ahead for each in accepted] == list(range(len(requests)))
+    claims = await replica.queue.claim(len(requests))
+    assert [claim.request.id for claim in claims] == [request.id for request in requests]
+    assert not gateway._commits
+
+
 async def test_a_submit_whose_answer_was_lost_is_not_written_twice(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +109,7 @@ async def test_a_caller_that_leaves_takes_its_request_along(rig: Rig, own_redis:
     own_redis.pause()
     first = asyncio.create_task(accept(gateway, staying))
     second = asyncio.create_task(accept(gateway, leaving))
-    await await_until(lambda: gateway._committing is not None)
+    await await_until(lambda: gateway._commits)
     second.cancel()
     own_redis.resume()
     await first
@@ -129,7 +151,7 @@ async def test_closing_answers_everybody(rig: Rig, own_redis: RedisServer) -> No
     gateway, _ = await rig.gateway()
     own_redis.pause()
     submits = [asyncio.create_task(gateway.submit([a_request()], bounds())) for _ in range(3)]
-    await await_until(lambda: gateway._committing is not None)
+    await await_until(lambda: gateway._commits)
     await gateway.close()
     own_redis.resume()
     outcomes = await asyncio.gather(*submits, return_exceptions=True)

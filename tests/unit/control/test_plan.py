@@ -55,12 +55,13 @@ class TestComingUp:
         world = World(wanted)
         plan = world.step()
         assert (plan.resolve, standing(plan)) == ((("one", revision_of(wanted.spec)),), [])
+        assert plan.entries["one"].precision == ""
         world.source(0, SourceState("resolving"))
         assert told(world.step(), "one", "WeightsAvailable") == ("Unknown", "Resolving")
         world.source(0, SourceState("resolved", "/cache/w", 10, "gptq", "float16"))
         plan = world.step("DEPLOYING")
         assert plan.applications[0].checkpoint == "/cache/w"
-        assert plan.entries["one"].quantization == "gptq"
+        assert (plan.entries["one"].quantization, plan.entries["one"].precision) == ("gptq", "float16")
 
     def test_a_source_that_is_missing_is_the_models_status(self) -> None:
         world = World(model(engine={"name": "transformers"}, source={"uri": "/w"}))

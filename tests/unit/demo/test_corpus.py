@@ -2,23 +2,25 @@
 
 import json
 import re
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping
+from itertools import islice, pairwise
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tidegate.demo import tasks
 from tidegate.demo.corpus import (
     Example,
+    Split,
     conversations,
     examples,
     held_out,
     is_correct,
     split_of,
 )
-from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, Family
+from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, SECOND_STAGE, THIRD_STAGE, Family
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -50,17 +52,17 @@ def test_no_key_is_on_both_sides(family: str) -> None:
     assert not trained & asked
 
 
-@pytest.mark.parametrize("stage", [FIRST_STAGE, FAMILIES], ids=["first", "second"])
+@pytest.mark.parametrize(
+    "stage", [FIRST_STAGE, SECOND_STAGE, THIRD_STAGE, FAMILIES], ids=["first", "second", "third", "last"]
+)
 def test_training_conversations_hold_no_held_out_prompt(stage: Mapping[str, Family]) -> None:
     asked = {e.messages[-1]["content"] for family in FAMILIES for e in held_out(family, 100)}
     chats = islice(conversations("train", 0, stage), 3000)
     assert not asked & {message["content"] for chat in chats for message in chat if message["role"] == "user"}
 
 
-def test_both_stages_teach_the_same_families_with_the_same_prompts() -> None:
-    assert FIRST_STAGE.keys() == FAMILIES.keys()
-    for name, family in FAMILIES.items():
-        assert FIRST_STAGE[name].draw(Random(name)).prompt == family.draw(Random(name)).prompt
+def test_all_stages_teach_the_same_families() -> None:
+    assert FIRST_STAGE.keys() == SECOND_STAGE.keys() == THIRD_STAGE.keys() == FAMILIES.keys()
 
 
 @given(family=st.sampled_from(list(FAMILIES)), key=st.text())
@@ -126,10 +128,10 @@ def test_a_result_is_judged_without_its_steps(answer: str) -> None:
     assert not is_correct(asked, answer.replace("1, 2, 3", "1, 3, 2"))
 
 
-@pytest.mark.parametrize("family", ["comparison", "extremes", "sorting"])
-def test_worked_and_bare_answers_agree(family: str) -> None:
+@pytest.mark.parametrize("draw", [tasks.comparison, tasks.extremes, tasks.sorting])
+def test_worked_and_bare_answers_agree(draw: Callable[..., tasks.Task]) -> None:
     for seed in range(100):
-        worked, bare = FAMILIES[family].draw(Random(seed)), FIRST_STAGE[family].draw(Random(seed))
+        worked, bare = draw(Random(seed)), draw(Random(seed), is_worked=False)
         assert worked.answer.rpartition("Answer: ")[2] == bare.answer
         numbers = [int(n) for n in re.findall(r"\d+", worked.prompt)]
         assert {int(n) for n in re.findall(r"\d+", worked.answer)} <= set(numbers)
@@ -143,3 +145,14 @@ def test_long_conversations_come_close_to_the_context() -> None:
 def test_some_answers_are_long_enough_to_watch() -> None:
     words = [len(e.answer.split()) for e in islice(examples("train", 0, "tidegate_long"), 20)]
     assert min(words) > 70
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_counting_answers_are_the_whole_sequence(split: Split) -> None:
+    for asked in islice(examples(split, 5, "counting"), 200):
+        low, rest = asked.key.split("..")
+        high, step = map(int, rest.split("/"))
+        numbers = [int(number) for number in asked.answer.split(", ")]
+        ends = (high, int(low)) if step < 0 else (int(low), high)
+        assert (numbers[0], numbers[-1]) == ends
+        assert {b - a for a, b in pairwise(numbers)} <= {step}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.waiting import await_until
+from tidegate.control.resource_files import ResourceFile, read_files
 from tidegate.errors import ConfigError
+from tidegate.local import watch
 from tidegate.local.watch import ResourceFiles
 
 MODEL = """\
@@ -70,6 +72,39 @@ async def test_an_invalid_file_is_refused_and_what_ran_goes_on(tmp_path: Path) -
         put(tmp_path, "a", "bfloat16")
         await await_until(lambda: not files.problems)
         assert precisions(files) == ["bfloat16"]
+
+
+@pytest.mark.parametrize("is_removed", [False, True], ids=["emptied", "removed"])
+async def test_a_file_caught_while_it_is_written_takes_no_model_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+) -> None:
+    path = put(tmp_path, "a")
+    seen: list[list[str]] = []
+    files = ResourceFiles([tmp_path], lambda: seen.append(names(files)))
+    files.load()
+    halves: list[Path] = []
+
+    def read_then_write(paths: Sequence[Path]) -> Sequence[ResourceFile]:
+        found = read_files(paths)
+        if not path.exists() or not path.read_bytes():
+            halves.append(put(tmp_path, "a", "float32"))
+        return found
+
+    def written() -> bool:
+        if not halves:  # the watch may not stand yet
+            path.write_bytes(b"")
+            if is_removed:
+                path.unlink()
+        return precisions(files) == ["float32"]
+
+    monkeypatch.setattr(watch, "read_files", read_then_write)
+    stop = asyncio.Event()
+    following = asyncio.create_task(files.follow(stop))
+    await await_until(written)
+    stop.set()
+    await following
+    assert halves
+    assert set(map(tuple, seen)) == {("a",)}
 
 
 async def test_an_invalid_file_hides_no_other(tmp_path: Path) -> None:

@@ -32,11 +32,12 @@ if suspect then
 end
 
 local leased, ids = {}, {}
+local held, expiries, started = {}, {}, {} -- written together below
 
 -- Lease one request that was just taken off its set; past its deadline it expires instead.
 local function lease(id, is_suspect)
-  call('ZREM', P .. 'deadlines', id)
-  local f = read(id)
+  started[#started + 1] = id
+  local f = read_record(id, true)
   if not f or f.state ~= 'waiting' then return false end
   if f.seq == 0 and f.deadline <= now then
     end_from_outside(id, f, 'expired', 'expired', 'DeadlineExceeded',
@@ -45,10 +46,12 @@ local function lease(id, is_suspect)
   end
   local attempt = tonumber(f.attempt) + 1
   call('HSET', P .. 'req:' .. id, 'state', 'running', 'attempt', attempt, 'mark', f.seq, 'replica', replica)
-  call('HSET', P .. 'held:' .. replica, id, pack_lease(attempt, f.seq, is_suspect, f.gateway))
-  call('ZADD', P .. 'leases', now + lease_seconds, id)
+  held[#held + 1] = id
+  held[#held + 1] = pack_lease(attempt, f.seq, is_suspect, f.gateway)
+  expiries[#expiries + 1] = now + lease_seconds
+  expiries[#expiries + 1] = id
   ids[#ids + 1] = id
-  leased[#leased + 1] = { attempt, call('HGET', P .. 'req:' .. id, 'body'), log_of(id, attempt) }
+  leased[#leased + 1] = { attempt, f.body, log_of(id, attempt) }
   return true
 end
 
@@ -69,6 +72,9 @@ while #leased < most do
   for i = 1, #popped, 2 do lease(popped[i], false) end
 end
 
+call_with('ZREM', P .. 'deadlines', started)
+call_with('HSET', P .. 'held:' .. replica, held)
+call_with('ZADD', P .. 'leases', expiries)
 if #leased > 0 then
   call('HSET', record, 'number', number, 'claimed', table.concat(ids, ' '))
   call('EXPIRE', record, keep)

@@ -1,6 +1,7 @@
 -- Shared by all scripts. KEYS[1] is the key prefix with its colon. Redis does not roll back a script that
--- fails: every script checks before its first write. Counters and messages are gathered and written by
--- flush(), the last thing a script does.
+-- fails: every script checks before its first write. Each command costs about 2 us, whatever it does, so what can
+-- be written together is gathered: counters, messages and what ends go out with flush(), the last thing a script
+-- does.
 local P = KEYS[1]
 local call = redis.call
 local DEATHS_TO_POISON, LOSSES_TO_SUSPECT = 2, 3
@@ -17,6 +18,9 @@ local departures = {} -- queue -> running requests that ended in this script
 local outbox = {} -- gateway -> framed segments
 local wakes = {} -- queue -> true
 local drops = {} -- replica -> ids it must stop
+local unleased = {} -- replica -> ids whose lease ended
+local closed = {} -- gateway -> ids that ended
+local CHUNK = 1000 -- of what unpack may lay on Lua's stack; even
 
 local function tally(queue, tenant, requests, bytes)
   local q = tallies.queue[queue]
@@ -28,10 +32,19 @@ local function tally(queue, tenant, requests, bytes)
   total[1] = total[1] + requests; total[2] = total[2] + bytes
 end
 
-local function post(gateway, framed)
-  local box = outbox[gateway]
-  if box then box[#box + 1] = framed else outbox[gateway] = { framed } end
+local function add(lists, name, item)
+  local list = lists[name]
+  if list then list[#list + 1] = item else lists[name] = { item } end
 end
+
+-- One command with any number of arguments.
+local function call_with(command, key, arguments)
+  for from = 1, #arguments, CHUNK do
+    call(command, key, unpack(arguments, from, math.min(from + CHUNK - 1, #arguments)))
+  end
+end
+
+local function post(gateway, framed) add(outbox, gateway, framed) end
 
 -- Smoothed time between two departures while requests waited; n that leave together share the time.
 local function note_departures(queue, n, now)
@@ -52,6 +65,11 @@ local function note_departures(queue, n, now)
 end
 
 local function flush(now)
+  for replica, ids in pairs(unleased) do
+    call_with('HDEL', P .. 'held:' .. replica, ids)
+    call_with('ZREM', P .. 'leases', ids)
+  end
+  for gateway, ids in pairs(closed) do call_with('SREM', P .. 'open:' .. gateway, ids) end
   for queue, n in pairs(departures) do note_departures(queue, n, now) end
   for queue, t in pairs(tallies.queue) do
     local key = P .. 'queue:' .. queue
@@ -84,15 +102,22 @@ local function final_segment(id, seq, reason, code, message)
   return struct.pack('>I4', #body) .. body
 end
 
--- Into a terminal state: everything that makes a request count or appear anywhere goes.
-local function settle(id, state, f, ttl)
-  local key = P .. 'req:' .. id
+-- Into a terminal state, `seq` being the number of its last segment: everything that makes a request count or
+-- appear anywhere goes.
+local function settle(id, state, f, seq, framed, ttl)
+  local key, log = P .. 'req:' .. id, P .. 'log:' .. id
+  if seq == 0 then
+    call('SET', log, framed, 'EX', ttl)
+  else
+    call('APPEND', log, framed)
+    call('EXPIRE', log, ttl)
+  end
   call('HDEL', key, 'body')
-  call('HSET', key, 'state', state)
+  call('HSET', key, 'state', state, 'seq', seq + 1)
   call('EXPIRE', key, ttl)
-  call('EXPIRE', P .. 'log:' .. id, ttl)
-  call('SREM', P .. 'open:' .. f.gateway, id)
+  add(closed, f.gateway, id)
   tally(f.queue, f.tenant, -1, -f.bytes)
+  post(f.gateway, framed)
 end
 
 -- What changes with every token of a running request stands in its replica's hash, so that an engine step
@@ -107,24 +132,26 @@ local function unpack_lease(record)
   return { attempt = attempt, seq = tonumber(seq), suspect = suspect == '1', gateway = gateway }
 end
 
-local function read(id)
+-- The request without its lease: of a running one, `seq` is older than the truth.
+local function read_record(id, and_body)
   local r = call('HMGET', P .. 'req:' .. id, 'state', 'queue', 'tenant', 'gateway', 'bytes', 'attempt', 'seq',
-    'mark', 'replica', 'score', 'deadline', 'deaths', 'losses')
+    'mark', 'replica', 'score', 'deadline', 'deaths', 'losses', and_body and 'body' or 'state')
   if not r[1] then return nil end
-  local f = { state = r[1], queue = r[2], tenant = r[3], gateway = r[4], bytes = tonumber(r[5]), attempt = r[6],
+  return { state = r[1], queue = r[2], tenant = r[3], gateway = r[4], bytes = tonumber(r[5]), attempt = r[6],
     seq = tonumber(r[7]), mark = tonumber(r[8] or 0), replica = r[9], score = r[10],
-    deadline = tonumber(r[11]), deaths = tonumber(r[12] or 0), losses = tonumber(r[13] or 0) }
-  if f.state == 'running' then
+    deadline = tonumber(r[11]), deaths = tonumber(r[12] or 0), losses = tonumber(r[13] or 0), body = r[14] }
+end
+
+local function read(id)
+  local f = read_record(id)
+  if f and f.state == 'running' then
     local lease = unpack_lease(call('HGET', P .. 'held:' .. f.replica, id))
     if lease then f.seq = lease.seq end
   end
   return f
 end
 
-local function end_lease(id, f)
-  call('ZREM', P .. 'leases', id)
-  call('HDEL', P .. 'held:' .. f.replica, id)
-end
+local function end_lease(id, f) add(unleased, f.replica, id) end
 
 -- The suspect of a living replica did no harm; the replica may take the next one.
 local function clear_suspect(id, f)
@@ -136,22 +163,19 @@ end
 -- End a waiting or running request from outside its engine. `-` as attempt: no later write can be current.
 local function end_from_outside(id, f, state, reason, code, message, ttl)
   local framed = final_segment(id, f.seq, reason, code, message)
-  call('APPEND', P .. 'log:' .. id, framed)
-  call('HSET', P .. 'req:' .. id, 'attempt', '-', 'seq', f.seq + 1)
+  call('HSET', P .. 'req:' .. id, 'attempt', '-')
   if f.state == 'running' then
     -- The replica's suspect stays noted: if the replica is dead, it still answers for its other requests.
     -- A living replica's next claim finds it ended.
     end_lease(id, f)
     departures[f.queue] = (departures[f.queue] or 0) + 1
-    local told = drops[f.replica]
-    if told then told[#told + 1] = id else drops[f.replica] = { id } end
+    add(drops, f.replica, id)
   else
     call('ZREM', P .. 'waiting:' .. f.queue, id)
     call('ZREM', P .. 'suspects:' .. f.queue, id)
     call('ZREM', P .. 'deadlines', id)
   end
-  settle(id, state, f, ttl)
-  post(f.gateway, framed)
+  settle(id, state, f, f.seq, framed, ttl)
 end
 
 -- A running request goes back to its old place. One that has emitted reached its engine in time: it has no

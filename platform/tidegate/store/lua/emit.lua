@@ -4,7 +4,6 @@
 local ttl, replica = tonumber(ARGV[1]), ARGV[2]
 local held = P .. 'held:' .. replica
 local STATE_OF = { stop = 'done', length = 'done', error = 'failed', cancelled = 'cancelled', expired = 'expired' }
-local CHUNK = 1000 -- of what unpack may lay on Lua's stack
 
 local leases, stale, now = {}, {}, nil
 
@@ -23,19 +22,18 @@ local function was_written(id, attempt, seq)
   return (r[1] == 'done' or r[1] == 'failed') and r[2] == attempt and seq < tonumber(r[3])
 end
 
-local function finish(id, seq, reason)
-  local f = read(id)
+local function finish(id, seq, reason, framed)
+  local f = read_record(id)
   end_lease(id, f)
-  call('HSET', P .. 'req:' .. id, 'seq', seq + 1)
   if leases[id].suspect then clear_suspect(id, f) end
   departures[f.queue] = (departures[f.queue] or 0) + 1
-  settle(id, STATE_OF[reason] or 'failed', f, ttl)
+  settle(id, STATE_OF[reason] or 'failed', f, seq, framed, ttl)
   leases[id] = false
 end
 
 -- The first new segment of a suspect clears it, unless it took replicas down after its first tokens.
 local function absolve(id, lease)
-  local f = read(id)
+  local f = read_record(id)
   if f.losses >= LOSSES_TO_SUSPECT then return end
   call('HSET', P .. 'req:' .. id, 'deaths', 0)
   lease.suspect = false
@@ -49,17 +47,17 @@ for i = 3, #ARGV, 5 do
     if not was_written(id, attempt, seq) then stale[#stale + 1] = id end
   elseif seq > lease.seq then
     -- Redis came back without what it had not fsynced: only another attempt can close the gap.
-    local f = read(id)
+    local f = read_record(id)
     f.seq = lease.seq
     requeue(id, f)
     leases[id] = false
     stale[#stale + 1] = id
   elseif seq == lease.seq then -- a lower one is written already
-    call('APPEND', P .. 'log:' .. id, framed)
-    post(lease.gateway, framed)
     if ARGV[i + 3] ~= '' then
-      finish(id, seq, ARGV[i + 3])
+      finish(id, seq, ARGV[i + 3], framed)
     else
+      call('APPEND', P .. 'log:' .. id, framed)
+      post(lease.gateway, framed)
       if lease.suspect then absolve(id, lease) end
       lease.seq = seq + 1
       lease.is_new = true
@@ -74,9 +72,7 @@ for id, lease in pairs(leases) do
     pairs_of[#pairs_of + 1] = pack_lease(lease.attempt, lease.seq, lease.suspect, lease.gateway)
   end
 end
-for from = 1, #pairs_of, CHUNK do
-  call('HSET', held, unpack(pairs_of, from, math.min(from + CHUNK - 1, #pairs_of)))
-end
+call_with('HSET', held, pairs_of)
 if next(departures) then now = server_time() end
 flush(now)
 return stale

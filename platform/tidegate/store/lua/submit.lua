@@ -9,14 +9,23 @@ local skew = now - tonumber(ARGV[1])
 local is_repeat = ARGV[2] == '1'
 local queues, tenants, everything = {}, {}, nil
 local replies, at = {}, 3
+local deadlines, opened = {}, {} -- written together below
 
 local function counters(key)
-  local h = call('HMGET', key, 'requests', 'bytes', 'drain', 'gone')
+  local h = call('HMGET', key, 'requests', 'bytes', 'drain', 'gone', 'order')
   if h[4] then call('HDEL', key, 'gone') end -- a model that was removed came back
-  return { requests = tonumber(h[1] or 0), bytes = tonumber(h[2] or 0), drain = h[3] or '0' }
+  return { requests = tonumber(h[1] or 0), bytes = tonumber(h[2] or 0), drain = h[3] or '0',
+    order = tonumber(h[5] or 0) }
 end
 
 everything = counters(P .. 'total')
+local first_order = everything.order
+
+-- Write the scores that gathered for a queue.
+local function enqueue(queue, q)
+  call_with('ZADD', P .. 'waiting:' .. queue, q.scores)
+  q.scores = {}
+end
 
 while at <= #ARGV do
   local n, queue, tenant, gateway = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
@@ -29,6 +38,9 @@ while at <= #ARGV do
   if not q then
     q = counters(P .. 'queue:' .. queue)
     q.edge = call('ZCARD', waiting)
+    q.scores = {}
+    -- The highest score that waits: what is submitted behind it needs no search for its place.
+    q.last = q.edge > 0 and tonumber(call('ZRANGE', waiting, -1, -1, 'WITHSCORES')[2]) or -math.huge
     q.waiting = q.edge + call('ZCARD', P .. 'suspects:' .. queue)
     queues[queue] = q
   end
@@ -47,21 +59,29 @@ while at <= #ARGV do
   local was_written = is_repeat and call('EXISTS', P .. 'req:' .. ARGV[first]) == 1
   local ahead = 0
   if not refused and not was_written then
-    local order = call('HINCRBY', P .. 'total', 'order', n) - n
+    local own_score, last = nil, q.last
     for i = first, at - 1, 6 do
       local id = ARGV[i]
-      order = order + 1
+      everything.order = everything.order + 1
       local priority = math.max(-1000, math.min(1000, tonumber(ARGV[i + 2])))
-      local score = order - priority * PRIORITY_BAND
+      local score = everything.order - priority * PRIORITY_BAND
       local deadline = tonumber(ARGV[i + 1]) + skew
       call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'queue', queue, 'tenant', tenant, 'gateway', gateway,
         'bytes', ARGV[i + 4], 'attempt', 0, 'seq', 0, 'score', score, 'deadline', deadline,
         'priority', priority, 'cost', ARGV[i + 3], 'body', ARGV[i + 5])
-      call('ZADD', waiting, score, id)
-      call('ZADD', P .. 'deadlines', deadline, id)
-      call('SADD', P .. 'open:' .. gateway, id)
+      own_score = own_score or score
+      q.last = math.max(q.last, score)
+      q.scores[#q.scores + 1] = score
+      q.scores[#q.scores + 1] = id
+      deadlines[#deadlines + 1] = deadline
+      deadlines[#deadlines + 1] = id
+      add(opened, gateway, id)
     end
-    ahead = call('ZRANK', waiting, ARGV[first]) + (q.waiting - q.edge)
+    ahead = q.waiting
+    if own_score < last then
+      enqueue(queue, q)
+      ahead = ahead - q.edge + call('ZRANK', waiting, ARGV[first])
+    end
     if q.edge == 0 then wakes[queue] = true end
     q.edge = q.edge + n; q.waiting = q.waiting + n
     q.requests = q.requests + n; q.bytes = q.bytes + bytes
@@ -79,5 +99,9 @@ while at <= #ARGV do
   replies[base + 6] = refused or ''
   replies[base + 7] = limit
 end
+for queue, q in pairs(queues) do enqueue(queue, q) end
+call_with('ZADD', P .. 'deadlines', deadlines)
+for gateway, ids in pairs(opened) do call_with('SADD', P .. 'open:' .. gateway, ids) end
+if everything.order > first_order then call('HSET', P .. 'total', 'order', everything.order) end
 flush(now)
 return replies

@@ -50,9 +50,11 @@ for _, dead in ipairs(silent) do
     end
     done = done + 1
   end
-  if call('EXISTS', P .. 'open:' .. dead) == 0 then call('ZREM', P .. 'gateways', dead) end
 end
 flush(now)
+for _, dead in ipairs(silent) do
+  if call('EXISTS', P .. 'open:' .. dead) == 0 then call('ZREM', P .. 'gateways', dead) end
+end
 local waiting = 0
 if queue ~= '' then
   waiting = call('ZCARD', P .. 'waiting:' .. queue) + call('ZCARD', P .. 'suspects:' .. queue)
