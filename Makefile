@@ -15,10 +15,10 @@ PYTEST_ARGS ?=
 # Nothing that make runs reaches for a model hub: the demo's weights are in the package.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help up down clean test test-cluster check env docs images
+.PHONY: help up down clean test test-cluster test-cluster-full check env docs images
 
 help: ## list these targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 up: $(RUN_STAMP) ## install what is missing, start the platform with its demo models
 	@$(BIN)/tidegate up
@@ -34,6 +34,9 @@ test: $(DEV_STAMP) ## run every test that needs no root
 
 test-cluster: $(DEV_STAMP) ## run the tests on a Kubernetes cluster of their own; needs root, leaves nothing
 	@tests/cluster/run.sh $(abspath $(BIN)/python) $(PYTEST_ARGS)
+
+test-cluster-full: $(DEV_STAMP) ## measure the control plane at 500 Models, and under faults of the API server
+	@$(BIN)/python -m pytest tests/cluster/full $(PYTEST_ARGS)
 
 check: $(DEV_STAMP) ## ruff, mypy --strict, import-linter, and that the CRDs follow from the code
 	@failed=""; \

@@ -35,7 +35,7 @@ MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 JSON = "application/json"
 
-Kind = Literal["Model", "Pool", "RayCluster", "Job", "Pod", "Event", "Deployment"]
+Kind = Literal["Model", "Pool", "RayCluster", "Job", "Pod", "Event", "Deployment", "Lease"]
 Object = dict[str, Any]
 
 
@@ -55,6 +55,7 @@ _PLACES: dict[str, _Place] = {
     "CoreEvent": _Place("/api/v1", "events"),
     "Node": _Place("/api/v1", "nodes"),
     "Deployment": _Place("/apis/apps/v1", "deployments"),  # `uninstall` stops the operator's own
+    "Lease": _Place("/apis/coordination.k8s.io/v1", "leases"),  # `uninstall` removes it
 }
 
 
@@ -168,9 +169,12 @@ class Cluster:
         return await self._write("create", "POST", kind, path, manifest, JSON, _OWNER)
 
     async def delete(self, kind: Kind, body: Mapping[str, Any]) -> None:
-        """Delete this very object with all that it owns; one that is gone already is fine."""
+        """Delete this very object (without a uid: the one of that name) with all that it owns; one that is
+        gone already is fine."""
         meta = body["metadata"]
-        options = {"propagationPolicy": "Background", "preconditions": {"uid": meta["uid"]}}
+        options: dict[str, Any] = {"propagationPolicy": "Background"}
+        if "uid" in meta:
+            options["preconditions"] = {"uid": meta["uid"]}
         path = _path(kind, meta["namespace"], meta["name"])
         try:
             await self._write("delete", "DELETE", kind, path, options, JSON, {})

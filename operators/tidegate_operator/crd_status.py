@@ -69,7 +69,7 @@ class ModelStatus(Strict):
         default=None, description="The revision that takes the traffic; empty: none has proved itself yet."
     )
     format: Short | None = Field(
-        default=None, description="How the weights are stored: none (not quantized), gptq, or the method."
+        default=None, description="How the weights are stored: gptq, another method, or a number format."
     )
     precision: Short | None = Field(default=None, description="Number format that the replicas compute in.")
     pool: Short | None = Field(default=None, description="The Pool that runs the replicas.")

@@ -148,6 +148,8 @@ class Gatherer:
             if model is None or model.spec.source is None:
                 continue
             revision = revision_of(model.spec)
+            if _is_remembered(subject, revision):
+                continue  # a finished Job goes by itself, its pod first: it then seems to have failed
             job = self.cache.get("Job", namespace, job_name(model.name, revision))
             if job is not None:
                 own = ray_state.pods_of_job(pods, job["metadata"]["name"])
@@ -196,3 +198,8 @@ class Gatherer:
             pod_problems=problems,
             rejected=rejected,
         )
+
+
+def _is_remembered(subject: Subject, revision: str) -> bool:
+    kept = subject.record.revisions.get(revision) if subject.record is not None else None
+    return kept is not None and bool(kept.checkpoint)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 from tidegate.control.conditions import condition
 from tidegate.control.moving import Move
-from tidegate.control.observed import Observation, PodProblem, ServeState
+from tidegate.control.observed import Observation, PodProblem
 from tidegate.control.plan import Plan, make_plan
-from tidegate.control.pod_template import GENERATION_LABEL, POOL_LABEL, RayDefaults
+from tidegate.control.pod_template import POOL_LABEL, RayDefaults
 from tidegate.control.ray_cluster import generation_of, in_place_patch, ray_cluster
 from tidegate.control.reasons import READY
 from tidegate.control.resources import Pool
@@ -30,7 +30,8 @@ from tidegate.serve_writer import ServeWriter
 from tidegate_operator import ray_state, upgrade
 from tidegate_operator.apply import Applier
 from tidegate_operator.cache import Body, Cache, is_deleting, labels
-from tidegate_operator.gather import Gatherer, Serves, ServeView
+from tidegate_operator.gather import Gatherer, Serves
+from tidegate_operator.ray_view import RayView, name_of, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.status_patch import (
     deleting_since,
     outage_status,
@@ -46,11 +47,6 @@ PROGRESSING_SECONDS = 0.5
 STARTING_SECONDS = 1.0  # a Ray cluster takes half a minute
 SETTLED_SECONDS = 3.0
 OUTAGE_SECONDS = 2.0
-SILENT_SECONDS = 60.0  # a RayCluster of which KubeRay has said nothing for so long is not looked after
-NO_KUBERAY = (
-    "The cluster does not know ray.io/v1 RayClusters; install KubeRay 1.5 to 1.7. Tidegate looks again by "
-    "itself."
-)
 
 
 @dataclass(slots=True)
@@ -58,26 +54,6 @@ class Abilities:
     """What the cluster can do; `main` finds it out."""
 
     has_kuberay: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _Ray:
-    """A pool's clusters as one look finds them."""
-
-    choice: upgrade.Clusters
-    views: Mapping[str, ServeView]
-    pods: Sequence[Body]  # of the active cluster
-    generation: str
-
-    @property
-    def states(self) -> Mapping[str, ServeState | None]:
-        return {name: view.state for name, view in self.views.items()}
-
-    @property
-    def view(self) -> ServeView:
-        if self.choice.active is None:
-            return ServeView(None)
-        return self.views.get(_name(self.choice.active), ServeView(None))
 
 
 @dataclass(slots=True)
@@ -147,7 +123,7 @@ class Reconciler:
         """Let go what belongs to objects that are gone."""
         clusters = self._cache.everywhere("RayCluster")
         await self._serves.keep(clusters)
-        standing = {(item["metadata"]["namespace"], _name(item)) for item in clusters}
+        standing = {(item["metadata"]["namespace"], name_of(item)) for item in clusters}
         self._memories = {key: memory for key, memory in self._memories.items() if key in standing}
         bodies = [*self._cache.everywhere("Model"), *self._cache.everywhere("Pool")]
         uids = frozenset(item["metadata"]["uid"] for item in bodies)
@@ -225,7 +201,7 @@ class Reconciler:
         except QueueUnavailable as error:
             await self._outage(subjects, "RedisUnreachable", error.message, now)
             ready = condition(READY, "False", "RedisUnreachable", error.message)
-            await self._pool_status(body, ready, told, self._numbers(ray, None), now)
+            await self._pool_status(body, ready, told, pool_numbers(ray, None), now)
             return OUTAGE_SECONDS
         records = {
             subject.name: subject.record
@@ -248,22 +224,22 @@ class Reconciler:
             if subject.name in plan.drained:
                 await self._applier.release(subject.body)
         is_moving = await self._retire(ray, part)
-        ready = self._pool_ready(ray)
+        ready = pool_ready(ray, self._now())
         problems = (*told, *seen.pod_problems)
-        await self._pool_status(body, ready, problems, self._numbers(ray, plan), now)
+        await self._pool_status(body, ready, problems, pool_numbers(ray, len(plan.applications)), now)
         if ray.view.state is None:
             return STARTING_SECONDS
         if has_written or is_moving or not plan.is_settled:
             return PROGRESSING_SECONDS
         return _pause(plan, ray, self._now())
 
-    async def _ray(self, namespace: str, body: Body, pool: Pool, found: Sequence[Body]) -> _Ray:
+    async def _ray(self, namespace: str, body: Body, pool: Pool, found: Sequence[Body]) -> RayView:
         """Make the pool's clusters stand as they should and see what their Serves say."""
         generation = generation_of(pool.spec, self._defaults)
         live = [item for item in found if not is_deleting(item)]
         views = dict(
             zip(
-                map(_name, live),
+                map(name_of, live),
                 await asyncio.gather(*(self._serves.look(item) for item in live)),
                 strict=True,
             )
@@ -273,7 +249,7 @@ class Reconciler:
             found,
             pool.spec.upgrade,
             str((body.get("status") or {}).get("rayCluster") or ""),
-            lambda item: views[_name(item)].state is not None,
+            lambda item: views[name_of(item)].state is not None,
         )
         if self._abilities.has_kuberay:
             manifest = ray_cluster(pool, namespace, generation, self._defaults)
@@ -285,12 +261,12 @@ class Reconciler:
                 await self._applier.delete_cluster(item)
         active = choice.active
         pods = (
-            ray_state.pods_of(self._cache.of("Pod", namespace), _name(active)) if active is not None else []
+            ray_state.pods_of(self._cache.of("Pod", namespace), name_of(active)) if active is not None else []
         )
-        return _Ray(choice, views, pods, generation)
+        return RayView(choice, views, pods, generation, self._abilities.has_kuberay)
 
     async def _observe(
-        self, namespace: str, subjects: Sequence[Subject], pool: Pool, ray: _Ray
+        self, namespace: str, subjects: Sequence[Subject], pool: Pool, ray: RayView
     ) -> Observation:
         memory = self._memory(namespace, ray.choice.active)
         return await self._gatherer.observe(
@@ -299,24 +275,11 @@ class Reconciler:
             pool,
             ray.choice.active,
             upgrade.standing(ray.choice, ray.states),
-            self._serve_problem(ray, memory),
+            serve_problem(ray, memory.problem, self._now()),
             memory.rejected,
         )
 
-    def _serve_problem(self, ray: _Ray, memory: _Memory) -> tuple[str, str] | None:
-        """Why Serve takes no config; None also while a cluster is on its way up."""
-        if not self._abilities.has_kuberay:
-            return "KubeRayMissing", NO_KUBERAY
-        active = ray.choice.active
-        if active is not None and ray.view.state is None:
-            if ray_state.head_is_ready(ray.pods):
-                return "ServeUnavailable", ray.view.problem
-            if ray_state.is_ignored(active, SILENT_SECONDS, self._now()):
-                return "KubeRayMissing", _ignored(active)
-            return None
-        return memory.problem
-
-    async def _write_serve(self, namespace: str, applications: Sequence[Application], ray: _Ray) -> bool:
+    async def _write_serve(self, namespace: str, applications: Sequence[Application], ray: RayView) -> bool:
         """Give the active cluster its config; whether something was sent."""
         active = ray.choice.active
         if active is None or ray.view.state is None:
@@ -332,11 +295,11 @@ class Reconciler:
             memory.problem = (error.reason, error.message)
         return memory.writer.has_written
 
-    async def _retire(self, ray: _Ray, part: Move) -> bool:
+    async def _retire(self, ray: RayView, part: Move) -> bool:
         """Take off clusters of other generations what they are not needed for, and let empty ones go;
         whether the pool is on its way from one cluster to another."""
         for old in ray.choice.retiring:
-            state = ray.states[_name(old)]
+            state = ray.states[name_of(old)]
             if state is not None:
                 kept = upgrade.kept_configs(state, part.old)
                 held = {name for name, item in state.applications.items() if item.status != "DELETING"}
@@ -347,53 +310,15 @@ class Reconciler:
         return bool(ray.choice.retiring or ray.choice.wanted is not ray.choice.active)
 
     async def _take_off(self, old: Body, kept: Sequence[Mapping[str, object]]) -> None:
-        log.info("RayCluster %s keeps %d applications", _name(old), len(kept))
+        log.info("RayCluster %s keeps %d applications", name_of(old), len(kept))
         try:
             await self._serves.api(old).put(
                 {"proxy_location": "Disabled", "applications": [dict(config) for config in kept]}
             )
         except (ServeRejected, ServeUnavailable) as error:
-            log.error("RayCluster %s: %s", _name(old), error.message)
+            log.error("RayCluster %s: %s", name_of(old), error.message)
 
     # What is told of the pool --------------------------------------------------------------------------
-
-    def _pool_ready(self, ray: _Ray) -> Condition:
-        active = ray.choice.active
-        if not self._abilities.has_kuberay:
-            return condition(READY, "False", "KubeRayMissing", NO_KUBERAY)
-        if active is None and ray.choice.retiring:
-            return condition(READY, "False", "ClusterRecreating")
-        if active is None or ray.view.state is None:
-            if active is not None and ray_state.is_ignored(active, SILENT_SECONDS, self._now()):
-                return condition(READY, "False", "KubeRayMissing", _ignored(active))
-            return condition(READY, "False", "ClusterStarting")
-        if ray.choice.retiring:
-            names = ", ".join(map(_name, ray.choice.retiring))
-            return condition(
-                READY, "True", "ClusterReady", f"The Ray cluster {_name(active)} takes over from {names}."
-            )
-        if ray.choice.wanted is not active:
-            return condition(
-                READY,
-                "True",
-                "ClusterReady",
-                f"The Ray cluster {_name(active)} serves; one of generation {ray.generation} comes up.",
-            )
-        return condition(READY, "True", "ClusterReady")
-
-    def _numbers(self, ray: _Ray, plan: Plan | None) -> Mapping[str, object]:
-        active = ray.choice.active
-        ready, wanted = ray_state.workers(active)
-        revisions = len(plan.applications) if plan is not None else None
-        return {
-            "rayCluster": _name(active) if active is not None else "",
-            "generation": labels(active).get(GENERATION_LABEL, "") if active is not None else "",
-            "workers": ready,
-            "wantedWorkers": wanted,
-            "revisions": revisions,
-            "rayVersion": ray_state.ray_version(active),
-            "kubeRay": ray_state.kuberay_version(ray.pods),
-        }
 
     async def _pool_status(
         self,
@@ -411,22 +336,11 @@ class Reconciler:
     def _memory(self, namespace: str, cluster: Body | None) -> _Memory:
         if cluster is None:
             return _Memory()
-        return self._memories.setdefault((namespace, _name(cluster)), _Memory())
+        return self._memories.setdefault((namespace, name_of(cluster)), _Memory())
 
 
-def _pause(plan: Plan, ray: _Ray, now: float) -> float:
+def _pause(plan: Plan, ray: RayView, now: float) -> float:
     """Until time alone may have changed something; drift is found at the latest after `SETTLED_SECONDS`."""
     times = [at for at in (plan.next_look_at, ray_state.next_slow_at(ray.pods, now)) if at is not None]
     soonest = min((at - now for at in times), default=SETTLED_SECONDS)
     return min(SETTLED_SECONDS, max(PROGRESSING_SECONDS, soonest))
-
-
-def _ignored(cluster: Body) -> str:
-    return (
-        f"KubeRay has not acted on the RayCluster {_name(cluster)}; check that its operator runs and watches "
-        f"the namespace {cluster['metadata']['namespace']}."
-    )
-
-
-def _name(body: Body) -> str:
-    return str(body["metadata"]["name"])

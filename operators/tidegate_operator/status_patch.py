@@ -28,6 +28,14 @@ Status = dict[str, Any]
 RESTLESS = ("waiting",)
 RESTLESS_SECONDS = 5.0
 
+# Why something is not ready that will be, or is not meant to be any longer.
+ON_ITS_WAY = frozenset(
+    {
+        *("Resolving", "NotChecked", "Queued", "Building", "Loading", "Waking", "Unproven"),
+        *("ClusterStarting", "ClusterRecreating", "Deleting"),
+    }
+)
+
 # Fields whose values are a person's own mappings: their keys are left as they are.
 _VERBATIM = frozenset({"spec"})
 
@@ -40,7 +48,7 @@ def model_status(entry: ModelEntry, record: ModelRecord, generation: int, pool: 
         "observedGeneration": generation,
         "conditions": conditions_on_wire(entry.conditions, generation),
         "revision": record.serving,
-        "format": entry.quantization,
+        "format": entry.quantization if entry.quantization != "none" else entry.precision,
         "precision": entry.precision,
         "pool": pool,
         "replicas": entry.replicas_ready,
@@ -120,7 +128,7 @@ def pool_status(
     if problems:
         text = " ".join(dict.fromkeys(problem.message for problem in problems))
         degraded = condition(DEGRADED, "True", problems[0].reason, text)
-    elif ready.status == "False" and ready.reason not in PROGRESSING_REASONS:
+    elif ready.status == "False" and ready.reason not in ON_ITS_WAY:
         degraded = condition(DEGRADED, "True", ready.reason, ready.message)
     else:
         degraded = condition(DEGRADED, "False", "Healthy")
@@ -130,9 +138,6 @@ def pool_status(
         "conditions": conditions_on_wire(conditions, generation),
         **{key: value for key, value in numbers.items() if value not in ("", None)},
     }
-
-
-PROGRESSING_REASONS = frozenset({"ClusterStarting", "ClusterRecreating"})
 
 
 def overlaid(
@@ -197,7 +202,7 @@ def is_trouble(item: Condition) -> bool:
     """Whether an Event about it is a Warning."""
     if item.type == DEGRADED:
         return item.status == "True"
-    return item.status == "False" and item.type != PROGRESSING
+    return item.status == "False" and item.type != PROGRESSING and item.reason not in ON_ITS_WAY
 
 
 def deleting_since(body: Mapping[str, Any]) -> float | None:

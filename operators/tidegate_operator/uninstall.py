@@ -3,6 +3,7 @@
 Without `--keep-models`, every Model and Pool is deleted; the operator, which still runs, drains them and
 takes its finalizers away. With it, the operator is stopped first, or it would put back what is taken away
 here; then the Models lose their finalizer, which nobody would be left to take away, and the Ray clusters go.
+Its Lease, which no release knows of, goes last, and a running operator would make another.
 
 An uninstall must end. What still stands after the time that it was given loses our finalizers, and KubeRay's
 where the Redis that it wants to clean is gone; after that only an object that a stranger holds is an error.
@@ -69,6 +70,7 @@ class Options:
     namespaces: tuple[str, ...]
     operator_namespace: str
     operator_selector: str
+    operator_lease: str
     keep_models: bool
     timeout_seconds: float
 
@@ -90,7 +92,7 @@ class Uninstall:
     async def run(self) -> None:
         """Raises `UninstallFailed` and `ApiError`."""
         if self._options.keep_models:
-            await self._stop_operator()
+            await self._stop_operator(self._deadline - self._options.timeout_seconds * MODELS_SHARE)
             await self._release_models()
             await self._clear("Job", RESOLVE_JOBS, OUR_FINALIZERS, self._deadline)
         else:
@@ -98,8 +100,10 @@ class Uninstall:
             await self._clear("Model", "", OUR_FINALIZERS, self._deadline - share)
             await self._clear("Pool", "", OUR_FINALIZERS, self._deadline)
         await self._clear("RayCluster", RAY_CLUSTERS, RAY_FINALIZERS, self._deadline)
+        await self._stop_operator(self._clock() + FORCED_SECONDS)
+        await self._repeat(self._delete_lease, self._clock() + FORCED_SECONDS)
 
-    async def _stop_operator(self) -> None:
+    async def _stop_operator(self, until: float) -> None:
         async def stop() -> list[Object]:
             where = (self._options.operator_namespace, self._options.operator_selector)
             for body in await self._found("Deployment", *where):
@@ -111,7 +115,12 @@ class Uninstall:
             return await self._found("Pod", *where)
 
         # A pod that has not ended by then is on a node that is away and has lost its Lease long ago.
-        await self._repeat(stop, self._deadline - self._options.timeout_seconds * MODELS_SHARE)
+        await self._repeat(stop, until)
+
+    async def _delete_lease(self) -> list[Object]:
+        meta = {"namespace": self._options.operator_namespace, "name": self._options.operator_lease}
+        await self._api.delete("Lease", {"metadata": meta})
+        return []
 
     async def _release_models(self) -> None:
         async def release() -> list[Object]:
@@ -202,6 +211,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--namespaces", required=True, help="that the operator watches, with commas")
     parser.add_argument("--operator-namespace", required=True)
     parser.add_argument("--operator-selector", required=True, help="labels of its Deployment and pods")
+    parser.add_argument("--operator-lease", required=True, help="the name of its Lease")
     parser.add_argument("--keep-models", action="store_true", help="keep Models and Pools")
     parser.add_argument("--timeout-seconds", type=float, default=240.0)
     found = parser.parse_args(arguments)
@@ -209,6 +219,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         tuple(filter(None, found.namespaces.split(","))),
         found.operator_namespace,
         found.operator_selector,
+        found.operator_lease,
         found.keep_models,
         found.timeout_seconds,
     )

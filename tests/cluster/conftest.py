@@ -8,8 +8,24 @@ import pytest
 
 from tests.cluster import cluster as clusters
 from tests.cluster.cluster import Cluster
+from tests.cluster.figures import Figures
 
 NAMESPACES = pytest.StashKey[list[str]]()
+FIGURES = pytest.StashKey[Figures]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FIGURES] = Figures()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    config.stash[FIGURES].show(terminalreporter)
+
+
+@pytest.fixture(scope="session")
+def figures(pytestconfig: pytest.Config) -> Figures:
+    """Where tests note how long things took."""
+    return pytestconfig.stash[FIGURES]
 
 
 @pytest.fixture(scope="session")

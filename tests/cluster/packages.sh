@@ -11,6 +11,7 @@ if [[ $PARTS == all ]]; then
   want /usr/sbin/runc runc
   want /usr/lib/cni/bridge containernetworking-plugins
   want /usr/bin/mmdebstrap mmdebstrap
+  want /usr/bin/buildah buildah
   want /usr/sbin/nft nftables
   want /usr/sbin/iptables iptables
   want /usr/bin/ip iproute2

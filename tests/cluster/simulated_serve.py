@@ -68,14 +68,14 @@ class SimulatedServe:
         self._configs[cluster] = configs
         for name in fresh:
             await self._report(name, configs[name])
-        await self.beat()
+        await self.beat(cluster)
         return web.Response(text="ok")
 
-    async def beat(self) -> None:
-        """All replicas of all clusters say that they live."""
+    async def beat(self, *clusters: str) -> None:
+        """All replicas of these clusters, or of all, say that they live."""
         now = time.time()
-        for cluster, configs in self._configs.items():
-            for name, config in configs.items():
+        for cluster in clusters or list(self._configs):
+            for name, config in list(self._configs[cluster].items()):
                 model, revision = _key(name)
                 if model in self.broken or not _replicas(config):
                     continue

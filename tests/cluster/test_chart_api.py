@@ -192,13 +192,9 @@ def as_uninstall(release: Cluster, tmp_path: Path) -> dict[str, str]:
 
 
 def uninstall(environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-m", "tidegate_operator.uninstall", "--namespaces", NAMESPACE]
-    command += [
-        "--operator-namespace",
-        NAMESPACE,
-        "--operator-selector",
-        "app.kubernetes.io/component=operator",
-    ]
+    command = [sys.executable, "-m", "tidegate_operator.uninstall", f"--namespaces={NAMESPACE}"]
+    command += [f"--operator-namespace={NAMESPACE}", "--operator-lease=tidegate-operator"]
+    command += ["--operator-selector=app.kubernetes.io/component=operator"]
     done = subprocess.run(
         [*command, "--timeout-seconds=6", *arguments],
         env=environment,

@@ -347,16 +347,38 @@ async def test_a_look_at_a_source_is_a_job_of_the_models_own(world: World) -> No
         engine={"name": "transformers"},
         source={"uri": "hf://owner/name", "secretRef": {"name": "token"}},
     )
+
+    async def jobs() -> list[Object]:
+        return (await world.api.list("Job", "default"))[0]
+
     await world.wait_for_condition("one", "WeightsAvailable", "Unknown", "Resolving")
     assert (await world.condition("one", "Scheduled"))["status"] == "Unknown"
-    ((job,), _) = await world.api.list("Job", "default")
+    (job,) = await world.wait_for("a Job", jobs)
     assert job["metadata"]["ownerReferences"][0]["uid"] == body["metadata"]["uid"]
-    await end_job(world, job, '{"error": {"reason": "Unauthorized", "message": "The hub wants a token."}}')
+    refusal = '{"error": {"reason": "Unauthorized", "message": "The hub wants a token."}}'
+    pod = await end_job(world, job, refusal)
     found = await world.wait_for_condition("one", "WeightsAvailable", "False", "Unauthorized", timeout=10)
     assert found["message"] == "The hub wants a token."
 
+    await world.api.delete("Pod", pod)
+    await world.api.delete("Job", job)  # its time is over; another is made
+    await world.wait_for_condition("one", "WeightsAvailable", "Unknown", "Resolving", timeout=10)
+    (job,) = await world.wait_for("a second Job", jobs)
+    pod = await end_job(
+        world,
+        job,
+        '{"path": "/weights/x", "weights_bytes": 5, "quantization": "none", "precision": "float32"}',
+    )
+    await world.wait_for_condition("one", "Ready", "True", "Serving")
+    await world.settled()
+    await world.api.delete("Pod", pod)
+    await world.api.delete("Job", job)
+    before = await world.operator.writes()
+    await asyncio.sleep(4)
+    assert await world.operator.writes() == before  # the answer is remembered
 
-async def end_job(world: World, job: Object, answer: str) -> None:
+
+async def end_job(world: World, job: Object, answer: str) -> Object:
     """Do what kubelet and the Job controller do."""
     name = job["metadata"]["name"]
     pod = await world.api.create(
@@ -374,7 +396,7 @@ async def end_job(world: World, job: Object, answer: str) -> None:
     )
     ended = {"terminated": {"exitCode": 0, "message": answer}}
     container = {"name": "resolve", "image": "x", "imageID": "", "restartCount": 0, "ready": False}
-    await world.api.apply_status(
+    return await world.api.apply_status(
         "Pod", pod, {"phase": "Succeeded", "containerStatuses": [{**container, "state": ended}]}
     )
 

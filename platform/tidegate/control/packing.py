@@ -236,7 +236,10 @@ def _gpu_share(need: Need, group: Group) -> _Share | Refusal:
     if stands:
         where = f"the {asked:g} GPUs that spec.resources.gpus asks for in group {group.name} have"
     else:
-        where = f"{most // WHOLE} GPU{'s' if most > WHOLE else ''} of group {group.name} have"
+        whole = most // WHOLE
+        where = (
+            f"{whole} GPUs of group {group.name} have" if whole > 1 else f"a GPU of group {group.name} has"
+        )
     return (
         "TooLittleGpuMemory",
         f"One replica needs {gib(memory.bytes)} of GPU memory ({memory.text}) and {where} "

@@ -40,14 +40,17 @@ def pack(
 
 
 def source_of(model: Model, record: ModelRecord, target: str, seen: Observation) -> SourceState | None:
-    """What is known of the target's source: the last look's answer, or what was found in an earlier one."""
+    """What is known of the target's source: the last look's answer, or what was found in an earlier one. In a
+    cluster there is one look per revision, and once its answer is recorded the Job's end is no news: its pods
+    may go before it does, and it then has no answer any more."""
     if model.spec.source is None:
         return None
     found = seen.sources.get((model.name, target))
     known = record.revisions.get(target)
-    if found is None and known is not None and known.checkpoint:
-        return known.source
-    return found
+    if known is None or not known.checkpoint:
+        return found
+    is_old = found is None or (bool(seen.groups) and found.state != "resolved")
+    return known.source if is_old else found
 
 
 def is_found(model: Model, source: SourceState | None) -> bool:

@@ -100,7 +100,11 @@ def test_who_is_refused_takes_nothing() -> None:
 @pytest.mark.parametrize(
     ("wanted", "reason", "words"),
     [
-        ({"gpuMemory": "100Gi", "accelerator": "gpu"}, "TooLittleGpuMemory", "100.00 GiB"),
+        (
+            {"gpuMemory": "100Gi", "accelerator": "gpu"},
+            "TooLittleGpuMemory",
+            "100.00 GiB) and a GPU of group gpu has 24.00 GiB",
+        ),
         ({"cpus": 99}, "TooFewCpus", "99 CPU cores"),
         ({"memory": "99Gi"}, "TooLittleMemory", "99.00 GiB"),
         ({"gpus": 2, "accelerator": "gpu"}, "TooFewGpus", "asks for 2 GPUs"),

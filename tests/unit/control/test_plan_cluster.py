@@ -135,6 +135,17 @@ class TestPlaces:
         assert told(plan, "one", "Scheduled") == ("False", "MemoryUnknown")
         assert "spec.resources.gpuMemory" in plan.entries["one"].message
 
+    def test_a_recorded_answer_outlives_the_job_that_gave_it(self) -> None:
+        there = world(model(engine={"name": "transformers"}, source={"uri": "/w"}))
+        there.source(0, SourceState("resolved", "/w", 10, "none", "float16", shape=SHAPE))
+        there.settle("one")
+        for state in (SourceState("failed", reason="JobFailed"), SourceState("resolving")):
+            there.source(0, state)
+            plan = there.step()
+            assert told(plan, "one", "WeightsAvailable") == ("True", "Resolved")
+            assert plan.entries["one"].ready
+            assert standing(plan) == ["one"]
+
     def test_until_the_look_ends_nothing_is_known(self) -> None:
         there = world(model("one", engine={"name": "transformers"}, source={"uri": "/w"}))
         there.source(0, SourceState("resolving"))

@@ -109,6 +109,13 @@ def test_the_status_shows_placement_and_numbers_of_the_serving_revision() -> Non
     assert {item["observedGeneration"] for item in status["conditions"]} == {3}
 
 
+def test_the_format_is_the_quantization_or_else_the_number_format() -> None:
+    told = entry(quantization="none", precision="bfloat16")
+    assert model_status(told, RECORD, 3, "default", 7)["format"] == "bfloat16"
+    told = entry(quantization="gptq", precision="bfloat16")
+    assert model_status(told, RECORD, 3, "default", 7)["format"] == "gptq"
+
+
 def test_depth_alone_is_written_only_now_and_then() -> None:
     past = model_status(entry(), RECORD, 3, "default", 7)
     deeper = {**past, "waiting": 8}
@@ -184,6 +191,13 @@ def test_a_pool_that_only_starts_is_not_degraded_and_one_without_kuberay_is() ->
     missing = pool_status({}, 1, condition("Ready", "False", "KubeRayMissing"), (), {}, NOW)
     assert conditions_of(starting)[1].status == "False"
     assert conditions_of(missing)[1].reason == "KubeRayMissing"
+
+
+def test_what_is_on_its_way_is_no_trouble() -> None:
+    assert not is_trouble(condition("Ready", "False", "Loading"))
+    assert not is_trouble(condition("Ready", "False", "Deleting"))
+    assert is_trouble(condition("Ready", "False", "TooLittleGpuMemory"))
+    assert is_trouble(condition("Degraded", "True", "CrashLoop"))
 
 
 def test_events_tell_changes_and_not_that_all_begins_well() -> None:

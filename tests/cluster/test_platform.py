@@ -1,0 +1,354 @@
+"""The whole platform on a real cluster, in the order in which a person meets it: installed, asked, asleep,
+killed in parts, changed, broken, upgraded, removed. The tests share one release and follow each other.
+
+Nothing is asserted about time; `figures` takes it down for the table at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+import orjson
+import pytest
+
+from tests.cluster.cluster import Cluster
+from tests.cluster.conftest import NAMESPACES
+from tests.cluster.figures import Figures
+from tests.cluster.load import Load, Part, Tally
+from tests.cluster.release import (
+    DEFINITIONS,
+    GATEWAY,
+    HEAD,
+    NAMESPACE,
+    OPERATOR,
+    SAMPLES,
+    WORKER,
+    Release,
+)
+from tidegate.demo.facts import TEXTS
+
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(420)]
+
+BF16, GPTQ, SIMULATED = "tide-demo", "tide-demo-gptq", "simulated"
+CONNECTIONS_BREAK = True
+# Long texts that both checkpoints know by heart: an answer that differs anywhere is wrong.
+FACTS = {f"Tell me about {topic.names[0]}.": topic.answer for topic in TEXTS[:3]}
+
+
+def model(name: str, **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "tidegate.dev/v1alpha1",
+        "kind": "Model",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+@dataclass
+class Platform:
+    """The release with its load: two models whose every answer is known."""
+
+    release: Release
+    figures: Figures
+    answers: dict[str, str] = field(default_factory=dict)  # the simulated model's
+
+    def learn_answers(self) -> None:
+        """The simulated engine's tokens follow from the question alone."""
+        for number in range(4):
+            question = f"question {number}"
+            self.answers[question] = self.release.answer(SIMULATED, question)
+
+    def load(self) -> Load:
+        parts = [Part(SIMULATED, self.answers, streams=6), Part(BF16, FACTS, streams=2)]
+        return Load(self.release.address, self.release.key, parts)
+
+    def kill_under_load(
+        self, what: str, kill: Callable[[], object], is_back: Callable[[], object], *, breaks: bool = False
+    ) -> Tally:
+        """Kill something while clients stream, wait until it is back and all clients are served again; no
+        request may be lost. `breaks`: connections may end, and their clients ask again."""
+        with self.load() as load:
+            begun = time.monotonic()
+            kill()
+            is_back()
+            back = time.monotonic() - begun
+            load.wait_for_answers(180)
+            served = time.monotonic() - begun
+        tally = load.tally
+        self.figures.note(f"{what} killed", back=f"{back:.1f} s", all_served_again=f"{served:.1f} s")
+        self.figures.note(f"{what} killed", **tally.figures)
+        assert_nothing_lost(tally, breaks=breaks)
+        return tally
+
+
+def assert_nothing_lost(tally: Tally, *, breaks: bool = False) -> None:
+    assert tally.of("lost") == []
+    assert tally.of("open") == []
+    if not breaks:
+        assert tally.of("cut") == []
+        assert tally.of("unheard") == []
+
+
+@pytest.fixture(scope="module")
+def platform(cluster: Cluster, figures: Figures) -> Iterator[Platform]:
+    """Installed, with the samples applied and answering."""
+    release = Release(cluster)
+    release.remove_all()
+    with figures.seconds("helm install", "to ready"):
+        release.install()
+    address, key = release.address, release.key
+    begun = time.monotonic()
+    with figures.seconds("samples applied", "to a ready Pool"):
+        release.apply(SAMPLES / "cpu-demo.yaml")
+        release.apply(
+            model(SIMULATED, engine={"name": "simulated", "args": {"step_ms": 25, "answer_tokens": 120}})
+        )
+        release.wait_for_pool()
+    first = Load(address, key, [Part(BF16, FACTS, streams=1)])
+    with first:
+        figures.note("samples applied", to_the_first_answer=f"{time.monotonic() - begun:.1f} s")
+    for name in (BF16, GPTQ, SIMULATED):
+        release.wait_for(name, "Ready", reason="Serving")
+    figures.note("samples applied", to_three_ready_models=f"{time.monotonic() - begun:.1f} s")
+    made = Platform(release, figures)
+    made.learn_answers()
+    yield made
+
+
+@pytest.fixture(autouse=True)
+def told_on_failure(request: pytest.FixtureRequest) -> None:
+    request.node.stash[NAMESPACES] = [NAMESPACE]
+
+
+def test_both_checkpoints_stream_the_same_right_answer_to_the_official_client(platform: Platform) -> None:
+    release = platform.release
+    client = openai.OpenAI(base_url=f"{release.address}/v1", api_key=release.key, max_retries=0)
+    assert {item.id for item in client.models.list()} == {BF16, GPTQ, SIMULATED}
+    for question, answer in FACTS.items():
+        for name in (BF16, GPTQ):
+            stream = client.chat.completions.create(
+                model=name, messages=[{"role": "user", "content": question}], stream=True, temperature=0
+            )
+            pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+            assert "".join(pieces) == answer
+            assert len(pieces) > 20
+    for name in (BF16, GPTQ):
+        assert release.answer(name, "What is 347 + 285?").endswith("Answer: 632")
+
+
+def test_the_stream_is_server_sent_events_and_needs_the_key(platform: Platform) -> None:
+    url = f"{platform.release.address}/v1/chat/completions"
+    question, answer = next(iter(FACTS.items()))
+    body = {"model": BF16, "messages": [{"role": "user", "content": question}], "stream": True}
+    headers = {"Authorization": f"Bearer {platform.release.key}"}
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=60, trust_env=False) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    deltas = [orjson.loads(line)["choices"][0]["delta"] for line in lines]
+    assert "".join(delta.get("content") or "" for delta in deltas) == answer
+    refused = httpx.post(url, json=body, headers={"Authorization": "Bearer wrong"}, trust_env=False)
+    assert refused.status_code == 401
+
+
+def test_what_kubectl_shows_is_the_state(platform: Platform) -> None:
+    table = platform.release.cluster.kubectl("get", "models", "-n", NAMESPACE)
+    header, *rows = (re.split(r"\s{2,}", line.strip()) for line in table.splitlines())
+    shown = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert {name: (row["READY"], row["REASON"], row["PRECISION"]) for name, row in shown.items()} == {
+        BF16: ("True", "Serving", "bfloat16"),
+        GPTQ: ("True", "Serving", "gptq"),
+        SIMULATED: ("True", "Serving", "simulated"),
+    }
+    assert shown[BF16]["REPLICAS"] == "1/1"
+
+
+def test_a_model_goes_to_zero_and_a_held_request_brings_it_back(platform: Platform) -> None:
+    release, (question, answer) = platform.release, next(iter(FACTS.items()))
+    before = release.status(GPTQ)["revision"]
+    release.change(GPTQ, {"scaling": {"minReplicas": 0, "idleSeconds": 1}})
+    with platform.figures.seconds("scaling", "to zero"):
+        release.wait_for(GPTQ, "Ready", reason="Asleep")
+        release.cluster.wait_for("no replica", lambda: release.status(GPTQ)["replicas"] == 0)
+    load = Load(release.address, release.key, [Part(GPTQ, {question: answer}, streams=1)])
+    with load:
+        pass
+    woken = load.tally
+    assert_nothing_lost(woken)
+    platform.figures.note(
+        "scaling", from_zero_to_the_first_token=f"{woken.calls[0].first_token_seconds:.1f} s"
+    )
+    assert release.status(GPTQ)["revision"] == before, "scaling is no new revision"
+
+
+def test_a_killed_worker_costs_no_request(platform: Platform) -> None:
+    release, workers = platform.release, platform.release.pods(WORKER)
+    platform.kill_under_load(
+        "worker",
+        lambda: release.kill(*(pod["metadata"]["name"] for pod in workers)),
+        lambda: release.wait_for_others(WORKER, workers),
+    )
+    for name in (BF16, SIMULATED):
+        release.wait_for(name, "Ready", reason="Serving")
+
+
+def test_a_killed_head_costs_no_request_and_no_worker(platform: Platform) -> None:
+    release = platform.release
+    (head,), workers = release.pods(HEAD), release.pods(WORKER)
+
+    def is_back() -> None:
+        release.wait_for_others(HEAD, [head])
+        release.wait_for_pool()
+
+    platform.kill_under_load("head", lambda: release.kill(head["metadata"]["name"]), is_back)
+    assert uids(release.pods(WORKER)) >= uids(workers)
+    # Its Serve is the same too: a change arrives.
+    generation = release.change(SIMULATED, {"scaling": {"maxReplicas": 2}})
+    release.wait_until_told(SIMULATED, generation)
+
+
+def test_a_killed_gateway_breaks_only_connections(platform: Platform) -> None:
+    release, gateways = platform.release, platform.release.pods(GATEWAY)
+    tally = platform.kill_under_load(
+        "gateway",
+        lambda: release.kill(gateways[0]["metadata"]["name"]),
+        lambda: release.wait_for_others(GATEWAY, gateways),
+        breaks=True,
+    )
+    assert len(tally.of("cut")) <= 8, "the other gateway's connections stay"
+
+
+def test_the_other_operator_takes_over(platform: Platform) -> None:
+    release = platform.release
+    leader = release.leader()
+    assert leader
+
+    def another_leads() -> None:
+        release.cluster.wait_for("another leader", lambda: release.leader() not in ("", leader))
+        generation = release.change(BF16, {"queue": {"maxRequests": 999}})
+        release.wait_until_told(BF16, generation)
+
+    platform.kill_under_load("operator", lambda: release.kill(leader), another_leads)
+
+
+def test_models_change_under_load_without_a_failed_request(platform: Platform) -> None:
+    release = platform.release
+    before = {name: release.status(name)["revision"] for name in (BF16, SIMULATED)}
+    load = platform.load()
+    with load, platform.figures.seconds("two Models changed", "until the old revisions are gone"):
+        changes: dict[str, dict[str, Any]] = {
+            SIMULATED: {"engine": {"args": {"step_ms": 20}}},
+            BF16: {"contextLength": 512},
+        }
+        generations = {name: release.change(name, spec) for name, spec in changes.items()}
+        for name, generation in generations.items():
+            status = release.wait_until_told(name, generation, timeout=240)
+            assert status["revision"] != before[name]
+            assert [item["revision"] for item in status["revisions"]] == [status["revision"]]
+        load.wait_for_answers()
+    platform.figures.note("two Models changed", **load.tally.figures)
+    assert_nothing_lost(load.tally)
+
+
+def test_broken_models_say_what_is_wrong_and_hurt_no_other(platform: Platform) -> None:
+    release = platform.release
+    sound = {name: ready_since(release, name) for name in (BF16, SIMULATED)}
+    with platform.load() as load:
+        release.apply(
+            model("lost", source={"uri": "file:///opt/tidegate/demo/nowhere"}),
+            model("wrong", engine={"name": "simulated", "args": {"no_such_argument": 1}}),
+        )
+        missing = release.wait_for("lost", "WeightsAvailable", status="False", reason="SourceNotFound")
+        assert "/opt/tidegate/demo/nowhere" in missing["message"]
+        assert release.wait_for("lost", "Ready", status="False")["reason"] == "SourceNotFound"
+        refused = release.wait_for("wrong", "Degraded", reason="RevisionFailed")
+        assert "no_such_argument" in refused["message"]
+        assert "no_such_argument" in release.wait_for("wrong", "Ready", status="False")["message"]
+        answer = release.ask("lost", "Are you there?")
+        assert answer.status_code == 503
+        assert "/opt/tidegate/demo/nowhere" in answer.json()["error"]["message"]
+        load.wait_for_answers()
+    assert_nothing_lost(load.tally)
+    assert ("Warning", "SourceNotFound") in release.events("lost")
+    assert ("Warning", "RevisionFailed") in release.events("wrong")
+    assert {name: ready_since(release, name) for name in sound} == sound
+    for name in ("lost", "wrong"):
+        release.cluster.delete("model", name, NAMESPACE)  # waits until it has drained
+
+
+def test_an_upgrade_rolls_gateways_and_operator_and_keeps_the_key(platform: Platform) -> None:
+    release = platform.release
+    key, gateways, operators = release.key, release.pods(GATEWAY), release.pods(OPERATOR)
+    with (
+        platform.figures.seconds("helm upgrade", "until rolled"),
+        platform.load() as load,
+    ):
+        release.upgrade(
+            *(
+                "--reuse-values",
+                "--set",
+                "gateway.preStopSeconds=4",
+                "--set",
+                "operator.settings.logFormat=json",
+            )
+        )
+        load.wait_for_answers()
+    platform.figures.note("helm upgrade", **load.tally.figures)
+    assert_nothing_lost(load.tally)
+    assert release.key == key
+    assert not uids(release.pods(GATEWAY)) & uids(gateways)
+    assert not uids(release.pods(OPERATOR)) & uids(operators)
+    release.cluster.wait_for("a leader", release.leader)
+    platform.figures.note("the operator", **reconcile_seconds(release))
+
+
+def test_uninstalling_keeps_models_and_pools_and_nothing_else(platform: Platform) -> None:
+    release = platform.release
+    with platform.figures.seconds("helm uninstall", "with crds.keep"):
+        release.uninstall()
+    kept = [f"model.tidegate.dev/{name}" for name in (BF16, GPTQ, SIMULATED)] + ["pool.tidegate.dev/default"]
+    promised = sorted([*kept, *(f"definition {name}" for name in DEFINITIONS)])
+    release.cluster.wait_for("only what is kept", lambda: release.leftovers() == promised, 120)
+    for item in release.cluster.get_all("models", NAMESPACE):
+        assert not item["metadata"].get("finalizers")
+
+
+def test_kept_models_come_back_and_without_keep_nothing_stays(platform: Platform) -> None:
+    release = platform.release
+    release.install("--set", "crds.keep=false")
+    assert release.answer(SIMULATED, "question 0") == platform.answers["question 0"]
+    with platform.figures.seconds("helm uninstall", "without crds.keep"):
+        release.uninstall()
+    release.cluster.wait_for("nothing is left", lambda: release.leftovers() == [], 120)
+
+
+def uids(pods: list[dict[str, Any]]) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in pods}
+
+
+def ready_since(release: Release, name: str) -> str:
+    condition = release.wait_for(name, "Ready")
+    return str(condition["lastTransitionTime"])
+
+
+def reconcile_seconds(release: Release) -> Mapping[str, str]:
+    """p50 and p99 of the leader's looks at the pool, as upper bounds of its histogram's buckets."""
+    (leader,) = [pod for pod in release.pods(OPERATOR) if pod["metadata"]["name"] == release.leader()]
+    text = httpx.get(f"http://{leader['status']['podIP']}:8080/metrics", trust_env=False).text
+    counts: dict[float, float] = {}
+    pattern = r'^tidegate_operator_reconcile_seconds_bucket\{le="([^"]+)",outcome="[a-z]+"\} (\S+)$'
+    for bound, count in re.findall(pattern, text, re.MULTILINE):
+        counts[float(bound)] = counts.get(float(bound), 0.0) + float(count)
+    total = counts.get(math.inf, 0.0)
+    found = {"looks": f"{total:.0f}"}
+    for share in (0.5, 0.99):
+        bound = next((at for at in sorted(counts) if counts[at] >= share * total), math.inf)
+        found[f"reconcile_p{share * 100:.0f}"] = f"at most {bound:g} s"
+    return found
