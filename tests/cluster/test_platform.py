@@ -10,6 +10,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,9 +62,10 @@ class Platform:
 
     def learn_answers(self) -> None:
         """The simulated engine's tokens follow from the question alone."""
-        for number in range(4):
-            question = f"question {number}"
-            self.answers[question] = self.release.answer(SIMULATED, question)
+        questions = [f"question {number}" for number in range(4)]
+        with ThreadPoolExecutor() as clients:
+            answers = clients.map(lambda question: self.release.answer(SIMULATED, question), questions)
+            self.answers = dict(zip(questions, answers, strict=True))
 
     def load(self) -> Load:
         parts = [Part(SIMULATED, self.answers, streams=6), Part(BF16, FACTS, streams=2)]
