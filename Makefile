@@ -38,13 +38,15 @@ test-cluster: $(DEV_STAMP) ## run the tests on a Kubernetes cluster of their own
 test-cluster-full: $(DEV_STAMP) ## measure the control plane at 500 Models, and under faults of the API server
 	@$(BIN)/python -m pytest tests/cluster/full $(PYTEST_ARGS)
 
-check: $(DEV_STAMP) ## ruff, mypy --strict, import-linter, and that the CRDs follow from the code
+check: $(DEV_STAMP) ## ruff, mypy --strict, import-linter, chart lint, and that the CRDs follow from the code
 	@failed=""; \
 	for step in "ruff check ." "ruff format --check ." "mypy platform/tidegate platform/docs operators/tidegate_operator helm tests loadtests" \
 	  lint-imports "python -m tidegate_operator.crd --check"; do \
 	  echo "== $$step"; \
 	  $(BIN)/$$step || failed="$$failed $${step%% *}"; \
 	done; \
+	echo "== helm lint"; \
+	helm="$$(tests/cluster/helm.sh)" && "$$helm" lint --strict --quiet helm/tidegate || failed="$$failed helm-lint"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
 
 docs: $(DEV_STAMP) ## rewrite the reference pages and CRDs that follow from code
