@@ -1,27 +1,23 @@
-"""The chart's release that tests of a running platform use."""
+"""The release that tests beside `test_platform` use."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.cluster.cluster import CHART, Cluster
-
-RELEASE = "tidegate"
+from tests.cluster.cluster import Cluster
+from tests.cluster.release import Release
 
 
 @contextmanager
-def installed(cluster: Cluster) -> Iterator[str]:
-    """The namespace of the release. One that is there is used and stays; one that is not comes and goes."""
-    found = [item for item in json.loads(cluster.helm("list", "-A", "-o", "json")) if item["name"] == RELEASE]
-    if found:
-        yield str(found[0]["namespace"])
+def installed(cluster: Cluster) -> Iterator[Release]:
+    """One that is there is used and stays; otherwise one comes and goes, and leaves nothing."""
+    release = Release(cluster)
+    if release.is_installed():
+        yield release
         return
-    options = ("-n", RELEASE, "--create-namespace", "--wait", "--timeout", "3m", "--set", "crds.keep=false")
     try:
-        cluster.helm("install", RELEASE, str(CHART), *options)
-        yield RELEASE
+        release.install()
+        yield release
     finally:
-        cluster.helm("uninstall", RELEASE, "-n", RELEASE, "--wait", "--ignore-not-found")
-        cluster.delete("namespace", RELEASE)
+        release.remove_all()

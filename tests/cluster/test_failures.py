@@ -106,8 +106,8 @@ def scene(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Scene]:
         if isinstance(found := item.callspec.params["failure"], Failure)
     ]
     common = common_resources()
-    with installed(cluster) as namespace:
-        scene = Scene(cluster, namespace)
+    with installed(cluster) as release:
+        scene = Scene(cluster, release.namespace)
         try:
             scene.apply(common)
             for failure in chosen:

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def namespace(cluster: Cluster) -> Iterator[str]:
-    with installed(cluster) as namespace:
-        yield namespace
+    with installed(cluster) as release:
+        yield release.namespace
 
 
 @pytest.fixture

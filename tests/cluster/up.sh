@@ -98,7 +98,7 @@ start etcd "$BIN/etcd" --data-dir "$LIVE/etcd" --unsafe-no-fsync --log-level war
   --initial-cluster "default=http://127.0.0.1:$((ETCD_PORT + 1))"
 flags=(--advertise-address "$API_HOST")
 [[ $PARTS == all ]] || flags=(--endpoint-reconciler-type none)
-start apiserver env GOMEMLIMIT=400MiB "$BIN/kube-apiserver" "${flags[@]}" \
+start apiserver env GOMEMLIMIT=1GiB "$BIN/kube-apiserver" "${flags[@]}" \
   --etcd-servers "http://127.0.0.1:$ETCD_PORT" --bind-address "$API_HOST" --secure-port "$API_PORT" \
   --tls-cert-file "$PKI/apiserver.crt" --tls-private-key-file "$PKI/apiserver.key" \
   --client-ca-file "$PKI/ca.crt" --cert-dir "$LIVE/apiserver" \

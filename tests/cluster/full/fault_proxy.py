@@ -5,7 +5,7 @@ drawn from a seeded generator; the draws follow the order in which calls arrive,
 faults and not their exact moments.
 
     write   refused (409, 429, 500), carried out with its answer lost, slow
-    read    refused (429, 500), answered with what was true up to `STALE_SECONDS` ago, slow
+    read    refused (429, 500), slow; a listing also answered with what was true up to `STALE_SECONDS` ago
     watch   refused (429, 500), expired (410), cut within a line, late, or silent until it is cut
 """
 
@@ -99,8 +99,8 @@ class FaultProxy:
         fault = self._drawn("read" if is_read else "write")
         if fault.isdecimal():
             return _refusal(int(fault))
-        asked = request.path_qs
-        if fault == "stale" and (old := self._old_answer(asked)) is not None:
+        asked = request.path_qs + request.headers.get("Accept", "")
+        if fault == "stale" and _is_listing(request) and (old := self._old_answer(asked)) is not None:
             self.injected["read stale"] += 1
             return old.response()
         found = await self._forward(request)
@@ -144,7 +144,7 @@ class FaultProxy:
     async def _forward(self, request: web.Request) -> _Answer:
         body = await request.read()
         async with self._session.request(
-            request.method, self._upstream + request.path_qs, headers=_headers(request), data=body
+            request.method, self._upstream + request.path_qs, headers=_headers(request), data=body or None
         ) as answer:
             return _Answer(time.monotonic(), answer.status, await answer.read())
 
@@ -193,6 +193,11 @@ async def fault_proxy(upstream: str, tls: ssl.SSLContext) -> AsyncIterator[Fault
             yield proxy
         finally:
             await runner.cleanup()
+
+
+def _is_listing(request: web.Request) -> bool:
+    """Only what comes from an API server's cache can be old; a Lease that is asked for by name is not."""
+    return "/leases/" not in request.path
 
 
 def _headers(request: web.Request) -> dict[str, str]:

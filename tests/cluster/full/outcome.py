@@ -4,6 +4,7 @@ happened, identities that the API server gives, and how many tries a step took."
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ _PASSING = frozenset(
         "uid",
     }
 )
+_TRIES = re.compile(r"\bTry \d+")
 _SHOWN_LINES = 60
 
 Facts = Mapping[str, Any]
@@ -90,7 +92,7 @@ def _lasting(value: Any) -> Any:
         return {key: _lasting(item) for key, item in value.items() if key not in _PASSING}
     if isinstance(value, list | tuple):
         return [_lasting(item) for item in value]
-    return value
+    return _TRIES.sub("Try", value) if isinstance(value, str) else value
 
 
 def _compare(path: str, wanted: Any, found: Any, lines: list[str]) -> None:

@@ -103,14 +103,12 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(plane: ControlPlane, folder: Path) -> AsyncIterator[Stage]:
+async def stage(plane: ControlPlane, redis: RedisServer, folder: Path) -> AsyncIterator[Stage]:
     log = folder / "operators.log"
-    redis = RedisServer()
     async with AsyncExitStack() as stack:
-        redis.start()
-        stack.callback(redis.close)
         serve = await stack.enter_async_context(simulated_serve(redis.url, KEY_PREFIX))
         connection = await stack.enter_async_context(Connection(redis.url))
+        await connection.call("FLUSHALL", repeat=True)
         api = await stack.enter_async_context(
             Cluster(await configuration(str(plane.facts.kubeconfig)), lambda *_: None)
         )
@@ -136,14 +134,16 @@ async def stage(plane: ControlPlane, folder: Path) -> AsyncIterator[Stage]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def without_faults(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+async def without_faults(
+    plane: ControlPlane, full_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
     """Where the story ends when nothing goes wrong."""
-    async with stage(plane, tmp_path_factory.mktemp("calm")) as calm:
+    async with stage(plane, full_redis, tmp_path_factory.mktemp("calm")) as calm:
         await told(calm.world)
         return await calm.rests()
 
 
-def test_the_story_ends_as_it_should(without_faults: Outcome) -> None:
+async def test_the_story_ends_as_it_should(without_faults: Outcome) -> None:
     """The others are compared with this one, so it must be right itself."""
     assert without_faults.ready() == {
         "a-asleep": ("True", "Asleep"),
@@ -164,9 +164,14 @@ def test_the_story_ends_as_it_should(without_faults: Outcome) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_faults_of_the_api_server_change_nothing_in_the_end(
-    seed: int, plane: ControlPlane, without_faults: Outcome, tmp_path: Path, figures: Figures
+    seed: int,
+    plane: ControlPlane,
+    full_redis: RedisServer,
+    without_faults: Outcome,
+    tmp_path: Path,
+    figures: Figures,
 ) -> None:
-    async with stage(plane, tmp_path) as bad:
+    async with stage(plane, full_redis, tmp_path) as bad:
         bad.proxy.break_down(MANY, seed)
         await told(bad.world)
         converged_seconds = await bad.comes_to(without_faults, CONVERGE_SECONDS)

@@ -6,6 +6,7 @@ started anew. Latencies are those that a watcher of the API server sees, from be
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -27,7 +28,7 @@ from tidegate_operator.cluster import Cluster, configuration
 
 FEW, MANY = 50, 500
 SETTINGS_CHANGES = {FEW: 50, MANY: 120}
-REVISION_CHANGES = {FEW: 20, MANY: 40}
+REVISION_CHANGES = {FEW: 20, MANY: 25}
 AT_ONCE = 50
 PER_CHANGE_TOLERANCE = 0.35  # a step seen by two looks is two writes; chance decides which are
 
@@ -142,10 +143,9 @@ async def test_a_restart_writes_nothing(restarted: tuple[Writes, tuple[float, fl
 async def _measured(crowd: Crowd, count: int, figures: Figures) -> Measured:
     grow_seconds = await crowd.grow(count)
     names = crowd.names
-    # Spread over all Models and pools, the newest and the oldest.
-    settings = await crowd.changes(_spread(names, SETTINGS_CHANGES[count]), another_queue)
-    revisions = await crowd.changes(_spread(names, REVISION_CHANGES[count]), another_revision)
-    at_once = await crowd.changes_at_once(_spread(names, AT_ONCE), another_queue)
+    settings = await crowd.changes(_some(names, SETTINGS_CHANGES[count]), another_queue)
+    revisions = await crowd.changes(_some(names, REVISION_CHANGES[count]), another_revision)
+    at_once = await crowd.changes_at_once(_some(names, AT_ONCE), another_queue)
     found = Measured(
         grow_seconds, settings, revisions, at_once, await crowd.memory(), await crowd.idle_cores()
     )
@@ -153,8 +153,9 @@ async def _measured(crowd: Crowd, count: int, figures: Figures) -> Measured:
     return found
 
 
-def _spread(names: list[str], count: int) -> list[str]:
-    return [names[number * len(names) // count] for number in range(count)]
+def _some(names: list[str], count: int) -> list[str]:
+    """Some of all Models, from all pools."""
+    return random.Random(count).sample(names, count)
 
 
 def _tell(found: Measured, column: str, figures: Figures) -> None:
