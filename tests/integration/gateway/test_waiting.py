@@ -104,17 +104,29 @@ async def test_a_failure_before_the_first_token_is_a_status(
 
 
 async def test_an_error_after_the_first_token_travels_in_the_stream(gateway: Gateway) -> None:
-    call = asyncio.create_task(gateway.post(PATH, STREAM))
-    [claim] = await gateway.replica.next()
-    await gateway.replica.say(claim, "first")
-    await gateway.replica.say(claim, "", "error", code="EngineError", message="secret inside")
-    response = await call
-    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data")]
+    shown = asyncio.Event()
+
+    async def fail_once_shown() -> None:
+        # Read together with the first token, the error would still be a status of its own.
+        [claim] = await gateway.replica.next()
+        await gateway.replica.say(claim, "first")
+        await shown.wait()
+        await gateway.replica.say(claim, "", "error", code="EngineError", message="secret inside")
+
+    engine = asyncio.create_task(fail_once_shown())
+    lines: list[str] = []
+    async with gateway.http.stream("POST", PATH, json=STREAM) as response:
+        async for line in response.aiter_lines():
+            lines.append(line)
+            if "first" in line:
+                shown.set()
+    await engine
+    events = [line.removeprefix("data: ") for line in lines if line.startswith("data")]
     assert response.status_code == 200
     assert orjson.loads(events[-1])["error"]["type"] == "server_error"
     assert "[DONE]" not in events
-    assert "secret" not in response.text
-    assert "first" in response.text
+    assert not any("secret" in line for line in lines)
+    assert shown.is_set()
 
 
 async def test_the_failure_of_one_choice_cancels_the_others(gateway: Gateway) -> None:
