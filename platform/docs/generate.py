@@ -20,6 +20,7 @@ from tidegate.control import resources
 from tidegate.control.desired import REVISION_FIELDS
 from tidegate.settings import PREFIX, Settings
 from tidegate_operator.crd_status import ModelStatus, PoolStatus
+from tidegate_operator.settings import OperatorSettings
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = (
@@ -214,19 +215,27 @@ def _bounds(info: FieldInfo) -> str:
 
 
 def _settings() -> str:
-    rows = []
-    for name, info in Settings.model_fields.items():
-        default = "the user's data folder" if name == "home" else _default(info).replace("none", "empty")
-        meaning = SETTING_MEANINGS[name]
-        rows.append(
-            (
-                f"`{PREFIX}{name.upper()}`",
-                _type(info.annotation),
-                default,
-                f"{meaning} {_bounds(info)}".strip(),
-            )
+    return "\n".join(
+        (
+            SETTINGS_INTRO,
+            _variables(Settings, SETTING_MEANINGS, {"home": "the user's data folder"}),
+            OPERATOR_SETTINGS_INTRO,
+            _variables(OperatorSettings, {**SETTING_MEANINGS, **OPERATOR_SETTING_MEANINGS}, {}),
         )
-    return SETTINGS_INTRO + "\n" + _table(("variable", "type", "default", "meaning"), rows)
+    )
+
+
+def _variables(settings: type[BaseModel], meanings: dict[str, str], defaults: dict[str, str]) -> str:
+    rows = [
+        (
+            f"`{PREFIX}{name.upper()}`",
+            _type(info.annotation),
+            defaults.get(name) or _default(info).replace("none", "empty"),
+            f"{meanings[name]} {_bounds(info)}".strip(),
+        )
+        for name, info in settings.model_fields.items()
+    ]
+    return _table(("variable", "type", "default", "meaning"), rows)
 
 
 SETTINGS_INTRO = """\
@@ -259,6 +268,31 @@ SETTING_MEANINGS = {
     "shutdown_grace_seconds": "How long a stopping gateway lets open answers go on.",
     "orphan_seconds": "How long a dead gateway's requests go on before they are cancelled.",
     "step_timeout_seconds": "An engine without a step for so long is hung and restarted.",
+}
+
+OPERATOR_SETTINGS_INTRO = """\
+## The operator's
+
+The chart sets them from its values; `operator.settings` takes those that have no value of their own.
+"""
+
+OPERATOR_SETTING_MEANINGS = {
+    "redis_url": "The Redis of queue, registry and keys.",
+    "replica_redis_url": "The same Redis as replicas reach it; empty: as the operator does.",
+    "namespaces": "Namespaces with Models and Pools, separated by commas; empty: the operator's own.",
+    "pod_name": "Who holds the Lease, and who reports Events.",
+    "pod_namespace": "Where the Lease is; empty: the namespace of the service account.",
+    "lease_name": "The Lease that decides which operator acts.",
+    "ray_image": "Image of Ray pods whose Pool names none.",
+    "ray_version": "Ray's version in that image.",
+    "gcs_redis_address": "`HOST:PORT` of the Redis that keeps the state of Ray heads; empty: none is kept.",
+    "gcs_redis_password_secret": "`SECRET/KEY` of its password.",
+    "serve_url_template": "Where the dashboard of a RayCluster answers.",
+    "health_host": "Address of `/healthz` and `/metrics`.",
+    "health_port": "Port of `/healthz` and `/metrics`.",
+    "workers": "Pools that are looked at at the same time.",
+    "resync_seconds": "How often everything is listed anew, for what a watch has missed.",
+    "drain_seconds": "How long the requests of a deleted Model or a replaced replica may go on.",
 }
 
 

@@ -137,4 +137,5 @@ put "$FACTS_FILE" <<END
  "node": "$NODE", "node_address": "$API_HOST", "registry": "$TIDEGATE_REGISTRY", "tag": "$TIDEGATE_TAG",
  "valkey_image": "$IMAGE_VALKEY", "kuberay_version": "$KUBERAY_VERSION"}
 END
-say "up after $((SECONDS - begin))s, and ${made}s to make what was missing: export KUBECONFIG=$KUBECONFIG_FILE"
+say "up after $((SECONDS - begin))s, and ${made}s to make what was missing; for kubectl and helm:"
+say "export KUBECONFIG=$KUBECONFIG_FILE PATH=$BIN:\$PATH"

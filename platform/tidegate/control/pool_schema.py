@@ -343,7 +343,7 @@ class PoolSpec(Strict):
     )
     weight_cache: WeightCache | None = Field(
         default=None,
-        description="Cluster: where downloaded checkpoints stay; unset: with each pod, until it goes.",
+        description="Cluster: where downloaded checkpoints stay; hf:// and s3:// sources need one.",
     )
     volumes: tuple[Volume, ...] = Field(
         default=(),
