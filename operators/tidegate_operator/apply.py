@@ -7,6 +7,8 @@ finalizers of drained Models last. What one Model's objects refuse is logged and
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import logging
 import time
@@ -19,7 +21,7 @@ from tidegate.control.conditions import condition
 from tidegate.control.observed import Observation
 from tidegate.control.plan import Plan
 from tidegate.control.pod_template import RayDefaults
-from tidegate.control.reasons import CONFIG_VALID, PROGRESSING
+from tidegate.control.reasons import CONFIG_VALID, PROGRESSING, READY
 from tidegate.control.resolve_job import resolve_job
 from tidegate.control.resources import Pool
 from tidegate.messages import Condition, ModelEntry
@@ -33,11 +35,14 @@ log = logging.getLogger(__name__)
 
 FINALIZER = "tidegate.dev/drain"
 MAX_NOTE_CHARACTERS = 1000
+WRITES_AT_ONCE = 4  # of one pool's Models
 CONTROLLER = "tidegate.dev/operator"
 
 
 class Writer(Protocol):
     """What of `Cluster` is used here."""
+
+    async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object: ...
 
     async def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> Object: ...
 
@@ -89,8 +94,28 @@ class Applier:
     async def statuses(
         self, plan: Plan, subjects: Sequence[Subject], seen: Observation, pool: str, now: float
     ) -> dict[str, ModelEntry]:
-        """Write what is remembered and told of each Model. Returns the entries for the registry."""
+        """Write what is remembered and told of each Model. Returns the entries for the registry.
+
+        A write that fails does not hold up those of other Models, but nothing follows from this plan then:
+        the failure is raised in the end. An API server that is away is not asked for every Model.
+        """
         entries = dict(plan.entries)
+        gate = asyncio.Semaphore(WRITES_AT_ONCE)
+        conflicts: list[ApiConflict] = []
+        outages: list[ApiUnavailable] = []
+
+        async def write(subject: Subject, status: Status) -> None:
+            async with gate:
+                if len(outages) >= WRITES_AT_ONCE:
+                    return
+                try:
+                    await self.status("Model", subject.body, status)
+                except ApiConflict as error:
+                    conflicts.append(error)
+                except ApiUnavailable as error:
+                    outages.append(error)
+
+        writes = []
         for subject in subjects:
             if subject.name not in plan.entries or subject.model is None:
                 continue
@@ -104,22 +129,25 @@ class Applier:
                 for revision in record.revisions
                 if (subject.name, revision) in seen.depths
             )
-            await self.status(
-                "Model", subject.body, model_status(entry, record, subject.generation, pool, waiting)
-            )
+            status = model_status(entry, record, subject.generation, pool, waiting)
+            if self._is_due(subject.body, status):
+                writes.append(write(subject, status))
+        await asyncio.gather(*writes)
+        if failures := [*outages, *conflicts]:
+            raise failures[0]
         return entries
 
     async def status(self, kind: Kind, body: Body, new: Status) -> None:
         """Write a status that differs, and an Event for each transition in it."""
-        past, uid = body.get("status") or {}, body["metadata"]["uid"]
-        age_seconds = self._clock() - self._written_at.get(uid, float("-inf"))
-        if not is_due(past, new, age_seconds):
+        if not self._is_due(body, new):
             return
+        past, uid = body.get("status") or {}, body["metadata"]["uid"]
         try:
             answer = await self._cluster.apply_status(kind, body, new)
         except ApiGone:
             return  # the watch tells
         except ApiConflict:
+            await self._read_again(kind, body)
             raise  # decided on an old version; nothing may follow from it
         except ApiError as error:
             log.error("apply: %s", error.message)
@@ -129,6 +157,10 @@ class Applier:
         for item in transitions(past, new):
             if item.type != PROGRESSING:  # its steps are `Ready`'s reasons on the way up
                 await self._event(body, item)
+
+    def _is_due(self, body: Body, new: Status) -> bool:
+        age_seconds = self._clock() - self._written_at.get(body["metadata"]["uid"], float("-inf"))
+        return is_due(body.get("status") or {}, new, age_seconds)
 
     async def publish(self, plan: Plan, entries: Mapping[str, ModelEntry], seen: Observation) -> None:
         """Make the registry what gateways should read."""
@@ -148,12 +180,24 @@ class Applier:
     async def forget_model(self, name: str) -> None:
         await self._registry.delete_model(name)
 
-    async def refuse(self, name: str, entries: Mapping[str, ModelEntry], reason: str, message: str) -> None:
-        """Have gateways refuse a model that nothing can serve now."""
+    async def refuse(
+        self, name: str, entries: Mapping[str, ModelEntry], conditions: Sequence[Condition]
+    ) -> None:
+        """Have gateways refuse a model that nothing can serve now; its condition `Ready` says why."""
         entry = entries.get(name)
         if entry is None:
             return
-        refused = replace(entry, accepts=False, ready=False, reason=reason, message=message, replicas_ready=0)
+        ready = next(item for item in conditions if item.type == READY)
+        refused = replace(
+            entry,
+            accepts=False,
+            ready=False,
+            reason=ready.reason,
+            message=ready.message,
+            replicas_ready=0,
+            replicas_wanted=0,
+            conditions=list(conditions),
+        )
         if refused != entry:
             await self._registry.put_model(refused)
 
@@ -201,8 +245,14 @@ class Applier:
         self._cache.put("RayCluster", answer)
 
     async def in_place(self, cluster: Body, operations: Sequence[Mapping[str, Any]]) -> None:
-        if operations:
-            self._cache.put("RayCluster", await self._cluster.patch("RayCluster", cluster, operations))
+        if not operations:
+            return
+        try:
+            answer = await self._cluster.patch("RayCluster", cluster, operations)
+        except ApiConflict:
+            await self._read_again("RayCluster", cluster)
+            raise
+        self._cache.put("RayCluster", answer)
 
     async def delete_cluster(self, cluster: Body) -> None:
         log.info("RayCluster %s goes", cluster["metadata"]["name"])
@@ -217,10 +267,18 @@ class Applier:
             answer = await self._cluster.set_finalizers(kind, body, finalizers)
         except ApiGone:
             return
+        except ApiConflict:
+            await self._read_again(kind, body)
+            raise
         if answer["metadata"].get("deletionTimestamp") and not answer["metadata"].get("finalizers"):
             self._cache.drop(kind, answer)  # type: ignore[arg-type]
         else:
             self._cache.put(kind, answer)  # type: ignore[arg-type]
+
+    async def _read_again(self, kind: Kind, body: Body) -> None:
+        """After a conflict: the next look decides on what stands, also where a watch is late or broken."""
+        with contextlib.suppress(ApiGone):  # the watch tells
+            self._cache.put(kind, await self._cluster.read(kind, body))  # type: ignore[arg-type]
 
     async def _event(self, body: Body, item: Condition) -> None:
         """Best effort: an Event is a note for people and nothing is decided by it."""

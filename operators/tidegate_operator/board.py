@@ -7,7 +7,7 @@ is first asked of it, and again until it succeeds; from then on it comes back by
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from tidegate.control.observed import QueueDepth, RevisionKey
 from tidegate.errors import ConfigError, QueueUnavailable
@@ -34,17 +34,17 @@ class RedisBoard:
     async def close(self) -> None:
         await self._connection.close()
 
-    async def reports(self) -> dict[RevisionKey, RevisionReport]:
+    async def reports(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, RevisionReport]:
         await self._open()
-        return await self._registry.reports()
+        return await self._registry.reports(wanted)
 
     async def replicas(self) -> list[ReplicaStats]:
         await self._open()
         return await self._registry.replicas()
 
-    async def read_models(self) -> dict[str, ModelEntry]:
+    async def read_models(self, wanted: Collection[str] | None = None) -> dict[str, ModelEntry]:
         await self._open()
-        return await self._registry.read_models()
+        return await self._registry.read_models(wanted)
 
     async def depths(self, queues: Sequence[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]:
         await self._open()

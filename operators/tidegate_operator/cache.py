@@ -9,7 +9,7 @@ the watch has caught up from writing the same thing again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from tidegate.control.resources import DEFAULT_POOL
@@ -56,9 +56,9 @@ class Cache:
     def get(self, kind: Kind, namespace: str, name: str) -> Body | None:
         return self._bodies.get((kind, namespace), {}).get(name)
 
-    def of(self, kind: Kind, namespace: str) -> list[Body]:
-        """All objects of a kind in a namespace, oldest first."""
-        return sorted(self._bodies.get((kind, namespace), {}).values(), key=age)
+    def of(self, kind: Kind, namespace: str, wanted: Callable[[Body], bool] | None = None) -> list[Body]:
+        """The objects of a kind in a namespace (those that are `wanted`), oldest first."""
+        return sorted(filter(wanted, self._bodies.get((kind, namespace), {}).values()), key=age)
 
     def everywhere(self, kind: Kind) -> list[Body]:
         """All objects of a kind, oldest first."""

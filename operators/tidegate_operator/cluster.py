@@ -113,6 +113,11 @@ class Cluster:
                 return items, int(page["metadata"]["resourceVersion"])
             query = {**query, "continue": following}
 
+    async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object:
+        """The newest version of an object. Raises `ApiGone`."""
+        meta = body["metadata"]
+        return await self._call("GET", _path(kind, meta["namespace"], meta["name"]))
+
     async def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
         """Create the object, or make the fields that we own what `manifest` says."""
         meta = manifest["metadata"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,7 @@ from tidegate.control.observed import (
     ServeState,
     SourceState,
 )
-from tidegate.control.pod_problems import cluster_problems, pod_problems
+from tidegate.control.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
 from tidegate.control.ray_cluster import groups_of
 from tidegate.control.resolve_job import job_name, no_job_needed, read_job
 from tidegate.control.resources import Pool
@@ -43,11 +43,11 @@ NODES_SECONDS = 30.0
 class Board(Protocol):
     """What the operator reads of the registry and the queues. All raise `QueueUnavailable`."""
 
-    async def reports(self) -> dict[RevisionKey, RevisionReport]: ...
+    async def reports(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, RevisionReport]: ...
 
     async def replicas(self) -> list[ReplicaStats]: ...
 
-    async def read_models(self) -> dict[str, ModelEntry]: ...
+    async def read_models(self, wanted: Collection[str] | None = None) -> dict[str, ModelEntry]: ...
 
     async def depths(self, queues: Sequence[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]: ...
 
@@ -100,6 +100,7 @@ class Troubles:
         self._cluster = cluster
         self._events: dict[str, tuple[float, list[Object]]] = {}
         self._nodes: tuple[float, list[Object]] = (float("-inf"), [])
+        self._ended: dict[str, dict[str, Ended]] = {}  # by RayCluster's uid and group
 
     async def events(self, namespace: str, pods: Sequence[Body]) -> Sequence[Object]:
         """Warnings about pods of the namespace, where some of `pods` are slow."""
@@ -119,7 +120,15 @@ class Troubles:
                 self._nodes = (time.monotonic(), await self._asked("Node", "", ""))
             nodes = self._nodes[1]
         events = await self.events(namespace, pods)
-        return (*pod_problems(pods, events, nodes), *cluster_problems(cluster))
+        found = pod_problems(pods, events, nodes)
+        uid = cluster["metadata"]["uid"]
+        ended = self._ended[uid] = ended_badly(found, self._ended.get(uid, {}), pods, time.time())
+        return (*told(found, ended), *cluster_problems(cluster))
+
+    def keep(self, clusters: Sequence[Body]) -> None:
+        """Forget clusters that are gone."""
+        standing = {item["metadata"]["uid"] for item in clusters}
+        self._ended = {uid: ended for uid, ended in self._ended.items() if uid in standing}
 
     async def _asked(self, kind: str, namespace: str, selector: str) -> list[Object]:
         """Nothing where the operator may not ask: a message is then less exact."""
@@ -169,8 +178,9 @@ class Gatherer:
         serve_problem: tuple[str, str] | None,
         rejected: Mapping[str, str],
     ) -> Observation:
-        """Raises `QueueUnavailable`."""
-        ours = {subject.name for subject in subjects if subject.model is not None}
+        """Raises `QueueUnavailable`. What is read and kept of the registry is this pool's alone, so that a
+        look costs what its pool costs."""
+        ours = {subject.name: subject.model for subject in subjects if subject.model is not None}
         queues = [
             (subject.name, revision)
             for subject in subjects
@@ -179,22 +189,27 @@ class Gatherer:
         ]
         sources = await self.sources(namespace, subjects, pool)
         problems: tuple[PodProblem, ...] = ()
+        pods: Sequence[Body] = ()
         if active is not None:
             pods = ray_state.pods_of(self.cache.of("Pod", namespace), active["metadata"]["name"])
             problems = await self.troubles.problems(namespace, active, pods)
+        targets = [(name, revision_of(model.spec)) for name, model in ours.items()]
         reports, replicas, entries, depths = await asyncio.gather(
-            self.board.reports(), self.board.replicas(), self.board.read_models(), self.board.depths(queues)
+            self.board.reports({*queues, *targets}),
+            self.board.replicas(),
+            self.board.read_models(ours),
+            self.board.depths(queues),
         )
         return Observation(
             serve=serve,
             serve_problem=serve_problem,
             sources=sources,
             reports=reports,
-            replicas=tuple(replicas),
+            replicas=tuple(stats for stats in replicas if stats.model in ours),
             depths=depths,
-            # Of this pool only: what a plan does not know it deletes.
-            entries={name: entry for name, entry in entries.items() if name in ours},
+            entries=entries,
             groups=groups_of(pool.spec),
+            workers=ray_state.worker_pods(pods),
             pod_problems=problems,
             rejected=rejected,
         )

@@ -20,7 +20,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import kopf
@@ -41,12 +41,14 @@ from tidegate_operator.metrics import Metrics
 from tidegate_operator.reconcile import Abilities, Reconciler
 from tidegate_operator.settings import OperatorSettings
 from tidegate_operator.subjects import Reader
-from tidegate_operator.work_queue import WorkQueue
+from tidegate_operator.work_queue import CONFLICT_BACKOFF_SECONDS, WorkQueue
 
 log = logging.getLogger("tidegate.operator")
 
 KUBERAY_SECONDS = 5.0  # how often a missing KubeRay is looked for
 LIST_RETRY_SECONDS = 2.0
+
+Places = Sequence[tuple[Kind, str]]  # kinds of objects in namespaces
 
 
 class Operator:
@@ -109,7 +111,10 @@ class Operator:
             try:
                 with self._pulse.work("/".join(key)):
                     pause = await self._reconciler.reconcile(key)
-            except (ApiUnavailable, ApiConflict, QueueUnavailable) as error:
+            except ApiConflict as error:
+                retry = self._queue.end_failed(key, CONFLICT_BACKOFF_SECONDS)
+                log.info("pool %s: %s Again in %.2f s.", "/".join(key), error.message, retry)
+            except (ApiUnavailable, QueueUnavailable) as error:
                 retry = self._queue.end_failed(key)
                 log.warning("pool %s: %s Again in %.1f s.", "/".join(key), error.message, retry)
             except Exception:
@@ -128,13 +133,10 @@ class Operator:
                 self._metrics.change_seconds.observe(ended - asked_at)
 
     async def _first_listing(self) -> None:
-        while True:
-            try:
-                await self._list()
-                break
-            except ApiUnavailable as error:
-                log.warning("%s Again in %.0f s.", error.message, LIST_RETRY_SECONDS)
-                await asyncio.sleep(LIST_RETRY_SECONDS)
+        missing = await self._list(self._everything)
+        while missing:
+            await asyncio.sleep(LIST_RETRY_SECONDS)
+            missing = await self._list(missing)
         log.info(
             "%d Models in %d Pools; KubeRay is %s",
             len(self._cache.everywhere("Model")),
@@ -147,25 +149,33 @@ class Operator:
             with contextlib.suppress(QueueUnavailable):  # the pools say so in their status
                 await self._reconciler.sweep()
             await asyncio.sleep(self._settings.resync_seconds)
-            try:
-                await self._list()
-            except ApiUnavailable as error:
-                log.warning("resync: %s", error.message)
-                continue
+            missing = await self._list(self._everything)
+            while missing:
+                await asyncio.sleep(LIST_RETRY_SECONDS)
+                missing = await self._list(missing)
             await self._reconciler.tidy()
             for body in self._cache.everywhere("Pool"):
                 self._queue.add((body["metadata"]["namespace"], body["metadata"]["name"]))
             for body in self._cache.everywhere("Model"):
                 self._queue.add((body["metadata"]["namespace"], pool_of(body)))
 
-    async def _list(self) -> None:
-        """List everything into the cache. Raises `ApiUnavailable`, and `ApiGone` where our own definitions
-        are missing."""
-        for namespace in self._settings.watched_namespaces:
-            for kind in KINDS:
+    @property
+    def _everything(self) -> Places:
+        return [(kind, namespace) for namespace in self._settings.watched_namespaces for kind in KINDS]
+
+    async def _list(self, places: Places) -> Places:
+        """List these into the cache. Returns those that the API server did not list; the others' news need
+        not wait for them. Raises `ApiGone` where our own definitions are missing."""
+        missing = []
+        for kind, namespace in places:
+            try:
                 await self._list_kind(kind, namespace)
+            except ApiUnavailable as error:
+                log.warning("%s Again in %.0f s.", error.message, LIST_RETRY_SECONDS)
+                missing.append((kind, namespace))
         for kind in KINDS:
             self._metrics.objects.labels(kind).set(len(self._cache.everywhere(kind)))
+        return missing
 
     async def _list_kind(self, kind: Kind, namespace: str) -> None:
         try:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tidegate.control.observed import Worker
+from tidegate.control.pod_problems import GROUP_LABEL, NODE_TYPE_LABEL
 from tidegate_operator.cache import Body, is_deleting, labels
 from tidegate_operator.status_patch import deleting_since
 
 CLUSTER_LABEL = "ray.io/cluster"
-NODE_TYPE_LABEL = "ray.io/node-type"
 JOB_LABEL = "job-name"
 RAY_FINALIZERS = "ray.io/"
 # KubeRay lets a cluster go once a Job has cleaned its Redis, which takes about 36 s. Where that Redis is gone
@@ -28,6 +29,19 @@ def pods_of(pods: Iterable[Body], cluster: str) -> list[Body]:
 
 def pods_of_job(pods: Iterable[Body], job: str) -> list[Body]:
     return [pod for pod in pods if labels(pod).get(JOB_LABEL) == job]
+
+
+def worker_pods(pods: Iterable[Body]) -> tuple[Worker, ...]:
+    """Also those that go: a replica may have ended with its pod."""
+    return tuple(
+        Worker(
+            pod=str(pod["metadata"]["name"]),
+            address=str((pod.get("status") or {}).get("podIP") or ""),
+            group=str(labels(pod).get(GROUP_LABEL) or ""),
+        )
+        for pod in pods
+        if labels(pod).get(NODE_TYPE_LABEL) == "worker"
+    )
 
 
 def head_service(cluster: Body) -> str:

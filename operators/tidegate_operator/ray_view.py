@@ -15,7 +15,7 @@ from tidegate_operator.cache import Body, labels
 from tidegate_operator.gather import ServeView
 from tidegate_operator.upgrade import Clusters
 
-SILENT_SECONDS = 60.0  # a RayCluster of which KubeRay has said nothing for so long is not looked after
+SILENT_SECONDS = 30.0  # a RayCluster of which KubeRay has said nothing for so long is not looked after
 NO_KUBERAY = (
     "The cluster does not know ray.io/v1 RayClusters; install KubeRay 1.5 to 1.7. Tidegate looks again by "
     "itself."

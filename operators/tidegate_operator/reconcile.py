@@ -33,10 +33,12 @@ from tidegate_operator.cache import Body, Cache, is_deleting, labels
 from tidegate_operator.gather import Gatherer, Serves
 from tidegate_operator.ray_view import RayView, name_of, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.status_patch import (
+    conditions_of,
     deleting_since,
     outage_status,
     pool_status,
     refused_status,
+    without_pool_status,
 )
 from tidegate_operator.subjects import Reader, Subject
 from tidegate_operator.work_queue import Key
@@ -47,6 +49,11 @@ PROGRESSING_SECONDS = 0.5
 STARTING_SECONDS = 1.0  # a Ray cluster takes half a minute
 SETTLED_SECONDS = 3.0
 OUTAGE_SECONDS = 2.0
+
+WITHOUT_REDIS = (
+    "Requests are refused until it answers; look at its pod, or at externalRedis in the release's values. "
+    "Tidegate comes back by itself."
+)
 
 
 @dataclass(slots=True)
@@ -94,9 +101,7 @@ class Reconciler:
         namespace, name = key
         now = self._now()
         subjects = self._reader.subjects(namespace, name)
-        clusters = [
-            body for body in self._cache.of("RayCluster", namespace) if labels(body).get(POOL_LABEL) == name
-        ]
+        clusters = self._cache.of("RayCluster", namespace, lambda body: labels(body).get(POOL_LABEL) == name)
         for body in clusters:
             if (finalizers := ray_state.stuck_finalizers(body, now)) is not None:
                 await self._applier.free(body, finalizers)
@@ -123,6 +128,7 @@ class Reconciler:
         """Let go what belongs to objects that are gone."""
         clusters = self._cache.everywhere("RayCluster")
         await self._serves.keep(clusters)
+        self._gatherer.troubles.keep(clusters)
         standing = {(item["metadata"]["namespace"], name_of(item)) for item in clusters}
         self._memories = {key: memory for key, memory in self._memories.items() if key in standing}
         bodies = [*self._cache.everywhere("Model"), *self._cache.everywhere("Pool")]
@@ -155,7 +161,8 @@ class Reconciler:
         ours = [subject for subject in subjects if subject.model is not None]
         problem: QueueUnavailable | None = None
         try:
-            entries = await self._gatherer.board.read_models() if ours else {}
+            names = [subject.name for subject in ours]
+            entries = await self._gatherer.board.read_models(names) if names else {}
         except QueueUnavailable as error:
             entries, problem = {}, error
         for subject in ours:
@@ -165,9 +172,9 @@ class Reconciler:
                 await self._applier.forget_model(subject.name)
                 await self._applier.release(subject.body)
                 continue
-            status = outage_status(subject.status, subject.generation, "NoSuchPool", message, now)
+            status = without_pool_status(subject.status, subject.generation, message, now)
             await self._applier.status("Model", subject.body, status)
-            await self._applier.refuse(subject.name, entries, "NoSuchPool", message)
+            await self._applier.refuse(subject.name, entries, conditions_of(status))
         return SETTLED_SECONDS if clusters or problem is not None else None
 
     async def _outage(self, subjects: Sequence[Subject], reason: str, message: str, now: float) -> None:
@@ -199,8 +206,9 @@ class Reconciler:
         try:
             seen = await self._observe(namespace, subjects, pool, ray)
         except QueueUnavailable as error:
-            await self._outage(subjects, "RedisUnreachable", error.message, now)
-            ready = condition(READY, "False", "RedisUnreachable", error.message)
+            message = f"{error.message} {WITHOUT_REDIS}"
+            await self._outage(subjects, "RedisUnreachable", message, now)
+            ready = condition(READY, "False", "RedisUnreachable", message)
             await self._pool_status(body, ready, told, pool_numbers(ray, None), now)
             return OUTAGE_SECONDS
         records = {

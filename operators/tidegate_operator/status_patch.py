@@ -8,6 +8,7 @@ out, which also makes equal memories equal statuses.
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -109,11 +110,23 @@ def refused_status(
 def outage_status(past: Mapping[str, Any], generation: int, reason: str, message: str, now: float) -> Status:
     """The status of a Model of which nothing can be found out now."""
     conditions = outage(conditions_of(past), reason, message, now)
-    if reason == "NoSuchPool":
-        before = conditions_of(past)
-        conditions = overlaid(conditions, [condition(SCHEDULED, "False", reason, message)], before, now)
     told = conditions_on_wire(conditions, generation)
     return {**past, "observedGeneration": generation, "conditions": told}
+
+
+def without_pool_status(past: Mapping[str, Any], generation: int, message: str, now: float) -> Status:
+    """The status of a Model whose Pool is not there: nothing of it runs, and nothing is on its way."""
+    before = conditions_of(past)
+    idle = [condition(kind, "False", "NoSuchPool", message) for kind in (SCHEDULED, PROGRESSING)]
+    conditions = overlaid(outage(before, "NoSuchPool", message, now), idle, before, now)
+    return {
+        **past,
+        "observedGeneration": generation,
+        "conditions": conditions_on_wire(conditions, generation),
+        "replicas": 0,
+        "wantedReplicas": 0,
+        "replicaSummary": "0/0",
+    }
 
 
 def pool_status(
@@ -124,7 +137,10 @@ def pool_status(
     numbers: Mapping[str, Any],
     now: float,
 ) -> Status:
-    """The whole status of a Pool. `problems` are those of its pods, the worst first."""
+    """The whole status of a Pool. `problems` are those of its pods; one of the head keeps it from ready."""
+    of_head = next((problem for problem in problems if not problem.group), None)
+    if ready.reason == "ClusterStarting" and of_head is not None:
+        ready = condition(READY, "False", of_head.reason, of_head.message)
     if problems:
         text = " ".join(dict.fromkeys(problem.message for problem in problems))
         degraded = condition(DEGRADED, "True", problems[0].reason, text)
@@ -229,17 +245,24 @@ def _to_wire(value: Any) -> Any:
     """A struct as camelCase mappings without what is at its default."""
     if isinstance(value, msgspec.Struct):
         found = {}
-        for field in msgspec.structs.fields(value):
+        for field, key in _fields(type(value)):
             item = getattr(value, field.name)
             if not field.required and item == field.default:
                 continue
             if item is None or item == [] or item == {}:
                 continue
-            found[to_camel(field.name)] = item if field.name in _VERBATIM else _to_wire(item)
+            found[key] = item if field.name in _VERBATIM else _to_wire(item)
         return found
     if isinstance(value, list | tuple):
         return [_to_wire(item) for item in value]
     return value
+
+
+@functools.cache
+def _fields(kind: type[msgspec.Struct]) -> Sequence[tuple[msgspec.structs.FieldInfo, str]]:
+    """A struct's fields and what they are called on the wire. Finding them out costs more than all the rest
+    of a status."""
+    return [(field, to_camel(field.name)) for field in msgspec.structs.fields(kind)]
 
 
 def _from_wire(value: Any) -> Any:

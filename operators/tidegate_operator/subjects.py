@@ -40,16 +40,18 @@ class Subject:
 
 
 class Reader:
-    """Reads resources, each version of a spec once."""
+    """Reads resources: each spec once, and what is remembered in a status once per version."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._parsed: dict[str, tuple[int, Model | Pool | str]] = {}
+        self._records: dict[str, tuple[str, ModelRecord | None]] = {}  # (resource version, record), by uid
         self._valid_pools: dict[str, Pool] = {}  # the last valid one, by uid
 
     def subjects(self, namespace: str, pool: str) -> list[Subject]:
         """The pool's Models, oldest first."""
-        return [self._subject(body) for body in self._cache.of("Model", namespace) if pool_of(body) == pool]
+        found = self._cache.of("Model", namespace, lambda body: pool_of(body) == pool)
+        return [self._subject(body) for body in found]
 
     def pool(self, body: Body) -> tuple[Pool | None, str]:
         """The Pool as it should stand and, where its spec is refused, why. A refused one stays as it last
@@ -64,6 +66,7 @@ class Reader:
     def forget(self, uids: frozenset[str]) -> None:
         """Keep only these objects' readings."""
         self._parsed = {uid: found for uid, found in self._parsed.items() if uid in uids}
+        self._records = {uid: found for uid, found in self._records.items() if uid in uids}
         self._valid_pools = {uid: pool for uid, pool in self._valid_pools.items() if uid in uids}
 
     def _subject(self, body: Body) -> Subject:
@@ -71,11 +74,19 @@ class Reader:
         oldest = self._cache.named("Model", name)[0]
         if oldest["metadata"]["uid"] != body["metadata"]["uid"]:
             return Subject(body, None, None, _name_taken(name, oldest))
-        record = record_of(name, body.get("status") or {})
+        record = self._record(name, body)
         found = self._parse(body)
         if isinstance(found, Model):
             return Subject(body, found, record)
         return Subject(body, _last_valid(name, record), record, ("InvalidConfig", str(found)))
+
+    def _record(self, name: str, body: Body) -> ModelRecord | None:
+        meta = body["metadata"]
+        known = self._records.get(meta["uid"])
+        if known is None or known[0] != meta["resourceVersion"]:
+            known = (meta["resourceVersion"], record_of(name, body.get("status") or {}))
+            self._records[meta["uid"]] = known
+        return known[1]
 
     def _parse(self, body: Body) -> Model | Pool | str:
         """The resource, or what is wrong with it."""

@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 
 FIRST_BACKOFF_SECONDS = 0.5
+CONFLICT_BACKOFF_SECONDS = (
+    0.02  # after a conflict the object has been read again: nothing is to be waited for
+)
 LONGEST_BACKOFF_SECONDS = 8.0  # a change that mends a pool is in its status within 10 s
 
 Key = tuple[str, str]  # (namespace, pool)
@@ -48,12 +51,12 @@ class Schedule:
         self._failures.pop(key, None)
         self._not_before.pop(key, None)
 
-    def end_failed(self, key: Key, now: float) -> float:
+    def end_failed(self, key: Key, now: float, first_seconds: float = FIRST_BACKOFF_SECONDS) -> float:
         """The work failed: it is tried again after a pause that doubles. Returns the pause in seconds."""
         self._in_work.discard(key)
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        pause = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0**failures)
+        pause = min(LONGEST_BACKOFF_SECONDS, first_seconds * 2.0**failures)
         self._due[key] = self._not_before[key] = now + pause
         return pause
 
@@ -95,8 +98,8 @@ class WorkQueue:
         self._schedule.end(key)
         self._news.set()
 
-    def end_failed(self, key: Key) -> float:
-        pause = self._schedule.end_failed(key, self._clock())
+    def end_failed(self, key: Key, first_seconds: float = FIRST_BACKOFF_SECONDS) -> float:
+        pause = self._schedule.end_failed(key, self._clock(), first_seconds)
         self._news.set()
         return pause
 

@@ -330,7 +330,8 @@ def _dtypes(path: Path) -> Iterator[tuple[str, int]]:
         if path.stat().st_size < 8 + length + end:
             raise ValueError("the file ends too early")
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise SourceError("SourceFormat", f"{path} is not a whole safetensors file: {error}.") from error
+        message = f"{path} is not a whole safetensors file: {error}; download or copy it again."
+        raise SourceError("SourceFormat", message) from error
 
 
 def _quantization(folder: Path, config: dict[str, Any]) -> str:

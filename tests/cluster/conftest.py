@@ -9,13 +9,40 @@ import pytest
 from tests.cluster import cluster as clusters
 from tests.cluster.cluster import Cluster
 from tests.cluster.figures import Figures
+from tests.cluster.release import Release
 
 NAMESPACES = pytest.StashKey[list[str]]()
 FIGURES = pytest.StashKey[Figures]()
 
+# The files that use the whole cluster, in the order in which they run: the first brings a release of its own
+# and removes it, the others share the next one, and the last removes that.
+ORDER = ("test_platform", "test_failures", "test_packing", "test_removal")
+# What differs from the chart's defaults in the shared release.
+OPTIONS = ("--set=crds.keep=false", "--set=queueSettings.stepTimeoutSeconds=20")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cluster-tests",
+        choices=("whole", "beside"),
+        help="only those that use the whole cluster, or only those that run beside it",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[FIGURES] = Figures()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    only = config.getoption("--cluster-tests")
+    left_out = [item for item in items if only and (only == "whole") != uses_whole_cluster(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else -1)
+
+
+def uses_whole_cluster(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and "cluster" in item.fixturenames
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -38,13 +65,29 @@ def cluster() -> Cluster:
 
 
 @pytest.fixture(scope="session")
+def shared_release(cluster: Cluster) -> Iterator[Release]:
+    """One that is there is used and stays; otherwise one comes and goes, and leaves nothing."""
+    release = Release(cluster)
+    if release.is_installed():
+        yield release
+        return
+    try:
+        release.install(*OPTIONS)
+        yield release
+    finally:
+        release.remove_all()
+
+
+@pytest.fixture(scope="session")
 def api_server() -> Iterator[Cluster]:
     """etcd and an API server of its own, with Tidegate's definitions: no node, no root, five seconds."""
     try:
         api = clusters.start("api")
-        definitions = clusters.CHART / "files" / "crds"
-        api.kubectl("apply", "--server-side", "-f", str(definitions))
-        api.kubectl("wait", "--for=condition=Established", "-f", str(definitions), "--timeout=60s")
+        definitions = str(clusters.CHART / "files" / "crds")
+        api.kubectl("apply", "--server-side", "-f", definitions)
+        # A definition that has no conditions yet is an error to kubectl, so it is asked again.
+        wait = ("wait", "--for=condition=Established", "-f", definitions, "--timeout=60s")
+        api.wait_for("the definitions", lambda: api.kubectl(*wait))
         yield api
     finally:
         clusters.stop("api")

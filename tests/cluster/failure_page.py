@@ -51,6 +51,10 @@ class Failure:
         return bool(self.undo)
 
     @property
+    def has_script(self) -> bool:
+        return any(isinstance(step, str) for step in self.steps)
+
+    @property
     def resources(self) -> Resources:
         return tuple(each for step in self.steps if not isinstance(step, str) for each in step)
 

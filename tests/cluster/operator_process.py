@@ -43,7 +43,7 @@ class OperatorProcess:
                 sys.executable,
                 "-m",
                 "tidegate_operator",
-                env={**os.environ, **self._environment, "TIDEGATE_HEALTH_PORT": str(self._port)},
+                env={**_plain(os.environ), **self._environment, "TIDEGATE_HEALTH_PORT": str(self._port)},
                 stdout=log,
                 stderr=log,
             )
@@ -77,6 +77,12 @@ class OperatorProcess:
         with contextlib.suppress(httpx.HTTPError):  # it is still on its way up
             return "tidegate_operator_leading 1.0" in await self.metrics()
         return False
+
+
+def _plain(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what is meant for the test cluster's scripts: the operator refuses a setting that it does not
+    know."""
+    return {name: value for name, value in environment.items() if not name.startswith("TIDEGATE_CLUSTER_")}
 
 
 class World:

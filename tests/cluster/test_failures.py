@@ -2,7 +2,8 @@
 told then.
 
 Nearly all the time is Ray's and the kubelet's, so all failures that hurt no others are begun at once and each
-test waits for its own. Those of the whole cluster (no Redis, no KubeRay) come last, one after the other.
+test waits for its own, first those that scripts make: some of them pass. Those of the whole cluster (no
+Redis, no KubeRay) come last, one after the other.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.conftest import NAMESPACES
 from tests.cluster.failure_page import Failure, Resources, Told, common_resources, failures
-from tests.cluster.installed import installed
+from tests.cluster.release import Release
 
 # Two Ray workers and 120 s until an engine counts as hung, beside all the others on two cores.
-SECONDS = 300
+SECONDS = 240
 SCRIPT_SECONDS = 200
 WORDS_SECONDS = 20  # a message grows more exact while Events and nodes are read
 
@@ -39,9 +40,10 @@ class Scene:
     def apply(self, resources: Resources) -> None:
         self._cluster.apply(*resources, namespace=self.namespace)
 
-    def delete(self, resources: Resources) -> None:
+    def delete(self, resources: Resources, *, wait: bool = False) -> None:
         for resource in reversed(resources):
-            self._cluster.delete(resource["kind"].lower(), resource["metadata"]["name"], self.namespace)
+            kind, name = resource["kind"].lower(), resource["metadata"]["name"]
+            self._cluster.delete(kind, name, self.namespace, wait=wait)
 
     def begin(self, failure: Failure) -> None:
         """Do what the page says; its scripts go on beside everything else."""
@@ -97,7 +99,7 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Scene]:
+def scene(request: pytest.FixtureRequest, cluster: Cluster, shared_release: Release) -> Iterator[Scene]:
     """The page's Pool, and what the selected tests look at on its way."""
     chosen = [
         found
@@ -106,21 +108,25 @@ def scene(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[Scene]:
         if isinstance(found := item.callspec.params["failure"], Failure)
     ]
     common = common_resources()
-    with installed(cluster) as release:
-        scene = Scene(cluster, release.namespace)
-        try:
-            scene.apply(common)
-            for failure in chosen:
-                if not failure.hurts_others:
-                    scene.begin(failure)
-            yield scene
-        finally:
-            for failure in chosen:
-                scene.remove(failure)
-            scene.delete(common)
+    scene = Scene(cluster, shared_release.namespace)
+    try:
+        scene.apply(common)
+        for failure in chosen:
+            if not failure.hurts_others:
+                scene.begin(failure)
+        yield scene
+    finally:
+        for failure in chosen:
+            scene.remove(failure)
+        for resources in (*(failure.resources for failure in chosen), common):
+            scene.delete(resources, wait=True)
 
 
-@pytest.mark.parametrize("failure", failures(), ids=str)
+def in_turn() -> list[Failure]:
+    return sorted(failures(), key=lambda failure: (failure.hurts_others, not failure.has_script))
+
+
+@pytest.mark.parametrize("failure", in_turn(), ids=str)
 def test_what_is_told(failure: Failure, scene: Scene, request: pytest.FixtureRequest) -> None:
     request.node.stash[NAMESPACES] = [scene.namespace]
     try:

@@ -54,6 +54,9 @@ def kuberay(api_server: ApiServer) -> None:
     api_server.wait_for("RayClusters", lambda: api_server.kubectl("get", "--raw", "/apis/ray.io/v1"))
     if not api_server.get("namespace", OTHER):
         api_server.kubectl("create", "namespace", OTHER)
+    # As a controller makes for every namespace: without it no pod is taken.
+    if not api_server.get("serviceaccount", "default"):
+        api_server.kubectl("create", "serviceaccount", "default")
 
 
 @pytest.fixture
@@ -423,13 +426,7 @@ async def test_the_process_stays_small_with_fifty_models(world: World) -> None:
     for number in range(50):
         await world.wait_for_condition(f"m{number}", "Ready", "True", "Serving", timeout=90)
     await world.settled(timeout=90)
-    process = psutil.Process(world.operator.pid)
-    began = process.cpu_times()
-    await asyncio.sleep(10)
-    ended = process.cpu_times()
-    resident_bytes = process.memory_info().rss
-    print(f"resident: {resident_bytes / 1e6:.0f} MB; idle: {(ended.user - began.user) * 10:.0f} % of a core")
-    assert resident_bytes < 150e6
+    assert psutil.Process(world.operator.pid).memory_info().rss < 150e6
 
 
 async def test_without_kuberay_the_status_says_so_and_its_coming_is_noticed(

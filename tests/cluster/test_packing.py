@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.cluster import Cluster, Resource
 from tests.cluster.conftest import NAMESPACES
-from tests.cluster.installed import installed
+from tests.cluster.release import Release
 
 POOL = "packing"
 GPU = "nvidia.com/gpu"
@@ -25,10 +25,9 @@ IDLE_SECONDS = 5
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
-def namespace(cluster: Cluster) -> Iterator[str]:
-    with installed(cluster) as release:
-        yield release.namespace
+@pytest.fixture
+def namespace(shared_release: Release) -> str:
+    return shared_release.namespace
 
 
 @pytest.fixture
@@ -97,6 +96,16 @@ def workers(cluster: Cluster, namespace: str) -> list[str]:
     return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
 
+def warnings(cluster: Cluster, namespace: str) -> set[str]:
+    """Reasons of the Events that warn about the Pool."""
+    uid = (cluster.get("pool", POOL, namespace) or {})["metadata"]["uid"]
+    return {
+        event["reason"]
+        for event in cluster.get_all("events.events.k8s.io", namespace)
+        if event["type"] == "Warning" and event["regarding"].get("uid") == uid
+    }
+
+
 def test_two_models_share_a_gpu_a_third_is_refused_and_the_group_goes_up_and_down(
     cluster: Cluster, namespace: str, pool: None, request: pytest.FixtureRequest
 ) -> None:
@@ -134,3 +143,4 @@ def test_two_models_share_a_gpu_a_third_is_refused_and_the_group_goes_up_and_dow
     cluster.wait_for("the group has no worker", lambda: not workers(cluster, namespace), timeout=180)
     for name in WANTED:
         cluster.wait_for_condition("model", name, "Ready", namespace, reason="Asleep", timeout=10)
+    assert warnings(cluster, namespace) == set(), "a worker that was idle is no trouble"

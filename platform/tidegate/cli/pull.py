@@ -12,7 +12,10 @@ from tidegate.cli.output import CommandFailed, Format, OutputOption, say, show_r
 
 def pull(
     uri: Annotated[
-        str, typer.Argument(help="hf://owner/name@revision, s3://bucket/path, file:///path or a path.", metavar="URI")
+        str,
+        typer.Argument(
+            help="hf://owner/name@revision, s3://bucket/path, file:///path or a path.", metavar="URI"
+        ),
     ],
     output: OutputOption = Format.table,
 ) -> None:

@@ -118,6 +118,7 @@ class PodProblem:
 
     `group` is the worker group that it is in (empty: the head, which concerns every model of the pool);
     `container` is empty where the whole pod is concerned, `pod` where it could not even be made.
+    `may_be_idle`: the end of a worker that Ray's autoscaler takes away looks the same.
     """
 
     pod: str
@@ -125,6 +126,16 @@ class PodProblem:
     reason: str
     message: str
     group: str = ""
+    may_be_idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A pod with workers of a group, by the address that Ray knows it by."""
+
+    pod: str
+    address: str
+    group: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,5 +162,6 @@ class Observation:
     entries: Mapping[str, ModelEntry] = field(default_factory=dict)  # as last published
     capacity: Capacity = Capacity(cpus=1024, gpus=64)
     groups: tuple[Group, ...] = ()
+    workers: tuple[Worker, ...] = ()
     pod_problems: tuple[PodProblem, ...] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)  # by application name

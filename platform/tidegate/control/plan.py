@@ -20,13 +20,13 @@ from types import MappingProxyType
 
 from msgspec.structs import replace
 
-from tidegate.control.conditions import last_lines
 from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of, spec_on_wire
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.packing import Packing
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.seating import is_found, pack, seated, source_of
 from tidegate.control.serve_config import Application, application_name
+from tidegate.control.serve_words import why_given_up
 from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
 from tidegate.messages import ModelEntry
@@ -170,11 +170,13 @@ def _step(
     # In a cluster also what finds no place is recorded: its source need not be looked at again.
     if is_found(model, source) and (too_big is None or packing is not None):
         found = source or SourceState("resolved")
-        fresh = RevisionRecord(revision=target, spec=spec_on_wire(model.spec))
+        # Scaling and queue change in place: what runs while a later spec is refused is the last valid one.
+        spec = spec_on_wire(model.spec)
         record = _with(
             record,
             replace(
-                known or fresh,
+                known or RevisionRecord(revision=target, spec=spec),
+                spec=spec,
                 checkpoint=found.checkpoint,
                 weights_bytes=found.weights_bytes,
                 quantization=found.quantization,
@@ -269,10 +271,8 @@ def _free_stuck(record: ModelRecord, kept: RevisionRecord, seen: Observation, no
     if state is None or state.status != "DEPLOY_FAILED" or now < kept.retry_at:
         return record
     pause = min(LONGEST_RETRY_SECONDS, FIRST_REBUILD_SECONDS * 2.0**kept.failures)
-    message = last_lines(state.deployment_message or state.message)
-    stuck = replace(
-        kept, failures=kept.failures + 1, retry_at=now + pause, reason="DeployFailed", message=message
-    )
+    reason, message = why_given_up(state, _group(kept), seen.workers)
+    stuck = replace(kept, failures=kept.failures + 1, retry_at=now + pause, reason=reason, message=message)
     return _with(record, stuck)
 
 
@@ -287,8 +287,12 @@ def _failure(model: str, kept: RevisionRecord, seen: Observation) -> tuple[str, 
         return None
     state = seen.serve.applications.get(name)
     if state is not None and state.status == "DEPLOY_FAILED":
-        return "DeployFailed", last_lines(state.deployment_message or state.message)
+        return why_given_up(state, _group(kept), seen.workers)
     return None
+
+
+def _group(kept: RevisionRecord) -> str:
+    return kept.placement.group if kept.placement is not None else ""
 
 
 def _retire(

@@ -6,8 +6,10 @@ is, in which pod, and what a person can do about it.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tidegate.control.observed import PodProblem
@@ -15,6 +17,7 @@ from tidegate.control.schema_types import cpu_cores, size_bytes
 
 GROUP_LABEL = "ray.io/group"
 NODE_TYPE_LABEL = "ray.io/node-type"
+WORKER = "ray-worker"  # the container, in KubeRay's and our words
 IMAGE_REASONS = frozenset(
     {
         "ErrImagePull",
@@ -26,6 +29,10 @@ IMAGE_REASONS = frozenset(
     }
 )
 VOLUME_EVENTS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+# KubeRay puts another pod in the place of one that ended badly, and that one looks well until it ends too.
+ENDED = frozenset({"OutOfMemory", "CrashLoop", "Evicted"})
+ENDED_SECONDS = 60.0
+CLOCK_SECONDS = 2.0  # creation times have whole seconds, of another clock
 MAX_CAUSE_CHARACTERS = 600
 _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]+)")
 _NAMED = re.compile(r"""(secret|configmap|persistentvolumeclaim) "?([a-z0-9][a-z0-9./-]*[a-z0-9])"?""", re.I)
@@ -41,9 +48,62 @@ def pod_problems(
     found: list[PodProblem] = []
     for pod in pods:
         if (pod.get("metadata") or {}).get("deletionTimestamp"):
-            continue
-        found += _of_pod(pod, events, nodes)
+            found += _of_going_pod(pod)
+        else:
+            found += _of_pod(pod, events, nodes)
     return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last pod of a group that ended badly, first and last seen so. `is_told`: it was no idle worker, but
+    one that could not run, or the second in a row."""
+
+    problem: PodProblem
+    since: float
+    seen: float
+    is_told: bool
+
+
+def ended_badly(
+    found: Iterable[PodProblem],
+    before: Mapping[str, Ended],
+    pods: Sequence[Mapping[str, Any]],
+    now: float,
+) -> dict[str, Ended]:
+    """By group, the pod to go on telling of, until another of its group is ready or `ENDED_SECONDS` are over.
+    `before` is what this said the last time."""
+    ready = {_group(pod) for pod in pods if _is_ready(pod)}
+    created = {pod["metadata"]["name"]: pod["metadata"].get("creationTimestamp") or "" for pod in pods}
+    ended = {
+        group: past
+        for group, past in before.items()
+        if group not in ready and now - past.seen < ENDED_SECONDS
+    }
+    for problem in found:
+        if problem.reason not in ENDED:
+            continue
+        past = ended.get(problem.group)
+        is_told = not problem.may_be_idle or (past is not None and past.is_told)
+        if past is not None and past.problem.pod == problem.pod:
+            ended[problem.group] = Ended(problem, past.since, now, is_told)
+            continue
+        if past is not None and (made := created.get(problem.pod)):
+            is_told = is_told or _seconds(made) >= past.since - CLOCK_SECONDS  # it came in the other's place
+        ended[problem.group] = Ended(problem, now, now, is_told)
+    return ended
+
+
+def told(found: Sequence[PodProblem], ended: Mapping[str, Ended]) -> tuple[PodProblem, ...]:
+    """What to say: without workers that may only have been idle, and with pods that are gone."""
+    now = [
+        problem
+        for problem in found
+        if not problem.may_be_idle or (problem.group in ended and ended[problem.group].is_told)
+    ]
+    groups = {problem.group for problem in now}
+    past = [item.problem for group, item in ended.items() if item.is_told and group not in groups]
+    return (*now, *past)
 
 
 def cluster_problems(ray_cluster: Mapping[str, Any]) -> tuple[PodProblem, ...]:
@@ -74,13 +134,51 @@ def _of_pod(
         return [PodProblem(name, "", "Evicted", f"Pod {name} was taken off its node: {cause}", group)]
     if problem := _unscheduled(pod, nodes):
         return [PodProblem(name, "", *problem, group)]
-    found = []
+    found: list[PodProblem] = []
+    images: set[str] = set()
     for container in _containers(status):
         if problem := _of_container(pod, container):
-            found.append(PodProblem(name, str(container.get("name") or ""), *problem, group))
+            image = str(container.get("image") or "")
+            if problem[0] == "ImagePullFailed" and image in images:
+                continue  # the same words once more
+            images.add(image)
+            found.append(_problem(pod, container, *problem))
     if not found and status.get("phase") == "Pending" and (problem := _unmounted(pod, events)):
         found.append(PodProblem(name, "", *problem, group))
     return found
+
+
+def _of_going_pod(pod: Mapping[str, Any]) -> list[PodProblem]:
+    """What ended in the pod before somebody, as KubeRay, deleted it for that."""
+    meta = pod["metadata"]
+    deleted_at = _seconds(meta["deletionTimestamp"]) - float(meta.get("deletionGracePeriodSeconds") or 0)
+    found = []
+    for container in _containers(pod.get("status") or {}):
+        ended = (container.get("state") or {}).get("terminated") or {}
+        # Times have whole seconds; of the same second is also what the deletion itself ends.
+        is_earlier = ended.get("finishedAt") and _seconds(ended["finishedAt"]) < deleted_at
+        if (ended.get("reason") == "OOMKilled" or is_earlier) and (problem := _of_container(pod, container)):
+            found.append(_problem(pod, container, *problem))
+    return found
+
+
+def _problem(pod: Mapping[str, Any], container: Mapping[str, Any], reason: str, message: str) -> PodProblem:
+    name, group = str(container.get("name") or ""), _group(pod)
+    is_first_end = bool((container.get("state") or {}).get("terminated")) and not container.get(
+        "restartCount"
+    )
+    may_be_idle = bool(group) and name == WORKER and reason == "CrashLoop" and is_first_end
+    return PodProblem(pod["metadata"]["name"], name, reason, message, group, may_be_idle)
+
+
+def _is_ready(pod: Mapping[str, Any]) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    is_ready = any(item.get("type") == "Ready" and item.get("status") == "True" for item in conditions)
+    return is_ready and not pod["metadata"].get("deletionTimestamp")
+
+
+def _seconds(stamp: str) -> float:
+    return datetime.datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
 def _group(pod: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from tidegate.control.reasons import (
 )
 from tidegate.control.resources import Model
 from tidegate.control.serve_config import application_name
+from tidegate.control.serve_words import why_given_up
 from tidegate.control.sizing import gib
 from tidegate.messages import Condition, ModelEntry, QueueLimits, RevisionReport
 
@@ -248,9 +249,12 @@ def _degraded(
         if report is not None and not report.proved:
             return condition(DEGRADED, "True", "ReplicaFailed", f"{report.reason}: {report.message}")
         state = _application(model, serving.revision, seen)
-        if state is not None and state.status in ("UNHEALTHY", "DEPLOY_FAILED"):
-            reason = "Unhealthy" if state.status == "UNHEALTHY" else "DeployFailed"
-            return condition(DEGRADED, "True", reason, last_lines(state.deployment_message or state.message))
+        if state is not None and state.status == "DEPLOY_FAILED":
+            group = serving.placement.group if serving.placement is not None else ""
+            return condition(DEGRADED, "True", *why_given_up(state, group, seen.workers))
+        if state is not None and state.status == "UNHEALTHY":
+            told = last_lines(state.deployment_message or state.message)
+            return condition(DEGRADED, "True", "Unhealthy", told)
         if serving.failures:
             return condition(DEGRADED, "True", serving.reason, serving.message)
         notes = (serving.proof or _NO_REPORT).notes

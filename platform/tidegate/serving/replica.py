@@ -348,7 +348,13 @@ class ReplicaLoop:
         busy_since = self._thread.busy_since
         limit = self.options.step_timeout_seconds
         if busy_since is not None and time.monotonic() - busy_since > limit:
-            self._failed(Crash("EngineHung", f"The engine finished no step for {limit:g} seconds."))
+            self._failed(
+                Crash(
+                    "EngineHung",
+                    f"The engine finished no step for {limit:g} seconds. Where steps may take so long, raise "
+                    "TIDEGATE_STEP_TIMEOUT_SECONDS; otherwise give it more cores.",
+                )
+            )
         elif (sentence := self._engine.health()) is not None:
             self._failed(Crash("EngineUnhealthy", sentence))
 
@@ -373,7 +379,9 @@ class ReplicaLoop:
                 await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
             await self._queue.fault(self._leases(), reason)
             if self._report is not None:
-                await self._board.report(reports.ended(self._report, crash, time.time()))
+                await self._board.report(
+                    reports.ended(self._report, crash, socket.gethostname(), time.time())
+                )
             await self._board.gone(self.stats())
 
         try:

@@ -38,11 +38,12 @@ def not_loaded(model: str, revision: str, failure: EngineLoadError, now: float) 
     )
 
 
-def ended(served: RevisionReport, crash: Crash, now: float) -> RevisionReport:
-    """A replica that served has failed. What its loading found is kept: it tells this report from one of a
-    load that failed (see `ended_note`)."""
+def ended(served: RevisionReport, crash: Crash, node: str, now: float) -> RevisionReport:
+    """A replica that served has failed. `node` is its host's name: in a cluster its pod's. What its loading
+    found is kept: it tells this report from one of a load that failed (see `ended_note`)."""
+    message = f"{crash.message} It ran on {node}; another replica takes its place."
     return msgspec.structs.replace(
-        served, at=now, proved=False, reason=crash.reason, message=crash.message, notes=[]
+        served, at=now, proved=False, reason=crash.reason, message=message, notes=[]
     )
 
 

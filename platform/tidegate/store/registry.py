@@ -9,7 +9,7 @@ and the CLI. Implements `tidegate.gateway.ports.ModelRegistry` and `tidegate.ser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -59,10 +59,16 @@ class Registry:
         """The snapshot that `start` keeps."""
         return MappingProxyType(self._models)
 
-    async def read_models(self) -> dict[str, ModelEntry]:
-        """All models, read now."""
-        found = await self._connection.call("HGETALL", self._prefix + "models", repeat=True)
-        return {name.decode(): _entry.decode(text) for name, text in found.items()}
+    async def read_models(self, wanted: Collection[str] | None = None) -> dict[str, ModelEntry]:
+        """All models, or those of the `wanted` names that are there, read now."""
+        if wanted is None:
+            found = await self._connection.call("HGETALL", self._prefix + "models", repeat=True)
+            return {name.decode(): _entry.decode(text) for name, text in found.items()}
+        asked = list(wanted)
+        texts = await self._fields("models", asked)
+        return {
+            name: _entry.decode(text) for name, text in zip(asked, texts, strict=True) if text is not None
+        }
 
     async def put_model(self, entry: ModelEntry) -> None:
         await self._connection.call("HSET", self._prefix + "models", entry.name, _encode(entry), repeat=True)
@@ -101,10 +107,15 @@ class Registry:
         ):
             continue  # a long queue goes in steps, so that none holds Redis up
 
-    async def reports(self) -> dict[tuple[str, str], RevisionReport]:
-        """The newest report of each (model, revision)."""
-        found = await self._connection.call("HVALS", self._prefix + "reports", repeat=True)
-        reports = [_report.decode(text) for text in found]
+    async def reports(
+        self, wanted: Collection[tuple[str, str]] | None = None
+    ) -> dict[tuple[str, str], RevisionReport]:
+        """The newest report of each (model, revision), or of those `wanted` that have one."""
+        if wanted is None:
+            found = await self._connection.call("HVALS", self._prefix + "reports", repeat=True)
+        else:
+            found = await self._fields("reports", [names.queue_name(*key) for key in wanted])
+        reports = [_report.decode(text) for text in found if text is not None]
         return {(report.model, report.revision): report for report in reports}
 
     async def report(self, report: RevisionReport) -> None:
@@ -124,6 +135,15 @@ class Registry:
     async def gone(self, stats: ReplicaStats) -> None:
         await self._connection.run(scripts.BEAT, self._prefix, stats.replica, b"", 0, repeat=True)
 
+    async def _fields(self, key: str, fields: Sequence[str]) -> list[bytes | None]:
+        """These fields of a hash, in their order; None for each that is not there."""
+        if not fields:
+            return []
+        found: list[bytes | None] = await self._connection.call(
+            "HMGET", self._prefix + key, *fields, repeat=True
+        )
+        return found
+
     async def _publish(self, name: str) -> None:
         await self._connection.call("PUBLISH", self._channel, name, repeat=True)
 
@@ -132,7 +152,7 @@ class Registry:
             self._models = await self.read_models()
         else:
             asked = sorted(changed)
-            texts = await self._connection.call("HMGET", self._prefix + "models", *asked, repeat=True)
+            texts = await self._fields("models", asked)
             models = {name: entry for name, entry in self._models.items() if name not in changed}
             for name, text in zip(asked, texts, strict=True):
                 if text is not None:

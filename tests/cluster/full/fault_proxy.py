@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import aiohttp
 from aiohttp import web
 
-STALE_SECONDS = 15.0
+STALE_SECONDS = 20.0  # longer than from one listing of the operator to the next
 KEPT_ANSWERS = 8  # of each read, for stale answers
 SLOW_SECONDS = 0.4
 VERY_SLOW_SECONDS = 3.0

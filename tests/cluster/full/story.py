@@ -50,6 +50,8 @@ async def told(world: World) -> None:
     await world.pool("a", groups=[{**GROUPS[0], "maxWorkers": 5}], image="localhost/tidegate/ray:2")
     await asyncio.sleep(STEP_SECONDS)
 
+    # What a Model tells without its Pool depends on whether it has ever served.
+    await world.wait_for_condition("d-orphan", "Ready", "True", "Serving", timeout=GONE_SECONDS)
     await _delete(world, "Pool", "d")
     await world.model("a-changed", pool="a", contextLength=320)
 

@@ -78,6 +78,18 @@ async def test_the_newest_report_of_a_revision_stays(connection: Connection, key
     for report in (failed, other, proved):
         await registry.report(report)
     assert await registry.reports() == {(MODEL, "r1"): proved, (MODEL, "r2"): other}
+    assert await registry.reports([(MODEL, "r1"), (MODEL, "r3")]) == {(MODEL, "r1"): proved}
+    assert await registry.reports([]) == {}
+
+
+async def test_models_are_read_by_name(connection: Connection, key_prefix: str) -> None:
+    registry = Registry(connection, key_prefix=key_prefix)
+    one, other = an_entry(), msgspec.structs.replace(an_entry(), name="other")
+    for entry in (one, other):
+        await registry.put_model(entry)
+    assert await registry.read_models() == {MODEL: one, "other": other}
+    assert await registry.read_models(["missing", "other"]) == {"other": other}
+    assert await registry.read_models([]) == {}
 
 
 async def test_only_replicas_that_beat_are_listed(connection: Connection, key_prefix: str) -> None:

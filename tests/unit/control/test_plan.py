@@ -171,6 +171,15 @@ class TestChange:
         assert plan.applications[0].spec.scaling.max_replicas == 3
         assert plan.entries["one"].limits.max_requests == 7
 
+    def test_what_changed_in_place_is_remembered_of_the_revision(self) -> None:
+        """While a later spec is refused, what runs is what the record says: the last valid scaling."""
+        world = World(model())
+        revision = world.settle("one")
+        world.models = [model(scaling={"minReplicas": 2, "maxReplicas": 3})]
+        kept = world.step().records["one"].revisions[revision]
+        assert kept.spec["scaling"]["minReplicas"] == 2
+        assert kept.is_proved
+
     def test_going_back_keeps_the_old_one(self) -> None:
         world, old, _ = self.changed()
         world.step("DEPLOYING")

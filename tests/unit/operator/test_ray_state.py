@@ -1,4 +1,5 @@
 from tests.unit.operator.objects import NOW, cluster_body, pod_body, stamp
+from tidegate.control.observed import Worker
 from tidegate_operator import ray_state
 
 HEAD = {"ray.io/cluster": "default-a", "ray.io/node-type": "head"}
@@ -16,6 +17,12 @@ def test_only_a_ready_head_that_stays_counts() -> None:
     assert not ray_state.head_is_ready([pod_body("h", HEAD)])
     assert not ray_state.head_is_ready([pod_body("h", HEAD, status=READY, deletionTimestamp=stamp(NOW))])
     assert not ray_state.head_is_ready([pod_body("w", {"ray.io/cluster": "default-a"}, status=READY)])
+
+
+def test_workers_are_known_by_address_and_group() -> None:
+    labels = {"ray.io/cluster": "default-a", "ray.io/node-type": "worker", "ray.io/group": "cpu"}
+    pods = [pod_body("h", HEAD), pod_body("w", labels, status={"podIP": "10.0.0.7"}), pod_body("new", labels)]
+    assert ray_state.worker_pods(pods) == (Worker("w", "10.0.0.7", "cpu"), Worker("new", "", "cpu"))
 
 
 def test_kuberays_version_is_read_from_the_pods_that_it_made() -> None:

@@ -23,6 +23,7 @@ from tidegate_operator.status_patch import (
     record_of,
     refused_status,
     transitions,
+    without_pool_status,
 )
 
 SPEC = {"engine": {"name": "simulated", "args": {"tokens_per_second": 5}}, "contextLength": 0}
@@ -164,11 +165,28 @@ def test_without_redis_a_model_is_not_ready_and_forgets_nothing() -> None:
     assert status == outage_status(on_wire(status), 3, "RedisUnreachable", "No Redis answers.", NOW + 60)
 
 
-def test_a_model_without_its_pool_is_not_scheduled() -> None:
-    status = outage_status({}, 1, "NoSuchPool", "There is no Pool.", NOW)
-    assert {item.type for item in conditions_of(status) if item.reason == "NoSuchPool"} == {
-        "Ready", "Scheduled", "Degraded",
-    }  # fmt: skip
+def test_of_a_model_without_its_pool_nothing_runs_and_nothing_is_on_its_way() -> None:
+    """Whatever was under way when the Pool went."""
+    coming = entry(
+        replicas_ready=1,
+        replicas_wanted=2,
+        conditions=[
+            condition("Ready", "True", "Serving"),
+            condition("Progressing", "True", "ClusterStarting"),
+        ],
+    )
+    past = on_wire(model_status(coming, RECORD, 3, "default", 0))
+    for before in ({}, past):
+        status = without_pool_status(before, 1, "There is no Pool.", NOW)
+        found = {item.type: (item.status, item.reason) for item in conditions_of(status)}
+        assert found == {
+            "Ready": ("False", "NoSuchPool"),
+            "Scheduled": ("False", "NoSuchPool"),
+            "Progressing": ("False", "NoSuchPool"),
+            "Degraded": ("True", "NoSuchPool"),
+        }
+        assert (status["replicas"], status["replicaSummary"]) == (0, "0/0")
+    assert record_of("one", status) == RECORD
 
 
 def test_a_pool_tells_all_problems_of_its_pods_once() -> None:
@@ -184,6 +202,17 @@ def test_a_pool_tells_all_problems_of_its_pods_once() -> None:
     assert degraded.message == "Pod a: no image. Pod b: no node."
     assert "rayCluster" not in status
     assert status["workers"] == 0
+
+
+def test_a_head_that_cannot_run_is_why_a_pool_is_not_ready() -> None:
+    starting = condition("Ready", "False", "ClusterStarting")
+    of_head = PodProblem("h", "ray-head", "OutOfMemory", "Pod h: too little.")
+    of_worker = PodProblem("w", "ray-worker", "CrashLoop", "Pod w: it ends.", group="cpu")
+    ready = conditions_of(pool_status({}, 1, starting, (of_worker, of_head), {}, NOW))[0]
+    assert (ready.status, ready.reason, ready.message) == ("False", "OutOfMemory", "Pod h: too little.")
+    assert conditions_of(pool_status({}, 1, starting, (of_worker,), {}, NOW))[0].reason == "ClusterStarting"
+    serving = condition("Ready", "True", "ClusterReady")
+    assert conditions_of(pool_status({}, 1, serving, (of_head,), {}, NOW))[0].reason == "ClusterReady"
 
 
 def test_a_pool_that_only_starts_is_not_degraded_and_one_without_kuberay_is() -> None:

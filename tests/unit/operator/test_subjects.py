@@ -51,6 +51,18 @@ def test_what_ran_of_an_invalid_model_goes_on() -> None:
     assert subject.model.spec.scaling.max_replicas == 4
 
 
+def test_a_newer_status_is_read_anew() -> None:
+    cache = Cache()
+    cache.put("Model", model_body(status=memory(ModelRecord("one", 1))))
+    again = Reader(cache)
+    (subject,) = again.subjects("models", "default")
+    assert subject.record == ModelRecord("one", 1)
+    newer = ModelRecord("one", 1, "aaaa", {"aaaa": RevisionRecord("aaaa", {"pool": "default"})})
+    cache.put("Model", model_body(status=memory(newer), resourceVersion="2"))
+    (subject,) = again.subjects("models", "default")
+    assert subject.record == newer
+
+
 def test_of_two_models_of_one_name_the_older_has_it() -> None:
     older = model_body("one", "a", creationTimestamp=stamp(NOW - 50))
     younger = model_body("one", "b", creationTimestamp=stamp(NOW - 10))

@@ -1,6 +1,12 @@
 import asyncio
 
-from tidegate_operator.work_queue import FIRST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS, Schedule, WorkQueue
+from tidegate_operator.work_queue import (
+    CONFLICT_BACKOFF_SECONDS,
+    FIRST_BACKOFF_SECONDS,
+    LONGEST_BACKOFF_SECONDS,
+    Schedule,
+    WorkQueue,
+)
 
 A, B = ("space", "a"), ("space", "b")
 
@@ -53,6 +59,19 @@ def test_failures_back_off_doubling_up_to_a_bound_and_success_forgets_them() -> 
     schedule.add(A, now)
     schedule.take(now)
     assert schedule.end_failed(A, now) == FIRST_BACKOFF_SECONDS
+
+
+def test_a_conflict_is_tried_again_almost_at_once_but_not_for_ever() -> None:
+    schedule = Schedule()
+    pauses = []
+    now = 0.0
+    schedule.add(A, now)
+    for _ in range(20):
+        assert schedule.take(now) == A
+        pauses.append(schedule.end_failed(A, now, CONFLICT_BACKOFF_SECONDS))
+        now += pauses[-1]
+    assert pauses[0] == CONFLICT_BACKOFF_SECONDS
+    assert pauses[-1] == LONGEST_BACKOFF_SECONDS
 
 
 def test_a_failed_keys_own_news_do_not_hold_up_another() -> None:

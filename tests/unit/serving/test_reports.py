@@ -33,14 +33,10 @@ def test_a_proof_carries_what_loading_found() -> None:
 
 
 def test_a_replica_that_ended_is_told_by_the_next_one() -> None:
-    report = ended(PROOF, Crash("EngineHung", "No step."), now=0.0)
-    assert (report.proved, report.reason, report.message, report.slots) == (
-        False,
-        "EngineHung",
-        "No step.",
-        4,
-    )
-    assert ended_note(report) == ["A replica ended at 1970-01-01 00:00:00 UTC: EngineHung: No step."]
+    report = ended(PROOF, Crash("EngineHung", "No step."), "host-1", now=0.0)
+    told = "No step. It ran on host-1; another replica takes its place."
+    assert (report.proved, report.reason, report.message, report.slots) == (False, "EngineHung", told, 4)
+    assert ended_note(report) == [f"A replica ended at 1970-01-01 00:00:00 UTC: EngineHung: {told}"]
 
 
 def test_a_load_that_failed_is_over_with_the_next_that_succeeds() -> None:
