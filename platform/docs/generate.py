@@ -92,8 +92,9 @@ A meaning that begins with "Cluster:" is one of a field that acts in a cluster o
 does nothing. A quantity is written as Kubernetes does: `10Gi`, `500M`, `2`, `500m`. `podOverrides` and
 `volumes` are parts of a pod's own spec; Kubernetes checks them when it makes the pods.
 
-`maxLiveRevisions`, `maxUnbuilt`, the bounds on workers and `workerIdleSeconds` change in place. Everything
-else needs new pods; `upgrade` says how they come.
+`maxLiveRevisions`, `maxUnbuilt`, the bounds on workers and `workerIdleSeconds` change in place, unless the
+head's memory, which follows from the first two in whole GiB, is another one then. Everything else needs new
+pods; `upgrade` says how they come.
 """
 
 

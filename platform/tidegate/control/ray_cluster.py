@@ -170,8 +170,8 @@ def _head(spec: PoolSpec, defaults: RayDefaults, labels: Mapping[str, str]) -> d
     head = spec.head
     # No limit on its CPU: it is idle but for the moments in which it builds applications.
     resources = {
-        "requests": {"cpu": head.cpus, "memory": head.memory},
-        "limits": {"memory": head.memory},
+        "requests": {"cpu": head.cpus, "memory": spec.head_memory},
+        "limits": {"memory": spec.head_memory},
     }
     pod = _pod("ray-head", resources, spec, defaults)
     return {

@@ -64,7 +64,7 @@ REASONS: Final[dict[str, str]] = {
     "Settled": "Nothing is left to do.",
     "WaitingToRetry": "The last try failed; the next one comes by itself.",
     # Degraded
-    "Healthy": "Nothing is wrong.",
+    "Healthy": "No replica and no revision has failed.",
     "RevisionFailed": "The newest revision failed; an older one serves where there is one.",
     "ReplicaFailed": "The newest replica start of the serving revision failed.",
     "DeployFailed": "Ray Serve could not build or start the application.",

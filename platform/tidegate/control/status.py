@@ -157,8 +157,8 @@ def _scheduled(
 
 def _place(placement: Placement) -> str:
     cap = f", {gib(placement.memory_cap_bytes)} of memory" if placement.memory_cap_bytes else ""
-    share = f"{placement.gpus:g} GPU" if placement.gpus else "no GPU"
-    return f"Each replica has {share}{cap} in group {placement.group}."
+    share = f"{placement.gpus:g} GPU{cap}" if placement.gpus else f"no share of a GPU{cap}"
+    return f"Each replica runs in group {placement.group} with {share}."
 
 
 def _pod_problem(record: ModelRecord, target: str, min_replicas: int, seen: Observation) -> PodProblem | None:

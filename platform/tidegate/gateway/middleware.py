@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
@@ -25,7 +26,8 @@ logger = logging.getLogger("tidegate.gateway")
 
 
 class RequestIds:
-    """Gives every call an id: on the scope, on each log line written meanwhile, and on the answer."""
+    """Gives every call an id: on the scope, on each log line written meanwhile, and on the answer. At level
+    debug every call is a log line too, so that an id can be looked up."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -36,13 +38,19 @@ class RequestIds:
             return
         current = scope[REQUEST_ID] = request_id_of(scope)
         request_id.set(current)  # each call runs in a task, and so in a context, of its own
+        began, status = time.monotonic(), 0
 
         def send_with_id(message: Message) -> object:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", current.encode())]
             return send(message)
 
         await self._app(scope, receive, send_with_id)  # type: ignore[arg-type]
+        if logger.isEnabledFor(logging.DEBUG):
+            seconds = time.monotonic() - began
+            logger.debug("%s %s: %d after %.3f s", scope["method"], scope["path"], status, seconds)
 
 
 class UnknownRoute(RequestError):

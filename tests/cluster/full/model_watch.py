@@ -89,8 +89,7 @@ async def watching(server: str, tls: ssl.SSLContext, api: Cluster) -> AsyncItera
             if kind == "Model":
                 watch.newest.update({body["metadata"]["name"]: body for body in found})
             url = f"{server}/apis/tidegate.dev/v1alpha1/namespaces/{NAMESPACE}/{plural}"
-            query = {"watch": "1", "resourceVersion": str(version)}
-            tasks.append(asyncio.create_task(_follow(session, url, query, kind, watch)))
+            tasks.append(asyncio.create_task(_follow(session, url, version, kind, watch)))
         try:
             yield watch
         finally:
@@ -102,10 +101,15 @@ async def watching(server: str, tls: ssl.SSLContext, api: Cluster) -> AsyncItera
 
 
 async def _follow(
-    session: aiohttp.ClientSession, url: str, query: dict[str, str], kind: str, watch: ModelWatch
+    session: aiohttp.ClientSession, url: str, version: int, kind: str, watch: ModelWatch
 ) -> None:
-    """The API server ends a watch after half an hour at the earliest; a test is shorter."""
-    async with session.get(url, params=query) as answer:
-        answer.raise_for_status()
-        async for line in answer.content:
-            await watch.take(kind, json.loads(line))
+    """The API server ends a watch now and then, as one whose reader is slow; the next goes on from there."""
+    while True:
+        query = {"watch": "1", "resourceVersion": str(version)}
+        async with session.get(url, params=query) as answer:
+            answer.raise_for_status()
+            with contextlib.suppress(aiohttp.ClientPayloadError, json.JSONDecodeError):  # within a line
+                async for line in answer.content:
+                    event = json.loads(line)
+                    version = int(event["object"]["metadata"]["resourceVersion"])
+                    await watch.take(kind, event)

@@ -144,7 +144,7 @@ def test_named_clients_and_prometheus_only(full: Rendered) -> None:
     for target, port in (("gateway", 8000), ("operator", 8080), (head, 8080)):
         assert full.allows(PROMETHEUS, target, port)
     assert not full.allows(PROMETHEUS, head, 8265)
-    assert full.allows(endpoint("kuberay"), head, 8265)
+    assert full.allows(endpoint("kuberay-system"), head, 8265)
 
 
 def test_an_external_redis_is_reached(helm: Helm) -> None:

@@ -188,6 +188,7 @@ class TestGeneration:
             {"head": {"memory": "8Gi"}},
             {"groups": [{**GPU_GROUP, "cpus": "4"}]},
             {"groups": [{**GPU_GROUP, "name": "h100"}]},
+            {"maxLiveRevisions": 3},  # a smaller head
         ],
     )
     def test_what_needs_new_pods_is_a_new_one(self, change: dict[str, Any]) -> None:
@@ -198,7 +199,7 @@ class TestGeneration:
     @pytest.mark.parametrize(
         "change",
         [
-            {"maxLiveRevisions": 3},
+            {"maxLiveRevisions": 55},
             {"workerIdleSeconds": 9},
             {"upgrade": "Recreate"},
             {"groups": [{**GPU_GROUP, "minWorkers": 0, "maxWorkers": 9}]},

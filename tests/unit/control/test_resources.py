@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tests.unit.control.builders import document, model
 from tidegate.control.resources import Model, Pool, Strict
+from tidegate.control.schema_types import size_bytes
 
 
 def test_defaults_are_a_model_that_keeps_one_replica() -> None:
@@ -121,7 +122,16 @@ def test_sources_of_every_sort(uri: str) -> None:
 )
 def test_quantities_of_memory(quantity: str | float, size: int) -> None:
     assert pool(head={"memory": quantity}).spec.head.memory_bytes == size
+    assert size_bytes(pool(head={"memory": quantity}).spec.head_memory) == size
     assert model(resources={"gpuMemory": quantity}).spec.resources.gpu_memory_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("revisions", "unbuilt", "memory"),
+    [(8, 4, "3Gi"), (60, 4, "4Gi"), (100, 4, "5Gi"), (100, 1, "5Gi"), (200, 4, "8Gi")],
+)
+def test_a_heads_memory_follows_from_what_may_stand(revisions: int, unbuilt: int, memory: str) -> None:
+    assert pool(maxLiveRevisions=revisions, maxUnbuilt=unbuilt).spec.head_memory == memory
 
 
 @pytest.mark.parametrize(
@@ -133,12 +143,13 @@ def test_quantities_of_cpus(quantity: str | int, cores: float) -> None:
 
 @pytest.mark.parametrize("quantity", ["", "0", "0.5Gi", "-1", "1 Gi", "4GB", "1e9", "Gi", 1.5, True, 0, None])
 def test_what_is_no_quantity_is_refused(quantity: object) -> None:
-    with pytest.raises(ValidationError, match=r"spec\.head\.memory"):
-        pool(head={"memory": quantity})
+    with pytest.raises(ValidationError, match=r"spec\.sharedMemory"):
+        pool(sharedMemory=quantity)
 
 
 def test_an_empty_quantity_is_unset_where_that_means_something() -> None:
     assert model(resources={"gpuMemory": "", "memory": ""}).spec.resources.memory_bytes == 0
+    assert pool(head={"memory": ""}).spec.head.memory_bytes == 0
 
 
 def test_volumes_pass_with_fields_that_only_kubernetes_knows() -> None:
