@@ -420,10 +420,6 @@ class PoolSpec(Strict):
         size = HEAD_BYTES + self.max_unbuilt * UNBUILT_BYTES + self.max_live_revisions * REVISION_BYTES
         return f"{math.ceil(size / 2**30)}Gi"
 
-    @property
-    def shared_memory_bytes(self) -> int:
-        return size_bytes(self.shared_memory)
-
 
 class PoolMetadata(Strict):
     name: PoolName

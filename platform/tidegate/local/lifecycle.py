@@ -131,16 +131,6 @@ async def status(settings: Settings) -> Snapshot:
     return Snapshot(running, parts, models, list(running.problems))
 
 
-def log_folders(settings: Settings) -> list[Path]:
-    """Where logs are: the home's own, and Ray's while it runs."""
-    home = Home(settings.home)
-    return [
-        folder
-        for folder in (home.logs, home.temporary / "ray" / "session_latest" / "logs")
-        if folder.is_dir()
-    ]
-
-
 def _same_files(running: Running, chosen: Sequence[Path]) -> None:
     wanted = [str(path.resolve()) for path in chosen]
     if wanted != running.paths:
