@@ -24,7 +24,7 @@ import uvloop
 from loadtests.sse import HEAD_END
 from tidegate.engines.base import Engine, EngineSpec, StepOutput
 from tidegate.engines.create import create_engine
-from tidegate.messages import ChatPrompt, Request, Sampling
+from tidegate.messages.work import ChatPrompt, Request, Sampling
 
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"

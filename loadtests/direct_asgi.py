@@ -18,7 +18,7 @@ import uvicorn
 from loadtests.direct import FAR_FUTURE, Driver, options_from, usage
 from tidegate.engines.base import EngineSpec, StepOutput
 from tidegate.engines.create import create_engine
-from tidegate.messages import ChatPrompt, Finish, Request, Sampling
+from tidegate.messages.work import ChatPrompt, Finish, Request, Sampling
 
 Message = MutableMapping[str, Any]
 

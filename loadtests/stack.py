@@ -17,7 +17,8 @@ import httpx
 
 from loadtests.machine import Processes, Started, accepts_connections, free_port, python, wait_for
 from loadtests.measure import Target, chat_body
-from tidegate.messages import ModelEntry, QueueLimits
+from tidegate.messages.queue import QueueLimits
+from tidegate.messages.registry import ModelEntry
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
 from tidegate.store.registry import Registry

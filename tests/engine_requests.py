@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate.engines.base import Engine, StepOutput
-from tidegate.messages import (
+from tidegate.messages.work import (
     ChatPrompt,
     Finish,
     Request,

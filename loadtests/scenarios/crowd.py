@@ -8,7 +8,7 @@ from loadtests.measure import Load, Run, run_load
 from loadtests.profiling import profile_during
 from loadtests.scenarios.streams import platform_target
 from loadtests.stack import EngineShape, start_direct, start_platform
-from tidegate.messages import QueueLimits
+from tidegate.messages.queue import QueueLimits
 
 PATIENT_CLIENTS, PATIENT_SLOTS = 256, 32
 OVERLOAD_CLIENTS, OVERLOAD_SLOTS, OVERLOAD_BOUND = 50, 6, 12

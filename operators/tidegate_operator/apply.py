@@ -24,7 +24,7 @@ from tidegate.control.pod_template import RayDefaults
 from tidegate.control.reasons import CONFIG_VALID, PROGRESSING, READY
 from tidegate.control.resolve_job import resolve_job
 from tidegate.control.resources import Pool
-from tidegate.messages import Condition, ModelEntry
+from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache, is_deleting
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Kind, Object

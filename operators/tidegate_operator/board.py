@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from tidegate.control.observed import QueueDepth, RevisionKey
 from tidegate.errors import ConfigError, QueueUnavailable
-from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.store.connection import Connection
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry

@@ -27,7 +27,7 @@ from tidegate.control.pod_problems import Ended, cluster_problems, ended_badly, 
 from tidegate.control.ray_cluster import groups_of
 from tidegate.control.resolve_job import job_name, no_job_needed, read_job
 from tidegate.control.resources import Pool
-from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.serve_api import ServeApi, ServeUnavailable
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache

@@ -9,7 +9,7 @@ from tidegate.control.conditions import condition
 from tidegate.control.observed import ServeState
 from tidegate.control.pod_template import GENERATION_LABEL
 from tidegate.control.reasons import READY
-from tidegate.messages import Condition
+from tidegate.messages.registry import Condition
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, labels
 from tidegate_operator.gather import ServeView

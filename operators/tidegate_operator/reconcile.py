@@ -24,7 +24,7 @@ from tidegate.control.reasons import READY
 from tidegate.control.resources import Pool
 from tidegate.control.serve_config import Application, ReplicaRuntime
 from tidegate.errors import QueueUnavailable
-from tidegate.messages import Condition
+from tidegate.messages.registry import Condition
 from tidegate.serve_api import ServeRejected, ServeUnavailable
 from tidegate.serve_writer import ServeWriter
 from tidegate_operator import ray_state, upgrade

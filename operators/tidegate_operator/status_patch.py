@@ -21,7 +21,7 @@ from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.observed import PodProblem
 from tidegate.control.reasons import CONFIG_VALID, DEGRADED, PROGRESSING, READY, SCHEDULED
 from tidegate.control.status import outage
-from tidegate.messages import Condition, ModelEntry
+from tidegate.messages.registry import Condition, ModelEntry
 
 Status = dict[str, Any]
 

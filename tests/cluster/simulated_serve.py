@@ -18,7 +18,7 @@ from aiohttp import web
 
 from tidegate.control.serve_config import split_application_name
 from tidegate.errors import QueueUnavailable
-from tidegate.messages import ReplicaStats, RevisionReport
+from tidegate.messages.registry import ReplicaStats, RevisionReport
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry
 

@@ -9,17 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidegate.gateway.ports import Accepted, Bounds
-from tidegate.messages import (
-    Claim,
-    Finish,
-    FinishReason,
-    QueueLimits,
-    Request,
-    Sampling,
-    Segment,
-    TextPrompt,
-)
+from tidegate.messages.queue import Accepted, Bounds, QueueLimits
+from tidegate.messages.work import Claim, Finish, FinishReason, Request, Sampling, Segment, TextPrompt
 from tidegate.store.connection import Connection
 from tidegate.store.queue import GatewayQueue, ReplicaQueue, Sweeper, SweepTimes
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.contract.queue_rig import BY_HAND, MODEL, REVISION, Rig, Worker, a_request, a_token, accept
 from tests.waiting import await_until
-from tidegate.messages import Claim
+from tidegate.messages.work import Claim
 from tidegate.store.sweeper import Sweeper
 
 SHORT = 0.05

@@ -10,8 +10,8 @@ import pytest
 
 from tests.contract.queue_rig import MODEL, REVISION, Rig, a_request, a_token, accept, bounds
 from tests.waiting import await_until
-from tidegate.gateway.ports import Accepted, Rejected
-from tidegate.messages import QueueLimits, TextPrompt, encode_request
+from tidegate.messages.queue import Accepted, QueueLimits, Rejected
+from tidegate.messages.work import TextPrompt, encode_request
 
 SIZE = len(encode_request(a_request()))
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.contract.queue_rig import MODEL, QUEUE, REVISION, Rig, a_request, a_token, accept
 from tests.waiting import await_until
-from tidegate.gateway.ports import Depth, Place
-from tidegate.messages import ChatPrompt, Finish, Segment, TokenPrompt
+from tidegate.messages.queue import Depth, Place
+from tidegate.messages.work import ChatPrompt, Finish, Segment, TokenPrompt
 from tidegate.store.replica_queue import SEGMENTS_PER_SCRIPT
 
 

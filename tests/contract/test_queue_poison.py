@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.queue_rig import MODEL, REVISION, Rig, Worker, a_request, a_token, accept
 from tests.waiting import await_until
-from tidegate.messages import Claim, Request
+from tidegate.messages.work import Claim, Request
 
 
 async def die(rig: Rig, worker: Worker, claims: list[Claim], way: str) -> None:

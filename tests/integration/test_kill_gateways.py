@@ -16,7 +16,8 @@ import pytest
 
 from tests.integration.serving.rig import MODEL, REVISION, Ear, ReplicaChild, open_ear
 from tests.waiting import await_until
-from tidegate.messages import ModelEntry, Segment
+from tidegate.messages.registry import ModelEntry
+from tidegate.messages.work import Segment
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry
 

@@ -21,7 +21,7 @@ from tests.integration.serving.rig import (
 )
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
-from tidegate.messages import Request
+from tidegate.messages.work import Request
 
 pytestmark = pytest.mark.serial
 

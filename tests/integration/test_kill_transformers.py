@@ -9,7 +9,7 @@ import pytest
 
 from tests.checkpoints import tiny
 from tests.integration.serving.rig import Ear, ReplicaChild, a_request, heard_from, open_ear
-from tidegate.messages import Request, Sampling
+from tidegate.messages.work import Request, Sampling
 
 pytestmark = pytest.mark.serial
 

@@ -11,7 +11,7 @@ import typer
 from tidegate.cli.output import Column, Format, OutputOption, age, say, show_list, show_record
 
 if TYPE_CHECKING:
-    from tidegate.gateway.ports import Key
+    from tidegate.messages.registry import Key
 
 commands = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 

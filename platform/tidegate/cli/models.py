@@ -20,8 +20,8 @@ from tidegate.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from tidegate.gateway.ports import Depth
-    from tidegate.messages import ModelEntry, ReplicaStats
+    from tidegate.messages.queue import Depth
+    from tidegate.messages.registry import ModelEntry, ReplicaStats
 
 COLUMNS = (
     Column("NAME", lambda model: model["name"]),

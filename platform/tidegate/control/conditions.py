@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from tidegate.control.reasons import CONDITION_TYPES, REASONS
-from tidegate.messages import Condition
+from tidegate.messages.registry import Condition
 
 Status = Literal["True", "False", "Unknown"]
 MAX_MESSAGE_CHARACTERS = 4000

@@ -11,7 +11,7 @@ import msgspec
 from tidegate.control.observed import DecoderShape, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
-from tidegate.messages import RevisionReport
+from tidegate.messages.registry import RevisionReport
 
 REVISION_DIGITS = 10
 # The fields of a spec that need a new replica. All others change in place.

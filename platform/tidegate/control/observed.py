@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 
 # Once Serve says one of these, the process that built the application is gone.
 BUILT_STATUSES = frozenset({"RUNNING", "DEPLOY_FAILED", "UNHEALTHY"})

@@ -29,7 +29,7 @@ from tidegate.control.serve_config import Application, application_name
 from tidegate.control.serve_words import why_given_up
 from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
-from tidegate.messages import ModelEntry
+from tidegate.messages.registry import ModelEntry
 
 FIRST_RETRY_SECONDS = 60.0
 LONGEST_RETRY_SECONDS = 3600.0

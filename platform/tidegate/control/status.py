@@ -21,7 +21,8 @@ from tidegate.control.resources import Model
 from tidegate.control.serve_config import application_name
 from tidegate.control.serve_words import why_given_up
 from tidegate.control.sizing import gib
-from tidegate.messages import Condition, ModelEntry, QueueLimits, RevisionReport
+from tidegate.messages.queue import QueueLimits
+from tidegate.messages.registry import Condition, ModelEntry, RevisionReport
 
 SERVE_DECISION_SECONDS = 1.0  # until Serve has seen a waiting request and asked Ray for a replica
 

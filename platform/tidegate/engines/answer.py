@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from tidegate.engines.stop_buffer import StopBuffer
-from tidegate.messages import TokenLogprob
+from tidegate.messages.work import TokenLogprob
 
 
 class Answer:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tidegate.messages import Finish, Request, Segment, TokenLogprob
+from tidegate.messages.work import Finish, Request, Segment, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidegate.messages import Finish
+from tidegate.messages.work import Finish
 
 
 def completion_limit(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int | Finish:

@@ -22,7 +22,15 @@ from tidegate.engines.base import EngineLoadError, EngineSpec, LoadReport, StepO
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit
 from tidegate.engines.stop_buffer import StopBuffer
-from tidegate.messages import ChatPrompt, Finish, Request, Segment, TextPrompt, TokenLogprob, TokenPrompt
+from tidegate.messages.work import (
+    ChatPrompt,
+    Finish,
+    Request,
+    Segment,
+    TextPrompt,
+    TokenLogprob,
+    TokenPrompt,
+)
 
 DEFAULT_CONTEXT_LENGTH = 8192
 DEFAULT_SLOTS = 64

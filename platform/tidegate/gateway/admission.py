@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tidegate.errors import InvalidRequest, ModelNotFound, ModelUnavailable, QueueFull
-from tidegate.gateway.ports import Depth, Rejected
-from tidegate.messages import ModelEntry
+from tidegate.messages.queue import Depth, Rejected
+from tidegate.messages.registry import ModelEntry
 
 UNKNOWN_DRAIN_RETRY_SECONDS = 5.0
 WAKING_RETRY_SECONDS = 10.0

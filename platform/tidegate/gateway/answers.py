@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from tidegate.messages import Finish, Segment, TokenLogprob
+from tidegate.messages.work import Finish, Segment, TokenLogprob
 
 UNLIKELY_LOGPROB = -9999.0  # what OpenAI sends for "very unlikely"; JSON has no infinity
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tidegate.gateway.checks import chat_messages, check_sequences, prompt_list
 from tidegate.gateway.schema import DEFAULT_COMPLETION_TOKENS, ChatBody, CompletionBody, GenerationBody
-from tidegate.messages import ChatPrompt, Request, Sampling, TextPrompt, TokenPrompt
+from tidegate.messages.work import ChatPrompt, Request, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1
 DEFAULT_OUTPUT_ESTIMATE = 256  # tokens charged at admission where the client set no limit

@@ -34,7 +34,6 @@ from tidegate.gateway.auth import find_tenant
 from tidegate.gateway.calls import Origin, build_requests, chat_call, completion_call, new_id, new_seed
 from tidegate.gateway.checks import parse_chat, parse_completion
 from tidegate.gateway.metrics import UNKNOWN_MODEL
-from tidegate.gateway.ports import Bounds, Place, Rejected
 from tidegate.gateway.replies import (
     Plan,
     assembled,
@@ -46,7 +45,9 @@ from tidegate.gateway.replies import (
 )
 from tidegate.gateway.services import Services
 from tidegate.gateway.stream import OpenCall
-from tidegate.messages import ModelEntry, Segment
+from tidegate.messages.queue import Bounds, Place, Rejected
+from tidegate.messages.registry import ModelEntry
+from tidegate.messages.work import Segment
 from tidegate.telemetry import fields
 
 logger = logging.getLogger("tidegate.gateway")

@@ -3,57 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from tidegate.messages import ModelEntry, QueueLimits, Request, Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Upper limits that one atomic submit checks, each over waiting and running requests."""
-
-    model: QueueLimits
-    tenant_max_requests: int
-    tenant_max_bytes: int
-    total_max_requests: int
-    total_max_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """What a submit found, or a look at a queue gives. `drain_seconds` is the smoothed time between two
-    departures while requests waited; 0 where nothing is known yet."""
-
-    waiting: int
-    running: int
-    drain_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """All requests of the call are in the queue. `waiting_ahead` counts those in front of its first one."""
-
-    waiting_ahead: int
-    depth: Depth
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """Nothing was written. `bound` says which limit the call would pass."""
-
-    bound: Literal["model", "tenant", "total"]
-    unit: Literal["requests", "bytes"]
-    limit: int
-    depth: Depth
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a request waits. `ahead` is None once it no longer waits."""
-
-    ahead: int | None
-    depth: Depth
+from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
+from tidegate.messages.registry import Key, ModelEntry
+from tidegate.messages.work import Request, Segment
 
 
 class RequestQueue(Protocol):
@@ -83,18 +37,6 @@ class RequestQueue(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """An API key as stored: never the secret itself."""
-
-    id: str
-    name: str
-    tenant: str
-    created: float
-    revoked: float | None = None
-    prefix: str = ""  # first characters of the secret, to recognise it by
 
 
 class KeyRing(Protocol):

@@ -16,9 +16,10 @@ from tidegate.errors import (
 from tidegate.gateway import admission, answers, sse
 from tidegate.gateway.asgi import Header
 from tidegate.gateway.calls import Call
-from tidegate.gateway.ports import Place
 from tidegate.gateway.stream import OpenCall
-from tidegate.messages import Finish, ModelEntry, Segment
+from tidegate.messages.queue import Place
+from tidegate.messages.registry import ModelEntry
+from tidegate.messages.work import Finish, Segment
 from tidegate.telemetry import fields
 
 logger = logging.getLogger("tidegate.gateway")

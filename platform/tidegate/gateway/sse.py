@@ -12,7 +12,7 @@ from typing import Protocol
 import orjson
 
 from tidegate.gateway.answers import TextOffsets, Usage, chat_logprobs, encode
-from tidegate.messages import Segment
+from tidegate.messages.work import Segment
 
 DONE = b"data: [DONE]\n\n"
 HEARTBEAT = b": heartbeat\n\n"

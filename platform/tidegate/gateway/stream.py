@@ -25,8 +25,9 @@ from typing import Any
 
 from tidegate.errors import QueueUnavailable
 from tidegate.gateway.metrics import GatewayMetrics
-from tidegate.gateway.ports import Place, RequestQueue
-from tidegate.messages import Finish, Request, Segment
+from tidegate.gateway.ports import RequestQueue
+from tidegate.messages.queue import Place
+from tidegate.messages.work import Finish, Request, Segment
 
 logger = logging.getLogger("tidegate.gateway.stream")
 

@@ -33,7 +33,7 @@ from tidegate.errors import QueueUnavailable
 from tidegate.local.memory import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
-from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.serve_api import ServeApi, ServeRejected, ServeUnavailable
 from tidegate.serve_writer import ServeWriter
 

@@ -37,7 +37,7 @@ from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
 from tidegate.local.ray_cluster import RayCluster
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
-from tidegate.messages import ModelEntry
+from tidegate.messages.registry import ModelEntry
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection

@@ -23,7 +23,7 @@ from tidegate.local.home import Home, Problem, ProcessRecord, Running, read_reco
 from tidegate.local.host import model_state
 from tidegate.local.keeping import leave_nothing
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
-from tidegate.messages import ModelEntry
+from tidegate.messages.registry import ModelEntry
 from tidegate.settings import PREFIX, Settings
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidegate.engines.base import Engine, LoadReport, StepOutput
-from tidegate.messages import Finish, Request, Segment
+from tidegate.messages.work import Finish, Request, Segment
 
 log = logging.getLogger(__name__)
 

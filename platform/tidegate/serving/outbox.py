@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
-from tidegate.messages import Segment
+from tidegate.messages.work import Segment
 from tidegate.serving.ports import WorkQueue
 
 log = logging.getLogger(__name__)

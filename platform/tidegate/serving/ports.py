@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tidegate.messages import Claim, ReplicaStats, RevisionReport, Segment
+from tidegate.messages.registry import ReplicaStats, RevisionReport
+from tidegate.messages.work import Claim, Segment
 
 
 class WorkQueue(Protocol):

@@ -18,7 +18,7 @@ import psutil
 from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.errors import ConfigError, QueueUnavailable
-from tidegate.messages import RevisionReport
+from tidegate.messages.registry import RevisionReport
 from tidegate.runtime import calm_collector
 from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions
 from tidegate.serving.reports import ended_note, not_loaded

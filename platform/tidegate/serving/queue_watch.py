@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 
 from tidegate.errors import ConfigError, QueueUnavailable
-from tidegate.messages import ReplicaStats
+from tidegate.messages.registry import ReplicaStats
 from tidegate.store.connection import Connection
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry

@@ -42,7 +42,8 @@ import msgspec
 
 from tidegate.engines.base import Engine, LoadReport
 from tidegate.errors import QueueUnavailable
-from tidegate.messages import Claim, ReplicaStats, RevisionReport, Segment
+from tidegate.messages.registry import ReplicaStats, RevisionReport
+from tidegate.messages.work import Claim, Segment
 from tidegate.serving import reports
 from tidegate.serving.engine_thread import Crash, Delivery, EngineThread
 from tidegate.serving.outbox import Held, Outbox

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from tidegate.engines.base import EngineLoadError, LoadReport
-from tidegate.messages import RevisionReport
+from tidegate.messages.registry import RevisionReport
 from tidegate.serving.engine_thread import Crash, describe_crash
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tidegate.errors import QueueUnavailable
-from tidegate.gateway.ports import Depth
+from tidegate.messages.queue import Depth
 from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
 from tidegate.store.wire import Argument

@@ -15,7 +15,7 @@ from dataclasses import replace
 import msgspec
 
 from tidegate.errors import ConfigError
-from tidegate.gateway.ports import Key
+from tidegate.messages.registry import Key
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower

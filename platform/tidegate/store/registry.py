@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower

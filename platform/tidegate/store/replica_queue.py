@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from tidegate.messages import Claim, Segment, decode_request, decode_segments, encode_segment, frame
+from tidegate.messages.work import Claim, Segment, decode_request, decode_segments, encode_segment, frame
 from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
 from tidegate.store.sweeper import Sweeper, SweepTimes

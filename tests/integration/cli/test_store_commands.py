@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.integration.cli.command import assert_refused, tidegate
-from tidegate.messages import Condition, ModelEntry, ReplicaStats
+from tidegate.messages.registry import Condition, ModelEntry, ReplicaStats
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
 from tidegate.store.registry import Registry

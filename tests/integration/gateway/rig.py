@@ -17,7 +17,9 @@ import uvicorn
 from tests.waiting import await_until
 from tidegate.gateway.app import create_app
 from tidegate.gateway.services import Services, make_services
-from tidegate.messages import Claim, Finish, FinishReason, ModelEntry, QueueLimits, Segment, TokenLogprob
+from tidegate.messages.queue import QueueLimits
+from tidegate.messages.registry import ModelEntry
+from tidegate.messages.work import Claim, Finish, FinishReason, Segment, TokenLogprob
 from tidegate.settings import Settings
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys

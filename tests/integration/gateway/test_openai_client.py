@@ -9,7 +9,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, REVISION, Gateway
-from tidegate.messages import ChatPrompt, TextPrompt, TokenLogprob, TokenPrompt
+from tidegate.messages.work import ChatPrompt, TextPrompt, TokenLogprob, TokenPrompt
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 
 from tests.integration.gateway.rig import CHAT, MODEL, Gateway, open_gateway
 from tests.waiting import await_until
-from tidegate.messages import FinishReason, QueueLimits, Segment
+from tidegate.messages.queue import QueueLimits
+from tidegate.messages.work import FinishReason, Segment
 
 STREAM = CHAT | {"stream": True}
 PATH = "/v1/chat/completions"

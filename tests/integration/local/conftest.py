@@ -18,7 +18,7 @@ from tests.waiting import await_until
 from tidegate.local import lifecycle
 from tidegate.local.home import Home, Running, read_record
 from tidegate.local.progress import Progress
-from tidegate.messages import ModelEntry, ReplicaStats
+from tidegate.messages.registry import ModelEntry, ReplicaStats
 from tidegate.settings import Settings
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry

@@ -19,7 +19,7 @@ from tidegate.control.serve_config import Application, ReplicaRuntime, serve_con
 from tidegate.local import processes, ray_cluster
 from tidegate.local.home import Home
 from tidegate.local.ray_cluster import RayCluster
-from tidegate.messages import Request
+from tidegate.messages.work import Request
 from tidegate.serve_api import ServeApi
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry

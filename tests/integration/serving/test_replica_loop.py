@@ -19,7 +19,7 @@ from tests.integration.serving.rig import (
 )
 from tests.waiting import await_until
 from tidegate.engines.base import EngineLoadError
-from tidegate.messages import Sampling
+from tidegate.messages.work import Sampling
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry
 

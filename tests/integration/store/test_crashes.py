@@ -17,7 +17,7 @@ from tests.integration.store.worker import TIMES, text_of
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.errors import QueueUnavailable
-from tidegate.messages import Request, Sampling, Segment
+from tidegate.messages.work import Request, Sampling, Segment
 from tidegate.store.queue import GatewayQueue
 
 ROOT = Path(__file__).parents[3]

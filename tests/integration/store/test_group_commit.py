@@ -12,7 +12,8 @@ from tests.contract.queue_rig import MODEL, REVISION, Rig, a_request, accept, bo
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.errors import QueueUnavailable
-from tidegate.messages import QueueLimits, TextPrompt
+from tidegate.messages.queue import QueueLimits
+from tidegate.messages.work import TextPrompt
 from tidegate.store import scripts
 from tidegate.store.connection import Connection
 from tidegate.store.gateway_queue import ENOUGH_CALLS, MOST_BYTES, MOST_IN_FLIGHT

@@ -9,8 +9,8 @@ import msgspec
 from tests.contract.queue_rig import MODEL, QUEUE, REVISION, a_request, a_token, accept, open_rig
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
-from tidegate.gateway.ports import Depth
-from tidegate.messages import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.queue import Depth
+from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.store.connection import Connection
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry

@@ -7,7 +7,7 @@ import random
 
 from tests.contract.queue_rig import Rig, Worker, a_request, a_token, accept, open_rig
 from tests.waiting import await_until
-from tidegate.messages import Claim
+from tidegate.messages.work import Claim
 
 REQUESTS = 400
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tidegate.errors import QueueUnavailable
-from tidegate.messages import Claim, Finish, Segment
+from tidegate.messages.work import Claim, Finish, Segment
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue, SweepTimes
 

@@ -16,7 +16,7 @@ from tidegate.control.observed import (
 from tidegate.control.plan import Plan, make_plan
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.serve_config import ReplicaRuntime, application_config
-from tidegate.messages import ReplicaStats, RevisionReport
+from tidegate.messages.registry import ReplicaStats, RevisionReport
 
 NOW = 1_800_000_000.0
 RUNTIME = ReplicaRuntime("unix:///redis.sock", "tidegate", 6.0, 120.0)

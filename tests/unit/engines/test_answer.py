@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.engines.answer import Answer
-from tidegate.messages import TokenLogprob
+from tidegate.messages.work import TokenLogprob
 
 
 def entry(number: int, text: str = "") -> TokenLogprob:

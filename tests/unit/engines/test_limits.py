@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidegate.engines.limits import completion_limit
-from tidegate.messages import Finish
+from tidegate.messages.work import Finish
 
 counts = st.integers(0, 3000)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tidegate.errors import InvalidRequest, ModelNotFound, ModelUnavailable, QueueFull
 from tidegate.gateway import admission
-from tidegate.gateway.ports import Depth, Rejected
-from tidegate.messages import ModelEntry, QueueLimits
+from tidegate.messages.queue import Depth, QueueLimits, Rejected
+from tidegate.messages.registry import ModelEntry
 
 
 def an_entry(**changes: Any) -> ModelEntry:

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion as OpenAIChatCompletion
 
 from tidegate.gateway import answers
 from tidegate.gateway.answers import TextOffsets
-from tidegate.messages import Finish, Segment, TokenLogprob
+from tidegate.messages.work import Finish, Segment, TokenLogprob
 
 STOP = Finish("stop", prompt_tokens=3, completion_tokens=2)
 

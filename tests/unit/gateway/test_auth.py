@@ -6,7 +6,7 @@ import pytest
 
 from tidegate.errors import AuthenticationFailed, ConfigError
 from tidegate.gateway.auth import check_no_auth, find_tenant, is_loopback
-from tidegate.gateway.ports import Key
+from tidegate.messages.registry import Key
 from tidegate.settings import Settings
 
 

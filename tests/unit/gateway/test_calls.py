@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tidegate.gateway.calls import Origin, build_requests, chat_call, completion_call, new_id, new_seed
 from tidegate.gateway.checks import parse_chat, parse_completion
-from tidegate.messages import ChatPrompt, Request, decode_request, encode_request
+from tidegate.messages.work import ChatPrompt, Request, decode_request, encode_request
 
 ORIGIN = Origin("cmpl-x", "acme", "r1", "gw-1", 100.0, 160.0)
 

@@ -9,7 +9,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from tidegate.gateway import sse
 from tidegate.gateway.answers import Usage
-from tidegate.messages import Finish, Segment, TokenLogprob
+from tidegate.messages.work import Finish, Segment, TokenLogprob
 
 
 def events(raw: bytes) -> list[tuple[str, bytes]]:

@@ -14,7 +14,7 @@ from tidegate.errors import QueueUnavailable
 from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import RequestQueue
 from tidegate.gateway.stream import OpenCall, OpenCalls
-from tidegate.messages import Finish, Request, Sampling, Segment, TextPrompt
+from tidegate.messages.work import Finish, Request, Sampling, Segment, TextPrompt
 
 
 def a_request(index: int = 0) -> Request:

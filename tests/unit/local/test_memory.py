@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.local.memory import RecordFile
-from tidegate.messages import RevisionReport
+from tidegate.messages.registry import RevisionReport
 
 RECORDS = {
     "m": ModelRecord(

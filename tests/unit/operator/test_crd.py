@@ -22,7 +22,7 @@ from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.observed import DecoderShape
 from tidegate.control.packing import Placement
 from tidegate.control.resources import Model, Pool
-from tidegate.messages import RevisionReport
+from tidegate.messages.registry import RevisionReport
 from tidegate_operator import crd
 from tidegate_operator.status_patch import memory
 

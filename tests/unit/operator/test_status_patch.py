@@ -8,7 +8,7 @@ from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.observed import DecoderShape, PodProblem
 from tidegate.control.packing import Placement
-from tidegate.messages import ModelEntry, RevisionReport
+from tidegate.messages.registry import ModelEntry, RevisionReport
 from tidegate_operator import status_patch
 from tidegate_operator.crd_status import revision_schema
 from tidegate_operator.status_patch import (

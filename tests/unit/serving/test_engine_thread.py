@@ -8,7 +8,7 @@ import pytest
 from tests.integration.serving.rig import a_request
 from tests.waiting import await_until
 from tidegate.engines.base import EngineLoadError, LoadReport, StepOutput
-from tidegate.messages import Finish, Request, Segment
+from tidegate.messages.work import Finish, Request, Segment
 from tidegate.serving.engine_thread import Crash, Delivery, EngineThread, describe_crash
 
 

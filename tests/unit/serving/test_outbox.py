@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.waiting import await_until
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
-from tidegate.messages import Claim, Finish, Segment
+from tidegate.messages.work import Claim, Finish, Segment
 from tidegate.serving.outbox import MOST_UNSENT_TOKENS, Held, Outbox
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tidegate.engines.base import EngineLoadError, LoadReport
-from tidegate.messages import RevisionReport
+from tidegate.messages.registry import RevisionReport
 from tidegate.serving.engine_thread import Crash
 from tidegate.serving.reports import ended, ended_note, load_failure, not_loaded, proof
 

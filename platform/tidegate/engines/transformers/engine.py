@@ -36,7 +36,7 @@ from tidegate.engines.transformers.selfcheck import check, probe_rows
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages import Finish, Request, Segment
+from tidegate.messages.work import Finish, Request, Segment
 
 PADDING_SHARE = 0.25  # of a joint prefill that may be padding
 PADDING_TOKENS = 16  # or so many tokens per row, where prompts are short

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tidegate.messages import ChatPrompt, Request, TextPrompt, TokenPrompt
+from tidegate.messages.work import ChatPrompt, Request, TextPrompt, TokenPrompt
 
 
 class PromptError(Exception):

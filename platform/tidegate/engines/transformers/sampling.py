@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tidegate.engines.noise import uniform
-from tidegate.messages import Sampling
+from tidegate.messages.work import Sampling
 
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
 

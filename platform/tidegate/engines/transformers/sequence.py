@@ -12,7 +12,7 @@ from tidegate.engines.answer import Answer
 from tidegate.engines.base import StepOutput
 from tidegate.engines.transformers.sampling import Chooser, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages import ChatPrompt, Finish, Request, Segment, TextPrompt, TokenLogprob
+from tidegate.messages.work import ChatPrompt, Finish, Request, Segment, TextPrompt, TokenLogprob
 
 
 class RunningSequence:

@@ -12,7 +12,7 @@ from tidegate.gateway.answers import encode
 from tidegate.gateway.auth import find_tenant
 from tidegate.gateway.openapi import answer, error_responses
 from tidegate.gateway.services import Services
-from tidegate.messages import ModelEntry
+from tidegate.messages.registry import ModelEntry
 
 
 class ModelState(msgspec.Struct):

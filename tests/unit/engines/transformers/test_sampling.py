@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.engines.transformers.sampling import Chooser, choose, keep_nucleus, token_logprobs
-from tidegate.messages import Sampling
+from tidegate.messages.work import Sampling
 
 VOCABULARY = 50
 CPU = torch.device("cpu")

@@ -1,0 +1,63 @@
+"""What a gateway asks of a queue and is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+
+class QueueLimits(msgspec.Struct, frozen=True):
+    """Bounds of one model's queue (waiting and running together)."""
+
+    max_requests: int = 1000
+    max_bytes: int = 64 * 1024 * 1024
+    max_wait_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Upper limits that one atomic submit checks, each over waiting and running requests."""
+
+    model: QueueLimits
+    tenant_max_requests: int
+    tenant_max_bytes: int
+    total_max_requests: int
+    total_max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What a submit found, or a look at a queue gives. `drain_seconds` is the smoothed time between two
+    departures while requests waited; 0 where nothing is known yet."""
+
+    waiting: int
+    running: int
+    drain_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """All requests of the call are in the queue. `waiting_ahead` counts those in front of its first one."""
+
+    waiting_ahead: int
+    depth: Depth
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Nothing was written. `bound` says which limit the call would pass."""
+
+    bound: Literal["model", "tenant", "total"]
+    unit: Literal["requests", "bytes"]
+    limit: int
+    depth: Depth
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request waits. `ahead` is None once it no longer waits."""
+
+    ahead: int | None
+    depth: Depth

@@ -1,0 +1,99 @@
+"""What the registry holds: models, what replicas say of themselves, keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from tidegate.messages.queue import QueueLimits
+
+
+class ReplicaStats(msgspec.Struct, frozen=True):
+    """What a replica says of itself every second or two. JSON in the registry."""
+
+    replica: str
+    model: str
+    revision: str
+    pid: int
+    node: str
+    started: float
+    updated: float
+    slots: int
+    running: int
+    tokens_total: int
+    tokens_per_second: float  # generated, over the last few seconds
+    draining: bool = False
+
+
+class RevisionReport(msgspec.Struct, frozen=True):
+    """What the newest replica start of a revision found: its proof, or why there is none. JSON in the
+    registry; the control loop turns it into conditions. `Ready` needs `proved`."""
+
+    model: str
+    revision: str
+    at: float
+    proved: bool
+    reason: str = ""  # CamelCase, set where not proved: WeightsMissing, OutOfMemory, SelfCheckFailed, ...
+    message: str = ""
+    notes: list[str] = []  # what is worth knowing though it serves: fallbacks, unexpected weights
+    load_seconds: float = 0.0
+    weights_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    slots: int = 0
+    context_length: int = 0
+    precision: str = ""
+    device: str = ""
+    process_seconds: float = 0.0  # from the start of the replica's process to that of the load
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """metav1.Condition; times are RFC 3339 in UTC."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    observedGeneration: int = 0  # noqa: N815 - the Kubernetes name
+    lastTransitionTime: str = ""  # noqa: N815
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """What gateways and the CLI know of one model. JSON in the registry, written by the control loop only.
+
+    `revisions` maps revision to traffic weight; empty: nothing can serve yet.
+    `accepts` False: new requests are refused (503) with `reason` and `message`.
+    """
+
+    name: str
+    created: int
+    task: str
+    engine: str
+    precision: str
+    quantization: str
+    revisions: dict[str, int]
+    accepts: bool
+    ready: bool
+    reason: str
+    message: str
+    context_length: int = 0
+    limits: QueueLimits = QueueLimits()
+    replicas_ready: int = 0
+    replicas_wanted: int = 0
+    weights_bytes: int = 0
+    wake_seconds: float = 0.0  # from the decision to wake to a loaded replica, as last measured; 0: not known
+    slots: int = 0  # of one replica; 0: not known yet
+    conditions: list[Condition] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key as stored: never the secret itself."""
+
+    id: str
+    name: str
+    tenant: str
+    created: float
+    revoked: float | None = None
+    prefix: str = ""  # first characters of the secret, to recognise it by
