@@ -49,8 +49,8 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """The state that `tidegate status` shows. `running` None: nothing runs; `leftovers` are then processes that a
-    killed host left (`down` ends them)."""
+    """The state that `tidegate status` shows. `running` None: nothing runs; `leftovers` are then processes
+    that a killed host left (`down` ends them)."""
 
     running: Running | None
     parts: list[Part] = []

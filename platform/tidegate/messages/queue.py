@@ -29,8 +29,11 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """The depth of a queue as a submit found it, or as it was read. `drain_seconds` is the smoothed time between two
-    departures while requests waited; 0 where nothing is known yet."""
+    """The depth of a queue as a submit found it, or as it was read.
+
+    `drain_seconds` is the smoothed time between two departures while requests waited; 0 where nothing is
+    known yet.
+    """
 
     waiting: int
     running: int

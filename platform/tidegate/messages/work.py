@@ -100,8 +100,11 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
-    """The answer to `Generate`, or a part of it. `text` holds only characters that can never be taken back: partial UTF-8
-    and possible beginnings of a stop string wait for later tokens."""
+    """The answer to `Generate`, or a part of it.
+
+    `text` holds only characters that can never be taken back: partial UTF-8 and possible beginnings of a stop
+    string wait for later tokens.
+    """
 
     token_ids: list[int] = []
     text: str = ""
