@@ -27,7 +27,8 @@ from tidegate.control.resources import Pool
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache, is_deleting
-from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Kind, Object
+from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Object
+from tidegate_operator.kinds import Kind
 from tidegate_operator.status_patch import Status, is_due, is_trouble, model_status, noted, transitions
 from tidegate_operator.subjects import Subject
 
@@ -153,7 +154,7 @@ class Applier:
             log.error("apply: %s", error.message)
             return
         self._written_at[uid] = self._clock()
-        self._cache.put(kind, answer)  # type: ignore[arg-type]
+        self._cache.put(kind, answer)
         for item in transitions(past, new):
             if item.type != PROGRESSING:  # its steps are `Ready`'s reasons on the way up
                 await self._event(body, item)
@@ -271,14 +272,14 @@ class Applier:
             await self._read_again(kind, body)
             raise
         if answer["metadata"].get("deletionTimestamp") and not answer["metadata"].get("finalizers"):
-            self._cache.drop(kind, answer)  # type: ignore[arg-type]
+            self._cache.drop(kind, answer)
         else:
-            self._cache.put(kind, answer)  # type: ignore[arg-type]
+            self._cache.put(kind, answer)
 
     async def _read_again(self, kind: Kind, body: Body) -> None:
         """After a conflict: the next look decides on what stands, also where a watch is late or broken."""
         with contextlib.suppress(ApiGone):  # the watch tells
-            self._cache.put(kind, await self._cluster.read(kind, body))  # type: ignore[arg-type]
+            self._cache.put(kind, await self._cluster.read(kind, body))
 
     async def _event(self, body: Body, item: Condition) -> None:
         """Best effort: an Event is a note for people and nothing is decided by it."""

@@ -32,6 +32,7 @@ from tidegate.serve_api import ServeApi, ServeUnavailable
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache
 from tidegate_operator.cluster import ApiError, ApiUnavailable, Cluster, Object
+from tidegate_operator.kinds import Kind
 from tidegate_operator.subjects import Subject
 
 log = logging.getLogger(__name__)
@@ -130,10 +131,10 @@ class Troubles:
         standing = {item["metadata"]["uid"] for item in clusters}
         self._ended = {uid: ended for uid, ended in self._ended.items() if uid in standing}
 
-    async def _asked(self, kind: str, namespace: str, selector: str) -> list[Object]:
+    async def _asked(self, kind: Kind, namespace: str, selector: str) -> list[Object]:
         """Nothing where the operator may not ask: a message is then less exact."""
         try:
-            found, _ = await self._cluster.list(kind, namespace, field_selector=selector)  # type: ignore[arg-type]
+            found, _ = await self._cluster.list(kind, namespace, field_selector=selector)
         except (ApiError, ApiUnavailable) as error:
             log.warning("gather: %s", error.message)
             return []

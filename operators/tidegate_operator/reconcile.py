@@ -57,13 +57,6 @@ WITHOUT_REDIS = (
 
 
 @dataclass(slots=True)
-class Abilities:
-    """What the cluster can do; `main` finds it out."""
-
-    has_kuberay: bool = True
-
-
-@dataclass(slots=True)
 class _Memory:
     """What is kept of one cluster between looks; losing it costs only repeated work."""
 
@@ -82,7 +75,6 @@ class Reconciler:
         serves: Serves,
         runtime: ReplicaRuntime,
         defaults: RayDefaults,
-        abilities: Abilities,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._cache = cache
@@ -92,7 +84,6 @@ class Reconciler:
         self._serves = serves
         self._runtime = runtime
         self._defaults = defaults
-        self._abilities = abilities
         self._now = now
         self._memories: dict[tuple[str, str], _Memory] = {}  # by (namespace, RayCluster)
 
@@ -259,7 +250,8 @@ class Reconciler:
             str((body.get("status") or {}).get("rayCluster") or ""),
             lambda item: views[name_of(item)].state is not None,
         )
-        if self._abilities.has_kuberay:
+        has_kuberay = "RayCluster" not in self._cache.missing
+        if has_kuberay:
             manifest = ray_cluster(pool, namespace, generation, self._defaults)
             if choice.create:
                 await self._applier.ray_cluster(manifest, body)
@@ -271,7 +263,7 @@ class Reconciler:
         pods = (
             ray_state.pods_of(self._cache.of("Pod", namespace), name_of(active)) if active is not None else []
         )
-        return RayView(choice, views, pods, generation, self._abilities.has_kuberay)
+        return RayView(choice, views, pods, generation, has_kuberay)
 
     async def _observe(
         self, namespace: str, subjects: Sequence[Subject], pool: Pool, ray: RayView

@@ -21,10 +21,10 @@ from tidegate_operator.cluster import (
     ApiGone,
     ApiUnavailable,
     Cluster,
-    Kind,
     Object,
     configuration,
 )
+from tidegate_operator.kinds import Kind
 
 log = logging.getLogger("tidegate.seed")
 

@@ -11,16 +11,15 @@ import pytest
 from tests.cluster.cluster import Cluster as ApiServer
 from tidegate_operator import leader
 from tidegate_operator.cluster import (
-    _PLACES,
     ApiConflict,
     ApiError,
     ApiGone,
     ApiUnavailable,
     Cluster,
     Object,
-    _Place,
     configuration,
 )
+from tidegate_operator.kinds import RESOURCES, Kind, Resource
 
 SPEC = {"engine": {"name": "simulated"}}
 
@@ -179,7 +178,8 @@ async def test_an_unknown_kind_is_gone_and_a_dead_server_is_unavailable(
     api_server: ApiServer, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(_PLACES, "RayCluster", _Place("/apis/ray.io/v9", "rayclusters"))
+        resources: dict[Kind, Resource] = {**RESOURCES, "RayCluster": Resource("ray.io/v9", "rayclusters")}
+        patch.setattr("tidegate_operator.cluster.RESOURCES", resources)
         with pytest.raises(ApiGone):
             await calls.cluster.list("RayCluster", "default")
     settings = await configuration(str(api_server.facts.kubeconfig))
