@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.control.builders import RUNTIME, World, model
+from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.desired import ModelRecord, revision_of
 from tidegate.control.observed import DecoderShape, Group, PodProblem, ServeState, SourceState
 from tidegate.control.packing import Placement
-from tidegate.control.plan import DRAIN_LIMIT_SECONDS, FIRST_RETRY_SECONDS, SWITCH_SECONDS, Plan
-from tidegate.control.reasons import REASONS
+from tidegate.control.plan import DRAIN_LIMIT_SECONDS, Plan
+from tidegate.control.reasons import Reason
+from tidegate.control.rollout import SWITCH_SECONDS
 from tidegate.control.serve_config import application_config
 from tidegate.control.status import outage
 
@@ -36,7 +38,7 @@ def shared(name: str, memory: str = "10Gi", **spec: Any) -> Any:
 
 def told(plan: Plan, name: str, kind: str) -> tuple[str, str]:
     found = next(item for item in plan.entries[name].conditions if item.type == kind)
-    assert found.reason in REASONS
+    assert found.reason in {*Reason}
     return found.status, found.reason
 
 
