@@ -100,7 +100,7 @@ class ModelStatus(Strict):
     )
     revisions: Annotated[list[Any], Field(max_length=MAX_REVISIONS)] | None = Field(
         default=None,
-        description="What the operator remembers of each revision that stands.",
+        description="The operator's record of each revision that stands.",
         json_schema_extra=keyed_by("revision"),
     )
 

@@ -25,7 +25,7 @@ from tidegate.messages.registry import Condition, ModelEntry
 
 Status = dict[str, Any]
 
-# Changes of these alone may wait a little, or a busy model would be written with every look.
+# Changes of these alone may wait a little, or a busy model would be written with every reconcile.
 RESTLESS = ("waiting",)
 RESTLESS_SECONDS = 5.0
 

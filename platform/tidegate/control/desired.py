@@ -65,7 +65,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
 
     @property
     def source(self) -> SourceState:
-        """The answer of the look at the source."""
+        """The resolved source."""
         return SourceState(
             "resolved",
             self.checkpoint,

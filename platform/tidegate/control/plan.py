@@ -1,15 +1,15 @@
 """The decision of the control loop: specs, records and one observation in, everything to do out. Pure.
 
-For each model: look at its source, decide on a revision, let it prove itself while the old one serves
+For each model: resolve its source, decide on a revision, let it prove itself while the old one serves
 (`attempts`), move the traffic and let the old one drain (`rollout`). A revision that fails before it has ever
 proved itself leaves Serve at once and is tried again later; the old one stays.
 
-In a cluster each revision also needs a place in a group of workers (`seating`); one that finds none is told
-so and never reaches Serve. A model that is being deleted takes no new requests, finishes those it has within
-a limit, and is then named in `Plan.drained`.
+In a cluster each revision also needs a place in a group of workers (`seating`); one that finds none never
+reaches Serve, and its conditions say so. A model that is being deleted takes no new requests, finishes those
+it has within a limit, and is then named in `Plan.drained`.
 
-The host applies a plan and observes again; nothing is remembered but what `Plan.records` holds, so a host
-that starts anew goes on where the last one stopped.
+The host applies a plan and observes again; nothing lasts but `Plan.records`, so a host that starts anew goes
+on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ NOBODY: Mapping[str, float] = MappingProxyType({})
 @dataclass(frozen=True, slots=True)
 class Plan:
     """`applications` is the whole set that Serve should hold now. `resolve` names revisions whose source is
-    to be looked at, `drop` revisions whose queue and report go, `delete` models to forget. `next_look_at` is
-    when time alone changes something (unix seconds; None: only news do); `is_settled` False: look again soon.
-    `drained` names models being deleted of which nothing is left once this plan is applied."""
+    to be resolved, `drop` revisions whose queue and report go, `delete` models to forget. `next_look_at` is
+    when time alone changes something (unix seconds; None: it does not); `is_settled` False: decide again
+    soon. `drained` names models being deleted of which nothing is left once this plan is applied."""
 
     applications: tuple[Application, ...]
     entries: Mapping[str, ModelEntry]
@@ -103,26 +103,13 @@ def make_plan(
     admitted, waiting = _admit(steps, pool, seen, min(pool.max_unbuilt, wave or pool.max_unbuilt))
     new_records = {step.name: _begun(step, admitted, now) for step in steps}
     entries = {
-        step.name: entry_of(
-            Facts(
-                model=step.model,
-                record=new_records[step.name],
-                target=step.target,
-                source=step.source,
-                misfit=step.misfit,
-                waiting=waiting.get((step.name, step.target)),
-                seen=seen,
-                is_deleting=step.deleting_since is not None,
-            ),
-            now,
-        )
-        for step in steps
+        step.name: entry_of(_facts(step, new_records[step.name], waiting, seen), now) for step in steps
     }
     return Plan(
         applications=tuple(app for step in steps for app in _applications(step, admitted)),
         entries=entries,
         records=new_records,
-        resolve=tuple((step.name, step.target) for step in steps if _needs_look(step, seen)),
+        resolve=tuple((step.name, step.target) for step in steps if _needs_resolving(step, seen)),
         drop=tuple(((step.name, revision), why) for step in steps for revision, why in step.dropped),
         delete=tuple(dict.fromkeys(name for name in (*records, *seen.entries) if name not in new_records)),
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
@@ -138,7 +125,7 @@ def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing
         too_big = misfit(model.spec, source, seen.capacity)
     else:
         too_big = packing.refusals.get((model.name, target))
-    # In a cluster also what finds no place is recorded: its source need not be looked at again.
+    # In a cluster also what finds no place is recorded: its source need not be resolved again.
     if is_found(model, source) and (too_big is None or packing is not None):
         record = record.with_revision(_wanted(model, record.revisions.get(target), target, source))
     record, failed = judged(record, seen, now)
@@ -159,8 +146,8 @@ def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing
 def _wanted(
     model: Model, known: RevisionRecord | None, target: str, source: SourceState | None
 ) -> RevisionRecord:
-    """The target as it should be recorded. Scaling and queue change in place: what runs while a later spec is
-    refused is the last valid one."""
+    """Return the target as it should be recorded. Scaling and queue change in place: what runs while a later
+    spec is refused is the last valid one."""
     found = source or SourceState("resolved")
     spec = spec_on_wire(model.spec)
     return replace(
@@ -193,7 +180,7 @@ def _drain(
 
 
 def _is_drained(step: _Step, seen: Observation, now: float, limit_seconds: float) -> bool:
-    """Whether nothing is left to wait for, or the limit is over."""
+    """Tell whether nothing is left to wait for, or the limit is over."""
     if step.deleting_since is None:
         return False
     age_seconds, revisions = now - step.deleting_since, step.record.revisions
@@ -228,7 +215,7 @@ def _admit(
 
 
 def _begun(step: _Step, admitted: set[RevisionKey], now: float) -> ModelRecord:
-    """The step's record with the beginning of the attempts that begin now."""
+    """Return the step's record with the attempts that begin now."""
     record = step.record
     for revision in step.live:
         kept = record.revisions[revision]
@@ -252,7 +239,22 @@ def _applications(step: _Step, admitted: set[RevisionKey]) -> Iterator[Applicati
         )
 
 
-def _needs_look(step: _Step, seen: Observation) -> bool:
+def _facts(
+    step: _Step, record: ModelRecord, waiting: Mapping[RevisionKey, Reason], seen: Observation
+) -> Facts:
+    return Facts(
+        model=step.model,
+        record=record,
+        target=step.target,
+        source=step.source,
+        misfit=step.misfit,
+        waiting=waiting.get((step.name, step.target)),
+        seen=seen,
+        is_deleting=step.deleting_since is not None,
+    )
+
+
+def _needs_resolving(step: _Step, seen: Observation) -> bool:
     if step.model.spec.source is None or step.deleting_since is not None:
         return False
     return (step.name, step.target) not in seen.sources and step.target not in step.record.revisions

@@ -39,9 +39,9 @@ def pack(
 
 
 def source_of(model: Model, record: ModelRecord, target: str, seen: Observation) -> SourceState | None:
-    """Return what is known of the target's source: the last look's answer, or that of an earlier one. In a
-    cluster there is one look per revision, and once its answer is recorded the Job's end is no news: its pods
-    may go before it does, and it then has no answer any more."""
+    """Return what is known of the target's source: the last answer, or the recorded one. In a cluster one Job
+    resolves each revision, and once its answer is recorded its end says nothing: its pods may go before it
+    does, and it then has no answer any more."""
     if model.spec.source is None:
         return None
     found = seen.sources.get((model.name, target))

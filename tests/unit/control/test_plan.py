@@ -141,6 +141,16 @@ class TestChange:
         assert standing(plan) == [f"one--{new}"]
         assert [key for key, _ in plan.drop] == [("one", old)]
 
+    def test_traffic_comes_first_then_the_newest_then_what_drains(self) -> None:
+        world, old, new = self.changed()
+        world.step("DEPLOYING")
+        world.report("one", new)
+        world.step()
+        world.depth("one", old, 0, 1)
+        world.models = [model(engine={"name": "simulated", "args": {"seed": 3}})]
+        third = revision_of(world.models[0].spec)
+        assert standing(world.step()) == [f"one--{new}", f"one--{third}", f"one--{old}"]
+
     def test_where_it_fails_the_old_one_stays_and_the_status_says_why(self) -> None:
         world, old, new = self.changed()
         world.step("DEPLOYING")

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.unit.control.builders import RUNTIME, World, model
 from tidegate.control.attempts import FIRST_RETRY_SECONDS
@@ -174,6 +175,16 @@ class TestPlaces:
         assert (standing(plan), entry.accepts, entry.ready, entry.reason) == ([], False, False, "NoSuchGroup")
         there.see(groups=(CPU, GPU))
         assert standing(there.step()) == ["one"]
+
+    def test_what_takes_traffic_is_seated_before_what_is_older(self) -> None:
+        there = world(shared("old", "20Gi"), shared("young", "20Gi"))
+        there.models.reverse()
+        there.settle("young")
+        there.see(groups=(CPU,))
+        there.step()
+        there.records["old"] = replace(there.records["old"], created=1)
+        there.see(groups=(CPU, GPU))
+        assert standing(there.step()) == ["young"]
 
     @settings(max_examples=40, deadline=None)
     @given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.integers(1, 3))
