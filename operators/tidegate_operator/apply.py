@@ -28,14 +28,7 @@ from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache, is_deleting
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Kind, Object
-from tidegate_operator.status_patch import (
-    Status,
-    is_due,
-    is_trouble,
-    model_status,
-    refused_entry,
-    transitions,
-)
+from tidegate_operator.status_patch import Status, is_due, is_trouble, model_status, noted, transitions
 from tidegate_operator.subjects import Subject
 
 log = logging.getLogger(__name__)
@@ -128,9 +121,8 @@ class Applier:
                 continue
             entry = plan.entries[subject.name]
             if subject.refusal is not None:
-                refusal = condition(CONFIG_VALID, "False", *subject.refusal)
-                entry = refused_entry(entry, refusal, seen.entries.get(subject.name), now)
-                entries[subject.name] = entry
+                told = condition(CONFIG_VALID, "False", *subject.refusal)
+                entry = entries[subject.name] = noted(entry, told, seen.entries.get(subject.name), now)
             record = plan.records[subject.name]
             waiting = sum(
                 seen.depths[(subject.name, revision)].waiting

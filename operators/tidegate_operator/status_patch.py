@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 from pydantic.alias_generators import to_camel, to_snake
 
-from tidegate.control.conditions import condition, settle
+from tidegate.control.conditions import condition, overlaid, settle
 from tidegate.control.desired import ModelRecord, RevisionRecord, stored_weights
 from tidegate.control.observed import PodProblem
 from tidegate.control.reasons import CONFIG_VALID, DEGRADED, PROGRESSING, READY, SCHEDULED, Reason
@@ -148,15 +148,6 @@ def pool_status(
     }
 
 
-def overlaid(
-    conditions: Iterable[Condition], over: Sequence[Condition], past: Sequence[Condition], now: float
-) -> list[Condition]:
-    """Return `conditions` with those of `over` in the place of their own type; `past` knows since when they
-    hold."""
-    kinds = {item.type for item in over}
-    return settle([*over, *(item for item in conditions if item.type not in kinds)], past, now)
-
-
 def conditions_of(status: Mapping[str, Any]) -> list[Condition]:
     return [
         Condition(
@@ -224,10 +215,10 @@ def deleting_since(body: Mapping[str, Any]) -> float | None:
     return datetime.datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).timestamp()
 
 
-def refused_entry(entry: ModelEntry, refusal: Condition, past: ModelEntry | None, now: float) -> ModelEntry:
-    """Return the entry of a model whose spec is refused while the last valid one runs."""
+def noted(entry: ModelEntry, told: Condition, past: ModelEntry | None, now: float) -> ModelEntry:
+    """An entry that also says `told`, as of a spec that was refused while the last valid one runs."""
     before = past.conditions if past is not None else []
-    return replace(entry, conditions=overlaid(entry.conditions, [refusal], before, now))
+    return replace(entry, conditions=overlaid(entry.conditions, [told], before, now))
 
 
 def _is_expected(item: Condition) -> bool:

@@ -17,11 +17,11 @@ from tidegate_operator.status_patch import (
     is_due,
     is_trouble,
     model_status,
+    noted,
     outage_status,
     pool_status,
     record_of,
     record_on_wire,
-    refused_entry,
     refused_status,
     transitions,
     without_pool_status,
@@ -174,8 +174,8 @@ def test_a_refused_model_keeps_its_memory_and_says_what_is_wrong() -> None:
 
 def test_a_refused_spec_is_noted_beside_what_runs_with_a_transition_time_that_stays() -> None:
     told = condition("ConfigValid", "False", "InvalidConfig", "wrong")
-    first = refused_entry(entry(), told, None, NOW)
-    second = refused_entry(entry(), told, first, NOW + 50)
+    first = noted(entry(), told, None, NOW)
+    second = noted(entry(), told, first, NOW + 50)
     assert first == second
     assert {item.type: item.status for item in second.conditions} == {"Ready": "True", "ConfigValid": "False"}
 
