@@ -14,14 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import DECODERS, tiny
 from tests.engine_requests import a_request, run
-from tidegate.control.observed import DecoderShape
-from tidegate.control.sizing import kv_bytes_per_token
 from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import engine as engine_module
 from tidegate.engines.transformers.batch import ArenaBatch
-from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES, LOADING_OVERHEAD
-from tidegate.sources import decoder_shape
+from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES
+from tidegate.sources.facts import WEIGHTS_OVERHEAD, decoder_shape, kv_bytes_per_token
 
 
 @pytest.fixture
@@ -154,7 +152,7 @@ def test_a_memory_cap_bounds_the_cache(
 ) -> None:
     weights = report(checkpoints("llama")).weights_bytes
     row = 1024 * (128 + 64)
-    cap = int(weights * LOADING_OVERHEAD) + CPU_RUNTIME_BYTES + 3 * row + 1
+    cap = int(weights * WEIGHTS_OVERHEAD) + CPU_RUNTIME_BYTES + 3 * row + 1
     assert load("llama", context_length=128, memory_cap_bytes=cap).free_slots() == 3
     error = refused(checkpoints("llama"), context_length=128, memory_cap_bytes=CPU_RUNTIME_BYTES)
     assert error.reason == "OutOfMemory"
@@ -166,7 +164,7 @@ def test_the_control_loop_computes_the_cache_that_the_engine_takes(
 ) -> None:
     """Placement on GPUs rests on it, and it sees nothing but config.json."""
     folder = checkpoints(arch)
-    shape = DecoderShape(**decoder_shape(json.loads((folder / "config.json").read_text())))
+    shape = decoder_shape(json.loads((folder / "config.json").read_text()))
     assert kv_bytes_per_token(shape, "float32") == report(folder).kv_bytes_per_token
 
 
