@@ -66,9 +66,9 @@ class Source(Strict):
         min_length=1,
         max_length=2048,
         description="Where the checkpoint lies: hf://owner/name@revision, s3://bucket/prefix, "
-        "gs://bucket/prefix, pvc://claim/path (a claim that the Pool mounts), file:///path or a path; locally "
-        "a path is relative to the file that holds this resource, in a cluster it is absolute and one of "
-        "the Ray pods' own.",
+        "gs://bucket/prefix, pvc://claim/path (a claim that the Pool mounts), file:///path or a path; "
+        "locally a path is relative to the file that holds this resource, in a cluster it is absolute and "
+        "one of the Ray pods' own.",
         json_schema_extra=rules(
             Rule("self.contains('://') || self.startsWith('/')", "write an absolute path, or a URI"),
             Rule(f"!self.contains('://') || self.matches('^({'|'.join(SCHEMES)})://')", KNOWN_SCHEMES),
