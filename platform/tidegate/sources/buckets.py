@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import platformdirs
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import GCSStore, S3Store
 
 from tidegate.errors import SourceError
@@ -105,12 +105,16 @@ class Bucket:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
+        except InvalidPathError as error:
+            raise SourceError(
+                "SourceFormat", f"{self._uri} holds a name that is no path; rename it: {_first_line(error)}."
+            ) from error
         except (BaseError, FileNotFoundError) as error:
-            raise self._refusal(str(error)) from error
+            raise self._refusal(error) from error
 
-    def _refusal(self, words: str) -> SourceError:
+    def _refusal(self, error: Exception) -> SourceError:
         """Sort what obstore says: a store's own code, else the status, else that nothing has come."""
-        uri, first = self._uri, words.partition("\n")[0]
+        uri, words, first = self._uri, str(error), _first_line(error)
         found = re.search(r"<Code>(\w+)</Code>", words) or re.search(r"status code: (\d{3})", words)
         code = found.group(1) if found else ""
         if code in NOT_FOUND:
@@ -132,6 +136,10 @@ class Bucket:
         if not code and "HTTP error" in first:
             return SourceError("Offline", f"{uri} cannot be reached: {first}.")
         return SourceError("SourceUnavailable", f"{uri} could not be read ({code or first}).")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip()
 
 
 def _endpoint(scheme: str) -> str:
