@@ -54,7 +54,7 @@ class ServeState:
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """How far the look at one source is. `checkpoint` is a folder where replicas run; `weights_bytes` as
+    """One source as far as it is resolved. `checkpoint` is a folder where replicas run; `weights_bytes` as
     on disk, `weights` as loaded; `precision` is what `precision: auto` computes in."""
 
     state: Literal["resolving", "resolved", "failed"]

@@ -1,4 +1,4 @@
-"""What one replica takes of memory, and whether it fits a machine at all. Pure."""
+"""Sizing: the memory that one replica takes, and whether it fits a machine at all. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class UnknownArchitecture(Exception):
 
 
 def replica_bytes(spec: ModelSpec, source: SourceState | None) -> ReplicaMemory:
-    """Accelerator memory that one replica needs: what the spec says, or the sum over its checkpoint.
+    """Return the accelerator memory of one replica: what the spec says, or the sum over its checkpoint.
 
     Raises `UnknownArchitecture` where neither is known.
     """
@@ -54,7 +54,7 @@ def replica_bytes(spec: ModelSpec, source: SourceState | None) -> ReplicaMemory:
 
 
 def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
-    """Bytes of one replica's KV cache. Raises `UnknownArchitecture`."""
+    """Return the bytes of one replica's KV cache. Raises `UnknownArchitecture`."""
     if spec.engine.kv_cache_bytes:
         return spec.engine.kv_cache_bytes
     context = spec.context_length or source.shape.positions
@@ -71,7 +71,7 @@ def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
 
 
 def misfit(spec: ModelSpec, source: SourceState | None, capacity: Capacity) -> tuple[str, str] | None:
-    """(reason, sentence with the sum) where one replica can never be placed; None where it may."""
+    """Return (reason, sentence with the sum) where one replica can never be placed; None where it may."""
     wanted = spec.resources
     if wanted.cpus > capacity.cpus:
         return (

@@ -33,7 +33,7 @@ class DecoderShape(msgspec.Struct, frozen=True):
 
     @property
     def is_known(self) -> bool:
-        """Whether the KV cache can be computed."""
+        """Tell whether the KV cache can be computed."""
         return self.layers > 0 and self.kv_heads > 0 and self.head_dim > 0
 
 

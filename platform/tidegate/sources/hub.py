@@ -18,18 +18,14 @@ def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, 
     """Download what is missing. Raises `SourceError`."""
     name, _, revision = uri.removeprefix("hf://").partition("@")
     try:
-        if constants.HF_HUB_OFFLINE:
-            found = snapshot_download(
-                name, revision=revision or None, allow_patterns=WANTED_FILES, local_files_only=True
-            )
-        else:
-            found = snapshot_download(
-                name,
-                revision=revision or None,
-                allow_patterns=WANTED_FILES,
-                etag_timeout=10,
-                tqdm_class=_progress_class(progress),
-            )
+        found = snapshot_download(
+            name,
+            revision=revision or None,
+            allow_patterns=WANTED_FILES,
+            etag_timeout=10,
+            local_files_only=constants.HF_HUB_OFFLINE,
+            tqdm_class=_progress_class(progress),
+        )
     except errors.GatedRepoError as error:
         raise SourceError(
             "Unauthorized", f"{uri} is gated: accept its licence on the hub and set HF_TOKEN."
