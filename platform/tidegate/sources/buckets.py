@@ -128,9 +128,8 @@ class Bucket:
             )
         if code in OTHER_REGION or "incorrectly configured region" in words:
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-            return SourceError(
-                "SourceUnavailable", f"{uri} lies in another region than {region}; set AWS_REGION."
-            )
+            words = f"{uri} lies in another region than {region}; set AWS_REGION."
+            return SourceError("SourceUnavailable", words)
         if code in ("PreconditionFailed", "412"):
             return SourceError("SourceUnavailable", f"{uri} changed while it was read; it is tried again.")
         if not code and "HTTP error" in first:

@@ -73,14 +73,11 @@ def open_checkpoint(path: Path, quantization: str) -> Checkpoint:
         raise EngineLoadError(
             "UnsupportedModel", f"The checkpoint is quantized with {found}; this engine serves GPTQ only."
         )
-    if quantization == "gptq" and found == "none":
-        raise EngineLoadError(
-            "InvalidEngineArgs", "quantization is gptq, but the checkpoint is not quantized: leave it out."
-        )
-    if quantization == "none" and found == "gptq":
+    if quantization not in ("auto", found):
+        what = "is quantized with GPTQ" if found == "gptq" else "is not quantized"
         raise EngineLoadError(
             "InvalidEngineArgs",
-            "quantization is none, but the checkpoint is quantized with GPTQ: leave it out.",
+            f"quantization is {quantization}, but the checkpoint {what}: leave it out.",
         )
     return checkpoint
 
