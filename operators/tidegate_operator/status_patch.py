@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from pydantic.alias_generators import to_camel, to_snake
 
 from tidegate.control.conditions import condition, overlaid, settle
-from tidegate.control.desired import ModelRecord, RevisionRecord, stored_weights
+from tidegate.control.desired import ModelRecord, RevisionRecord, traffic_of
 from tidegate.control.observed import PodProblem
 from tidegate.control.reasons import CONFIG_VALID, DEGRADED, PROGRESSING, READY, SCHEDULED, Reason
 from tidegate.control.status import outage
@@ -75,7 +75,7 @@ def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
     return ModelRecord(
         name=name,
         created=int(status["created"]),
-        weights=stored_weights(status),
+        weights=traffic_of(status),
         revisions={item.revision: item for item in kept},
     )
 

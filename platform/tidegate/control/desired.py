@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tidegate.control.observed import DecoderShape, SourceState
+from tidegate.control.observed import SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
 from tidegate.messages.registry import RevisionReport
+from tidegate.sources.facts import DecoderShape, StoredWeights
 
 REVISION_DIGITS = 10
 WHOLE = 100  # the shares of a model's traffic sum to it
@@ -52,6 +53,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     message: str = ""
     retired_at: float = 0.0  # when another revision took its traffic
     shape: DecoderShape = DecoderShape()
+    stored_weights: StoredWeights = StoredWeights()
     placement: Placement | None = None
 
     @property
@@ -73,6 +75,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             self.quantization,
             self.precision,
             shape=self.shape,
+            weights=self.stored_weights,
         )
 
 
@@ -100,7 +103,7 @@ class ModelRecord(msgspec.Struct, frozen=True):
         return replace(self, revisions={**self.revisions, kept.revision: kept})
 
 
-def stored_weights(stored: Mapping[str, Any]) -> dict[str, int]:
+def traffic_of(stored: Mapping[str, Any]) -> dict[str, int]:
     """Return the traffic table of a stored record. The version before stored one name, `serving`, which took
     everything."""
     if (weights := stored.get("weights")) is not None:

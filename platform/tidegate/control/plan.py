@@ -158,6 +158,7 @@ def _wanted(
         quantization=found.quantization,
         precision=found.precision,
         shape=found.shape,
+        stored_weights=found.weights,
         retired_at=0.0,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tidegate.control.desired import ModelRecord, stored_weights
+from tidegate.control.desired import ModelRecord, traffic_of
 from tidegate.local.home import write_atomically
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class RecordFile:
             self._written = self._path.read_bytes()
             stored = msgspec.json.decode(self._written, type=dict[str, dict[str, Any]])
             return {
-                name: msgspec.convert({**record, "weights": stored_weights(record)}, ModelRecord)
+                name: msgspec.convert({**record, "weights": traffic_of(record)}, ModelRecord)
                 for name, record in stored.items()
             }
         except FileNotFoundError:

@@ -13,13 +13,14 @@ from msgspec.structs import replace
 from tests.unit.control.builders import RUNTIME, World, model
 from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.desired import ModelRecord, revision_of
-from tidegate.control.observed import DecoderShape, Group, PodProblem, ServeState, SourceState
+from tidegate.control.observed import Group, PodProblem, ServeState, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.plan import DRAIN_LIMIT_SECONDS, Plan
 from tidegate.control.reasons import Reason
 from tidegate.control.rollout import SWITCH_SECONDS
 from tidegate.control.serve_config import application_config
 from tidegate.control.status import outage
+from tidegate.sources.facts import DecoderShape
 
 GIB = 1 << 30
 GPU = Group("gpu", gpus_per_worker=1, gpu_memory_bytes=24 * GIB, max_workers=1, cpus=8, memory_bytes=32 * GIB)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.control.builders import NOW
 from tidegate.control import rollout
-from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord, stored_weights
+from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord, traffic_of
 from tidegate.control.observed import Observation, QueueDepth
 from tidegate.control.rollout import (
     SWITCH_SECONDS,
@@ -106,4 +106,4 @@ class TestRecords:
         ],
     )
     def test_the_form_before_is_read(self, stored: dict[str, object], weights: dict[str, int]) -> None:
-        assert stored_weights(stored) == weights
+        assert traffic_of(stored) == weights
