@@ -348,7 +348,7 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
     written = status["revisions"][0]
     assert len(written) == len(fields(RevisionRecord))
     assert len(written["proof"]) == len(fields(RevisionReport))
-    assert written["weights"] == {"floatValues": 1, "fixedBytes": 2}
+    assert written["storedWeights"] == {"floatValues": 1, "fixedBytes": 2}
     jsonschema.validate(status, closed(schema_of("Model")["properties"]["status"]))
     with pytest.raises(jsonschema.ValidationError, match="unknownField"):
         jsonschema.validate({"unknownField": 1}, closed(schema_of("Model")["properties"]["status"]))
