@@ -71,11 +71,14 @@ class Informer:
         failures = 0
         while True:
             self._liveness.beat(self._name)
-            failures = 0 if await self._turn() else failures + 1
+            if await self._turn():
+                failures = 0
+            else:
+                self._version, failures = None, failures + 1
             await asyncio.sleep(pause_seconds(failures, random.random()))
 
     async def _turn(self) -> bool:
-        """List where that is needed, then watch until the watch ends; whether it brought anything."""
+        """List where that is needed, then watch until the watch ends; whether it may be gone on with."""
         has_brought = False
         try:
             if self._version is None:
@@ -88,20 +91,18 @@ class Informer:
                     self._liveness.beat(self._name)
                     self._take(change, body)
                     self._version, has_brought = cache.version(body), True
+            return has_brought
         except ApiExpired as error:
             log.debug("%s lists anew: %s", self._name, error.message)
-            self._version = None
         except ApiUnavailable as error:
+            if has_brought:
+                return True
             self._tell(error.message)
         except ApiError as error:
             self._refused(error)
-            return False
         except Exception:
             log.exception("%s failed", self._name)
-            self._version = None
-        if not has_brought:
-            self._version = None
-        return has_brought
+        return False
 
     async def _list(self) -> int:
         selector = RESOURCES[self._kind].selector
@@ -120,8 +121,7 @@ class Informer:
             self._handler.on_update(self._kind, body)
 
     def _refused(self, error: ApiError) -> None:
-        """A refusal is final until somebody changes something: a Role, a namespace, a definition."""
-        self._version = None
+        """A refusal stands until somebody changes something: a Role, a namespace, a definition."""
         is_missing = isinstance(error, ApiGone) and RESOURCES[self._kind].is_optional
         if is_missing:
             self._handler.on_missing(self._kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tidegate_operator import leader
 from tidegate_operator.cluster import (
     ApiConflict,
     ApiError,
+    ApiExpired,
     ApiGone,
     ApiUnavailable,
     Cluster,
@@ -148,6 +150,28 @@ async def test_what_the_server_refuses_is_told_in_its_words_and_not_counted(call
     assert calls.writes == []
 
 
+async def test_a_watch_brings_what_happens_after_a_version(calls: Calls) -> None:
+    await calls.model("before")
+    _, version = await calls.cluster.list("Model", "default")
+    made = await calls.model("one", labels={"watched": "yes"})
+    await calls.model("other")
+    await calls.cluster.delete("Model", made)
+    seen = []
+    async with aclosing(calls.cluster.watch("Model", "default", "watched=yes", version)) as events:
+        async for change, body in events:
+            seen.append((change, body["metadata"]["name"]))
+            if change == "DELETED":
+                break
+    assert seen == [("ADDED", "one"), ("DELETED", "one")]
+    assert int(body["metadata"]["resourceVersion"]) > int(made["metadata"]["resourceVersion"])
+
+
+async def test_a_watch_from_a_version_that_is_gone_says_so(calls: Calls) -> None:
+    with pytest.raises(ApiExpired):
+        async with aclosing(calls.cluster.watch("Model", "default", "", 1)) as events:
+            await anext(events)
+
+
 async def test_an_event_is_taken(calls: Calls) -> None:
     body = await calls.model("one")
     event = await calls.cluster.create(
@@ -223,6 +247,31 @@ async def test_one_leads_and_the_next_starts_at_once_when_it_ends(calls: Calls, 
     assert await two
     assert asyncio.get_running_loop().time() - began < leader.LEASE_SECONDS
     assert log == ["first", "second"]
+
+
+async def test_a_leader_that_is_cancelled_stops_and_gives_its_lease_back(
+    calls: Calls, quick_lease: None
+) -> None:
+    """As by a signal."""
+    working, stopped = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        working.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    client = calls.cluster.client
+    leading = asyncio.create_task(leader.lead(client, "cancelled", "default", "one", work))
+    await asyncio.wait_for(working.wait(), 10)
+    leading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leading
+    assert stopped.is_set()
+    meta = {"namespace": "default", "name": "cancelled"}
+    lease = await calls.cluster.read("Lease", {"metadata": meta})
+    assert not lease["spec"].get("holderIdentity")
 
 
 async def test_a_leader_that_cannot_renew_is_stopped(api_server: ApiServer, quick_lease: None) -> None:

@@ -164,11 +164,12 @@ async def test_a_bookmark_moves_on_where_a_watch_begins_again(
 
 
 async def test_a_version_that_is_gone_is_listed_anew_and_finds_what_went(
-    server: FakeApiServer, operator: Operator
+    server: FakeApiServer, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.put("models", "two")
     await operator.comes_to("one", "two")
     operator.take_keys()
+    monkeypatch.setattr(operator.handler, "resync", pytest.fail)  # it is no refusal of the namespace
     server.cut()
     server.delete("models", "one")
     server.compact()
@@ -196,7 +197,7 @@ async def test_what_a_watch_says_that_makes_no_sense_loses_nothing(
     await operator.watches(2)
     server.put("models", "three")
     await operator.comes_to("one", "two", "three")
-    assert operator.informers.is_ready("models")
+    assert len(server.queries("models", watch=False)) == 1
 
 
 async def test_a_connection_that_is_lost_is_made_again(server: FakeApiServer, operator: Operator) -> None:
@@ -204,6 +205,16 @@ async def test_a_connection_that_is_lost_is_made_again(server: FakeApiServer, op
         server.cut()
         server.put("models", f"m{number}")
         await operator.comes_to("one", *(f"m{other}" for other in range(number + 1)))
+    # Nothing had come on the first watch.
+    assert len(server.queries("models", watch=False)) == 2
+
+
+async def test_a_watch_that_ended_without_anything_is_not_trusted(
+    server: FakeApiServer, operator: Operator
+) -> None:
+    server.end()
+    await operator.watches(2)
+    assert len(server.queries("models", watch=False)) == 2
 
 
 async def test_a_watch_that_brings_nothing_is_given_up_and_listed_anew(
