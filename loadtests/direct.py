@@ -22,9 +22,10 @@ import orjson
 import uvloop
 
 from loadtests.sse import HEAD_END
-from tidegate.engines.base import Engine, EngineSpec, StepOutput
+from tidegate.engines.base import Engine, StepOutput
 from tidegate.engines.create import create_engine
 from tidegate.messages.work import ChatPrompt, Request, Sampling
+from tidegate.replica_args import EngineSpec
 
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"

@@ -16,9 +16,10 @@ import orjson
 import uvicorn
 
 from loadtests.direct import FAR_FUTURE, Driver, options_from, usage
-from tidegate.engines.base import EngineSpec, StepOutput
+from tidegate.engines.base import StepOutput
 from tidegate.engines.create import create_engine
 from tidegate.messages.work import ChatPrompt, Finish, Request, Sampling
+from tidegate.replica_args import EngineSpec
 
 Message = MutableMapping[str, Any]
 

@@ -23,10 +23,11 @@ from typing import Any, cast
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
 from tidegate.messages.work import Request, Segment, decode_segments, encode_request
+from tidegate.replica_args import Times
 from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
 from tidegate.store.depths import depth_of, look
-from tidegate.store.sweeper import Sweeper, SweepTimes
+from tidegate.store.sweeper import Sweeper
 from tidegate.store.wire import Argument, ConnectionLost
 
 PING_SECONDS = 1.0
@@ -58,17 +59,13 @@ class GatewayQueue:
         *,
         key_prefix: str,
         gateway_id: str,
-        result_ttl_seconds: float = 60.0,
-        orphan_seconds: float = 120.0,
-        times: SweepTimes | None = None,
+        times: Times,
     ) -> None:
         self._connection = connection
         self._key_prefix = key_prefix
         self._prefix = names.prefix(key_prefix)
         self._gateway_id = gateway_id
-        self._times = times or SweepTimes(
-            orphan_seconds=orphan_seconds, result_ttl_seconds=result_ttl_seconds
-        )
+        self._times = times
         self._sweeper = Sweeper(connection, self._prefix, times=self._times, gateway=gateway_id)
         self._gathered: deque[_Call] = deque()
         self._commits: set[asyncio.Task[None]] = set()
@@ -103,8 +100,9 @@ class GatewayQueue:
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None:
         if request_ids:
-            ttl = self._ttl_seconds()
-            await self._connection.run(scripts.CANCEL, self._prefix, reason, ttl, *request_ids, repeat=True)
+            await self._connection.run(
+                scripts.CANCEL, self._prefix, reason, self._times.expire_seconds, *request_ids, repeat=True
+            )
 
     async def replay(self, request_id: str) -> list[Segment] | None:
         log, exists = await asyncio.gather(
@@ -229,9 +227,6 @@ class GatewayQueue:
             except QueueUnavailable:
                 self._unwanted += now
                 return  # the next reconnect tries again
-
-    def _ttl_seconds(self) -> int:
-        return max(1, round(self._times.result_ttl_seconds))
 
 
 def _call(requests: Sequence[Request], bounds: Bounds) -> _Call:

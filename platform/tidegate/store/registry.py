@@ -15,6 +15,7 @@ from types import MappingProxyType
 import msgspec
 
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
@@ -37,13 +38,13 @@ class Registry:
         connection: Connection,
         *,
         key_prefix: str,
-        result_ttl_seconds: float = 60.0,
+        times: Times = DEFAULT_TIMES,
         changed: Callable[[], None] | None = None,
     ) -> None:
         self._connection = connection
         self._prefix = names.prefix(key_prefix)
         self._channel = names.change_channel(key_prefix, "models")
-        self._ttl_seconds = max(1, round(result_ttl_seconds))
+        self._times = times
         self._changed = changed
         self._models: dict[str, ModelEntry] = {}
         self._follower = Follower(connection, self._channel, self._load)
@@ -101,7 +102,7 @@ class Registry:
             queue,
             "ModelRemoved",
             message,
-            self._ttl_seconds,
+            self._times.expire_seconds,
             MOST_CANCELLED_PER_STEP,
             repeat=True,
         ):

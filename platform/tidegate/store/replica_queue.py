@@ -7,9 +7,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from tidegate.messages.work import Claim, Segment, decode_request, decode_segments, encode_segment, frame
+from tidegate.replica_args import Times
 from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
-from tidegate.store.sweeper import Sweeper, SweepTimes
+from tidegate.store.sweeper import Sweeper
 from tidegate.store.wire import Argument
 
 SEGMENTS_PER_SCRIPT = 32
@@ -27,19 +28,13 @@ class ReplicaQueue:
         model: str,
         revision: str,
         replica_id: str,
-        lease_seconds: float = 6.0,
-        result_ttl_seconds: float = 60.0,
-        orphan_seconds: float = 120.0,
-        times: SweepTimes | None = None,
+        times: Times,
     ) -> None:
         self._connection = connection
         self._prefix = names.prefix(key_prefix)
         self._queue = names.queue_name(model, revision)
         self._replica_id = replica_id
-        self._lease_seconds = lease_seconds
-        self._times = times or SweepTimes(
-            orphan_seconds=orphan_seconds, result_ttl_seconds=result_ttl_seconds
-        )
+        self._times = times
         self._wake_channel = names.wake_channel(key_prefix, self._queue)
         self._own_channel = names.replica_channel(key_prefix, replica_id)
         self._sweeper: Sweeper | None = None
@@ -72,8 +67,8 @@ class ReplicaQueue:
             self._replica_id,
             self._claim_number,
             most,
-            self._lease_seconds,
-            self._ttl_seconds(),
+            self._times.lease_seconds,
+            self._times.expire_seconds,
             RECORD_SECONDS,
             repeat=True,
         )
@@ -112,13 +107,13 @@ class ReplicaQueue:
                 finish.reason if finish is not None else "",
                 frame(encode_segment(segment)),
             )
-        return await self._ids(scripts.EMIT, self._ttl_seconds(), self._replica_id, *arguments)
+        return await self._ids(scripts.EMIT, self._times.expire_seconds, self._replica_id, *arguments)
 
     async def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:
         if not leases:
             return []
         return await self._ids(
-            scripts.RENEW, self._replica_id, self._lease_seconds, RECORD_SECONDS, *_flat(leases)
+            scripts.RENEW, self._replica_id, self._times.lease_seconds, RECORD_SECONDS, *_flat(leases)
         )
 
     async def hand_back(self, leases: Sequence[tuple[str, int]], reason: str) -> None:
@@ -144,7 +139,7 @@ class ReplicaQueue:
                 self._replica_id,
                 is_fault,
                 reason,
-                self._ttl_seconds(),
+                self._times.expire_seconds,
                 *_flat(leases),
                 repeat=True,
             )
@@ -152,9 +147,6 @@ class ReplicaQueue:
     async def _ids(self, script: scripts.Script, *arguments: Argument) -> list[str]:
         reply: list[bytes] = await self._connection.run(script, self._prefix, *arguments, repeat=True)
         return [request_id.decode() for request_id in reply]
-
-    def _ttl_seconds(self) -> int:
-        return max(1, round(self._times.result_ttl_seconds))
 
 
 def _flat(leases: Sequence[tuple[str, int]]) -> list[Argument]:

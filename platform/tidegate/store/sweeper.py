@@ -11,9 +11,9 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tidegate.errors import QueueUnavailable
+from tidegate.replica_args import Times
 from tidegate.store import scripts
 from tidegate.store.connection import Connection
 from tidegate.store.wire import ReplyError
@@ -23,25 +23,13 @@ logger = logging.getLogger(__name__)
 MOST_PER_SWEEP = 200  # of each kind in one script, so that no sweep holds Redis up
 
 
-@dataclass(frozen=True, slots=True)
-class SweepTimes:
-    """`pause_seconds` without any sweep mean that Redis or everybody was away; then nobody is taken for dead
-    for `grace_seconds`."""
-
-    interval_seconds: float = 1.0
-    orphan_seconds: float = 120.0
-    result_ttl_seconds: float = 60.0
-    pause_seconds: float = 4.0
-    grace_seconds: float = 5.0
-
-
 class Sweeper:
     def __init__(
         self,
         connection: Connection,
         prefix: str,
         *,
-        times: SweepTimes,
+        times: Times,
         gateway: str = "",
         queue: str = "",
         work_waits: Callable[[], None] | None = None,
@@ -65,10 +53,10 @@ class Sweeper:
             self._gateway,
             self._queue,
             times.orphan_seconds,
-            max(1, round(times.result_ttl_seconds)),
+            times.expire_seconds,
             MOST_PER_SWEEP,
-            times.pause_seconds,
-            times.grace_seconds,
+            times.sweep_pause_seconds,
+            times.sweep_grace_seconds,
         )
         if waiting and self._work_waits is not None:
             self._work_waits()
@@ -93,4 +81,4 @@ class Sweeper:
                         continue
             except ReplyError:
                 logger.exception("A sweep failed in Redis")
-            await asyncio.sleep(self._times.interval_seconds * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self._times.sweep_interval_seconds * random.uniform(0.8, 1.2))

@@ -15,10 +15,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from tests.waiting import await_until
-from tidegate.engines.base import EngineSpec
 from tidegate.engines.simulated import SimulatedEngine
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
 from tidegate.messages.work import Finish, Request, Sampling, Segment, TextPrompt
+from tidegate.replica_args import EngineSpec
 from tidegate.serving.process import ReplicaProcess, parse_args
 from tidegate.store.connection import Connection
 from tidegate.store.queue import GatewayQueue, SweepTimes

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from tidegate.engines.base import EngineLoadError, EngineSpec
+from tidegate.engines.base import EngineLoadError
 from tidegate.engines.create import create_engine
+from tidegate.replica_args import EngineSpec
 
 
 def test_an_unknown_engine_is_refused_by_name() -> None:
