@@ -24,7 +24,6 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str  # "transformers" | "simulated"
     path: str = ""
-    task: str = "chat"
     precision: str = "auto"  # auto | float32 | bfloat16 | float16
     quantization: str = "auto"  # auto | none | gptq
     device: str = "auto"  # auto | cpu | cuda
@@ -96,9 +95,10 @@ class PolicyArgs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     revision: str
 
 
-def parse_args(args: dict[str, Any]) -> ReplicaArgs:
-    """Read what Serve's config or a command line says. Raises `ConfigError` that names the field."""
+def parse_args(args: dict[str, Any], *, strict: bool = True) -> ReplicaArgs:
+    """Read what Serve's config says or, not `strict`, what a command line says, where all is text. Raises
+    `ConfigError` that names the field."""
     try:
-        return msgspec.convert(args, ReplicaArgs)
+        return msgspec.convert(args, ReplicaArgs, strict=strict)
     except msgspec.ValidationError as error:
         raise ConfigError(f"replica arguments: {error}") from error

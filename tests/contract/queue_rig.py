@@ -10,15 +10,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
-from tidegate.messages.work import Claim, Finish, FinishReason, Request, Sampling, Segment, TextPrompt
+from tidegate.messages.work import (
+    Claim,
+    Finish,
+    FinishReason,
+    Generate,
+    Prompt,
+    Request,
+    Sampling,
+    Segment,
+    TextPrompt,
+    Tokens,
+)
+from tidegate.replica_args import Times
 from tidegate.store.connection import Connection
-from tidegate.store.queue import GatewayQueue, ReplicaQueue, Sweeper, SweepTimes
+from tidegate.store.queue import GatewayQueue, ReplicaQueue, Sweeper
 
 MODEL, REVISION = "m", "r1"
 QUEUE = f"{MODEL}--{REVISION}"
 # Tests sweep by hand: no timer changes anything while they look.
-BY_HAND = SweepTimes(
-    interval_seconds=3600, orphan_seconds=3600, result_ttl_seconds=60, pause_seconds=3600, grace_seconds=0
+BY_HAND = Times(
+    lease_seconds=60.0,
+    orphan_seconds=3600,
+    sweep_interval_seconds=3600,
+    sweep_pause_seconds=3600,
+    sweep_grace_seconds=0,
 )
 _ids = itertools.count()
 
@@ -34,7 +50,10 @@ def bounds(**changes: Any) -> Bounds:
     return Bounds(**(values | changes))
 
 
-def a_request(**changes: Any) -> Request:
+HELLO = TextPrompt("hello")
+
+
+def a_request(prompt: Prompt = HELLO, **changes: Any) -> Request:
     now = time.time()
     values: dict[str, Any] = {
         "id": f"cmpl-{next(_ids)}.0",
@@ -46,8 +65,7 @@ def a_request(**changes: Any) -> Request:
         "deadline": now + 60,
         "priority": 0,
         "cost": 10,
-        "prompt": TextPrompt("hello"),
-        "sampling": Sampling(seed=1),
+        "work": Generate(prompt, changes.pop("sampling", Sampling(seed=1))),
     }
     return Request(**(values | changes))
 
@@ -58,7 +76,7 @@ def a_token(
     if isinstance(request, Claim):
         request = request.request
     request_id = request if isinstance(request, str) else request.id
-    return Segment(request_id, seq, [seq], text, finish=Finish(finish) if finish else None)
+    return Segment(request_id, seq, output=Tokens([seq], text), finish=Finish(finish) if finish else None)
 
 
 @dataclass
@@ -105,7 +123,7 @@ class Rig:
     async def connect(self) -> Connection:
         return await self._stack.enter_async_context(Connection(self.url))
 
-    async def gateway(self, name: str = "gw", times: SweepTimes = BY_HAND) -> tuple[GatewayQueue, Ear]:
+    async def gateway(self, name: str = "gw", times: Times = BY_HAND) -> tuple[GatewayQueue, Ear]:
         queue = GatewayQueue(await self.connect(), key_prefix=self.key_prefix, gateway_id=name, times=times)
         ear = Ear()
         await queue.start(ear.deliver, ear.lost)
@@ -115,10 +133,9 @@ class Rig:
     async def replica(
         self,
         *,
-        lease_seconds: float = 60.0,
         model: str = MODEL,
         revision: str = REVISION,
-        times: SweepTimes = BY_HAND,
+        times: Times = BY_HAND,
     ) -> Worker:
         queue = ReplicaQueue(
             await self.connect(),
@@ -126,7 +143,6 @@ class Rig:
             model=model,
             revision=revision,
             replica_id=f"replica-{next(self._replicas)}",
-            lease_seconds=lease_seconds,
             times=times,
         )
         worker = Worker(queue)
@@ -134,7 +150,7 @@ class Rig:
         self._stack.push_async_callback(queue.close)
         return worker
 
-    async def sweeper(self, times: SweepTimes = BY_HAND) -> Sweeper:
+    async def sweeper(self, times: Times = BY_HAND) -> Sweeper:
         return Sweeper(await self.connect(), self.key_prefix + ":", times=times)
 
 

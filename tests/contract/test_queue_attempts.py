@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from tests.contract.queue_rig import BY_HAND, MODEL, REVISION, Rig, Worker, a_request, a_token, accept
 from tests.waiting import await_until
@@ -25,25 +25,25 @@ async def claimed_again(sweeper: Sweeper, worker: Worker) -> Claim:
 
 async def test_another_replica_continues_from_the_log_and_the_first_cannot_write(rig: Rig) -> None:
     gateway, ear = await rig.gateway()
-    stalled, other = await rig.replica(lease_seconds=SHORT), await rig.replica()
+    stalled, other = await rig.replica(times=replace(BY_HAND, lease_seconds=SHORT)), await rig.replica()
     request = a_request()
     await accept(gateway, request)
     await stalled.queue.claim(1)
     await stalled.queue.emit([(1, a_token(request, 0, "a")), (1, a_token(request, 1, "b"))])
     claim = await claimed_again(await rig.sweeper(), other)
-    assert (claim.attempt, [segment.text for segment in claim.log]) == (2, ["a", "b"])
+    assert (claim.attempt, [segment.output.text for segment in claim.log]) == (2, ["a", "b"])
     assert await stalled.queue.renew([(request.id, 1)]) == [request.id]
     assert await stalled.queue.emit([(1, a_token(request, 2, "stale"))]) == [request.id]
     assert await other.queue.emit([(2, a_token(request, 2, "c", "stop"))]) == []
     assert await stalled.queue.emit([(1, a_token(request, 3, "stale"))]) == [request.id]
     await await_until(lambda: ear.finish_of(request.id))
-    assert "".join(segment.text for segment in ear.segments) == "abc"
+    assert "".join(segment.output.text for segment in ear.segments) == "abc"
     assert await gateway.replay(request.id) == ear.segments
 
 
 async def test_a_stale_attempt_cannot_write_while_the_request_waits(rig: Rig) -> None:
     gateway, _ = await rig.gateway()
-    stalled = await rig.replica(lease_seconds=SHORT)
+    stalled = await rig.replica(times=replace(BY_HAND, lease_seconds=SHORT))
     request = a_request()
     await accept(gateway, request)
     await stalled.queue.claim(1)
@@ -107,7 +107,7 @@ async def test_a_gap_in_seq_sends_the_request_to_a_new_attempt(rig: Rig) -> None
     await replica.queue.emit([(1, a_token(request, 0, "a"))])
     assert await replica.queue.emit([(1, a_token(request, 2, "c"))]) == [request.id]
     [claim] = await replica.queue.claim(1)
-    assert (claim.attempt, [segment.text for segment in claim.log]) == (2, ["a"])
+    assert (claim.attempt, [segment.output.text for segment in claim.log]) == (2, ["a"])
 
 
 async def test_cancelling_a_waiting_request_ends_it_at_once(rig: Rig) -> None:
@@ -140,7 +140,7 @@ async def test_cancelling_a_running_request_tells_its_replica_and_frees_its_plac
     assert await replica.queue.emit([(1, a_token(request, 1, "late"))]) == [request.id]
     assert await replica.queue.renew([(request.id, 1)]) == [request.id]
     await await_until(lambda: ear.finish_of(request.id))
-    assert [segment.text for segment in ear.segments] == ["a", ""]
+    assert [segment.output.text for segment in ear.segments] == ["a", ""]
 
 
 async def test_handed_back_requests_keep_their_place_and_their_innocence(rig: Rig) -> None:
@@ -217,7 +217,8 @@ async def test_after_a_pause_without_sweeps_nobody_is_taken_for_dead_at_once(rig
     await connection.call("HSET", prefix + "swept", "at", 1)
     await connection.call("ZADD", prefix + "leases", "XX", 1, request.id)
     await connection.call("ZADD", prefix + "gateways", "XX", 1, "gw")
-    sweeper = await rig.sweeper(replace(BY_HAND, orphan_seconds=1, pause_seconds=60, grace_seconds=60))
+    times = replace(BY_HAND, orphan_seconds=1, sweep_pause_seconds=60, sweep_grace_seconds=60)
+    sweeper = await rig.sweeper(times)
     assert await sweeper.sweep() == 0
     assert await sweeper.sweep() == 0
     assert await replica.queue.renew([(request.id, 1)]) == []

@@ -125,7 +125,6 @@ def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -
     return EngineSpec(
         name=spec.engine.name,
         path=checkpoint,
-        task=spec.task,
         precision=spec.precision,
         quantization=spec.quantization,
         device=device,

@@ -17,16 +17,18 @@ from typing import Any
 from tests.waiting import await_until
 from tidegate.engines.simulated import SimulatedEngine
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
-from tidegate.messages.work import Finish, Request, Sampling, Segment, TextPrompt
-from tidegate.replica_args import EngineSpec
-from tidegate.serving.process import ReplicaProcess, parse_args
+from tidegate.messages.work import Finish, Generate, Request, Sampling, Segment, TextPrompt
+from tidegate.replica_args import EngineSpec, Times, parse_args
+from tidegate.serving.process import ReplicaProcess
 from tidegate.store.connection import Connection
-from tidegate.store.queue import GatewayQueue, SweepTimes
+from tidegate.store.queue import GatewayQueue
 
 MODEL, REVISION = "m", "r1"
 LEASE_SECONDS = 1.0
 # A test that starts and stops servers must not wait long for the grace that follows a pause.
-SWEEP = SweepTimes(interval_seconds=0.2, orphan_seconds=3600, pause_seconds=1.5, grace_seconds=1.0)
+SWEEP = Times(
+    orphan_seconds=3600, sweep_interval_seconds=0.2, sweep_pause_seconds=1.5, sweep_grace_seconds=1.0
+)
 BOUNDS = Bounds(QueueLimits(max_requests=10_000), 10_000, 1 << 30, 10_000, 1 << 30)
 _ids = itertools.count()
 
@@ -44,8 +46,7 @@ def a_request(prompt: str = "hello", *, max_tokens: int | None = 20, **changes: 
         "deadline": now + 300,
         "priority": 0,
         "cost": 10,
-        "prompt": TextPrompt(prompt),
-        "sampling": sampling,
+        "work": Generate(TextPrompt(prompt), sampling),
     }
     return Request(**(values | changes))
 
@@ -57,7 +58,7 @@ def undisturbed(request: Request) -> str:
     assert engine.add(request, []) is None
     text = ""
     while engine.has_work():
-        text += "".join(output.text for output in engine.step())
+        text += "".join(output.output.text for output in engine.step())
     return text
 
 
@@ -92,7 +93,7 @@ class Ear:
         seqs = [segment.seq for segment in heard]
         assert seqs == sorted(set(seqs)), "heard out of order or twice"
         assert all(segment == log[segment.seq] for segment in heard)
-        return "".join(segment.text for segment in log)
+        return "".join(segment.output.text for segment in log)
 
     async def ended(self, *requests: Request, timeout: float = 30.0) -> list[Finish]:
         await await_until(lambda: all(request.id in self.finished for request in requests), timeout)
@@ -100,7 +101,7 @@ class Ear:
         return [self.finished[request.id] for request in requests]
 
     def tokens_of(self, request: Request) -> int:
-        return sum(len(segment.token_ids) for segment in self.heard[request.id])
+        return sum(len(segment.output.token_ids) for segment in self.heard[request.id])
 
 
 @asynccontextmanager
@@ -114,17 +115,19 @@ async def open_ear(url: str, key_prefix: str, gateway_id: str = "gw") -> AsyncIt
 
 
 def replica_args(url: str, key_prefix: str, **changes: Any) -> dict[str, Any]:
-    """`engine_args` and `slots` go to the engine, everything else replaces an argument of the replica."""
+    """`engine_args` and `slots` go to the engine, times to the times, everything else replaces an argument of
+    the replica."""
     engine_args = changes.pop("engine_args", {})
     slots = changes.pop("slots", 8)
+    times = {"lease_seconds": LEASE_SECONDS, "drain_seconds": 5.0}
+    times |= {name: changes.pop(name) for name in Times.__struct_fields__ if name in changes}
     values = {
         "model": MODEL,
         "revision": REVISION,
         "engine": {"name": "simulated", "max_slots": slots, "args": {"step_ms": 2.0, **engine_args}},
         "redis_url": url,
         "key_prefix": key_prefix,
-        "lease_seconds": LEASE_SECONDS,
-        "drain_seconds": 5.0,
+        "times": times,
     }
     return values | changes
 
@@ -150,8 +153,8 @@ class ReplicaChild:
         command += ["--engine", engine["name"], "--path", engine.get("path", "")]
         command += ["--precision", engine.get("precision", "auto")]
         command += ["--slots", str(engine["max_slots"]), "--args", json.dumps(engine["args"])]
-        for name in ("lease_seconds", "drain_seconds"):
-            command += [f"--{name.replace('_', '-')}", str(args[name])]
+        for name, seconds in args["times"].items():
+            command += [f"--{name.replace('_', '-')}", str(seconds)]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
 
     def send(self, number: signal.Signals) -> None:

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from tests.contract.queue_rig import MODEL, QUEUE, REVISION, a_request, a_token, accept, open_rig
 from tests.redis_server import RedisServer
