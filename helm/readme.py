@@ -1,19 +1,27 @@
-"""Write the chart's README: its values, their defaults and descriptions, from values.yaml and its schema.
+"""Write the chart's README (its values, their defaults and descriptions) from values.yaml and its schema, and
+the settings in that schema from the programs' own.
 
-`make docs` runs it; a test fails where the committed page is not what it writes.
+`make docs` runs it; tests fail where a committed file is not what it writes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import TypeAdapter
+from pydantic.alias_generators import to_camel, to_snake
+from pydantic.fields import FieldInfo
+
+from tidegate.settings import CHECKED_TIMES, PREFIX, Settings, variables
+from tidegate_operator.settings import OperatorSettings
 
 CHART = Path(__file__).parent / "tidegate"
 README = CHART / "README.md"
+SCHEMA = CHART / "values.schema.json"
 
 INTRO = """\
 <!-- Written by helm/readme.py (`make docs`); edit values.schema.json and values.yaml instead. -->
@@ -34,11 +42,44 @@ An unknown value is refused by name.
 
 
 def main() -> None:
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
     README.write_text(page(), encoding="utf-8")
 
 
+def schema_text() -> str:
+    """The schema of values with each setting as its program describes it. `gateway.settings` and
+    `operator.settings` name those that they take, the templates make the others; `queueSettings` takes all
+    times that no one program has for itself."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    parts = schema["properties"]
+    taken: set[str] = set()
+    for name, kind in (("gateway", Settings), ("operator", OperatorSettings)):
+        settings = parts[name]["properties"]["settings"]
+        taken |= settings["properties"].keys()
+        settings["properties"] = _settings(settings["properties"], variables(kind))
+    shared = [name for name in map(to_camel, CHECKED_TIMES.model_fields) if name not in taken]
+    parts["queueSettings"]["properties"] = _settings(shared, CHECKED_TIMES.model_fields)
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _settings(names: Iterable[str], infos: dict[str, FieldInfo]) -> dict[str, Any]:
+    """The schema of each of these settings: the rule of `tidegate.settings` in _helpers.tpl makes a variable
+    of its name."""
+    found = {}
+    for name in names:
+        info = infos[to_snake(name)]
+        schema = TypeAdapter(Annotated[info.annotation, info]).json_schema()
+        words = schema.pop("description")
+        found[name] = {
+            "type": schema.pop("type"),
+            "description": f"{PREFIX}{to_snake(name).upper()}: {words[0].lower()}{words[1:]}",
+            **{key: bound for key, bound in schema.items() if key not in ("default", "title")},
+        }
+    return found
+
+
 def page() -> str:
-    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     lines = ["| value | default | meaning |", "| --- | --- | --- |"]
     for path, default, description in rows(schema, values):

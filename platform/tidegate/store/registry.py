@@ -20,7 +20,7 @@ from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
 
-LISTED_SECONDS = 6.0  # after its last beat
+LISTED_BEATS = 3  # that a replica may miss
 MOST_CANCELLED_PER_STEP = 200
 
 _encode = msgspec.json.Encoder().encode
@@ -130,7 +130,12 @@ class Registry:
 
     async def beat(self, stats: ReplicaStats) -> None:
         await self._connection.run(
-            scripts.BEAT, self._prefix, stats.replica, _encode(stats), LISTED_SECONDS, repeat=True
+            scripts.BEAT,
+            self._prefix,
+            stats.replica,
+            _encode(stats),
+            LISTED_BEATS * self._times.beat_seconds,
+            repeat=True,
         )
 
     async def gone(self, stats: ReplicaStats) -> None:
