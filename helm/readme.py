@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
+from pydantic import create_model
 from pydantic.alias_generators import to_camel, to_snake
 from pydantic.fields import FieldInfo
 
@@ -22,6 +22,7 @@ from tidegate_operator.settings import OperatorSettings
 CHART = Path(__file__).parent / "tidegate"
 README = CHART / "README.md"
 SCHEMA = CHART / "values.schema.json"
+BOUNDS = ("enum", "exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "pattern")
 
 INTRO = """\
 <!-- Written by helm/readme.py (`make docs`); edit values.schema.json and values.yaml instead. -->
@@ -47,9 +48,8 @@ def main() -> None:
 
 
 def schema_text() -> str:
-    """The schema of values with each setting as its program describes it. `gateway.settings` and
-    `operator.settings` name those that they take, the templates make the others; `queueSettings` takes all
-    times that no one program has for itself."""
+    """Return the schema of values with each setting as its program describes it. `gateway.settings` and
+    `operator.settings` say by name which ones can be set; `queueSettings` has all times but theirs."""
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     parts = schema["properties"]
     taken: set[str] = set()
@@ -63,19 +63,22 @@ def schema_text() -> str:
 
 
 def _settings(names: Iterable[str], infos: dict[str, FieldInfo]) -> dict[str, Any]:
-    """The schema of each of these settings: the rule of `tidegate.settings` in _helpers.tpl makes a variable
-    of its name."""
-    found = {}
-    for name in names:
-        info = infos[to_snake(name)]
-        schema = TypeAdapter(Annotated[info.annotation, info]).json_schema()
-        words = schema.pop("description")
-        found[name] = {
-            "type": schema.pop("type"),
-            "description": f"{PREFIX}{to_snake(name).upper()}: {words[0].lower()}{words[1:]}",
-            **{key: bound for key, bound in schema.items() if key not in ("default", "title")},
+    """Return the schema of each of these settings, whose variable _helpers.tpl names by the same rule."""
+    chosen = {name: infos[to_snake(name)] for name in names}
+    fields: dict[str, Any] = {name: (info.annotation, info) for name, info in chosen.items()}
+    schemas = create_model("Chosen", **fields).model_json_schema()["properties"]
+    return {
+        name: {
+            "type": schema["type"],
+            "description": f"{PREFIX}{to_snake(name).upper()}: {_lowered(schema['description'])}",
+            **{key: bound for key, bound in schema.items() if key in BOUNDS},
         }
-    return found
+        for name, schema in schemas.items()
+    }
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def page() -> str:
