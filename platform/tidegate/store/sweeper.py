@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidegate.errors import QueueUnavailable
-from tidegate.store import scripts
 from tidegate.store.connection import Connection
+from tidegate.store.scripts import Scripts
 from tidegate.store.wire import ReplyError
+from tidegate.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class Sweeper:
     def __init__(
         self,
         connection: Connection,
-        prefix: str,
         *,
+        key_prefix: str,
         times: SweepTimes,
         gateway: str = "",
         queue: str = "",
@@ -48,8 +49,7 @@ class Sweeper:
     ) -> None:
         """`gateway`: whose heartbeat a sweep is. `queue` and `work_waits`: call it where that queue is not
         empty (the slow net under the wake-up messages)."""
-        self._connection = connection
-        self._prefix = prefix
+        self._scripts = Scripts(connection, key_prefix)
         self._times = times
         self._gateway = gateway
         self._queue = queue
@@ -57,32 +57,27 @@ class Sweeper:
         self._task: asyncio.Task[None] | None = None
 
     async def sweep(self) -> int:
-        """Do what is due; how much that was. Raises `QueueUnavailable`."""
+        """Do what is due; returns how much that was. Raises `QueueUnavailable`."""
         times = self._times
-        done, waiting = await self._connection.run(
-            scripts.SWEEP,
-            self._prefix,
+        done, waiting = await self._scripts.sweep(
             self._gateway,
             self._queue,
-            times.orphan_seconds,
-            max(1, round(times.result_ttl_seconds)),
-            MOST_PER_SWEEP,
-            times.pause_seconds,
-            times.grace_seconds,
+            orphan_seconds=times.orphan_seconds,
+            ttl_seconds=times.result_ttl_seconds,
+            most=MOST_PER_SWEEP,
+            pause_seconds=times.pause_seconds,
+            grace_seconds=times.grace_seconds,
         )
         if waiting and self._work_waits is not None:
             self._work_waits()
-        return int(done)
+        return done
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
-                await self._task
-            self._task = None
+        await end_tasks(self._task)
+        self._task = None
 
     async def _run(self) -> None:
         while True:

@@ -27,7 +27,7 @@ from tests.integration.chart.rendered import (
 )
 from tests.waiting import wait_until
 from tidegate.settings import load_settings, read_settings
-from tidegate.store.connection import parse_url
+from tidegate.store.address import parse_url
 
 WATCHED = ["models-a", "models-b"]  # by the value set "everything"
 
@@ -139,7 +139,7 @@ class TestEverySet:
         assert str(settings.admin_key_file) == "/etc/tidegate/admin-key/key"
         # The CA's file lies in the pod only.
         address = parse_url(settings.redis_url.partition("?")[0].replace("rediss://", "redis://"))
-        assert address.password in ("s3cret", "pass")
+        assert address.credentials.password in ("s3cret", "pass")
 
     def test_the_operator_accepts_its_environment(self, objects: list[Object]) -> None:
         from tidegate_operator.settings import OperatorSettings

@@ -11,8 +11,8 @@ import pytest
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.errors import ConfigError, QueueUnavailable
-from tidegate.store import scripts
 from tidegate.store.connection import Connection
+from tidegate.store.scripts import Scripts
 from tidegate.store.wire import ReplyError
 
 
@@ -90,7 +90,7 @@ async def test_a_server_that_forgot_the_scripts_gets_them_again(
 ) -> None:
     for _ in range(2):
         await connection.call("SCRIPT", "FLUSH")
-        assert await connection.run(scripts.BEATING, key_prefix + ":") == []
+        assert await Scripts(connection, key_prefix).beating() == []
 
 
 async def test_a_mistake_is_told_apart_from_trouble(connection: Connection, own_redis: RedisServer) -> None:
