@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from tidegate.errors import QueueUnavailable
+from tidegate.messages.codec import decode_segments
 from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
-from tidegate.messages.work import Request, Segment, decode_segments
+from tidegate.messages.work import Request, Segment
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.scripts import Scripts, SubmitCall

@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from tidegate.messages.queue import Accepted, Bounds, Depth, Rejected
-from tidegate.messages.work import (
-    Claim,
-    Request,
-    Segment,
+from tidegate.messages.codec import (
     decode_request,
     decode_segments,
     encode_request,
     encode_segment,
     frame,
 )
+from tidegate.messages.queue import Accepted, Bounds, Depth, Rejected
+from tidegate.messages.work import Claim, Request, Segment
 from tidegate.store import names
 from tidegate.store.connection import Connection, Script
 from tidegate.store.wire import Argument
