@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,8 +65,10 @@ class OperatorSettings(BaseSettings):
     @field_validator("redis_url", "replica_redis_url")
     @classmethod
     def _redis_scheme(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("use redis://host:port/db, rediss:// or unix:///path.sock")
+        if value and not re.match(r"(rediss?(\+sentinel)?|unix)://", value):
+            raise ValueError(
+                "use redis://host:port/db, rediss://, unix:///path.sock or redis+sentinel://host,host/master/db"
+            )
         return value
 
     @field_validator("serve_url_template")

@@ -6,6 +6,7 @@ A wrong value, or a variable that no setting has, stops the start and names itse
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -61,8 +62,10 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("use redis://host:port/db, rediss:// or unix:///path.sock")
+        if value and not re.match(r"(rediss?(\+sentinel)?|unix)://", value):
+            raise ValueError(
+                "use redis://host:port/db, rediss://, unix:///path.sock or redis+sentinel://host,host/master/db"
+            )
         return value
 
 

@@ -200,6 +200,15 @@ class TestRedis:
         objects = helm.objects("external-redis")
         assert not [item for item in objects if item["kind"] == "StatefulSet"]
 
+    def test_sentinels(self, helm: Helm) -> None:
+        url = self.url(helm, "external-redis-sentinel")
+        hosts = "sentinel-0.redis.svc:26379,sentinel-1.redis.svc:26379"
+        assert url == f"redis+sentinel://tidegate:s3cret@{hosts}/queue/0"
+        assert parse_url(url).master == "queue"
+        done = helm.template("--set=redis.enabled=false", "--set=externalRedis.sentinel.master=queue")
+        assert done.returncode != 0
+        assert "externalRedis.sentinel.hosts" in done.stderr
+
     def test_a_whole_url(self, helm: Helm) -> None:
         assert self.url(helm, "external-redis-url") == "rediss://whole"
 
