@@ -1,4 +1,4 @@
-"""Where Redis is: the URL of one server, or of Sentinels that name the master.
+"""The address of Redis: the URL of one server, or of Sentinels that name the master.
 
 redis://[user:password@]host[:port][/db]      rediss://... with TLS      unix:///path.sock[?db=0]
 redis+sentinel://[user:password@]host[:port],host[:port],.../master[/db]      rediss+sentinel://...

@@ -165,7 +165,7 @@ class Connection:
     async def _usable(self) -> Wire:
         if self._wire is not None and self._ready.is_set():
             return self._wire
-        if not self._was_open:
+        if not self._was_open and not self._is_closed:
             try:
                 await self._open_once()
             except ConfigError as error:  # to a command no more than a reason for being away

@@ -1,4 +1,4 @@
-"""How deep queues are, for many of them in one round trip."""
+"""The depths of queues, many of them in one round trip."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class QueueDepths:
     async def poll(
         self, queues: Sequence[tuple[str, str]], *, timeout_seconds: float = 0.5
     ) -> dict[tuple[str, str], Depth]:
-        """Depth of each (model, revision). Raises `QueueUnavailable`, also past `timeout_seconds`."""
+        """Return the depth of each (model, revision). Raises `QueueUnavailable`, also past the timeout."""
         if not queues:
             return {}
         try:
             async with asyncio.timeout(timeout_seconds):
-                depths, _ = await self._scripts.places([names.queue_name(*queue) for queue in queues])
+                depths, _ = await self._scripts.depths([names.queue_name(*queue) for queue in queues])
         except TimeoutError as error:
             raise QueueUnavailable(f"Redis does not answer within {timeout_seconds} s.") from error
         return dict(zip(queues, depths, strict=True))

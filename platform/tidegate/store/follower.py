@@ -1,4 +1,5 @@
-"""Keeps an in-memory snapshot level with Redis: reload what a message names, everything after a reconnect.
+"""A follower keeps an in-memory snapshot level with Redis: it reloads what a message names, and everything
+after a reconnect.
 
 One task reads; messages only add names to a set, so that a burst of changes becomes one read. A slow full
 reload is the net under a lost message.

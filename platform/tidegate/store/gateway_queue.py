@@ -118,12 +118,12 @@ class GatewayQueue:
     async def places(self, requests: Sequence[tuple[str, str, str]]) -> list[Place]:
         waiting = [(request_id, names.queue_name(*queue)) for request_id, *queue in requests]
         queues = list(dict.fromkeys(queue for _, queue in waiting))
-        depths, ahead = await self._scripts.places(queues, waiting)
+        depths, ahead = await self._scripts.depths(queues, waiting)
         depth = dict(zip(queues, depths, strict=True))
         return [Place(rank, depth[queue]) for rank, (_, queue) in zip(ahead, waiting, strict=True)]
 
     async def depth(self, model: str, revision: str) -> Depth:
-        depths, _ = await self._scripts.places([names.queue_name(model, revision)])
+        depths, _ = await self._scripts.depths([names.queue_name(model, revision)])
         return depths[0]
 
     async def ping(self) -> None:
@@ -165,7 +165,7 @@ class GatewayQueue:
             self._refuse(group, QueueUnavailable("The gateway is closing."))
 
     def _take_group(self) -> list[_Call]:
-        """What gathered and is still wanted, in order, up to the size of one script call."""
+        """Take the calls that gathered and are still wanted, in order, up to the size of one script call."""
         group: list[_Call] = []
         count = size_bytes = 0
         while self._gathered:

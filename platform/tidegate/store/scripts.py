@@ -63,7 +63,7 @@ RELEASE = load("release")
 CANCEL = load("cancel")
 DROP = load("drop")
 SWEEP = load("sweep")
-PLACES = load("places")
+DEPTHS = load("depths")
 BEAT = load("beat")
 BEATING = load("beating")
 
@@ -188,14 +188,14 @@ class Scripts:
         )
         return done, waiting
 
-    async def places(
+    async def depths(
         self, queues: Sequence[str], waiting: Sequence[tuple[str, str]] = ()
     ) -> tuple[list[Depth], list[int | None]]:
-        """Depth of each queue, and how many wait ahead of each (id, its queue, one of `queues`); None: it
+        """Return the depth of each queue, and how many wait ahead of each (id, one of `queues`); None: it
         does not wait."""
         index = {queue: position for position, queue in enumerate(queues, 1)}
         pairs = [part for request_id, queue in waiting for part in (request_id, index[queue])]
-        reply: list[Any] = await self._run(PLACES, len(queues), *queues, *pairs)
+        reply: list[Any] = await self._run(DEPTHS, len(queues), *queues, *pairs)
         end = 3 * len(queues)
         depths = [_depth(*reply[at : at + 3]) for at in range(0, end, 3)]
         return depths, [None if ahead < 0 else ahead for ahead in reply[end:]]

@@ -1,4 +1,4 @@
-"""What time does to requests: leases and deadlines that pass, gateways that do not come back.
+"""The sweeps, which do to requests what time does: leases and deadlines pass, gateways do not come back.
 
 Every gateway and replica runs one `Sweeper`; any one of them alive is enough. A sweep is one script over
 global sets, so its cost does not grow with models that rest.

@@ -1,4 +1,4 @@
--- What time does. ARGV: gateway or '' (its heartbeat), queue or '', orphan seconds, result ttl, most per kind,
+-- The work of time. ARGV: gateway or '' (its heartbeat), queue or '', orphan seconds, result ttl, most per kind,
 -- pause seconds, grace seconds.
 -- Costs O(log n + what is due), whatever the number of models. Returns {done, waiting in `queue`}.
 local gateway, queue = ARGV[1], ARGV[2]

@@ -84,7 +84,7 @@ local function leave(queue, id)
   call('ZREM', DEADLINES, id)
 end
 
--- How many are ahead; nil for one that does not wait.
+-- The number of those ahead; nil for one that does not wait.
 local function rank(queue, id)
   local line = line_of(queue)
   if #line.scores > 0 then write_scores(queue, line) end
