@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from tidegate.control.observed import QueueDepth, RevisionKey
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.replica_args import Times
 from tidegate.store.connection import Connection
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry
@@ -17,11 +18,9 @@ DEPTHS_SECONDS = 2.0
 class RedisBoard:
     """Every method raises `QueueUnavailable`, whatever the reason is that Redis cannot be used."""
 
-    def __init__(self, url: str, *, key_prefix: str, result_ttl_seconds: float) -> None:
+    def __init__(self, url: str, *, key_prefix: str, times: Times) -> None:
         self._connection = Connection(url, name="tidegate-operator")
-        self._registry = Registry(
-            self._connection, key_prefix=key_prefix, result_ttl_seconds=result_ttl_seconds
-        )
+        self._registry = Registry(self._connection, key_prefix=key_prefix, times=times)
         self._depths = QueueDepths(self._connection, key_prefix=key_prefix)
 
     async def close(self) -> None:

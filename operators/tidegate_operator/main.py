@@ -73,7 +73,7 @@ class Operator:
             Gatherer(self._cache, board, Troubles(cluster)),
             Applier(cluster, self._cache, board, settings.ray_defaults, settings.pod_name),
             self.serves,
-            settings.replica_runtime,
+            settings.replica_settings,
             settings.ray_defaults,
             self._abilities,
         )
@@ -214,7 +214,7 @@ async def run(settings: OperatorSettings) -> int:
         board = RedisBoard(
             settings.redis_url,
             key_prefix=settings.key_prefix,
-            result_ttl_seconds=settings.result_ttl_seconds,
+            times=settings.times,
         )
         stack.push_async_callback(board.close)
         operator = Operator(settings, cluster, board, metrics, pulse)

@@ -78,8 +78,7 @@ async def serve(settings: Settings) -> None:
             connection,
             key_prefix=settings.key_prefix,
             gateway_id=gateway_id,
-            result_ttl_seconds=settings.result_ttl_seconds,
-            orphan_seconds=settings.orphan_seconds,
+            times=settings.times,
         )
         app = create_app(make_services(settings, gateway_id, queue, keys, registry))
         server = uvicorn.Server(

@@ -25,7 +25,6 @@ import msgspec
 import psutil
 
 from tidegate.control.observed import Capacity, QueueDepth, RevisionKey
-from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.local import embedded, ray_cluster
 from tidegate.local.control_loop import ControlLoop
@@ -38,6 +37,7 @@ from tidegate.local.ray_cluster import RayCluster
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry
+from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection
@@ -179,17 +179,14 @@ class Host:
         cores = os.cpu_count() or 1
         return ControlLoop(
             self.files,
-            Registry(connection, key_prefix=prefix, result_ttl_seconds=settings.result_ttl_seconds),
+            Registry(connection, key_prefix=prefix, times=settings.times),
             _Depths(QueueDepths(connection, key_prefix=prefix)),
             self.sources,
             RecordFile(self.home.memory),
-            ReplicaRuntime(
+            ReplicaSettings(
                 redis_url=self._redis_url,
                 key_prefix=prefix,
-                lease_seconds=settings.lease_seconds,
-                step_timeout_seconds=settings.step_timeout_seconds,
-                result_ttl_seconds=settings.result_ttl_seconds,
-                orphan_seconds=settings.orphan_seconds,
+                times=settings.times,
                 log_dir=str(self.home.logs),
             ),
             Capacity(cores, ray_cluster.gpu_count(), psutil.virtual_memory().total),

@@ -10,17 +10,17 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import msgspec
 import psutil
 
-from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
+from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
-from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import RevisionReport
+from tidegate.replica_args import ReplicaArgs
 from tidegate.runtime import calm_collector
-from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions
+from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop
 from tidegate.serving.reports import ended_note, not_loaded
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue
@@ -31,30 +31,6 @@ log = logging.getLogger(__name__)
 
 EXIT_ENGINE_FAILED = 70  # of a process whose engine crashed or hung, after it told so
 MOST_PROCESS_SECONDS = 30.0
-
-
-class ReplicaArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `build` is given (by `control.serve_config`). `log_dir` empty: standard error only."""
-
-    model: str
-    revision: str
-    engine: EngineSpec
-    redis_url: str
-    key_prefix: str = "tidegate"
-    lease_seconds: float = 6.0
-    step_timeout_seconds: float = 120.0
-    drain_seconds: float = 45.0
-    result_ttl_seconds: float = 60.0
-    orphan_seconds: float = 120.0
-    log_dir: str = ""
-
-
-def parse_args(args: dict[str, Any]) -> ReplicaArgs:
-    """Raises `ConfigError` that names the field."""
-    try:
-        return msgspec.convert(args, ReplicaArgs)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"replica arguments: {error}") from error
 
 
 class ReplicaProcess:
@@ -109,19 +85,11 @@ class ReplicaProcess:
                 model=args.model,
                 revision=args.revision,
                 replica_id=self.replica_id,
-                lease_seconds=args.lease_seconds,
-                result_ttl_seconds=args.result_ttl_seconds,
-                orphan_seconds=args.orphan_seconds,
+                times=args.times,
             ),
             self.registry,
-            ReplicaOptions(
-                model=args.model,
-                revision=args.revision,
-                replica_id=self.replica_id,
-                lease_seconds=args.lease_seconds,
-                step_timeout_seconds=args.step_timeout_seconds,
-                drain_seconds=args.drain_seconds,
-            ),
+            args,
+            self.replica_id,
         )
 
     async def drain(self) -> None:

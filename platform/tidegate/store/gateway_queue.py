@@ -23,10 +23,11 @@ from tidegate.errors import QueueUnavailable
 from tidegate.messages.codec import decode_segments
 from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
 from tidegate.messages.work import Request, Segment
+from tidegate.replica_args import Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.scripts import Scripts, SubmitCall
-from tidegate.store.sweeper import Sweeper, SweepTimes
+from tidegate.store.sweeper import Sweeper
 from tidegate.store.wire import ConnectionLost
 from tidegate.tasks import end_tasks
 
@@ -56,19 +57,14 @@ class GatewayQueue:
         *,
         key_prefix: str,
         gateway_id: str,
-        result_ttl_seconds: float = 60.0,
-        orphan_seconds: float = 120.0,
-        times: SweepTimes | None = None,
+        times: Times,
     ) -> None:
         self._connection = connection
         self._key_prefix = key_prefix
         self._prefix = names.prefix(key_prefix)
-        self._scripts = Scripts(connection, key_prefix)
+        self._scripts = Scripts(connection, key_prefix, times)
         self._gateway_id = gateway_id
-        self._times = times or SweepTimes(
-            orphan_seconds=orphan_seconds, result_ttl_seconds=result_ttl_seconds
-        )
-        self._sweeper = Sweeper(connection, key_prefix=key_prefix, times=self._times, gateway=gateway_id)
+        self._sweeper = Sweeper(connection, key_prefix=key_prefix, times=times, gateway=gateway_id)
         self._gathered: deque[_Call] = deque()
         self._commits: set[asyncio.Task[None]] = set()
         self._is_commit_due = False  # one of them has yet to take its first group
@@ -102,9 +98,7 @@ class GatewayQueue:
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None:
         if request_ids:
-            await self._scripts.cancel(
-                request_ids, message=reason, ttl_seconds=self._times.result_ttl_seconds
-            )
+            await self._scripts.cancel(request_ids, reason)
 
     async def replay(self, request_id: str) -> list[Segment] | None:
         log, exists = await asyncio.gather(

@@ -70,6 +70,6 @@ Time
 from tidegate.store.depths import QueueDepths
 from tidegate.store.gateway_queue import GatewayQueue
 from tidegate.store.replica_queue import ReplicaQueue
-from tidegate.store.sweeper import Sweeper, SweepTimes
+from tidegate.store.sweeper import Sweeper
 
-__all__ = ["GatewayQueue", "QueueDepths", "ReplicaQueue", "SweepTimes", "Sweeper"]
+__all__ = ["GatewayQueue", "QueueDepths", "ReplicaQueue", "Sweeper"]

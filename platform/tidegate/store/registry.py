@@ -15,6 +15,7 @@ from types import MappingProxyType
 import msgspec
 
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
@@ -38,14 +39,13 @@ class Registry:
         connection: Connection,
         *,
         key_prefix: str,
-        result_ttl_seconds: float = 60.0,
+        times: Times = DEFAULT_TIMES,
         changed: Callable[[], None] | None = None,
     ) -> None:
         self._connection = connection
-        self._scripts = Scripts(connection, key_prefix)
+        self._scripts = Scripts(connection, key_prefix, times)
         self._prefix = names.prefix(key_prefix)
         self._channel = names.change_channel(key_prefix, "models")
-        self._ttl_seconds = result_ttl_seconds
         self._changed = changed
         self._models: dict[str, ModelEntry] = {}
         self._follower = Follower(connection, self._channel, self._load)
@@ -98,11 +98,7 @@ class Registry:
         queue = names.queue_name(model, revision)
         await self._connection.call("HDEL", self._prefix + "reports", queue, repeat=True)
         while await self._scripts.drop(
-            queue,
-            code="ModelRemoved",
-            message=message,
-            ttl_seconds=self._ttl_seconds,
-            most=MOST_CANCELLED_PER_STEP,
+            queue, code="ModelRemoved", message=message, most=MOST_CANCELLED_PER_STEP
         ):
             continue  # a long queue goes in steps, so that none holds Redis up
 

@@ -7,10 +7,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from tidegate.messages.work import Claim, Segment
+from tidegate.replica_args import Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.scripts import Scripts
-from tidegate.store.sweeper import Sweeper, SweepTimes
+from tidegate.store.sweeper import Sweeper
 
 SEGMENTS_PER_SCRIPT = 32
 
@@ -26,20 +27,14 @@ class ReplicaQueue:
         model: str,
         revision: str,
         replica_id: str,
-        lease_seconds: float = 6.0,
-        result_ttl_seconds: float = 60.0,
-        orphan_seconds: float = 120.0,
-        times: SweepTimes | None = None,
+        times: Times,
     ) -> None:
         self._connection = connection
         self._key_prefix = key_prefix
-        self._scripts = Scripts(connection, key_prefix)
+        self._scripts = Scripts(connection, key_prefix, times)
         self._queue = names.queue_name(model, revision)
         self._replica_id = replica_id
-        self._lease_seconds = lease_seconds
-        self._times = times or SweepTimes(
-            orphan_seconds=orphan_seconds, result_ttl_seconds=result_ttl_seconds
-        )
+        self._times = times
         self._wake_channel = names.wake_channel(key_prefix, self._queue)
         self._own_channel = names.replica_channel(key_prefix, replica_id)
         self._sweeper: Sweeper | None = None
@@ -70,12 +65,7 @@ class ReplicaQueue:
         if most < 1:
             return []
         claims = await self._scripts.claim(
-            self._queue,
-            self._replica_id,
-            number=self._claim_number,
-            most=most,
-            lease_seconds=self._lease_seconds,
-            ttl_seconds=self._times.result_ttl_seconds,
+            self._queue, self._replica_id, number=self._claim_number, most=most
         )
         self._claim_number += 1
         if too_many := claims[most:]:  # a repeated claim that once asked for more
@@ -101,14 +91,12 @@ class ReplicaQueue:
     async def _emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
         if not segments:
             return []
-        return await self._scripts.emit(
-            self._replica_id, segments, ttl_seconds=self._times.result_ttl_seconds
-        )
+        return await self._scripts.emit(self._replica_id, segments)
 
     async def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:
         if not leases:
             return []
-        return await self._scripts.renew(self._replica_id, leases, lease_seconds=self._lease_seconds)
+        return await self._scripts.renew(self._replica_id, leases)
 
     async def hand_back(self, leases: Sequence[tuple[str, int]], reason: str) -> None:
         await self._release(leases, reason, is_fault=False)
@@ -127,10 +115,4 @@ class ReplicaQueue:
 
     async def _release(self, leases: Sequence[tuple[str, int]], reason: str, *, is_fault: bool) -> None:
         if leases:
-            await self._scripts.release(
-                self._replica_id,
-                leases,
-                is_fault=is_fault,
-                reason=reason,
-                ttl_seconds=self._times.result_ttl_seconds,
-            )
+            await self._scripts.release(self._replica_id, leases, is_fault=is_fault, reason=reason)

@@ -23,6 +23,7 @@ from tidegate.messages.codec import (
 )
 from tidegate.messages.queue import Accepted, Bounds, Depth, Rejected
 from tidegate.messages.work import Claim, Request, Segment
+from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names
 from tidegate.store.connection import Connection, Script
 from tidegate.store.wire import Argument
@@ -102,9 +103,10 @@ class SubmitCall:
 class Scripts:
     """Runs scripts for one key prefix. Every method raises `QueueUnavailable` while Redis is away."""
 
-    def __init__(self, connection: Connection, key_prefix: str) -> None:
+    def __init__(self, connection: Connection, key_prefix: str, times: Times = DEFAULT_TIMES) -> None:
         self._connection = connection
         self._prefix = names.prefix(key_prefix)
+        self._times = times
 
     async def submit(
         self, calls: Iterable[SubmitCall], *, now: float, is_repeat: bool = False
@@ -117,74 +119,57 @@ class Scripts:
         )
         return [_outcome(*reply[at : at + SUBMIT_FIELDS]) for at in range(0, len(reply), SUBMIT_FIELDS)]
 
-    async def claim(
-        self, queue: str, replica: str, *, number: int, most: int, lease_seconds: float, ttl_seconds: float
-    ) -> list[Claim]:
+    async def claim(self, queue: str, replica: str, *, number: int, most: int) -> list[Claim]:
         """Lease up to `most` requests. The same `number` again gets the same requests again."""
+        times = self._times
         reply = await self._run(
-            CLAIM, queue, replica, number, most, lease_seconds, _whole(ttl_seconds), RECORD_SECONDS
+            CLAIM, queue, replica, number, most, times.lease_seconds, times.expire_seconds, RECORD_SECONDS
         )
         return [Claim(decode_request(body), attempt, decode_segments(log)) for attempt, body, log in reply]
 
-    async def emit(
-        self, replica: str, segments: Sequence[tuple[int, Segment]], *, ttl_seconds: float
-    ) -> list[str]:
+    async def emit(self, replica: str, segments: Sequence[tuple[int, Segment]]) -> list[str]:
         """Write (attempt, segment) pairs; returns the ids whose attempt is not current."""
         arguments: list[Argument] = []
         for attempt, segment in segments:
             reason = segment.finish.reason if segment.finish is not None else ""
             framed = frame(encode_segment(segment))
             arguments += (segment.request_id, attempt, segment.seq, reason, framed)
-        return _ids(await self._run(EMIT, _whole(ttl_seconds), replica, *arguments))
+        return _ids(await self._run(EMIT, self._times.expire_seconds, replica, *arguments))
 
-    async def renew(
-        self, replica: str, leases: Sequence[tuple[str, int]], *, lease_seconds: float
-    ) -> list[str]:
+    async def renew(self, replica: str, leases: Sequence[tuple[str, int]]) -> list[str]:
         """Renew (id, attempt) leases; returns the ids that are no longer this replica's."""
-        return _ids(await self._run(RENEW, replica, lease_seconds, RECORD_SECONDS, *_flat(leases)))
+        return _ids(
+            await self._run(RENEW, replica, self._times.lease_seconds, RECORD_SECONDS, *_flat(leases))
+        )
 
     async def release(
-        self,
-        replica: str,
-        leases: Sequence[tuple[str, int]],
-        *,
-        is_fault: bool,
-        reason: str,
-        ttl_seconds: float,
+        self, replica: str, leases: Sequence[tuple[str, int]], *, is_fault: bool, reason: str
     ) -> None:
         """Give (id, attempt) leases back, as after the replica's death where it is a fault."""
-        await self._run(RELEASE, replica, int(is_fault), reason, _whole(ttl_seconds), *_flat(leases))
+        ttl = self._times.expire_seconds
+        await self._run(RELEASE, replica, int(is_fault), reason, ttl, *_flat(leases))
 
-    async def cancel(self, request_ids: Sequence[str], *, message: str, ttl_seconds: float) -> None:
-        await self._run(CANCEL, message, _whole(ttl_seconds), *request_ids)
+    async def cancel(self, request_ids: Sequence[str], message: str) -> None:
+        await self._run(CANCEL, message, self._times.expire_seconds, *request_ids)
 
-    async def drop(self, queue: str, *, code: str, message: str, ttl_seconds: float, most: int) -> int:
+    async def drop(self, queue: str, *, code: str, message: str, most: int) -> int:
         """Cancel up to `most` that wait in a queue that goes away; returns how many are left."""
-        left: int = await self._run(DROP, queue, code, message, _whole(ttl_seconds), most)
+        left: int = await self._run(DROP, queue, code, message, self._times.expire_seconds, most)
         return left
 
-    async def sweep(
-        self,
-        gateway: str,
-        queue: str,
-        *,
-        orphan_seconds: float,
-        ttl_seconds: float,
-        most: int,
-        pause_seconds: float,
-        grace_seconds: float,
-    ) -> tuple[int, int]:
+    async def sweep(self, gateway: str, queue: str, *, most: int) -> tuple[int, int]:
         """Do what time does; returns how much was done, and how many wait in `queue` (empty: 0)."""
+        times = self._times
         done, waiting = await self._connection.run(
             SWEEP,
             self._prefix,
             gateway,
             queue,
-            orphan_seconds,
-            _whole(ttl_seconds),
+            times.orphan_seconds,
+            times.expire_seconds,
             most,
-            pause_seconds,
-            grace_seconds,
+            times.sweep_pause_seconds,
+            times.sweep_grace_seconds,
         )
         return done, waiting
 
@@ -233,8 +218,3 @@ def _ids(reply: list[bytes]) -> list[str]:
 
 def _flat(leases: Sequence[tuple[str, int]]) -> list[Argument]:
     return [part for lease in leases for part in lease]
-
-
-def _whole(seconds: float) -> int:
-    """Seconds as EXPIRE takes them."""
-    return max(1, round(seconds))

@@ -11,9 +11,9 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tidegate.errors import QueueUnavailable
+from tidegate.replica_args import Times
 from tidegate.store.connection import Connection
 from tidegate.store.scripts import Scripts
 from tidegate.store.wire import ReplyError
@@ -24,33 +24,21 @@ logger = logging.getLogger(__name__)
 MOST_PER_SWEEP = 200  # of each kind in one script, so that no sweep holds Redis up
 
 
-@dataclass(frozen=True, slots=True)
-class SweepTimes:
-    """`pause_seconds` without any sweep mean that Redis or everybody was away; then nobody is taken for dead
-    for `grace_seconds`."""
-
-    interval_seconds: float = 1.0
-    orphan_seconds: float = 120.0
-    result_ttl_seconds: float = 60.0
-    pause_seconds: float = 4.0
-    grace_seconds: float = 5.0
-
-
 class Sweeper:
     def __init__(
         self,
         connection: Connection,
         *,
         key_prefix: str,
-        times: SweepTimes,
+        times: Times,
         gateway: str = "",
         queue: str = "",
         work_waits: Callable[[], None] | None = None,
     ) -> None:
         """`gateway`: whose heartbeat a sweep is. `queue` and `work_waits`: call it where that queue is not
         empty (the slow net under the wake-up messages)."""
-        self._scripts = Scripts(connection, key_prefix)
-        self._times = times
+        self._scripts = Scripts(connection, key_prefix, times)
+        self._interval_seconds = times.sweep_interval_seconds
         self._gateway = gateway
         self._queue = queue
         self._work_waits = work_waits
@@ -58,16 +46,7 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Do what is due; returns how much that was. Raises `QueueUnavailable`."""
-        times = self._times
-        done, waiting = await self._scripts.sweep(
-            self._gateway,
-            self._queue,
-            orphan_seconds=times.orphan_seconds,
-            ttl_seconds=times.result_ttl_seconds,
-            most=MOST_PER_SWEEP,
-            pause_seconds=times.pause_seconds,
-            grace_seconds=times.grace_seconds,
-        )
+        done, waiting = await self._scripts.sweep(self._gateway, self._queue, most=MOST_PER_SWEEP)
         if waiting and self._work_waits is not None:
             self._work_waits()
         return done
@@ -88,4 +67,4 @@ class Sweeper:
                         continue
             except ReplyError:
                 logger.exception("A sweep failed in Redis")
-            await asyncio.sleep(self._times.interval_seconds * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))

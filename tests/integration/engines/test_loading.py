@@ -16,11 +16,12 @@ from tests.checkpoints import DECODERS, tiny
 from tests.engine_requests import a_request, run
 from tidegate.control.observed import DecoderShape
 from tidegate.control.sizing import kv_bytes_per_token
-from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
+from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import engine as engine_module
 from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES, LOADING_OVERHEAD
+from tidegate.replica_args import EngineSpec
 from tidegate.sources import decoder_shape
 
 

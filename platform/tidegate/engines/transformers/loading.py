@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from tidegate.engines.base import EngineLoadError, EngineSpec
+from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.checkpoint import Checkpoint
 from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes, torch_share, within_cap
+from tidegate.replica_args import EngineSpec
 
 QUANTIZED_PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 NAMED_IN_MESSAGE = 5
