@@ -51,7 +51,7 @@ class OperatorSettings(ProcessSettings):
     # The kubelet and Prometheus ask from outside the pod.
     health_host: str = Field("0.0.0.0", description="Address of `/healthz` and `/metrics`.")  # noqa: S104
     health_port: int = Field(8080, ge=0, le=65_535, description="Port of `/healthz` and `/metrics`.")
-    workers: int = Field(4, ge=1, le=64, description="Pools that are looked at at the same time.")
+    workers: int = Field(4, ge=1, le=64, description="How many Pools are reconciled at the same time.")
     resync_seconds: Seconds = Field(
         120.0, description="How often everything is listed anew, for what a watch has missed."
     )

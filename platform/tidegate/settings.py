@@ -114,7 +114,8 @@ class Settings(ProcessSettings):
 
 def variables(kind: type[ProcessSettings]) -> dict[str, FieldInfo]:
     """Each setting of a process by its name, the times among them."""
-    return {name: info for name, info in kind.model_fields.items() if name != "times"} | SHARED.model_fields
+    own = {name: info for name, info in kind.model_fields.items() if name != "times"}
+    return own | CHECKED_TIMES.model_fields
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -141,15 +142,14 @@ def read_settings(kind: type[AnySettings], environ: Mapping[str, str] | None = N
         for name, value in values.items()
         if name not in known
     ]
-    shared = {name: values.pop(name) for name in SHARED.model_fields if name in values}
-    times = _checked(SHARED, shared, problems)
+    times = _checked(CHECKED_TIMES, values, problems)
     settings = _checked(kind, values, problems)
     if times is None or settings is None or problems:
         raise ConfigError("; ".join(map(str, problems)), problems)
     return settings.model_copy(update={"times": Times(**times.model_dump())})
 
 
-def _shared_model() -> type[BaseModel]:
+def _checked_times() -> type[BaseModel]:
     """Make a model of the described fields of `Times`, which Pydantic then checks as it does the others."""
     found: dict[str, Any] = {}
     for field in fields(Times):
@@ -163,10 +163,10 @@ def _shared_model() -> type[BaseModel]:
         }
         if words:
             found[field.name] = (field.type.__origin__, Field(field.default, description=words[0], **bounds))
-    return create_model("Shared", **found)
+    return create_model("CheckedTimes", **found)
 
 
-SHARED = _shared_model()
+CHECKED_TIMES = _checked_times()
 
 
 def _checked(

@@ -60,13 +60,8 @@ def split_application_name(name: str) -> tuple[str, str] | None:
     return (model, revision) if separator and model else None
 
 
-def serve_config(applications: Iterable[Application], replicas: ReplicaSettings) -> dict[str, Any]:
-    """The whole body of a PUT to Serve: every application, the old ones included."""
-    return put_body(application_config(application, replicas) for application in applications)
-
-
 def put_body(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same from the configs of single applications."""
+    """Return the whole body of a PUT to Serve from the configs of all applications, the old ones included."""
     return {"proxy_location": "Disabled", "applications": list(configs)}
 
 

@@ -43,7 +43,7 @@ class ReplicaProcess:
         self.args = args
         self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
         self.connection = Connection(args.redis_url, name=f"tidegate-replica-{args.model}")
-        self.registry = Registry(self.connection, key_prefix=args.key_prefix)
+        self.registry = Registry(self.connection, key_prefix=args.key_prefix, times=args.times)
 
     async def start(self) -> LoadReport:
         """Connect (waiting while Redis is away), load, serve. Raises `EngineLoadError`, `ConfigError`."""

@@ -21,7 +21,7 @@ from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
 from tidegate.store.scripts import Scripts
 
-LISTED_SECONDS = 6.0  # after its last beat
+LISTED_BEATS = 3  # that a replica may miss
 MOST_CANCELLED_PER_STEP = 200
 
 _encode = msgspec.json.Encoder().encode
@@ -46,6 +46,7 @@ class Registry:
         self._scripts = Scripts(connection, key_prefix, times)
         self._prefix = names.prefix(key_prefix)
         self._channel = names.change_channel(key_prefix, "models")
+        self._listed_seconds = LISTED_BEATS * times.beat_seconds
         self._changed = changed
         self._models: dict[str, ModelEntry] = {}
         self._follower = Follower(connection, self._channel, self._load)
@@ -123,7 +124,7 @@ class Registry:
         return sorted((_stats.decode(text) for text in found), key=lambda stats: stats.replica)
 
     async def beat(self, stats: ReplicaStats) -> None:
-        await self._scripts.beat(stats.replica, _encode(stats), listed_seconds=LISTED_SECONDS)
+        await self._scripts.beat(stats.replica, _encode(stats), listed_seconds=self._listed_seconds)
 
     async def gone(self, stats: ReplicaStats) -> None:
         await self._scripts.beat(stats.replica, b"", listed_seconds=0)

@@ -15,7 +15,7 @@ from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.control.observed import ApplicationState, ReplicaState
 from tidegate.control.resources import ModelSpec
-from tidegate.control.serve_config import Application, serve_config
+from tidegate.control.serve_config import Application, application_config, put_body
 from tidegate.local import processes, ray_cluster
 from tidegate.local.home import Home
 from tidegate.local.ray_cluster import RayCluster
@@ -63,7 +63,7 @@ def serving(ray: RayCluster, redis_server: RedisServer) -> RayCluster:
     times = Times(lease_seconds=2.0, step_timeout_seconds=60.0, drain_seconds=20.0)
     replicas = ReplicaSettings(redis_url=redis_server.url, key_prefix=PREFIX, times=times)
 
-    config = serve_config(APPLICATIONS, replicas)
+    config = put_body(application_config(item, replicas) for item in APPLICATIONS)
     (steady,) = [found for found in config["applications"] if found["name"] == f"steady--{REVISION}"]
     steady["args"]["engine"]["args"].update(CRASH)  # more than the resource's schema lets a user say
 

@@ -16,7 +16,7 @@ from tidegate.control.resources import MAX_REPLICAS, Model
 from tidegate.control.serve_config import (
     Application,
     application_config,
-    serve_config,
+    put_body,
     split_application_name,
 )
 from tidegate.replica_args import parse_args
@@ -95,7 +95,7 @@ applications = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(applications, max_size=3, unique_by=lambda wanted: wanted.name))
 def test_ray_accepts_everything(wanted: list[Application]) -> None:
-    config = serve_config(wanted, REPLICAS)
+    config = put_body(application_config(item, REPLICAS) for item in wanted)
     parsed = ServeDeploySchema.model_validate(json.loads(json.dumps(config)))
     assert [application.name for application in parsed.applications] == [item.name for item in wanted]
 
