@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict
 
+from tidegate.control.observed import application_name
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
 from tidegate.replica_args import EngineSpec, PolicyArgs, ReplicaArgs, ReplicaSettings
@@ -48,10 +49,6 @@ class Application:
     @property
     def name(self) -> str:
         return application_name(self.model, self.revision)
-
-
-def application_name(model: str, revision: str) -> str:
-    return f"{model}--{revision}"
 
 
 def split_application_name(name: str) -> tuple[str, str] | None:
