@@ -13,6 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
+from tidegate.replica_args import PolicyArgs
 from tidegate.serving.queue_watch import Sighting, shared_watch
 
 FRESH_SECONDS = 3.0  # an older sighting decides nothing
@@ -61,9 +64,11 @@ class QueueDepthPolicy:
     """Serve makes one instance per application and calls it about ten times a second on the controller's
     event loop. Where Redis is slow or gone it answers with the present number at once."""
 
-    def __init__(self, redis_url: str, key_prefix: str, model: str, revision: str) -> None:
-        self._watch = shared_watch(redis_url, key_prefix)
-        self._queue = (model, revision)
+    def __init__(self, **args: Any) -> None:
+        """`args` are the fields of `PolicyArgs`."""
+        found = msgspec.convert(args, PolicyArgs)
+        self._watch = shared_watch(found.redis_url, found.key_prefix)
+        self._queue = (found.model, found.revision)
         self._tokens_total = -1
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
