@@ -6,6 +6,7 @@ A wrong value, or a variable that no setting has, stops the start and names itse
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -56,8 +57,10 @@ class ProcessSettings(BaseSettings):
     @field_validator("redis_url", "replica_redis_url", check_fields=False)
     @classmethod
     def _redis_scheme(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("use redis://host:port/db, rediss:// or unix:///path.sock")
+        if value and not re.match(r"(rediss?(\+sentinel)?|unix)://", value):
+            raise ValueError(
+                "use redis://host:port/db, rediss://, unix:///path.sock or redis+sentinel://host,host/master/db"
+            )
         return value
 
 
@@ -68,7 +71,9 @@ class Settings(ProcessSettings):
         default_factory=lambda: Path(platformdirs.user_data_dir("tidegate", appauthor=False)),
         description="Folder of keys, logs, caches and the embedded queue's data; one platform per folder.",
     )
-    redis_url: str = Field("", description="A Redis or Valkey from 7.0 on; empty starts the embedded server.")
+    redis_url: str = Field(
+        "", description="A Redis or Valkey from 7.0 on, or its Sentinels; empty starts the embedded server."
+    )
 
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(

@@ -151,7 +151,7 @@ class Rig:
         return worker
 
     async def sweeper(self, times: Times = BY_HAND) -> Sweeper:
-        return Sweeper(await self.connect(), self.key_prefix + ":", times=times)
+        return Sweeper(await self.connect(), key_prefix=self.key_prefix, times=times)
 
 
 @asynccontextmanager

@@ -58,11 +58,10 @@ class ReplicaProcess:
         return report
 
     async def _connect(self) -> RevisionReport | None:
-        """Open the connection, whenever Redis comes; returns the revision's last report."""
+        """Wait for Redis, however long; returns the revision's last report."""
         while True:
             try:
-                if not self.connection.is_connected:
-                    await self.connection.open()
+                await self.connection.open()
                 return (await self.registry.reports()).get((self.args.model, self.args.revision))
             except QueueUnavailable as error:
                 log.warning("waiting for Redis: %s", error.message)

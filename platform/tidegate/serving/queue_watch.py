@@ -17,7 +17,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import ReplicaStats
 from tidegate.store.connection import Connection
 from tidegate.store.queue import QueueDepths
@@ -70,7 +70,6 @@ class QueueWatch:
         self._replicas_at = 0.0
         self._next_poll = 0.0
         self._poll: asyncio.Task[None] | None = None
-        self._is_open = False
 
     def latest(self, queue: Queue) -> Sighting | None:
         """Return the last sighting of `queue`, None before the first. Never waits. Needs a running loop."""
@@ -88,11 +87,8 @@ class QueueWatch:
 
     async def _poll_once(self) -> None:
         try:
-            if not self._is_open:
-                await self._connection.open()
-                self._is_open = True
             await self._see()
-        except (QueueUnavailable, ConfigError) as error:
+        except QueueUnavailable as error:
             self._next_poll = time.monotonic() + RECONNECT_SECONDS
             log.warning("autoscaling keeps its replicas: %s", error.message)
         except Exception:

@@ -48,6 +48,7 @@ from tidegate.serving import reports
 from tidegate.serving.engine_thread import Crash, Delivery, EngineThread
 from tidegate.serving.outbox import Held, Outbox
 from tidegate.serving.ports import ReplicaBoard, WorkQueue
+from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -400,11 +401,7 @@ class ReplicaLoop:
             log.warning("could not hand back, the leases will expire: %s", error.message)
 
     async def _close(self) -> None:
-        tasks = [task for task in (self._ticking, *self._side_tasks.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end_tasks(self._ticking, *self._side_tasks.values())
         await self._outbox.close()
         await self._thread.close(patience_seconds=5.0)
         try:
