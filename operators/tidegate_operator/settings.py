@@ -19,6 +19,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
 class OperatorSettings(ProcessSettings):
+    """The settings of the operator."""
+
     redis_url: str = Field(min_length=1, description="The Redis of queue, registry and keys.")
     replica_redis_url: str = Field(
         "", description="The same Redis as replicas reach it; empty: as the operator does."
@@ -74,7 +76,7 @@ class OperatorSettings(ProcessSettings):
 
     @property
     def own_namespace(self) -> str:
-        """Where the operator's pod runs; "default" outside a cluster."""
+        """The namespace of the operator's pod; "default" outside a cluster."""
         if self.pod_namespace:
             return self.pod_namespace
         if OWN_NAMESPACE_FILE.exists():
@@ -102,5 +104,5 @@ class OperatorSettings(ProcessSettings):
         )
 
     def serve_url(self, service: str, namespace: str, cluster: str) -> str:
-        """Where the Ray dashboard of one RayCluster answers."""
+        """Return the address at which the Ray dashboard of one RayCluster answers."""
         return self.serve_url_template.format(service=service, namespace=namespace, cluster=cluster)

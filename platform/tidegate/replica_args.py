@@ -20,7 +20,8 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a revision says of its engine. `path` is a local checkpoint folder (empty: simulated)."""
+    """The spec names the engine of a revision and its bounds. `path` is a local checkpoint folder (empty:
+    simulated)."""
 
     name: str  # "transformers" | "simulated"
     path: str = ""
@@ -70,7 +71,7 @@ DEFAULT_TIMES = Times()
 
 
 class ReplicaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every replica needs to know of the platform it runs in. Fixed while the platform is up."""
+    """The settings tell every replica the same of its platform. They are fixed while the platform is up."""
 
     redis_url: str
     key_prefix: str = KEY_PREFIX
@@ -79,7 +80,7 @@ class ReplicaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ReplicaArgs(ReplicaSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that one replica is told: what `serving.app.build` is given in Serve's config."""
+    """The arguments of one replica, as `serving.app.build` gets them from Serve's config."""
 
     model: str
     revision: str
@@ -87,7 +88,7 @@ class ReplicaArgs(ReplicaSettings, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class PolicyArgs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the autoscaling policy of a revision is told: a part of its `ReplicaArgs`."""
+    """The arguments of a revision's autoscaling policy, each as in its `ReplicaArgs`."""
 
     redis_url: str
     key_prefix: str

@@ -33,8 +33,8 @@ AnySettings = TypeVar("AnySettings", bound="ProcessSettings")
 
 
 class ProcessSettings(BaseSettings):
-    """What the settings of all processes have in common: one frozen object, handed down; nothing else reads
-    the environment. Each field's description goes to the reference page and to the chart."""
+    """The settings that all processes have in common. One frozen object is handed down; nothing else reads
+    the environment. The description of a field goes to the reference page and to the chart."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="ignore", arbitrary_types_allowed=True

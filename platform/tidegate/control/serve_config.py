@@ -85,7 +85,7 @@ def application_config(application: Application, replicas: ReplicaSettings) -> d
 
 
 def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
-    """What Ray reserves for one replica, and where."""
+    """Return what Ray reserves for one replica, and where."""
     options: dict[str, Any] = {"num_cpus": spec.resources.cpus}
     if placement is None:
         return {**options, "num_gpus": spec.resources.gpus}

@@ -73,7 +73,7 @@ def _json_object(text: str) -> Any:
 
 
 async def serve(args: ReplicaArgs) -> int:
-    """Until a signal or a failure."""
+    """Serve until a signal or a failure. Returns the exit status."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

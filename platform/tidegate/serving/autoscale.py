@@ -1,4 +1,4 @@
-"""How many replicas a revision should have, and the policy through which Ray Serve asks.
+"""Decide how many replicas a revision should have; Ray Serve asks through the policy.
 
 The decision is a pure function of the queue's depth. Serve puts its own bounds and delays around it
 (`min_replicas`, `max_replicas`, `downscale_delay_s`, `downscale_to_zero_delay_s`), counted from the first of
@@ -74,7 +74,7 @@ class QueueDepthPolicy:
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         """`ctx` is Serve's `AutoscalingContext`. A `target_ongoing_requests` below 1 stands for the engine's
         own number of slots."""
-        sighting = self._watch.look(self._queue)
+        sighting = self._watch.latest(self._queue)
         present = int(ctx.target_num_replicas)
         if sighting is None or time.monotonic() - sighting.at > FRESH_SECONDS:
             return present, {"reason": "QueueUnknown"}
@@ -95,7 +95,7 @@ class QueueDepthPolicy:
         }
 
     def _was_active(self, sighting: Sighting) -> bool:
-        """Whether tokens were generated since the last call. A replica that left takes its count with it,
+        """Say whether tokens were generated since the last call. A replica that left takes its count with it,
         which is no activity."""
         before, self._tokens_total = self._tokens_total, sighting.tokens_total
         return 0 <= before < sighting.tokens_total

@@ -1,4 +1,4 @@
-"""Puts a replica together in its process: arguments, logs, connection, engine, loop. Used by the Serve
+"""Put a replica together in its process: arguments, logs, connection, engine, loop. Used by the Serve
 deployment (`app`) and by the plain runner (`python -m tidegate.serving`), so both take the same path."""
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ReplicaProcess:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _make_engine(self) -> Engine:
-        """Raises `EngineLoadError`, told to the board, where the arguments are not the engine's."""
+        """Raises `EngineLoadError`, and reports it, where the arguments are not the engine's."""
         try:
             return create_engine(self.args.engine)
         except EngineLoadError as failure:

@@ -1,7 +1,7 @@
-"""What autoscaling policies know of their queues: one poll for all of them.
+"""The watch tells autoscaling policies how their queues are: one poll for all of them.
 
 Runs inside the Serve controller, on its event loop, which also starts and stops every replica: nothing here
-may make it wait. `look` returns at once what the last poll found and, where that is older than
+may make it wait. `latest` returns at once what the last poll found and, where that is older than
 `POLL_SECONDS`, starts one poll in the background, for all queues that were asked for lately. There is no
 endless task, so nothing is left behind when policies go.
 
@@ -71,8 +71,8 @@ class QueueWatch:
         self._next_poll = 0.0
         self._poll: asyncio.Task[None] | None = None
 
-    def look(self, queue: Queue) -> Sighting | None:
-        """The last sighting of `queue`; None before the first. Never waits. Needs a running event loop."""
+    def latest(self, queue: Queue) -> Sighting | None:
+        """Return the last sighting of `queue`, None before the first. Never waits. Needs a running loop."""
         now = time.monotonic()
         self._asked[queue] = now
         if self._poll is None and now >= self._next_poll:
