@@ -64,7 +64,7 @@ async def run(settings: OperatorSettings) -> int:
         board = RedisBoard(
             settings.redis_url,
             key_prefix=settings.key_prefix,
-            result_ttl_seconds=settings.result_ttl_seconds,
+            times=settings.times,
         )
         stack.push_async_callback(board.close)
         serves = Serves(settings.serve_url)
@@ -99,7 +99,7 @@ def build(
         Gatherer(cache, board, Troubles(cluster)),
         Applier(cluster, cache, board, settings.ray_defaults, settings.pod_name),
         serves,
-        settings.replica_runtime,
+        settings.replica_settings,
         settings.ray_defaults,
     )
     informers = Informers(cluster, handler, liveness, settings.watched_namespaces)
