@@ -80,6 +80,9 @@ class FakeApiServer:
             query for key, query in self.asked if key == (plural, namespace) and ("watch" in query) == watch
         ]
 
+    def is_watched(self, plural: str, namespace: str = "models") -> bool:
+        return bool(self._watches_of((plural, namespace)))
+
     # What the operator asks --------------------------------------------------------------------------------
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
