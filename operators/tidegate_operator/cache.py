@@ -1,4 +1,5 @@
-"""What the API server last said, by kind, namespace and name. Pure: informers put in, others read.
+"""The cache holds what the API server last said, by kind, namespace and name. Pure: informers put in, others
+read.
 
 Watches, listings and the answers to our own writes come in no fixed order. So an older version never replaces
 a newer one (resource versions of one cluster are comparable numbers, which Kubernetes promises since 1.35 and

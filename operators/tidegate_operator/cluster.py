@@ -1,4 +1,4 @@
-"""The only Kubernetes calls of the operator (the Lease of `leader` aside).
+"""`Cluster` makes all Kubernetes calls of the operator (the Lease of `leader` aside).
 
 Plain JSON in and out: the client's 700 model classes would double the operator's memory and drop fields that
 they do not know. Every write is counted by kind, because "nothing changed, nothing written" is a promise.
@@ -56,7 +56,7 @@ class ApiGone(ApiError):
 
 
 class ApiConflict(ApiError):
-    """Another wrote first: look again and decide anew."""
+    """Another wrote first: read again and decide anew."""
 
     reason = "ApiConflict"
 
@@ -74,7 +74,7 @@ class ApiExpired(ApiUnavailable):
 
 
 class Cluster:
-    """Use as `async with Cluster(await configuration(), count)`. `count` is told each write (kind, verb)."""
+    """Use as `async with Cluster(await configuration(), count)`. `count` takes each write (kind, verb)."""
 
     def __init__(self, settings: Configuration, count: Callable[[str, str], None]) -> None:
         settings.connection_pool_maxsize = 0  # no bound: every watch holds a connection
@@ -90,7 +90,7 @@ class Cluster:
     async def list(
         self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
     ) -> tuple[list[Object], int]:
-        """All objects of a kind in a namespace (empty: kinds that have none) and the version of that state.
+        """Return all objects of a kind in a namespace and the version of that state.
         Raises `ApiGone` where the cluster does not know the kind."""
         items: list[Object] = []
         asked = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": field_selector}
@@ -138,7 +138,7 @@ class Cluster:
             raise ApiUnavailable(f"The watch of {path} broke: {error!r}.") from error
 
     async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object:
-        """The newest version of an object. Raises `ApiGone`."""
+        """Return the newest version of an object. Raises `ApiGone`."""
         meta = body["metadata"]
         return await self._call("GET", RESOURCES[kind].path(meta["namespace"], meta["name"]))
 
@@ -157,7 +157,7 @@ class Cluster:
 
     async def apply_status(self, kind: Kind, body: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
         """Make the whole status of exactly this version what `status` says. Raises `ApiConflict` where the
-        object has changed: what was decided on may be out of date, or another operator's memory newer."""
+        object has changed: what was decided on may be out of date, or another operator's records newer."""
         meta = body["metadata"]
         manifest = {
             "apiVersion": body["apiVersion"],
@@ -256,7 +256,7 @@ class Cluster:
 
 
 async def configuration(kubeconfig: str | None = None) -> Configuration:
-    """The pod's service account, or else the kubeconfig of whoever starts the operator by hand."""
+    """Return the pod's service account, or else the kubeconfig of whoever starts the operator by hand."""
     settings = Configuration()
     if kubeconfig is None:
         with contextlib.suppress(config.ConfigException):  # not in a pod
@@ -272,7 +272,7 @@ _OWNER = {"fieldManager": FIELD_MANAGER}
 
 
 def _error(status: int, body: bytes, asked: str) -> TidegateError:
-    """One of this module's errors, with the API server's own sentence."""
+    """Return one of this module's errors, with the API server's own sentence."""
     try:
         message = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions, made from the classes that local mode reads files with.
+"""Makes the CustomResourceDefinitions from the classes that local mode reads files with.
 
 `python -m tidegate_operator.crd --write` writes them into the chart, `--check` (part of `make check`) fails
 where a committed file is not what the classes say.
@@ -58,12 +58,12 @@ def _check(folder: Path) -> int:
 
 
 def files() -> dict[str, str]:
-    """The text of each file by its name."""
+    """Return the text of each file by its name."""
     return {f"{name}.yaml": HEADER + _text(definition) for name, definition in definitions().items()}
 
 
 def definitions() -> dict[str, Schema]:
-    """The two CustomResourceDefinitions by their plural name."""
+    """Return the two CustomResourceDefinitions by their plural name."""
     model_status = structural(_json_schema(ModelStatus))
     model_status["properties"]["revisions"]["items"] = revision_schema()
     scale = {
@@ -252,7 +252,7 @@ def structural(schema: Schema, shared: Mapping[str, Schema] | None = None) -> Sc
 
 
 def _resolved(schema: Schema, shared: Mapping[str, Schema]) -> Schema:
-    """`schema` with its reference in place and without null as a choice; what stands beside them wins."""
+    """Return `schema` with its reference in place and no null as a choice; what stands beside them wins."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
     beside = {key: value for key, value in schema.items() if key not in ("$ref", "anyOf")}
     if "$ref" in schema:
@@ -266,7 +266,7 @@ def _resolved(schema: Schema, shared: Mapping[str, Schema]) -> Schema:
 
 
 def _plain(value: Any) -> Any:
-    """A default without what is absent anyway, and with whole numbers written as such."""
+    """Return a default without what is absent anyway, and with whole numbers written as such."""
     if isinstance(value, dict):
         inner = {key: _plain(item) for key, item in value.items()}
         return {key: item for key, item in inner.items() if item not in (None, [], {})}
@@ -276,7 +276,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Without anchors: each value stands where it is read."""
+    """Dumps without anchors: each value stands where it is read."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

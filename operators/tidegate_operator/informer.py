@@ -15,8 +15,8 @@ What holds at all times:
   the API server no longer has it (410 Gone), a listing brings what changed and, by what it lacks, what went.
   So nothing is listed again only because time has passed.
 - Nothing hangs. A call ends after `cluster.TIMEOUT_SECONDS`, a watch on which not even a bookmark comes after
-  `cluster.QUIET_SECONDS`, and the API server ends every watch after some minutes. Each turn is told to
-  `Liveness`, which fails the process where an informer makes none.
+  `cluster.QUIET_SECONDS`, and the API server ends every watch after some minutes. Each turn is a beat
+  of `Liveness`, which fails the process where an informer makes none.
 - Nothing is asked without rest. Every turn ends with a pause that is drawn at random, doubles while the API
   server gives nothing, and is bounded.
 - A namespace is ready while each of its kinds was listed and none is refused. Only pools of ready namespaces
@@ -45,15 +45,10 @@ LONGEST_PAUSE_SECONDS = 8.0  # a kind or a namespace that comes late is seen wit
 
 
 class Informer:
-    """One kind in one namespace. `is_ready`: what the cache has of it was listed and may be acted on."""
+    """Follows one kind in one namespace. `is_ready` while what the cache has of it may be acted on."""
 
     def __init__(
-        self,
-        cluster: Cluster,
-        handler: EventHandler,
-        liveness: Liveness,
-        kind: Kind,
-        namespace: str,
+        self, cluster: Cluster, handler: EventHandler, liveness: Liveness, kind: Kind, namespace: str
     ) -> None:
         self._cluster = cluster
         self._handler = handler
@@ -62,7 +57,7 @@ class Informer:
         self._namespace = namespace
         self._name = f"the informer of {kind} in {namespace}"
         self._problem = ""
-        self._version: int | None = None  # of the last thing that was handed over; None: to be listed
+        self._version: int | None = None  # of what was taken in last; None: to be listed
         self.is_ready = False
         self.answered = asyncio.Event()  # it was listed, or refused
 
@@ -78,7 +73,7 @@ class Informer:
             await asyncio.sleep(pause_seconds(failures, random.random()))
 
     async def _turn(self) -> bool:
-        """List where that is needed, then watch until the watch ends; whether it may be gone on with."""
+        """List where that is needed, then watch until the watch ends. Returns whether to go on with it."""
         has_brought = False
         try:
             if self._version is None:
@@ -143,7 +138,7 @@ class Informer:
 
 
 class Informers:
-    """All of them, for some namespaces."""
+    """Runs an informer for each watched kind in each of some namespaces."""
 
     def __init__(
         self, cluster: Cluster, handler: EventHandler, liveness: Liveness, namespaces: Iterable[str]

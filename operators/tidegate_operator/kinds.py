@@ -1,4 +1,4 @@
-"""The kinds of objects that the operator reads or writes: one row each. Pure.
+"""The table of kinds has a row for each that the operator reads or writes. Pure.
 
 A watched kind needs `get`, `list` and `watch` in the chart's Role as well; a test compares the two.
 """

@@ -99,7 +99,7 @@ class _PatientLock(LeaseLock):
         return await self._tried(self._create(namespace, lease))
 
     async def _create(self, namespace: str, lease: V1Lease) -> bool:
-        """As the package's own, which passes an argument (`pretty=True`) that its API refuses (37.0.2)."""
+        """Do as the package's own, which passes an argument (`pretty=True`) that its API refuses (37.0.2)."""
         try:
             await self.api_instance.create_namespaced_lease(namespace, lease)
         except ApiException as error:

@@ -1,4 +1,4 @@
-"""The operator's metrics, in a registry of their own."""
+"""Holds the operator's metrics in a registry of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work queue of pools to be reconciled: keys coalesce, wait, and are worked on by one worker each.
+"""The work queue holds pools to be reconciled: keys coalesce, wait, and are worked on by one worker each.
 
 `Schedule` is the state, pure: every step takes the time. A key waits with the earliest time that was asked
 for, is in work, or is unknown. A key that is asked for while it is in work waits again as soon as that work
@@ -46,13 +46,13 @@ class Schedule:
         return key
 
     def end(self, key: Key) -> None:
-        """The work went well."""
+        """Give a key back after work that went well."""
         self._in_work.discard(key)
         self._failures.pop(key, None)
         self._not_before.pop(key, None)
 
     def end_failed(self, key: Key, now: float, first_seconds: float = FIRST_BACKOFF_SECONDS) -> float:
-        """The work failed: it is tried again after a pause that doubles. Returns the pause in seconds."""
+        """Give a key back to be tried again after a pause that doubles. Returns the pause in seconds."""
         self._in_work.discard(key)
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
