@@ -20,14 +20,14 @@ from msgspec.structs import replace
 from tidegate.control.conditions import condition
 from tidegate.control.observed import Observation
 from tidegate.control.plan import Plan
-from tidegate.control.pod_template import RayDefaults
 from tidegate.control.reasons import CONFIG_VALID, PROGRESSING, READY
-from tidegate.control.resolve_job import resolve_job
 from tidegate.control.resources import Pool
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache, is_deleting
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Kind, Object
+from tidegate_operator.pod_template import RayDefaults
+from tidegate_operator.resolve_job import resolve_job
 from tidegate_operator.status_patch import Status, is_due, is_trouble, model_status, noted, transitions
 from tidegate_operator.subjects import Subject
 

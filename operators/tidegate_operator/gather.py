@@ -23,15 +23,15 @@ from tidegate.control.observed import (
     ServeState,
     SourceState,
 )
-from tidegate.control.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
-from tidegate.control.ray_cluster import groups_of
-from tidegate.control.resolve_job import job_name, no_job_needed, read_job
 from tidegate.control.resources import Pool
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.serve_api import ServeApi, ServeUnavailable
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache
 from tidegate_operator.cluster import ApiError, ApiUnavailable, Cluster, Object
+from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
+from tidegate_operator.ray_cluster import groups_of
+from tidegate_operator.resolve_job import job_name, no_job_needed, read_job
 from tidegate_operator.subjects import Subject
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tidegate.control.observed import Worker
-from tidegate.control.pod_problems import GROUP_LABEL, NODE_TYPE_LABEL
 from tidegate_operator.cache import Body, is_deleting, labels
+from tidegate_operator.pod_problems import GROUP_LABEL, NODE_TYPE_LABEL
 from tidegate_operator.status_patch import deleting_since
 
 CLUSTER_LABEL = "ray.io/cluster"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from tidegate.control.conditions import condition
 from tidegate.control.observed import ServeState
-from tidegate.control.pod_template import GENERATION_LABEL
 from tidegate.control.reasons import READY
 from tidegate.messages.registry import Condition
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, labels
 from tidegate_operator.gather import ServeView
+from tidegate_operator.pod_template import GENERATION_LABEL
 from tidegate_operator.upgrade import Clusters
 
 SILENT_SECONDS = 30.0  # a RayCluster of which KubeRay has said nothing for so long is not looked after

@@ -15,11 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tidegate.control.conditions import condition
-from tidegate.control.moving import Move
 from tidegate.control.observed import Observation, PodProblem
 from tidegate.control.plan import Plan, make_plan
-from tidegate.control.pod_template import POOL_LABEL, RayDefaults
-from tidegate.control.ray_cluster import generation_of, in_place_patch, ray_cluster
 from tidegate.control.reasons import READY
 from tidegate.control.resources import Pool
 from tidegate.control.serve_config import Application, ReplicaRuntime
@@ -31,6 +28,9 @@ from tidegate_operator import ray_state, upgrade
 from tidegate_operator.apply import Applier
 from tidegate_operator.cache import Body, Cache, is_deleting, labels
 from tidegate_operator.gather import Gatherer, Serves
+from tidegate_operator.moving import Move
+from tidegate_operator.pod_template import POOL_LABEL, RayDefaults
+from tidegate_operator.ray_cluster import generation_of, in_place_patch, ray_cluster
 from tidegate_operator.ray_view import RayView, name_of, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.status_patch import (
     conditions_of,

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from tidegate.control.pod_template import RayDefaults
 from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.settings import PREFIX, Seconds
+from tidegate_operator.pod_template import RayDefaults
 
 OWN_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 SERVE_URL_TEMPLATE = "http://{service}.{namespace}.svc:8265"

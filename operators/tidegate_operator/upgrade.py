@@ -1,7 +1,7 @@
 """How a Pool's Ray cluster is replaced by one of another generation. Pure.
 
 Surge: the new cluster comes up beside the old one. Once its Serve answers it is the active one, and
-applications move to it a few at a time (`control.moving`): what has arrived there leaves the old cluster's
+applications move to it a few at a time (`moving`): what has arrived there leaves the old cluster's
 config, drains, and frees its GPUs for the next. The old cluster goes when it is empty.
 
 Recreate: the old cluster's applications leave, drain, and the cluster goes; only then the new one comes.
@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tidegate.control.moving import Move, merged, move
 from tidegate.control.observed import ServeState
-from tidegate.control.pod_template import GENERATION_LABEL
 from tidegate.control.serve_config import Application
 from tidegate_operator.cache import Body, is_deleting, labels
+from tidegate_operator.moving import Move, merged, move
+from tidegate_operator.pod_template import GENERATION_LABEL
 
 Policy = Literal["Surge", "Recreate"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tidegate import demo
-from tidegate.control.resolve_job import read_answer
+from tidegate.control.source_answer import read_answer
 from tidegate.errors import SourceError
 from tidegate.sources import (
     MAX_ANSWER_BYTES,

@@ -13,7 +13,7 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping
 
-from tidegate.control import resolve_job
+from tidegate.control import source_answer
 from tidegate.control.observed import SourceState
 from tidegate.local import processes
 from tidegate.local.home import Home
@@ -93,7 +93,7 @@ class SourceChecks:
 
 def read_answer(output: bytes) -> SourceState:
     """What `python -m tidegate.sources resolve` printed."""
-    return resolve_job.read_answer(output.decode(errors="replace")) or SourceState(
+    return source_answer.read_answer(output.decode(errors="replace")) or SourceState(
         "failed",
         reason="SourceUnavailable",
         message="The look at the source ended without an answer; logs/sources.log says why.",

@@ -7,15 +7,14 @@ bytes. So neither the operator nor a replica ever holds a source's credentials.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
-from tidegate.control.observed import DecoderShape, SourceState
-from tidegate.control.pod_problems import pod_problems
-from tidegate.control.pod_template import (
+from tidegate.control.observed import SourceState
+from tidegate.control.resources import Model, Pool, PoolSpec, WorkerGroup
+from tidegate.control.source_answer import read_answer
+from tidegate_operator.pod_problems import pod_problems
+from tidegate_operator.pod_template import (
     MODEL_LABEL,
     POOL_LABEL,
     REVISION_LABEL,
@@ -32,7 +31,6 @@ from tidegate.control.pod_template import (
     volumes,
     weights_environment,
 )
-from tidegate.control.resources import Model, Pool, PoolSpec, WorkerGroup
 
 CONTAINER = "resolve"
 TERMINATION_LOG = "/dev/termination-log"
@@ -139,27 +137,6 @@ def read_job(
         reason="JobFailed",
         message=f"The Job {job['metadata']['name']} ended without an answer: {verdict}",
     )
-
-
-def read_answer(text: str) -> SourceState | None:
-    """What `python -m tidegate.sources resolve` wrote; None where it is not that."""
-    try:
-        found = json.loads(text)
-        if "error" in found:
-            error = found["error"]
-            return SourceState("failed", reason=str(error["reason"]), message=str(error["message"]))
-        return SourceState(
-            "resolved",
-            checkpoint=str(found["path"]),
-            weights_bytes=int(found["weights_bytes"]),
-            quantization=str(found["quantization"]),
-            precision=str(found["precision"]),
-            shape=msgspec.convert(found.get("shape") or {}, DecoderShape),
-            commit=str(found.get("commit") or ""),
-            digest=str(found.get("digest") or ""),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _nodes(model: Model, spec: PoolSpec) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tidegate.control.observed import PodProblem
-from tidegate.control.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
 from tidegate.control.reasons import REASONS
+from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
 
 
 def pod(

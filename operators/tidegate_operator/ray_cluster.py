@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidegate.control.observed import Group
-from tidegate.control.pod_template import (
+from tidegate.control.pool_schema import Pool, PoolSpec, WorkerGroup
+from tidegate.control.serve_config import group_resource
+from tidegate_operator.pod_template import (
     GENERATION_LABEL,
     POOL_LABEL,
     SHARED_MEMORY_VOLUME,
@@ -34,8 +36,6 @@ from tidegate.control.pod_template import (
     volumes,
     weights_environment,
 )
-from tidegate.control.pool_schema import Pool, PoolSpec, WorkerGroup
-from tidegate.control.serve_config import group_resource
 
 API_VERSION = "ray.io/v1"
 GENERATION_DIGITS = 8
