@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
-from tidegate.control.observed import QueueDepth, RevisionKey
+from tidegate.control.observed import RevisionKey
 from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.store.connection import Connection
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry
-
-DEPTHS_SECONDS = 2.0
 
 
 class RedisBoard:
@@ -46,10 +45,11 @@ class RedisBoard:
         await self._open()
         return await self._registry.read_models(wanted)
 
-    async def depths(self, queues: Sequence[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]:
+    async def poll(
+        self, queues: Sequence[RevisionKey], *, timeout_seconds: float
+    ) -> Mapping[RevisionKey, Depth]:
         await self._open()
-        found = await self._depths.poll(queues, timeout_seconds=DEPTHS_SECONDS)
-        return {key: QueueDepth(depth.waiting, depth.running) for key, depth in found.items()}
+        return await self._depths.poll(queues, timeout_seconds=timeout_seconds)
 
     async def put_model(self, entry: ModelEntry) -> None:
         await self._open()

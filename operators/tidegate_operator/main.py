@@ -33,14 +33,15 @@ from tidegate_operator.apply import Applier
 from tidegate_operator.board import RedisBoard
 from tidegate_operator.cache import KINDS, Cache, Kind, pool_of
 from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Cluster, configuration
-from tidegate_operator.gather import Gatherer, Serves, Troubles
+from tidegate_operator.gather import Abilities, Gatherer, Troubles
 from tidegate_operator.handlers import OURS, SELECTOR, News, kopf_settings, watch
 from tidegate_operator.health import Pulse, serve_health
 from tidegate_operator.leader import lead
 from tidegate_operator.metrics import Metrics
-from tidegate_operator.reconcile import Abilities, Reconciler
+from tidegate_operator.objects import ResourceReader
+from tidegate_operator.reconcile import Reconciler
+from tidegate_operator.serves import Serves
 from tidegate_operator.settings import OperatorSettings
-from tidegate_operator.subjects import Reader
 from tidegate_operator.work_queue import CONFLICT_BACKOFF_SECONDS, WorkQueue
 
 log = logging.getLogger("tidegate.operator")
@@ -66,16 +67,19 @@ class Operator:
         self._news = News(self._cache, self._queue)
         self._abilities = Abilities()
         self.serves = Serves(settings.serve_url)
-        self._reconciler = Reconciler(
+        gatherer = Gatherer(
             self._cache,
-            Reader(self._cache),
-            Gatherer(self._cache, board, Troubles(cluster)),
-            Applier(cluster, self._cache, board, settings.ray_defaults, settings.pod_name),
+            ResourceReader(self._cache),
+            board,
+            board,
             self.serves,
+            Troubles(cluster),
+            self._abilities,
             settings.replica_runtime,
             settings.ray_defaults,
-            self._abilities,
         )
+        applier = Applier(cluster, self._cache, board, self.serves, settings.pod_name)
+        self._reconciler = Reconciler(gatherer, applier)
 
     async def run(self) -> None:
         """Until the process is asked to end, or should be started anew."""

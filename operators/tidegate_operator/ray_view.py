@@ -1,9 +1,9 @@
-"""A pool's Ray clusters as one look finds them, and what that means for its Pool and Models. Pure."""
+"""A pool's Ray clusters as one round finds them, and what that means for its Pool and Models. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tidegate.control.conditions import condition
 from tidegate.control.observed import ServeState
@@ -11,7 +11,6 @@ from tidegate.control.reasons import READY
 from tidegate.messages.registry import Condition
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, labels
-from tidegate_operator.gather import ServeView
 from tidegate_operator.pod_template import GENERATION_LABEL
 from tidegate_operator.upgrade import Clusters
 
@@ -20,6 +19,17 @@ NO_KUBERAY = (
     "The cluster does not know ray.io/v1 RayClusters; install KubeRay 1.5 to 1.7. Tidegate looks again by "
     "itself."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ServeView:
+    """What one cluster's Serve says. `state` is None while it does not answer, and `silence` says why.
+    `problem` and `rejected` are what it said of the last config (`ServeWriter`)."""
+
+    state: ServeState | None
+    silence: str = ""
+    problem: tuple[str, str] | None = None
+    rejected: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +48,28 @@ class RayView:
 
     @property
     def view(self) -> ServeView:
-        """The active cluster's."""
+        """The active cluster's Serve."""
         if self.choice.active is None:
             return ServeView(None)
         return self.views.get(name_of(self.choice.active), ServeView(None))
 
 
-def serve_problem(ray: RayView, last: tuple[str, str] | None, now: float) -> tuple[str, str] | None:
-    """Why Serve takes no config (`last`: what it said of the last one); None also while a cluster is on its
-    way up."""
+def serve_problem(ray: RayView, now: float) -> tuple[str, str] | None:
+    """Return why Serve takes no config; None also while a cluster is on its way up."""
     if not ray.has_kuberay:
         return "KubeRayMissing", NO_KUBERAY
     active = ray.choice.active
     if active is None or ray.view.state is not None:
-        return last
+        return ray.view.problem
     if ray_state.head_is_ready(ray.pods):
-        return "ServeUnavailable", ray.view.problem
+        return "ServeUnavailable", ray.view.silence
     if ray_state.is_ignored(active, SILENT_SECONDS, now):
         return "KubeRayMissing", _ignored(active)
     return None
 
 
 def pool_ready(ray: RayView, now: float) -> Condition:
-    """The Pool's `Ready`."""
+    """Return the Pool's condition `Ready`."""
     choice, active = ray.choice, ray.choice.active
     if not ray.has_kuberay:
         return condition(READY, "False", "KubeRayMissing", NO_KUBERAY)
@@ -69,7 +78,7 @@ def pool_ready(ray: RayView, now: float) -> Condition:
     if active is None:
         return condition(READY, "False", "ClusterStarting")
     if ray.view.state is None:
-        reason, message = serve_problem(ray, None, now) or ("ClusterStarting", "")
+        reason, message = serve_problem(ray, now) or ("ClusterStarting", "")
         return condition(READY, "False", reason, message)
     message = ""
     if choice.retiring:
@@ -81,7 +90,7 @@ def pool_ready(ray: RayView, now: float) -> Condition:
 
 
 def pool_numbers(ray: RayView, revisions: int | None) -> Mapping[str, object]:
-    """The plain fields of the Pool's status."""
+    """Return the plain fields of the Pool's status."""
     active = ray.choice.active
     ready, wanted = ray_state.workers(active)
     return {

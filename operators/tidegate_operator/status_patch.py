@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 from pydantic.alias_generators import to_camel, to_snake
 
-from tidegate.control.conditions import condition, settle
+from tidegate.control.conditions import condition, overlaid, settle
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.observed import PodProblem
 from tidegate.control.reasons import CONFIG_VALID, DEGRADED, PROGRESSING, READY, SCHEDULED
@@ -156,14 +155,6 @@ def pool_status(
     }
 
 
-def overlaid(
-    conditions: Iterable[Condition], told: Sequence[Condition], past: Sequence[Condition], now: float
-) -> list[Condition]:
-    """`conditions` with those of `told` in the place of their own kind; `past` knows since when they hold."""
-    kinds = {item.type for item in told}
-    return settle([*told, *(item for item in conditions if item.type not in kinds)], past, now)
-
-
 def conditions_of(status: Mapping[str, Any]) -> list[Condition]:
     return [
         Condition(
@@ -227,12 +218,6 @@ def deleting_since(body: Mapping[str, Any]) -> float | None:
     if not stamp:
         return None
     return datetime.datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).timestamp()
-
-
-def noted(entry: ModelEntry, told: Condition, past: ModelEntry | None, now: float) -> ModelEntry:
-    """An entry that also says `told`, as of a spec that was refused while the last valid one runs."""
-    before = past.conditions if past is not None else []
-    return replace(entry, conditions=overlaid(entry.conditions, [told], before, now))
 
 
 def _is_expected(item: Condition) -> bool:

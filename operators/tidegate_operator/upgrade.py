@@ -97,15 +97,15 @@ def shared_out(
     return move(applications, old, states.get(_name(ray.active)), max_unbuilt)
 
 
-def kept_configs(old: ServeState, needed: Sequence[Application]) -> list[Mapping[str, Any]]:
-    """The configs that a retiring cluster keeps, as Serve reported them: what is planned now may name groups
-    of workers, or scaling, that this cluster does not have."""
+def kept_configs(old: ServeState, needed: Sequence[Application]) -> dict[str, Mapping[str, Any]]:
+    """Return the configs that a retiring cluster keeps, by application, as Serve reported them: what is
+    planned now may name groups of workers, or scaling, that this cluster does not have."""
     names = {item.name for item in needed}
-    return [
-        state.config
+    return {
+        name: state.config
         for name, state in old.applications.items()
         if name in names and state.config is not None and state.status != "DELETING"
-    ]
+    }
 
 
 def may_go(old: ServeState | None, part: Move) -> bool:

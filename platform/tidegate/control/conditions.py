@@ -36,6 +36,15 @@ def settle(new: Iterable[Condition], old: Sequence[Condition], now: float) -> li
     return settled
 
 
+def overlaid(
+    conditions: Iterable[Condition], over: Sequence[Condition], past: Sequence[Condition], now: float
+) -> list[Condition]:
+    """Return `conditions` with those of `over` in the place of their own kind; `past` knows since when they
+    hold."""
+    kinds = {item.type for item in over}
+    return settle([*over, *(item for item in conditions if item.type not in kinds)], past, now)
+
+
 def last_lines(text: str, count: int = 3) -> str:
     """The end of a traceback is what a person needs."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]

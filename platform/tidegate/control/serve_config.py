@@ -70,13 +70,15 @@ def split_application_name(name: str) -> tuple[str, str] | None:
     return (model, revision) if separator and model else None
 
 
-def serve_config(applications: Iterable[Application], runtime: ReplicaRuntime) -> dict[str, Any]:
-    """The whole body of a PUT to Serve: every application, the old ones included."""
-    return put_body(application_config(application, runtime) for application in applications)
+def application_configs(
+    applications: Iterable[Application], runtime: ReplicaRuntime
+) -> dict[str, Mapping[str, Any]]:
+    """Return what Serve should hold, by application."""
+    return {item.name: application_config(item, runtime) for item in applications}
 
 
 def put_body(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same from the configs of single applications."""
+    """Return the whole body of a PUT to Serve: every application, the old ones included."""
     return {"proxy_location": "Disabled", "applications": list(configs)}
 
 

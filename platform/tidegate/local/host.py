@@ -24,7 +24,7 @@ from typing import Any, Literal
 import msgspec
 import psutil
 
-from tidegate.control.observed import Capacity, QueueDepth, RevisionKey
+from tidegate.control.observed import Capacity
 from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.local import embedded, ray_cluster
@@ -32,9 +32,9 @@ from tidegate.local.control_loop import ControlLoop
 from tidegate.local.gateway import GatewayProcess, check_port
 from tidegate.local.home import Home, Problem, Running, record_of, write_atomically
 from tidegate.local.keeping import keep_alive, leave_nothing, only_one
-from tidegate.local.memory import RecordFile
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
 from tidegate.local.ray_cluster import RayCluster
+from tidegate.local.record_file import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry
@@ -61,9 +61,9 @@ class Host:
         self.settings = settings
         self.home = Home(settings.home)
         self.stop = stop
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
         self.files = ResourceFiles(paths, self._files_changed)
-        self.sources = SourceChecks(self.home, self.news.set)
+        self.sources = SourceChecks(self.home, self.changed.set)
         self._on_progress = on_progress
         self._began: dict[tuple[str, str], float] = {}
         self._paths = [str(path.resolve()) for path in paths]
@@ -88,11 +88,12 @@ class Host:
             self._key = await self._admin_key(connection)
             loop = self._control_loop(connection)
             await self._start_gateway(stack)
-            api = await stack.enter_async_context(_ApiSlot(loop))
+            serve = _ServeSlot(loop)
+            stack.push_async_callback(serve.use, None)
             tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(self.files.follow(self.stop), name="files"),
                 asyncio.create_task(loop.run(), name="control"),
-                asyncio.create_task(self._keep_ray(api, ray_starting), name="ray"),
+                asyncio.create_task(self._keep_ray(serve, ray_starting), name="ray"),
                 asyncio.create_task(
                     self._keep("gateway", self._gateway_died, self._restart_gateway), name="gateway"
                 ),
@@ -150,17 +151,17 @@ class Host:
         assert self._gateway is not None
         await self._gateway.start()
 
-    async def _keep_ray(self, api: _ApiSlot, first: asyncio.Task[RayCluster]) -> None:
-        await api.use(await first)
+    async def _keep_ray(self, serve: _ServeSlot, first: asyncio.Task[RayCluster]) -> None:
+        await serve.use(await first)
 
         async def died() -> None:
             assert self._ray is not None
             log.error("%s died, and Ray with it", await _first_death(self._ray))
-            await api.use(None)
+            await serve.use(None)
 
         async def restart() -> None:
             self._ray = await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count())
-            await api.use(self._ray)
+            await serve.use(self._ray)
 
         await self._keep("ray", died, restart)
 
@@ -180,9 +181,9 @@ class Host:
         return ControlLoop(
             self.files,
             Registry(connection, key_prefix=prefix, result_ttl_seconds=settings.result_ttl_seconds),
-            _Depths(QueueDepths(connection, key_prefix=prefix)),
+            QueueDepths(connection, key_prefix=prefix),
             self.sources,
-            RecordFile(self.home.memory),
+            RecordFile(self.home.records),
             ReplicaRuntime(
                 redis_url=self._redis_url,
                 key_prefix=prefix,
@@ -193,9 +194,9 @@ class Host:
                 log_dir=str(self.home.logs),
             ),
             Capacity(cores, ray_cluster.gpu_count(), psutil.virtual_memory().total),
-            self.news,
+            self.changed,
             wave=1 if cores <= SMALL_MACHINE_CORES else 4,
-            told=self._models_changed,
+            on_entries=self._models_changed,
         )
 
     @asynccontextmanager
@@ -237,7 +238,7 @@ class Host:
     def _files_changed(self) -> None:
         self.sources.forget_failures()
         self._record()
-        self.news.set()
+        self.changed.set()
 
     def _models_changed(self, entries: Mapping[str, ModelEntry]) -> None:
         for name, entry in entries.items():
@@ -274,35 +275,20 @@ class Host:
         write_atomically(self.home.record, msgspec.json.encode(running))
 
 
-class _ApiSlot:
-    """The Serve API of the Ray that runs now, handed to the control loop."""
+class _ServeSlot:
+    """Hands the Serve of the Ray that runs now to the control loop, and closes the one before."""
 
     def __init__(self, loop: ControlLoop) -> None:
         self._loop = loop
-        self._api: ServeApi | None = None
-
-    async def __aenter__(self) -> _ApiSlot:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.use(None)
+        self._serve: ServeApi | None = None
 
     async def use(self, cluster: RayCluster | None) -> None:
-        old, self._api = self._api, None
+        old, self._serve = self._serve, None
         if cluster is not None:
-            self._api = ServeApi(cluster.head.dashboard_url, token=cluster.token, timeout_seconds=60.0)
-        self._loop.use(self._api)
+            self._serve = ServeApi(cluster.head.dashboard_url, token=cluster.token, timeout_seconds=60.0)
+        self._loop.use(self._serve)
         if old is not None:
-            await old.__aexit__(None, None, None)
-
-
-class _Depths:
-    def __init__(self, depths: QueueDepths) -> None:
-        self._depths = depths
-
-    async def __call__(self, queues: list[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]:
-        found = await self._depths.poll(queues, timeout_seconds=2.0)
-        return {key: QueueDepth(depth.waiting, depth.running) for key, depth in found.items()}
+            await old.close()
 
 
 def model_state(entry: ModelEntry) -> Literal["running", "done", "failed"]:

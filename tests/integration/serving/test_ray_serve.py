@@ -15,7 +15,7 @@ from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.control.observed import ApplicationState, ReplicaState
 from tidegate.control.resources import ModelSpec
-from tidegate.control.serve_config import Application, ReplicaRuntime, serve_config
+from tidegate.control.serve_config import Application, ReplicaRuntime, application_configs, put_body
 from tidegate.local import processes, ray_cluster
 from tidegate.local.home import Home
 from tidegate.local.ray_cluster import RayCluster
@@ -67,7 +67,7 @@ def serving(ray: RayCluster, redis_server: RedisServer) -> RayCluster:
         drain_seconds=20.0,
     )
 
-    config = serve_config(APPLICATIONS, runtime)
+    config = put_body(application_configs(APPLICATIONS, runtime).values())
     (steady,) = [found for found in config["applications"] if found["name"] == f"steady--{REVISION}"]
     steady["args"]["engine"]["args"].update(CRASH)  # more than the resource's schema lets a user say
 

@@ -8,7 +8,6 @@ from tidegate.control.desired import revision_of
 from tidegate.control.observed import (
     ApplicationState,
     Observation,
-    QueueDepth,
     ReplicaState,
     ServeState,
     SourceState,
@@ -16,6 +15,7 @@ from tidegate.control.observed import (
 from tidegate.control.plan import Plan, make_plan
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.serve_config import ReplicaRuntime, application_config
+from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ReplicaStats, RevisionReport
 
 NOW = 1_800_000_000.0
@@ -90,7 +90,7 @@ class World:
         self.see(sources={**self.seen.sources, (wanted.name, revision_of(wanted.spec)): state})
 
     def depth(self, name: str, revision: str, waiting: int, running: int) -> None:
-        self.see(depths={**self.seen.depths, (name, revision): QueueDepth(waiting, running)})
+        self.see(depths={**self.seen.depths, (name, revision): Depth(waiting, running, 0.0)})
 
     def settle(self, name: str) -> str:
         """Bring a model up until its newest revision serves; that revision."""

@@ -16,7 +16,8 @@ from tidegate.control.resources import MAX_REPLICAS, Model
 from tidegate.control.serve_config import (
     Application,
     application_config,
-    serve_config,
+    application_configs,
+    put_body,
     split_application_name,
 )
 from tidegate.serving.process import parse_args
@@ -95,7 +96,7 @@ applications = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(applications, max_size=3, unique_by=lambda wanted: wanted.name))
 def test_ray_accepts_everything(wanted: list[Application]) -> None:
-    config = serve_config(wanted, RUNTIME)
+    config = put_body(application_configs(wanted, RUNTIME).values())
     parsed = ServeDeploySchema.model_validate(json.loads(json.dumps(config)))
     assert [application.name for application in parsed.applications] == [item.name for item in wanted]
 

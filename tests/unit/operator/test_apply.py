@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from tidegate_operator.subjects import Subject
 
 from tests.unit.control.builders import World, model
-from tests.unit.operator.objects import NOW, cluster_body, model_body
+from tests.unit.operator.bodies import NOW, cluster_body, model_body
 from tidegate_operator.apply import FINALIZER, WRITES_AT_ONCE, Applier
 from tidegate_operator.cache import Cache
 from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Kind, Object
 from tidegate_operator.pod_template import RayDefaults
-from tidegate_operator.subjects import Subject
 
 
 class Behind:

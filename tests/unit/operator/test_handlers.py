@@ -1,6 +1,6 @@
 import kopf
 
-from tests.unit.operator.objects import NOW, cluster_body, model_body, pod_body, stamp
+from tests.unit.operator.bodies import NOW, cluster_body, model_body, pod_body, stamp
 from tidegate_operator.cache import Cache
 from tidegate_operator.handlers import WATCHED, News, kopf_settings, watch
 from tidegate_operator.pod_template import POOL_LABEL

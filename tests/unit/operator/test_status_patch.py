@@ -3,7 +3,7 @@ from typing import Any
 
 import msgspec
 
-from tests.unit.operator.objects import NOW
+from tests.unit.operator.bodies import NOW
 from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.observed import DecoderShape, PodProblem

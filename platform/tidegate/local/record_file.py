@@ -1,4 +1,4 @@
-"""What the control loop remembers over restarts: one JSON file, replaced atomically."""
+"""The records of the control loop, which outlast its process: one JSON file, replaced atomically."""
 
 from __future__ import annotations
 

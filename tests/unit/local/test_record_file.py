@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tidegate.control.desired import ModelRecord, RevisionRecord
-from tidegate.local.memory import RecordFile
+from tidegate.local.record_file import RecordFile
 from tidegate.messages.registry import RevisionReport
 
 RECORDS = {
