@@ -21,16 +21,16 @@ from typing import cast
 import orjson
 import uvloop
 
+from loadtests.requests import engine_request
 from loadtests.sse import HEAD_END
 from tidegate.engines.base import Engine, EngineSpec, StepOutput
 from tidegate.engines.create import create_engine
-from tidegate.messages.work import ChatPrompt, Request, Sampling
+from tidegate.messages.work import Request
 
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"cache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
 )
-FAR_FUTURE = 1e12
 
 
 class Driver:
@@ -162,17 +162,14 @@ class Connection(asyncio.Protocol):
             f'"id":"{self.request_id}","object":"chat.completion.chunk","created":{int(now)},'
             f'"model":"{call["model"]}"'
         ).encode()
-        sampling = Sampling(seed=call.get("seed", 0), max_tokens=call.get("max_tokens"))
-        prompt = ChatPrompt(call["messages"])
-        request = Request(self.request_id, "", call["model"], "", "", now, FAR_FUTURE, 0, 0, prompt, sampling)
         self.server.waiting[self.request_id] = self
-        self.server.driver.add(request)
+        self.server.driver.add(engine_request(self.request_id, call, now))
 
     def write_output(self, output: StepOutput) -> None:
         if self.transport is None:
             return
         if not self.is_stream:
-            self.pieces.append(output.text)
+            self.pieces.append(output.output.text)
             if output.finish is not None:
                 self.transport.write(self._whole_answer(output))
             return
@@ -180,7 +177,7 @@ class Connection(asyncio.Protocol):
         if self.is_first:
             self.is_first = False
             parts += [STREAM_HEAD, self._event(b'{"role":"assistant","content":""}', b"null")]
-        parts.append(self._event(b'{"content":' + orjson.dumps(output.text) + b"}", b"null"))
+        parts.append(self._event(b'{"content":' + orjson.dumps(output.output.text) + b"}", b"null"))
         if (finish := output.finish) is not None:
             parts.append(self._event(b"{}", b'"' + finish.reason.encode() + b'"'))
             if self.with_usage:

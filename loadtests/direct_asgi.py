@@ -15,10 +15,11 @@ from typing import Any
 import orjson
 import uvicorn
 
-from loadtests.direct import FAR_FUTURE, Driver, options_from, usage
+from loadtests.direct import Driver, options_from, usage
+from loadtests.requests import engine_request
 from tidegate.engines.base import EngineSpec, StepOutput
 from tidegate.engines.create import create_engine
-from tidegate.messages.work import ChatPrompt, Finish, Request, Sampling
+from tidegate.messages.work import Finish
 
 Message = MutableMapping[str, Any]
 
@@ -61,10 +62,8 @@ class App:
     async def _answer(self, call: dict[str, Any]) -> bytes:
         request_id = f"chatcmpl-{next(self._numbers):022d}"
         pending = self._pending[request_id] = Pending(asyncio.get_running_loop().create_future())
-        sampling = Sampling(seed=call.get("seed", 0), max_tokens=call.get("max_tokens"))
-        prompt = ChatPrompt(call["messages"])
         now, model = time.time(), call["model"]
-        self._started().add(Request(request_id, "", model, "", "", now, FAR_FUTURE, 0, 0, prompt, sampling))
+        self._started().add(engine_request(request_id, call, now))
         finish = await pending.ended
         del self._pending[request_id]
         message = {"role": "assistant", "content": "".join(pending.pieces)}
@@ -89,7 +88,7 @@ class App:
     def _deliver(self, outputs: list[StepOutput]) -> None:
         for output in outputs:
             pending = self._pending[output.request_id]
-            pending.pieces.append(output.text)
+            pending.pieces.append(output.output.text)
             if output.finish is not None:
                 pending.ended.set_result(output.finish)
 

@@ -48,7 +48,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Tally(msgspec.Struct):
-    """What the window saw. `ttft` and `gaps` in seconds. Only requests sent inside the window give a TTFT.
+    """The window's counts. `ttft` and `gaps` in seconds. Only requests sent inside the window give a TTFT.
 
     `window_events` counts content events inside the window; `tokens` and `events` are totals over finished
     requests, from which the number of tokens in one event follows.

@@ -44,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the clients do. Seconds throughout; a request asks for `tokens` tokens.
+    """The work of the clients. Seconds throughout; a request asks for `tokens` tokens.
 
     `stream_seconds` is how long one request takes undisturbed: clients start spread over it (or over
     `spread_seconds`), and the window opens once all have started.

@@ -10,6 +10,8 @@ from tidegate.engines.base import Engine, StepOutput
 from tidegate.messages.work import (
     ChatPrompt,
     Finish,
+    Generate,
+    Prompt,
     Request,
     Sampling,
     Segment,
@@ -22,14 +24,25 @@ from tidegate.messages.work import (
 def a_request(request_id: str, prompt: str | list[int] | list[dict[str, Any]], **sampling: Any) -> Request:
     """A request for text, token ids or chat messages. Greedy, and past end tokens, unless told otherwise."""
     wanted = {"seed": 7, "temperature": 0.0, "ignore_eos": True, **sampling}
-    form: ChatPrompt | TextPrompt | TokenPrompt
+    form: Prompt
     if isinstance(prompt, str):
         form = TextPrompt(prompt)
     elif prompt and isinstance(prompt[0], dict):
         form = ChatPrompt([item for item in prompt if isinstance(item, dict)])
     else:
         form = TokenPrompt([item for item in prompt if isinstance(item, int)])
-    return Request(request_id, "tenant", "tiny", "rev", "gateway", 0.0, 1e12, 0, 1, form, Sampling(**wanted))
+    return Request(
+        id=request_id,
+        tenant="tenant",
+        model="tiny",
+        revision="rev",
+        gateway="gateway",
+        created=0.0,
+        deadline=1e12,
+        priority=0,
+        cost=1,
+        work=Generate(form, Sampling(**wanted)),
+    )
 
 
 @dataclass
@@ -45,21 +58,13 @@ class Result:
 
     def take(self, output: StepOutput) -> None:
         assert self.finish is None, "output after the finish"
-        self.tokens += output.token_ids
-        self.text += output.text
-        self.logprobs += output.logprobs
+        self.tokens += output.output.token_ids
+        self.text += output.output.text
+        self.logprobs += output.output.logprobs
         self.prompt_tokens = output.prompt_tokens
         self.finish = output.finish
         self.log.append(
-            Segment(
-                output.request_id,
-                len(self.log),
-                output.token_ids,
-                output.text,
-                output.logprobs,
-                output.prompt_tokens,
-                output.finish,
-            )
+            Segment(output.request_id, len(self.log), output.finish, output.output, output.prompt_tokens)
         )
 
 

@@ -10,7 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
-from tidegate.messages.work import Claim, Finish, FinishReason, Request, Sampling, Segment, TextPrompt
+from tidegate.messages.work import (
+    Claim,
+    Finish,
+    FinishReason,
+    Generate,
+    Prompt,
+    Request,
+    Sampling,
+    Segment,
+    TextPrompt,
+    Tokens,
+)
 from tidegate.store.connection import Connection
 from tidegate.store.queue import GatewayQueue, ReplicaQueue, Sweeper, SweepTimes
 
@@ -34,7 +45,10 @@ def bounds(**changes: Any) -> Bounds:
     return Bounds(**(values | changes))
 
 
-def a_request(**changes: Any) -> Request:
+HELLO = TextPrompt("hello")
+
+
+def a_request(prompt: Prompt = HELLO, **changes: Any) -> Request:
     now = time.time()
     values: dict[str, Any] = {
         "id": f"cmpl-{next(_ids)}.0",
@@ -46,8 +60,7 @@ def a_request(**changes: Any) -> Request:
         "deadline": now + 60,
         "priority": 0,
         "cost": 10,
-        "prompt": TextPrompt("hello"),
-        "sampling": Sampling(seed=1),
+        "work": Generate(prompt, changes.pop("sampling", Sampling(seed=1))),
     }
     return Request(**(values | changes))
 
@@ -58,7 +71,7 @@ def a_token(
     if isinstance(request, Claim):
         request = request.request
     request_id = request if isinstance(request, str) else request.id
-    return Segment(request_id, seq, [seq], text, finish=Finish(finish) if finish else None)
+    return Segment(request_id, seq, output=Tokens([seq], text), finish=Finish(finish) if finish else None)
 
 
 @dataclass

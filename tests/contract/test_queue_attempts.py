@@ -31,13 +31,13 @@ async def test_another_replica_continues_from_the_log_and_the_first_cannot_write
     await stalled.queue.claim(1)
     await stalled.queue.emit([(1, a_token(request, 0, "a")), (1, a_token(request, 1, "b"))])
     claim = await claimed_again(await rig.sweeper(), other)
-    assert (claim.attempt, [segment.text for segment in claim.log]) == (2, ["a", "b"])
+    assert (claim.attempt, [segment.output.text for segment in claim.log]) == (2, ["a", "b"])
     assert await stalled.queue.renew([(request.id, 1)]) == [request.id]
     assert await stalled.queue.emit([(1, a_token(request, 2, "stale"))]) == [request.id]
     assert await other.queue.emit([(2, a_token(request, 2, "c", "stop"))]) == []
     assert await stalled.queue.emit([(1, a_token(request, 3, "stale"))]) == [request.id]
     await await_until(lambda: ear.finish_of(request.id))
-    assert "".join(segment.text for segment in ear.segments) == "abc"
+    assert "".join(segment.output.text for segment in ear.segments) == "abc"
     assert await gateway.replay(request.id) == ear.segments
 
 
@@ -107,7 +107,7 @@ async def test_a_gap_in_seq_sends_the_request_to_a_new_attempt(rig: Rig) -> None
     await replica.queue.emit([(1, a_token(request, 0, "a"))])
     assert await replica.queue.emit([(1, a_token(request, 2, "c"))]) == [request.id]
     [claim] = await replica.queue.claim(1)
-    assert (claim.attempt, [segment.text for segment in claim.log]) == (2, ["a"])
+    assert (claim.attempt, [segment.output.text for segment in claim.log]) == (2, ["a"])
 
 
 async def test_cancelling_a_waiting_request_ends_it_at_once(rig: Rig) -> None:
@@ -140,7 +140,7 @@ async def test_cancelling_a_running_request_tells_its_replica_and_frees_its_plac
     assert await replica.queue.emit([(1, a_token(request, 1, "late"))]) == [request.id]
     assert await replica.queue.renew([(request.id, 1)]) == [request.id]
     await await_until(lambda: ear.finish_of(request.id))
-    assert [segment.text for segment in ear.segments] == ["a", ""]
+    assert [segment.output.text for segment in ear.segments] == ["a", ""]
 
 
 async def test_handed_back_requests_keep_their_place_and_their_innocence(rig: Rig) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from tests.contract.queue_rig import MODEL, REVISION, Rig, a_request, a_token, accept, bounds
 from tests.waiting import await_until
+from tidegate.messages.codec import encode_request
 from tidegate.messages.queue import Accepted, QueueLimits, Rejected
-from tidegate.messages.work import TextPrompt, encode_request
+from tidegate.messages.work import TextPrompt
 
 SIZE = len(encode_request(a_request()))
 

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.queue_rig import MODEL, QUEUE, REVISION, Rig, a_request, a_token, accept
 from tests.waiting import await_until
 from tidegate.messages.queue import Depth, Place
-from tidegate.messages.work import ChatPrompt, Finish, Segment, TokenPrompt
+from tidegate.messages.work import ChatPrompt, Finish, Segment, TokenPrompt, Tokens
 from tidegate.store.replica_queue import SEGMENTS_PER_SCRIPT
 
 
@@ -25,7 +25,7 @@ async def test_a_request_goes_through_and_its_stream_arrives_in_order(rig: Rig) 
         await replica.queue.emit([(1, a_token(request, 1, "b")), (1, a_token(request, 2, "c", "stop"))]) == []
     )
     await await_until(lambda: ear.finish_of(request.id))
-    assert "".join(segment.text for segment in ear.segments) == "abc"
+    assert "".join(segment.output.text for segment in ear.segments) == "abc"
     assert await gateway.replay(request.id) == ear.segments
 
 
@@ -119,7 +119,7 @@ async def test_nothing_is_left_of_a_finished_request_but_its_result(rig: Rig, re
     await accept(gateway, request)
     await replica.queue.claim(1)
     finish = Finish(reason, "SomeCode", "Some words.", 3, 1)  # type: ignore[arg-type]
-    await replica.queue.emit([(1, Segment(request.id, 0, [5], "x", finish=finish))])
+    await replica.queue.emit([(1, Segment(request.id, 0, output=Tokens([5], "x"), finish=finish))])
     await await_until(lambda: ear.finish_of(request.id) == finish)
     connection = await rig.connect()
     prefix = rig.key_prefix + ":"

@@ -22,8 +22,9 @@ from hypothesis.stateful import (
 
 from tests.contract.queue_rig import QUEUE, Rig, Worker, a_request, a_token, bounds
 from tests.redis_server import RedisServer
+from tidegate.messages.codec import encode_request
 from tidegate.messages.queue import Accepted, QueueLimits, Rejected
-from tidegate.messages.work import TERMINAL_STATES, FinishReason, Request, encode_request
+from tidegate.messages.work import TERMINAL_STATES, FinishReason, Request
 from tidegate.store.connection import Connection
 from tidegate.store.queue import GatewayQueue, Sweeper
 

@@ -192,7 +192,7 @@ def _text_of_finished(log: list[Segment]) -> str:
     """The whole text; its segments are gapless and exactly the last one is final."""
     assert [segment.seq for segment in log] == list(range(len(log)))
     assert [segment.finish is not None for segment in log] == [False] * (len(log) - 1) + [True]
-    return "".join(segment.text for segment in log)
+    return "".join(segment.output.text for segment in log)
 
 
 async def _nothing_left(ear: Ear) -> bool:

@@ -53,7 +53,7 @@ async def test_replicas_killed_at_random_moments_lose_and_double_nothing(
     draw = random.Random(3)
     replicas = [spawn(redis_url, slots=6) for _ in range(2)]
     requests = [a_request(f"prompt {number}", max_tokens=draw.randint(1, 250)) for number in range(30)]
-    total = sum(request.sampling.max_tokens or 0 for request in requests)
+    total = sum(request.work.sampling.max_tokens or 0 for request in requests)
     await ear.submit(*requests)
     for share in (0.1, 0.3, 0.5, 0.7):
         threshold = share * total * draw.uniform(0.8, 1.2)
@@ -63,7 +63,7 @@ async def test_replicas_killed_at_random_moments_lose_and_double_nothing(
     finishes = await ear.ended(*requests, timeout=40)
     for request, finish in zip(requests, finishes, strict=True):
         assert await ear.text(request.id) == undisturbed(request)
-        assert (finish.reason, finish.completion_tokens) == ("length", request.sampling.max_tokens)
+        assert (finish.reason, finish.completion_tokens) == ("length", request.work.sampling.max_tokens)
 
 
 async def test_every_request_ends_once_under_kills_cancels_and_deadlines(
@@ -143,7 +143,7 @@ async def test_a_redis_that_is_killed_under_load_loses_nothing(
             log = await ear.queue.replay(request.id)
             assert log is not None and log[-1].finish is not None
             assert [segment.seq for segment in log] == list(range(len(log)))
-            assert "".join(segment.text for segment in log) == undisturbed(request)
+            assert "".join(segment.output.text for segment in log) == undisturbed(request)
 
 
 async def test_a_terminated_replica_drains_and_leaves_cleanly(ear: Ear, spawn: Spawn, redis_url: str) -> None:

@@ -81,4 +81,4 @@ async def test_a_killed_seeded_stream_equals_the_undisturbed_one(
 
 
 def tokens(ear: Ear, request: Request) -> list[int]:
-    return [token for segment in ear.heard[request.id] for token in segment.token_ids]
+    return [token for segment in ear.heard[request.id] for token in segment.output.token_ids]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tidegate.messages.work import Finish, Request, Segment, TokenLogprob
+from tidegate.messages.work import Finish, Request, Segment, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,11 @@ class EngineLoadError(Exception):
 class StepOutput:
     """What one step (or an `add` that failed at once) adds to one request.
 
-    `text` holds only final characters: partial UTF-8 and possible beginnings of a stop string wait.
     With `finish` the engine has forgotten the request and its slot is free.
     """
 
     request_id: str
-    token_ids: list[int]
-    text: str
-    logprobs: list[TokenLogprob]
+    output: Tokens
     prompt_tokens: int
     finish: Finish | None
 

@@ -23,6 +23,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit
 from tidegate.engines.stop_buffer import StopBuffer
 from tidegate.messages.work import (
+    NO_TOKENS,
     ChatPrompt,
     Finish,
     Request,
@@ -30,6 +31,7 @@ from tidegate.messages.work import (
     TextPrompt,
     TokenLogprob,
     TokenPrompt,
+    Tokens,
 )
 
 DEFAULT_CONTEXT_LENGTH = 8192
@@ -121,12 +123,12 @@ class SimulatedEngine:
         return self._slots - len(self._rows)
 
     def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
-        sampling = request.sampling
+        sampling = request.work.sampling
         prompt = self._prompt_text(request)
         count = self._prompt_tokens(request, prompt)
         limit = completion_limit(count, sampling.max_tokens, self._context_length)
         if isinstance(limit, Finish):
-            return StepOutput(request.id, [], "", [], count, limit)
+            return StepOutput(request.id, NO_TOKENS, count, limit)
         limit_reason: Literal["stop", "length"] = "length"
         if sampling.max_tokens is None and not sampling.ignore_eos and self._args.answer_tokens <= limit:
             limit, limit_reason = self._args.answer_tokens, "stop"
@@ -186,7 +188,7 @@ class SimulatedEngine:
             if position >= row.limit:
                 finish = self._finish(row, row.limit_reason)
                 ended.append(row.id)
-            outputs.append(StepOutput(row.id, [token], words[token], [], row.prompt_tokens, finish))
+            outputs.append(StepOutput(row.id, Tokens([token], words[token]), row.prompt_tokens, finish))
         for request_id in ended:
             del self._rows[request_id]
         return outputs
@@ -214,7 +216,7 @@ class SimulatedEngine:
         """One token of a row that needs more than a plain token."""
         if row.fault is not None and row.position == row.fault.at_token:
             if row.fault.kind == "error":
-                return StepOutput(row.id, [], "", [], row.prompt_tokens, self._finish(row, "error"))
+                return StepOutput(row.id, NO_TOKENS, row.prompt_tokens, self._finish(row, "error"))
             self._break(row.fault)
         token = self._token(row)
         row.position += 1
@@ -232,21 +234,21 @@ class SimulatedEngine:
             finish = self._finish(row, row.limit_reason)
             text += row.stop.flush() if row.stop is not None else ""
         text, row.lead_text = row.lead_text + text, ""
-        return StepOutput(row.id, [token], text, logprobs, row.prompt_tokens, finish)
+        return StepOutput(row.id, Tokens([token], text, logprobs), row.prompt_tokens, finish)
 
     def _continue(self, row: Row, log: list[Segment]) -> StepOutput | None:
         """Bring `row` to where `log` ends. Returns its finished output where the log completes it."""
         for segment in log:
-            row.position += len(segment.token_ids)
+            row.position += len(segment.output.token_ids)
             if row.stop is not None:
-                for token in segment.token_ids:
+                for token in segment.output.token_ids:
                     row.stop.push(self._words[token % len(self._words)])
         if row.stop is not None and row.stop.stopped:
-            return StepOutput(row.id, [], "", [], row.prompt_tokens, self._finish(row, "stop"))
+            return StepOutput(row.id, NO_TOKENS, row.prompt_tokens, self._finish(row, "stop"))
         if row.position >= row.limit:
             text = row.lead_text + (row.stop.flush() if row.stop is not None else "")
             finish = self._finish(row, row.limit_reason)
-            return StepOutput(row.id, [], text, row.lead_logprobs, row.prompt_tokens, finish)
+            return StepOutput(row.id, Tokens([], text, row.lead_logprobs), row.prompt_tokens, finish)
         return None
 
     def _finish(self, row: Row, reason: Literal["stop", "length", "error"]) -> Finish:
@@ -282,7 +284,7 @@ class SimulatedEngine:
         return TokenLogprob(token, word, -0.25, word.encode(), alternatives)
 
     def _prompt_text(self, request: Request) -> str:
-        match request.prompt:
+        match request.work.prompt:
             case ChatPrompt(messages):
                 return "\n".join(f"{message.get('role')}: {content_text(message)}" for message in messages)
             case TextPrompt(text):
@@ -293,8 +295,8 @@ class SimulatedEngine:
     @staticmethod
     def _prompt_tokens(request: Request, prompt: str) -> int:
         """Exact for token prompts; text counts one token per four characters begun."""
-        if isinstance(request.prompt, TokenPrompt):
-            return len(request.prompt.token_ids)
+        if isinstance(request.work.prompt, TokenPrompt):
+            return len(request.work.prompt.token_ids)
         return len(prompt) // 4 + 1
 
     def _prompt_logprobs(self, row: Row) -> list[TokenLogprob]:

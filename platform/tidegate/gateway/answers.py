@@ -118,7 +118,7 @@ def usage(finishes: Sequence[Finish | None], n: int) -> Usage:
 
 
 def chat_choice(index: int, segments: Sequence[Segment], finish: Finish, wants_logprobs: bool) -> ChatChoice:
-    text = "".join([segment.text for segment in segments])
+    text = "".join([segment.output.text for segment in segments])
     logprobs = ChatLogprobs(chat_logprobs(_tokens(segments))) if wants_logprobs else None
     return ChatChoice(index, ChatAnswerMessage("assistant", text), logprobs, _finished(finish))
 
@@ -127,7 +127,7 @@ def completion_choice(
     index: int, segments: Sequence[Segment], finish: Finish, top: int | None
 ) -> CompletionChoice:
     """`top`: how many alternatives were asked for; None for no logprobs at all."""
-    text = "".join([segment.text for segment in segments])
+    text = "".join([segment.output.text for segment in segments])
     logprobs = None if top is None else TextOffsets().logprobs(_tokens(segments), top)
     return CompletionChoice(index, text, logprobs, _finished(finish))
 
@@ -196,7 +196,7 @@ def _continues(byte: int) -> bool:
 
 
 def _tokens(segments: Sequence[Segment]) -> list[TokenLogprob]:
-    return [token for segment in segments for token in segment.logprobs]
+    return [token for segment in segments for token in segment.output.logprobs]
 
 
 def _finished(finish: Finish) -> Finished:

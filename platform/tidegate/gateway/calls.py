@@ -11,14 +11,12 @@ from typing import Any
 
 from tidegate.gateway.checks import chat_messages, check_sequences, prompt_list
 from tidegate.gateway.schema import DEFAULT_COMPLETION_TOKENS, ChatBody, CompletionBody, GenerationBody
-from tidegate.messages.work import ChatPrompt, Request, Sampling, TextPrompt, TokenPrompt
+from tidegate.messages.work import ChatPrompt, Generate, Prompt, Request, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1
 DEFAULT_OUTPUT_ESTIMATE = 256  # tokens charged at admission where the client set no limit
 _CHARACTERS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
-
-Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +93,28 @@ def build_requests(call: Call, origin: Origin, random_seed: int) -> list[Request
         for choice in range(call.n):
             index = prompt_index * call.n + choice
             sampling = Sampling(
-                (first_seed + index) & SEED_MASK,
-                call.max_tokens,
-                temperature,
-                top_p,
-                call.stop,
-                body.presence_penalty or 0.0,
-                body.frequency_penalty or 0.0,
-                call.logprobs,
-                call.echo,
+                seed=(first_seed + index) & SEED_MASK,
+                max_tokens=call.max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                stop=call.stop,
+                presence_penalty=body.presence_penalty or 0.0,
+                frequency_penalty=body.frequency_penalty or 0.0,
+                top_logprobs=call.logprobs,
+                echo=call.echo,
             )
             requests.append(
                 Request(
-                    f"{origin.call_id}.{index}",
-                    origin.tenant,
-                    call.model,
-                    origin.revision,
-                    origin.gateway,
-                    origin.created,
-                    origin.deadline,
-                    0,
-                    cost,
-                    prompt,
-                    sampling,
+                    id=f"{origin.call_id}.{index}",
+                    tenant=origin.tenant,
+                    model=call.model,
+                    revision=origin.revision,
+                    gateway=origin.gateway,
+                    created=origin.created,
+                    deadline=origin.deadline,
+                    priority=0,
+                    cost=cost,
+                    work=Generate(prompt, sampling),
                 )
             )
     return requests

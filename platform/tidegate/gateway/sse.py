@@ -70,15 +70,16 @@ class ChatEvents:
         if index not in self._began:
             self._began.add(index)
             out = chunk(b'{"index":%d,"delta":%b,"logprobs":null,"finish_reason":null}' % (index, _ROLE))
-        if self._logprobs and segment.logprobs:
+        text, logprobs = segment.output.text, segment.output.logprobs
+        if self._logprobs and logprobs:
             out += chunk(
                 b'{"index":%d,"delta":{"content":%b},"logprobs":{"content":%b,"refusal":null},"finish_reason":null}'
-                % (index, text_json(segment.text), encode(chat_logprobs(segment.logprobs)))
+                % (index, text_json(text), encode(chat_logprobs(logprobs)))
             )
-        elif segment.text:
+        elif text:
             out += chunk(
                 b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}'
-                % (index, text_json(segment.text))
+                % (index, text_json(text))
             )
         if segment.finish is not None:
             out += chunk(
@@ -113,15 +114,16 @@ class CompletionEvents:
 
     def render(self, index: int, segment: Segment) -> bytes:
         finish = segment.finish
-        if not segment.text and not segment.logprobs and finish is None:
+        output = segment.output
+        if not output.text and not output.logprobs and finish is None:
             return b""
         logprobs = b"null"
-        if self._top is not None and segment.logprobs:
-            logprobs = encode(self._offsets[index].logprobs(segment.logprobs, self._top))
+        if self._top is not None and output.logprobs:
+            logprobs = encode(self._offsets[index].logprobs(output.logprobs, self._top))
         reason = b"null" if finish is None else b'"length"' if finish.reason == "length" else b'"stop"'
         return self._frame.chunk(
             b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}'
-            % (index, text_json(segment.text), logprobs, reason)
+            % (index, text_json(output.text), logprobs, reason)
         )
 
     def usage(self, usage: Usage) -> bytes:

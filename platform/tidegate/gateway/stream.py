@@ -223,7 +223,7 @@ class OpenCalls:
         batch that showed it, so it is read again."""
         if log is None:
             request.early = None
-            _accept(request, Segment(request.id, request.next_seq, [], "", finish=LOG_GONE))
+            _accept(request, Segment(request.id, request.next_seq, LOG_GONE))
             return True
         early = request.early or {}
         early.update((segment.seq, segment) for segment in log)

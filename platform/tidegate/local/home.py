@@ -49,7 +49,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Running(msgspec.Struct, frozen=True):
-    """What the host says of itself. `url` is empty until the gateway answers."""
+    """The host's record of itself. `url` is empty until the gateway answers."""
 
     host: ProcessRecord
     url: str = ""

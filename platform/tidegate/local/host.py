@@ -292,7 +292,7 @@ class _ServeSlot:
 
 
 def model_state(entry: ModelEntry) -> Literal["running", "done", "failed"]:
-    """How far a model is, for `Progress`: it may be ready, on its way, or stuck until something changes."""
+    """Return how far a model is: ready, on its way, or stuck until something changes."""
     if entry.ready:
         return "done"
     progressing = any(item.type == "Progressing" and item.status == "True" for item in entry.conditions)

@@ -1,7 +1,8 @@
 """A request and what comes of it, between gateway, queue and replica.
 
 All are frozen msgspec structs, encoded as msgpack arrays: the position of a field is its wire format,
-so new fields are appended with a default and none is ever reordered.
+so new fields are appended with a default and none is ever reordered. An envelope (`Request`, `Segment`) says
+whose it is; what is asked and what comes back are unions by tag, to which a task adds its own pair.
 
     gateway ──Request──> queue ──Claim──> replica ──Segment──> queue (log + channel) ──Segment──> gateway
 
@@ -12,7 +13,6 @@ any gateway can replay what it missed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -21,8 +21,8 @@ TERMINAL_STATES = ("done", "failed", "cancelled", "expired")
 FinishReason = Literal["stop", "length", "error", "cancelled", "expired"]
 
 
-class Sampling(msgspec.Struct, frozen=True, array_like=True):
-    """How tokens are chosen and when to stop. The gateway has resolved every default."""
+class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The choice of tokens and the conditions to stop. The gateway has resolved every default."""
 
     seed: int  # always set: continuation needs it, so the gateway draws one where the client gave none
     max_tokens: int | None = None  # None: up to the context length
@@ -50,8 +50,18 @@ class TokenPrompt(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
     token_ids: list[int]
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True):
-    """One sequence to generate: the unit of queueing, of leases and of terminal states.
+Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
+    """A text to generate. The answer comes back as `Tokens`."""
+
+    prompt: Prompt
+    sampling: Sampling
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """The envelope of what is asked: the unit of queueing, of leases and of terminal states.
 
     An HTTP call with `n` choices or several prompts becomes that many requests, submitted in one atomic
     step and named `{call id}.{index}`.
@@ -66,8 +76,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
     deadline: float  # unix seconds; past it the request must not reach an engine
     priority: int  # higher first; 0 is the default
     cost: int  # estimated tokens (input + output), corrected later by the replica
-    prompt: ChatPrompt | TextPrompt | TokenPrompt
-    sampling: Sampling
+    work: Generate
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -81,7 +90,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
-    """Why a request ended. `code` and `message` are set for `error`, `cancelled` and `expired`."""
+    """The end of a request. `code` and `message` are set for `error`, `cancelled` and `expired`."""
 
     reason: FinishReason
     code: str = ""  # a stable CamelCase reason: InvalidPrompt, PoisonRequest, ContextLengthExceeded, ...
@@ -90,17 +99,33 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     completion_tokens: int = 0
 
 
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
+    """The answer to `Generate`, or a part of it.
+
+    `text` holds only characters that can never be taken back: partial UTF-8 and possible beginnings of a stop
+    string wait for later tokens.
+    """
+
+    token_ids: list[int] = []
+    text: str = ""
+    logprobs: list[TokenLogprob] = []
+
+
+NO_TOKENS = Tokens()
+
+
 class Segment(msgspec.Struct, frozen=True, array_like=True):
-    """What one engine step adds to one request. `text` holds only characters that can never be taken back:
-    partial UTF-8 and possible beginnings of a stop string wait for later tokens."""
+    """The envelope of what one engine step adds to one request.
+
+    A request that ends outside an engine gets its last segment from Lua (`final_segment` in
+    `store/lua/common.lua`): the first three fields alone.
+    """
 
     request_id: str
     seq: int  # 0, 1, 2, ... per request, across attempts
-    token_ids: list[int]
-    text: str
-    logprobs: list[TokenLogprob] = []
-    prompt_tokens: int = 0  # in segment 0 (and wherever known)
     finish: Finish | None = None
+    output: Tokens = NO_TOKENS
+    prompt_tokens: int = 0  # in segment 0 (and wherever known)
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -110,46 +135,3 @@ class Claim(msgspec.Struct, frozen=True):
     request: Request
     attempt: int
     log: list[Segment]
-
-
-_encoder = msgspec.msgpack.Encoder()
-_segment_decoder = msgspec.msgpack.Decoder(Segment)
-_request_decoder = msgspec.msgpack.Decoder(Request)
-
-
-def encode_request(request: Request) -> bytes:
-    return _encoder.encode(request)
-
-
-def decode_request(body: bytes) -> Request:
-    return _request_decoder.decode(body)
-
-
-def encode_segment(segment: Segment) -> bytes:
-    return _encoder.encode(segment)
-
-
-def decode_segments(blob: bytes) -> list[Segment]:
-    """Decode framed segments laid end to end, as logs and channel messages hold them.
-
-    msgpack delimits itself, but msgspec decodes one value per call, so each is framed (see `frame`).
-    """
-    return list(_unframe(blob))
-
-
-def frame(segment: bytes) -> bytes:
-    """One encoded segment with its 4-byte big-endian length in front."""
-    return len(segment).to_bytes(4, "big") + segment
-
-
-def encode_segments(segments: Iterable[Segment]) -> bytes:
-    return b"".join(frame(encode_segment(segment)) for segment in segments)
-
-
-def _unframe(blob: bytes) -> Iterator[Segment]:
-    view, position, end = memoryview(blob), 0, len(blob)
-    while position < end:
-        length = int.from_bytes(view[position : position + 4], "big")
-        position += 4
-        yield _segment_decoder.decode(view[position : position + length])
-        position += length

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidegate.engines.base import Engine, LoadReport, StepOutput
-from tidegate.messages.work import Finish, Request, Segment
+from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class EngineThread:
             self._engine.abort(order.request.id)
             message = f"The engine could not take this request ({type(error).__name__})."
             finish = Finish("error", "EngineError", message)
-            return StepOutput(order.request.id, [], "", [], 0, finish)
+            return StepOutput(order.request.id, NO_TOKENS, 0, finish)
 
     def _close_engine(self) -> None:
         try:

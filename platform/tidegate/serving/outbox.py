@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
-from tidegate.messages.work import Segment
+from tidegate.messages.work import Segment, Tokens
 from tidegate.serving.ports import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -64,24 +64,16 @@ class Outbox:
 
     def put(self, held: Held, output: StepOutput) -> None:
         """Add one output; `send` makes it leave."""
-        token_ids = output.token_ids
         earlier = self._unsent.get(held.id)
         if earlier is None:
             seq = held.seq
             held.seq = seq + 1
-            segment = Segment(
-                held.id,
-                seq,
-                token_ids,
-                output.text,
-                output.logprobs,
-                0 if seq else output.prompt_tokens,
-                output.finish,
-            )
+            prompt_tokens = 0 if seq else output.prompt_tokens
+            segment = Segment(held.id, seq, output.finish, output.output, prompt_tokens)
         else:
             segment = merged(earlier[1], output)
         self._unsent[held.id] = (held.attempt, segment)
-        self._unsent_tokens += len(token_ids)
+        self._unsent_tokens += len(output.output.token_ids)
 
     def send(self) -> None:
         """Start a batch unless one is in flight (it is followed by the next one)."""
@@ -158,12 +150,7 @@ class Outbox:
 
 def merged(segment: Segment, output: StepOutput) -> Segment:
     """`segment` with the next output of the same request behind it."""
-    return Segment(
-        segment.request_id,
-        segment.seq,
-        segment.token_ids + output.token_ids,
-        segment.text + output.text,
-        segment.logprobs + output.logprobs if output.logprobs else segment.logprobs,
-        segment.prompt_tokens,
-        output.finish,
-    )
+    old, new = segment.output, output.output
+    logprobs = old.logprobs + new.logprobs if new.logprobs else old.logprobs
+    both = Tokens(old.token_ids + new.token_ids, old.text + new.text, logprobs)
+    return Segment(segment.request_id, segment.seq, output.finish, both, segment.prompt_tokens)

@@ -194,8 +194,8 @@ class ReplicaLoop:
         seq, sent = 0, 0
         for segment in claim.log:
             seq = segment.seq + 1
-            sent += len(segment.token_ids)
-        most = request.sampling.max_tokens
+            sent += len(segment.output.token_ids)
+        most = request.work.sampling.max_tokens
         held = Held(request.id, claim.attempt, seq, -1 if most is None else most - sent)
         if held.left == 1:
             held.is_ending = True
@@ -221,7 +221,7 @@ class ReplicaLoop:
                 held = held_by_id.get(output.request_id)
                 if held is None or held.ticket > ticket or held.is_finished:
                     continue
-                count = len(output.token_ids)
+                count = len(output.output.token_ids)
                 if output.finish is not None:
                     held.is_finished = True
                     self._ends_no_more(held)
@@ -230,7 +230,7 @@ class ReplicaLoop:
                     if held.left == 1 and not held.is_ending:
                         held.is_ending = True
                         self._ending += 1
-                elif not output.text:
+                elif not output.output.text:
                     continue  # a step of its prefill: nothing to tell yet
                 self.tokens_total += count
                 put(held, output)

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from tidegate.errors import QueueUnavailable
+from tidegate.messages.codec import decode_segments, encode_request
 from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
-from tidegate.messages.work import Request, Segment, decode_segments, encode_request
+from tidegate.messages.work import Request, Segment
 from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
 from tidegate.store.depths import depth_of, look

@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from tidegate.messages.work import Claim, Segment, decode_request, decode_segments, encode_segment, frame
+from tidegate.messages.codec import decode_request, decode_segments, encode_segment, frame
+from tidegate.messages.work import Claim, Segment
 from tidegate.store import names, scripts
 from tidegate.store.connection import Connection
 from tidegate.store.sweeper import Sweeper, SweepTimes

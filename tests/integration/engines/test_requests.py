@@ -99,7 +99,7 @@ def test_a_log_that_is_complete_finishes_at_once(llama: Engine) -> None:
     done = run_one(llama, request)
     output = llama.add(request, done.log)
     assert output is not None
-    assert (output.finish, output.token_ids) == (done.finish, [])
+    assert (output.finish, output.output.token_ids) == (done.finish, [])
     assert not llama.has_work()
 
 
@@ -111,7 +111,9 @@ def test_abort_frees_the_slot_and_disturbs_nobody(llama: Engine) -> None:
     llama.abort("never starts")
     tokens: list[int] = []
     for step in range(20):
-        tokens += [token for out in llama.step() if out.request_id == "stays" for token in out.token_ids]
+        tokens += [
+            token for out in llama.step() if out.request_id == "stays" for token in out.output.token_ids
+        ]
         if step == 4:
             llama.abort("goes")
             assert llama.free_slots() == free - 1

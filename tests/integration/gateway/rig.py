@@ -19,7 +19,7 @@ from tidegate.gateway.app import create_app
 from tidegate.gateway.services import Services, make_services
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.registry import ModelEntry
-from tidegate.messages.work import Claim, Finish, FinishReason, Segment, TokenLogprob
+from tidegate.messages.work import Claim, Finish, FinishReason, Segment, TokenLogprob, Tokens
 from tidegate.settings import Settings
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
@@ -92,7 +92,7 @@ class Replica:
         end = None
         if finish is not None:
             end = Finish(finish, code, message, prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
-        segment = Segment(request_id, seq, [tokens], text, list(logprobs), PROMPT_TOKENS, end)
+        segment = Segment(request_id, seq, end, Tokens([tokens], text, list(logprobs)), PROMPT_TOKENS)
         await self.queue.emit([(claim.attempt, segment)])
 
     async def answer_everything(self) -> None:

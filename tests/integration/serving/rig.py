@@ -18,7 +18,7 @@ from tests.waiting import await_until
 from tidegate.engines.base import EngineSpec
 from tidegate.engines.simulated import SimulatedEngine
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
-from tidegate.messages.work import Finish, Request, Sampling, Segment, TextPrompt
+from tidegate.messages.work import Finish, Generate, Request, Sampling, Segment, TextPrompt
 from tidegate.serving.process import ReplicaProcess, parse_args
 from tidegate.store.connection import Connection
 from tidegate.store.queue import GatewayQueue, SweepTimes
@@ -44,8 +44,7 @@ def a_request(prompt: str = "hello", *, max_tokens: int | None = 20, **changes: 
         "deadline": now + 300,
         "priority": 0,
         "cost": 10,
-        "prompt": TextPrompt(prompt),
-        "sampling": sampling,
+        "work": Generate(TextPrompt(prompt), sampling),
     }
     return Request(**(values | changes))
 
@@ -57,7 +56,7 @@ def undisturbed(request: Request) -> str:
     assert engine.add(request, []) is None
     text = ""
     while engine.has_work():
-        text += "".join(output.text for output in engine.step())
+        text += "".join(output.output.text for output in engine.step())
     return text
 
 
@@ -92,7 +91,7 @@ class Ear:
         seqs = [segment.seq for segment in heard]
         assert seqs == sorted(set(seqs)), "heard out of order or twice"
         assert all(segment == log[segment.seq] for segment in heard)
-        return "".join(segment.text for segment in log)
+        return "".join(segment.output.text for segment in log)
 
     async def ended(self, *requests: Request, timeout: float = 30.0) -> list[Finish]:
         await await_until(lambda: all(request.id in self.finished for request in requests), timeout)
@@ -100,7 +99,7 @@ class Ear:
         return [self.finished[request.id] for request in requests]
 
     def tokens_of(self, request: Request) -> int:
-        return sum(len(segment.token_ids) for segment in self.heard[request.id])
+        return sum(len(segment.output.token_ids) for segment in self.heard[request.id])
 
 
 @asynccontextmanager

@@ -38,7 +38,7 @@ async def test_answers_are_complete_in_order_and_exact(ear: Ear, redis_url: str,
     for request, finish in zip(requests, finishes, strict=True):
         assert await ear.text(request.id) == undisturbed(request)
         assert finish.reason == "length"
-        assert finish.completion_tokens == request.sampling.max_tokens
+        assert finish.completion_tokens == request.work.sampling.max_tokens
 
 
 async def test_requests_that_waited_before_the_replica_came_are_served(

@@ -71,7 +71,7 @@ def assert_exact(log: list[Segment] | None) -> None:
     """Every token once and in order, and exactly one end, at the end."""
     assert log is not None
     assert [segment.seq for segment in log] == list(range(TOKENS))
-    assert "".join(segment.text for segment in log) == "".join(map(text_of, range(TOKENS)))
+    assert "".join(segment.output.text for segment in log) == "".join(map(text_of, range(TOKENS)))
     assert [segment.seq for segment in log if segment.finish] == [TOKENS - 1]
 
 

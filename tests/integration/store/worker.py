@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tidegate.errors import QueueUnavailable
-from tidegate.messages.work import Claim, Finish, Segment
+from tidegate.messages.work import Claim, Finish, Segment, Tokens
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue, SweepTimes
 
@@ -35,13 +35,15 @@ class Running:
         self.attempt = claim.attempt
         self._id = claim.request.id
         self._next = len(claim.log)
-        self._last = (claim.request.sampling.max_tokens or 1) - 1
+        self._last = (claim.request.work.sampling.max_tokens or 1) - 1
 
     def step(self) -> tuple[int, Segment]:
         number = self._next
         self._next += 1
         finish = Finish("length") if number == self._last else None
-        return self.attempt, Segment(self._id, number, [number], text_of(number), finish=finish)
+        return self.attempt, Segment(
+            self._id, number, output=Tokens([number], text_of(number)), finish=finish
+        )
 
 
 async def serve(queue: ReplicaQueue) -> None:

@@ -11,13 +11,13 @@ from openai.types.chat import ChatCompletion as OpenAIChatCompletion
 
 from tidegate.gateway import answers
 from tidegate.gateway.answers import TextOffsets
-from tidegate.messages.work import Finish, Segment, TokenLogprob
+from tidegate.messages.work import Finish, Segment, TokenLogprob, Tokens
 
 STOP = Finish("stop", prompt_tokens=3, completion_tokens=2)
 
 
 def a_segment(text: str, *logprobs: TokenLogprob) -> Segment:
-    return Segment("x.0", 0, [1], text, list(logprobs))
+    return Segment("x.0", 0, output=Tokens([1], text, list(logprobs)))
 
 
 def a_token(text: str, logprob: float | None = -0.5) -> TokenLogprob:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tidegate.gateway.calls import Origin, build_requests, chat_call, completion_call, new_id, new_seed
 from tidegate.gateway.checks import parse_chat, parse_completion
-from tidegate.messages.work import ChatPrompt, Request, decode_request, encode_request
+from tidegate.messages.codec import decode_request, encode_request
+from tidegate.messages.work import ChatPrompt, Request
 
 ORIGIN = Origin("cmpl-x", "acme", "r1", "gw-1", 100.0, 160.0)
 
@@ -25,15 +26,19 @@ def test_defaults_are_resolved() -> None:
     [request] = requests_of({"messages": [{"role": "user", "content": "x" * 40}]})
     assert (request.id, request.tenant, request.model, request.revision) == ("cmpl-x.0", "acme", "m", "r1")
     assert (request.created, request.deadline, request.gateway) == (100.0, 160.0, "gw-1")
-    assert request.prompt == ChatPrompt([{"role": "user", "content": "x" * 40}])
-    assert (request.sampling.seed, request.sampling.max_tokens) == (7, None)
-    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.stop) == (1.0, 1.0, ())
+    assert request.work.prompt == ChatPrompt([{"role": "user", "content": "x" * 40}])
+    assert (request.work.sampling.seed, request.work.sampling.max_tokens) == (7, None)
+    assert (request.work.sampling.temperature, request.work.sampling.top_p, request.work.sampling.stop) == (
+        1.0,
+        1.0,
+        (),
+    )
     assert request.cost == 10 + 4 + 256
 
 
 def test_one_stop_text_is_a_list_of_one() -> None:
     [request] = requests_of({"prompt": "x", "stop": "END"})
-    assert request.sampling.stop == ("END",)
+    assert request.work.sampling.stop == ("END",)
 
 
 def test_costs_count_input_and_output() -> None:
@@ -49,11 +54,11 @@ def test_costs_count_input_and_output() -> None:
 def test_seeds_differ_and_fit_and_ids_follow_openais_order(prompts: int, n: int, seed: int) -> None:
     requests = requests_of({"prompt": [f"p{i}" for i in range(prompts)], "n": n, "seed": seed})
     assert [request.id for request in requests] == [f"cmpl-x.{i}" for i in range(prompts * n)]
-    seeds = [request.sampling.seed for request in requests]
+    seeds = [request.work.sampling.seed for request in requests]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= value < 2**63 for value in seeds)
-    assert [request.prompt for request in requests] == [
-        requests[i * n].prompt for i in range(prompts) for _ in range(n)
+    assert [request.work.prompt for request in requests] == [
+        requests[i * n].work.prompt for i in range(prompts) for _ in range(n)
     ]
     assert [decode_request(encode_request(request)) for request in requests] == requests
 

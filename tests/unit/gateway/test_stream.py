@@ -14,17 +14,30 @@ from tidegate.errors import QueueUnavailable
 from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import RequestQueue
 from tidegate.gateway.stream import OpenCall, OpenCalls
-from tidegate.messages.work import Finish, Request, Sampling, Segment, TextPrompt
+from tidegate.messages.work import Finish, Generate, Request, Sampling, Segment, TextPrompt, Tokens
 
 
 def a_request(index: int = 0) -> Request:
-    return Request(f"c.{index}", "t", "m", "r", "gw", 0.0, 60.0, 0, 1, TextPrompt("x"), Sampling(1))
+    return Request(
+        id=f"c.{index}",
+        tenant="t",
+        model="m",
+        revision="r",
+        gateway="gw",
+        created=0.0,
+        deadline=60.0,
+        priority=0,
+        cost=1,
+        work=Generate(TextPrompt("x"), Sampling(seed=1)),
+    )
 
 
 def a_log(length: int, request_id: str = "c.0") -> list[Segment]:
     texts = [chr(ord("a") + position) for position in range(length)]
     return [
-        Segment(request_id, seq, [seq], text, finish=Finish("stop") if seq == length - 1 else None)
+        Segment(
+            request_id, seq, output=Tokens([seq], text), finish=Finish("stop") if seq == length - 1 else None
+        )
         for seq, text in enumerate(texts)
     ]
 
@@ -56,7 +69,7 @@ def table(logs: Logs) -> OpenCalls:
 
 async def text_of(call: OpenCall) -> str:
     await await_until(lambda: call.unfinished == 0)
-    return "".join(segment.text for _, segment in call.take())
+    return "".join(segment.output.text for _, segment in call.take())
 
 
 @settings(deadline=None)
@@ -84,7 +97,7 @@ def test_any_loss_order_and_repetition_gives_the_log_once(data: Any, length: int
         await calls.shut_down()
         return text
 
-    assert asyncio.run(run()) == "".join(segment.text for segment in log)
+    assert asyncio.run(run()) == "".join(segment.output.text for segment in log)
 
 
 async def test_a_break_before_the_submit_is_answered_is_made_good_after_it() -> None:

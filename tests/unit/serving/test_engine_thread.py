@@ -8,7 +8,7 @@ import pytest
 from tests.integration.serving.rig import a_request
 from tests.waiting import await_until
 from tidegate.engines.base import EngineLoadError, LoadReport, StepOutput
-from tidegate.messages.work import Finish, Request, Segment
+from tidegate.messages.work import Finish, Request, Segment, Tokens
 from tidegate.serving.engine_thread import Crash, Delivery, EngineThread, describe_crash
 
 
@@ -56,7 +56,7 @@ class ScriptedEngine:
         self.steps.acquire()
         if self.step_error is not None:
             raise self.step_error
-        return [StepOutput(request_id, [1], "x", [], 0, None) for request_id in self.running]
+        return [StepOutput(request_id, Tokens([1], "x"), 0, None) for request_id in self.running]
 
     def health(self) -> str | None:
         return None
@@ -85,7 +85,7 @@ async def test_everything_happens_on_the_one_thread_and_close_ends_it() -> None:
     bench.thread.hand_over(request, [])
     bench.engine.steps.release()
     await await_until(lambda: bench.deliveries)
-    assert bench.deliveries[0] == Delivery([StepOutput(request.id, [1], "x", [], 0, None)], 1, 1)
+    assert bench.deliveries[0] == Delivery([StepOutput(request.id, Tokens([1], "x"), 0, None)], 1, 1)
     await bench.close()
     assert bench.engine.threads == {"engine"}
     assert bench.engine.is_closed

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.waiting import await_until
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
-from tidegate.messages.work import Claim, Finish, Segment
+from tidegate.messages.work import Claim, Finish, Segment, Tokens
 from tidegate.serving.outbox import MOST_UNSENT_TOKENS, Held, Outbox
 
 
@@ -64,7 +64,7 @@ class Bench:
 
 
 def output(token: int, finish: Finish | None = None, tokens: int = 1) -> StepOutput:
-    return StepOutput("a", [token] * tokens, f"{token} ", [], 3, finish)
+    return StepOutput("a", Tokens([token] * tokens, f"{token} "), 3, finish)
 
 
 def held(request_id: str = "a", seq: int = 0) -> Held:
@@ -108,7 +108,7 @@ async def test_what_comes_while_a_batch_is_in_flight_is_merged_into_the_next() -
     bench.open(2)
     assert await bench.outbox.flush(20.0)
     segments = [segment for batch in bench.queue.batches for _, segment in batch]
-    assert [(segment.seq, segment.token_ids, segment.text) for segment in segments] == [
+    assert [(segment.seq, segment.output.token_ids, segment.output.text) for segment in segments] == [
         (0, [1], "1 "),
         (1, [2, 3], "2 3 "),
     ]
@@ -125,7 +125,10 @@ async def test_an_outage_repeats_the_same_batch() -> None:
     bench.outbox.retry_now()
     bench.open(2)
     assert await bench.outbox.flush(20.0)
-    assert [[segment.token_ids for _, segment in batch] for batch in bench.queue.batches] == [[[1]], [[2]]]
+    assert [[segment.output.token_ids for _, segment in batch] for batch in bench.queue.batches] == [
+        [[1]],
+        [[2]],
+    ]
 
 
 async def test_stepping_is_paused_when_too_much_gathers_and_resumed() -> None:
@@ -167,7 +170,7 @@ def test_however_it_is_held_up_streams_stay_whole(events: list[tuple[str, bool]]
         requests = {name: held(name) for name in "abc"}
         sent: dict[str, list[int]] = {name: [] for name in "abc"}
         for number, (name, is_through) in enumerate(events):
-            bench.step((requests[name], StepOutput(name, [number], "", [], 0, None)))
+            bench.step((requests[name], StepOutput(name, Tokens([number], ""), 0, None)))
             sent[name].append(number)
             if is_through:
                 bench.open()
@@ -179,6 +182,6 @@ def test_however_it_is_held_up_streams_stay_whole(events: list[tuple[str, bool]]
         for name, tokens in sent.items():
             mine = [segment for segment in segments if segment.request_id == name]
             assert [segment.seq for segment in mine] == list(range(len(mine)))
-            assert [token for segment in mine for token in segment.token_ids] == tokens
+            assert [token for segment in mine for token in segment.output.token_ids] == tokens
 
     asyncio.run(run())

@@ -36,7 +36,7 @@ from tidegate.engines.transformers.selfcheck import check, probe_rows
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages.work import Finish, Request, Segment
+from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
 
 PADDING_SHARE = 0.25  # of a joint prefill that may be padding
 PADDING_TOKENS = 16  # or so many tokens per row, where prompts are short
@@ -100,10 +100,10 @@ class TransformersEngine:
         try:
             prompt = prompt_ids(request, self._tokenizer, self._vocabulary_size)
         except PromptError as error:
-            return StepOutput(request.id, [], "", [], 0, refusal("InvalidPrompt", str(error)))
-        limit = completion_limit(len(prompt), request.sampling.max_tokens, self._context_length)
+            return StepOutput(request.id, NO_TOKENS, 0, refusal("InvalidPrompt", str(error)))
+        limit = completion_limit(len(prompt), request.work.sampling.max_tokens, self._context_length)
         if isinstance(limit, Finish):
-            return StepOutput(request.id, [], "", [], len(prompt), limit)
+            return StepOutput(request.id, NO_TOKENS, len(prompt), limit)
         sequence = RunningSequence(
             request,
             prompt,

@@ -14,7 +14,7 @@ class PromptError(Exception):
 
 def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[int]:
     """The prompt's token ids, never empty. Raises `PromptError`."""
-    match request.prompt:
+    match request.work.prompt:
         case ChatPrompt(messages):
             ids = render_chat(messages, tokenizer, request.model)
         case TextPrompt(text):

@@ -12,7 +12,16 @@ from tidegate.engines.answer import Answer
 from tidegate.engines.base import StepOutput
 from tidegate.engines.transformers.sampling import Chooser, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages.work import ChatPrompt, Finish, Request, Segment, TextPrompt, TokenLogprob
+from tidegate.messages.work import (
+    NO_TOKENS,
+    ChatPrompt,
+    Finish,
+    Request,
+    Segment,
+    TextPrompt,
+    TokenLogprob,
+    Tokens,
+)
 
 
 class RunningSequence:
@@ -33,15 +42,15 @@ class RunningSequence:
         self.id = request.id
         self.request = request
         self.prompt = prompt
-        self.generated = [token for segment in log for token in segment.token_ids]
-        self.chooser = Chooser(request.sampling)
+        self.generated = [token for segment in log for token in segment.output.token_ids]
+        self.chooser = Chooser(request.work.sampling)
         self._limit = limit
-        self._end_ids = () if request.sampling.ignore_eos else end_ids
+        self._end_ids = () if request.work.sampling.ignore_eos else end_ids
         self._vocabulary = vocabulary
         self._vocabulary_size = vocabulary_size
         self._device = device
-        self._top_logprobs = request.sampling.top_logprobs
-        self._lead_text = self._echoed() if request.sampling.echo and not log else ""
+        self._top_logprobs = request.work.sampling.top_logprobs
+        self._lead_text = self._echoed() if request.work.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
         self._begin_answer()
         for token in self.generated:
@@ -59,7 +68,7 @@ class RunningSequence:
         """Log probabilities of prompt tokens (echo), or of logged tokens that were held back, are due."""
         if self._top_logprobs is None:
             return False
-        return bool(self.generated) or self.request.sampling.echo
+        return bool(self.generated) or self.request.work.sampling.echo
 
     @property
     def generates_nothing(self) -> bool:
@@ -80,7 +89,7 @@ class RunningSequence:
         values = token_logprobs(logits, following, [top] * len(self.tokens))
         entries = [self._entry(token, *values[place]) for place, token in enumerate(self.tokens[1:])]
         prompt_length = len(self.prompt)
-        if self._lead_text or (self.request.sampling.echo and not self.generated):
+        if self._lead_text or (self.request.work.sampling.echo and not self.generated):
             text, raw = self._vocabulary.shown(self.prompt[0])
             self._lead_logprobs = [
                 TokenLogprob(self.prompt[0], text, None, raw),
@@ -114,12 +123,14 @@ class RunningSequence:
             prompt_tokens=len(self.prompt),
             completion_tokens=len(self.generated),
         )
-        return StepOutput(self.id, [], "", [], len(self.prompt), finish)
+        return StepOutput(self.id, NO_TOKENS, len(self.prompt), finish)
 
     def _begin_answer(self) -> None:
-        is_first_text = isinstance(self.request.prompt, ChatPrompt) or self._vocabulary.is_silent(self.prompt)
+        is_first_text = isinstance(self.request.work.prompt, ChatPrompt) or self._vocabulary.is_silent(
+            self.prompt
+        )
         self._detokenizer = self._vocabulary.detokenizer(strip_first_space=is_first_text)
-        self._answer = Answer(self.request.sampling.stop)
+        self._answer = Answer(self.request.work.sampling.stop)
 
     def _finish_after(self, token: int) -> Finish | None:
         if self._answer.stopped or token in self._end_ids:
@@ -138,7 +149,7 @@ class RunningSequence:
         if self._lead_text or self._lead_logprobs:
             text, self._lead_text = self._lead_text + text, ""
             entries, self._lead_logprobs = [*self._lead_logprobs, *entries], []
-        return StepOutput(self.id, tokens, text, entries, len(self.prompt), finish)
+        return StepOutput(self.id, Tokens(tokens, text, entries), len(self.prompt), finish)
 
     def _entry(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
         text, raw = self._vocabulary.shown(token)
@@ -149,7 +160,7 @@ class RunningSequence:
         return TokenLogprob(token, text, logprob, raw, alternatives)
 
     def _echoed(self) -> str:
-        prompt = self.request.prompt
+        prompt = self.request.work.prompt
         if isinstance(prompt, TextPrompt):
             return prompt.text
         detokenizer = self._vocabulary.detokenizer(strip_first_space=True)

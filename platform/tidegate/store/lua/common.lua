@@ -96,9 +96,9 @@ local function flush(now)
   for queue in pairs(wakes) do call('PUBLISH', P .. 'wake:' .. queue, '') end
 end
 
--- The last segment of a request that ends here and not in an engine: messages.Segment, framed.
+-- The last segment of a request that ends here and not in an engine: `messages.work.Segment` without output, framed.
 local function final_segment(id, seq, reason, code, message)
-  local body = cmsgpack.pack({ id, seq, {}, '', {}, 0, { reason, code, message, 0, 0 } })
+  local body = cmsgpack.pack({ id, seq, { reason, code, message } })
   return struct.pack('>I4', #body) .. body
 end
 

@@ -1,0 +1,63 @@
+"""Requests and segments as bytes, as they lie in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from tidegate.messages import before
+from tidegate.messages.work import Request, Segment
+
+_encoder = msgspec.msgpack.Encoder()
+_segment_decoder = msgspec.msgpack.Decoder(Segment)
+_request_decoder = msgspec.msgpack.Decoder(Request)
+
+
+def encode_request(request: Request) -> bytes:
+    return _encoder.encode(request)
+
+
+def decode_request(body: bytes) -> Request:
+    """Raises `msgspec.ValidationError` for what is no request of this version nor of the one before."""
+    try:
+        return _request_decoder.decode(body)
+    except msgspec.ValidationError:
+        return before.decode_request(body)
+
+
+def encode_segment(segment: Segment) -> bytes:
+    return _encoder.encode(segment)
+
+
+def decode_segments(blob: bytes) -> list[Segment]:
+    """Decode framed segments laid end to end, as logs and channel messages hold them.
+
+    msgpack delimits itself, but msgspec decodes one value per call, so each is framed (see `frame`).
+    """
+    return list(_unframe(blob))
+
+
+def frame(segment: bytes) -> bytes:
+    """One encoded segment with its 4-byte big-endian length in front."""
+    return len(segment).to_bytes(4, "big") + segment
+
+
+def encode_segments(segments: Iterable[Segment]) -> bytes:
+    return b"".join(frame(encode_segment(segment)) for segment in segments)
+
+
+def _unframe(blob: bytes) -> Iterator[Segment]:
+    view, position, end = memoryview(blob), 0, len(blob)
+    while position < end:
+        length = int.from_bytes(view[position : position + 4], "big")
+        position += 4
+        yield _decode_segment(view[position : position + length])
+        position += length
+
+
+def _decode_segment(body: memoryview) -> Segment:
+    try:
+        return _segment_decoder.decode(body)
+    except msgspec.ValidationError:
+        return before.decode_segment(body)
