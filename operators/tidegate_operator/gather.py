@@ -163,7 +163,7 @@ class Gatherer:
         of_namespace: Sequence[Body],
         pods: Mapping[str, Sequence[Body]],
     ) -> tuple[dict[RevisionKey, SourceState], dict[str, Sequence[PodProblem]]]:
-        """Return how far the Jobs that resolve sources are, and what keeps each cluster's pods from running."""
+        """Return how far the Jobs that resolve sources are, and what keeps the pods of each cluster down."""
         if pool is None:
             return {}, {}
         sources = await self._sources(namespace, models, pool, of_namespace)

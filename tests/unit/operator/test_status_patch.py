@@ -17,7 +17,6 @@ from tidegate_operator.status_patch import (
     is_trouble,
     memory,
     model_status,
-    noted,
     outage_status,
     pool_status,
     record_of,
@@ -145,14 +144,6 @@ def test_a_refused_model_keeps_its_memory_and_says_what_is_wrong() -> None:
         ),
         1e9,
     )
-
-
-def test_a_refused_spec_is_noted_beside_what_runs_with_a_transition_time_that_stays() -> None:
-    told = condition("ConfigValid", "False", "InvalidConfig", "wrong")
-    first = noted(entry(), told, None, NOW)
-    second = noted(entry(), told, first, NOW + 50)
-    assert first == second
-    assert {item.type: item.status for item in second.conditions} == {"Ready": "True", "ConfigValid": "False"}
 
 
 def test_without_redis_a_model_is_not_ready_and_forgets_nothing() -> None:
