@@ -17,6 +17,7 @@ from tests.contract.hosts.fake_api_server import FakeApiServer
 from tests.contract.hosts.fake_serve import FakeServe, Faults
 from tests.contract.hosts.fake_store import FakeStore, Journal
 from tests.unit.control.builders import NOW, RUNTIME, document
+from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Capacity, SourceState
 from tidegate.errors import QueueUnavailable
 from tidegate.local.control_loop import ControlLoop
@@ -34,6 +35,7 @@ from tidegate_operator.serves import Serves
 
 DEFAULTS = RayDefaults(image="ray:1", ray_version="2.60.0")
 KEY = ("default", "default")
+MOST_CONFLICTS = 5  # of one test
 
 
 class Clock:
@@ -99,7 +101,7 @@ class LaptopRig:
             self.store,
             self.store,
             NoSources(),
-            RecordFile(self._records),
+            JournaledRecords(self._records, self.journal),
             RUNTIME,
             Capacity(4, 0),
             asyncio.Event(),
@@ -112,14 +114,28 @@ class LaptopRig:
     async def round(self) -> None:
         self.clock.now += 1
         await self.serve.beat()
-        before = self._records.stat().st_ino if self._records.exists() else 0
         self.outage = ""
         try:
             await self._loop.round()
         except QueueUnavailable as error:
             self.outage = error.message
-        if self._records.exists() and self._records.stat().st_ino != before:
-            self.journal.append(("records", self._records.read_text(encoding="utf-8")))
+
+
+class JournaledRecords(RecordFile):
+    def __init__(self, path: Path, journal: Journal) -> None:
+        super().__init__(path)
+        self._file = path
+        self._journal = journal
+
+    def write(self, records: Mapping[str, ModelRecord]) -> None:
+        before = self._inode()
+        super().write(records)
+        if self._inode() != before:
+            self._journal.append(("records", dict(records)))
+
+    def _inode(self) -> int:
+        """Another one after each write, which replaces the file."""
+        return self._file.stat().st_ino if self._file.exists() else 0
 
 
 class NoSources:
@@ -206,6 +222,7 @@ class OperatorRig:
                 await self.reconciler.reconcile(KEY)
             except ApiConflict:
                 self.conflicts += 1
+                assert self.conflicts < MOST_CONFLICTS
             else:
                 break
         self.outage = self.condition("Pool", "default", "Ready").message if self.store.is_away else ""

@@ -45,6 +45,20 @@ async def test_a_new_model_proves_itself_and_then_serves(rig: Rig) -> None:
     assert condition(rig, "one", "Ready").reason == "Serving"
 
 
+async def test_records_come_first_and_serve_last(rig: Rig) -> None:
+    """A crash in between repeats a step and forgets none."""
+    await rounds(rig, 3)
+    rig.journal.clear()
+    rig.model("one")
+    await rounds(rig, SETTLED)
+    written = [what for what, _ in rig.journal]
+    records = [at for at, what in enumerate(written) if what in ("records", "Model status")]
+    entries = [at for at, what in enumerate(written) if what == "put_model"]
+    puts = [at for at, what in enumerate(written) if what.startswith("PUT")]
+    assert records[0] < entries[0] < puts[0]
+    assert records[-1] < entries[-1], "that a model is proved is recorded before gateways read it"
+
+
 async def test_a_changed_model_switches_after_the_proof_and_drops_the_old_after_its_requests(
     rig: Rig,
 ) -> None:
