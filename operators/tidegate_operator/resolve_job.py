@@ -13,6 +13,7 @@ from typing import Any
 from tidegate.control.observed import SourceState
 from tidegate.control.resources import Model, Pool, PoolSpec, WorkerGroup
 from tidegate.control.source_answer import read_answer
+from tidegate.sources.schemes import SCHEMES, claim_and_path, scheme_of
 from tidegate_operator.pod_problems import pod_problems
 from tidegate_operator.pod_template import (
     MODEL_LABEL,
@@ -50,15 +51,15 @@ def job_name(model: str, revision: str) -> str:
 def no_job_needed(model: Model, pool: Pool) -> SourceState | None:
     """What is known without a look: that the pool's pods could never read this source."""
     uri = model.spec.source.uri if model.spec.source is not None else ""
-    scheme, _, rest = uri.partition("://")
-    if scheme in ("hf", "s3") and pool.spec.weight_cache is None:
+    scheme = scheme_of(uri)
+    if SCHEMES[scheme].needs_cache and pool.spec.weight_cache is None:
         return SourceState(
             "failed",
             reason="NoWeightCache",
             message=f"{uri} is downloaded, and the pool {pool.name!r} has no place for it that its pods "
             "share; set spec.weightCache of the Pool.",
         )
-    claim = rest.partition("/")[0]
+    claim, _ = claim_and_path(uri)
     if scheme == "pvc" and not claim_folder(pool.spec, claim):
         return SourceState(
             "failed",
@@ -161,9 +162,9 @@ def _cache(spec: PoolSpec) -> list[str]:
 
 
 def _claim(uri: str, spec: PoolSpec) -> list[str]:
-    if not uri.startswith("pvc://"):
+    if scheme_of(uri) != "pvc":
         return []
-    claim = uri.removeprefix("pvc://").partition("/")[0]
+    claim, _ = claim_and_path(uri)
     return ["--claim", f"{claim}={claim_folder(spec, claim)}"]
 
 

@@ -6,7 +6,8 @@ import json
 
 import msgspec
 
-from tidegate.control.observed import DecoderShape, SourceState
+from tidegate.control.observed import SourceState
+from tidegate.sources.facts import Resolved
 
 
 def read_answer(text: str) -> SourceState | None:
@@ -16,15 +17,17 @@ def read_answer(text: str) -> SourceState | None:
         if "error" in found:
             error = found["error"]
             return SourceState("failed", reason=str(error["reason"]), message=str(error["message"]))
-        return SourceState(
-            "resolved",
-            checkpoint=str(found["path"]),
-            weights_bytes=int(found["weights_bytes"]),
-            quantization=str(found["quantization"]),
-            precision=str(found["precision"]),
-            shape=msgspec.convert(found.get("shape") or {}, DecoderShape),
-            commit=str(found.get("commit") or ""),
-            digest=str(found.get("digest") or ""),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
+        answer = msgspec.convert(found, Resolved)
+    except (ValueError, KeyError, TypeError):
         return None
+    return SourceState(
+        "resolved",
+        checkpoint=answer.path,
+        weights_bytes=answer.weights_bytes,
+        quantization=answer.quantization,
+        precision=answer.precision,
+        shape=answer.shape,
+        weights=answer.weights,
+        commit=answer.commit,
+        digest=answer.digest,
+    )
