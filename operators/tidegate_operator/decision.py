@@ -6,13 +6,14 @@ Events, Jobs, RayClusters, finalizers, and which cluster's Serve holds what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
 
 from tidegate.control.conditions import condition
+from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, ServeState, SourceState
 from tidegate.control.pool_plan import (
     PROGRESSING_SECONDS,
@@ -94,6 +95,16 @@ class Gathered:
         """The pool's models as gateways read them now."""
         return self.stored.entries if self.stored is not None else {}
 
+    @property
+    def runnable(self) -> list[ModelObject]:
+        """The Models of which something may run."""
+        return [each for each in self.models if each.model is not None]
+
+    @property
+    def pool_problems(self) -> tuple[PodProblem, ...]:
+        """A refused spec of a Pool that stands as it last was, told as the problems of its pods are."""
+        return (PodProblem("", "", "InvalidConfig", self.refusal),) if self.refusal else ()
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectWrite:
@@ -145,31 +156,25 @@ def decide(found: Gathered, now: float) -> Decision:
         decision = _without_pool(found, now)
     elif found.pool is None:
         ready = condition(READY, "False", "InvalidConfig", found.refusal)
-        decision = Decision(objects=_pool_write(found, found.body, ready, (), {}, now))
+        decision = Decision(objects=_pool_write(found, ready, (), {}, now))
     else:
-        decision = _with_pool(found, found.body, found.pool, now)
-    stuck = [
+        decision = _with_pool(found, found.pool, now)
+    refused = {
+        each.name: refused_status(each.status, each.generation, *each.refusal, found.name, now)
+        for each in found.models
+        if each.model is None and each.refusal is not None and not each.is_deleting
+    }
+    stuck = tuple(
         ObjectWrite("RayCluster", body, finalizers=kept)
         for body in found.clusters
         if (kept := ray_state.stuck_finalizers(body, now)) is not None
-    ]
-    refused = [each for each in found.models if each.model is None]
+    )
+    going = [each for each in found.models if each.model is None and each.is_deleting]
     return replace(
         decision,
-        objects=(*_refusals(found, refused, now), *decision.objects),
-        released=(*stuck, *_released(each for each in refused if each.is_deleting), *decision.released),
+        objects=_model_writes(found, refused) + decision.objects,
+        released=stuck + _released(going) + decision.released,
     )
-
-
-# Models that cannot be planned for -------------------------------------------------------------------------
-
-
-def _refusals(found: Gathered, refused: Iterable[ModelObject], now: float) -> Iterable[ObjectWrite]:
-    """Models of which nothing may run are told why, and are not held."""
-    for each in refused:
-        if each.refusal is not None and not each.is_deleting:
-            status = refused_status(each.status, each.generation, *each.refusal, found.name, now)
-            yield from _model_write(found, each, status)
 
 
 def _without_pool(found: Gathered, now: float) -> Decision:
@@ -179,21 +184,19 @@ def _without_pool(found: Gathered, now: float) -> Decision:
         f"There is no Pool {found.name!r} in the namespace {found.namespace!r}; create it, or name another "
         "in spec.pool of a new Model."
     )
-    ours = [each for each in found.models if each.model is not None]
-    going = [each for each in ours if each.is_deleting and found.stored is not None]
     statuses = {
         each.name: without_pool_status(each.status, each.generation, message, now)
-        for each in ours
+        for each in found.runnable
         if not each.is_deleting
     }
-    refused = [
-        _refused_entry(entry, conditions_of(status))
-        for name, status in statuses.items()
-        if (entry := found.entries.get(name)) is not None
-    ]
-    writes = (_model_write(found, each, statuses[each.name]) for each in ours if each.name in statuses)
+    refused = (
+        _refused_entry(entry, conditions_of(statuses[name]))
+        for name, entry in found.entries.items()
+        if name in statuses
+    )
+    going = [each for each in found.runnable if each.is_deleting and found.stored is not None]
     return Decision(
-        objects=tuple(write for each in writes for write in each),
+        objects=_model_writes(found, statuses),
         registry=RegistryChanges(
             delete=tuple(each.name for each in going),
             put=tuple(entry for entry in refused if entry != found.entries[entry.name]),
@@ -218,86 +221,44 @@ def _refused_entry(entry: ModelEntry, conditions: list[Condition]) -> ModelEntry
     )
 
 
-# A pool that stands ----------------------------------------------------------------------------------------
-
-
-def _with_pool(found: Gathered, body: Body, pool: Pool, now: float) -> Decision:
-    ray = _ray(found, body, pool)
-    told = (PodProblem("", "", "InvalidConfig", found.refusal),) if found.refusal else ()
-    if found.stored is None:
-        decision = _outage(found, body, ray, told, now)
-    else:
-        decision = _planned(found, found.stored, body, pool, ray, told, now)
-    if not found.has_kuberay:
-        return decision
-    wanted, manifest = ray.choice.wanted, ray_cluster(pool, found.namespace, ray.generation, found.defaults)
-    operations = in_place_patch(wanted, manifest) if wanted is not None else []
-    return replace(
-        decision,
-        new_clusters=(ray_state.owned(manifest, body),) if ray.choice.create else (),
-        patches=((wanted, operations),) if wanted is not None and operations else (),
-        deleted=(*ray.choice.abandoned, *decision.deleted),
-    )
-
-
-def _ray(found: Gathered, body: Body, pool: Pool) -> RayView:
+def _with_pool(found: Gathered, pool: Pool, now: float) -> Decision:
+    assert found.body is not None
     generation = generation_of(pool.spec, found.defaults)
     choice = upgrade.choose(
         generation,
         found.clusters,
         pool.spec.upgrade,
-        str((body.get("status") or {}).get("rayCluster") or ""),
+        str((found.body.get("status") or {}).get("rayCluster") or ""),
         lambda item: found.serves[name_of(item)].state is not None,
     )
     pods = found.pods[name_of(choice.active)] if choice.active is not None else ()
-    return RayView(choice, found.serves, pods, generation, found.has_kuberay)
-
-
-def _outage(found: Gathered, body: Body, ray: RayView, told: Sequence[PodProblem], now: float) -> Decision:
-    message = f"{found.outage} {WITHOUT_REDIS}"
-    writes = [
-        write
-        for each in found.models
-        if each.model is not None
-        for write in _model_write(
-            found, each, outage_status(each.status, each.generation, "RedisUnreachable", message, now)
-        )
-    ]
-    ready = condition(READY, "False", "RedisUnreachable", message)
-    pool_writes = _pool_write(found, body, ready, told, pool_numbers(ray, None), now)
-    return Decision(objects=(*writes, *pool_writes), pause_seconds=OUTAGE_SECONDS)
-
-
-def _planned(
-    found: Gathered,
-    stored: Observation,
-    body: Body,
-    pool: Pool,
-    ray: RayView,
-    told: Sequence[PodProblem],
-    now: float,
-) -> Decision:
-    seen = _observation(found, stored, pool, ray, now)
-    plan = plan_pool(_snapshot(found, pool, seen), now)
-    part = upgrade.shared_out(ray.choice, ray.states, plan.applications, pool.spec.max_unbuilt)
-    by_name = {each.name: each for each in found.models if each.model is not None}
-    writes = [
-        write
-        for name, each in by_name.items()
-        if name in plan.entries
-        for write in _model_write(found, each, _planned_status(plan, each, seen, found.name))
-    ]
-    problems = (*told, *seen.pod_problems)
-    numbers = pool_numbers(ray, len(plan.applications))
-    return Decision(
-        objects=(*writes, *_pool_write(found, body, pool_ready(ray, now), problems, numbers, now)),
-        registry=plan.registry,
-        jobs=tuple(_jobs(found, plan, pool, by_name)),
-        serves=tuple(_serve_writes(found, ray, part)),
-        released=_released(by_name[name] for name in plan.drained),
-        deleted=tuple(old for old in ray.choice.retiring if upgrade.may_go(ray.states[name_of(old)], part)),
-        pause_seconds=_pause(plan, ray, now),
+    ray = RayView(choice, found.serves, pods, generation, found.has_kuberay)
+    if found.stored is None:
+        decision = _outage(found, ray, now)
+    else:
+        decision = _planned(found, _observation(found, found.stored, pool, ray, now), pool, ray, now)
+    if not found.has_kuberay:
+        return decision
+    manifest = ray_cluster(pool, found.namespace, generation, found.defaults)
+    operations = in_place_patch(choice.wanted, manifest) if choice.wanted is not None else []
+    return replace(
+        decision,
+        new_clusters=(ray_state.owned(manifest, found.body),) if choice.create else (),
+        patches=((choice.wanted, operations),) if choice.wanted is not None and operations else (),
+        deleted=(*choice.abandoned, *decision.deleted),
     )
+
+
+def _outage(found: Gathered, ray: RayView, now: float) -> Decision:
+    """Nothing can be found out of models now; what keeps Ray up goes on."""
+    message = f"{found.outage} {WITHOUT_REDIS}"
+    statuses = {
+        each.name: outage_status(each.status, each.generation, "RedisUnreachable", message, now)
+        for each in found.runnable
+    }
+    ready = condition(READY, "False", "RedisUnreachable", message)
+    of_pool = _pool_write(found, ready, found.pool_problems, pool_numbers(ray, None), now)
+    return Decision(objects=_model_writes(found, statuses) + of_pool, pause_seconds=OUTAGE_SECONDS)
 
 
 def _observation(found: Gathered, stored: Observation, pool: Pool, ray: RayView, now: float) -> Observation:
@@ -314,40 +275,61 @@ def _observation(found: Gathered, stored: Observation, pool: Pool, ray: RayView,
     )
 
 
-def _snapshot(found: Gathered, pool: Pool, seen: Observation) -> PoolSnapshot:
-    ours = [each for each in found.models if each.model is not None]
-    deleting = {each.name: deleting_since(each.body) for each in ours}
+def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: float) -> Decision:
+    by_name = {each.name: each for each in found.runnable}
+    plan = plan_pool(_snapshot(by_name, pool, seen), now)
+    part = upgrade.shared_out(ray.choice, ray.states, plan.applications, pool.spec.max_unbuilt)
+    statuses = {
+        name: model_status(
+            entry,
+            plan.records[name],
+            by_name[name].generation,
+            found.name,
+            _waiting(plan.records[name], seen),
+        )
+        for name, entry in plan.entries.items()
+    }
+    problems, numbers = found.pool_problems + seen.pod_problems, pool_numbers(ray, len(plan.applications))
+    return Decision(
+        objects=_model_writes(found, statuses)
+        + _pool_write(found, pool_ready(ray, now), problems, numbers, now),
+        registry=plan.registry,
+        jobs=tuple(_jobs(found, plan, pool, by_name)),
+        serves=tuple(_serve_writes(found, ray, part)),
+        released=_released(by_name[name] for name in plan.drained),
+        deleted=tuple(old for old in ray.choice.retiring if upgrade.may_go(ray.states[name_of(old)], part)),
+        pause_seconds=_pause(plan, ray, now),
+    )
+
+
+def _snapshot(by_name: Mapping[str, ModelObject], pool: Pool, seen: Observation) -> PoolSnapshot:
+    deleting = {name: deleting_since(each.body) for name, each in by_name.items()}
     return PoolSnapshot(
-        [each.model for each in ours if each.model is not None],
+        [each.model for each in by_name.values() if each.model is not None],
         pool.spec,
-        {each.name: each.record for each in ours if each.record is not None},
+        {name: each.record for name, each in by_name.items() if each.record is not None},
         seen,
         deleting={name: since for name, since in deleting.items() if since is not None},
-        refused={each.name: each.refusal for each in ours if each.refusal is not None},
+        refused={name: each.refusal for name, each in by_name.items() if each.refusal is not None},
     )
 
 
-def _planned_status(plan: PoolPlan, each: ModelObject, seen: Observation, pool: str) -> Status:
-    record = plan.records[each.name]
-    waiting = sum(
-        seen.depths[(each.name, revision)].waiting
-        for revision in record.revisions
-        if (each.name, revision) in seen.depths
-    )
-    return model_status(plan.entries[each.name], record, each.generation, pool, waiting)
+def _waiting(record: ModelRecord, seen: Observation) -> int:
+    depths = (seen.depths.get((record.name, revision)) for revision in record.revisions)
+    return sum(depth.waiting for depth in depths if depth is not None)
 
 
 def _jobs(
     found: Gathered, plan: PoolPlan, pool: Pool, by_name: Mapping[str, ModelObject]
-) -> Iterable[Manifest]:
+) -> Iterator[Manifest]:
     for name, revision in plan.resolve:
-        each = by_name[name]
-        if each.model is not None:
-            job = resolve_job(each.model, revision, pool, found.namespace, found.defaults)
-            yield ray_state.owned(job, each.body)
+        model = by_name[name].model
+        assert model is not None
+        job = resolve_job(model, revision, pool, found.namespace, found.defaults)
+        yield ray_state.owned(job, by_name[name].body)
 
 
-def _serve_writes(found: Gathered, ray: RayView, part: Move) -> Iterable[ServeWrite]:
+def _serve_writes(found: Gathered, ray: RayView, part: Move) -> Iterator[ServeWrite]:
     """The active cluster's Serve holds what has moved there; those that retire keep what they are still
     needed for."""
     if ray.choice.active is not None and (state := ray.view.state) is not None:
@@ -368,27 +350,34 @@ def _pause(plan: PoolPlan, ray: RayView, now: float) -> float:
 # Writes of single objects ----------------------------------------------------------------------------------
 
 
-def _model_write(found: Gathered, each: ModelObject, status: Status) -> Iterable[ObjectWrite]:
-    """A Model that may run is held, so that it does not vanish before its requests have ended."""
-    finalizers = each.body["metadata"].get("finalizers") or []
-    is_held = FINALIZER in finalizers or each.is_deleting
-    must_hold = found.pool is not None and each.model is not None and each.refusal is None and not is_held
-    due = status if _is_due(found, each.body, status) else None
-    if must_hold or due is not None:
-        yield ObjectWrite("Model", each.body, due, [*finalizers, FINALIZER] if must_hold else None)
+def _model_writes(found: Gathered, statuses: Mapping[str, Status]) -> tuple[ObjectWrite, ...]:
+    """Give Models these statuses. One that may run is held, so that it does not vanish before its requests
+    have ended."""
+    writes = []
+    for each in found.models:
+        if each.name not in statuses:
+            continue
+        held = each.body["metadata"].get("finalizers") or []
+        may_run = found.pool is not None and each.model is not None and each.refusal is None
+        must_hold = may_run and not each.is_deleting and FINALIZER not in held
+        status = statuses[each.name] if _is_due(found, each.body, statuses[each.name]) else None
+        if must_hold or status is not None:
+            finalizers = [*held, FINALIZER] if must_hold else None
+            writes.append(ObjectWrite("Model", each.body, status, finalizers))
+    return tuple(writes)
 
 
 def _pool_write(
     found: Gathered,
-    body: Body,
     ready: Condition,
     problems: Sequence[PodProblem],
     numbers: Mapping[str, object],
     now: float,
 ) -> tuple[ObjectWrite, ...]:
-    generation = int(body["metadata"].get("generation") or 0)
-    status = pool_status(body.get("status") or {}, generation, ready, problems, numbers, now)
-    return (ObjectWrite("Pool", body, status),) if _is_due(found, body, status) else ()
+    assert found.body is not None
+    generation = int(found.body["metadata"].get("generation") or 0)
+    status = pool_status(found.body.get("status") or {}, generation, ready, problems, numbers, now)
+    return (ObjectWrite("Pool", found.body, status),) if _is_due(found, found.body, status) else ()
 
 
 def _is_due(found: Gathered, body: Body, status: Status) -> bool:
