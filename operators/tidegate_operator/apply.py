@@ -99,6 +99,8 @@ class Applier:
             await self._serves.write(each.cluster, each.configs, each.standing) for each in decision.serves
         ]
         for write in decision.released:
+            if write.kind == "RayCluster":
+                log.warning("RayCluster %s does not go by itself; it is freed", name_of(write.body))
             await self._write(write)
         for cluster in decision.deleted:
             log.info("RayCluster %s goes", name_of(cluster))

@@ -24,7 +24,7 @@ from tidegate.control.pool_plan import (
     pause_seconds,
     plan_pool,
 )
-from tidegate.control.reasons import READY
+from tidegate.control.reasons import READY, Reason
 from tidegate.control.resources import Pool
 from tidegate.control.serve_config import ReplicaRuntime, application_configs
 from tidegate.messages.registry import Condition, ModelEntry
@@ -103,7 +103,7 @@ class Gathered:
     @property
     def pool_problems(self) -> tuple[PodProblem, ...]:
         """A refused spec of a Pool that stands as it last was, told as the problems of its pods are."""
-        return (PodProblem("", "", "InvalidConfig", self.refusal),) if self.refusal else ()
+        return (PodProblem("", "", Reason.InvalidConfig, self.refusal),) if self.refusal else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def decide(found: Gathered, now: float) -> Decision:
     if found.body is None:
         decision = _without_pool(found, now)
     elif found.pool is None:
-        ready = condition(READY, "False", "InvalidConfig", found.refusal)
+        ready = condition(READY, "False", Reason.InvalidConfig, found.refusal)
         decision = Decision(objects=_pool_write(found, ready, (), {}, now))
     else:
         decision = _with_pool(found, found.pool, now)
@@ -253,10 +253,10 @@ def _outage(found: Gathered, ray: RayView, now: float) -> Decision:
     """Nothing can be found out of models now; what keeps Ray up goes on."""
     message = f"{found.outage} {WITHOUT_REDIS}"
     statuses = {
-        each.name: outage_status(each.status, each.generation, "RedisUnreachable", message, now)
+        each.name: outage_status(each.status, each.generation, Reason.RedisUnreachable, message, now)
         for each in found.runnable
     }
-    ready = condition(READY, "False", "RedisUnreachable", message)
+    ready = condition(READY, "False", Reason.RedisUnreachable, message)
     of_pool = _pool_write(found, ready, found.pool_problems, pool_numbers(ray, None), now)
     return Decision(objects=_model_writes(found, statuses) + of_pool, pause_seconds=OUTAGE_SECONDS)
 

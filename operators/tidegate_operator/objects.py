@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from tidegate.control.desired import ModelRecord
-from tidegate.control.pool_plan import Refusal
+from tidegate.control.packing import Refusal
+from tidegate.control.reasons import Reason
 from tidegate.control.resource_files import parse_resource
 from tidegate.control.resources import API_VERSION, Model, ModelSpec, Pool
 from tidegate_operator.cache import Body, Cache, is_deleting, pool_of
@@ -81,7 +82,7 @@ class ResourceReader:
         found = self._parse(body)
         if isinstance(found, Model):
             return ModelObject(body, found, record)
-        return ModelObject(body, _last_valid(name, record), record, ("InvalidConfig", str(found)))
+        return ModelObject(body, _last_valid(name, record), record, (Reason.InvalidConfig, str(found)))
 
     def _record(self, name: str, body: Body) -> ModelRecord | None:
         meta = body["metadata"]
@@ -113,19 +114,19 @@ class ResourceReader:
 def _name_taken(name: str, oldest: Body) -> Refusal:
     where = oldest["metadata"]["namespace"]
     return (
-        "NameTaken",
+        Reason.NameTaken,
         f"metadata.name: {name!r}: an older Model of this name is in the namespace {where!r}, and gateways "
         "know one Model of each name; give this one another name.",
     )
 
 
 def _last_valid(name: str, record: ModelRecord | None) -> Model | None:
-    """Return what ran before the spec became invalid: the serving revision, or one on its first way up."""
-    if record is None or not record.revisions:
+    """Return what ran before the spec became invalid: the revision with the largest share of the traffic, or
+    the one on its first way up."""
+    if record is None or record.lead is None:
         return None
-    kept = record.revisions.get(record.serving) or next(reversed(record.revisions.values()))
     try:
-        spec = ModelSpec.model_validate(kept.spec)
+        spec = ModelSpec.model_validate(record.lead.spec)
     except ValidationError:  # of an operator whose schema was another
         return None
     return Model.model_validate(

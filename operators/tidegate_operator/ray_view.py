@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tidegate.control.conditions import condition
 from tidegate.control.observed import ServeState
-from tidegate.control.reasons import READY
+from tidegate.control.reasons import READY, Reason
 from tidegate.messages.registry import Condition
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, labels
@@ -57,14 +57,14 @@ class RayView:
 def serve_problem(ray: RayView, now: float) -> tuple[str, str] | None:
     """Return why Serve takes no config; None also while a cluster is on its way up."""
     if not ray.has_kuberay:
-        return "KubeRayMissing", NO_KUBERAY
+        return Reason.KubeRayMissing, NO_KUBERAY
     active = ray.choice.active
     if active is None or ray.view.state is not None:
         return ray.view.problem
     if ray_state.head_is_ready(ray.pods):
-        return "ServeUnavailable", ray.view.silence
+        return Reason.ServeUnavailable, ray.view.silence
     if ray_state.is_ignored(active, SILENT_SECONDS, now):
-        return "KubeRayMissing", _ignored(active)
+        return Reason.KubeRayMissing, _ignored(active)
     return None
 
 
@@ -72,13 +72,13 @@ def pool_ready(ray: RayView, now: float) -> Condition:
     """Return the Pool's condition `Ready`."""
     choice, active = ray.choice, ray.choice.active
     if not ray.has_kuberay:
-        return condition(READY, "False", "KubeRayMissing", NO_KUBERAY)
+        return condition(READY, "False", Reason.KubeRayMissing, NO_KUBERAY)
     if active is None and choice.retiring:
-        return condition(READY, "False", "ClusterRecreating")
+        return condition(READY, "False", Reason.ClusterRecreating)
     if active is None:
-        return condition(READY, "False", "ClusterStarting")
+        return condition(READY, "False", Reason.ClusterStarting)
     if ray.view.state is None:
-        reason, message = serve_problem(ray, now) or ("ClusterStarting", "")
+        reason, message = serve_problem(ray, now) or (Reason.ClusterStarting, "")
         return condition(READY, "False", reason, message)
     message = ""
     if choice.retiring:
@@ -86,7 +86,7 @@ def pool_ready(ray: RayView, now: float) -> Condition:
         message = f"The Ray cluster {name_of(active)} takes over from {names}."
     elif choice.wanted is not active:
         message = f"The Ray cluster {name_of(active)} serves; one of generation {ray.generation} comes up."
-    return condition(READY, "True", "ClusterReady", message)
+    return condition(READY, "True", Reason.ClusterReady, message)
 
 
 def pool_numbers(ray: RayView, revisions: int | None) -> Mapping[str, object]:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from tidegate.control.conditions import condition, overlaid
 from tidegate.control.desired import ModelRecord, revision_of
 from tidegate.control.observed import Observation, RevisionKey
+from tidegate.control.packing import Refusal
 from tidegate.control.plan import make_plan
 from tidegate.control.reasons import CONFIG_VALID
 from tidegate.control.resources import Model, PoolSpec
@@ -22,8 +23,6 @@ from tidegate.messages.registry import ModelEntry
 
 PROGRESSING_SECONDS = 0.5
 SETTLED_SECONDS = 3.0  # drift is found at the latest after it
-
-Refusal = tuple[str, str]  # (reason, sentence)
 
 
 @dataclass(frozen=True, slots=True)

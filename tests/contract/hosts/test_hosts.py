@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.contract.hosts.rigs import LaptopRig, OperatorRig, Rig, condition, entry, rounds
-from tidegate.control.plan import FIRST_RETRY_SECONDS, SWITCH_SECONDS
-from tidegate.control.serve_config import application_name
+from tidegate.control.attempts import FIRST_RETRY_SECONDS
+from tidegate.control.observed import application_name
+from tidegate.control.rollout import SWITCH_SECONDS
 
 SETTLED = 12  # rounds of a second within which everything here settles
 
