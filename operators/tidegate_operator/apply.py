@@ -32,7 +32,7 @@ CONTROLLER = "tidegate.dev/operator"
 
 
 class Writer(Protocol):
-    """What of `Cluster` is used here."""
+    """The part of `Cluster` that is used here."""
 
     async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object: ...
 

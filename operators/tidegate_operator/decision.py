@@ -102,13 +102,13 @@ class Gathered:
 
     @property
     def pool_problems(self) -> tuple[PodProblem, ...]:
-        """A refused spec of a Pool that stands as it last was, told as the problems of its pods are."""
+        """A refused spec of a Pool that stands as it last was, reported as problems of its pods are."""
         return (PodProblem("", "", Reason.InvalidConfig, self.refusal),) if self.refusal else ()
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectWrite:
-    """What one object is given: its finalizers, and then its status on that very version. None: as it is."""
+    """One object is given its finalizers, and then its status on that very version. None: as it is."""
 
     kind: Literal["Model", "Pool", "RayCluster"]
     body: Body
@@ -117,13 +117,13 @@ class ObjectWrite:
 
     @property
     def events(self) -> Sequence[Condition]:
-        """What people should be told of the new status."""
+        """The transitions in the new status, for Events."""
         return transitions(self.body.get("status") or {}, self.status) if self.status is not None else ()
 
 
 @dataclass(frozen=True, slots=True)
 class ServeWrite:
-    """What the Serve of a cluster should hold, by application; `standing` is its last answer."""
+    """The Serve of a cluster should hold these applications; `standing` is its last answer."""
 
     cluster: Body
     configs: Mapping[str, Mapping[str, Any]]

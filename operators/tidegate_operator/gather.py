@@ -1,9 +1,9 @@
 """One snapshot of a pool, from the cache, Ray Serve and Redis.
 
 Reads only, and all that a decision may need: nothing here waits for a part of the decision. Kubernetes is
-asked for two things that no watch brings: Events of pods that stay pending (the only place where a volume
-that cannot be mounted is told) and the nodes (how much of a resource is missing), each rarely and only while
-something is wrong.
+asked for two things that no watch brings: Events of pods that stay pending (only they report a volume that
+cannot be mounted) and the nodes (how much of a resource is missing), each rarely and only while something is
+wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tidegate_operator.cache import Body, Cache, is_deleting, labels
 from tidegate_operator.cluster import ApiError, ApiUnavailable, Kind, Object
 from tidegate_operator.decision import Gathered
 from tidegate_operator.objects import ModelObject, ResourceReader
-from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
+from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, reported
 from tidegate_operator.pod_template import POOL_LABEL, RayDefaults
 from tidegate_operator.ray_view import ServeView, name_of
 from tidegate_operator.resolve_job import job_name, no_job_needed, read_job
@@ -41,7 +41,7 @@ NODES_SECONDS = 30.0
 
 
 class Lister(Protocol):
-    """What of `Cluster` is used here."""
+    """The part of `Cluster` that is used here."""
 
     async def list(
         self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
@@ -50,13 +50,13 @@ class Lister(Protocol):
 
 @dataclass(slots=True)
 class Abilities:
-    """What the cluster can do; `main` finds it out."""
+    """The cluster can do this; `main` finds it out."""
 
     has_kuberay: bool = True
 
 
 class Troubles:
-    """What keeps pods from running, with the Events and nodes that explain it."""
+    """Finds what keeps pods from running, with the Events and nodes that explain it."""
 
     def __init__(self, cluster: Lister) -> None:
         self._cluster = cluster
@@ -85,7 +85,7 @@ class Troubles:
         found = pod_problems(pods, events, nodes)
         uid = cluster["metadata"]["uid"]
         ended = self._ended[uid] = ended_badly(found, self._ended.get(uid, {}), pods, time.time())
-        return (*told(found, ended), *cluster_problems(cluster))
+        return (*reported(found, ended), *cluster_problems(cluster))
 
     def keep(self, clusters: Sequence[Body]) -> None:
         """Forget clusters that are gone."""

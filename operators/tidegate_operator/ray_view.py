@@ -14,7 +14,7 @@ from tidegate_operator.cache import Body, labels
 from tidegate_operator.pod_template import GENERATION_LABEL
 from tidegate_operator.upgrade import Clusters
 
-SILENT_SECONDS = 30.0  # a RayCluster of which KubeRay has said nothing for so long is not looked after
+SILENT_SECONDS = 30.0  # a RayCluster of which KubeRay has said nothing for so long is not cared for
 NO_KUBERAY = (
     "The cluster does not know ray.io/v1 RayClusters; install KubeRay 1.5 to 1.7. Tidegate looks again by "
     "itself."
@@ -23,7 +23,7 @@ NO_KUBERAY = (
 
 @dataclass(frozen=True, slots=True)
 class ServeView:
-    """What one cluster's Serve says. `state` is None while it does not answer, and `silence` says why.
+    """The answer of one cluster's Serve. `state` is None while it does not answer, and `silence` says why.
     `problem` and `rejected` are what it said of the last config (`ServeWriter`)."""
 
     state: ServeState | None

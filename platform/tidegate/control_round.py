@@ -1,4 +1,4 @@
-"""What every host of the control loop does alike in a round: read the registry and the queues, and publish.
+"""Every host of the control loop does this alike in a round: read the registry and the queues, publish.
 
 A round is gather, decide, apply. `control.pool_plan` decides, `serve_writer` writes Serve's config; only what
 holds resources and records differs from host to host.
@@ -22,7 +22,7 @@ DEPTHS_SECONDS = 2.0
 
 
 class Registry(Protocol):
-    """What a host asks of the registry (`store.registry.Registry`). All raise `QueueUnavailable`."""
+    """A host asks this of the registry (`store.registry.Registry`). All raise `QueueUnavailable`."""
 
     async def reports(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, RevisionReport]: ...
 
@@ -38,7 +38,7 @@ class Registry(Protocol):
 
 
 class Depths(Protocol):
-    """What a host asks of the queues (`store.depths.QueueDepths`). Raises `QueueUnavailable`."""
+    """A host asks this of the queues (`store.depths.QueueDepths`). Raises `QueueUnavailable`."""
 
     async def poll(
         self, queues: Sequence[RevisionKey], *, timeout_seconds: float
@@ -46,7 +46,7 @@ class Depths(Protocol):
 
 
 class Serve(Protocol):
-    """What a host asks of one Ray cluster's Serve (`serve_api.ServeApi`)."""
+    """A host asks this of one Ray cluster's Serve (`serve_api.ServeApi`)."""
 
     async def get(self) -> ServeState: ...
 

@@ -30,7 +30,7 @@ Config = Mapping[str, Any]  # of one application
 
 
 class Api(Protocol):
-    """What the writer asks of Serve (`tidegate.serve_api.ServeApi`)."""
+    """The writer asks this of Serve (`tidegate.serve_api.ServeApi`)."""
 
     async def put(self, config: Mapping[str, Any]) -> None: ...
 

@@ -42,7 +42,7 @@ class PoolSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RegistryChanges:
-    """What gateways should read other than they do, in this order: models to forget, revisions whose queue
+    """Gateways should read this other than they do, in this order: models to forget, revisions whose queue
     and report go (with the sentence for whom it concerns), entries to put."""
 
     delete: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class RegistryChanges:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """What to do, in this order. Records come first: a crash after them repeats a step and never forgets one.
+    """Everything to do, in this order. Records come first: a crash after them repeats a step and forgets none.
     Then what gateways read, so that traffic has moved, and a model that goes is refused, before
     `applications` (the whole set that Serve should hold) takes replicas away.
 

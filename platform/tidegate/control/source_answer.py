@@ -1,4 +1,4 @@
-"""What `python -m tidegate.sources resolve` answers, read as the state of a source. Pure."""
+"""The answer of `python -m tidegate.sources resolve`, read as the state of a source. Pure."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ LONGEST_PAUSE_SECONDS = 15.0  # after failures in a row
 
 
 class Resources(Protocol):
-    """What should stand (`local.watch.ResourceFiles`)."""
+    """The resources that should stand (`local.watch.ResourceFiles`)."""
 
     @property
     def resources(self) -> ResourceSet: ...

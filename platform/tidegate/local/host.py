@@ -226,7 +226,7 @@ class Host:
         finally:
             await keys.close()
 
-    # What is told --------------------------------------------------------------------------------------
+    # Reports ------------------------------------------------------------------------------------------
 
     def _tell(self, progress: Progress) -> None:
         """Pass it on, with the seconds since the step began where it is done."""
@@ -327,7 +327,7 @@ async def serve(
 
 
 async def _first_death(cluster: RayCluster) -> str:
-    """Ray's processes are not children of the host, so they are looked at."""
+    """Ray's processes are not children of the host, so they are polled."""
     while True:
         if (part := cluster.dead_part()) is not None:
             return part
@@ -344,7 +344,7 @@ def main() -> int:
     """`python -m tidegate.local.host PATH...`: the detached host that `up` starts."""
     settings = load_settings()
     configure_logging(settings.log_format, settings.log_level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look of the control loop
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each round of the control loop
     home = Home(settings.home)
     progress = ProgressFile(home.progress)
 
