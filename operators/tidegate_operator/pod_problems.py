@@ -56,8 +56,8 @@ def pod_problems(
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last pod of a group that ended badly, first and last seen so. `is_certain`: it was no idle worker, but
-    one that could not run, or the second in a row."""
+    """The last pod of a group that ended badly, first and last seen so. `is_certain`: it was no idle worker,
+    but one that could not run, or the second in a row."""
 
     problem: PodProblem
     since: float

@@ -52,8 +52,8 @@ class RegistryChanges:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """Everything to do, in this order. Records come first: a crash after them repeats a step and forgets none.
-    Then what gateways read, so that traffic has moved, and a model that goes is refused, before
+    """Everything to do, in this order. Records come first: a crash after them repeats a step and forgets
+    none. Then what gateways read, so that traffic has moved, and a model that goes is refused, before
     `applications` (the whole set that Serve should hold) takes replicas away.
 
     `entries` is all that the registry should hold of these models. `resolve` names revisions whose source is

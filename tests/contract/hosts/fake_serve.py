@@ -53,6 +53,7 @@ class FakeServe:
         self.puts: list[list[str]] = []
         self.is_away = False  # answers nothing
         self.is_deaf = False  # answers, and takes no config
+        self.is_closed = False
 
     async def get(self) -> ServeState:
         if self.is_away:
@@ -79,7 +80,7 @@ class FakeServe:
         await self.beat()
 
     async def close(self) -> None:
-        return
+        self.is_closed = True
 
     def body(self) -> dict[str, Any]:
         """Return what a GET is answered."""

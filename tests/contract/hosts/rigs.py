@@ -80,6 +80,8 @@ class LaptopRig:
         self.faults = Faults()
         self.serve = FakeServe(self.store, self.faults, self.clock, journal=self.journal)
         self.outage = ""
+        self.changed = asyncio.Event()
+        self.published = asyncio.Event()  # set with the first entry that gateways read
         self._folder = folder / "models"
         self._folder.mkdir()
         self._records = folder / "control.json"
@@ -96,7 +98,7 @@ class LaptopRig:
         self._files.load()
 
     def start(self) -> None:
-        self._loop = ControlLoop(
+        self.loop = ControlLoop(
             self._files,
             self.store,
             self.store,
@@ -104,19 +106,19 @@ class LaptopRig:
             JournaledRecords(self._records, self.journal),
             RUNTIME,
             Capacity(4, 0),
-            asyncio.Event(),
+            self.changed,
             wave=4,
-            on_entries=lambda entries: None,
+            on_entries=lambda entries: self.published.set(),
             now=self.clock,
         )
-        self._loop.use(self.serve)
+        self.loop.use(self.serve)
 
     async def round(self) -> None:
         self.clock.now += 1
         await self.serve.beat()
         self.outage = ""
         try:
-            await self._loop.round()
+            await self.loop.round()
         except QueueUnavailable as error:
             self.outage = error.message
 

@@ -149,6 +149,29 @@ async def test_a_cluster_without_kuberay_is_told_and_no_ray_cluster_made(rig: Op
     assert rig.condition("Model", "one", "Ready").reason == "KubeRayMissing"
 
 
+async def test_a_model_that_went_undrained_is_swept_from_the_registry(rig: OperatorRig) -> None:
+    """Somebody took the finalizer off by hand."""
+    await serving(rig)
+    await serving(rig, "two")
+    rig.api.put("Model", {**body(rig, "one"), "metadata": {**body(rig, "one")["metadata"], "finalizers": []}})
+    rig.remove("one")
+    await rig.reconciler.sweep()
+    assert list(rig.store.entries) == ["two"]
+
+
+async def test_tidying_lets_go_only_what_is_gone(rig: OperatorRig) -> None:
+    await serving(rig)
+    (old,) = clusters(rig)
+    await rig.reconciler.tidy()
+    assert not rig.serves[old].is_closed
+    rig.delete("RayCluster", old)
+    await rig.reconciler.tidy()
+    assert rig.serves[old].is_closed
+    rig.serves.clear()
+    await rounds(rig, SETTLED)
+    assert entry(rig, "one").ready
+
+
 # Pools -----------------------------------------------------------------------------------------------------
 
 
