@@ -26,8 +26,9 @@ from tidegate.control.pool_plan import (
 )
 from tidegate.control.reasons import READY, Reason
 from tidegate.control.resources import Pool
-from tidegate.control.serve_config import ReplicaRuntime, application_configs
+from tidegate.control.serve_config import application_configs
 from tidegate.messages.registry import Condition, ModelEntry
+from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import ray_state, upgrade
 from tidegate_operator.cache import Body
 from tidegate_operator.moving import Move
@@ -88,7 +89,7 @@ class Gathered:
     since_write: Mapping[str, float]
     has_kuberay: bool
     defaults: RayDefaults
-    runtime: ReplicaRuntime
+    replicas: ReplicaSettings
 
     @property
     def entries(self) -> Mapping[str, ModelEntry]:
@@ -333,7 +334,7 @@ def _serve_writes(found: Gathered, ray: RayView, part: Move) -> Iterator[ServeWr
     """The active cluster's Serve holds what has moved there; those that retire keep what they are still
     needed for."""
     if ray.choice.active is not None and (state := ray.view.state) is not None:
-        yield ServeWrite(ray.choice.active, application_configs(part.new, found.runtime), state)
+        yield ServeWrite(ray.choice.active, application_configs(part.new, found.replicas), state)
     for old in ray.choice.retiring:
         if (state := ray.states[name_of(old)]) is not None:
             yield ServeWrite(old, upgrade.kept_configs(state, part.old), state)

@@ -19,9 +19,9 @@ from tidegate.control.desired import revision_of
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, SourceState
 from tidegate.control.pool_plan import queues_of
 from tidegate.control.resources import Pool
-from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.control_round import Depths, Registry, observe_store
 from tidegate.errors import QueueUnavailable
+from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache, is_deleting, labels
 from tidegate_operator.cluster import ApiError, ApiUnavailable, Kind, Object
@@ -111,7 +111,7 @@ class Gatherer:
     serves: Serves
     troubles: Troubles
     abilities: Abilities
-    runtime: ReplicaRuntime
+    replicas: ReplicaSettings
     defaults: RayDefaults
 
     async def gather(self, key: Key, since_write: Mapping[str, float]) -> Gathered:
@@ -147,7 +147,7 @@ class Gatherer:
             since_write=since_write,
             has_kuberay=self.abilities.has_kuberay,
             defaults=self.defaults,
-            runtime=self.runtime,
+            replicas=self.replicas,
         )
 
     async def _serve_views(self, clusters: Sequence[Body]) -> dict[str, ServeView]:

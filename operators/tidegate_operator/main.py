@@ -20,17 +20,20 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import kopf
 
 from tidegate.errors import ConfigError, QueueUnavailable, TidegateError
 from tidegate.runtime import calm_collector
 from tidegate.settings import read_settings
+from tidegate.store.connection import Connection
+from tidegate.store.depths import QueueDepths
+from tidegate.store.registry import Registry
+from tidegate.tasks import end_tasks
 from tidegate.telemetry import configure_logging
 from tidegate_operator.apply import Applier
-from tidegate_operator.board import RedisBoard
 from tidegate_operator.cache import KINDS, Cache, Kind, pool_of
 from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Cluster, configuration
 from tidegate_operator.gather import Abilities, Gatherer, Troubles
@@ -56,7 +59,7 @@ class Operator:
     """What the leader runs. All of it on one event loop."""
 
     def __init__(
-        self, settings: OperatorSettings, cluster: Cluster, board: RedisBoard, metrics: Metrics, pulse: Pulse
+        self, settings: OperatorSettings, cluster: Cluster, redis: Connection, metrics: Metrics, pulse: Pulse
     ) -> None:
         self._settings = settings
         self._cluster = cluster
@@ -67,18 +70,19 @@ class Operator:
         self._news = News(self._cache, self._queue)
         self._abilities = Abilities()
         self.serves = Serves(settings.serve_url)
+        registry = Registry(redis, key_prefix=settings.key_prefix, times=settings.times)
         gatherer = Gatherer(
             self._cache,
             ResourceReader(self._cache),
-            board,
-            board,
+            registry,
+            QueueDepths(redis, key_prefix=settings.key_prefix),
             self.serves,
             Troubles(cluster),
             self._abilities,
-            settings.replica_runtime,
+            settings.replica_settings,
             settings.ray_defaults,
         )
-        applier = Applier(cluster, self._cache, board, self.serves, settings.pod_name)
+        applier = Applier(cluster, self._cache, registry, self.serves, settings.pod_name)
         self._reconciler = Reconciler(gatherer, applier)
 
     async def run(self) -> None:
@@ -98,11 +102,13 @@ class Operator:
             standalone=True,
             namespaces=list(self._settings.watched_namespaces),
         )
-        async with _ended(tasks):
+        try:
             tasks.append(asyncio.create_task(watching, name="watches"))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+        finally:
+            await end_tasks(*tasks)
 
     async def _work(self) -> None:
         """One worker: a key at a time, for ever."""
@@ -212,13 +218,10 @@ async def run(settings: OperatorSettings) -> int:
             serve_health(settings.health_host, settings.health_port, pulse, metrics)
         )
         cluster = await stack.enter_async_context(Cluster(await configuration(), metrics.count_write))
-        board = RedisBoard(
-            settings.redis_url,
-            key_prefix=settings.key_prefix,
-            result_ttl_seconds=settings.result_ttl_seconds,
-        )
-        stack.push_async_callback(board.close)
-        operator = Operator(settings, cluster, board, metrics, pulse)
+        # Opened by the first call: the operator starts and tells the truth also while Redis is away.
+        redis = Connection(settings.redis_url, name="tidegate-operator")
+        stack.push_async_callback(redis.close)
+        operator = Operator(settings, cluster, redis, metrics, pulse)
         stack.push_async_callback(operator.serves.close)
         leading = asyncio.create_task(
             lead(cluster.client, settings.lease_name, settings.own_namespace, identity, operator.run)
@@ -247,17 +250,6 @@ def main() -> int:
     except Exception:
         log.exception("the operator ends")
     return 1
-
-
-@asynccontextmanager
-async def _ended(tasks: list[asyncio.Task[None]]) -> AsyncIterator[None]:
-    """Cancel these tasks, and wait for their end, when the block is left."""
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.control.builders import RUNTIME, model
+from tests.unit.control.builders import REPLICAS, model
 from tidegate.control.observed import ApplicationState, ServeState
 from tidegate.control.serve_config import Application, application_configs
 from tidegate.serve_api import ServeRejected, ServeUnavailable
@@ -65,7 +65,7 @@ def app(name: str, idle: float = 300) -> Application:
 async def write(writer: ServeWriter, serve: Serve, wanted: Iterable[Application]) -> Mapping[str, str]:
     """What is refused after it."""
     before = len(serve.puts)
-    has_sent = await writer.write(serve, application_configs(wanted, RUNTIME), serve.state())
+    has_sent = await writer.write(serve, application_configs(wanted, REPLICAS), serve.state())
     assert has_sent == (len(serve.puts) > before or serve.is_down)
     return writer.rejected
 

@@ -30,11 +30,12 @@ from tidegate.control.pool_plan import (
 )
 from tidegate.control.resource_files import ResourceSet
 from tidegate.control.resources import Model, PoolSpec
-from tidegate.control.serve_config import ReplicaRuntime, application_configs
+from tidegate.control.serve_config import application_configs
 from tidegate.control_round import Depths, Registry, Serve, observe_store, publish
 from tidegate.errors import QueueUnavailable
 from tidegate.local.record_file import RecordFile
 from tidegate.messages.registry import ModelEntry
+from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeUnavailable
 from tidegate.serve_writer import ServeWriter
 
@@ -69,7 +70,7 @@ class ControlLoop:
         depths: Depths,
         sources: Sources,
         record_file: RecordFile,
-        runtime: ReplicaRuntime,
+        replicas: ReplicaSettings,
         capacity: Capacity,
         changed: asyncio.Event,
         *,
@@ -83,7 +84,7 @@ class ControlLoop:
         self._depths = depths
         self._sources = sources
         self._record_file = record_file
-        self._runtime = runtime
+        self._replicas = replicas
         self._capacity = capacity
         self._changed = changed
         self._wave = wave
@@ -160,7 +161,7 @@ class ControlLoop:
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
         if serve is not None and snapshot.seen.serve is not None:
-            wanted = application_configs(plan.applications, self._runtime)
+            wanted = application_configs(plan.applications, self._replicas)
             if await self._writer.write(serve, wanted, snapshot.seen.serve):
                 return PROGRESSING_SECONDS
         return plan.pause_seconds

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
-from tidegate.store.registry import LISTED_SECONDS
 
+LISTED_SECONDS = 6.0  # after its last beat
 Queue = tuple[str, str]
 Journal = list[tuple[str, object]]
 

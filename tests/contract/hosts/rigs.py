@@ -16,7 +16,7 @@ import yaml
 from tests.contract.hosts.fake_api_server import FakeApiServer
 from tests.contract.hosts.fake_serve import FakeServe, Faults
 from tests.contract.hosts.fake_store import FakeStore, Journal
-from tests.unit.control.builders import NOW, RUNTIME, document
+from tests.unit.control.builders import NOW, REPLICAS, document
 from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Capacity, SourceState
 from tidegate.errors import QueueUnavailable
@@ -104,7 +104,7 @@ class LaptopRig:
             self.store,
             NoSources(),
             JournaledRecords(self._records, self.journal),
-            RUNTIME,
+            REPLICAS,
             Capacity(4, 0),
             self.changed,
             wave=4,
@@ -207,7 +207,7 @@ class OperatorRig:
             self._serves,
             Troubles(self.api),
             self.abilities,
-            RUNTIME,
+            REPLICAS,
             DEFAULTS,
         )
         applier = Applier(self.api, self.cache, self.store, self._serves, "operator-0", self.clock)

@@ -15,10 +15,11 @@ from tests.contract.hosts.api_server_contract import ApiServerContract, Calls
 from tests.contract.hosts.fake_api_server import FakeApiServer
 from tests.contract.hosts.fake_serve import Board, FakeServe, Faults
 from tests.contract.hosts.fake_store import FakeStore
-from tests.unit.control.builders import NOW, RUNTIME, model
+from tests.unit.control.builders import NOW, REPLICAS, model
 from tidegate.control.serve_config import Application, application_configs
 from tidegate.control_round import Depths, Registry, Serve
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.replica_args import DEFAULT_TIMES
 from tidegate.serve_api import ServeApi, ServeRejected, ServeUnavailable
 from tidegate.serve_writer import ServeWriter
 from tidegate.store.connection import Connection
@@ -57,7 +58,7 @@ async def store(
         fake = FakeStore(time.time)
         yield Store(fake, fake, fake)
         return
-    real = RedisRegistry(connection, key_prefix=key_prefix)
+    real = RedisRegistry(connection, key_prefix=key_prefix, times=DEFAULT_TIMES)
     yield Store(real, QueueDepths(connection, key_prefix=key_prefix), real)
 
 
@@ -153,7 +154,7 @@ async def standing(
 
 def configs(*names: str) -> dict[str, Mapping[str, Any]]:
     wanted = [Application(name, "a", model(name).spec, "", keep_awake=False) for name in names]
-    return application_configs(wanted, RUNTIME)
+    return application_configs(wanted, REPLICAS)
 
 
 async def test_serve_holds_what_it_was_given_and_says_so(standing: Standing) -> None:
