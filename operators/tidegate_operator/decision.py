@@ -1,6 +1,6 @@
 """The whole decision of one reconcile: what was gathered in, all writes out, in the order of writing. Pure.
 
-`control.pool_plan` decides what models need. Here that becomes Kubernetes objects: statuses with their
+`control.plan` decides what models need. Here that becomes Kubernetes objects: statuses with their
 Events, Jobs, RayClusters, finalizers, and which cluster's Serve holds what.
 """
 
@@ -15,13 +15,12 @@ import msgspec
 from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, ServeState, SourceState
-from tidegate.control.pool_plan import (
+from tidegate.control.plan import (
     PROGRESSING_SECONDS,
     SETTLED_SECONDS,
     PoolPlan,
     PoolSnapshot,
     RegistryChanges,
-    pause_seconds,
     plan_pool,
 )
 from tidegate.control.reasons import READY, Reason
@@ -345,7 +344,7 @@ def _pause(plan: PoolPlan, ray: RayView, now: float) -> float:
         return STARTING_SECONDS
     if ray.choice.retiring or ray.choice.wanted is not ray.choice.active:
         return PROGRESSING_SECONDS
-    return min(plan.pause_seconds, pause_seconds([ray_state.next_slow_at(ray.pods, now)], now))
+    return plan.pause_seconds(now, ray_state.next_slow_at(ray.pods, now))
 
 
 # Writes of single objects ----------------------------------------------------------------------------------

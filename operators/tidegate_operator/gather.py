@@ -17,7 +17,7 @@ from typing import Protocol
 
 from tidegate.control.desired import revision_of
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, SourceState
-from tidegate.control.pool_plan import queues_of
+from tidegate.control.plan import queues_of
 from tidegate.control.resources import Pool
 from tidegate.control_round import Depths, Registry, observe_store
 from tidegate.errors import QueueUnavailable

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from tidegate.control.pool_plan import PROGRESSING_SECONDS
+from tidegate.control.plan import PROGRESSING_SECONDS
 from tidegate_operator.apply import Applier
 from tidegate_operator.decision import decide
 from tidegate_operator.gather import Gatherer

@@ -1,6 +1,6 @@
 """Every host of the control loop does this alike in a round: read the registry and the queues, publish.
 
-A round is gather, decide, apply. `control.pool_plan` decides, `serve_writer` writes Serve's config; only what
+A round is gather, decide, apply. `control.plan` decides, `serve_writer` writes Serve's config; only what
 holds resources and records differs from host to host.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from tidegate.control.observed import Observation, RevisionKey, ServeState
-from tidegate.control.pool_plan import RegistryChanges
+from tidegate.control.plan import RegistryChanges
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from tidegate.control.desired import ModelRecord, revision_of
 from tidegate.control.observed import Capacity, RevisionKey, ServeState, SourceState
-from tidegate.control.pool_plan import (
+from tidegate.control.plan import (
     PROGRESSING_SECONDS,
     PoolPlan,
     PoolSnapshot,
@@ -164,7 +164,7 @@ class ControlLoop:
             wanted = application_configs(plan.applications, self._replicas)
             if await self._writer.write(serve, wanted, snapshot.seen.serve):
                 return PROGRESSING_SECONDS
-        return plan.pause_seconds
+        return plan.pause_seconds(self._now())
 
 
 def _uris(models: Sequence[Model]) -> dict[RevisionKey, str]:

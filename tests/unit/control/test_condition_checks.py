@@ -87,6 +87,8 @@ def stats(name: str, *, draining: bool = False) -> ReplicaStats:
 
 # (check, facts, status, reason, a part of the message); no status: the check has nothing to say.
 CASES: list[tuple[Check, Facts, str | None, str, str]] = [
+    (checks.change_refused, facts(refused=("InvalidConfig", "wrong")), "False", "InvalidConfig", "wrong"),
+    (checks.change_refused, facts(), None, "", ""),
     (checks.valid, facts(), "True", "Valid", ""),
     # WeightsAvailable
     (checks.no_weights_needed, facts(), "True", "NotNeeded", ""),
