@@ -8,8 +8,8 @@ In a cluster each revision also needs a place in a group of workers (`seating`);
 reaches Serve, and its conditions say so. A model that is being deleted takes no new requests, finishes those
 it has within a limit, and is then named in `PoolPlan.drained`.
 
-The host applies a plan and observes again; nothing lasts but `PoolPlan.records`, so a host that starts anew goes
-on where the last one stopped.
+The host applies a plan and observes again; nothing lasts but `PoolPlan.records`, so a host that starts anew
+goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ SETTLED_SECONDS = 3.0  # drift is found at the latest after it
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
     """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
-    are the decision before. `deleting` says since when (unix seconds) models are being deleted, which stand in
-    `models` as long as they drain. `refused` says why the spec of a model that runs on as it last was is
-    refused. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
+    are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
+    stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
+    with. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
 
     models: Sequence[Model]
     pool: PoolSpec
@@ -90,10 +90,8 @@ class PoolPlan:
         that the plan does not know of."""
         if not self.is_settled:
             return PROGRESSING_SECONDS
-        soonest = min(
-            (at - now for at in (self.next_at, other_at) if at is not None), default=SETTLED_SECONDS
-        )
-        return min(SETTLED_SECONDS, max(PROGRESSING_SECONDS, soonest))
+        pauses = [at - now for at in (self.next_at, other_at) if at is not None]
+        return max(PROGRESSING_SECONDS, min([SETTLED_SECONDS, *pauses]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,17 @@ async def test_a_model_is_held_before_anything_of_it_runs(rig: OperatorRig) -> N
     assert body(rig, "one")["metadata"]["finalizers"] == [FINALIZER]
 
 
+async def test_each_transition_is_an_event(rig: OperatorRig) -> None:
+    rig.faults.broken.add("bad")
+    rig.model("bad")
+    await serving(rig)
+    events = [item for kind, item in rig.api.everything() if kind == "Event"]
+    told = {(each["regarding"]["name"], each["action"], each["reason"], each["type"]) for each in events}
+    assert ("one", "ReadyTrue", "Serving", "Normal") in told
+    assert ("bad", "DegradedTrue", "RevisionFailed", "Warning") in told
+    assert ("default", "ReadyTrue", "ClusterReady", "Normal") in told
+
+
 async def test_a_deleted_model_stays_until_its_requests_have_ended(rig: OperatorRig) -> None:
     revision = await serving(rig)
     rig.store.waiting[("one", revision)] = 1
