@@ -28,20 +28,23 @@ import kopf
 from tidegate.errors import ConfigError, QueueUnavailable, TidegateError
 from tidegate.runtime import calm_collector
 from tidegate.settings import read_settings
+from tidegate.store.connection import Connection
+from tidegate.store.depths import QueueDepths
+from tidegate.store.registry import Registry
 from tidegate.tasks import end_tasks
 from tidegate.telemetry import configure_logging
 from tidegate_operator.apply import Applier
-from tidegate_operator.board import RedisBoard
 from tidegate_operator.cache import KINDS, Cache, Kind, pool_of
 from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Cluster, configuration
-from tidegate_operator.gather import Gatherer, Serves, Troubles
+from tidegate_operator.gather import Abilities, Gatherer, Troubles
 from tidegate_operator.handlers import OURS, SELECTOR, News, kopf_settings, watch
 from tidegate_operator.health import Pulse, serve_health
 from tidegate_operator.leader import lead
 from tidegate_operator.metrics import Metrics
-from tidegate_operator.reconcile import Abilities, Reconciler
+from tidegate_operator.objects import ResourceReader
+from tidegate_operator.reconcile import Reconciler
+from tidegate_operator.serves import Serves
 from tidegate_operator.settings import OperatorSettings
-from tidegate_operator.subjects import Reader
 from tidegate_operator.work_queue import CONFLICT_BACKOFF_SECONDS, WorkQueue
 
 log = logging.getLogger("tidegate.operator")
@@ -56,7 +59,7 @@ class Operator:
     """What the leader runs. All of it on one event loop."""
 
     def __init__(
-        self, settings: OperatorSettings, cluster: Cluster, board: RedisBoard, metrics: Metrics, pulse: Pulse
+        self, settings: OperatorSettings, cluster: Cluster, redis: Connection, metrics: Metrics, pulse: Pulse
     ) -> None:
         self._settings = settings
         self._cluster = cluster
@@ -67,16 +70,20 @@ class Operator:
         self._news = News(self._cache, self._queue)
         self._abilities = Abilities()
         self.serves = Serves(settings.serve_url)
-        self._reconciler = Reconciler(
+        registry = Registry(redis, key_prefix=settings.key_prefix, times=settings.times)
+        gatherer = Gatherer(
             self._cache,
-            Reader(self._cache),
-            Gatherer(self._cache, board, Troubles(cluster)),
-            Applier(cluster, self._cache, board, settings.ray_defaults, settings.pod_name),
+            ResourceReader(self._cache),
+            registry,
+            QueueDepths(redis, key_prefix=settings.key_prefix),
             self.serves,
+            Troubles(cluster),
+            self._abilities,
             settings.replica_settings,
             settings.ray_defaults,
-            self._abilities,
         )
+        applier = Applier(cluster, self._cache, registry, self.serves, settings.pod_name)
+        self._reconciler = Reconciler(gatherer, applier)
 
     async def run(self) -> None:
         """Until the process is asked to end, or should be started anew."""
@@ -211,13 +218,10 @@ async def run(settings: OperatorSettings) -> int:
             serve_health(settings.health_host, settings.health_port, pulse, metrics)
         )
         cluster = await stack.enter_async_context(Cluster(await configuration(), metrics.count_write))
-        board = RedisBoard(
-            settings.redis_url,
-            key_prefix=settings.key_prefix,
-            times=settings.times,
-        )
-        stack.push_async_callback(board.close)
-        operator = Operator(settings, cluster, board, metrics, pulse)
+        # Opened by the first call: the operator starts and tells the truth also while Redis is away.
+        redis = Connection(settings.redis_url, name="tidegate-operator")
+        stack.push_async_callback(redis.close)
+        operator = Operator(settings, cluster, redis, metrics, pulse)
         stack.push_async_callback(operator.serves.close)
         leading = asyncio.create_task(
             lead(cluster.client, settings.lease_name, settings.own_namespace, identity, operator.run)

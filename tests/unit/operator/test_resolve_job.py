@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tests.unit.control.builders import model
-from tests.unit.control.test_ray_cluster import DEFAULTS, pool
+from tests.unit.operator.test_ray_cluster import DEFAULTS, pool
 from tidegate.control.reasons import Reason
-from tidegate.control.resolve_job import job_name, no_job_needed, read_answer, read_job, resolve_job
 from tidegate.control.resources import Model, Pool
+from tidegate.control.source_answer import read_answer
 from tidegate.sources.facts import DecoderShape, StoredWeights
+from tidegate_operator.resolve_job import job_name, no_job_needed, read_job, resolve_job
 
 ANSWER = {
     "path": "/var/lib/tidegate/weights/x",
@@ -167,10 +168,3 @@ def test_a_pod_that_cannot_look(state: dict[str, Any], reason: str) -> None:
 def test_a_job_without_an_answer_has_failed(verdict: dict[str, Any]) -> None:
     found = read_job(a_job(verdict), [])
     assert (found.state, found.reason) == ("failed", "JobFailed")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", '{"path": 1}', '{"error": 3}', '{"path":"x","shape":{"layers":"a"}}']
-)
-def test_what_is_no_answer(text: str) -> None:
-    assert read_answer(text) is None

@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidegate.control.observed import Group
-from tidegate.control.pod_template import (
+from tidegate.control.pool_schema import Pool, PoolSpec, WorkerGroup
+from tidegate.control.serve_config import group_resource
+from tidegate_operator.pod_template import (
     GENERATION_LABEL,
     POOL_LABEL,
     SHARED_MEMORY_VOLUME,
@@ -34,8 +36,6 @@ from tidegate.control.pod_template import (
     volumes,
     weights_environment,
 )
-from tidegate.control.pool_schema import Pool, PoolSpec, WorkerGroup
-from tidegate.control.serve_config import group_resource
 
 API_VERSION = "ray.io/v1"
 GENERATION_DIGITS = 8
@@ -56,8 +56,8 @@ def cluster_name(pool: str, generation: str) -> str:
 
 
 def generation_of(spec: PoolSpec, defaults: RayDefaults) -> str:
-    """Eight hex digits over all that needs new pods; equal for two specs that differ only in what changes
-    in place."""
+    """Return eight hex digits over all that needs new pods; equal for two specs that differ only in what
+    changes in place."""
     fixed = copy.deepcopy(_spec(spec, defaults, {}))
     fixed["autoscalerOptions"].pop("idleTimeoutSeconds")
     for group in fixed["workerGroupSpecs"]:
@@ -68,7 +68,7 @@ def generation_of(spec: PoolSpec, defaults: RayDefaults) -> str:
 
 
 def ray_cluster(pool: Pool, namespace: str, generation: str, defaults: RayDefaults) -> dict[str, Any]:
-    """The whole manifest; owner references are the caller's."""
+    """Return the whole manifest; owner references are the caller's."""
     labels = {**common_labels("ray"), POOL_LABEL: pool.name, GENERATION_LABEL: generation}
     return {
         "apiVersion": API_VERSION,
@@ -115,7 +115,7 @@ def in_place_patch(live: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[d
 
 
 def groups_of(spec: PoolSpec) -> tuple[Group, ...]:
-    """The groups as Ray counts what their workers have."""
+    """Return the groups as Ray counts what their workers have."""
     return tuple(
         Group(
             name=group.name,
@@ -221,7 +221,7 @@ def _template(pod: dict[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
 def _pod(
     container: str, resources: Mapping[str, Any], spec: PoolSpec, defaults: RayDefaults
 ) -> dict[str, Any]:
-    """The pod's spec. Ray's container is the first, as KubeRay wants it."""
+    """Return the pod's spec. Ray's container is the first, as KubeRay wants it."""
     variables = {**RAY_ENVIRONMENT, **{item["name"]: item["value"] for item in weights_environment(spec)}}
     all_volumes, mounts = volumes(spec), volume_mounts(spec)
     if spec.shared_memory:
@@ -251,6 +251,6 @@ def _ray_cpus(group: WorkerGroup) -> int:
 
 
 def _ray_memory(group: WorkerGroup) -> int:
-    """Bytes of a worker's memory that replicas may reserve."""
+    """Return the bytes of a worker's memory that replicas may reserve."""
     size = group.memory_bytes
     return max(size // 2, size - RAY_PROCESSES_BYTES - OBJECT_STORE_BYTES)

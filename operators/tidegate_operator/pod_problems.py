@@ -1,4 +1,4 @@
-"""Why pods do not run, read from what Kubernetes and KubeRay report. Pure.
+"""Reasons why pods do not run, read from what Kubernetes and KubeRay report. Pure.
 
 Takes objects as the API gives them (camelCase mappings) and says at most one thing per container: what it
 is, in which pod, and what a person can do about it.
@@ -44,7 +44,7 @@ def pod_problems(
     nodes: Sequence[Mapping[str, Any]] = (),
 ) -> tuple[PodProblem, ...]:
     """Problems of these pods. `events` are core/v1 Events (only those of the pods count), the only place
-    where a volume that cannot be mounted is told; `nodes` let a message say how much is missing."""
+    where a volume that cannot be mounted is reported; `nodes` let a message say how much is missing."""
     found: list[PodProblem] = []
     for pod in pods:
         if (pod.get("metadata") or {}).get("deletionTimestamp"):
@@ -56,13 +56,13 @@ def pod_problems(
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last pod of a group that ended badly, first and last seen so. `is_told`: it was no idle worker, but
-    one that could not run, or the second in a row."""
+    """The last pod of a group that ended badly, first and last seen so. `is_certain`: it was no idle worker,
+    but one that could not run, or the second in a row."""
 
     problem: PodProblem
     since: float
     seen: float
-    is_told: bool
+    is_certain: bool
 
 
 def ended_badly(
@@ -84,30 +84,32 @@ def ended_badly(
         if problem.reason not in ENDED:
             continue
         past = ended.get(problem.group)
-        is_told = not problem.may_be_idle or (past is not None and past.is_told)
+        is_certain = not problem.may_be_idle or (past is not None and past.is_certain)
         if past is not None and past.problem.pod == problem.pod:
-            ended[problem.group] = Ended(problem, past.since, now, is_told)
+            ended[problem.group] = Ended(problem, past.since, now, is_certain)
             continue
         if past is not None and (made := created.get(problem.pod)):
-            is_told = is_told or _seconds(made) >= past.since - CLOCK_SECONDS  # it came in the other's place
-        ended[problem.group] = Ended(problem, now, now, is_told)
+            is_certain = (
+                is_certain or _seconds(made) >= past.since - CLOCK_SECONDS
+            )  # it came in the other's place
+        ended[problem.group] = Ended(problem, now, now, is_certain)
     return ended
 
 
-def told(found: Sequence[PodProblem], ended: Mapping[str, Ended]) -> tuple[PodProblem, ...]:
-    """What to say: without workers that may only have been idle, and with pods that are gone."""
+def reported(found: Sequence[PodProblem], ended: Mapping[str, Ended]) -> tuple[PodProblem, ...]:
+    """Return what to report: without workers that may only have been idle, and with pods that are gone."""
     now = [
         problem
         for problem in found
-        if not problem.may_be_idle or (problem.group in ended and ended[problem.group].is_told)
+        if not problem.may_be_idle or (problem.group in ended and ended[problem.group].is_certain)
     ]
     groups = {problem.group for problem in now}
-    past = [item.problem for group, item in ended.items() if item.is_told and group not in groups]
+    past = [item.problem for group, item in ended.items() if item.is_certain and group not in groups]
     return (*now, *past)
 
 
 def cluster_problems(ray_cluster: Mapping[str, Any]) -> tuple[PodProblem, ...]:
-    """What KubeRay says of pods that it could not even make: quota, Pod Security, a bad template."""
+    """Return what KubeRay says of pods that it could not even make: quota, Pod Security, a bad template."""
     name = str((ray_cluster.get("metadata") or {}).get("name") or "")
     status = ray_cluster.get("status") or {}
     for item in status.get("conditions") or []:
@@ -149,7 +151,7 @@ def _of_pod(
 
 
 def _of_going_pod(pod: Mapping[str, Any]) -> list[PodProblem]:
-    """What ended in the pod before somebody, as KubeRay, deleted it for that."""
+    """Return what ended in the pod before somebody, as KubeRay, deleted it for that."""
     meta = pod["metadata"]
     deleted_at = _seconds(meta["deletionTimestamp"]) - float(meta.get("deletionGracePeriodSeconds") or 0)
     found = []
@@ -264,7 +266,7 @@ def _unscheduled(pod: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> 
 
 
 def _lack(resource: str, pod: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> str:
-    """What is asked of one resource and, where the nodes are known, how much is missing."""
+    """Say what is asked of one resource and, where the nodes are known, how much is missing."""
     asked = sum(_amount(resource, given) for given in _requests(resource, pod))
     text = f"it asks for {_shown(resource, asked)} {resource}"
     offered = [
@@ -302,16 +304,16 @@ def _shown(resource: str, amount: float) -> str:
 
 
 def _unmounted(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
-    """The newest event that says that a volume of this pod cannot be mounted."""
+    """Read the newest event that says that a volume of this pod cannot be mounted."""
     name, uid = pod["metadata"]["name"], pod["metadata"].get("uid")
-    told = [
+    failed = [
         event
         for event in events
         if event.get("reason") in VOLUME_EVENTS and _is_about(event.get("involvedObject") or {}, name, uid)
     ]
-    if not told:
+    if not failed:
         return None
-    cause = _cause(max(told, key=lambda event: str(event.get("lastTimestamp") or "")).get("message"))
+    cause = _cause(max(failed, key=lambda event: str(event.get("lastTimestamp") or "")).get("message"))
     named = _NAMED.search(cause)
     if named and "not found" in cause and named[1].lower() in ("secret", "configmap"):
         return "SecretMissing", f"Pod {name} cannot start: {cause} Create {named[1].lower()} {named[2]}."
@@ -323,6 +325,6 @@ def _is_about(reference: Mapping[str, Any], name: str, uid: str | None) -> bool:
 
 
 def _cause(text: Any) -> str:
-    """A foreign message as one sentence of bounded length."""
+    """Return a foreign message as one sentence of bounded length."""
     words = " ".join(str(text or "no reason was given").split())[:MAX_CAUSE_CHARACTERS]
     return words if words.endswith((".", "!", "?")) else f"{words}."

@@ -1,4 +1,4 @@
-"""The Models of one pool as the operator reads them: valid, refused, or of a name that another has. Pure."""
+"""Models and Pools as the operator reads them: valid, refused, or of a name that another has. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from tidegate.control.desired import ModelRecord
+from tidegate.control.packing import Refusal
+from tidegate.control.reasons import Reason
 from tidegate.control.resource_files import parse_resource
 from tidegate.control.resources import API_VERSION, Model, ModelSpec, Pool
-from tidegate_operator.cache import Body, Cache, pool_of
+from tidegate_operator.cache import Body, Cache, is_deleting, pool_of
 from tidegate_operator.status_patch import record_of
-
-Refusal = tuple[str, str]  # (reason, sentence)
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ModelObject:
     """One Model. `model` is what should run: its spec, or the last valid one where that is refused; None:
     nothing of it may run. `refusal` says why its spec is not what runs."""
 
@@ -31,6 +31,10 @@ class Subject:
         return str(self.body["metadata"]["name"])
 
     @property
+    def is_deleting(self) -> bool:
+        return is_deleting(self.body)
+
+    @property
     def generation(self) -> int:
         return int(self.body["metadata"].get("generation") or 0)
 
@@ -39,8 +43,8 @@ class Subject:
         return self.body.get("status") or {}
 
 
-class Reader:
-    """Reads resources: each spec once, and what is remembered in a status once per version."""
+class ResourceReader:
+    """Reads resources from the cache: each spec once, and the record in a status once per version."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
@@ -48,14 +52,14 @@ class Reader:
         self._records: dict[str, tuple[str, ModelRecord | None]] = {}  # (resource version, record), by uid
         self._valid_pools: dict[str, Pool] = {}  # the last valid one, by uid
 
-    def subjects(self, namespace: str, pool: str) -> list[Subject]:
-        """The pool's Models, oldest first."""
+    def models(self, namespace: str, pool: str) -> list[ModelObject]:
+        """Return the pool's Models, oldest first."""
         found = self._cache.of("Model", namespace, lambda body: pool_of(body) == pool)
-        return [self._subject(body) for body in found]
+        return [self._model(body) for body in found]
 
     def pool(self, body: Body) -> tuple[Pool | None, str]:
-        """The Pool as it should stand and, where its spec is refused, why. A refused one stays as it last
-        was; None where that is not known."""
+        """Return the Pool as it should stand and, where its spec is refused, why. A refused one stays as it
+        last was; None where that is not known."""
         uid = body["metadata"]["uid"]
         found = self._parse(body)
         if isinstance(found, Pool):
@@ -69,16 +73,16 @@ class Reader:
         self._records = {uid: found for uid, found in self._records.items() if uid in uids}
         self._valid_pools = {uid: pool for uid, pool in self._valid_pools.items() if uid in uids}
 
-    def _subject(self, body: Body) -> Subject:
+    def _model(self, body: Body) -> ModelObject:
         name = body["metadata"]["name"]
         oldest = self._cache.named("Model", name)[0]
         if oldest["metadata"]["uid"] != body["metadata"]["uid"]:
-            return Subject(body, None, None, _name_taken(name, oldest))
+            return ModelObject(body, None, None, _name_taken(name, oldest))
         record = self._record(name, body)
         found = self._parse(body)
         if isinstance(found, Model):
-            return Subject(body, found, record)
-        return Subject(body, _last_valid(name, record), record, ("InvalidConfig", str(found)))
+            return ModelObject(body, found, record)
+        return ModelObject(body, _last_valid(name, record), record, (Reason.InvalidConfig, str(found)))
 
     def _record(self, name: str, body: Body) -> ModelRecord | None:
         meta = body["metadata"]
@@ -89,7 +93,7 @@ class Reader:
         return known[1]
 
     def _parse(self, body: Body) -> Model | Pool | str:
-        """The resource, or what is wrong with it."""
+        """Return the resource, or what is wrong with it."""
         meta = body["metadata"]
         generation = int(meta.get("generation") or 0)
         known = self._parsed.get(meta["uid"])
@@ -110,7 +114,7 @@ class Reader:
 def _name_taken(name: str, oldest: Body) -> Refusal:
     where = oldest["metadata"]["namespace"]
     return (
-        "NameTaken",
+        Reason.NameTaken,
         f"metadata.name: {name!r}: an older Model of this name is in the namespace {where!r}, and gateways "
         "know one Model of each name; give this one another name.",
     )

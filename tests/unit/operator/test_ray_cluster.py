@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from tidegate.control.pod_template import RayDefaults, claim_folder, merged
-from tidegate.control.ray_cluster import (
+from tidegate.control.resources import Pool, PoolSpec
+from tidegate.control.serve_config import GROUP_UNIT, group_resource
+from tidegate_operator.pod_template import RayDefaults, claim_folder, merged
+from tidegate_operator.ray_cluster import (
     cluster_name,
     generation_of,
     groups_of,
     in_place_patch,
     ray_cluster,
 )
-from tidegate.control.resources import Pool, PoolSpec
-from tidegate.control.serve_config import GROUP_UNIT, group_resource
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tidegate.control.observed import PodProblem
-from tidegate.control.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
 from tidegate.control.reasons import Reason
+from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, reported
 
 
 def pod(
@@ -141,7 +141,7 @@ def event(message: str, name: str = "main-x-worker-1", stamp: str = "2026-01-01T
     }
 
 
-def test_a_volume_that_cannot_be_mounted_is_told_by_events_only() -> None:
+def test_a_volume_that_cannot_be_mounted_is_certain_by_events_only() -> None:
     creating = pod(waiting("ContainerCreating"))
     assert pod_problems([creating]) == ()
     assert pod_problems([creating], [event("x", name="another")]) == ()
@@ -222,13 +222,13 @@ def test_a_pod_deleted_because_it_had_ended_says_why(
 READY = [{"type": "Ready", "status": "True"}]
 
 
-def test_a_pod_that_ended_badly_is_told_until_another_is_ready() -> None:
+def test_a_pod_that_ended_badly_is_certain_until_another_is_ready() -> None:
     killed = pod(container(state={"terminated": {"reason": "OOMKilled"}}), phase="Failed")
     problem = only(pod_problems([killed]))
     ended = ended_badly([problem], {}, [killed], now=100.0)
-    assert ended == {"a100": Ended(problem, 100.0, 100.0, is_told=True)}
-    assert told([problem], ended) == (problem,)
-    assert told([], ended) == (problem,)
+    assert ended == {"a100": Ended(problem, 100.0, 100.0, is_certain=True)}
+    assert reported([problem], ended) == (problem,)
+    assert reported([], ended) == (problem,)
     starting = pod(waiting("ContainerCreating"))
     assert ended_badly([], ended, [starting], now=159.0) == ended
     assert ended_badly([], ended, [], now=160.0) == {}
@@ -240,7 +240,7 @@ def test_a_pod_that_ended_badly_is_told_until_another_is_ready() -> None:
 def test_a_pod_that_only_waits_is_not_remembered() -> None:
     unplaced = only(pod_problems([unscheduled("Insufficient cpu.")]))
     assert ended_badly([unplaced], {}, [], now=1.0) == {}
-    assert told([unplaced], {}) == (unplaced,)
+    assert reported([unplaced], {}) == (unplaced,)
 
 
 def ended_worker(name: str, created: str) -> dict[str, Any]:
@@ -250,23 +250,25 @@ def ended_worker(name: str, created: str) -> dict[str, Any]:
     return body
 
 
-def test_the_end_of_a_worker_is_told_once_that_of_its_successor_is_the_same() -> None:
+def test_the_end_of_a_worker_is_certain_once_that_of_its_successor_is_the_same() -> None:
     at = 1_767_225_600.0  # 2026-01-01
     first = ended_worker("first", "2025-12-31T23:59:00Z")
     found = pod_problems([first])
     ended = ended_badly(found, {}, [first], at)
-    assert told(found, ended) == ()
+    assert reported(found, ended) == ()
     # Others that go at the same time were there before.
     sibling = ended_worker("sibling", "2025-12-31T23:59:00Z")
     siblings = pod_problems([first, sibling])
-    assert told(siblings, ended_badly(siblings, ended, [first, sibling], at + 1)) == ()
+    assert reported(siblings, ended_badly(siblings, ended, [first, sibling], at + 1)) == ()
     successor = ended_worker("successor", "2026-01-01T00:00:01Z")
     found = pod_problems([successor])
     ended = ended_badly(found, ended, [successor], at + 9)
-    assert [problem.pod for problem in told(found, ended)] == ["successor"]
+    assert [problem.pod for problem in reported(found, ended)] == ["successor"]
     third = ended_worker("third", "2026-01-01T00:00:10Z")
     found = pod_problems([third])
-    assert [problem.pod for problem in told(found, ended_badly(found, ended, [third], at + 19))] == ["third"]
+    assert [problem.pod for problem in reported(found, ended_badly(found, ended, [third], at + 19))] == [
+        "third"
+    ]
 
 
 def test_a_worker_that_is_ready_in_between_begins_the_count_anew() -> None:
@@ -275,16 +277,16 @@ def test_a_worker_that_is_ready_in_between_begins_the_count_anew() -> None:
     ended = ended_badly(pod_problems([first]), {}, [first], at)
     ended = ended_badly([], ended, [pod(conditions=READY, phase="Running")], at + 5)
     found = pod_problems([second])
-    assert told(found, ended_badly(found, ended, [second], at + 9)) == ()
+    assert reported(found, ended_badly(found, ended, [second], at + 9)) == ()
 
 
-def test_the_end_of_a_head_and_of_an_init_container_is_told_at_once() -> None:
+def test_the_end_of_a_head_and_of_an_init_container_is_certain_at_once() -> None:
     head = pod(container(state={"terminated": {"reason": "Error", "exitCode": 1}}), group="head")
     prepare = {**container(state={"terminated": {"reason": "Error", "exitCode": 3}}), "name": "prepare"}
     worker = pod(initContainerStatuses=[prepare])
     for body in (head, worker):
         found = pod_problems([body])
-        assert told(found, ended_badly(found, {}, [body], 1.0)) == found
+        assert reported(found, ended_badly(found, {}, [body], 1.0)) == found
 
 
 def test_pods_that_could_not_be_made() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from tidegate.control.pod_template import GENERATION_LABEL, POOL_LABEL
+from tidegate_operator.pod_template import GENERATION_LABEL, POOL_LABEL
 
 NOW = 1_800_000_000.0
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.control.builders import model
-from tidegate.control.moving import has_arrived, merged, move
 from tidegate.control.observed import ApplicationState, ReplicaState, ServeState
 from tidegate.control.serve_config import Application
+from tidegate_operator.moving import has_arrived, merged, move
 
 ALL = tuple(Application(name, "r", model(name).spec, "", keep_awake=False) for name in "abcde")
 

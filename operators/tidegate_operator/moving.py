@@ -1,4 +1,4 @@
-"""How the applications of a pool move from one Ray cluster to the next. Pure.
+"""The applications of a pool move from one Ray cluster to the next. Pure.
 
 Both clusters run while a change of the pool that needs new pods comes in. Their replicas pull from the same
 queues, so an application may stand in both: it is added to the new one, a few at a time, and leaves the old
@@ -16,7 +16,7 @@ from tidegate.control.serve_config import Application
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What each cluster's Serve should hold now. With `is_done` the old cluster may go."""
+    """Each cluster's Serve should hold this now. With `is_done` the old cluster may go."""
 
     old: tuple[Application, ...]
     new: tuple[Application, ...]
@@ -62,5 +62,5 @@ def merged(old: ServeState | None, new: ServeState | None) -> ServeState | None:
 
 
 def has_arrived(state: ApplicationState) -> bool:
-    """Whether requests need no other cluster: a replica runs, or none is wanted."""
+    """Tell whether requests need no other cluster: a replica runs, or none is wanted."""
     return state.status == "RUNNING" and state.ready_replicas >= min(1, state.wanted_replicas)

@@ -1,4 +1,4 @@
-"""The Job that looks at one revision's source, and what it found. Pure.
+"""The Job that resolves one revision's source, and its answer. Pure.
 
 It runs the platform's own image with the Model's Secret, downloads into the Pool's weight cache what is not
 there yet, and leaves its answer in the container's termination message, which Kubernetes bounds at 4096
@@ -7,15 +7,15 @@ bytes. So neither the operator nor a replica ever holds a source's credentials.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from tidegate.control.observed import SourceState
-from tidegate.control.pod_problems import pod_problems
-from tidegate.control.pod_template import (
+from tidegate.control.resources import Model, Pool, PoolSpec, WorkerGroup
+from tidegate.control.source_answer import read_answer
+from tidegate.sources.schemes import SCHEMES, claim_and_path, scheme_of
+from tidegate_operator.pod_problems import pod_problems
+from tidegate_operator.pod_template import (
     MODEL_LABEL,
     POOL_LABEL,
     REVISION_LABEL,
@@ -32,9 +32,6 @@ from tidegate.control.pod_template import (
     volumes,
     weights_environment,
 )
-from tidegate.control.resources import Model, Pool, PoolSpec, WorkerGroup
-from tidegate.sources.facts import Resolved
-from tidegate.sources.schemes import SCHEMES, claim_and_path, scheme_of
 
 CONTAINER = "resolve"
 TERMINATION_LOG = "/dev/termination-log"
@@ -52,7 +49,7 @@ def job_name(model: str, revision: str) -> str:
 
 
 def no_job_needed(model: Model, pool: Pool) -> SourceState | None:
-    """What is known without a look: that the pool's pods could never read this source."""
+    """Return what is known without a Job: that the pool's pods could never read this source."""
     uri = model.spec.source.uri if model.spec.source is not None else ""
     scheme = scheme_of(uri)
     if SCHEMES[scheme].needs_cache and pool.spec.weight_cache is None:
@@ -76,7 +73,7 @@ def no_job_needed(model: Model, pool: Pool) -> SourceState | None:
 def resolve_job(
     model: Model, revision: str, pool: Pool, namespace: str, defaults: RayDefaults
 ) -> dict[str, Any]:
-    """The whole manifest; owner references are the caller's. The Model has a source."""
+    """Return the whole manifest; owner references are the caller's. The Model has a source."""
     assert model.spec.source is not None
     spec = pool.spec
     labels = {
@@ -125,7 +122,7 @@ def resolve_job(
 def read_job(
     job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
 ) -> SourceState:
-    """How far the look is. `pods` are this Job's, `events` those of its pods."""
+    """Return how far the Job is. `pods` are this Job's, `events` those of its pods."""
     for status in _container_statuses(pods):
         ended = (status.get("state") or {}).get("terminated")
         if ended is not None and (answer := read_answer(ended.get("message") or "")) is not None:
@@ -140,29 +137,6 @@ def read_job(
         "failed",
         reason="JobFailed",
         message=f"The Job {job['metadata']['name']} ended without an answer: {verdict}",
-    )
-
-
-def read_answer(text: str) -> SourceState | None:
-    """What `python -m tidegate.sources resolve` wrote; None where it is not that."""
-    try:
-        found = json.loads(text)
-        if "error" in found:
-            error = found["error"]
-            return SourceState("failed", reason=str(error["reason"]), message=str(error["message"]))
-        answer = msgspec.convert(found, Resolved)
-    except (ValueError, KeyError, TypeError):
-        return None
-    return SourceState(
-        "resolved",
-        checkpoint=answer.path,
-        weights_bytes=answer.weights_bytes,
-        quantization=answer.quantization,
-        precision=answer.precision,
-        shape=answer.shape,
-        weights=answer.weights,
-        commit=answer.commit,
-        digest=answer.digest,
     )
 
 
@@ -205,7 +179,7 @@ def _container_statuses(pods: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
 
 
 def _verdict(job: Mapping[str, Any]) -> str | None:
-    """How Kubernetes says that a Job has ended; None while it runs."""
+    """Return how Kubernetes says that a Job has ended; None while it runs."""
     for item in (job.get("status") or {}).get("conditions") or []:
         if item.get("status") == "True" and item.get("type") in ("Complete", "Failed"):
             return str(item.get("message") or item.get("reason") or item["type"])

@@ -1,7 +1,7 @@
-"""What the pods of a pool have in common: image, volumes, environment, rights. Pure.
+"""The pods of a pool have this in common: image, volumes, environment, rights. Pure.
 
-Ray's pods and the Jobs that look at sources are made of the same parts, so that a checkpoint lies at the same
-path wherever it is looked at.
+Ray's pods and the Jobs that resolve sources are made of the same parts, so that a checkpoint lies at the same
+path wherever it is read.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ REVISION_LABEL = "tidegate.dev/revision"
 
 @dataclass(frozen=True, slots=True)
 class RayDefaults:
-    """What a Pool leaves open. `redis_address` is that of the Redis in which Ray's head keeps its state
-    ("redis://host:6379"; empty: none), `redis_password` the (Secret, key) of its password, where it has one.
+    """Defaults of what a Pool leaves open. `redis_address` is that of the Redis in which Ray's head keeps its
+    state ("redis://host:6379"; empty: none), `redis_password` the (Secret, key) of its password, where it has
+    one.
     """
 
     image: str
@@ -46,18 +47,18 @@ def common_labels(component: str) -> dict[str, str]:
 
 
 def image_of(spec: PoolSpec, defaults: RayDefaults) -> dict[str, str]:
-    """The image fields of a container."""
+    """Return the image fields of a container."""
     return {"image": spec.image or defaults.image, "imagePullPolicy": spec.image_pull_policy}
 
 
 def pull_secrets(spec: PoolSpec) -> dict[str, Any]:
-    """The pod's fields for pulling its image."""
+    """Return the pod's fields for pulling its image."""
     names = [{"name": secret.name} for secret in spec.image_pull_secrets]
     return {"imagePullSecrets": names} if names else {}
 
 
 def weights_environment(spec: PoolSpec) -> list[dict[str, str]]:
-    """Where huggingface_hub keeps its files, and what a person set beside it."""
+    """Say where huggingface_hub keeps its files, and what a person set beside it."""
     ours = {"PYTHONDONTWRITEBYTECODE": "1"}
     if spec.weight_cache is not None:
         ours["HF_HOME"] = f"{WEIGHTS_FOLDER}/huggingface"
@@ -82,7 +83,7 @@ def volume_mounts(spec: PoolSpec) -> list[dict[str, Any]]:
 
 
 def uses_node_paths(spec: PoolSpec) -> bool:
-    """Whether pods mount folders of their node, which Pod Security `restricted` refuses in any case."""
+    """Tell whether pods mount folders of their node, which Pod Security `restricted` refuses in any case."""
     return any("hostPath" in volume for volume in volumes(spec))
 
 
@@ -107,7 +108,7 @@ def container_security() -> dict[str, Any]:
 
 
 def claim_folder(spec: PoolSpec, claim: str) -> str:
-    """Where the pool's pods mount this PersistentVolumeClaim; empty where they do not."""
+    """Return where the pool's pods mount this PersistentVolumeClaim; empty where they do not."""
     named = {
         volume["name"]: volume["persistentVolumeClaim"].get("claimName")
         for volume in volumes(spec)
@@ -135,7 +136,7 @@ def merged(base: Any, over: Any) -> Any:
 
 
 def on_wire(part: BaseModel) -> dict[str, Any]:
-    """A part of a pod as Kubernetes takes it. What is empty is left out, whether it was written or not."""
+    """Return a part of a pod as Kubernetes takes it, without what is empty, whether it was written or not."""
     written = part.model_dump(mode="json", by_alias=True)
     return {name: value for name, value in written.items() if value not in (None, "")}
 
