@@ -111,8 +111,6 @@ class TransformersEngine:
             limit=limit,
             end_ids=self._end_ids,
             vocabulary=self._vocabulary,
-            vocabulary_size=self._vocabulary_size,
-            device=self._device,
         )
         if (ended := sequence.ended_in_log()) is not None:
             return ended

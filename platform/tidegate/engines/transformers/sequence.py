@@ -36,25 +36,20 @@ class RunningSequence:
         limit: int,
         end_ids: Collection[int],
         vocabulary: Vocabulary,
-        vocabulary_size: int,
-        device: torch.device,
     ) -> None:
         self.id = request.id
         self.request = request
         self.prompt = prompt
         self.generated = [token for segment in log for token in segment.output.token_ids]
-        self.chooser = Chooser(request.work.sampling)
+        self.chooser = Chooser(request.work.sampling, self.generated)
         self._limit = limit
         self._end_ids = () if request.work.sampling.ignore_eos else end_ids
         self._vocabulary = vocabulary
-        self._vocabulary_size = vocabulary_size
-        self._device = device
         self._top_logprobs = request.work.sampling.top_logprobs
         self._lead_text = self._echoed() if request.work.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
         self._begin_answer()
         for token in self.generated:
-            self.chooser.accept(token, vocabulary_size, device)
             if token not in self._end_ids:
                 self._answer.push(self._detokenizer.push(token))
 
@@ -103,7 +98,6 @@ class RunningSequence:
     def accept(self, token: int, logprob: tuple[float, list[tuple[int, float]]] | None) -> StepOutput:
         """Add a chosen token; what that lets out, and the finish if it is the last."""
         self.generated.append(token)
-        self.chooser.accept(token, self._vocabulary_size, self._device)
         text = ""
         entries: list[TokenLogprob] = []
         if token not in self._end_ids:

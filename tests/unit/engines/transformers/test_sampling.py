@@ -1,24 +1,35 @@
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.engines.transformers.sampling import Chooser, choose, keep_nucleus, token_logprobs
+from tests.unit.engines.transformers import choices
+from tidegate.engines.transformers import sampling as sampling_module
+from tidegate.engines.transformers.sampling import (
+    STEPS,
+    Chooser,
+    LogitStep,
+    Penalties,
+    Temperature,
+    TopP,
+    choose,
+    token_logprobs,
+)
 from tidegate.messages.work import Sampling
 
 VOCABULARY = 50
-CPU = torch.device("cpu")
 
 
-def a_chooser(position: int = 0, **sampling: Any) -> Chooser:
-    chooser = Chooser(Sampling(**{"seed": 1, **sampling}))
-    chooser.position = position
-    return chooser
+def a_chooser(position: int = 0, generated: Sequence[int] = (), **sampling: Any) -> Chooser:
+    return Chooser(Sampling(**{"seed": 1, **sampling}), list(generated) or [0] * position)
 
 
 def some_logits(rows: int, seed: int = 0) -> torch.Tensor:
@@ -62,9 +73,10 @@ def test_tiny_differences_in_logits_do_not_change_the_draws() -> None:
 
 
 def test_nucleus_keeps_the_fewest_that_reach_top_p() -> None:
-    probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).repeat(4, 1)
-    kept = keep_nucleus(probabilities, torch.tensor([[0.5], [0.6], [0.0], [1.0]]))
-    assert (kept > 0).sum(-1).tolist() == [1, 2, 1, 4]
+    probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).repeat(3, 1)
+    kept = TopP.apply(probabilities, [TopP(Sampling(seed=1, top_p=top_p), []) for top_p in (0.5, 0.6, 0.0)])
+    assert (kept > 0).sum(-1).tolist() == [1, 2, 1]
+    assert not TopP.is_needed(Sampling(seed=1, top_p=1.0))
 
 
 def test_a_token_outside_the_nucleus_is_never_drawn() -> None:
@@ -74,12 +86,11 @@ def test_a_token_outside_the_nucleus_is_never_drawn() -> None:
 
 
 def test_penalties_count_generated_tokens() -> None:
-    chooser = a_chooser(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25)
-    for token in (3, 3, 5):
-        chooser.accept(token, VOCABULARY, CPU)
-    assert chooser.penalty is not None
-    assert chooser.penalty[3].item() == pytest.approx(1.0)
-    assert chooser.penalty[5].item() == pytest.approx(0.75)
+    chooser = a_chooser(generated=[3, 3, 5], temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25)
+    lowered = Penalties.apply(torch.zeros(1, VOCABULARY), [chooser.steps[Penalties]])[0]
+    assert lowered[3].item() == pytest.approx(-1.0)
+    assert lowered[5].item() == pytest.approx(-0.75)
+    assert lowered.count_nonzero() == 2
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 3], logits[0, 5], logits[0, 9] = 2.0, 1.9, 1.1
     assert choose(logits, [chooser]).ids == [5]
@@ -87,14 +98,94 @@ def test_penalties_count_generated_tokens() -> None:
 
 def test_one_batch_mixes_all_kinds_of_rows() -> None:
     logits = some_logits(3)
-    penalised = a_chooser(temperature=0.0, presence_penalty=2.0)
     best = int(logits[1].argmax())
-    penalised.accept(best, VOCABULARY, CPU)
+    penalised = a_chooser(generated=[best], temperature=0.0, presence_penalty=2.0)
     logits[1, best] = logits[1].topk(2).values[1] + 1
     chosen = choose(logits.clone(), [a_chooser(temperature=0.0, top_logprobs=2), penalised, a_chooser()])
     assert chosen.ids[0] == int(logits[0].argmax())
     assert chosen.ids[1] != best
     assert list(chosen.logprobs) == [0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_are_those_recorded(dtype: str) -> None:
+    recorded = json.loads(Path(__file__).with_name("recorded_choices.json").read_text())[dtype]
+    choosers = [Chooser(Sampling(**sampling), []) for sampling in choices.SAMPLINGS]
+    for step, expected in enumerate(recorded["ids"]):
+        rows = choices.rows_at(step)
+        chosen = choose(choices.logits_of(rows, step, getattr(torch, dtype)), [choosers[row] for row in rows])
+        assert chosen.ids == chosen.tokens.tolist() == expected
+        for row, token in zip(rows, chosen.ids, strict=True):
+            choosers[row].generated.append(token)
+        if "logprobs" in recorded:
+            logprobs = [(row, value, top) for row, (value, top) in chosen.logprobs.items()]
+            for (row, value, top), (old_row, old_value, old_top) in zip(
+                logprobs, recorded["logprobs"][step], strict=True
+            ):
+                assert (row, [token for token, _ in top]) == (old_row, [token for token, _ in old_top])
+                assert [value, *(item for _, item in top)] == pytest.approx(
+                    [old_value, *(item for _, item in old_top)], abs=1e-5
+                )
+
+
+def test_a_step_rebuilt_from_the_log_equals_the_one_that_ran_along() -> None:
+    sampling = Sampling(seed=1, presence_penalty=0.7, frequency_penalty=0.3)
+    generated: list[int] = []
+    along = Penalties(sampling, generated)
+    for token in (4, 9, 4, 4, 11):
+        generated.append(token)
+        ran_along = Penalties.apply(torch.zeros(1, VOCABULARY), [along])
+    rebuilt = Penalties.apply(torch.zeros(1, VOCABULARY), [Penalties(sampling, list(generated))])
+    assert torch.equal(ran_along, rebuilt)
+
+
+class NeverTokenZero(LogitStep):
+    """What a new parameter brings, here asked for by a stop string."""
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return sampling.stop == ("zero",)
+
+    @classmethod
+    def apply(cls, values: torch.Tensor, steps: Sequence[Self]) -> torch.Tensor:
+        assert len(values) == len(steps)
+        values[:, 0] = -torch.inf
+        return values
+
+
+def test_a_new_step_touches_the_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "STEPS", (NeverTokenZero, *STEPS))
+    logits = torch.zeros(4, VOCABULARY)
+    logits[:, 0] = 100.0
+    choosers = [
+        a_chooser(temperature=0.0),
+        a_chooser(temperature=0.0, stop=("zero",)),
+        a_chooser(stop=("zero",)),
+        a_chooser(),
+    ]
+    ids = choose(logits, choosers).ids
+    assert [token == 0 for token in ids] == [True, False, False, True]
+    assert [set(chooser.steps) for chooser in choosers] == [
+        set(),
+        {NeverTokenZero},
+        {NeverTokenZero, Temperature},
+        {Temperature},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "steps"),
+    [
+        ({"temperature": 0.0}, []),
+        ({"temperature": 1e-6, "top_p": 0.5}, []),
+        ({"temperature": 0.0, "top_logprobs": 3, "stop": ("x",), "echo": True}, []),
+        ({}, [Temperature]),
+        ({"top_p": 0.9}, [Temperature, TopP]),
+        ({"frequency_penalty": -0.1, "top_p": 0.0}, [Penalties, Temperature, TopP]),
+    ],
+)
+def test_a_row_takes_only_the_steps_that_it_needs(sampling: dict[str, Any], steps: list[type]) -> None:
+    assert list(a_chooser(**sampling).steps) == steps
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
