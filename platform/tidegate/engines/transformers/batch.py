@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tidegate.engines.transformers.kv import Arena
 
@@ -133,8 +133,27 @@ class ArenaBatch:
             self._positions = self._positions[:-1]
 
 
+def measure_kv(model: Any) -> tuple[int, int, bool]:
+    """Return layers, bytes per token of the KV cache, and whether each layer is plain keys and values (which
+    the arena can hold), from a forward pass over two tokens: exact for every architecture."""
+    cache = DynamicCache()
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    try:
+        Forward(model)(ids, cache=cache)
+    except (ValueError, TypeError, AttributeError, IndexError):
+        return 0, 0, False  # a cache of its own kind (linear attention, state space)
+    if not all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers):
+        return 0, 0, False
+    size = sum(
+        part.shape[1] * part.shape[3] * part.element_size()
+        for layer in cache.layers
+        for part in (layer.keys, layer.values)
+    )
+    return len(cache.layers), size, True
+
+
 def takes_masks(model: Any) -> bool:
-    """Whether a decoding step may hand the model a finished mask: one of full attention through SDPA.
+    """True where a decoding step may hand the model a finished mask: one of full attention through SDPA.
 
     Making its own, a model first asks the padding mask whether there is padding at all, which on CUDA waits
     for the device. And where there is none it leaves the mask out: on CPU PyTorch's SDPA with grouped heads

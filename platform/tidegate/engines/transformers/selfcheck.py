@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.transformers.batch import Batch, Forward
+from tidegate.engines.base import EngineLoadError
+from tidegate.engines.transformers.batch import ArenaBatch, Batch, Forward, RowByRow, takes_masks
+from tidegate.engines.transformers.loading import Loaded
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
@@ -38,6 +40,40 @@ class Verdict:
     @property
     def is_right(self) -> bool:
         return self.error <= self.tolerance
+
+
+def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
+    """Return the fastest batch that passes the check, with notes; `layers` 0: the arena cannot hold this
+    model's cache. Raises `EngineLoadError` (SelfCheckFailed)."""
+    model = loaded.model
+    rows = probe_rows(loaded.tokenizer, context_length)
+    reason = "its cache has layers of another kind than keys and values per token"
+    for makes_masks in ((True, False) if takes_masks(model) else (False,)) if layers else ():
+        arena = ArenaBatch(
+            model,
+            layers=layers,
+            max_rows=max(max_rows, len(rows)),
+            max_length=context_length,
+            pad_id=loaded.tokenizer.pad_token_id or 0,
+            makes_masks=makes_masks,
+        )
+        try:
+            verdict = check(model, arena, rows, loaded.precision)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            reason = f"batched decoding raises {type(error).__name__}: {error}"
+            continue
+        if verdict.is_right:
+            return arena, []
+        reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
+    single = RowByRow(model)
+    verdict = check(model, single, rows, loaded.precision)
+    if not verdict.is_right:
+        raise EngineLoadError(
+            "SelfCheckFailed",
+            f"Decoding does not give the model's own logits: they differ by {verdict.error:.2g} "
+            f"(tolerance {verdict.tolerance:.2g} in {loaded.precision}).",
+        )
+    return single, [f"Requests run one by one, which is slower: {reason}."]
 
 
 def probe_rows(tokenizer: Any, context_length: int) -> list[list[int]]:

@@ -55,8 +55,12 @@ class RunningSequence:
 
     @property
     def tokens(self) -> list[int]:
-        """What has to be in the KV cache before the next token."""
+        """The tokens that have to be in the KV cache before the next one."""
         return self.prompt + self.generated
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.generated)
 
     @property
     def needs_all_logits(self) -> bool:

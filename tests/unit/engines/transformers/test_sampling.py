@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,7 +88,8 @@ def test_a_token_outside_the_nucleus_is_never_drawn() -> None:
 
 def test_penalties_count_generated_tokens() -> None:
     chooser = a_chooser(generated=[3, 3, 5], temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25)
-    lowered = Penalties.apply(torch.zeros(1, VOCABULARY), [chooser.steps[Penalties]])[0]
+    step = Penalties(chooser.sampling, chooser.generated)
+    lowered = Penalties.apply(torch.zeros(1, VOCABULARY), [step])[0]
     assert lowered[3].item() == pytest.approx(-1.0)
     assert lowered[5].item() == pytest.approx(-0.75)
     assert lowered.count_nonzero() == 2
@@ -110,22 +112,26 @@ def test_one_batch_mixes_all_kinds_of_rows() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tokens_are_those_recorded(dtype: str) -> None:
     recorded = json.loads(Path(__file__).with_name("recorded_choices.json").read_text())[dtype]
-    choosers = [Chooser(Sampling(**sampling), []) for sampling in choices.SAMPLINGS]
+    generated: list[list[int]] = [[] for _ in choices.SAMPLINGS]
+    choosers = [
+        Chooser(Sampling(**sampling), tokens)
+        for sampling, tokens in zip(choices.SAMPLINGS, generated, strict=True)
+    ]
     for step, expected in enumerate(recorded["ids"]):
         rows = choices.rows_at(step)
-        chosen = choose(choices.logits_of(rows, step, getattr(torch, dtype)), [choosers[row] for row in rows])
+        logits = choices.logits_of(rows, step, getattr(torch, dtype))
+        chosen = choose(logits, [choosers[row] for row in rows])
         assert chosen.ids == chosen.tokens.tolist() == expected
         for row, token in zip(rows, chosen.ids, strict=True):
-            choosers[row].generated.append(token)
+            generated[row].append(token)
         if "logprobs" in recorded:
-            logprobs = [(row, value, top) for row, (value, top) in chosen.logprobs.items()]
-            for (row, value, top), (old_row, old_value, old_top) in zip(
-                logprobs, recorded["logprobs"][step], strict=True
-            ):
-                assert (row, [token for token, _ in top]) == (old_row, [token for token, _ in old_top])
-                assert [value, *(item for _, item in top)] == pytest.approx(
-                    [old_value, *(item for _, item in old_top)], abs=1e-5
-                )
+            rows_found = [(row, value, top) for row, (value, top) in chosen.logprobs.items()]
+            assert numbers(rows_found) == pytest.approx(numbers(recorded["logprobs"][step]), abs=1e-5)
+
+
+def numbers(logprobs: Sequence[Any]) -> list[float]:
+    """Rows, values, and alternatives with their values, one after the other."""
+    return [number for row, value, top in logprobs for number in (row, value, *chain.from_iterable(top))]
 
 
 def test_a_step_rebuilt_from_the_log_equals_the_one_that_ran_along() -> None:
