@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.work import Segment, Tokens
-from tidegate.serving.ports import WorkQueue
+from tidegate.serving.ports import LeaseQueue
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +33,19 @@ LONGEST_RETRY_SECONDS = 1.0
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A leased request. It is held from its claim until its finish is written, or until it is given up."""
+    """A leased request, held from its claim until its finish is written, or until it is given up."""
 
     id: str
     attempt: int
+    ticket: int  # of the order that handed it to the engine
     seq: int  # of the next segment
-    left: int  # tokens until max_tokens ends it; negative: no limit is known
-    ticket: int = 0  # of the order that handed it to the engine
-    is_ending: bool = False  # its next token is its last
     is_finished: bool = False  # the engine is done with it
 
 
 class Outbox:
     def __init__(
         self,
-        queue: WorkQueue,
+        queue: LeaseQueue,
         written: Callable[[list[tuple[int, Segment]], list[str]], None],
         pause: Callable[[bool], None],
     ) -> None:
