@@ -1,4 +1,4 @@
-"""The one thread that drives an engine.
+"""One thread drives an engine.
 
 Who runs where. The event loop calls `hand_over`, `abort`, `pause`, `close`; the engine thread alone calls
 the engine. Between them stand an inbox (a list behind a condition, for the loop's orders) and one callback
@@ -211,7 +211,7 @@ class EngineThread:
 
 
 def describe_crash(error: BaseException) -> Crash:
-    """The reason and sentence that the model's status shows. Names no torch type: out of memory is
+    """Give the reason and sentence that the model's status shows. Names no torch type: out of memory is
     recognised by its class name, so that a replica without torch needs no import."""
     name = type(error).__name__
     detail = str(error).strip().splitlines()[0] if str(error).strip() else name

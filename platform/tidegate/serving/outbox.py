@@ -1,4 +1,4 @@
-"""Segments on their way from the engine to the queue.
+"""The outbox carries segments from the engine to the queue.
 
 Who runs where: everything on the event loop. `put` is called for each output of an engine step, `send` once
 after them. One task writes, one batch at a time; what arrives while a batch is in flight gathers and leaves
@@ -87,7 +87,7 @@ class Outbox:
         self._unsent.pop(request_id, None)
 
     def retry_now(self) -> None:
-        """Redis is back: do not wait for the next try."""
+        """Try again at once: Redis is back."""
         self._retry_now.set()
 
     async def flush(self, timeout_seconds: float) -> bool:
@@ -147,7 +147,7 @@ class Outbox:
 
 
 def merged(segment: Segment, output: StepOutput) -> Segment:
-    """`segment` with the next output of the same request behind it."""
+    """Put the next output of the same request behind `segment`."""
     old, new = segment.output, output.output
     logprobs = old.logprobs + new.logprobs if new.logprobs else old.logprobs
     both = Tokens(old.token_ids + new.token_ids, old.text + new.text, logprobs)

@@ -1,4 +1,4 @@
-"""One replica: it pulls requests, runs them through its engine and writes out what comes.
+"""A replica pulls requests, runs them through its engine and writes out what comes.
 
 Who runs where. The engine has a thread of its own (`engine_thread`); everything here runs on the event loop:
 
@@ -67,7 +67,7 @@ class ReplicaOptions:
 
 
 class ReplicaLoop:
-    """`await start()`, then it serves until `drain()` or until `ended` is done (with the failure)."""
+    """Serves from `start()` until `drain()`, or until `ended` is done (with the failure)."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class ReplicaLoop:
         return loaded
 
     def trouble(self) -> str | None:
-        """None while all is well, or a sentence for Serve's health check."""
+        """Return None while all is well, or a sentence for Serve's health check."""
         if self.failure is not None:
             return f"{self.failure.reason}: {self.failure.message}"
         return self._engine.health()
@@ -217,7 +217,7 @@ class ReplicaLoop:
         self._claim_soon()
 
     def _written(self, batch: list[tuple[int, Segment]], lost: list[str]) -> None:
-        """A batch is in Redis: finished requests are over, lost ones are not ours any more."""
+        """Take up that a batch is in Redis: finished requests are over, lost ones are not ours any more."""
         for attempt, segment in batch:
             if segment.finish is not None:
                 held = self._held.get(segment.request_id)

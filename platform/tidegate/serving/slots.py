@@ -28,7 +28,7 @@ class Slots:
         self._ending: set[int] = set()  # their next token is their last
 
     def room(self) -> int:
-        """Requests that may be claimed now; none where it is not positive."""
+        """Count the requests that may be claimed now; none where it is not positive."""
         return self._free - len(self._unacknowledged) + min(len(self._ending), self.total)
 
     def hand_over(self, ticket: int, tokens_left: float) -> None:
@@ -55,6 +55,6 @@ class Slots:
 
 
 def tokens_left(claim: Claim) -> float:
-    """Tokens until the request's own limit ends it; infinite where it has none."""
+    """Count the tokens until the request's own limit ends it; infinite where it has none."""
     most = claim.request.work.sampling.max_tokens
     return math.inf if most is None else most - sum(len(segment.output.token_ids) for segment in claim.log)

@@ -1,4 +1,4 @@
-"""Two ways to run the rows of a batch through a model: together in an arena, or one by one.
+"""Runs the rows of a batch through a model, in one of two ways: together in an arena, or one by one.
 
 Both answer with logits for the next token of each row. Row indices are 0..count-1; `leave` moves the last
 row into the hole. `RowByRow` is the slow path that depends on no padding, mask or arena: it is what an
@@ -53,7 +53,7 @@ class Forward:
         cache: Any = None,
         all_logits: bool = False,
     ) -> Tensor:
-        """Logits [rows, vocabulary] of the last column, or of every column with `all_logits`."""
+        """Return logits [rows, vocabulary] of the last column, or of every column with `all_logits`."""
         extra: dict[str, Any] = {}
         if self._takes_positions and positions is not None:
             extra["position_ids"] = positions
@@ -73,7 +73,9 @@ class Forward:
 
 
 class ArenaBatch:
-    """`makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
+    """Runs rows together.
+
+    `makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
     mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
     """
 

@@ -1,4 +1,4 @@
-"""The transformers engine: continuous batching of causal language models with a step loop of its own.
+"""The transformers engine batches causal language models continuously, with a step loop of its own.
 
 Called by one thread (see `tidegate.engines.base`). A step is one decode of all running rows, then the prefill
 of what has arrived since the last one, then one choice of tokens for all of them together:
@@ -206,5 +206,5 @@ def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA raises a type of its own; the CPU allocator a RuntimeError that says so."""
+    """Tell it from other errors: CUDA raises a type of its own, the CPU allocator a RuntimeError."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

@@ -123,7 +123,7 @@ class Chooser:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The next token of each row, on the device and on the host, and whether its logits were finite."""
+    """Holds the next token of each row, on the device and on the host, and whether its logits were finite."""
 
     tokens: Tensor  # [rows], int64
     ids: list[int]
@@ -180,7 +180,7 @@ def draw(probabilities: Tensor, choosers: Sequence[Chooser]) -> Tensor:
 
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:
-    """One value per row, [rows, 1], in the type and on the device of `like`."""
+    """Make a tensor [rows, 1] of one value per row, in the type and on the device of `like`."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
 
 

@@ -28,7 +28,7 @@ class Schedulable(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens that must be in the KV cache before the next one."""
+        """Count the tokens that must be in the KV cache before the next one."""
         ...
 
     @property
@@ -111,5 +111,5 @@ def grouped(joining: Sequence[S]) -> list[list[S]]:
 
 
 def most_padding(longest: int) -> float:
-    """Tokens of padding that a row may have in a prefill of `longest` tokens a row."""
+    """Return the tokens of padding that a row may have in a prefill of `longest` tokens a row."""
     return max(PADDING_TOKENS, PADDING_SHARE * longest)
