@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.base import StepOutput
+from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.sampling import Chooser, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
