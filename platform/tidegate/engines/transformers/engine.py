@@ -147,7 +147,7 @@ class TransformersEngine:
             logits += self._prefill(group, outputs)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
-            self._accept(choose(together, [row.chooser for row in self._scheduler.running]), outputs)
+            self._accept(choose(together, self._scheduler.running), outputs)
         return outputs
 
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:

@@ -15,9 +15,9 @@ probabilities, which need not sum to 1.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -28,13 +28,24 @@ from tidegate.messages.work import Sampling
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
 
 
-class LogitStep(ABC):
-    """One instance serves one request. It may keep state, as long as that follows from `generated`: the
-    request's own list, which grows, and which on another replica begins with what was generated here."""
+class Row(Protocol):
+    """A request as steps see it. `generated` grows; `steps` are its `needed_steps`."""
 
-    def __init__(self, sampling: Sampling, generated: Sequence[int]) -> None:
-        self.sampling = sampling
-        self.generated = generated
+    @property
+    def sampling(self) -> Sampling: ...
+    @property
+    def generated(self) -> Sequence[int]: ...
+    @property
+    def steps(self) -> Mapping[type[LogitStep], LogitStep]: ...
+
+
+class LogitStep(ABC):
+    """One instance serves one row. It may keep state that follows from the row's tokens, for on another
+    replica it is made anew; it keeps no row, which would live as long as the collector lets a cycle."""
+
+    def __init__(self, row: Row) -> None:
+        self.sampling = row.sampling
+        self.generated = row.generated
 
     @staticmethod
     @abstractmethod
@@ -49,8 +60,8 @@ class LogitStep(ABC):
 class Penalties(LogitStep):
     """Lowers the logits of tokens that were generated, by their number and because they were at all."""
 
-    def __init__(self, sampling: Sampling, generated: Sequence[int]) -> None:
-        super().__init__(sampling, generated)
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
         self._counts: dict[int, int] = {}
         self._counted = 0  # tokens of `generated`
         self._penalties: Tensor | None = None  # [vocabulary]
@@ -109,16 +120,8 @@ class TopP(LogitStep):
 STEPS: tuple[type[LogitStep], ...] = (Penalties, Temperature, TopP)
 
 
-class Chooser:
-    """Holds how one request wants its tokens chosen. `generated` is what it has generated so far: the list
-    that its sequence appends to."""
-
-    __slots__ = ("generated", "sampling", "steps")
-
-    def __init__(self, sampling: Sampling, generated: Sequence[int]) -> None:
-        self.sampling = sampling
-        self.generated = generated
-        self.steps = {step: step(sampling, generated) for step in STEPS if step.is_needed(sampling)}
+def needed_steps(row: Row) -> dict[type[LogitStep], LogitStep]:
+    return {step: step(row) for step in STEPS if step.is_needed(row.sampling)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,49 +134,42 @@ class Chosen:
     logprobs: dict[int, tuple[float, list[tuple[int, float]]]]  # row -> (chosen, [(id, logprob), ...])
 
 
-def choose(logits: Tensor, choosers: Sequence[Chooser]) -> Chosen:
+def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
     """Choose from `logits` [rows, vocabulary], any float type. One transfer to the host, where no row asks
     for log probabilities."""
     best, tokens = logits.max(dim=-1)
-    if rows := [row for row, chooser in enumerate(choosers) if chooser.steps]:
-        tokens[rows] = pick(logits[rows].float(), [choosers[row] for row in rows])
+    if stepped := [index for index, row in enumerate(rows) if row.steps]:
+        tokens[stepped] = pick(logits[stepped].float(), [rows[index] for index in stepped])
     logprobs: dict[int, tuple[float, list[tuple[int, float]]]] = {}
-    if asked := {
-        row: count
-        for row, chooser in enumerate(choosers)
-        if (count := chooser.sampling.top_logprobs) is not None
-    }:
-        rows = list(asked)
-        values = token_logprobs(logits[rows], tokens[rows], list(asked.values()))
-        logprobs = dict(zip(rows, values, strict=True))
+    if asked := [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]:
+        counts = [rows[index].sampling.top_logprobs or 0 for index in asked]
+        logprobs = dict(zip(asked, token_logprobs(logits[asked], tokens[asked], counts), strict=True))
     ids, finite = torch.stack((tokens, torch.isfinite(best).to(tokens.dtype))).tolist()
     return Chosen(tokens, ids, finite, logprobs)
 
 
-def pick(values: Tensor, choosers: Sequence[Chooser]) -> Tensor:
+def pick(values: Tensor, rows: Sequence[Row]) -> Tensor:
     """Choose token ids [rows] from fp32 logits [rows, vocabulary], which may be overwritten."""
     for step in STEPS:
-        mine = {row: chooser.steps[step] for row, chooser in enumerate(choosers) if step in chooser.steps}
-        if len(mine) == len(choosers):
-            values = step.apply(values, list(mine.values()))
-        elif mine:
-            rows = list(mine)
-            values[rows] = step.apply(values[rows], list(mine.values()))
-    drawn = [row for row, chooser in enumerate(choosers) if Temperature in chooser.steps]
-    if len(drawn) == len(choosers):
-        return draw(values, choosers)
+        needed = {index: row.steps[step] for index, row in enumerate(rows) if step in row.steps}
+        if len(needed) == len(rows):
+            values = step.apply(values, list(needed.values()))
+        elif needed:
+            some = list(needed)
+            values[some] = step.apply(values[some], list(needed.values()))
+    drawn = [index for index, row in enumerate(rows) if Temperature in row.steps]
+    if len(drawn) == len(rows):
+        return draw(values, rows)
     tokens = values.argmax(dim=-1)
     if drawn:
-        tokens[drawn] = draw(values[drawn], [choosers[row] for row in drawn])
+        tokens[drawn] = draw(values[drawn], [rows[index] for index in drawn])
     return tokens
 
 
-def draw(probabilities: Tensor, choosers: Sequence[Chooser]) -> Tensor:
+def draw(probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
     """Choose by the noise of each row's seed and position."""
     cumulative = probabilities.double().cumsum(dim=-1)
-    noise = column(
-        [uniform(chooser.sampling.seed, len(chooser.generated)) for chooser in choosers], cumulative
-    )
+    noise = column([uniform(row.sampling.seed, len(row.generated)) for row in rows], cumulative)
     # `right`: the first id whose sum is greater, so an id of probability 0 is never drawn.
     drawn = torch.searchsorted(cumulative, noise * cumulative[:, -1:], right=True).squeeze(-1)
     return drawn.clamp_(max=probabilities.shape[-1] - 1)

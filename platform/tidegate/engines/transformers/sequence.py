@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tidegate.engines.base import StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
-from tidegate.engines.transformers.sampling import Chooser, token_logprobs
+from tidegate.engines.transformers.sampling import needed_steps, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
     NO_TOKENS,
@@ -41,17 +41,17 @@ class RunningSequence:
         self.request = request
         self.prompt = prompt
         self.generated = [token for segment in log for token in segment.output.token_ids]
-        self.chooser = Chooser(request.work.sampling, self.generated)
+        self.sampling = request.work.sampling
         self._limit = limit
-        self._end_ids = () if request.work.sampling.ignore_eos else end_ids
+        self._end_ids = () if self.sampling.ignore_eos else end_ids
         self._vocabulary = vocabulary
-        self._top_logprobs = request.work.sampling.top_logprobs
-        self._lead_text = self._echoed() if request.work.sampling.echo and not log else ""
+        self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
         self._begin_answer()
         for token in self.generated:
             if token not in self._end_ids:
                 self._answer.push(self._detokenizer.push(token))
+        self.steps = needed_steps(self)
 
     @property
     def tokens(self) -> list[int]:
@@ -65,9 +65,9 @@ class RunningSequence:
     @property
     def needs_all_logits(self) -> bool:
         """True where log probabilities of prompt tokens (echo), or of logged tokens held back, are due."""
-        if self._top_logprobs is None:
+        if self.sampling.top_logprobs is None:
             return False
-        return bool(self.generated) or self.request.work.sampling.echo
+        return bool(self.generated) or self.sampling.echo
 
     @property
     def generates_nothing(self) -> bool:
@@ -83,12 +83,12 @@ class RunningSequence:
 
     def take_prefill_logits(self, logits: Tensor) -> None:
         """Fill in log probabilities from `logits` [tokens, vocabulary], a row after each of `tokens`."""
-        top = self._top_logprobs or 0
+        top = self.sampling.top_logprobs or 0
         following = torch.tensor([*self.tokens[1:], 0], device=logits.device)
         values = token_logprobs(logits, following, [top] * len(self.tokens))
         entries = [self._entry(token, *values[index]) for index, token in enumerate(self.tokens[1:])]
         prompt_length = len(self.prompt)
-        if self._lead_text or (self.request.work.sampling.echo and not self.generated):
+        if self._lead_text or (self.sampling.echo and not self.generated):
             text, raw = self._vocabulary.shown(self.prompt[0])
             self._lead_logprobs = [
                 TokenLogprob(self.prompt[0], text, None, raw),
@@ -128,7 +128,7 @@ class RunningSequence:
             self.prompt
         )
         self._detokenizer = self._vocabulary.detokenizer(strip_first_space=is_first_text)
-        self._answer = OutputBuffer(self.request.work.sampling.stop)
+        self._answer = OutputBuffer(self.sampling.stop)
 
     def _finish_after(self, token: int) -> Finish | None:
         if self._answer.stopped or token in self._end_ids:
