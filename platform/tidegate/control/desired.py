@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
-from tidegate.control.observed import DecoderShape, SourceState
+from tidegate.control.observed import SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
 from tidegate.messages.registry import RevisionReport
+from tidegate.sources.facts import DecoderShape, StoredWeights
 
 REVISION_DIGITS = 10
 # The fields of a spec that need a new replica. All others change in place.
@@ -49,6 +50,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     message: str = ""
     retired_at: float = 0.0  # when another revision took its traffic
     shape: DecoderShape = DecoderShape()
+    weights: StoredWeights = StoredWeights()
     placement: Placement | None = None
 
     @property
@@ -65,6 +67,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             self.quantization,
             self.precision,
             shape=self.shape,
+            weights=self.weights,
         )
 
 

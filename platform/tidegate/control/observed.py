@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
-
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.sources.facts import DecoderShape, StoredWeights
 
 # Once Serve says one of these, the process that built the application is gone.
 BUILT_STATUSES = frozenset({"RUNNING", "DEPLOY_FAILED", "UNHEALTHY"})
@@ -53,29 +52,10 @@ class ServeState:
     applications: Mapping[str, ApplicationState] = field(default_factory=dict)
 
 
-class DecoderShape(msgspec.Struct, frozen=True):
-    """What a decoder's config says of its size. 0: not said. JSON in the records of the host."""
-
-    layers: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
-    hidden: int = 0
-    vocab: int = 0
-    positions: int = 0  # the longest context that the checkpoint was trained for
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the KV cache can be computed."""
-        return self.layers > 0 and self.kv_heads > 0 and self.head_dim > 0
-
-
-UNKNOWN_SHAPE = DecoderShape()
-
-
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """How far the look at one source is. `checkpoint` is a folder where replicas run; `weights_bytes` as
-    on disk."""
+    """One source as far as it is resolved. `checkpoint` is a folder where replicas run; `weights_bytes` as
+    on disk, `weights` as loaded; `precision` is what `precision: auto` computes in."""
 
     state: Literal["resolving", "resolved", "failed"]
     checkpoint: str = ""
@@ -84,7 +64,8 @@ class SourceState:
     precision: str = ""
     reason: str = ""
     message: str = ""
-    shape: DecoderShape = UNKNOWN_SHAPE
+    shape: DecoderShape = field(default_factory=DecoderShape)
+    weights: StoredWeights = field(default_factory=StoredWeights)
     commit: str = ""
     digest: str = ""
 

@@ -182,6 +182,7 @@ def _step(
                 quantization=found.quantization,
                 precision=found.precision,
                 shape=found.shape,
+                weights=found.weights,
                 retired_at=0.0,
             ),
         )

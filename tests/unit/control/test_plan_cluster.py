@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from tests.unit.control.builders import RUNTIME, World, model
 from tidegate.control.desired import ModelRecord, revision_of
-from tidegate.control.observed import DecoderShape, Group, PodProblem, ServeState, SourceState
+from tidegate.control.observed import Group, PodProblem, ServeState, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.plan import DRAIN_LIMIT_SECONDS, FIRST_RETRY_SECONDS, SWITCH_SECONDS, Plan
 from tidegate.control.reasons import REASONS
 from tidegate.control.serve_config import application_config
 from tidegate.control.status import outage
+from tidegate.sources.facts import DecoderShape
 
 GIB = 1 << 30
 GPU = Group("gpu", gpus_per_worker=1, gpu_memory_bytes=24 * GIB, max_workers=1, cpus=8, memory_bytes=32 * GIB)

@@ -6,9 +6,10 @@ import msgspec
 from tests.unit.operator.objects import NOW
 from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord, RevisionRecord
-from tidegate.control.observed import DecoderShape, PodProblem
+from tidegate.control.observed import PodProblem
 from tidegate.control.packing import Placement
 from tidegate.messages.registry import ModelEntry, RevisionReport
+from tidegate.sources.facts import DecoderShape
 from tidegate_operator import status_patch
 from tidegate_operator.crd_status import revision_schema
 from tidegate_operator.status_patch import (

@@ -25,9 +25,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, refusal
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
-from tidegate.engines.transformers.checkpoint import read_checkpoint
-from tidegate.engines.transformers.kv import COLUMN_SLACK
-from tidegate.engines.transformers.loading import free_bytes, load
+from tidegate.engines.transformers.loading import context_length, free_bytes, load, open_checkpoint
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompts import PromptError, prompt_ids
 from tidegate.engines.transformers.sampling import Chosen, choose
@@ -37,6 +35,7 @@ from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
+from tidegate.sources.facts import CONTEXT_SLACK
 
 
 class TransformersEngine:
@@ -53,8 +52,8 @@ class TransformersEngine:
     def load(self) -> LoadReport:
         spec, args = self._spec, self._args
         torch.set_num_threads(args.threads or usable_cores())
-        checkpoint = read_checkpoint(Path(spec.path), spec.quantization)
-        self._context_length = checkpoint.context_length(spec.context_length)
+        checkpoint = open_checkpoint(Path(spec.path), spec.quantization)
+        self._context_length = context_length(checkpoint.shape, spec.context_length)
         loaded = load(checkpoint, spec)
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
@@ -70,7 +69,7 @@ class TransformersEngine:
             kv_cache_bytes=spec.kv_cache_bytes,
             # Under a cap nobody else counts on what the weights leave of it.
             share=args.kv_cache_share or (1.0 if cap else 0.0),
-            bytes_per_row=token_bytes * (self._context_length + COLUMN_SLACK),
+            bytes_per_row=token_bytes * (self._context_length + CONTEXT_SLACK),
             max_slots=spec.max_slots,
         ).slots
         self._scheduler = self._empty_scheduler(slots)
