@@ -187,7 +187,7 @@ def test_what_is_placed_is_what_is_loaded(
     engine: Any = create_engine(EngineSpec("transformers", path=str(folder), device="cpu"))
     loaded = engine.load()
     assert loaded.precision == source.precision == (named or stored)
-    held = sum(weight.nbytes for weight in engine._model.parameters())
+    held = sum(weight.nbytes for weight in engine._batch._forward._model.parameters())
     assert loaded.weights_bytes == source.weights.loaded_bytes(source.precision) == held
 
 
