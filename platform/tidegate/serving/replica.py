@@ -34,6 +34,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +143,8 @@ class ReplicaLoop:
             await asyncio.wait({self._claiming})
         if self.failure is None and self._held:
             log.info("draining: %d requests run", len(self._held))
-            await _bounded(self._idle.wait(), self.options.drain_seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), self.options.drain_seconds)
         if self.failure is None:
             await self._hand_back_all()
         elif self._last_words is not None:
@@ -342,21 +344,18 @@ class ReplicaLoop:
     async def _say_last_words(self, crash: Crash) -> None:
         """Hand everything over and say why; Redis may be away, so within a bound. Where it is, the leases
         expire, which comes to the same."""
-        reason = f"{crash.reason}: {crash.message}"
-
-        async def say() -> None:
-            await self._outbox.flush(LAST_WORDS_SECONDS / 2)
-            if self._claiming is not None:
-                await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
-            await self._queue.fault(self._leases(), reason)
-            if self._report is not None:
-                await self._registry.report(
-                    reports.ended(self._report, crash, socket.gethostname(), time.time())
-                )
-            await self._registry.gone(self.stats())
-
         try:
-            await _bounded(say(), LAST_WORDS_SECONDS)
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self._outbox.flush(LAST_WORDS_SECONDS / 2)
+                if self._claiming is not None:
+                    await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
+                await self._queue.fault(self._leases(), f"{crash.reason}: {crash.message}")
+                if self._report is not None:
+                    report = reports.ended(self._report, crash, socket.gethostname(), time.time())
+                    await self._registry.report(report)
+                await self._registry.gone(self.stats())
+        except TimeoutError:
+            log.warning("could not hand over in time")
         except QueueUnavailable as error:
             log.warning("could not hand over: %s", error.message)
         finally:
@@ -391,16 +390,6 @@ class ReplicaLoop:
             await self._registry.gone(self.stats())
         except QueueUnavailable as error:
             log.warning("left without a word: %s", error.message)
-
-
-async def _bounded(work: Awaitable[object], seconds: float) -> bool:
-    """Await `work` for at most `seconds`; False where that was not enough."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        return False
-    return True
 
 
 async def _persist(

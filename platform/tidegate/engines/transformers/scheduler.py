@@ -9,7 +9,8 @@ What always holds.
   prompt: so the n-th in line joins within n such steps.
 - Prompts that join in one step have at most `tokens_per_step` tokens together, but for a first one that is
   longer alone.
-- In a group that is prefilled together no prompt is padded by more than `most_padding` of the longest.
+- In a group that is prefilled together no prompt is padded by more than `PADDING_SHARE` of the longest, or
+  `PADDING_TOKENS`.
 """
 
 from __future__ import annotations
@@ -102,14 +103,9 @@ def grouped(joining: Sequence[S]) -> list[list[S]]:
             group is None
             or sequence.needs_all_logits
             or group[0].needs_all_logits
-            or sequence.length - group[0].length > most_padding(sequence.length)
+            or sequence.length - group[0].length > max(PADDING_TOKENS, PADDING_SHARE * sequence.length)
         ):
             groups.append([sequence])
         else:
             group.append(sequence)
     return groups
-
-
-def most_padding(longest: int) -> float:
-    """Return the tokens of padding that a row may have in a prefill of `longest` tokens a row."""
-    return max(PADDING_TOKENS, PADDING_SHARE * longest)
