@@ -40,8 +40,8 @@ class Row(Protocol):
 
 
 class LogitStep(ABC):
-    """One instance serves one row. It may keep state that follows from the row's tokens, for on another
-    replica it is made anew; it keeps no row, which would live as long as the collector lets a cycle."""
+    """One instance serves one row. It may keep state that follows from the row's tokens: on another replica it
+    is made anew. It must not keep the row, for a cycle stays in memory until the collector runs."""
 
     def __init__(self, row: Row) -> None:
         self.sampling = row.sampling
