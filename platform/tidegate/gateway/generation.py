@@ -126,8 +126,8 @@ class _Exchange:
         budget = admission.wait_budget_seconds(entry, None if wanted is None else wanted.decode("latin-1"))
 
         now = time.time()
-        revision = admission.choose_revision(entry.revisions, services.draw())
         call_id = ("chatcmpl-" if is_chat else "cmpl-") + new_id()
+        revision = admission.choose_revision(entry.revisions, call_id)
         origin = Origin(call_id, tenant, revision, services.gateway_id, now, now + budget)
         requests = build_requests(call, origin, new_seed())
         opened = services.calls.open(requests, wakes_on_each=call.stream)

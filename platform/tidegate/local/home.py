@@ -104,7 +104,7 @@ class Home:
         return self.root / "key"
 
     @property
-    def memory(self) -> Path:
+    def records(self) -> Path:
         return self.data / "control.json"
 
     @property

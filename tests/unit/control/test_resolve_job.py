@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.control.builders import model
 from tests.unit.control.test_ray_cluster import DEFAULTS, pool
-from tidegate.control.reasons import REASONS
+from tidegate.control.reasons import Reason
 from tidegate.control.resolve_job import job_name, no_job_needed, read_answer, read_job, resolve_job
 from tidegate.control.resources import Model, Pool
 from tidegate.sources.facts import DecoderShape, StoredWeights
@@ -91,7 +91,7 @@ def test_what_can_never_work_needs_no_job(uri: str, reason: str) -> None:
     found = no_job_needed(named(uri), pool())
     assert found is not None
     assert (found.state, found.reason) == ("failed", reason)
-    assert found.reason in REASONS
+    assert found.reason in {*Reason}
 
 
 @pytest.mark.parametrize("uri", ["/models/x", "file:///models/x"])
