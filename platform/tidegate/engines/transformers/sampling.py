@@ -40,8 +40,8 @@ class Row(Protocol):
 
 
 class LogitStep(ABC):
-    """One instance serves one row. It may keep state that follows from the row's tokens, as it is made anew on
-    another replica. It must not keep the row: a cycle stays in memory until the collector runs."""
+    """One instance serves one row. Its state follows from the row's tokens, as another replica makes it anew.
+    It must not keep the row: a cycle stays in memory until the collector runs."""
 
     def __init__(self, row: Row) -> None:
         self.sampling = row.sampling
