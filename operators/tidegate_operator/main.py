@@ -20,14 +20,15 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import kopf
 
 from tidegate.errors import ConfigError, QueueUnavailable, TidegateError
 from tidegate.runtime import calm_collector
 from tidegate.settings import read_settings
+from tidegate.tasks import end_tasks
 from tidegate.telemetry import configure_logging
 from tidegate_operator.apply import Applier
 from tidegate_operator.board import RedisBoard
@@ -72,7 +73,7 @@ class Operator:
             Gatherer(self._cache, board, Troubles(cluster)),
             Applier(cluster, self._cache, board, settings.ray_defaults, settings.pod_name),
             self.serves,
-            settings.replica_runtime,
+            settings.replica_settings,
             settings.ray_defaults,
             self._abilities,
         )
@@ -94,11 +95,13 @@ class Operator:
             standalone=True,
             namespaces=list(self._settings.watched_namespaces),
         )
-        async with _ended(tasks):
+        try:
             tasks.append(asyncio.create_task(watching, name="watches"))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+        finally:
+            await end_tasks(*tasks)
 
     async def _work(self) -> None:
         """One worker: a key at a time, for ever."""
@@ -211,7 +214,7 @@ async def run(settings: OperatorSettings) -> int:
         board = RedisBoard(
             settings.redis_url,
             key_prefix=settings.key_prefix,
-            result_ttl_seconds=settings.result_ttl_seconds,
+            times=settings.times,
         )
         stack.push_async_callback(board.close)
         operator = Operator(settings, cluster, board, metrics, pulse)
@@ -243,17 +246,6 @@ def main() -> int:
     except Exception:
         log.exception("the operator ends")
     return 1
-
-
-@asynccontextmanager
-async def _ended(tasks: list[asyncio.Task[None]]) -> AsyncIterator[None]:
-    """Cancel these tasks, and wait for their end, when the block is left."""
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

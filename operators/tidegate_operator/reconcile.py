@@ -22,9 +22,10 @@ from tidegate.control.pod_template import POOL_LABEL, RayDefaults
 from tidegate.control.ray_cluster import generation_of, in_place_patch, ray_cluster
 from tidegate.control.reasons import READY
 from tidegate.control.resources import Pool
-from tidegate.control.serve_config import Application, ReplicaRuntime
+from tidegate.control.serve_config import Application
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import Condition
+from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeRejected, ServeUnavailable
 from tidegate.serve_writer import ServeWriter
 from tidegate_operator import ray_state, upgrade
@@ -80,7 +81,7 @@ class Reconciler:
         gatherer: Gatherer,
         applier: Applier,
         serves: Serves,
-        runtime: ReplicaRuntime,
+        replicas: ReplicaSettings,
         defaults: RayDefaults,
         abilities: Abilities,
         now: Callable[[], float] = time.time,
@@ -90,7 +91,7 @@ class Reconciler:
         self._gatherer = gatherer
         self._applier = applier
         self._serves = serves
-        self._runtime = runtime
+        self._replicas = replicas
         self._defaults = defaults
         self._abilities = abilities
         self._now = now
@@ -295,7 +296,7 @@ class Reconciler:
         memory = self._memory(namespace, active)
         try:
             memory.rejected = await memory.writer.write(
-                self._serves.api(active), applications, self._runtime, ray.view.state
+                self._serves.api(active), applications, self._replicas, ray.view.state
             )
             memory.problem = None
         except (ServeRejected, ServeUnavailable) as error:

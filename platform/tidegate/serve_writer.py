@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidegate.control.observed import ServeState
-from tidegate.control.serve_config import Application, ReplicaRuntime, application_config, put_body
+from tidegate.control.serve_config import Application, application_config, put_body
+from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeRejected, is_applied
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class ServeWriter:
         return self._has_written
 
     async def write(
-        self, api: Api, applications: Iterable[Application], runtime: ReplicaRuntime, standing: ServeState
+        self, api: Api, applications: Iterable[Application], replicas: ReplicaSettings, standing: ServeState
     ) -> Mapping[str, str]:
         """Make Serve hold these applications; PUT only where it does not (`standing` is its last answer).
 
@@ -64,7 +65,7 @@ class ServeWriter:
         unknown what Serve took), or `ServeRejected` where no single change is to blame.
         """
         self._has_written = False
-        wanted = {item.name: application_config(item, runtime) for item in applications}
+        wanted = {item.name: application_config(item, replicas) for item in applications}
         stands = {
             name: state.config or {}
             for name, state in standing.applications.items()

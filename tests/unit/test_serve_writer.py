@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.control.builders import RUNTIME, model
+from tests.unit.control.builders import REPLICAS, model
 from tidegate.control.observed import ApplicationState, ServeState
 from tidegate.control.serve_config import Application
 from tidegate.serve_api import ServeRejected, ServeUnavailable
@@ -64,7 +64,7 @@ def app(name: str, idle: float = 300) -> Application:
 
 
 async def write(writer: ServeWriter, serve: Serve, wanted: Iterable[Application]) -> Mapping[str, str]:
-    return await writer.write(serve, wanted, RUNTIME, serve.state())
+    return await writer.write(serve, wanted, REPLICAS, serve.state())
 
 
 async def test_the_same_again_writes_nothing() -> None:
@@ -157,7 +157,7 @@ async def test_what_is_being_deleted_counts_as_gone() -> None:
     serve, writer = Serve(), ServeWriter()
     await write(writer, serve, [app("a")])
     going = ServeState("c", {"a--r": ApplicationState("a--r", "DELETING", config=serve.held["a--r"])})
-    assert await writer.write(serve, [], RUNTIME, going) == {}
+    assert await writer.write(serve, [], REPLICAS, going) == {}
     assert len(serve.puts) == 1
 
 

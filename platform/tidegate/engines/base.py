@@ -8,28 +8,10 @@ from another thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.messages.work import Finish, Request, Segment, Tokens
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """What a revision says of its engine. `path` is a local checkpoint folder (empty: simulated)."""
-
-    name: str  # "transformers" | "simulated"
-    path: str = ""
-    task: str = "chat"
-    precision: str = "auto"  # auto | float32 | bfloat16 | float16
-    quantization: str = "auto"  # auto | none | gptq
-    device: str = "auto"  # auto | cpu | cuda
-    context_length: int = 0  # 0: the checkpoint's own
-    max_slots: int = 0  # 0: as many as KV memory holds (bounded by 256)
-    kv_cache_bytes: int = 0  # 0: derived from free memory
-    # All that a replica may take on its device, weights and KV cache and the rest; 0: what is free there.
-    memory_cap_bytes: int = 0
-    args: dict[str, object] = field(default_factory=dict)  # engine-specific, validated by the engine
 
 
 @dataclass(frozen=True, slots=True)

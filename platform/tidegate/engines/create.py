@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from tidegate.engines.base import Engine, EngineLoadError, EngineSpec
+from tidegate.engines.base import Engine, EngineLoadError
+from tidegate.replica_args import EngineSpec
 
 ENGINES = ("transformers", "simulated")
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tidegate.engines.base import EngineLoadError, EngineSpec, LoadReport, StepOutput
+from tidegate.engines.base import EngineLoadError, LoadReport, StepOutput
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit
 from tidegate.engines.stop_buffer import StopBuffer
@@ -33,6 +33,7 @@ from tidegate.messages.work import (
     TokenPrompt,
     Tokens,
 )
+from tidegate.replica_args import EngineSpec
 
 DEFAULT_CONTEXT_LENGTH = 8192
 DEFAULT_SLOTS = 64

@@ -28,12 +28,12 @@ from tidegate.control.observed import (
     SourceState,
 )
 from tidegate.control.plan import Plan, make_plan
-from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.errors import QueueUnavailable
 from tidegate.local.record_file import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeApi, ServeRejected, ServeUnavailable
 from tidegate.serve_writer import ServeWriter
 
@@ -72,7 +72,7 @@ class ControlLoop:
         depths: DepthSource,
         sources: SourceChecks,
         memory: RecordFile,
-        runtime: ReplicaRuntime,
+        replicas: ReplicaSettings,
         capacity: Capacity,
         news: asyncio.Event,
         *,
@@ -85,7 +85,7 @@ class ControlLoop:
         self._depths = depths
         self._sources = sources
         self._memory = memory
-        self._runtime = runtime
+        self._replicas = replicas
         self._capacity = capacity
         self._news = news
         self._wave = wave
@@ -201,7 +201,7 @@ class ControlLoop:
     async def _apply(self, plan: Plan, serve: ServeState) -> None:
         assert self._api is not None
         try:
-            self._rejected = await self._writer.write(self._api, plan.applications, self._runtime, serve)
+            self._rejected = await self._writer.write(self._api, plan.applications, self._replicas, serve)
             self._serve_problem = None
         except (ServeRejected, ServeUnavailable) as error:
             log.error("control: %s", error.message)

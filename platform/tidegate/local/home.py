@@ -21,6 +21,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from tidegate.replica_args import KEY_PREFIX
+
 PID_REUSE_SECONDS = 0.5  # two start times of one process agree better than this
 
 
@@ -55,7 +57,7 @@ class Running(msgspec.Struct, frozen=True):
     url: str = ""
     key: str = ""  # empty under --no-auth
     redis_url: str = ""
-    key_prefix: str = "tidegate"
+    key_prefix: str = KEY_PREFIX
     ray_url: str = ""
     ray_token: str = ""  # what Ray asks of who speaks to it
     ray_session: str = ""  # the folder of Ray's session; logs/serve in it holds what replicas print

@@ -16,8 +16,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ import msgspec
 import psutil
 
 from tidegate.control.observed import Capacity, QueueDepth, RevisionKey
-from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.local import embedded, ray_cluster
 from tidegate.local.control_loop import ControlLoop
@@ -38,12 +37,14 @@ from tidegate.local.record_file import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry
+from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry
+from tidegate.tasks import end_tasks
 from tidegate.telemetry import configure_logging
 
 log = logging.getLogger("tidegate.local")
@@ -82,9 +83,9 @@ class Host:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.sources.close)
             ray_starting = asyncio.create_task(self._start_ray())
-            stack.push_async_callback(_cancelled, ray_starting)
+            stack.push_async_callback(end_tasks, ray_starting)
             await self._start_redis()
-            connection = await stack.enter_async_context(self._connection())
+            connection = await self._connect(stack)
             self._key = await self._admin_key(connection)
             loop = self._control_loop(connection)
             await self._start_gateway(stack)
@@ -100,8 +101,7 @@ class Host:
             if self._redis is not None:
                 keeping = self._keep("redis", self._redis_died, self._restart_redis)
                 tasks.append(asyncio.create_task(keeping, name="redis"))
-            for task in tasks:
-                stack.push_async_callback(_cancelled, task)
+            stack.push_async_callback(end_tasks, *tasks)
             stopping = asyncio.create_task(self.stop.wait())
             done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -179,17 +179,14 @@ class Host:
         cores = os.cpu_count() or 1
         return ControlLoop(
             self.files,
-            Registry(connection, key_prefix=prefix, result_ttl_seconds=settings.result_ttl_seconds),
+            Registry(connection, key_prefix=prefix, times=settings.times),
             _Depths(QueueDepths(connection, key_prefix=prefix)),
             self.sources,
             RecordFile(self.home.records),
-            ReplicaRuntime(
+            ReplicaSettings(
                 redis_url=self._redis_url,
                 key_prefix=prefix,
-                lease_seconds=settings.lease_seconds,
-                step_timeout_seconds=settings.step_timeout_seconds,
-                result_ttl_seconds=settings.result_ttl_seconds,
-                orphan_seconds=settings.orphan_seconds,
+                times=settings.times,
                 log_dir=str(self.home.logs),
             ),
             Capacity(cores, ray_cluster.gpu_count(), psutil.virtual_memory().total),
@@ -198,14 +195,10 @@ class Host:
             told=self._models_changed,
         )
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
+    async def _connect(self, stack: AsyncExitStack) -> Connection:
         try:
-            async with Connection(self._redis_url, name="tidegate-host") as connection:
-                yield connection
+            return await stack.enter_async_context(Connection(self._redis_url, name="tidegate-host"))
         except QueueUnavailable as error:
-            if self._url:
-                raise
             raise ConfigError(f"{error.message} Check REDIS_URL.") from error
 
     async def _admin_key(self, connection: Connection) -> str:
@@ -346,12 +339,6 @@ async def _first_death(cluster: RayCluster) -> str:
         if (part := cluster.dead_part()) is not None:
             return part
         await asyncio.sleep(WATCH_SECONDS)
-
-
-async def _cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError, Exception):  # its result was taken, or nobody waits for it
-        await task
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from tidegate.control import resolve_job
 from tidegate.control.observed import SourceState
 from tidegate.local import processes
 from tidegate.local.home import Home
+from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,7 @@ class SourceChecks:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
 
     async def _look(self, uri: str) -> None:
         async with self._room:

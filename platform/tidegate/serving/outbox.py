@@ -23,6 +23,7 @@ from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.work import Segment, Tokens
 from tidegate.serving.ports import LeaseQueue
+from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +101,7 @@ class Outbox:
 
     async def close(self) -> None:
         """Give up what is still unsent."""
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.wait({self._sender})
+        await end_tasks(self._sender)
 
     async def _send_all(self) -> None:
         try:

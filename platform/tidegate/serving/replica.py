@@ -35,7 +35,6 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -44,27 +43,18 @@ from tidegate.engines.base import Engine, LoadReport
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import ReplicaStats, RevisionReport
 from tidegate.messages.work import Claim, Segment
+from tidegate.replica_args import ReplicaArgs
 from tidegate.serving import reports
 from tidegate.serving.engine_thread import Crash, Delivery, EngineThread
 from tidegate.serving.outbox import Held, Outbox
 from tidegate.serving.ports import LeaseQueue, ReplicaRegistry
 from tidegate.serving.slots import Slots, tokens_left
+from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
 LAST_WORDS_SECONDS = 3.0  # what a failed replica may spend on telling so
 RETRY_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaOptions:
-    model: str
-    revision: str
-    replica_id: str
-    lease_seconds: float = 6.0
-    step_timeout_seconds: float = 120.0  # an engine that is inside one call for so long is hung
-    drain_seconds: float = 45.0  # how long running requests may go on when the replica is asked to leave
-    beat_seconds: float = 2.0
 
 
 class ReplicaLoop:
@@ -75,9 +65,12 @@ class ReplicaLoop:
         engine: Engine,
         queue: LeaseQueue,
         registry: ReplicaRegistry,
-        options: ReplicaOptions,
+        args: ReplicaArgs,
+        replica_id: str,
     ) -> None:
-        self.options = options
+        self._replica_id = replica_id
+        self._model, self._revision = args.model, args.revision
+        self._times = args.times
         self.failure: Crash | None = None
         self.ended: asyncio.Future[Crash] = asyncio.get_running_loop().create_future()
         self.tokens_total = 0
@@ -112,19 +105,18 @@ class ReplicaLoop:
         except Exception as error:
             failure = reports.load_failure(error)
             log.error("model did not load: %s: %s", failure.reason, failure.message)
-            report = reports.not_loaded(self.options.model, self.options.revision, failure, time.time())
+            report = reports.not_loaded(self._model, self._revision, failure, time.time())
             await _persist(self._registry.report, report, patience_seconds=30.0)
             raise failure from error
         self._slots = Slots(loaded.slots)
         seconds = time.monotonic() - begun
-        options = self.options
-        report = reports.proof(options.model, options.revision, loaded, seconds, notes, time.time())
+        report = reports.proof(self._model, self._revision, loaded, seconds, notes, time.time())
         self._report = msgspec.structs.replace(report, process_seconds=round(process_seconds, 3))
         await _persist(self._registry.report, self._report)
         self._can_claim = True
         await _persist(self._queue.start, self._wake, self._cancelled)
         self._ticking = asyncio.get_running_loop().create_task(self._tick_forever())
-        log.info("replica %s serves with %d slots", self.options.replica_id, loaded.slots)
+        log.info("replica %s serves with %d slots", self._replica_id, loaded.slots)
         return loaded
 
     def trouble(self) -> str | None:
@@ -144,7 +136,7 @@ class ReplicaLoop:
         if self.failure is None and self._held:
             log.info("draining: %d requests run", len(self._held))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), self.options.drain_seconds)
+                await asyncio.wait_for(self._idle.wait(), self._times.drain_seconds)
         if self.failure is None:
             await self._hand_back_all()
         elif self._last_words is not None:
@@ -262,9 +254,9 @@ class ReplicaLoop:
     # -- the tick: leases, beats, the watchdog ----------------------------------------------------
 
     async def _tick_forever(self) -> None:
-        options = self.options
-        period = min(options.lease_seconds / 3, options.beat_seconds, options.step_timeout_seconds / 4)
-        ticks_per_beat = max(1, math.floor(options.beat_seconds / period + 0.01))
+        times = self._times
+        period = min(times.lease_seconds / 3, times.beat_seconds, times.step_timeout_seconds / 4)
+        ticks_per_beat = max(1, math.floor(times.beat_seconds / period + 0.01))
         tick = 0
         while self.failure is None:
             self._watch()
@@ -303,9 +295,9 @@ class ReplicaLoop:
         since, before = self._beaten
         self._beaten = (now, tokens)
         return ReplicaStats(
-            replica=self.options.replica_id,
-            model=self.options.model,
-            revision=self.options.revision,
+            replica=self._replica_id,
+            model=self._model,
+            revision=self._revision,
             pid=os.getpid(),
             node=socket.gethostname(),
             started=self._started,
@@ -319,7 +311,7 @@ class ReplicaLoop:
 
     def _watch(self) -> None:
         busy_since = self._thread.busy_since
-        limit = self.options.step_timeout_seconds
+        limit = self._times.step_timeout_seconds
         if busy_since is not None and time.monotonic() - busy_since > limit:
             self._failed(
                 Crash(
@@ -378,11 +370,7 @@ class ReplicaLoop:
             log.warning("could not hand back, the leases will expire: %s", error.message)
 
     async def _close(self) -> None:
-        tasks = [task for task in (self._ticking, *self._side_tasks.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end_tasks(self._ticking, *self._side_tasks.values())
         await self._outbox.close()
         await self._thread.close(patience_seconds=5.0)
         try:

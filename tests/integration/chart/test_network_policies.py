@@ -155,5 +155,15 @@ def test_an_external_redis_is_reached(helm: Helm) -> None:
     assert rendered.allows(ray_pod(NAMESPACE, "head"), OUT, 6379)
 
 
+def test_sentinels_are_reached_and_the_server_that_they_name(helm: Helm) -> None:
+    rendered = Rendered(helm.objects("external-redis-sentinel"))
+    worker = ray_pod(NAMESPACE, "worker")
+    for source in ("gateway", "operator", worker):
+        assert rendered.allows(source, OUT, 26379)
+        assert rendered.allows(source, OUT, 6379)
+    assert not Rendered(helm.objects("external-redis")).allows("gateway", OUT, 26379)
+    assert Rendered(helm.objects("external-redis-url")).allows("gateway", OUT, 26379)
+
+
 def test_they_can_be_left_out(helm: Helm) -> None:
     assert not Rendered(helm.objects("small")).policies

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import DECODERS, tiny
 from tests.engine_requests import a_request, run
-from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
+from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES
+from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import WEIGHTS_OVERHEAD, decoder_shape, kv_bytes_per_token
 from tidegate.sources.resolve import resolve
 

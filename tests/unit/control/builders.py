@@ -15,11 +15,12 @@ from tidegate.control.observed import (
 )
 from tidegate.control.plan import Plan, make_plan
 from tidegate.control.resources import Model, PoolSpec
-from tidegate.control.serve_config import ReplicaRuntime, application_config
+from tidegate.control.serve_config import application_config
 from tidegate.messages.registry import ReplicaStats, RevisionReport
+from tidegate.replica_args import ReplicaSettings
 
 NOW = 1_800_000_000.0
-RUNTIME = ReplicaRuntime("unix:///redis.sock", "tidegate", 6.0, 120.0)
+REPLICAS = ReplicaSettings(redis_url="unix:///redis.sock")
 
 
 def document(name: str = "one", **spec: Any) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class World:
         before = self.seen.serve.applications if self.seen.serve is not None else {}
         applications = {
             wanted.name: before.get(wanted.name)
-            or ApplicationState(wanted.name, status, config=application_config(wanted, RUNTIME))
+            or ApplicationState(wanted.name, status, config=application_config(wanted, REPLICAS))
             for wanted in plan.applications
         }
         self.see(serve=ServeState("c", applications), entries=plan.entries)

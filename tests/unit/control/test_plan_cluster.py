@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.unit.control.builders import RUNTIME, World, model
+from tests.unit.control.builders import REPLICAS, World, model
 from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.desired import ModelRecord, revision_of
 from tidegate.control.observed import Group, PodProblem, ServeState, SourceState
@@ -67,7 +67,7 @@ class TestPlaces:
         there = world(shared("one", "6Gi"))
         (application,) = there.step().applications
         assert application.placement == Placement("gpu", 0.25, 6 * GIB)
-        config = application_config(application, RUNTIME)
+        config = application_config(application, REPLICAS)
         options = config["deployments"][0]["ray_actor_options"]
         assert options == {"num_cpus": 0.1, "num_gpus": 0.25, "resources": {"tidegate-group-gpu": 0.001}}
         engine = config["args"]["engine"]
@@ -77,13 +77,13 @@ class TestPlaces:
         there = world(model("one", resources={"cpus": 1, "memory": "2Gi"}))
         (application,) = there.step().applications
         assert application.placement == Placement("cpu", 0, 2 * GIB, 2 * GIB)
-        options = application_config(application, RUNTIME)["deployments"][0]["ray_actor_options"]
+        options = application_config(application, REPLICAS)["deployments"][0]["ray_actor_options"]
         assert (options["memory"], options["num_gpus"]) == (2 * GIB, 0)
 
     def test_one_machine_has_no_places(self) -> None:
         (application,) = World(model("one", resources={"gpus": 0.5})).step().applications
         assert application.placement is None
-        options = application_config(application, RUNTIME)["deployments"][0]["ray_actor_options"]
+        options = application_config(application, REPLICAS)["deployments"][0]["ray_actor_options"]
         assert options == {"num_cpus": 0.1, "num_gpus": 0.5}
 
     def test_a_place_is_kept_and_survives_the_records(self) -> None:

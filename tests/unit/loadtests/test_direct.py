@@ -15,8 +15,8 @@ from loadtests.direct import Connection, DirectServer
 from loadtests.generator import LoadPlan, Tally, drive, spread_pauses
 from loadtests.measure import Load, Target, make_load_plan
 from tests.waiting import await_until
-from tidegate.engines.base import EngineSpec
 from tidegate.engines.create import create_engine
+from tidegate.replica_args import EngineSpec
 
 TOKENS = 7
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import EngineSpec, LoadReport, StepOutput
+from tidegate.engines.base import LoadReport, StepOutput
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, refusal
 from tidegate.engines.transformers.args import TransformersArgs
@@ -35,6 +35,7 @@ from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
+from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
 
