@@ -1,4 +1,4 @@
-"""The visible side of one generated answer: text, log probabilities and where stop strings cut them.
+"""Holds back what of an answer may not be seen yet: text, and log probabilities with it.
 
 An entry of the log probabilities goes out with the text of its token: what a stop string swallows is
 not shown there either. Pushing the same pieces again rebuilds the same state.
@@ -13,7 +13,7 @@ from tidegate.engines.stop_buffer import StopBuffer
 from tidegate.messages.work import TokenLogprob
 
 
-class Answer:
+class OutputBuffer:
     __slots__ = ("_entries", "_released", "_seen", "_stop", "stopped")
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -36,13 +36,13 @@ class Answer:
         return text, self._due() if self._entries else []
 
     def flush(self) -> tuple[str, list[TokenLogprob]]:
-        """The answer ends here without a stop string: return what was held."""
+        """End the answer without a stop string: return what was held."""
         text = self._stop.flush() if self._stop is not None else ""
         self._released += len(text)
         return text, self._due() if self._entries else []
 
     def _due(self) -> list[TokenLogprob]:
-        """Entries whose token has begun to show, or that show nothing where nothing is held."""
+        """Take the entries whose token has begun to show, or that show nothing where nothing is held."""
         due = []
         is_all_out = self._released == self._seen and not self.stopped
         while self._entries and (is_all_out or self._entries[0][0] < self._released):

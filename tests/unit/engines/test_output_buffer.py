@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.engines.answer import Answer
+from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.messages.work import TokenLogprob
 
 
@@ -12,7 +12,7 @@ def entry(number: int, text: str = "") -> TokenLogprob:
 
 
 def test_an_entry_goes_out_with_its_text() -> None:
-    answer = Answer(["STOP"])
+    answer = OutputBuffer(["STOP"])
     assert answer.push("a", entry(0)) == ("a", [entry(0)])
     assert answer.push("S", entry(1)) == ("", [])
     assert answer.push("T", entry(2)) == ("", [])
@@ -20,26 +20,26 @@ def test_an_entry_goes_out_with_its_text() -> None:
 
 
 def test_what_a_stop_string_swallows_is_not_shown_in_entries() -> None:
-    answer = Answer(["STOP"])
+    answer = OutputBuffer(["STOP"])
     answer.push("aST", entry(0))
     text, entries = answer.push("OP", entry(1))
     assert (text, entries, answer.stopped) == ("", [], True)
 
 
 def test_flush_gives_what_was_held() -> None:
-    answer = Answer(["STOP"])
+    answer = OutputBuffer(["STOP"])
     answer.push("ST", entry(0))
     assert answer.flush() == ("ST", [entry(0)])
 
 
 def test_a_token_without_text_goes_out_where_nothing_is_held() -> None:
-    answer = Answer([])
+    answer = OutputBuffer([])
     assert answer.push("", entry(0)) == ("", [entry(0)])
 
 
 @given(st.lists(st.text("abS", max_size=3), max_size=15))
 def test_every_entry_goes_out_once_and_in_order(pieces: list[str]) -> None:
-    answer = Answer(["SSS"])
+    answer = OutputBuffer(["SSS"])
     out: list[TokenLogprob] = []
     for number, piece in enumerate(pieces):
         out += answer.push(piece, entry(number))[1]
