@@ -1,0 +1,10 @@
+"""What the gateway speaks, one module an endpoint. A new endpoint is a module here and its line below."""
+
+from tidegate.gateway.dialects.base import Dialect
+from tidegate.gateway.dialects.chat import Chat
+from tidegate.gateway.dialects.completions import Completions
+
+DIALECTS: tuple[Dialect, ...] = (
+    Chat(),
+    Completions(),
+)
