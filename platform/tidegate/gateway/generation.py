@@ -210,11 +210,11 @@ class _Exchange:
         try:
             while True:
                 match await opened.next():
-                    case Delivered(segments):
+                    case Delivered() as delivered:  # each token comes here: without unpacking
                         if first_token is None:
                             first_token = time.perf_counter() - self._started
                             hold.cancel()
-                        await self._write(opened, _rendered(events, segments))
+                        await self._write(opened, _rendered(events, delivered.segments))
                     case Waiting(position):
                         await self._write(opened, waiting_comment(position, entry))
                     case Signal.HEARTBEAT_DUE:
@@ -256,7 +256,7 @@ class _Exchange:
     async def _begin(self, opened: OpenCall, headers: Iterable[Header]) -> None:
         self._is_status_out = True
         await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, *headers]})
-        opened.wrote(asyncio.get_running_loop().time())
+        opened.wrote()
         self._services.calls.stream_opened(opened)
 
     async def _write(self, opened: OpenCall, out: bytes, *, is_last: bool = False) -> None:
@@ -264,7 +264,7 @@ class _Exchange:
             await self._begin(opened, ())
         if out:
             await self._send({"type": "http.response.body", "body": out, "more_body": not is_last})
-            opened.wrote(asyncio.get_running_loop().time())
+            opened.wrote()
 
     def _record(self, admitted: _Admitted, usage: Usage, first_token: float | None) -> None:
         self._services.metrics.answered(

@@ -94,6 +94,7 @@ class OpenCall:
     """One HTTP call: its sequences and what its writer has not taken yet."""
 
     __slots__ = (
+        "_loop",
         "_pending",
         "_position",
         "_position_shown",
@@ -127,6 +128,7 @@ class OpenCall:
         self.is_hold_over = False
         self.is_heartbeat_due = False
         self.last_sent = 0.0  # loop time
+        self._loop = asyncio.get_running_loop()
         self._pending: list[tuple[int, Segment]] = []
         self._position: Place | None = None
         self._position_shown: Place | None = None
@@ -136,20 +138,35 @@ class OpenCall:
         """Wait until something happens that the writer has to act on, and say what. A stream hears of
         everything, a plain answer of its end alone. What has come is looked at before each wait, so nothing
         that came meanwhile is missed."""
-        while (happening := self._happening()) is None:
-            self._waiter = asyncio.get_running_loop().create_future()
+        while True:
+            if self.failure is not None:
+                return Failed(self._take(), self.failure)
+            if self.has_left:
+                return Signal.DISCONNECTED
+            if not self.unfinished:
+                return Ended(self._take())
+            if self.is_streamed:
+                if self._pending:
+                    segments, self._pending = self._pending, []
+                    return Delivered(segments)
+                if (happening := self._waiting()) is not None:
+                    return happening
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        return happening
 
-    def accept(self, index: int, segment: Segment) -> None:
-        """Take the next segment in order of one choice."""
-        self._pending.append((index, segment))
+    def accept(self, request: OpenRequest, segment: Segment) -> None:
+        """Take the next segment in order of one of the sequences."""
+        if request.finish is not None:
+            return
+        request.next_seq = segment.seq + 1
+        self._pending.append((request.index, segment))
         self.has_begun = True
         finish = segment.finish
         if finish is not None:
+            request.finish = finish
             self.unfinished -= 1
             if finish.reason not in GOOD_ENDS:
                 self.failure = self.failure or finish
@@ -172,25 +189,15 @@ class OpenCall:
         self.has_left = True
         self._wake()
 
-    def wrote(self, now: float) -> None:
-        """Something went to the client at the loop time `now`."""
-        self.last_sent = now
+    def wrote(self) -> None:
+        """Something went to the client."""
+        self.last_sent = self._loop.time()
         self.is_heartbeat_due = False
 
     def finishes(self) -> list[Finish | None]:
         return [request.finish for request in self.requests]
 
-    def _happening(self) -> Happening | None:
-        if self.failure is not None:
-            return Failed(self._take(), self.failure)
-        if self.has_left:
-            return Signal.DISCONNECTED
-        if not self.unfinished:
-            return Ended(self._take())
-        if not self.is_streamed:
-            return None
-        if self._pending:
-            return Delivered(self._take())
+    def _waiting(self) -> Waiting | Signal | None:
         if not self.has_begun and self.is_hold_over:
             self.is_hold_over = False
             return Signal.HOLD_OVER
@@ -265,7 +272,7 @@ class OpenCalls:
             if request is None:
                 continue
             if segment.seq == request.next_seq and request.early is None:
-                _accept(request, segment)
+                request.call.accept(request, segment)
             elif segment.seq >= request.next_seq:
                 self._set_aside(request, segment)
         self._metrics.segments.inc(count)
@@ -318,12 +325,12 @@ class OpenCalls:
         batch that showed it, so it is read again."""
         if log is None:
             request.early = None
-            _accept(request, Segment(request.id, request.next_seq, LOG_GONE))
+            request.call.accept(request, Segment(request.id, request.next_seq, LOG_GONE))
             return True
         early = request.early or {}
         early.update((segment.seq, segment) for segment in log)
         while (segment := early.pop(request.next_seq, None)) is not None:
-            _accept(request, segment)
+            request.call.accept(request, segment)
         has_gap = any(seq > request.next_seq for seq in early)
         request.early = early if has_gap else None
         return not has_gap
@@ -363,12 +370,3 @@ class OpenCalls:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _accept(request: OpenRequest, segment: Segment) -> None:
-    """Hand the next segment in order to the request's call."""
-    if request.finish is not None:
-        return
-    request.next_seq = segment.seq + 1
-    request.finish = segment.finish
-    request.call.accept(request.index, segment)

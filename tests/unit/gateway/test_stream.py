@@ -192,13 +192,13 @@ async def test_a_stream_hears_of_its_wait_until_it_has_begun() -> None:
     call.put_position(a_place(2))  # said before
     call.owe_heartbeat()
     assert await call.next() is Signal.HEARTBEAT_DUE
-    call.wrote(1.0)
+    call.wrote()
     call.put_position(a_place(1))
     call.end_hold()
     call.owe_heartbeat()
     calls.deliver(a_log(3)[:1])
     assert [await call.next(), await call.next()] == [Delivered([(0, a_log(3)[0])]), Signal.HEARTBEAT_DUE]
-    call.wrote(2.0)
+    call.wrote()
     waiting = asyncio.create_task(call.next())
     await asyncio.sleep(0)
     assert not waiting.done()

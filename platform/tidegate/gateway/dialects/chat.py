@@ -220,21 +220,19 @@ class ChatCall(TextCall):
         )
 
 
-class ChatEvents:
+class ChatEvents(Chunks):
     """`chat.completion.chunk`: the role first, then text, then an empty delta with the finish reason."""
 
-    __slots__ = ("_begun", "_chunk", "_has_logprobs", "end")
+    __slots__ = ("_begun", "_has_logprobs")
 
     def __init__(self, head: AnswerHead, *, has_usage: bool, has_logprobs: bool) -> None:
-        chunks = Chunks(head, b"chat.completion.chunk", has_usage=has_usage)
-        self._chunk = chunks.chunk
-        self.end = chunks.end
+        super().__init__(head, b"chat.completion.chunk", has_usage=has_usage)
         self._begun: set[int] = set()
         self._has_logprobs = has_logprobs
 
     def render(self, index: int, segment: Segment) -> bytes:
         out = b""
-        chunk = self._chunk
+        chunk = self.chunk
         if index not in self._begun:
             self._begun.add(index)
             out = chunk(b'{"index":%d,"delta":%b,"logprobs":null,"finish_reason":null}' % (index, _ROLE))

@@ -163,15 +163,13 @@ class CompletionCall(TextCall):
         )
 
 
-class CompletionEvents:
+class CompletionEvents(Chunks):
     """`text_completion` chunks; the last one of a choice carries its finish reason."""
 
-    __slots__ = ("_chunk", "_offsets", "_top", "end")
+    __slots__ = ("_offsets", "_top")
 
     def __init__(self, head: AnswerHead, *, has_usage: bool, top: int | None, choices: int) -> None:
-        chunks = Chunks(head, b"text_completion", has_usage=has_usage)
-        self._chunk = chunks.chunk
-        self.end = chunks.end
+        super().__init__(head, b"text_completion", has_usage=has_usage)
         self._top = top
         self._offsets = [TextOffsets() for _ in range(choices if top is not None else 0)]
 
@@ -184,7 +182,7 @@ class CompletionEvents:
         if self._top is not None and output.logprobs:
             logprobs = encode(self._offsets[index].logprobs(output.logprobs, self._top))
         reason = b"null" if finish is None else b'"%b"' % finish_reason(finish).encode()
-        return self._chunk(
+        return self.chunk(
             b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}'
             % (index, text_json(output.text), logprobs, reason)
         )
