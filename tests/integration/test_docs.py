@@ -82,7 +82,7 @@ def test_every_field_of_the_api_is_documented() -> None:
     from tidegate.gateway.dialects import DIALECTS
 
     page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
-    fields = {field for dialect in DIALECTS for field in dialect.operation.body.__struct_fields__}
+    fields = {field for dialect in DIALECTS for field in dialect.body.__struct_fields__}
     assert fields
     assert sorted(field for field in fields if f"`{field}" not in page) == []
 

@@ -1,4 +1,4 @@
-"""Who calls: bearer keys, or nobody in particular on a loopback address."""
+"""The caller is known by a bearer key, or is nobody in particular on a loopback address."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A request body: declared once as a msgspec struct, read from bytes by it, described by it.
 
-A field is `name: Annotated[type, Meta(description=...)]`. The type and its bounds are what the decoder
-enforces and the document shows; the description is the document's sentence and the remedy of a refusal. Two
+A field is `name: Annotated[type, says(...)]`. The type and its bounds are what the decoder enforces and the
+document shows; the sentence is the field's description in the document and the remedy of a refusal. Two other
 declarations say more: `not_honoured` for a field that does not act, and `documented` where the document
 shows another form than the decoder takes. A rule over several fields is a `Rule` in the struct's `RULES`.
 
@@ -46,6 +46,10 @@ class NotHonoured:
 
     same_as_absent: tuple[Any, ...]
     remedy: str
+
+
+def says(what_to_send: str) -> Meta:
+    return Meta(description=what_to_send)
 
 
 def not_honoured(remedy: str, *same_as_absent: Any) -> Meta:
@@ -122,7 +126,7 @@ class BodyReader(Generic[Body]):
         return body
 
     def hint(self, param: str) -> str:
-        """What to send instead: the field's description, or that of the field it is part of."""
+        """Say what to send instead: the field's description, or that of the field it is part of."""
         plain = re.sub(r"\[[^]]*\]", "", param)
         return self._hints.get(plain) or self._hints.get(plain.split(".")[0], "a valid value")
 

@@ -5,33 +5,31 @@ from __future__ import annotations
 import base64
 import os
 import random
-from dataclasses import dataclass
 
 from tidegate.gateway.dialects.base import AnswerHead, Call
 from tidegate.messages.work import Request
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a call comes from and until when it may wait."""
-
-    tenant: str
-    gateway: str
-    created: float  # unix seconds
-    deadline: float  # unix seconds
-
-
-def build_requests(call: Call, head: AnswerHead, origin: Origin, random_seed: int) -> list[Request]:
-    """One request for each sequence of the call."""
+def build_requests(
+    call: Call,
+    head: AnswerHead,
+    *,
+    tenant: str,
+    gateway: str,
+    created: float,
+    deadline: float,
+    random_seed: int,
+) -> list[Request]:
+    """One request for each sequence of the call. Times are unix seconds."""
     return [
         Request(
             id=f"{head.call_id}.{index}",
-            tenant=origin.tenant,
+            tenant=tenant,
             model=head.model,
             revision=head.revision,
-            gateway=origin.gateway,
-            created=origin.created,
-            deadline=origin.deadline,
+            gateway=gateway,
+            created=created,
+            deadline=deadline,
             priority=0,
             cost=ask.cost,
             work=ask.work,

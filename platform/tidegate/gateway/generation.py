@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 from tidegate.errors import (
@@ -35,7 +35,7 @@ from tidegate.gateway.asgi import (
     text_header,
 )
 from tidegate.gateway.auth import find_tenant
-from tidegate.gateway.calls import Origin, build_requests, new_id, new_seed
+from tidegate.gateway.calls import build_requests, new_id, new_seed
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.metrics import UNKNOWN_MODEL
 from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
@@ -99,31 +99,18 @@ class _Admitted:
     opened: OpenCall
 
 
+@dataclass(slots=True)
 class _Exchange:
     """One HTTP call. `run` raises what must be refused; `refuse` answers in the form that is left."""
 
-    __slots__ = (
-        "_dialect",
-        "_is_status_out",
-        "_receive",
-        "_scope",
-        "_send",
-        "_services",
-        "_started",
-        "model_label",
-    )
-
-    def __init__(
-        self, services: Services, dialect: Dialect, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        self._services = services
-        self._dialect = dialect
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._started = time.perf_counter()
-        self._is_status_out = False
-        self.model_label = UNKNOWN_MODEL
+    _services: Services
+    _dialect: Dialect
+    _scope: Scope
+    _receive: Receive
+    _send: Send
+    _started: float = field(default_factory=time.perf_counter)
+    _is_status_out: bool = False
+    model_label: str = UNKNOWN_MODEL
 
     async def run(self) -> None:
         services, scope = self._services, self._scope
@@ -138,8 +125,15 @@ class _Exchange:
         now = time.time()
         revision = admission.choose_revision(entry.revisions, services.draw())
         head = AnswerHead(self._dialect.id_prefix + new_id(), int(now), entry.name, revision)
-        origin = Origin(tenant, services.gateway_id, now, now + budget)
-        requests = build_requests(call, head, origin, new_seed())
+        requests = build_requests(
+            call,
+            head,
+            tenant=tenant,
+            gateway=services.gateway_id,
+            created=now,
+            deadline=now + budget,
+            random_seed=new_seed(),
+        )
         opened = services.calls.open(requests, is_streamed=call.is_streamed)
         cancel_reason: str | None = "the gateway gave the call up"
         watcher: asyncio.Task[None] | None = None

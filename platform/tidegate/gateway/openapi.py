@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 
 from tidegate import __version__
 from tidegate.gateway.bodies import REFERENCE, describe, reference
-from tidegate.gateway.dialects.base import Dialect, Operation
+from tidegate.gateway.dialects.base import Dialect
 
 _RETRY_AFTER = {"schema": {"type": "integer"}, "description": "Seconds, 1 to 120", "required": False}
 _REQUEST_ID = {
@@ -57,16 +57,15 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def build_document(app: FastAPI, dialects: Iterable[Dialect]) -> dict[str, Any]:
+def build_document(app: FastAPI, dialects: Sequence[Dialect]) -> dict[str, Any]:
     document = get_openapi(
         title="Tidegate",
         version=__version__,
         description="Language models behind one OpenAI-compatible address.",
         routes=app.routes,
     )
-    operations = {dialect.path: dialect.operation for dialect in dialects}
     document["paths"] = {
-        **{path: {"post": _generation(operation)} for path, operation in operations.items()},
+        **{dialect.path: {"post": _generation(dialect)} for dialect in dialects},
         **document["paths"],
     }
     for methods in document["paths"].values():
@@ -77,35 +76,30 @@ def build_document(app: FastAPI, dialects: Iterable[Dialect]) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    schemas.update(_components(operations.values()))
+    schemas.update(_components(dialects))
     return document
 
 
-def _components(operations: Iterable[Operation]) -> dict[str, Any]:
-    bodies = [operation.body for operation in operations]
-    answers = [operation.answer for operation in operations]
-    _, components = msgspec.json.schema_components((*bodies, *answers, ErrorBody), ref_template=REFERENCE)
-    for body in bodies:
-        describe(body, components)
+def _components(dialects: Sequence[Dialect]) -> dict[str, Any]:
+    structs = [struct for dialect in dialects for struct in (dialect.body, dialect.answer)]
+    _, components = msgspec.json.schema_components((*structs, ErrorBody), ref_template=REFERENCE)
+    for dialect in dialects:
+        describe(dialect.body, components)
     return components
 
 
-def _generation(operation: Operation) -> dict[str, Any]:
+def _generation(dialect: Dialect) -> dict[str, Any]:
     # No schema for events, because one would describe JSON bodies.
-    answer = {**_json(operation.answer), "text/event-stream": {}}
-    responses = {200: {"description": operation.answer_description, "content": answer}}
+    answer = {**_json(dialect.answer), "text/event-stream": {}}
+    responses = error_responses(400, 401, 404, 413, 429, 500, 503, 504)
+    responses[200] = {"description": dialect.answer_description, "content": answer}
     return {
         "tags": ["generation"],
-        "summary": operation.summary,
-        "operationId": operation.operation_id,
-        "requestBody": {"required": True, "content": _json(operation.body)},
+        "summary": dialect.summary,
+        "operationId": dialect.operation_id,
+        "requestBody": {"required": True, "content": _json(dialect.body)},
         "parameters": [_WAIT_HEADER],
-        "responses": {
-            str(status): response
-            for status, response in (
-                responses | error_responses(400, 401, 404, 413, 429, 500, 503, 504)
-            ).items()
-        },
+        "responses": {str(status): response for status, response in sorted(responses.items())},
         "security": [{"bearer": []}],
     }
 

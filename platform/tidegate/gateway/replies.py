@@ -1,4 +1,4 @@
-"""What a call is told besides its answer: why it failed, and how long it still waits."""
+"""A call is told this besides its answer: why it failed, and how long it still waits."""
 
 from __future__ import annotations
 

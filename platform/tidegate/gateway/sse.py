@@ -1,4 +1,4 @@
-"""What every stream of server-sent events has, whatever its dialect."""
+"""Every stream of server-sent events has these parts, whatever its dialect."""
 
 from __future__ import annotations
 

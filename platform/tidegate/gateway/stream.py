@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -41,19 +42,17 @@ GOOD_ENDS = ("stop", "length")
 LOG_GONE = Finish("error", "LogGone", "the request's log is gone")
 
 
+@dataclass(slots=True, eq=False)
 class OpenRequest:
     """One sequence of a call."""
 
-    __slots__ = ("call", "early", "finish", "id", "index", "is_replaying", "next_seq")
-
-    def __init__(self, call: OpenCall, request_id: str, index: int) -> None:
-        self.call = call
-        self.id = request_id
-        self.index = index
-        self.next_seq = 0
-        self.early: dict[int, Segment] | None = None
-        self.is_replaying = False
-        self.finish: Finish | None = None
+    call: OpenCall
+    id: str
+    index: int
+    next_seq: int = 0
+    early: dict[int, Segment] | None = None
+    is_replaying: bool = False
+    finish: Finish | None = None
 
 
 class Delivered(msgspec.Struct, frozen=True, gc=False):
@@ -90,49 +89,28 @@ class Signal(Enum):
 Happening = Delivered | Ended | Failed | Waiting | Signal
 
 
+@dataclass(slots=True, eq=False)
 class OpenCall:
     """One HTTP call: its sequences and what its writer has not taken yet."""
 
-    __slots__ = (
-        "_loop",
-        "_pending",
-        "_position",
-        "_position_shown",
-        "_waiter",
-        "failure",
-        "has_begun",
-        "has_left",
-        "is_heartbeat_due",
-        "is_hold_over",
-        "is_replay_owed",
-        "is_streamed",
-        "is_submitted",
-        "last_sent",
-        "model",
-        "requests",
-        "revision",
-        "unfinished",
-    )
-
-    def __init__(self, requests: Sequence[Request], *, is_streamed: bool) -> None:
-        self.model = requests[0].model
-        self.revision = requests[0].revision
-        self.requests = [OpenRequest(self, request.id, index) for index, request in enumerate(requests)]
-        self.unfinished = len(requests)
-        self.is_streamed = is_streamed  # a plain answer's writer waits for the end
-        self.failure: Finish | None = None
-        self.has_begun = False  # a first segment came
-        self.has_left = False
-        self.is_submitted = False
-        self.is_replay_owed = False  # the channel broke before the submit was answered
-        self.is_hold_over = False
-        self.is_heartbeat_due = False
-        self.last_sent = 0.0  # loop time
-        self._loop = asyncio.get_running_loop()
-        self._pending: list[tuple[int, Segment]] = []
-        self._position: Place | None = None
-        self._position_shown: Place | None = None
-        self._waiter: asyncio.Future[None] | None = None
+    model: str
+    revision: str
+    unfinished: int
+    is_streamed: bool  # a plain answer's writer waits for the end
+    requests: list[OpenRequest] = field(default_factory=list)
+    failure: Finish | None = None
+    has_begun: bool = False  # a first segment came
+    has_left: bool = False
+    is_submitted: bool = False
+    is_replay_owed: bool = False  # the channel broke before the submit was answered
+    is_hold_over: bool = False
+    is_heartbeat_due: bool = False
+    last_sent: float = 0.0  # loop time
+    _pending: list[tuple[int, Segment]] = field(default_factory=list)
+    _position: Place | None = None
+    _position_shown: Place | None = None
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _waiter: asyncio.Future[None] | None = None
 
     async def next(self) -> Happening:
         """Wait until something happens that the writer has to act on, and say what. A stream hears of
@@ -236,9 +214,10 @@ class OpenCalls:
 
     def open(self, requests: Sequence[Request], *, is_streamed: bool) -> OpenCall:
         """Begin to expect the segments of `requests`. Every `open` is paired with a `close`."""
-        call = OpenCall(requests, is_streamed=is_streamed)
-        for request in call.requests:
-            self._requests[request.id] = request
+        call = OpenCall(requests[0].model, requests[0].revision, len(requests), is_streamed)
+        for index, request in enumerate(requests):
+            self._requests[request.id] = OpenRequest(call, request.id, index)
+            call.requests.append(self._requests[request.id])
         return call
 
     def submitted(self, call: OpenCall) -> None:
@@ -278,7 +257,7 @@ class OpenCalls:
         self._metrics.segments.inc(count)
 
     def lost(self) -> None:
-        """Whatever was published in the last moments may be missing: read every open request's log."""
+        """Read every open request's log: whatever was published in the last moments may be missing."""
         for request in list(self._requests.values()):
             if request.call.is_submitted:
                 self._start_replay(request)

@@ -8,7 +8,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.gateway.calls import Origin, build_requests, new_id, new_seed
+from tidegate.gateway.calls import build_requests, new_id, new_seed
 from tidegate.gateway.dialects.base import AnswerHead, Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
@@ -16,13 +16,14 @@ from tidegate.messages.codec import decode_request, encode_request
 from tidegate.messages.work import ChatPrompt, Request
 
 HEAD = AnswerHead("cmpl-x", 100, "m", "r1")
-ORIGIN = Origin("acme", "gw-1", 100.0, 160.0)
+ORIGIN = {"tenant": "acme", "gateway": "gw-1"}
 
 
 def requests_of(body: dict[str, Any], random_seed: int = 7) -> list[Request]:
     raw = orjson.dumps({"model": "m"} | body)
     dialect: Dialect = Chat() if "messages" in body else Completions()
-    return build_requests(dialect.read(raw), HEAD, ORIGIN, random_seed)
+    call = dialect.read(raw)
+    return build_requests(call, HEAD, **ORIGIN, created=100.0, deadline=160.0, random_seed=random_seed)
 
 
 def test_defaults_are_resolved() -> None:

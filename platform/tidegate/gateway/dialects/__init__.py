@@ -1,4 +1,4 @@
-"""What the gateway speaks, one module an endpoint. A new endpoint is a module here and its line below."""
+"""The gateway speaks these dialects, one module an endpoint. A new endpoint is a module and a line here."""
 
 from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.chat import Chat

@@ -20,7 +20,7 @@ from tidegate.messages.work import Finish, Generate, Segment
 
 @dataclass(slots=True)
 class AnswerHead:
-    """What a call's whole answer, and each of its events, says about the call."""
+    """The call's whole answer and each of its events begin with this."""
 
     call_id: str
     created: int  # unix seconds
@@ -51,7 +51,7 @@ class Events(Protocol):
         ...
 
     def end(self, usage: Usage) -> bytes:
-        """What follows when every choice has ended."""
+        """End the stream; every choice has ended."""
         ...
 
 
@@ -73,24 +73,22 @@ class Call(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """The dialect's part of the OpenAPI document."""
-
-    operation_id: str
-    summary: str
-    body: type[RequestBody]
-    answer: type[msgspec.Struct]
-    answer_description: str
-
-
 class Dialect(Protocol):
     """One endpoint. `dialects.DIALECTS` lists them all."""
 
     path: str
     id_prefix: str  # of the ids of its calls
     prompt_field: str  # named where a replica refuses the prompt
-    operation: Operation
+    # Its part of the OpenAPI document.
+    operation_id: str
+    summary: str
+    answer_description: str
+
+    @property
+    def body(self) -> type[RequestBody]: ...
+
+    @property
+    def answer(self) -> type[msgspec.Struct]: ...
 
     def read(self, raw: bytes) -> Call:
         """Raises `InvalidRequest`."""

@@ -18,13 +18,14 @@ from tidegate.gateway.bodies import (
     not_honoured_fields,
     reference,
     refusal,
+    says,
 )
-from tidegate.gateway.dialects.base import AnswerHead, Operation, Usage
+from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.openai import (
-    MAX_TOKENS,
     Chunks,
     FinishReason,
     Flag,
+    Limit,
     TextBody,
     TextCall,
     all_logprobs,
@@ -96,21 +97,17 @@ class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
     RULES: ClassVar[tuple[Rule, ...]] = (*TextBody.RULES, needs("top_logprobs", "logprobs"), _ONE_LIMIT)
 
     messages: Annotated[
-        list[Message],
-        Meta(min_length=1, description="a list of at least one message with role and content"),
+        Annotated[list[Message], Meta(min_length=1)],
+        says("a list of at least one message with role and content"),
     ]
-    max_tokens: Annotated[
-        Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None,
-        Meta(description="a whole number of tokens to generate at most"),
-    ] = None
+    max_tokens: Annotated[Limit | None, says("a whole number of tokens to generate at most")] = None
     max_completion_tokens: Annotated[
-        Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None,
-        Meta(description="tokens to generate at most, a whole number; left out: up to the context length"),
+        Limit | None, says("tokens to generate at most, a whole number; left out: up to the context length")
     ] = None
     logprobs: Flag = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=20)] | None,
-        Meta(description="a whole number from 0 to 20, together with logprobs: true"),
+        says("a whole number from 0 to 20, together with logprobs: true"),
     ] = None
     audio: Annotated[Any, not_honoured(_TEXT_ONLY)] = None
     function_call: Annotated[Any, not_honoured(_NO_TOOLS, "none", "auto")] = None
@@ -176,16 +173,10 @@ class Chat:
     path = "/v1/chat/completions"
     id_prefix = "chatcmpl-"
     prompt_field = "messages"
-    operation = Operation(
-        operation_id="create_chat_completion",
-        summary="Answer a conversation",
-        body=ChatBody,
-        answer=ChatCompletion,
-        answer_description="The answer, or its events where stream is true",
-    )
-
-    def __init__(self) -> None:
-        self._reader = BodyReader(ChatBody)
+    operation_id, summary = "create_chat_completion", "Answer a conversation"
+    body, answer = ChatBody, ChatCompletion
+    answer_description = "The answer, or its events where stream is true"
+    _reader = BodyReader(ChatBody)
 
     def read(self, raw: bytes) -> ChatCall:
         return ChatCall(self._reader.read(raw))
@@ -193,6 +184,7 @@ class Chat:
 
 class ChatCall(TextCall):
     __slots__ = ()
+    answer_type, answer_object = ChatCompletion, "chat.completion"
 
     def __init__(self, body: ChatBody) -> None:
         super().__init__(
@@ -205,19 +197,11 @@ class ChatCall(TextCall):
     def events(self, head: AnswerHead) -> ChatEvents:
         return ChatEvents(head, has_usage=self.has_usage, has_logprobs=self.top_logprobs is not None)
 
-    def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
+    def choice(self, index: int, segments: Sequence[Segment]) -> ChatChoice:
+        message = ChatAnswerMessage("assistant", whole_text(segments))
         has_logprobs = self.top_logprobs is not None
-        return encode(
-            ChatCompletion(
-                head.call_id,
-                "chat.completion",
-                head.created,
-                head.model,
-                [_choice(index, segments, has_logprobs) for index, segments in enumerate(choices)],
-                usage,
-                head.revision,
-            )
-        )
+        logprobs = ChatLogprobs(chat_logprobs(all_logprobs(segments))) if has_logprobs else None
+        return ChatChoice(index, message, logprobs, finish_reason(segments[-1].finish))
 
 
 class ChatEvents(Chunks):
@@ -274,12 +258,6 @@ def chat_logprobs(tokens: Iterable[TokenLogprob]) -> list[ChatTokenLogprob]:
         )
         for token in tokens
     ]
-
-
-def _choice(index: int, segments: Sequence[Segment], has_logprobs: bool) -> ChatChoice:
-    message = ChatAnswerMessage("assistant", whole_text(segments))
-    logprobs = ChatLogprobs(chat_logprobs(all_logprobs(segments))) if has_logprobs else None
-    return ChatChoice(index, message, logprobs, finish_reason(segments[-1].finish))
 
 
 _UNUSED = tuple(not_honoured_fields(Message))

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import BodyReader, Rule, documented, not_honoured, refusal
-from tidegate.gateway.dialects.base import AnswerHead, Operation, Usage
+from tidegate.gateway.bodies import BodyReader, Rule, documented, not_honoured, refusal, says
+from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.openai import (
     MAX_TOKENS,
     Chunks,
@@ -70,12 +70,9 @@ class CompletionBody(TextBody, kw_only=True, forbid_unknown_fields=True):
         documented(PROMPT, {"anyOf": _PROMPT_FORMS}),
     ]
     max_tokens: Annotated[
-        Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None,
-        Meta(description="a whole number of tokens to generate at most"),
+        Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None, says("a whole number of tokens to generate at most")
     ] = None
-    logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=5)] | None, Meta(description="a whole number from 0 to 5")
-    ] = None
+    logprobs: Annotated[Annotated[int, Meta(ge=0, le=5)] | None, says("a whole number from 0 to 5")] = None
     echo: Flag = None
     best_of: Annotated[Any, not_honoured("choices are not ranked; use n and choose yourself", 1)] = None
     suffix: Annotated[Any, not_honoured("insertion is not supported; leave it out", "")] = None
@@ -111,16 +108,10 @@ class Completions:
     path = "/v1/completions"
     id_prefix = "cmpl-"
     prompt_field = "prompt"
-    operation = Operation(
-        operation_id="create_completion",
-        summary="Continue a text",
-        body=CompletionBody,
-        answer=Completion,
-        answer_description="The continuation, or its events where stream is true",
-    )
-
-    def __init__(self) -> None:
-        self._reader = BodyReader(CompletionBody)
+    operation_id, summary = "create_completion", "Continue a text"
+    body, answer = CompletionBody, Completion
+    answer_description = "The continuation, or its events where stream is true"
+    _reader = BodyReader(CompletionBody)
 
     def read(self, raw: bytes) -> CompletionCall:
         return CompletionCall(self._reader.read(raw))
@@ -128,6 +119,7 @@ class Completions:
 
 class CompletionCall(TextCall):
     __slots__ = ("_choices",)
+    answer_type, answer_object = Completion, "text_completion"
 
     def __init__(self, body: CompletionBody) -> None:
         prompts = prompt_list(body.prompt)
@@ -149,18 +141,10 @@ class CompletionCall(TextCall):
     def events(self, head: AnswerHead) -> CompletionEvents:
         return CompletionEvents(head, has_usage=self.has_usage, top=self.top_logprobs, choices=self._choices)
 
-    def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
-        return encode(
-            Completion(
-                head.call_id,
-                "text_completion",
-                head.created,
-                head.model,
-                [_choice(index, segments, self.top_logprobs) for index, segments in enumerate(choices)],
-                usage,
-                head.revision,
-            )
-        )
+    def choice(self, index: int, segments: Sequence[Segment]) -> CompletionChoice:
+        top = self.top_logprobs
+        logprobs = None if top is None else TextOffsets().logprobs(all_logprobs(segments), top)
+        return CompletionChoice(index, whole_text(segments), logprobs, finish_reason(segments[-1].finish))
 
 
 class CompletionEvents(Chunks):
@@ -234,11 +218,6 @@ def prompt_list(prompt: str | list[Any]) -> list[Prompt]:
     if [] in prompt:
         raise refusal(f"prompt[{prompt.index([])}]", [], "a prompt of token ids needs at least one")
     return [TokenPrompt(token_ids) for token_ids in prompt]
-
-
-def _choice(index: int, segments: Sequence[Segment], top: int | None) -> CompletionChoice:
-    logprobs = None if top is None else TextOffsets().logprobs(all_logprobs(segments), top)
-    return CompletionChoice(index, whole_text(segments), logprobs, finish_reason(segments[-1].finish))
 
 
 def _token_name(text: str, raw: bytes) -> str:

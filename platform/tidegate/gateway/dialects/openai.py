@@ -1,4 +1,4 @@
-"""What OpenAI's two text endpoints have in common: sampling fields, the parts of a call, chunks, logprobs.
+"""OpenAI's two text endpoints share this: sampling fields, the parts of a call, chunks, logprobs.
 
 Every field of OpenAI's schema is declared, here or in the endpoint's own module, in one of three groups:
 
@@ -12,13 +12,13 @@ A field that is in none of them is unknown and refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import RequestBody, Rule, needs, not_honoured
+from tidegate.gateway.bodies import RequestBody, Rule, needs, not_honoured, says
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.sse import text_json
@@ -30,17 +30,22 @@ MAX_TOKENS = 1 << 24
 INT64 = 1 << 63
 UNLIKELY_LOGPROB = -9999.0  # what OpenAI sends for "very unlikely"; JSON has no infinity
 
+Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Seed = Annotated[int, Meta(ge=-INT64, le=INT64 - 1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
-Penalty = Annotated[
-    Annotated[float, Meta(ge=-2, le=2)] | None, Meta(description="a number from -2 to 2; left out: 0")
+StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOP)]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=16)
 ]
+Limit = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+Flag = Annotated[bool | None, says("true or false")]
+Penalty = Annotated[Annotated[float, Meta(ge=-2, le=2)] | None, says("a number from -2 to 2; left out: 0")]
 Advisory = Annotated[
     Annotated[str, Meta(max_length=1024)] | None,
-    Meta(description="a text of at most 1024 characters (advisory: not acted on)"),
+    says("a text of at most 1024 characters (advisory: not acted on)"),
 ]
-Flag = Annotated[bool | None, Meta(description="true or false")]
-MetadataKey = Annotated[str, Meta(max_length=64)]
-MetadataValue = Annotated[str, Meta(max_length=512)]
 FinishReason = Literal["stop", "length"]
 
 
@@ -50,7 +55,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
-    """What chat completions and completions share."""
+    """Chat completions and completions share these fields."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (needs("stream_options", "stream"),)
 
@@ -59,34 +64,21 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     ]
     stream: Flag = None
     stream_options: Annotated[
-        StreamOptions | None, Meta(description='{"include_usage": true} together with stream: true')
+        StreamOptions | None, says('{"include_usage": true} together with stream: true')
     ] = None
-    n: Annotated[
-        Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None,
-        Meta(description=f"a whole number from 1 to {MAX_CHOICES}"),
-    ] = None
-    temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=2)] | None,
-        Meta(description="a number from 0 (greedy) to 2; left out: 1"),
-    ] = None
-    top_p: Annotated[
-        Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="a number from 0 to 1; left out: 1")
-    ] = None
+    n: Annotated[Choices | None, says(f"a whole number from 1 to {MAX_CHOICES}")] = None
+    temperature: Annotated[Temperature | None, says("a number from 0 (greedy) to 2; left out: 1")] = None
+    top_p: Annotated[Share | None, says("a number from 0 to 1; left out: 1")] = None
     seed: Annotated[
-        Annotated[int, Meta(ge=-INT64, le=INT64 - 1)] | None,
-        Meta(description="a 64-bit whole number; choice k uses seed + k; left out: drawn at random"),
+        Seed | None, says("a 64-bit whole number; choice k uses seed + k; left out: drawn at random")
     ] = None
     stop: Annotated[
-        StopString | Annotated[list[StopString], Meta(max_length=MAX_STOP)] | None,
-        Meta(description=f"a non-empty text, or a list of at most {MAX_STOP} of them"),
+        StopString | StopStrings | None, says(f"a non-empty text, or a list of at most {MAX_STOP} of them")
     ] = None
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     user: Advisory = None
-    metadata: Annotated[
-        Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)] | None,
-        Meta(description="at most 16 pairs of texts (advisory: not acted on)"),
-    ] = None
+    metadata: Annotated[Metadata | None, says("at most 16 pairs of texts (advisory: not acted on)")] = None
     safety_identifier: Advisory = None
     prompt_cache_key: Advisory = None
     store: Annotated[Any, not_honoured("answers are not stored; use false or leave it out", False)] = None
@@ -100,6 +92,8 @@ class TextCall:
     """A call of either endpoint. `top_logprobs`: alternatives per token; None: no logprobs."""
 
     __slots__ = ("_prompts", "_sampling", "_seed", "has_usage", "is_streamed", "model", "n", "top_logprobs")
+    answer_type: ClassVar[Callable[..., msgspec.Struct]]
+    answer_object: ClassVar[str]
 
     def __init__(
         self,
@@ -133,6 +127,14 @@ class TextCall:
     def asks(self, random_seed: int) -> list[Ask]:
         first_seed = random_seed if self._seed is None else self._seed
         return generate_asks(self._prompts, self.n, self._sampling, first_seed)
+
+    def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
+        made = [self.choice(index, segments) for index, segments in enumerate(choices)]
+        about = (head.call_id, self.answer_object, head.created, head.model)
+        return encode(self.answer_type(*about, made, usage, head.revision))
+
+    def choice(self, index: int, segments: Sequence[Segment]) -> msgspec.Struct:
+        raise NotImplementedError
 
 
 class Chunks:

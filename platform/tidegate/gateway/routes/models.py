@@ -15,7 +15,7 @@ from tidegate.messages.registry import ModelEntry
 
 
 class ModelState(BaseModel):
-    """How the model is. `reason` and `message` say why it is not ready."""
+    """The state of the model. `reason` and `message` say why it is not ready."""
 
     model_config = ConfigDict(from_attributes=True)
 
