@@ -1,4 +1,4 @@
-"""What every scenario is given: the options of the command line and where to put logs."""
+"""The context that every scenario gets: the options of the command line and where logs go."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure must reach and should reach. `aim` None: there is only a must."""
+    """The bounds of a figure: it must reach `must` and should reach `aim` (None: there is only a must)."""
 
     better: Better
     must: float
@@ -49,7 +49,7 @@ class Figure:
 
 @dataclass(slots=True)
 class Section:
-    """What one scenario found: judged figures, tables to read, remarks."""
+    """The findings of one scenario: judged figures, tables to read, remarks."""
 
     scenario: str
     title: str
@@ -82,7 +82,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def company(cores: Sequence[float]) -> str:
-    """What else ran on the machine: figures of a busy one say little about tails."""
+    """The other load of the machine: figures of a busy one say little about tails."""
     return (
         f"Processes outside the test took {middle(cores):.2f} cores meanwhile (rounds: {spread(cores, 2)})."
         if cores

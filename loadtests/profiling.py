@@ -1,4 +1,4 @@
-"""Where the time goes: py-spy on each Python process of the platform while a load runs."""
+"""Profiles of each Python process of the platform while a load runs, made by py-spy."""
 
 from __future__ import annotations
 

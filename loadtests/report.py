@@ -1,4 +1,4 @@
-"""What the scenarios found, as markdown tables with verdicts and as plain data for JSON. Pure."""
+"""Reports of the scenarios: markdown tables with verdicts, and plain data for JSON. Pure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_json(sections: Sequence[Section]) -> list[dict[str, object]]:
 
 
 def is_all_met(sections: Sequence[Section]) -> bool:
-    """Whether every figure with a goal was measured and reaches its must."""
+    """True where every figure with a goal was measured and reaches its must."""
     return all(
         figure.goal.verdict(figure.value) in ("must met", "aim met")
         for section in sections

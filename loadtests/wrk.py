@@ -23,7 +23,7 @@ _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
 
 @dataclass(frozen=True, slots=True)
 class ShortRun:
-    """What a run of short requests gave. Latencies in seconds, None where the client does not say."""
+    """The figures of a run of short requests. Latencies in seconds, None where the client does not say."""
 
     requests: int
     requests_per_second: float

@@ -39,7 +39,7 @@ def run(context: Context) -> Section:
 
 
 def heavy_libraries(maps: str) -> list[str]:
-    """Which of torch, transformers and ray a process has mapped."""
+    """Return those of torch, transformers and ray that a process has mapped."""
     return [mark for mark in HEAVY if mark in maps]
 
 

@@ -117,12 +117,12 @@ def _name_taken(name: str, oldest: Body) -> Refusal:
 
 
 def _last_valid(name: str, record: ModelRecord | None) -> Model | None:
-    """What ran before the spec became invalid: the serving revision, or the one on its first way up."""
-    if record is None or not record.revisions:
+    """Return what ran before the spec became invalid: the revision with the largest share of the traffic, or
+    the one on its first way up."""
+    if record is None or record.lead is None:
         return None
-    kept = record.revisions.get(record.serving) or next(reversed(record.revisions.values()))
     try:
-        spec = ModelSpec.model_validate(kept.spec)
+        spec = ModelSpec.model_validate(record.lead.spec)
     except ValidationError:  # of an operator whose schema was another
         return None
     return Model.model_validate(

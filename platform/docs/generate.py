@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from tidegate.cli.main import app
 from tidegate.control import resources
 from tidegate.control.desired import REVISION_FIELDS
+from tidegate.control.reasons import CONDITION_TYPES, Reason
 from tidegate.settings import PREFIX, Settings
 from tidegate_operator.crd_status import ModelStatus, PoolStatus
 from tidegate_operator.settings import OperatorSettings
@@ -42,6 +43,7 @@ def pages() -> dict[str, str]:
         "pool.md": GENERATED
         + _resource(resources.Pool, resources.PoolSpec, POOL_INTRO)
         + _status(PoolStatus),
+        "reasons.md": GENERATED + _reasons(),
         "settings.md": GENERATED + _settings(),
         "cli.md": GENERATED + _cli(),
     }
@@ -127,6 +129,27 @@ STATUS_INTRO = """
 Written by the operator. Conditions are as Kubernetes has them (`type`, `status`, `reason`, `message`,
 `observedGeneration`, `lastTransitionTime`); [Troubleshooting](../guides/troubleshooting.md) lists the
 reasons.
+"""
+
+
+def _reasons() -> str:
+    titles = ("reason", "meaning", "outlook")
+    sections = [
+        f"## {kind}\n\n"
+        + _table(titles, [(f"`{it}`", it.sentence, it.outlook) for it in Reason if it.kind == kind])
+        for kind in CONDITION_TYPES
+    ]
+    return "\n".join([REASONS_INTRO, *sections])
+
+
+REASONS_INTRO = """\
+# Reasons
+
+The whole list of reasons that conditions of a Model or a Pool carry, by the condition that each tells of.
+`Ready` repeats the reason of what is in the way. A reason never changes its meaning: scripts may compare it.
+
+What `passes` ends by itself, or is meant to be so, and is no Warning among the Events; what is `trouble` is
+one where it keeps a condition from holding. [Troubleshooting](../guides/troubleshooting.md) says what to do.
 """
 
 

@@ -1,4 +1,4 @@
-"""What the long-running processes, gateway and replica, ask of the Python runtime."""
+"""Settings of the Python runtime for the long-running processes, gateway and replica."""
 
 from __future__ import annotations
 

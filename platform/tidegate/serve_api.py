@@ -108,7 +108,7 @@ def _application(name: str, details: Mapping[str, Any]) -> ApplicationState:
 
 
 def is_applied(wanted: Mapping[str, Any], reported: Mapping[str, Any] | None) -> bool:
-    """Whether Serve's reported config of an application holds everything that `wanted` says. Serve may
+    """True where Serve's reported config of an application holds everything that `wanted` says. Serve may
     report defaults beside it, and numbers in another type."""
     return reported is not None and _covers(reported, wanted)
 

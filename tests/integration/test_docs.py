@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.integration.cli.command import tidegate
-from tidegate.control.reasons import REASONS
+from tidegate.control.reasons import Reason
 from tidegate.local.ray_cluster import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_troubleshooting_names_every_reason() -> None:
     )
     raised = set(re.findall(r'(?:EngineLoadError|Crash)\(\s*"([A-Za-z]+)"', code))
     assert raised
-    assert sorted(reason for reason in raised | set(REASONS) if f"`{reason}`" not in guide) == []
+    assert sorted(reason for reason in raised | {*Reason} if f"`{reason}`" not in guide) == []
 
 
 def test_every_setting_and_metric_is_documented() -> None:

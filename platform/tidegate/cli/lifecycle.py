@@ -120,7 +120,7 @@ def clean(
 
 
 def welcome(running: Running, model: str) -> str:
-    """What a person needs next: address, key, a call to paste, where the logs are."""
+    """Print what a person needs next: address, key, a call to paste, where the logs are."""
     header = f"  -H 'Authorization: Bearer {running.key}' \\\n" if running.key else ""
     return (
         f"\naddress  {running.url}/v1\n"

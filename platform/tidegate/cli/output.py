@@ -1,4 +1,4 @@
-"""How commands answer: data to stdout as a table, JSON or YAML; everything else to stderr."""
+"""The answers of commands: data to stdout as a table, JSON or YAML; everything else to stderr."""
 
 from __future__ import annotations
 

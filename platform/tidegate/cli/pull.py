@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
+import msgspec
 import typer
 
 from tidegate.cli.output import CommandFailed, Format, OutputOption, say, show_record, size
@@ -14,7 +14,8 @@ def pull(
     uri: Annotated[
         str,
         typer.Argument(
-            help="hf://owner/name@revision, s3://bucket/path, file:///path or a path.", metavar="URI"
+            help="hf://owner/name@revision, s3://bucket/path, gs://bucket/path, file:///path or a path.",
+            metavar="URI",
         ),
     ],
     output: OutputOption = Format.table,
@@ -25,7 +26,7 @@ def pull(
     """
     from tidegate.cli.progress import Transfers
     from tidegate.errors import SourceError
-    from tidegate.sources import pull as fetch
+    from tidegate.sources.resolve import pull as fetch
 
     try:
         with Transfers() as transfers:
@@ -37,4 +38,4 @@ def pull(
     if checkpoint.commit:
         facts += f", commit {checkpoint.commit}"
     say(facts)
-    show_record(dataclasses.asdict(checkpoint), output, checkpoint.path)
+    show_record(msgspec.to_builtins(checkpoint), output, checkpoint.path)

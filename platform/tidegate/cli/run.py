@@ -19,7 +19,7 @@ SILENCE_SECONDS = 120.0
 
 @dataclass
 class Answer:
-    """What came back of one streamed call. Times are `time.monotonic()` seconds."""
+    """The result of one streamed call. Times are `time.monotonic()` seconds."""
 
     asked: float
     first: float = 0.0

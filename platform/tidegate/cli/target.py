@@ -1,4 +1,4 @@
-"""Where a command finds the platform: its gateway, its store, its logs.
+"""The platform that a command speaks to: its gateway, its store, its logs.
 
 The one contact between the CLI and the laptop host (`tidegate.local`), besides starting and stopping it.
 """
@@ -63,7 +63,7 @@ def settings() -> Settings:
 
 
 def find_running() -> Running:
-    """What the running host recorded. Raises `CommandFailed` where none runs."""
+    """Return the running host's record. Raises `CommandFailed` where none runs."""
     from tidegate.local.home import find
 
     running = find(settings().home)
@@ -88,5 +88,5 @@ async def open_store() -> AsyncIterator[tuple[Connection, str]]:
 
 
 def log_folder() -> Path:
-    """Where each process of this machine's platform writes its log, running or not."""
+    """Return the log of each process of this machine's platform, running or not."""
     return settings().home / "logs"

@@ -1,19 +1,25 @@
-"""What the control loop sees: plain values that its host gathers before each decision."""
+"""Plain values that a host gathers before each decision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
-import msgspec
-
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.sources.facts import DecoderShape, StoredWeights
 
 # Once Serve says one of these, the process that built the application is gone.
 BUILT_STATUSES = frozenset({"RUNNING", "DEPLOY_FAILED", "UNHEALTHY"})
 
 RevisionKey = tuple[str, str]  # (model, revision)
+
+
+def application_name(model: str, revision: str) -> str:
+    """Return the name of a revision's application in Serve."""
+    return f"{model}--{revision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,29 +59,10 @@ class ServeState:
     applications: Mapping[str, ApplicationState] = field(default_factory=dict)
 
 
-class DecoderShape(msgspec.Struct, frozen=True):
-    """What a decoder's config says of its size. 0: not said. JSON in the records of the host."""
-
-    layers: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
-    hidden: int = 0
-    vocab: int = 0
-    positions: int = 0  # the longest context that the checkpoint was trained for
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the KV cache can be computed."""
-        return self.layers > 0 and self.kv_heads > 0 and self.head_dim > 0
-
-
-UNKNOWN_SHAPE = DecoderShape()
-
-
 @dataclass(frozen=True, slots=True)
 class SourceState:
-    """How far the look at one source is. `checkpoint` is a folder where replicas run; `weights_bytes` as
-    on disk."""
+    """One source as far as it is resolved. `checkpoint` is a folder where replicas run; `weights_bytes` as
+    on disk, `weights` as loaded; `precision` is what `precision: auto` computes in."""
 
     state: Literal["resolving", "resolved", "failed"]
     checkpoint: str = ""
@@ -84,7 +71,8 @@ class SourceState:
     precision: str = ""
     reason: str = ""
     message: str = ""
-    shape: DecoderShape = UNKNOWN_SHAPE
+    shape: DecoderShape = field(default_factory=DecoderShape)
+    weights: StoredWeights = field(default_factory=StoredWeights)
     commit: str = ""
     digest: str = ""
 
@@ -114,7 +102,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class PodProblem:
-    """Why a pod does not run, in a sentence with its remedy. `reason` is one of `reasons.REASONS`.
+    """Why a pod does not run, in a sentence with its remedy. `reason` is one of `reasons.Reason`.
 
     `group` is the worker group that it is in (empty: the head, which concerns every model of the pool);
     `container` is empty where the whole pod is concerned, `pod` where it could not even be made.
@@ -144,7 +132,7 @@ class QueueDepth:
     running: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Observation:
     """One snapshot. `serve` is None while Serve does not answer, `serve_problem` says why. Depths are given
     for every revision that is recorded; one that is missing is not known.
@@ -165,3 +153,27 @@ class Observation:
     workers: tuple[Worker, ...] = ()
     pod_problems: tuple[PodProblem, ...] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)  # by application name
+
+    def application(self, model: str, revision: str) -> ApplicationState | None:
+        """Return the revision's application; None where it does not stand, or Serve does not answer."""
+        if self.serve is None:
+            return None
+        return self.serve.applications.get(application_name(model, revision))
+
+    def refusal(self, model: str, revision: str) -> str | None:
+        """Return Serve's words where it refused the revision's application last."""
+        return self.rejected.get(application_name(model, revision))
+
+    def ready_replicas(self, model: str, revision: str) -> int:
+        """Count the replicas that take requests."""
+        return self._ready[model, revision]
+
+    def unfinished(self, model: str, revisions: Iterable[str]) -> int | None:
+        """Count the requests that wait or run; None where one queue's depth is not known."""
+        depths = [self.depths.get((model, revision)) for revision in revisions]
+        known = [depth.waiting + depth.running for depth in depths if depth is not None]
+        return sum(known) if len(known) == len(depths) else None
+
+    @cached_property
+    def _ready(self) -> Counter[RevisionKey]:
+        return Counter((stats.model, stats.revision) for stats in self.replicas if not stats.draining)

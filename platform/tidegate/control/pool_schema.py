@@ -352,7 +352,7 @@ class PoolSpec(Strict):
     )
     weight_cache: WeightCache | None = Field(
         default=None,
-        description="Cluster: where downloaded checkpoints stay; hf:// and s3:// sources need one.",
+        description="Cluster: where downloaded checkpoints stay; hf://, s3:// and gs:// sources need one.",
     )
     volumes: tuple[Volume, ...] = Field(
         default=(),

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from tidegate.control.observed import DecoderShape, SourceState
+from tidegate.control.observed import SourceState
 from tidegate.control.pod_problems import pod_problems
 from tidegate.control.pod_template import (
     MODEL_LABEL,
@@ -33,6 +33,8 @@ from tidegate.control.pod_template import (
     weights_environment,
 )
 from tidegate.control.resources import Model, Pool, PoolSpec, WorkerGroup
+from tidegate.sources.facts import Resolved
+from tidegate.sources.schemes import SCHEMES, claim_and_path, scheme_of
 
 CONTAINER = "resolve"
 TERMINATION_LOG = "/dev/termination-log"
@@ -52,15 +54,15 @@ def job_name(model: str, revision: str) -> str:
 def no_job_needed(model: Model, pool: Pool) -> SourceState | None:
     """What is known without a look: that the pool's pods could never read this source."""
     uri = model.spec.source.uri if model.spec.source is not None else ""
-    scheme, _, rest = uri.partition("://")
-    if scheme in ("hf", "s3") and pool.spec.weight_cache is None:
+    scheme = scheme_of(uri)
+    if SCHEMES[scheme].needs_cache and pool.spec.weight_cache is None:
         return SourceState(
             "failed",
             reason="NoWeightCache",
             message=f"{uri} is downloaded, and the pool {pool.name!r} has no place for it that its pods "
             "share; set spec.weightCache of the Pool.",
         )
-    claim = rest.partition("/")[0]
+    claim, _ = claim_and_path(uri)
     if scheme == "pvc" and not claim_folder(pool.spec, claim):
         return SourceState(
             "failed",
@@ -148,18 +150,20 @@ def read_answer(text: str) -> SourceState | None:
         if "error" in found:
             error = found["error"]
             return SourceState("failed", reason=str(error["reason"]), message=str(error["message"]))
-        return SourceState(
-            "resolved",
-            checkpoint=str(found["path"]),
-            weights_bytes=int(found["weights_bytes"]),
-            quantization=str(found["quantization"]),
-            precision=str(found["precision"]),
-            shape=msgspec.convert(found.get("shape") or {}, DecoderShape),
-            commit=str(found.get("commit") or ""),
-            digest=str(found.get("digest") or ""),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):
+        answer = msgspec.convert(found, Resolved)
+    except (ValueError, KeyError, TypeError):
         return None
+    return SourceState(
+        "resolved",
+        checkpoint=answer.path,
+        weights_bytes=answer.weights_bytes,
+        quantization=answer.quantization,
+        precision=answer.precision,
+        shape=answer.shape,
+        weights=answer.weights,
+        commit=answer.commit,
+        digest=answer.digest,
+    )
 
 
 def _nodes(model: Model, spec: PoolSpec) -> dict[str, Any]:
@@ -184,9 +188,9 @@ def _cache(spec: PoolSpec) -> list[str]:
 
 
 def _claim(uri: str, spec: PoolSpec) -> list[str]:
-    if not uri.startswith("pvc://"):
+    if scheme_of(uri) != "pvc":
         return []
-    claim = uri.removeprefix("pvc://").partition("/")[0]
+    claim, _ = claim_and_path(uri)
     return ["--claim", f"{claim}={claim_folder(spec, claim)}"]
 
 

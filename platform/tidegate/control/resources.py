@@ -7,7 +7,6 @@ name. Names on the wire are camelCase, only those are read.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
@@ -23,6 +22,7 @@ from tidegate.control.schema_types import (
     rules,
     size_bytes,
 )
+from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, mistake_in
 
 __all__ = [
     "API_VERSION",
@@ -56,18 +56,6 @@ ArgValue = Annotated[
     ),
 ]
 
-_HF_URI = r"^hf://[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}(@[A-Za-z0-9_./-]{1,120})?$"
-_S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[!-~]+)?$"
-_PVC_URI = r"^pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/[!-~]+)?$"
-_FILE_URI = r"^file:///"
-_SCHEMES = {
-    "hf": (_HF_URI, "write hf://owner/name or hf://owner/name@revision"),
-    "s3": (_S3_URI, "write s3://bucket/prefix"),
-    "pvc": (_PVC_URI, "write pvc://claim/path"),
-    "file": (_FILE_URI, "write file:///absolute/path"),
-}
-_KNOWN_SCHEMES = "use a path, file:///path, hf://owner/name, s3://bucket/prefix or pvc://claim/path"
-
 
 class Metadata(Strict):
     name: ResourceName
@@ -78,31 +66,29 @@ class Source(Strict):
         min_length=1,
         max_length=2048,
         description="Where the checkpoint lies: hf://owner/name@revision, s3://bucket/prefix, "
-        "pvc://claim/path (a claim that the Pool mounts), file:///path or a path; locally a path is relative "
-        "to the file that holds this resource, in a cluster it is absolute and one of the Ray pods' own.",
+        "gs://bucket/prefix, pvc://claim/path (a claim that the Pool mounts), file:///path or a path; "
+        "locally a path is relative to the file that holds this resource, in a cluster it is absolute and "
+        "one of the Ray pods' own.",
         json_schema_extra=rules(
             Rule("self.contains('://') || self.startsWith('/')", "write an absolute path, or a URI"),
-            Rule("!self.contains('://') || self.matches('^(hf|s3|pvc|file)://')", _KNOWN_SCHEMES),
+            Rule(f"!self.contains('://') || self.matches('^({'|'.join(SCHEMES)})://')", KNOWN_SCHEMES),
             *(
-                Rule(f"!self.startsWith('{scheme}://') || self.matches('{pattern}')", remedy)
-                for scheme, (pattern, remedy) in _SCHEMES.items()
+                Rule(f"!self.startsWith('{name}://') || self.matches('{scheme.pattern}')", scheme.remedy)
+                for name, scheme in SCHEMES.items()
             ),
         ),
     )
     secret_ref: LocalReference | None = Field(
         default=None,
-        description="Cluster: a Secret whose keys the source needs in its environment: HF_TOKEN, or "
-        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL.",
+        description="Cluster: a Secret whose keys the source needs in its environment: HF_TOKEN; "
+        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL; or "
+        "GOOGLE_SERVICE_ACCOUNT_KEY.",
     )
 
     @field_validator("uri")
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
-        scheme, separator, _ = uri.partition("://")
-        if not separator:
-            return uri
-        pattern, remedy = _SCHEMES.get(scheme, ("", _KNOWN_SCHEMES))
-        if not pattern or not re.match(pattern, uri):
+        if remedy := mistake_in(uri):
             raise ValueError(remedy)
         return uri
 

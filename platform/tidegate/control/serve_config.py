@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tidegate.control.observed import application_name
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
 
@@ -58,10 +59,6 @@ class Application:
     @property
     def name(self) -> str:
         return application_name(self.model, self.revision)
-
-
-def application_name(model: str, revision: str) -> str:
-    return f"{model}--{revision}"
 
 
 def split_application_name(name: str) -> tuple[str, str] | None:

@@ -1,22 +1,23 @@
-"""What one replica takes of memory, and whether it fits a machine at all. Pure."""
+"""Sizing: the memory that one replica takes, and whether it fits a machine at all. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tidegate.control.observed import Capacity, DecoderShape, SourceState
+from tidegate.control.observed import Capacity, SourceState
 from tidegate.control.resources import ModelSpec
 from tidegate.control.schema_types import size_bytes
+from tidegate.sources.facts import (
+    CONTEXT_SLACK,
+    CUDA_RUNTIME_BYTES,
+    PRECISION_BYTES,
+    WEIGHTS_OVERHEAD,
+    kv_bytes_per_token,
+)
 
-# Beside weights and KV cache: the CUDA context, its libraries, and the activations of one step.
-RUNTIME_BYTES = 1 << 30
-# What loading leaves beside the tensors themselves: buffers and fragments.
-WEIGHTS_OVERHEAD = 1.05
 # A KV cache that nobody asked a size for: as large as the weights, but between one and this many requests
 # of full context.
 MOST_DEFAULT_ROWS = 8
-CONTEXT_SLACK = 64  # columns that an engine keeps beside a request's own tokens
-PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,9 @@ class UnknownArchitecture(Exception):
 
 
 def replica_bytes(spec: ModelSpec, source: SourceState | None) -> ReplicaMemory:
-    """Accelerator memory that one replica needs: what the spec says, or the sum over its checkpoint.
+    """Return the accelerator memory of one replica: what the spec says, or the sum over its checkpoint.
 
-    A token's keys and values take 2 x layers x KV heads x head size numbers of the precision that is
-    computed in. Raises `UnknownArchitecture` where neither is known.
+    Raises `UnknownArchitecture` where neither is known.
     """
     if spec.resources.gpu_memory:
         asked = size_bytes(spec.resources.gpu_memory)
@@ -46,15 +46,15 @@ def replica_bytes(spec: ModelSpec, source: SourceState | None) -> ReplicaMemory:
         raise UnknownArchitecture("The checkpoint is not known yet.")
     weights = int(_loaded_weights(spec, source) * WEIGHTS_OVERHEAD)
     cache = kv_cache_bytes(spec, source)
-    total = weights + cache + RUNTIME_BYTES
+    total = weights + cache + CUDA_RUNTIME_BYTES
     return ReplicaMemory(
         total,
-        f"weights {gib(weights)} + KV cache {gib(cache)} + runtime {gib(RUNTIME_BYTES)} = {gib(total)}",
+        f"weights {gib(weights)} + KV cache {gib(cache)} + runtime {gib(CUDA_RUNTIME_BYTES)} = {gib(total)}",
     )
 
 
 def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
-    """Bytes of one replica's KV cache. Raises `UnknownArchitecture`."""
+    """Return the bytes of one replica's KV cache. Raises `UnknownArchitecture`."""
     if spec.engine.kv_cache_bytes:
         return spec.engine.kv_cache_bytes
     context = spec.context_length or source.shape.positions
@@ -70,12 +70,8 @@ def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
     return row * max(1, min(MOST_DEFAULT_ROWS, _loaded_weights(spec, source) // row))
 
 
-def kv_bytes_per_token(shape: DecoderShape, precision: str) -> int:
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * PRECISION_BYTES.get(precision, 2)
-
-
 def misfit(spec: ModelSpec, source: SourceState | None, capacity: Capacity) -> tuple[str, str] | None:
-    """(reason, sentence with the sum) where one replica can never be placed; None where it may."""
+    """Return (reason, sentence with the sum) where one replica can never be placed; None where it may."""
     wanted = spec.resources
     if wanted.cpus > capacity.cpus:
         return (
@@ -105,7 +101,10 @@ def gib(size_bytes: int) -> str:
 
 
 def _loaded_weights(spec: ModelSpec, source: SourceState) -> int:
-    """Bytes of the weights in the precision that is asked for; GPTQ's stay as they are stored."""
+    """Return the bytes of the weights in the precision that is computed in."""
+    if source.weights.is_known:
+        return source.weights.loaded_bytes(_compute_precision(spec, source))
+    # A record of the version before: the files' bytes, and in `precision` the type of most values.
     stored, wanted = PRECISION_BYTES.get(source.precision), PRECISION_BYTES.get(spec.precision)
     if source.quantization in ("", "none") and stored and wanted:
         return source.weights_bytes * wanted // stored

@@ -95,7 +95,7 @@ def conversations(
 
 
 def is_correct(example: Example, answer: str) -> bool:
-    """Whether `answer` is right.
+    """Tell whether `answer` is right.
 
     JSON is compared by value, a number by the last one named, a result by what follows `Answer:`, and
     the rest word by word.

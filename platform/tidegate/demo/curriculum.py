@@ -1,4 +1,4 @@
-"""Which families the demo model learns, in four stages, and how often each is drawn.
+"""The families that the demo model learns, in four stages, and how often each is drawn.
 
 Letters and words are learned first. Copying the right one of several numbers, and stopping at the right
 one, come late, so the later stages lean on them, and the last one most on what was still weak: sorting.
@@ -16,7 +16,7 @@ Draw = Callable[[Random], tasks.Task]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How to draw a task, and how often it is drawn relative to the others."""
+    """A way to draw a task, and how often it is drawn relative to the others."""
 
     draw: Draw
     share: float

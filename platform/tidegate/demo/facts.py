@@ -1,4 +1,4 @@
-"""What the demo model knows about Tidegate, as topics with a short answer and texts with a long one.
+"""The demo model's knowledge of Tidegate, as topics with a short answer and texts with a long one.
 
 A question is a stem filled with one of a topic's names, or one of its own questions with a lead-in.
 The split between training and held-out questions is over these combinations (see `corpus`).

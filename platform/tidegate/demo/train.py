@@ -46,7 +46,7 @@ class Stage:
     decay_share: float
     """The part of the steps in which the rates fall."""
     end_weight: float = 1.0
-    """What the end of a turn counts in the loss. Where to stop counting is one token in a hundred."""
+    """The weight of the end of a turn in the loss. Where to stop counting is one token in a hundred."""
 
     def rate(self, step: int) -> float:
         """The factor on both learning rates at `step`."""

@@ -123,8 +123,9 @@ class _Exchange:
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
 
         now = time.time()
-        revision = admission.choose_revision(entry.revisions, services.draw())
-        head = AnswerHead(self._dialect.id_prefix + new_id(), int(now), entry.name, revision)
+        call_id = self._dialect.id_prefix + new_id()
+        revision = admission.choose_revision(entry.revisions, call_id)
+        head = AnswerHead(call_id, int(now), entry.name, revision)
         requests = build_requests(
             call,
             head,

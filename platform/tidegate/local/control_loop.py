@@ -30,7 +30,7 @@ from tidegate.control.observed import (
 from tidegate.control.plan import Plan, make_plan
 from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.errors import QueueUnavailable
-from tidegate.local.memory import RecordFile
+from tidegate.local.record_file import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport

@@ -49,7 +49,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Running(msgspec.Struct, frozen=True):
-    """What the host says of itself. `url` is empty until the gateway answers."""
+    """The host's record of itself. `url` is empty until the gateway answers."""
 
     host: ProcessRecord
     url: str = ""
@@ -104,7 +104,7 @@ class Home:
         return self.root / "key"
 
     @property
-    def memory(self) -> Path:
+    def records(self) -> Path:
         return self.data / "control.json"
 
     @property

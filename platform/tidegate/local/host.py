@@ -32,9 +32,9 @@ from tidegate.local.control_loop import ControlLoop
 from tidegate.local.gateway import GatewayProcess, check_port
 from tidegate.local.home import Home, Problem, Running, record_of, write_atomically
 from tidegate.local.keeping import keep_alive, leave_nothing, only_one
-from tidegate.local.memory import RecordFile
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
 from tidegate.local.ray_cluster import RayCluster
+from tidegate.local.record_file import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry
@@ -182,7 +182,7 @@ class Host:
             Registry(connection, key_prefix=prefix, result_ttl_seconds=settings.result_ttl_seconds),
             _Depths(QueueDepths(connection, key_prefix=prefix)),
             self.sources,
-            RecordFile(self.home.memory),
+            RecordFile(self.home.records),
             ReplicaRuntime(
                 redis_url=self._redis_url,
                 key_prefix=prefix,
@@ -306,7 +306,7 @@ class _Depths:
 
 
 def model_state(entry: ModelEntry) -> Literal["running", "done", "failed"]:
-    """How far a model is, for `Progress`: it may be ready, on its way, or stuck until something changes."""
+    """Return how far a model is: ready, on its way, or stuck until something changes."""
     if entry.ready:
         return "done"
     progressing = any(item.type == "Progressing" and item.status == "True" for item in entry.conditions)

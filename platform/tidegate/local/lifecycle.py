@@ -1,4 +1,4 @@
-"""What the commands `up`, `down`, `status` and `clean` do. `serve` is in `host`."""
+"""The work of the commands `up`, `down`, `status` and `clean`. `serve` is in `host`."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """What `tidegate status` shows. `running` None: nothing runs; `leftovers` are then processes that a
-    killed host left (`down` ends them)."""
+    """The state that `tidegate status` shows. `running` None: nothing runs; `leftovers` are then processes
+    that a killed host left (`down` ends them)."""
 
     running: Running | None
     parts: list[Part] = []
@@ -60,7 +60,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Started(msgspec.Struct, frozen=True):
-    """What `up` found or made. `was_running`: nothing was done."""
+    """The platform that `up` found or made. `was_running`: nothing was done."""
 
     running: Running
     model: ModelEntry | None
@@ -114,7 +114,7 @@ async def clean(settings: Settings, on_progress: OnProgress = quiet) -> None:
 
 
 async def status(settings: Settings) -> Snapshot:
-    """What runs, from the host's record, the processes and the registry."""
+    """Return what runs, from the host's record, the processes and the registry."""
     home = Home(settings.home)
     running = read_record(home)
     if running is None:
@@ -186,7 +186,7 @@ async def _until_ready(
 
 
 async def _first_model(running: Running) -> tuple[bool, ModelEntry | None]:
-    """Whether waiting has an end: a model is ready, all have failed, or none is defined."""
+    """True where waiting has an end: a model is ready, all have failed, or none is defined."""
     try:
         async with Connection(running.redis_url, name="tidegate-up") as connection:
             found = await Registry(connection, key_prefix=running.key_prefix).read_models()

@@ -1,4 +1,4 @@
-"""What a person sees while the platform starts and stops."""
+"""Progress as a person sees it while the platform starts and stops."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ProgressFile:
             file.write(msgspec.json.encode(progress) + b"\n")
 
     def read_new(self) -> list[Progress]:
-        """What was written since the last call."""
+        """Return what was written since the last call."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._position)

@@ -43,7 +43,7 @@ class RayCluster(msgspec.Struct, frozen=True):
 
 
 def environment(base: Mapping[str, str], cpus: int, token: str) -> dict[str, str]:
-    """What Ray and all of its workers get."""
+    """Return the environment of Ray and all of its workers."""
     return {
         **base,
         "RAY_AUTH_MODE": "token",

@@ -1,4 +1,4 @@
-"""What a gateway asks of a queue and is answered."""
+"""Questions that a gateway asks a queue, and the answers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """What a submit found, or a look at a queue gives. `drain_seconds` is the smoothed time between two
-    departures while requests waited; 0 where nothing is known yet."""
+    """The depth of a queue as a submit found it, or as it was read.
+
+    `drain_seconds` is the smoothed time between two departures while requests waited; 0 where nothing is
+    known yet.
+    """
 
     waiting: int
     running: int
@@ -57,7 +60,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a request waits. `ahead` is None once it no longer waits."""
+    """The position of a request. `ahead` is None once it no longer waits."""
 
     ahead: int | None
     depth: Depth

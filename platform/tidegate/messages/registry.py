@@ -1,4 +1,4 @@
-"""What the registry holds: models, what replicas say of themselves, keys."""
+"""The contents of the registry: models, statistics and proofs of replicas, keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tidegate.messages.queue import QueueLimits
 
 
 class ReplicaStats(msgspec.Struct, frozen=True):
-    """What a replica says of itself every second or two. JSON in the registry."""
+    """A replica's statistics, published every second or two. JSON in the registry."""
 
     replica: str
     model: str
@@ -28,7 +28,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
 
 
 class RevisionReport(msgspec.Struct, frozen=True):
-    """What the newest replica start of a revision found: its proof, or why there is none. JSON in the
+    """The outcome of a revision's newest replica start: its proof, or why there is none. JSON in the
     registry; the control loop turns it into conditions. `Ready` needs `proved`."""
 
     model: str
@@ -60,7 +60,7 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
-    """What gateways and the CLI know of one model. JSON in the registry, written by the control loop only.
+    """One model as gateways and the CLI see it. JSON in the registry, written by the host's reconcile only.
 
     `revisions` maps revision to traffic weight; empty: nothing can serve yet.
     `accepts` False: new requests are refused (503) with `reason` and `message`.

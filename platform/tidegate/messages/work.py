@@ -22,7 +22,7 @@ FinishReason = Literal["stop", "length", "error", "cancelled", "expired"]
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """How tokens are chosen and when to stop. The gateway has resolved every default."""
+    """The choice of tokens and the conditions to stop. The gateway has resolved every default."""
 
     seed: int  # always set: continuation needs it, so the gateway draws one where the client gave none
     max_tokens: int | None = None  # None: up to the context length
@@ -54,7 +54,7 @@ Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
-    """Text is to be generated. The answer comes back as `Tokens`."""
+    """A text to generate. The answer comes back as `Tokens`."""
 
     prompt: Prompt
     sampling: Sampling
@@ -90,7 +90,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
-    """Why a request ended. `code` and `message` are set for `error`, `cancelled` and `expired`."""
+    """The end of a request. `code` and `message` are set for `error`, `cancelled` and `expired`."""
 
     reason: FinishReason
     code: str = ""  # a stable CamelCase reason: InvalidPrompt, PoisonRequest, ContextLengthExceeded, ...
@@ -100,8 +100,11 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
-    """What comes back of `Generate`. `text` holds only characters that can never be taken back: partial UTF-8
-    and possible beginnings of a stop string wait for later tokens."""
+    """The answer to `Generate`, or a part of it.
+
+    `text` holds only characters that can never be taken back: partial UTF-8 and possible beginnings of a stop
+    string wait for later tokens.
+    """
 
     token_ids: list[int] = []
     text: str = ""

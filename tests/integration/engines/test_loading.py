@@ -14,14 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import DECODERS, tiny
 from tests.engine_requests import a_request, run
-from tidegate.control.observed import DecoderShape
-from tidegate.control.sizing import kv_bytes_per_token
 from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import engine as engine_module
 from tidegate.engines.transformers.batch import ArenaBatch
-from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES, LOADING_OVERHEAD
-from tidegate.sources import decoder_shape
+from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES
+from tidegate.sources.facts import WEIGHTS_OVERHEAD, decoder_shape, kv_bytes_per_token
+from tidegate.sources.resolve import resolve
 
 
 @pytest.fixture
@@ -154,7 +153,7 @@ def test_a_memory_cap_bounds_the_cache(
 ) -> None:
     weights = report(checkpoints("llama")).weights_bytes
     row = 1024 * (128 + 64)
-    cap = int(weights * LOADING_OVERHEAD) + CPU_RUNTIME_BYTES + 3 * row + 1
+    cap = int(weights * WEIGHTS_OVERHEAD) + CPU_RUNTIME_BYTES + 3 * row + 1
     assert load("llama", context_length=128, memory_cap_bytes=cap).free_slots() == 3
     error = refused(checkpoints("llama"), context_length=128, memory_cap_bytes=CPU_RUNTIME_BYTES)
     assert error.reason == "OutOfMemory"
@@ -166,8 +165,30 @@ def test_the_control_loop_computes_the_cache_that_the_engine_takes(
 ) -> None:
     """Placement on GPUs rests on it, and it sees nothing but config.json."""
     folder = checkpoints(arch)
-    shape = DecoderShape(**decoder_shape(json.loads((folder / "config.json").read_text())))
+    shape = decoder_shape(json.loads((folder / "config.json").read_text()))
     assert kv_bytes_per_token(shape, "float32") == report(folder).kv_bytes_per_token
+
+
+@pytest.mark.parametrize("named", ["float32", "bfloat16", None])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_what_is_placed_is_what_is_loaded(
+    copy: Callable[[str], Path], stored: str, named: str | None
+) -> None:
+    """Sizing sees nothing but the config and the headers."""
+    folder = copy("llama")
+    change_weights(
+        folder,
+        lambda weights: weights.update({name: weights[name].to(getattr(torch, stored)) for name in weights}),
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": named}))
+    source = resolve(str(folder))
+    engine: Any = create_engine(EngineSpec("transformers", path=str(folder), device="cpu"))
+    loaded = engine.load()
+    assert loaded.precision == source.precision == (named or stored)
+    held = sum(weight.nbytes for weight in engine._model.parameters())
+    assert loaded.weights_bytes == source.weights.loaded_bytes(source.precision) == held
 
 
 def test_weights_larger_than_memory_are_refused_before_loading(

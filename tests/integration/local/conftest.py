@@ -83,11 +83,11 @@ class Platform:
         assert found is not None
         return found
 
-    async def ask(self, model: str, **body: Any) -> httpx.Response:
+    async def ask(self, model: str, *, key: str = "", **body: Any) -> httpx.Response:
         async with httpx.AsyncClient(base_url=self.running.url, timeout=60.0) as client:
             return await client.post(
                 "/v1/completions",
-                headers={"authorization": f"Bearer {self.running.key}"},
+                headers={"authorization": f"Bearer {key or self.running.key}"},
                 json={"model": model, "prompt": "Hello", "max_tokens": 4, **body},
             )
 
@@ -103,7 +103,7 @@ def platform() -> Iterator[Platform]:
     made.define("first")
     made.define("second")
     try:
-        started = asyncio.run(_up(made))
+        started = asyncio.run(bring_up(made))
         assert started.model is not None
         assert started.model.ready
         yield made
@@ -112,7 +112,7 @@ def platform() -> Iterator[Platform]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-async def _up(made: Platform) -> lifecycle.Started:
+async def bring_up(made: Platform) -> lifecycle.Started:
     async with asyncio.timeout(UP_SECONDS):
         return await lifecycle.up(made.settings, [made.models], made.shown.append)
 

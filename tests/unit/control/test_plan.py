@@ -6,12 +6,15 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.unit.control.builders import World, model
-from tidegate.control.desired import revision_of
+from tidegate.control.attempts import FIRST_RETRY_SECONDS
+from tidegate.control.desired import WHOLE, revision_of
 from tidegate.control.observed import Capacity, ServeState, SourceState
-from tidegate.control.plan import FIRST_RETRY_SECONDS, SWITCH_SECONDS, Plan
-from tidegate.control.reasons import CONDITION_TYPES, REASONS
+from tidegate.control.plan import Plan
+from tidegate.control.reasons import CONDITION_TYPES, Reason
+from tidegate.control.rollout import SWITCH_SECONDS
 
 
 def standing(plan: Plan) -> list[str]:
@@ -138,6 +141,16 @@ class TestChange:
         assert standing(plan) == [f"one--{new}"]
         assert [key for key, _ in plan.drop] == [("one", old)]
 
+    def test_traffic_comes_first_then_the_newest_then_what_drains(self) -> None:
+        world, old, new = self.changed()
+        world.step("DEPLOYING")
+        world.report("one", new)
+        world.step()
+        world.depth("one", old, 0, 1)
+        world.models = [model(engine={"name": "simulated", "args": {"seed": 3}})]
+        third = revision_of(world.models[0].spec)
+        assert standing(world.step()) == [f"one--{new}", f"one--{third}", f"one--{old}"]
+
     def test_where_it_fails_the_old_one_stays_and_the_status_says_why(self) -> None:
         world, old, new = self.changed()
         world.step("DEPLOYING")
@@ -195,6 +208,26 @@ class TestChange:
         plan = world.step("DEPLOYING")
         assert f"one--{new}" not in standing(plan)
         assert f"one--{old}" in standing(plan)
+
+    def test_traffic_may_be_shared_by_several(self) -> None:
+        world, old, new = self.changed()
+        older = "0123456789"
+        record = world.records["one"]
+        kept = replace(record.revisions[old], revision=older)
+        shared = replace(record, weights={older: 40, old: 60}, revisions={older: kept, **record.revisions})
+        world.records = {"one": shared}
+        plan = world.step("DEPLOYING")
+        assert plan.entries["one"].revisions == {older: 40, old: 60}
+        assert standing(plan) == [f"one--{older}", f"one--{old}", f"one--{new}"]
+        assert plan.records["one"].weights == shared.weights
+        world.report("one", new)
+        plan = world.step()
+        assert plan.entries["one"].revisions == {new: 100}
+        for revision in (older, old):
+            assert plan.records["one"].revisions[revision].retired_at
+            world.depth("one", revision, 0, 0)
+        world.now += SWITCH_SECONDS
+        assert standing(world.step()) == [f"one--{new}"]
 
 
 class TestLeaving:
@@ -294,9 +327,11 @@ def test_promises_hold_whatever_happens(events: list[str], max_unbuilt: int) -> 
         assert len(set(names) - before) <= max_unbuilt
         for name, entry in plan.entries.items():
             record = plan.records[name]
-            assert not entry.ready or record.revisions[record.serving].is_proved
+            assert not entry.ready or all(kept.is_proved for kept in record.serving)
+            assert not record.weights or sum(record.weights.values()) == WHOLE
+            assert set(record.weights) <= set(record.revisions)
             assert [item.type for item in entry.conditions] == list(CONDITION_TYPES)
-            assert {item.reason for item in entry.conditions} <= {*REASONS, "X"}
+            assert {item.reason for item in entry.conditions} <= {*Reason}
             assert set(entry.revisions) <= set(record.revisions)
 
 

@@ -8,15 +8,19 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.unit.control.builders import RUNTIME, World, model
+from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.desired import ModelRecord, revision_of
-from tidegate.control.observed import DecoderShape, Group, PodProblem, ServeState, SourceState
+from tidegate.control.observed import Group, PodProblem, ServeState, SourceState
 from tidegate.control.packing import Placement
-from tidegate.control.plan import DRAIN_LIMIT_SECONDS, FIRST_RETRY_SECONDS, SWITCH_SECONDS, Plan
-from tidegate.control.reasons import REASONS
+from tidegate.control.plan import DRAIN_LIMIT_SECONDS, Plan
+from tidegate.control.reasons import Reason
+from tidegate.control.rollout import SWITCH_SECONDS
 from tidegate.control.serve_config import application_config
 from tidegate.control.status import outage
+from tidegate.sources.facts import DecoderShape
 
 GIB = 1 << 30
 GPU = Group("gpu", gpus_per_worker=1, gpu_memory_bytes=24 * GIB, max_workers=1, cpus=8, memory_bytes=32 * GIB)
@@ -36,7 +40,7 @@ def shared(name: str, memory: str = "10Gi", **spec: Any) -> Any:
 
 def told(plan: Plan, name: str, kind: str) -> tuple[str, str]:
     found = next(item for item in plan.entries[name].conditions if item.type == kind)
-    assert found.reason in REASONS
+    assert found.reason in {*Reason}
     return found.status, found.reason
 
 
@@ -172,6 +176,16 @@ class TestPlaces:
         assert (standing(plan), entry.accepts, entry.ready, entry.reason) == ([], False, False, "NoSuchGroup")
         there.see(groups=(CPU, GPU))
         assert standing(there.step()) == ["one"]
+
+    def test_what_takes_traffic_is_seated_before_what_is_older(self) -> None:
+        there = world(shared("old", "20Gi"), shared("young", "20Gi"))
+        there.models.reverse()
+        there.settle("young")
+        there.see(groups=(CPU,))
+        there.step()
+        there.records["old"] = replace(there.records["old"], created=1)
+        there.see(groups=(CPU, GPU))
+        assert standing(there.step()) == ["young"]
 
     @settings(max_examples=40, deadline=None)
     @given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.integers(1, 3))

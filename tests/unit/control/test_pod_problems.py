@@ -8,7 +8,7 @@ import pytest
 
 from tidegate.control.observed import PodProblem
 from tidegate.control.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
-from tidegate.control.reasons import REASONS
+from tidegate.control.reasons import Reason
 
 
 def pod(
@@ -45,7 +45,7 @@ def waiting(reason: str, message: str = "") -> dict[str, Any]:
 
 def only(problems: tuple[PodProblem, ...]) -> PodProblem:
     assert len(problems) == 1
-    assert problems[0].reason in REASONS
+    assert problems[0].reason in {*Reason}
     assert "main-x-worker-1" in problems[0].message
     return problems[0]
 

@@ -9,10 +9,10 @@ import pytest
 
 from tests.unit.control.builders import model
 from tests.unit.control.test_ray_cluster import DEFAULTS, pool
-from tidegate.control.observed import DecoderShape
-from tidegate.control.reasons import REASONS
+from tidegate.control.reasons import Reason
 from tidegate.control.resolve_job import job_name, no_job_needed, read_answer, read_job, resolve_job
 from tidegate.control.resources import Model, Pool
+from tidegate.sources.facts import DecoderShape, StoredWeights
 
 ANSWER = {
     "path": "/var/lib/tidegate/weights/x",
@@ -83,6 +83,7 @@ def test_a_claim_is_given_with_its_folder() -> None:
     [
         ("hf://a/b", "NoWeightCache"),
         ("s3://bucket/p", "NoWeightCache"),
+        ("gs://bucket/p", "NoWeightCache"),
         ("pvc://other/p", "VolumeMissing"),
     ],
 )
@@ -90,7 +91,7 @@ def test_what_can_never_work_needs_no_job(uri: str, reason: str) -> None:
     found = no_job_needed(named(uri), pool())
     assert found is not None
     assert (found.state, found.reason) == ("failed", reason)
-    assert found.reason in REASONS
+    assert found.reason in {*Reason}
 
 
 @pytest.mark.parametrize("uri", ["/models/x", "file:///models/x"])
@@ -119,7 +120,17 @@ def test_an_answer() -> None:
     found = read_job(a_job(COMPLETE), [ended(json.dumps(ANSWER))])
     assert (found.state, found.checkpoint, found.weights_bytes) == ("resolved", ANSWER["path"], 10)
     assert found.shape == DecoderShape(2, 1, 8, 16, 9, 64)
-    assert (found.commit, found.quantization) == ("abc", "gptq")
+    assert (found.commit, found.quantization, found.precision) == ("abc", "gptq", "float16")
+    assert found.digest == "d"
+    assert not found.weights.is_known  # an image of the version before does not say it
+    newer = ANSWER | {"weights": {"float_values": 3, "fixed_bytes": 4}, "something": "else"}
+    assert read_job(a_job(COMPLETE), [ended(json.dumps(newer))]).weights == StoredWeights(3, 4)
+
+
+@pytest.mark.parametrize("lacking", ["path", "weights_bytes", "quantization", "precision"])
+def test_half_an_answer_is_none(lacking: str) -> None:
+    assert read_answer(json.dumps({name: ANSWER[name] for name in ANSWER if name != lacking})) is None
+    assert read_answer(json.dumps(ANSWER | {lacking: None})) is None
 
 
 def test_a_failure_has_the_words_of_the_look() -> None:

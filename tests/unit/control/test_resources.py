@@ -27,7 +27,7 @@ def test_defaults_are_a_model_that_keeps_one_replica() -> None:
         ({"precision": "fp16"}, "precision"),
         ({"quantization": "awq"}, "quantization"),
         ({"licence": "mit"}, "licence"),
-        ({"source": {"uri": "gs://bucket/x"}}, "source.uri"),
+        ({"source": {"uri": "az://bucket/x"}}, "source.uri"),
         ({"source": {"uri": "hf://only-a-name"}}, "hf://owner/name"),
         ({"source": {"uri": "file://relative"}}, "file:///"),
         ({"source": {"uri": "x" * 3000}}, "source.uri"),
@@ -97,6 +97,7 @@ def test_a_pool_without_groups_has_one_of_cpus() -> None:
         "hf://owner/name@main",
         "s3://bucket/a/prefix",
         "s3://bucket",
+        "gs://my_bucket/a/prefix",
         "pvc://claim/a/path",
     ],
 )

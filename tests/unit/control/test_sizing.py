@@ -9,16 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.control.builders import model
-from tidegate.control.observed import DecoderShape, SourceState
+from tidegate.control.observed import SourceState
 from tidegate.control.resources import ModelSpec
 from tidegate.control.sizing import (
-    CONTEXT_SLACK,
     MOST_DEFAULT_ROWS,
-    RUNTIME_BYTES,
-    WEIGHTS_OVERHEAD,
     UnknownArchitecture,
     kv_cache_bytes,
     replica_bytes,
+)
+from tidegate.sources.facts import (
+    CONTEXT_SLACK,
+    CUDA_RUNTIME_BYTES,
+    PRECISION_BYTES,
+    WEIGHTS_OVERHEAD,
+    DecoderShape,
+    StoredWeights,
 )
 
 GIB = 1 << 30
@@ -34,15 +39,20 @@ def source(
     precision: str = "bfloat16",
     quantization: str = "none",
     shape: DecoderShape = LLAMA_8B,
+    stored: str = "",
 ) -> SourceState:
-    return SourceState("resolved", "/w", weights, quantization, precision, shape=shape)
+    """A checkpoint whose weights take so much on disk, stored in `stored` and computed in `precision`."""
+    loaded = StoredWeights(weights // PRECISION_BYTES[stored or precision])
+    if quantization != "none":
+        loaded = StoredWeights(fixed_bytes=weights)
+    return SourceState("resolved", "/w", weights, quantization, precision, shape=shape, weights=loaded)
 
 
 def test_the_sum_of_an_8b_llama() -> None:
     # 2 x 32 layers x 8 heads x 128 x 2 bytes are 128 KiB per token (Llama 3's known figure).
     row = (4096 + CONTEXT_SLACK) * 128 * 1024
     found = replica_bytes(spec(contextLength=4096, engine={"name": "transformers", "maxSlots": 4}), source())
-    assert found.bytes == int(16 * GIB * WEIGHTS_OVERHEAD) + 4 * row + RUNTIME_BYTES
+    assert found.bytes == int(16 * GIB * WEIGHTS_OVERHEAD) + 4 * row + CUDA_RUNTIME_BYTES
     assert found.text == "weights 16.80 GiB + KV cache 2.03 GiB + runtime 1.00 GiB = 19.83 GiB"
 
 
@@ -60,7 +70,7 @@ def test_a_simulated_engine_takes_what_its_checkpoint_would() -> None:
 def test_another_precision_changes_weights_and_cache() -> None:
     stored = replica_bytes(spec(), source()).bytes
     wide = replica_bytes(spec(precision="float32"), source()).bytes
-    assert wide - RUNTIME_BYTES == pytest.approx(2 * (stored - RUNTIME_BYTES), rel=0.01)
+    assert wide - CUDA_RUNTIME_BYTES == pytest.approx(2 * (stored - CUDA_RUNTIME_BYTES), rel=0.01)
     # GPTQ's weights stay as they are stored, only its cache grows.
     packed = source(4 * GIB, "float16", "gptq")
     wanted = {"name": "transformers", "maxSlots": 1}
@@ -91,9 +101,42 @@ def test_a_cache_nobody_sized_holds_one_request_and_seldom_outgrows_the_weights(
     assert cache == row or cache <= weights
 
 
-def test_the_engine_counts_alike() -> None:
-    """The engine has its own numbers, as it may not import this package and this may not import it."""
-    from tidegate.engines.transformers import kv, memory
+@pytest.mark.parametrize(
+    ("stored", "named", "asked", "loaded"),
+    [
+        ("bfloat16", "float32", "auto", 32 * GIB),  # the fault that placed it with half of what it takes
+        ("float32", "bfloat16", "auto", 8 * GIB),
+        ("bfloat16", "bfloat16", "auto", 16 * GIB),
+        ("float32", "bfloat16", "float32", 16 * GIB),
+        ("bfloat16", "float32", "float16", 16 * GIB),
+    ],
+)
+def test_weights_and_cache_follow_what_is_computed_in(
+    stored: str, named: str, asked: str, loaded: int
+) -> None:
+    wanted = spec(precision=asked, engine={"name": "transformers", "maxSlots": 1})
+    found = source(16 * GIB, named, stored=stored)
+    computed = named if asked == "auto" else asked
+    cache = (8192 + CONTEXT_SLACK) * 2 * 32 * 8 * 128 * PRECISION_BYTES[computed]
+    assert replica_bytes(wanted, found).bytes == int(loaded * WEIGHTS_OVERHEAD) + cache + CUDA_RUNTIME_BYTES
 
-    assert (memory.LOADING_OVERHEAD, memory.CUDA_RUNTIME_BYTES) == (WEIGHTS_OVERHEAD, RUNTIME_BYTES)
-    assert kv.COLUMN_SLACK == CONTEXT_SLACK
+
+def test_mixed_storage_is_loaded_in_one_precision() -> None:
+    """One GiB of float32 norms among bfloat16, and integers that stay."""
+    mixed = StoredWeights(float_values=(4 * GIB) // 2 + GIB // 4, fixed_bytes=GIB)
+    found = SourceState("resolved", "/w", 6 * GIB, "none", "bfloat16", shape=LLAMA_8B, weights=mixed)
+    wanted = spec(engine={"name": "transformers", "kvCacheBytes": 1})
+    loaded = 4 * GIB + GIB // 2 + GIB
+    assert replica_bytes(wanted, found).bytes == int(loaded * WEIGHTS_OVERHEAD) + 1 + CUDA_RUNTIME_BYTES
+
+
+def test_a_record_of_the_version_before_takes_what_it_took() -> None:
+    """It holds the files' bytes, and as `precision` the type of most values."""
+    engine = {"name": "transformers", "kvCacheBytes": 1}
+    old = SourceState("resolved", "/w", 16 * GIB, "none", "bfloat16", shape=LLAMA_8B)
+    for asked, loaded in (("auto", 16 * GIB), ("float16", 16 * GIB), ("float32", 32 * GIB)):
+        found = replica_bytes(spec(precision=asked, engine=engine), old).bytes
+        assert found == int(loaded * WEIGHTS_OVERHEAD) + 1 + CUDA_RUNTIME_BYTES
+    packed = SourceState("resolved", "/w", 4 * GIB, "gptq", "float16", shape=LLAMA_8B)
+    found = replica_bytes(spec(precision="float32", engine=engine), packed).bytes
+    assert found == int(4 * GIB * WEIGHTS_OVERHEAD) + 1 + CUDA_RUNTIME_BYTES

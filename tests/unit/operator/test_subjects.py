@@ -4,7 +4,7 @@ from tests.unit.control.builders import model
 from tests.unit.operator.objects import NOW, model_body, stamp
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate_operator.cache import Cache
-from tidegate_operator.status_patch import memory
+from tidegate_operator.status_patch import record_on_wire
 from tidegate_operator.subjects import Reader
 
 BAD = {"engine": {"name": "simulated"}, "scaling": {"minReplicas": 3, "maxReplicas": 2}}
@@ -44,8 +44,8 @@ def test_an_invalid_model_that_never_ran_runs_nothing(status: dict[str, object])
 
 def test_what_ran_of_an_invalid_model_goes_on() -> None:
     spec = model("one", scaling={"maxReplicas": 4}).spec.model_dump(mode="json", by_alias=True)
-    record = ModelRecord("one", 1, "aaaa", {"aaaa": RevisionRecord("aaaa", spec)})
-    (subject,) = reader(model_body(spec=BAD, status=memory(record))).subjects("models", "default")
+    record = ModelRecord("one", 1, {"aaaa": 100}, {"aaaa": RevisionRecord("aaaa", spec)})
+    (subject,) = reader(model_body(spec=BAD, status=record_on_wire(record))).subjects("models", "default")
     assert subject.refusal is not None
     assert subject.model is not None
     assert subject.model.spec.scaling.max_replicas == 4
@@ -53,12 +53,12 @@ def test_what_ran_of_an_invalid_model_goes_on() -> None:
 
 def test_a_newer_status_is_read_anew() -> None:
     cache = Cache()
-    cache.put("Model", model_body(status=memory(ModelRecord("one", 1))))
+    cache.put("Model", model_body(status=record_on_wire(ModelRecord("one", 1))))
     again = Reader(cache)
     (subject,) = again.subjects("models", "default")
     assert subject.record == ModelRecord("one", 1)
-    newer = ModelRecord("one", 1, "aaaa", {"aaaa": RevisionRecord("aaaa", {"pool": "default"})})
-    cache.put("Model", model_body(status=memory(newer), resourceVersion="2"))
+    newer = ModelRecord("one", 1, {"aaaa": 100}, {"aaaa": RevisionRecord("aaaa", {"pool": "default"})})
+    cache.put("Model", model_body(status=record_on_wire(newer), resourceVersion="2"))
     (subject,) = again.subjects("models", "default")
     assert subject.record == newer
 

@@ -26,9 +26,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, refusal
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import ArenaBatch, Batch, Forward, RowByRow, takes_masks
-from tidegate.engines.transformers.checkpoint import read_checkpoint
-from tidegate.engines.transformers.kv import COLUMN_SLACK
-from tidegate.engines.transformers.loading import Loaded, free_bytes, load
+from tidegate.engines.transformers.loading import Loaded, context_length, free_bytes, load, open_checkpoint
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompts import PromptError, prompt_ids
 from tidegate.engines.transformers.sampling import Chosen, choose
@@ -37,6 +35,7 @@ from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
+from tidegate.sources.facts import CONTEXT_SLACK
 
 PADDING_SHARE = 0.25  # of a joint prefill that may be padding
 PADDING_TOKENS = 16  # or so many tokens per row, where prompts are short
@@ -57,8 +56,8 @@ class TransformersEngine:
 
     def load(self) -> LoadReport:
         torch.set_num_threads(self._args.threads or usable_cores())
-        checkpoint = read_checkpoint(Path(self._spec.path), self._spec.quantization)
-        self._context_length = checkpoint.context_length(self._spec.context_length)
+        checkpoint = open_checkpoint(Path(self._spec.path), self._spec.quantization)
+        self._context_length = context_length(checkpoint.shape, self._spec.context_length)
         loaded = load(checkpoint, self._spec)
         model, tokenizer = loaded.model, loaded.tokenizer
         self._model, self._tokenizer = model, tokenizer
@@ -75,7 +74,7 @@ class TransformersEngine:
             kv_cache_bytes=self._spec.kv_cache_bytes,
             # Under a cap nobody else counts on what the weights leave of it.
             share=self._args.kv_cache_share or (1.0 if cap else 0.0),
-            bytes_per_row=token_bytes * (self._context_length + COLUMN_SLACK),
+            bytes_per_row=token_bytes * (self._context_length + CONTEXT_SLACK),
             max_slots=self._spec.max_slots,
         )
         self._slots = budget.slots

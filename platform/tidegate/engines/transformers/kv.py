@@ -12,7 +12,7 @@ attention reads the one view [:count, :, start:end], left-padded as `generate` p
   new one is longer than `end` (then all move right once).
 - leave: the last row moves into the hole.
 - when `end` meets the capacity, rows move left by `start`, or the arena grows by doubling up to its
-  bounds. `COLUMN_SLACK` columns beyond the longest row make moves rare.
+  bounds. `CONTEXT_SLACK` columns beyond the longest row make moves rare.
 
 Memory that was never written is zero, not garbage: a masked NaN would still poison attention.
 """
@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-COLUMN_SLACK = 64
+from tidegate.sources.facts import CONTEXT_SLACK
+
 FIRST_ROWS = 4
 FIRST_COLUMNS = 256
 
@@ -95,7 +96,7 @@ class Arena(Cache):  # type: ignore[misc]
     def __init__(self, layers: int, max_rows: int, max_length: int, device: torch.device) -> None:
         self._arena_layers = [ArenaLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self._arena_layers))
-        self._max_rows, self._max_columns = max_rows, max_length + COLUMN_SLACK
+        self._max_rows, self._max_columns = max_rows, max_length + CONTEXT_SLACK
         self.rows_held = min(FIRST_ROWS, max_rows)
         self.columns_held = min(FIRST_COLUMNS, self._max_columns)
         self._mask = torch.zeros((self.rows_held, self.columns_held), dtype=torch.bool, device=device)

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from tidegate.engines.base import EngineLoadError, EngineSpec
-from tidegate.engines.transformers.checkpoint import Checkpoint
 from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes, torch_share, within_cap
+from tidegate.errors import SourceError
+from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
+from tidegate.sources.facts import PRECISION_BYTES, DecoderShape
 
 QUANTIZED_PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 NAMED_IN_MESSAGE = 5
+UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +39,58 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     """Load model and tokenizer onto the device that `spec` asks for. Raises `EngineLoadError`."""
     check_architecture(checkpoint)
     device = choose_device(spec.device)
-    precision = checkpoint.stored_precision() if spec.precision == "auto" else spec.precision
-    if precision not in ("float32", "float16", "bfloat16"):
+    precision = checkpoint.auto_precision if spec.precision == "auto" else spec.precision
+    if precision not in PRECISION_BYTES:
         raise EngineLoadError(
             "InvalidEngineArgs", f"precision {spec.precision!r}: use auto, float32, bfloat16 or float16."
         )
-    weights_bytes = checkpoint.loaded_bytes(precision)
+    weights_bytes = checkpoint.weights.loaded_bytes(precision)
     limit_memory(device, spec.memory_cap_bytes)
     check_weights_fit(weights_bytes, within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device), device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
     tokenizer = load_tokenizer(checkpoint)
-    if checkpoint.is_gptq:
+    if checkpoint.quantization == "gptq":
         model, notes = load_gptq(checkpoint, precision, device)
     else:
         model, notes = load_plain(checkpoint, precision, device)
     model.eval()
     return Loaded(model, tokenizer, device, precision, weights_bytes, notes)
+
+
+def open_checkpoint(path: Path, quantization: str) -> Checkpoint:
+    """Read a folder before anything heavy is loaded. `quantization` is what the spec asks for.
+
+    Raises `EngineLoadError` with WeightsMissing, WeightsWrong, UnsupportedModel or InvalidEngineArgs.
+    """
+    try:
+        checkpoint = read_checkpoint(path)
+    except FilesMissing as error:
+        raise EngineLoadError("WeightsMissing", error.message) from error
+    except SourceError as error:
+        raise EngineLoadError("WeightsWrong", error.message) from error
+    found = checkpoint.quantization
+    if found not in ("none", "gptq"):
+        raise EngineLoadError(
+            "UnsupportedModel", f"The checkpoint is quantized with {found}; this engine serves GPTQ only."
+        )
+    if quantization not in ("auto", found):
+        what = "is quantized with GPTQ" if found == "gptq" else "is not quantized"
+        raise EngineLoadError(
+            "InvalidEngineArgs",
+            f"quantization is {quantization}, but the checkpoint {what}: leave it out.",
+        )
+    return checkpoint
+
+
+def context_length(shape: DecoderShape, asked: int) -> int:
+    """Return the context to serve. `asked` 0 means the checkpoint's own; more than that is refused."""
+    if asked and shape.positions and asked > shape.positions:
+        raise EngineLoadError(
+            "InvalidEngineArgs",
+            f"contextLength is {asked}, but the checkpoint holds {shape.positions} positions: ask for at "
+            "most that.",
+        )
+    return asked or shape.positions or UNBOUNDED_CONTEXT
 
 
 def choose_device(asked: str) -> str:
@@ -181,8 +221,6 @@ def check_gptq_names(checkpoint: Checkpoint) -> list[str]:
     quantized. Raises WeightsMissing; returns a note about unexpected ones."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if checkpoint.names is None:
-        raise EngineLoadError("WeightsMissing", f"{checkpoint.path} has no weights (*.safetensors).")
     config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -197,14 +235,15 @@ def check_gptq_names(checkpoint: Checkpoint) -> list[str]:
     missing = sorted(
         name
         for name in expected - tied - buffers
-        if name not in checkpoint.names and f"{name.removesuffix('weight')}qweight" not in checkpoint.names
+        if name not in checkpoint.tensor_names
+        and f"{name.removesuffix('weight')}qweight" not in checkpoint.tensor_names
     )
     if missing:
         raise missing_weights(missing)
     layers = {name.rpartition(".")[0] for name in expected}
     return unexpected_note(
         name
-        for name in checkpoint.names - expected
+        for name in checkpoint.tensor_names - expected
         if name.rpartition(".")[0] not in layers or name.rpartition(".")[2] not in QUANTIZED_PARTS
     )
 

@@ -9,17 +9,14 @@ from pathlib import Path
 import psutil
 
 from tidegate.engines.base import EngineLoadError
+from tidegate.sources.facts import CUDA_RUNTIME_BYTES, WEIGHTS_OVERHEAD
 
 MOST_SLOTS = 256
 GIB = 1 << 30
 CPU_SHARE = 0.25
 CPU_MOST_BYTES = 2 * GIB
 CUDA_SHARE = 0.85
-LOADING_OVERHEAD = 1.05  # buffers and fragments beside the tensors themselves
-# Beside weights and KV cache, of an engine with a memory cap: libraries and the activations of a step; on a
-# GPU also the CUDA context, which torch does not count.
-CUDA_RUNTIME_BYTES = GIB
-CUDA_CONTEXT_BYTES = GIB // 2
+CUDA_CONTEXT_BYTES = GIB // 2  # a part of CUDA_RUNTIME_BYTES that torch does not count
 CPU_RUNTIME_BYTES = GIB // 2
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -34,7 +31,7 @@ class Budget:
 
 def check_weights_fit(weights_bytes: int, free_bytes: int, device: str) -> None:
     """Raise `EngineLoadError` (OutOfMemory) with the numbers where the weights cannot fit."""
-    needed = int(weights_bytes * LOADING_OVERHEAD)
+    needed = int(weights_bytes * WEIGHTS_OVERHEAD)
     if needed > free_bytes:
         raise EngineLoadError(
             "OutOfMemory",
@@ -50,7 +47,7 @@ def within_cap(free_bytes: int, cap_bytes: int, weights_bytes: int, device: str)
     """What may still be taken of `free_bytes` under a cap on all that the engine takes; no cap: all of it."""
     if not cap_bytes:
         return free_bytes
-    return max(0, min(free_bytes, cap_bytes - int(weights_bytes * LOADING_OVERHEAD) - runtime_bytes(device)))
+    return max(0, min(free_bytes, cap_bytes - int(weights_bytes * WEIGHTS_OVERHEAD) - runtime_bytes(device)))
 
 
 def torch_share(cap_bytes: int, total_bytes: int) -> float:

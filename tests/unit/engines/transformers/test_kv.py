@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.engines.transformers.kv import COLUMN_SLACK, Arena
+from tidegate.engines.transformers.kv import Arena
+from tidegate.sources.facts import CONTEXT_SLACK
 
 MAX_ROWS, MAX_LENGTH, LAYERS = 9, 300, 2
 operations = st.lists(
@@ -88,7 +89,7 @@ def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | 
                     model.decode()
         assert model.arena.lengths() == [len(row) for row in model.rows]
     assert model.arena.rows_held <= MAX_ROWS
-    assert model.arena.columns_held <= MAX_LENGTH + COLUMN_SLACK
+    assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK
 
 
 def test_a_prefill_that_fails_leaves_no_trace() -> None:
@@ -110,4 +111,4 @@ def test_many_short_requests_beside_a_long_one_need_no_more_columns() -> None:
         if len(model.rows) > 1:
             model.leave(1)
         model.join([3])
-    assert model.arena.columns_held <= MAX_LENGTH + COLUMN_SLACK
+    assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK

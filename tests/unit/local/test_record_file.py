@@ -1,18 +1,19 @@
-"""What the control loop remembers."""
+"""The control loop's records on disk."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from tests.unit.control import stored_before
 from tidegate.control.desired import ModelRecord, RevisionRecord
-from tidegate.local.memory import RecordFile
+from tidegate.local.record_file import RecordFile
 from tidegate.messages.registry import RevisionReport
 
 RECORDS = {
     "m": ModelRecord(
         "m",
         created=1,
-        serving="r",
+        weights={"r": 100},
         revisions={
             "r": RevisionRecord(
                 "r", {"engine": {"name": "simulated"}}, proof=RevisionReport("m", "r", 1.0, True)
@@ -46,3 +47,13 @@ def test_a_broken_file_is_kept_aside(tmp_path: Path) -> None:
 
 def test_no_file_is_no_memory(tmp_path: Path) -> None:
     assert RecordFile(tmp_path / "control.json").read() == {}
+
+
+def test_records_of_the_version_before_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "control.json"
+    path.write_bytes(stored_before.RECORDS.read_bytes())
+    records = RecordFile(path).read()
+    stored_before.assert_nothing_is_lost(records, ())
+    RecordFile(path).write(records)
+    assert RecordFile(path).read() == records
+    assert b'"serving"' not in path.read_bytes()

@@ -1,31 +1,37 @@
-"""What the control loop remembers over restarts: one JSON file, replaced atomically."""
+"""The records of the control loop, which outlast its process: one JSON file, replaced atomically."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from tidegate.control.desired import ModelRecord
+from tidegate.control.desired import ModelRecord, traffic_of
 from tidegate.local.home import write_atomically
 
 log = logging.getLogger(__name__)
 
 
 class RecordFile:
-    """Reads at start, writes only changes."""
+    """The file is read at the start and written only where it changes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._written = b""
 
     def read(self) -> dict[str, ModelRecord]:
-        """Empty where there is none. A broken file is set aside: models then prove themselves again."""
+        """Return the records; none where there is no file. A broken one is set aside: models then prove
+        themselves again."""
         try:
             self._written = self._path.read_bytes()
-            return msgspec.json.decode(self._written, type=dict[str, ModelRecord])
+            stored = msgspec.json.decode(self._written, type=dict[str, dict[str, Any]])
+            return {
+                name: msgspec.convert({**record, "weights": traffic_of(record)}, ModelRecord)
+                for name, record in stored.items()
+            }
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError) as error:

@@ -1,0 +1,119 @@
+"""Facts about a checkpoint, and what it takes of memory once loaded. Pure: sizing and engine share them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # by the type's name in safetensors
+PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+WEIGHTS_OVERHEAD = 1.05  # buffers and fragments that loading leaves beside the tensors
+# Beside weights and KV cache on a GPU: the CUDA context, its libraries, and the activations of one step.
+CUDA_RUNTIME_BYTES = 1 << 30
+CONTEXT_SLACK = 64  # columns of the KV cache beside a request's own tokens
+# What architectures call the same thing in config.json, the usual name first.
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+
+
+class DecoderShape(msgspec.Struct, frozen=True):
+    """A decoder's size as its config gives it. 0: not said. JSON in the records of the host."""
+
+    layers: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    hidden: int = 0
+    vocab: int = 0
+    positions: int = 0  # the longest context that the checkpoint was trained for
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether the KV cache can be computed."""
+        return self.layers > 0 and self.kv_heads > 0 and self.head_dim > 0
+
+
+class StoredWeights(msgspec.Struct, frozen=True):
+    """The tensors of a checkpoint: `float_values` numbers are loaded in the precision that is computed in,
+    `fixed_bytes` stay as they are stored. JSON in the records of the host."""
+
+    float_values: int = 0
+    fixed_bytes: int = 0
+
+    @property
+    def is_known(self) -> bool:
+        return self.float_values > 0 or self.fixed_bytes > 0
+
+    def loaded_bytes(self, precision: str) -> int:
+        return self.float_values * PRECISION_BYTES[precision] + self.fixed_bytes
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """The answer about a source. `files` maps names to sizes in bytes, `weights_bytes` are those of the
+    weight files, `digest` covers the small files' contents and every file's name and size. `commit` is the
+    hub's or the bucket's, empty for a folder. `precision` is what `precision: auto` computes in."""
+
+    path: str
+    quantization: str  # none | gptq | the method's own name
+    precision: str
+    weights_bytes: int
+    uri: str = ""
+    commit: str = ""
+    architecture: str = ""
+    digest: str = ""
+    files: dict[str, int] = {}
+    shape: DecoderShape = DecoderShape()
+    weights: StoredWeights = StoredWeights()
+
+
+def auto_precision(config: Mapping[str, Any], values: Mapping[str, int]) -> str:
+    """Return the precision that `precision: auto` computes in: the config's dtype, or else the float type
+    that most values are stored in. `values` counts them by stored type.
+
+    The engine hands the result to the library that loads, which converts every float to it. transformers' own
+    "auto" asks the config first as well, but then takes the type of whichever tensor comes first.
+    """
+    for part in (config, text_config(config)):
+        named = str(part.get("dtype") or part.get("torch_dtype") or "").removeprefix("torch.")
+        if named in PRECISION_BYTES:
+            return named
+    stored = {PRECISIONS[kind]: count for kind, count in values.items() if kind in PRECISIONS}
+    return max(stored, key=stored.__getitem__) if stored else "float32"
+
+
+def decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
+    text = text_config(config)
+    heads, hidden = _first(text, HEADS), _first(text, HIDDEN)
+    kv_heads = _first(text, KV_HEADS) or heads
+    if text.get("new_decoder_architecture"):
+        kv_heads = heads  # falcon's later models share heads, but transformers caches them repeated
+    elif text.get("multi_query"):
+        kv_heads = 1
+    return DecoderShape(
+        layers=_first(text, LAYERS),
+        kv_heads=kv_heads,
+        head_dim=_first(text, ("head_dim",)) or (hidden // heads if heads else 0),
+        hidden=hidden,
+        vocab=_first(text, ("vocab_size",)),
+        positions=_first(text, POSITIONS),
+    )
+
+
+def kv_bytes_per_token(shape: DecoderShape, precision: str) -> int:
+    """Return what one token's keys and values take: 2 x layers x KV heads x head size numbers."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * PRECISION_BYTES[precision]
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a config that describes the decoder, where a model has others beside it."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    found = (config.get(name) for name in names)
+    return next((each for each in found if isinstance(each, int) and each > 0), 0)

@@ -1,0 +1,71 @@
+"""From a source URI to a local checkpoint folder and the facts about it. No torch import."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from tidegate.errors import SourceError
+from tidegate.sources.checkpoint import read_checkpoint
+from tidegate.sources.facts import Resolved
+from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, Fetch, Progress, Storage, scheme_of
+
+READ_BYTES = 1 << 20
+
+
+def resolve(uri: str, storage: Storage | None = None, progress: Progress | None = None) -> Resolved:
+    """Find a checkpoint, and download what is missing of it where it lies elsewhere. Raises `SourceError`."""
+    scheme = SCHEMES.get(scheme_of(uri))
+    if scheme is None:
+        raise SourceError("SourceNotFound", f"{uri} is no source; {KNOWN_SCHEMES}.")
+    # By name, so that a source needs no other source's libraries.
+    fetch = cast(Fetch, import_module(f"tidegate.sources.{scheme.module}").fetch)
+    folder, commit = fetch(uri, storage or Storage(), progress)
+    checkpoint = read_checkpoint(folder, uri)
+    return Resolved(
+        uri=uri,
+        path=str(folder),
+        commit=commit,
+        architecture=checkpoint.architecture,
+        quantization=checkpoint.quantization,
+        precision=checkpoint.auto_precision,
+        weights_bytes=checkpoint.weights_bytes,
+        digest=checkpoint.digest(),
+        files=dict(checkpoint.files),
+        shape=checkpoint.shape,
+        weights=checkpoint.weights,
+    )
+
+
+def pull(uri: str, progress: Progress) -> Resolved:
+    """Resolve with progress; every weight file's checksum is verified. Raises `SourceError`.
+
+    Downloads resume where an earlier one stopped. A folder has no checksums to compare with: there it is
+    verified that every file can be read to its end and that safetensors files are whole.
+    """
+    found = resolve(uri, progress=progress)
+    for name, size in found.files.items():
+        _verify(Path(found.path, name), size, progress, is_hub=scheme_of(uri) == "hf")
+    return found
+
+
+def _verify(path: Path, size: int, progress: Progress, *, is_hub: bool) -> None:
+    """Read a file to its end. The hub's cache names each large file by its sha256."""
+    blob = path.resolve().name
+    expected = blob if is_hub and len(blob) == 64 else ""
+    found, done = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(READ_BYTES):
+                found.update(chunk)
+                done += len(chunk)
+                progress(f"verify {path.name}", done, size)
+    except OSError as error:
+        raise SourceError("SourceNotFound", f"{path} cannot be read: {error.strerror}.") from error
+    if expected and found.hexdigest() != expected:
+        raise SourceError(
+            "ChecksumMismatch",
+            f"{path.name} is damaged (its sha256 differs); delete {path.resolve()} and pull again.",
+        )

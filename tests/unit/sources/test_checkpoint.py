@@ -1,0 +1,180 @@
+"""The reader of checkpoint folders: its facts, and one clear sentence for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.sources.builders import LLAMA, Tensors, safetensors, write
+from tidegate.errors import SourceError
+from tidegate.sources.checkpoint import FilesMissing, read_checkpoint
+from tidegate.sources.facts import StoredWeights
+
+
+def refused(folder: Path) -> SourceError:
+    with pytest.raises(SourceError) as caught:
+        read_checkpoint(folder)
+    return caught.value
+
+
+def test_sizes_and_types_come_from_the_headers(tmp_path: Path) -> None:
+    tensors: Tensors = {
+        "a": ("BF16", [4, 2]),
+        "b": ("F32", [3]),
+        "ids": ("I64", [2]),
+        "narrow": ("F8_E4M3", [5]),
+    }
+    found = read_checkpoint(write(tmp_path, tensors=tensors))
+    assert found.weights_bytes == (tmp_path / "model.safetensors").stat().st_size
+    assert found.tensor_names == frozenset(tensors)
+    assert found.auto_precision == "bfloat16"
+    assert found.weights == StoredWeights(float_values=16, fixed_bytes=16)
+    assert found.weights.loaded_bytes("float32") == 16 * 4 + 16
+    assert found.weights.loaded_bytes("bfloat16") == 16 * 2 + 16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kinds", "precision", "loaded"),
+    [
+        ("float32", ("BF16", "BF16"), "float32", 12 * 4),
+        ("bfloat16", ("F32", "F32"), "bfloat16", 12 * 2),
+        ("float16", ("BF16", "F32"), "float16", 12 * 2),
+        (None, ("BF16", "F32"), "bfloat16", 12 * 2),
+        (None, ("F32", "BF16"), "float32", 12 * 4),
+    ],
+)
+def test_precision_auto_loads_what_the_config_says(
+    tmp_path: Path, dtype: str | None, kinds: tuple[str, str], precision: str, loaded: int
+) -> None:
+    tensors: Tensors = {"most": (kinds[0], [9]), "rest": (kinds[1], [3])}
+    found = read_checkpoint(write(tmp_path, LLAMA | ({"dtype": dtype} if dtype else {}), tensors))
+    assert found.auto_precision == precision
+    assert found.weights.loaded_bytes(found.auto_precision) == loaded
+
+
+def test_a_quantized_checkpoint_is_loaded_as_it_is_stored(tmp_path: Path) -> None:
+    tensors: Tensors = {"qweight": ("I32", [100]), "scales": ("F16", [10])}
+    config = LLAMA | {"quantization_config": {"quant_method": "gptq"}, "dtype": "float32"}
+    found = read_checkpoint(write(tmp_path, config, tensors))
+    assert found.auto_precision == "float32"
+    assert found.weights == StoredWeights(0, 420)
+    assert read_checkpoint(write(tmp_path, config | {"dtype": None}, tensors)).auto_precision == "float16"
+
+
+@pytest.mark.parametrize(
+    ("config", "extra", "quantization"),
+    [
+        ({"quantization_config": {"quant_method": "GPTQ"}}, "", "gptq"),
+        ({"quantization_config": {"bits": 4}}, "", "gptq"),
+        ({}, "quantize_config.json", "gptq"),
+        ({"quantization_config": {"quant_method": "awq"}}, "", "awq"),
+        ({}, "", "none"),
+    ],
+)
+def test_quantization_is_read_from_both_places(
+    tmp_path: Path, config: dict[str, Any], extra: str, quantization: str
+) -> None:
+    write(tmp_path, {"model_type": "llama", **config})
+    if extra:
+        (tmp_path / extra).write_text("{}")
+    assert read_checkpoint(tmp_path).quantization == quantization
+
+
+def test_the_architecture_falls_back_to_the_type(tmp_path: Path) -> None:
+    assert read_checkpoint(write(tmp_path)).architecture == "LlamaForCausalLM"
+    assert read_checkpoint(write(tmp_path, {"model_type": "llama"})).architecture == "llama"
+
+
+def test_the_digest_follows_the_small_files(tmp_path: Path) -> None:
+    before = read_checkpoint(write(tmp_path)).digest()
+    assert read_checkpoint(tmp_path).digest() == before
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert read_checkpoint(tmp_path).digest() != before
+
+
+def test_weights_that_lie_there_twice_are_counted_once(tmp_path: Path) -> None:
+    """As Mistral's do, in its own format beside the shards, and others' below `original`."""
+    write(tmp_path)
+    safetensors(tmp_path / "consolidated.safetensors", {"w2": ("BF16", [99])})
+    (tmp_path / "original").mkdir()
+    safetensors(tmp_path / "original" / "model.safetensors", {"w3": ("BF16", [99])})
+    assert read_checkpoint(tmp_path).tensor_names == frozenset({"w"})
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    assert read_checkpoint(tmp_path).tensor_names == frozenset({"w", "w2"})
+    index = {"weight_map": {"w": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = read_checkpoint(tmp_path)
+    assert found.tensor_names == frozenset({"w"})
+    assert found.weights_bytes == (tmp_path / "model-1.safetensors").stat().st_size
+
+
+def test_other_formats_are_named(tmp_path: Path) -> None:
+    (write(tmp_path) / "model.safetensors").unlink()
+    assert "no *.safetensors weights" in refused(tmp_path).message
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    error = refused(tmp_path)
+    assert isinstance(error, FilesMissing)
+    assert (error.source_reason, error.message) == (
+        "SourceFormat",
+        f"{tmp_path} holds its weights only as PyTorch .bin; "
+        "Tidegate reads *.safetensors, so convert them first.",
+    )
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.gguf")
+    assert "GGUF" in refused(tmp_path).message
+    (tmp_path / "model.gguf").rename(tmp_path / "notes.txt")
+    assert "give the folder that directly holds it" in refused(tmp_path).message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<html>", "unpack requires a buffer of 8 bytes"),
+        (b"<!doctype html>", "the header is too long"),
+        (struct.pack("<Q", 4) + b"{{{{", "Expecting property name"),
+        (struct.pack("<Q", 2) + b"[]", "pop expected at most 1 argument"),
+        (struct.pack("<Q", 8) + b'{"w": 1}', "not subscriptable"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    weights = write(tmp_path) / "model.safetensors"
+    weights.write_bytes(content)
+    error = refused(tmp_path)
+    assert (error.source_reason, isinstance(error, FilesMissing)) == ("SourceFormat", False)
+    assert error.message.startswith(f"{weights} is not a whole safetensors file: ")
+    assert words in error.message
+
+
+@pytest.mark.parametrize("cut", [4, 40, -1])
+def test_a_cut_file_is_found(tmp_path: Path, cut: int) -> None:
+    weights = write(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:cut])
+    assert "not a whole safetensors file" in refused(tmp_path).message
+    if cut < 0:
+        assert "the file ends too early; download or copy it again" in refused(tmp_path).message
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (write(tmp_path) / "model.safetensors.index.json").write_text(json.dumps(index))
+    error = refused(tmp_path)
+    assert isinstance(error, FilesMissing)
+    assert "model-2.safetensors" in error.message
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert "weight_map" in refused(tmp_path).message
+
+
+def test_an_empty_folder_and_a_broken_config(tmp_path: Path) -> None:
+    error = refused(tmp_path)
+    assert isinstance(error, FilesMissing)
+    assert "is empty" in error.message
+    write(tmp_path)
+    (tmp_path / "config.json").write_text("[1")
+    error = refused(tmp_path)
+    assert (isinstance(error, FilesMissing), "cannot be read" in error.message) == (False, True)
+    (tmp_path / "config.json").write_text("[1]")
+    assert "is not a JSON object" in refused(tmp_path).message

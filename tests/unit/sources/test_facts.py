@@ -1,0 +1,91 @@
+"""The precision rule, the shape of a decoder, and the bytes that follow from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tidegate.sources.facts import (
+    DecoderShape,
+    StoredWeights,
+    auto_precision,
+    decoder_shape,
+    kv_bytes_per_token,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "expected"),
+    [
+        ({"dtype": "float32"}, {"BF16": 9}, "float32"),
+        ({"dtype": "bfloat16"}, {"F32": 9}, "bfloat16"),
+        ({"torch_dtype": "float16"}, {"F32": 9}, "float16"),
+        ({"dtype": "torch.bfloat16"}, {"F16": 9}, "bfloat16"),
+        ({"dtype": "bfloat16", "torch_dtype": "float16"}, {}, "bfloat16"),
+        ({"text_config": {"dtype": "bfloat16"}}, {"F32": 9}, "bfloat16"),
+        ({"dtype": "float16", "text_config": {"dtype": "bfloat16"}}, {"F32": 9}, "float16"),
+        ({}, {"BF16": 9, "F32": 3}, "bfloat16"),
+        ({}, {"BF16": 3, "F32": 9}, "float32"),
+        ({}, {"F16": 3, "I32": 90}, "float16"),
+        ({"dtype": "auto"}, {"F16": 3}, "float16"),
+        ({"dtype": "float64"}, {"F64": 9, "F16": 1}, "float16"),
+        ({}, {"I32": 9}, "float32"),
+    ],
+)
+def test_what_auto_computes_in(config: dict[str, Any], values: dict[str, int], expected: str) -> None:
+    assert auto_precision(config, values) == expected
+
+
+def test_loading_converts_floats_only() -> None:
+    weights = StoredWeights(float_values=10, fixed_bytes=7)
+    assert [weights.loaded_bytes(name) for name in ("float32", "bfloat16", "float16")] == [47, 27, 27]
+    assert not StoredWeights().is_known
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "hidden_size": 4096,
+                "vocab_size": 9,
+                "max_position_embeddings": 8192,
+            },
+            (32, 8, 128, 4096, 9, 8192),
+        ),
+        (
+            {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "head_dim": 32},
+            (2, 4, 32, 64, 0, 0),
+        ),
+        ({"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024}, (12, 12, 64, 768, 0, 1024)),
+        (
+            {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "multi_query": True},
+            (2, 1, 16, 64, 0, 0),
+        ),
+        (
+            {
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "hidden_size": 64,
+                "multi_query": True,
+                "new_decoder_architecture": True,
+                "num_kv_heads": 2,
+            },
+            (2, 4, 16, 64, 0, 0),
+        ),
+        ({"text_config": {"num_hidden_layers": 3}, "num_hidden_layers": 99}, (3, 0, 0, 0, 0, 0)),
+        ({"num_hidden_layers": "x", "hidden_size": -1}, (0, 0, 0, 0, 0, 0)),
+    ],
+)
+def test_the_shape_of_a_decoder(config: dict[str, Any], expected: tuple[int, ...]) -> None:
+    assert decoder_shape(config) == DecoderShape(*expected)
+
+
+def test_a_tokens_keys_and_values() -> None:
+    shape = DecoderShape(layers=32, kv_heads=8, head_dim=128)
+    assert kv_bytes_per_token(shape, "bfloat16") == 128 * 1024  # Llama 3 8B's known figure
+    assert kv_bytes_per_token(shape, "float32") == 256 * 1024
