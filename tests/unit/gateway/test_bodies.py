@@ -13,23 +13,30 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
 from tidegate.errors import InvalidRequest
-from tidegate.gateway.calls import chat_call, completion_call
-from tidegate.gateway.checks import parse_chat, parse_completion, prompt_list
-from tidegate.gateway.schema import NOT_HONOURED, ChatBody, CompletionBody
+from tidegate.gateway.bodies import BodyReader, NotHonoured, not_honoured_fields
+from tidegate.gateway.dialects.chat import Chat, ChatBody
+from tidegate.gateway.dialects.completions import CompletionBody, Completions, prompt_list
+from tidegate.messages.work import Generate, TextPrompt, TokenPrompt
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
+NOT_HONOURED: dict[str, NotHonoured] = not_honoured_fields(ChatBody) | not_honoured_fields(CompletionBody)
+
+parse_chat = BodyReader(ChatBody).read
+parse_completion = BodyReader(CompletionBody).read
+read_chat = Chat().read
+read_completion = Completions().read
 
 
 def refuse_chat(body: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as refused:
-        chat_call(parse_chat(body if isinstance(body, bytes) else orjson.dumps(body)))
+        read_chat(body if isinstance(body, bytes) else orjson.dumps(body))
     return refused.value
 
 
 def refuse_completion(body: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as refused:
-        completion_call(parse_completion(orjson.dumps(body)))
+        read_completion(orjson.dumps(body))
     return refused.value
 
 
@@ -118,6 +125,23 @@ def test_true_is_not_one() -> None:
     assert refuse_completion(COMPLETION | {"best_of": True}).param == "best_of"
 
 
+def test_a_remedy_is_the_fields_own_description_or_that_of_its_parent() -> None:
+    chat, completions = BodyReader(ChatBody), BodyReader(CompletionBody)
+    assert (chat.hint("logprobs"), completions.hint("logprobs")) == (
+        "true or false",
+        "a whole number from 0 to 5",
+    )
+    assert chat.hint("messages[3].role") == "one of system, developer, user, assistant"
+    assert chat.hint("messages[3].content[1].type") == chat.hint("messages")
+    assert chat.hint("nope") == "a valid value"
+
+
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody])
+def test_every_field_says_what_to_send(body: type[ChatBody] | type[CompletionBody]) -> None:
+    reader: BodyReader[Any] = BodyReader(body)
+    assert [name for name in body.__struct_fields__ if reader.hint(name) == "a valid value"] == []
+
+
 def test_an_unknown_field_is_refused_by_name() -> None:
     error = refuse_chat(CHAT | {"ignore_eos": True})
     assert (error.param, error.error_code) == ("ignore_eos", "unknown_parameter")
@@ -138,8 +162,12 @@ def test_advisory_fields_pass() -> None:
 
 def test_all_nulls_mean_the_defaults() -> None:
     nulls = {name: None for name in ChatBody.__struct_fields__ if name not in ("model", "messages")}
-    call = chat_call(parse_chat(orjson.dumps(nulls | CHAT)))
-    assert (call.n, call.stream, call.max_tokens, call.stop, call.logprobs) == (1, False, None, (), None)
+    call = read_chat(orjson.dumps(nulls | CHAT))
+    [ask] = call.asks(7)
+    assert (call.n, call.is_streamed, call.has_usage, call.top_logprobs) == (1, False, False, None)
+    assert isinstance(ask.work, Generate)
+    sampling = ask.work.sampling
+    assert (sampling.max_tokens, sampling.stop, sampling.top_logprobs) == (None, (), None)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +199,11 @@ def test_two_limits_must_agree() -> None:
 @pytest.mark.parametrize(
     ("prompt", "prompts"),
     [
-        ("a", ["a"]),
-        ("", [""]),
-        (["a", "b"], ["a", "b"]),
-        ([1, 2], [[1, 2]]),
-        ([[1], [2, 3]], [[1], [2, 3]]),
+        ("a", [TextPrompt("a")]),
+        ("", [TextPrompt("")]),
+        (["a", "b"], [TextPrompt("a"), TextPrompt("b")]),
+        ([1, 2], [TokenPrompt([1, 2])]),
+        ([[1], [2, 3]], [TokenPrompt([1]), TokenPrompt([2, 3])]),
     ],
 )
 def test_prompts_of_every_form(prompt: Any, prompts: Any) -> None:
@@ -217,11 +245,11 @@ json_values = st.recursive(
 def test_any_object_is_either_a_call_or_a_refusal(fields: dict[str, Any]) -> None:
     raw = orjson.dumps(CHAT | fields, option=orjson.OPT_NON_STR_KEYS, default=str) if _fits(fields) else b"{}"
     try:
-        call = chat_call(parse_chat(raw))
+        call = read_chat(raw)
     except InvalidRequest as error:
         assert error.message
     else:
-        assert call.sequences >= 1
+        assert len(call.asks(7)) == call.n
 
 
 def _fits(value: Any) -> bool:

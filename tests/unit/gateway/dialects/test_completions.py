@@ -1,59 +1,29 @@
-"""Segments into OpenAI's objects."""
+"""Segments into OpenAI's text completions and their chunks."""
 
 from __future__ import annotations
 
 import orjson
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import Completion as OpenAICompletion
-from openai.types.chat import ChatCompletion as OpenAIChatCompletion
 
-from tidegate.gateway import answers
-from tidegate.gateway.answers import TextOffsets
+from tests.unit.gateway.dialects.segments import a_segment, a_token, events
+from tidegate.gateway.dialects.base import AnswerHead, count_usage
+from tidegate.gateway.dialects.completions import CompletionEvents, Completions, TextOffsets
 from tidegate.messages.work import Finish, Segment, TokenLogprob, Tokens
 
 STOP = Finish("stop", prompt_tokens=3, completion_tokens=2)
-
-
-def a_segment(text: str, *logprobs: TokenLogprob) -> Segment:
-    return Segment("x.0", 0, output=Tokens([1], text, list(logprobs)))
-
-
-def a_token(text: str, logprob: float | None = -0.5) -> TokenLogprob:
-    return TokenLogprob(1, text, logprob, text.encode())
-
-
-def test_choices_of_one_prompt_count_it_once() -> None:
-    usage = answers.usage([STOP, STOP, None, STOP], n=2)
-    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (6, 6, 12)
-
-
-def test_a_chat_answer_is_openais_object() -> None:
-    choice = answers.chat_choice(0, [a_segment("a"), a_segment("b", a_token("b"))], STOP, True)
-    usage = answers.usage([STOP], 1)
-    raw = answers.encode(answers.ChatCompletion("id", "chat.completion", 1, "m", [choice], usage, "r1"))
-    parsed = OpenAIChatCompletion.model_validate_json(raw, strict=True)
-    assert parsed.choices[0].message.content == "ab"
-    assert parsed.choices[0].logprobs is not None and parsed.choices[0].logprobs.content is not None
-    assert parsed.model_dump(exclude_unset=True) == orjson.loads(raw)
+HEAD = AnswerHead("cmpl-1", 5, "m", "r1")
 
 
 def test_a_completion_is_openais_object() -> None:
-    choice = answers.completion_choice(0, [a_segment("ab", a_token("a"), a_token("b"))], STOP, 2)
-    usage = answers.usage([STOP], 1)
-    raw = answers.encode(answers.Completion("id", "text_completion", 1, "m", [choice], usage, "r1"))
+    segments = [a_segment("ab", a_token("a"), a_token("b"), finish=STOP)]
+    call = Completions().read(orjson.dumps({"model": "m", "prompt": "x", "logprobs": 2}))
+    raw = call.answer(HEAD, [segments], count_usage([STOP], 1))
     parsed = OpenAICompletion.model_validate_json(raw, strict=True)
     assert parsed.choices[0].logprobs is not None
     assert parsed.choices[0].logprobs.text_offset == [0, 1]
     assert parsed.model_dump(exclude_unset=True) == orjson.loads(raw)
-
-
-@pytest.mark.parametrize(
-    ("logprob", "sent"), [(-0.5, -0.5), (float("-inf"), -9999.0), (float("nan"), -9999.0), (-1e30, -9999.0)]
-)
-def test_logprobs_are_always_json_numbers(logprob: float, sent: float) -> None:
-    assert answers.finite(logprob) == sent
 
 
 def test_offsets_count_characters_over_split_ones() -> None:
@@ -84,3 +54,25 @@ def test_the_chosen_token_is_among_the_likeliest_of_completions() -> None:
     logprobs = TextOffsets().logprobs([token, a_token("first", None)], 1)
     assert logprobs.top_logprobs == [{"b": -0.1, "a": -3.0}, None]
     assert logprobs.token_logprobs == [-3.0, None]
+
+
+def test_completion_chunks_carry_the_reason_with_the_last_text() -> None:
+    rendered = CompletionEvents(HEAD, has_usage=False, top=None, choices=1)
+    assert rendered.render(0, Segment("x", 0, output=Tokens([1], ""))) == b""
+    raw = rendered.render(0, Segment("x", 1, output=Tokens([1], "a")))
+    raw += rendered.render(0, Segment("x", 2, output=Tokens([1], "b"), finish=Finish("length")))
+    choices = [orjson.loads(data)["choices"][0] for _, data in events(raw)]
+    assert [(choice["text"], choice["finish_reason"]) for choice in choices] == [
+        ("a", None),
+        ("b", "length"),
+    ]
+
+
+def test_offsets_go_on_from_chunk_to_chunk() -> None:
+    rendered = CompletionEvents(HEAD, has_usage=False, top=0, choices=1)
+    offsets = []
+    for position, word in enumerate(("ab", "cde", "f")):
+        token = TokenLogprob(1, word, -1.0, word.encode())
+        [(_, data)] = events(rendered.render(0, Segment("x", position, output=Tokens([1], word, [token]))))
+        offsets += orjson.loads(data)["choices"][0]["logprobs"]["text_offset"]
+    assert offsets == [0, 2, 5]
