@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from tidegate.control.pod_template import POOL_LABEL
 from tidegate_operator.cache import Body, Cache, labels, pool_of
 from tidegate_operator.kinds import Kind
+from tidegate_operator.pod_template import POOL_LABEL
 from tidegate_operator.work_queue import Key, ReconcileQueue
 
 

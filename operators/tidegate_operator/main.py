@@ -15,22 +15,25 @@ from functools import partial
 
 from tidegate.errors import ConfigError, TidegateError
 from tidegate.settings import read_settings
+from tidegate.store.connection import Connection
+from tidegate.store.depths import QueueDepths
+from tidegate.store.registry import Registry
 from tidegate.telemetry import configure_logging
 from tidegate_operator.apply import Applier
-from tidegate_operator.board import RedisBoard
 from tidegate_operator.cache import Cache
 from tidegate_operator.cluster import Cluster, configuration
 from tidegate_operator.controller import Controller
-from tidegate_operator.gather import Gatherer, Serves, Troubles
+from tidegate_operator.gather import Gatherer, Troubles
 from tidegate_operator.handlers import EventHandler
 from tidegate_operator.health import Liveness, serve_health
 from tidegate_operator.informer import Informers
 from tidegate_operator.kinds import WATCHED
 from tidegate_operator.leader import lead
 from tidegate_operator.metrics import Metrics
+from tidegate_operator.objects import ResourceReader
 from tidegate_operator.reconcile import Reconciler
+from tidegate_operator.serves import Serves
 from tidegate_operator.settings import OperatorSettings
-from tidegate_operator.subjects import Reader
 from tidegate_operator.work_queue import ReconcileQueue
 
 log = logging.getLogger("tidegate.operator")
@@ -61,15 +64,12 @@ async def run(settings: OperatorSettings) -> int:
             serve_health(settings.health_host, settings.health_port, liveness, metrics)
         )
         cluster = await stack.enter_async_context(Cluster(await configuration(), metrics.count_write))
-        board = RedisBoard(
-            settings.redis_url,
-            key_prefix=settings.key_prefix,
-            times=settings.times,
-        )
-        stack.push_async_callback(board.close)
+        # Opened by the first call: the operator starts and tells the truth also while Redis is away.
+        redis = Connection(settings.redis_url, name="tidegate-operator")
+        stack.push_async_callback(redis.close)
         serves = Serves(settings.serve_url)
         stack.push_async_callback(serves.close)
-        controller = build(settings, cluster, board, serves, metrics, liveness)
+        controller = build(settings, cluster, redis, serves, metrics, liveness)
         leading = asyncio.create_task(
             lead(cluster.client, settings.lease_name, settings.own_namespace, identity, controller.run)
         )
@@ -84,7 +84,7 @@ async def run(settings: OperatorSettings) -> int:
 def build(
     settings: OperatorSettings,
     cluster: Cluster,
-    board: RedisBoard,
+    redis: Connection,
     serves: Serves,
     metrics: Metrics,
     liveness: Liveness,
@@ -93,15 +93,18 @@ def build(
     handler = EventHandler(cache, queue)
     for kind in WATCHED:
         metrics.objects.labels(kind).set_function(partial(cache.count, kind))
-    reconciler = Reconciler(
+    registry = Registry(redis, key_prefix=settings.key_prefix, times=settings.times)
+    gatherer = Gatherer(
         cache,
-        Reader(cache),
-        Gatherer(cache, board, Troubles(cluster)),
-        Applier(cluster, cache, board, settings.ray_defaults, settings.pod_name),
+        ResourceReader(cache),
+        registry,
+        QueueDepths(redis, key_prefix=settings.key_prefix),
         serves,
+        Troubles(cluster),
         settings.replica_settings,
         settings.ray_defaults,
     )
+    reconciler = Reconciler(gatherer, Applier(cluster, cache, registry, serves, settings.pod_name))
     informers = Informers(cluster, handler, liveness, settings.watched_namespaces)
     return Controller(settings, cache, queue, handler, informers, reconciler, metrics, liveness)
 

@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from tidegate.control.pod_template import RayDefaults
 from tidegate.replica_args import ReplicaSettings
 from tidegate.settings import ProcessSettings, Seconds
+from tidegate_operator.pod_template import RayDefaults
 
 OWN_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 SERVE_URL_TEMPLATE = "http://{service}.{namespace}.svc:8265"

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 from pydantic.alias_generators import to_camel, to_snake
 
 from tidegate.control.conditions import condition, overlaid, settle
@@ -213,12 +212,6 @@ def deleting_since(body: Mapping[str, Any]) -> float | None:
     if not stamp:
         return None
     return datetime.datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).timestamp()
-
-
-def noted(entry: ModelEntry, told: Condition, past: ModelEntry | None, now: float) -> ModelEntry:
-    """An entry that also says `told`, as of a spec that was refused while the last valid one runs."""
-    before = past.conditions if past is not None else []
-    return replace(entry, conditions=overlaid(entry.conditions, [told], before, now))
 
 
 def _is_expected(item: Condition) -> bool:

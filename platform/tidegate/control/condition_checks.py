@@ -43,8 +43,8 @@ class Verdict:
 @dataclass(frozen=True)
 class Facts:
     """One model at one moment. `target` is the revision that its spec asks for. `misfit` says why the target,
-    or one of its replicas, finds no place; `waiting` why it is not in Serve though it should be. `found`
-    holds the conditions of the chains that ran before."""
+    or one of its replicas, finds no place; `waiting` why it is not in Serve though it should be; `refused`
+    why a newer spec is not what runs. `found` holds the conditions of the chains that ran before."""
 
     model: Model
     record: ModelRecord
@@ -54,6 +54,7 @@ class Facts:
     waiting: Reason | None
     seen: Observation
     is_deleting: bool = False
+    refused: Refusal | None = None
     found: Mapping[str, Condition] = field(default_factory=dict)
 
     @property
@@ -130,8 +131,12 @@ def conditions(facts: Facts) -> list[Condition]:
 # ConfigValid -------------------------------------------------------------------------------------------
 
 
+def change_refused(facts: Facts) -> Verdict | None:
+    """What ran before goes on. A model that was never valid never comes so far."""
+    return Verdict("False", *facts.refused) if facts.refused is not None else None
+
+
 def valid(_: Facts) -> Verdict | None:
-    """A spec that is refused never comes so far."""
     return Verdict("True", Reason.Valid)
 
 
@@ -378,7 +383,7 @@ def wake_seconds(proof: RevisionReport) -> float:
 
 
 CHAINS: Mapping[str, tuple[Check, ...]] = {
-    CONFIG_VALID: (valid,),
+    CONFIG_VALID: (change_refused, valid),
     WEIGHTS_AVAILABLE: (no_weights_needed, source_resolving, source_failed, source_resolved),
     SCHEDULED: (finds_no_place, not_sized_yet, finds_no_node, placed),
     PROGRESSING: (

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.sources.facts import DecoderShape, StoredWeights
 
@@ -126,19 +127,13 @@ class Worker:
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class QueueDepth:
-    waiting: int
-    running: int
-
-
 @dataclass(frozen=True)
 class Observation:
     """One snapshot. `serve` is None while Serve does not answer, `serve_problem` says why. Depths are given
     for every revision that is recorded; one that is missing is not known.
 
     `groups` are a cluster's; without any (on one machine) `capacity` alone decides what fits. `rejected`
-    maps the names of applications that Serve refused last to its words (`ServeWriter.write` returns it).
+    maps the names of applications that Serve refused last to its words (`ServeWriter.rejected`).
     """
 
     serve: ServeState | None
@@ -146,7 +141,7 @@ class Observation:
     sources: Mapping[RevisionKey, SourceState] = field(default_factory=dict)
     reports: Mapping[RevisionKey, RevisionReport] = field(default_factory=dict)
     replicas: tuple[ReplicaStats, ...] = ()
-    depths: Mapping[RevisionKey, QueueDepth] = field(default_factory=dict)
+    depths: Mapping[RevisionKey, Depth] = field(default_factory=dict)
     entries: Mapping[str, ModelEntry] = field(default_factory=dict)  # as last published
     capacity: Capacity = Capacity(cpus=1024, gpus=64)
     groups: tuple[Group, ...] = ()

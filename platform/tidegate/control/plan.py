@@ -6,17 +6,16 @@ proved itself leaves Serve at once and is tried again later; the old one stays.
 
 In a cluster each revision also needs a place in a group of workers (`seating`); one that finds none never
 reaches Serve, and its conditions say so. A model that is being deleted takes no new requests, finishes those
-it has within a limit, and is then named in `Plan.drained`.
+it has within a limit, and is then named in `PoolPlan.drained`.
 
-The host applies a plan and observes again; nothing lasts but `Plan.records`, so a host that starts anew goes
-on where the last one stopped.
+The host applies a plan and observes again; nothing lasts but `PoolPlan.records`, so a host that starts anew
+goes on where the last one stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
@@ -36,25 +35,63 @@ from tidegate.messages.registry import ModelEntry
 
 DRAIN_LIMIT_SECONDS = 300.0  # how long the requests of a deleted model may take to end
 
-NOBODY: Mapping[str, float] = MappingProxyType({})
+PROGRESSING_SECONDS = 0.5
+SETTLED_SECONDS = 3.0  # drift is found at the latest after it
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """`applications` is the whole set that Serve should hold now. `resolve` names revisions whose source is
-    to be resolved, `drop` revisions whose queue and report go, `delete` models to forget. `next_look_at` is
-    when time alone changes something (unix seconds; None: it does not); `is_settled` False: decide again
-    soon. `drained` names models being deleted of which nothing is left once this plan is applied."""
+class PoolSnapshot:
+    """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
+    are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
+    stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
+    with. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
 
-    applications: tuple[Application, ...]
-    entries: Mapping[str, ModelEntry]
+    models: Sequence[Model]
+    pool: PoolSpec
     records: Mapping[str, ModelRecord]
+    seen: Observation
+    deleting: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
+    wave: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryChanges:
+    """Gateways should read this other than they do, in this order: models to forget, revisions whose queue
+    and report go (with the sentence for whom it concerns), entries to put."""
+
+    delete: tuple[str, ...] = ()
+    drop: tuple[tuple[RevisionKey, str], ...] = ()
+    put: tuple[ModelEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """Everything to do, in this order. Records come first: a crash after them repeats a step and forgets
+    none. Then what gateways read, so that traffic has moved, and a model that goes is refused, before
+    `applications` (the whole set that Serve should hold) takes replicas away.
+
+    `entries` is all that the registry should hold of these models. `resolve` names revisions whose source is
+    to be resolved, `drained` models being deleted of which nothing is left. `next_at` is when time alone
+    changes something (unix seconds; None: it does not); `is_settled` False: decide again soon.
+    """
+
+    records: Mapping[str, ModelRecord]
+    entries: Mapping[str, ModelEntry]
+    registry: RegistryChanges
     resolve: tuple[RevisionKey, ...]
-    drop: tuple[tuple[RevisionKey, str], ...]
-    delete: tuple[str, ...]
+    applications: tuple[Application, ...]
+    drained: tuple[str, ...]
     is_settled: bool
-    next_look_at: float | None
-    drained: tuple[str, ...] = ()
+    next_at: float | None
+
+    def pause_seconds(self, now: float, other_at: float | None = None) -> float:
+        """Return how long the pool can wait for its next decision; `other_at` is when time changes something
+        that the plan does not know of."""
+        if not self.is_settled:
+            return PROGRESSING_SECONDS
+        pauses = [at - now for at in (self.next_at, other_at) if at is not None]
+        return max(PROGRESSING_SECONDS, min([SETTLED_SECONDS, *pauses]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,46 +113,44 @@ class _Step:
         return self.model.name
 
 
-def make_plan(
-    models: Sequence[Model],
-    pool: PoolSpec,
-    records: Mapping[str, ModelRecord],
-    seen: Observation,
-    now: float,
-    wave: int | None = None,
-    deleting: Mapping[str, float] = NOBODY,
-    drain_limit_seconds: float = DRAIN_LIMIT_SECONDS,
-) -> Plan:
-    """Decide. `models` in reading order: the first gets its replica first. `wave` lowers the pool's bound
-    on unbuilt applications, as on a small machine. `deleting` says since when (unix seconds) models are
-    being deleted, which stand in `models` as long as they drain."""
-    packing = pack(models, records, seen, now, deleting)
+def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
+    models, seen, deleting = snapshot.models, snapshot.seen, snapshot.deleting
+    packing = pack(models, snapshot.records, seen, now, deleting)
     steps = []
     for model in models:
-        record = records.get(model.name) or ModelRecord(name=model.name, created=int(now))
+        record = snapshot.records.get(model.name) or ModelRecord(name=model.name, created=int(now))
         if (since := deleting.get(model.name)) is not None:
             steps.append(_drain(model, record, seen, packing, since))
         else:
             steps.append(_step(model, record, seen, packing, now))
-    drained = tuple(step.name for step in steps if _is_drained(step, seen, now, drain_limit_seconds))
+    drained = tuple(step.name for step in steps if _is_drained(step, seen, now))
     steps = [step for step in steps if step.name not in drained]
 
-    admitted, waiting = _admit(steps, pool, seen, min(pool.max_unbuilt, wave or pool.max_unbuilt))
-    new_records = {step.name: _begun(step, admitted, now) for step in steps}
-    entries = {
-        step.name: entry_of(_facts(step, new_records[step.name], waiting, seen), now) for step in steps
-    }
-    return Plan(
-        applications=tuple(app for step in steps for app in _applications(step, admitted)),
+    admitted, waiting = _admit(steps, snapshot)
+    records = {step.name: _begun(step, admitted, now) for step in steps}
+    facts = (_facts(step, records[step.name], waiting, snapshot) for step in steps)
+    entries = {each.model.name: entry_of(each, now) for each in facts}
+    forgotten = dict.fromkeys(name for name in (*snapshot.records, *seen.entries) if name not in records)
+    return PoolPlan(
+        records=records,
         entries=entries,
-        records=new_records,
+        registry=RegistryChanges(
+            delete=tuple(forgotten),
+            drop=tuple(((step.name, revision), why) for step in steps for revision, why in step.dropped),
+            put=tuple(entry for name, entry in entries.items() if entry != seen.entries.get(name)),
+        ),
         resolve=tuple((step.name, step.target) for step in steps if _needs_resolving(step, seen)),
-        drop=tuple(((step.name, revision), why) for step in steps for revision, why in step.dropped),
-        delete=tuple(dict.fromkeys(name for name in (*records, *seen.entries) if name not in new_records)),
-        is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
-        next_look_at=_next_look(steps, drain_limit_seconds, now),
+        applications=tuple(app for step in steps for app in _applications(step, admitted)),
         drained=drained,
+        is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
+        next_at=_next_at(steps, now),
     )
+
+
+def queues_of(models: Iterable[Model], records: Mapping[str, ModelRecord]) -> list[RevisionKey]:
+    """Return the revisions whose depths and reports a decision may need: the recorded and the newest."""
+    recorded = [(name, revision) for name, record in records.items() for revision in record.revisions]
+    return list(dict.fromkeys([*recorded, *((model.name, revision_of(model.spec)) for model in models)]))
 
 
 def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing | None, now: float) -> _Step:
@@ -180,23 +215,25 @@ def _drain(
     return _Step(model, record, target, source, None, tuple(live), deleting_since=since)
 
 
-def _is_drained(step: _Step, seen: Observation, now: float, limit_seconds: float) -> bool:
+def _is_drained(step: _Step, seen: Observation, now: float) -> bool:
     """Tell whether nothing is left to wait for, or the limit is over."""
     if step.deleting_since is None:
         return False
     age_seconds, revisions = now - step.deleting_since, step.record.revisions
-    if not revisions or age_seconds >= limit_seconds:
+    if not revisions or age_seconds >= DRAIN_LIMIT_SECONDS:
         return True
     return age_seconds >= SWITCH_SECONDS and seen.unfinished(step.name, revisions) == 0
 
 
 def _admit(
-    steps: Sequence[_Step], pool: PoolSpec, seen: Observation, max_unbuilt: int
+    steps: Sequence[_Step], snapshot: PoolSnapshot
 ) -> tuple[set[RevisionKey], dict[RevisionKey, Reason]]:
     """Choose the live revisions that may stand in Serve now, and say why others wait.
 
     What stands already stays. Revisions with traffic come before new ones, each in reading order.
     """
+    pool, seen = snapshot.pool, snapshot.seen
+    max_unbuilt = min(pool.max_unbuilt, snapshot.wave or pool.max_unbuilt)
     wanted = [
         ((step.name, revision), revision in step.record.weights) for step in steps for revision in step.live
     ]
@@ -241,7 +278,7 @@ def _applications(step: _Step, admitted: set[RevisionKey]) -> Iterator[Applicati
 
 
 def _facts(
-    step: _Step, record: ModelRecord, waiting: Mapping[RevisionKey, Reason], seen: Observation
+    step: _Step, record: ModelRecord, waiting: Mapping[RevisionKey, Reason], snapshot: PoolSnapshot
 ) -> Facts:
     return Facts(
         model=step.model,
@@ -250,8 +287,9 @@ def _facts(
         source=step.source,
         misfit=step.misfit,
         waiting=waiting.get((step.name, step.target)),
-        seen=seen,
+        seen=snapshot.seen,
         is_deleting=step.deleting_since is not None,
+        refused=snapshot.refused.get(step.name),
     )
 
 
@@ -261,11 +299,11 @@ def _needs_resolving(step: _Step, seen: Observation) -> bool:
     return (step.name, step.target) not in seen.sources and step.target not in step.record.revisions
 
 
-def _next_look(steps: Sequence[_Step], limit_seconds: float, now: float) -> float | None:
+def _next_at(steps: Sequence[_Step], now: float) -> float | None:
     times = [kept.retry_at for step in steps for kept in step.record.revisions.values()]
     for step in steps:
         if step.deleting_since is not None:
-            times += [step.deleting_since + SWITCH_SECONDS, step.deleting_since + limit_seconds]
+            times += [step.deleting_since + SWITCH_SECONDS, step.deleting_since + DRAIN_LIMIT_SECONDS]
     return min((at for at in times if at > now), default=None)
 
 

@@ -57,8 +57,15 @@ def split_application_name(name: str) -> tuple[str, str] | None:
     return (model, revision) if separator and model else None
 
 
+def application_configs(
+    applications: Iterable[Application], replicas: ReplicaSettings
+) -> dict[str, Mapping[str, Any]]:
+    """Return what Serve should hold, by application."""
+    return {item.name: application_config(item, replicas) for item in applications}
+
+
 def put_body(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the whole body of a PUT to Serve from the configs of all applications, the old ones included."""
+    """Return the whole body of a PUT to Serve: every application, the old ones included."""
     return {"proxy_location": "Disabled", "applications": list(configs)}
 
 

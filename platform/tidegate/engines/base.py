@@ -1,4 +1,4 @@
-"""What a replica asks of an engine.
+"""A replica asks this of an engine.
 
 An engine owns batching. It is driven by exactly one thread (the replica's engine thread), which calls
 `load` once and then, in a loop, `add` and `abort` for what has arrived and `step` while `has_work`.
@@ -16,7 +16,7 @@ from tidegate.messages.work import Finish, Request, Segment, Tokens
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What loading found. `notes` go to the model's status: fallbacks, unexpected weights."""
+    """Says what loading found. `notes` go to the model's status: fallbacks, unexpected weights."""
 
     weights_bytes: int
     kv_bytes_per_token: int
@@ -39,7 +39,7 @@ class EngineLoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one step (or an `add` that failed at once) adds to one request.
+    """Holds what one step (or an `add` that failed at once) adds to one request.
 
     With `finish` the engine has forgotten the request and its slot is free.
     """
@@ -56,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def free_slots(self) -> int:
-        """How many more requests `add` would take now."""
+        """Count the requests that `add` would take now."""
         ...
 
     def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
@@ -85,7 +85,7 @@ class Engine(Protocol):
         ...
 
     def health(self) -> str | None:
-        """None, or a sentence that says what is broken. Thread-safe, instant."""
+        """Return None, or a sentence that says what is broken. Thread-safe, instant."""
         ...
 
     def close(self) -> None: ...

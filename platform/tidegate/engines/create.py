@@ -11,7 +11,7 @@ ENGINES = ("transformers", "simulated")
 
 
 def create_engine(spec: EngineSpec) -> Engine:
-    """An engine that is not loaded yet. Raises `EngineLoadError` (InvalidEngineArgs) for an unknown name."""
+    """Make an engine, not loaded yet. Raises `EngineLoadError` (InvalidEngineArgs) for an unknown name."""
     if spec.name == "simulated":
         from tidegate.engines.simulated import SimulatedEngine
 

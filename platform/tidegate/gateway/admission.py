@@ -1,4 +1,4 @@
-"""Whether a call may wait for a model. Pure: values in, values or typed errors out.
+"""Decide whether a call may wait for a model. Pure: values in, values or typed errors out.
 
 Order of the checks: the model exists, it can come, (the queue takes the call), the wait is bearable.
 The queue's own bounds are checked inside its atomic submit; `queue_full` turns its answer into the refusal.
@@ -58,7 +58,7 @@ def choose_revision(weights: Mapping[str, int], key: str) -> str:
 
 
 def wait_budget_seconds(entry: ModelEntry, header: str | None) -> float:
-    """How long the call may wait: the model's bound, or less where the client says so.
+    """Return how long the call may wait: the model's bound, or less where the client says so.
 
     Raises `InvalidRequest` for a header that is not a number of at least 1.
     """

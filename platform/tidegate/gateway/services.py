@@ -1,4 +1,4 @@
-"""What every route needs, made once at start and handed down."""
+"""Every route needs these parts; they are made once at start and handed down."""
 
 from __future__ import annotations
 

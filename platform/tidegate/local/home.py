@@ -2,7 +2,7 @@
 
     run/host.json   what runs: written by the host only, gone when it has stopped
     run/host.lock   held by the living host (flock: the kernel lets go when it dies)
-    data/           the embedded Redis, and what the control loop remembers
+    data/           the embedded Redis, and the control loop's records
     logs/           one file per process
     key             the secret of the key that was made at first start, readable by its owner only
 

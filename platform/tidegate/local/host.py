@@ -24,7 +24,7 @@ from typing import Any, Literal
 import msgspec
 import psutil
 
-from tidegate.control.observed import Capacity, QueueDepth, RevisionKey
+from tidegate.control.observed import Capacity
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.local import embedded, ray_cluster
 from tidegate.local.control_loop import ControlLoop
@@ -62,9 +62,9 @@ class Host:
         self.settings = settings
         self.home = Home(settings.home)
         self.stop = stop
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
         self.files = ResourceFiles(paths, self._files_changed)
-        self.sources = SourceChecks(self.home, self.news.set)
+        self.sources = SourceChecks(self.home, self.changed.set)
         self._on_progress = on_progress
         self._began: dict[tuple[str, str], float] = {}
         self._paths = [str(path.resolve()) for path in paths]
@@ -89,11 +89,12 @@ class Host:
             self._key = await self._admin_key(connection)
             loop = self._control_loop(connection)
             await self._start_gateway(stack)
-            api = await stack.enter_async_context(_ApiSlot(loop))
+            serve = _ServeSlot(loop)
+            stack.push_async_callback(serve.use, None)
             tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(self.files.follow(self.stop), name="files"),
                 asyncio.create_task(loop.run(), name="control"),
-                asyncio.create_task(self._keep_ray(api, ray_starting), name="ray"),
+                asyncio.create_task(self._keep_ray(serve, ray_starting), name="ray"),
                 asyncio.create_task(
                     self._keep("gateway", self._gateway_died, self._restart_gateway), name="gateway"
                 ),
@@ -150,17 +151,17 @@ class Host:
         assert self._gateway is not None
         await self._gateway.start()
 
-    async def _keep_ray(self, api: _ApiSlot, first: asyncio.Task[RayCluster]) -> None:
-        await api.use(await first)
+    async def _keep_ray(self, serve: _ServeSlot, first: asyncio.Task[RayCluster]) -> None:
+        await serve.use(await first)
 
         async def died() -> None:
             assert self._ray is not None
             log.error("%s died, and Ray with it", await _first_death(self._ray))
-            await api.use(None)
+            await serve.use(None)
 
         async def restart() -> None:
             self._ray = await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count())
-            await api.use(self._ray)
+            await serve.use(self._ray)
 
         await self._keep("ray", died, restart)
 
@@ -180,7 +181,7 @@ class Host:
         return ControlLoop(
             self.files,
             Registry(connection, key_prefix=prefix, times=settings.times),
-            _Depths(QueueDepths(connection, key_prefix=prefix)),
+            QueueDepths(connection, key_prefix=prefix),
             self.sources,
             RecordFile(self.home.records),
             ReplicaSettings(
@@ -190,9 +191,9 @@ class Host:
                 log_dir=str(self.home.logs),
             ),
             Capacity(cores, ray_cluster.gpu_count(), psutil.virtual_memory().total),
-            self.news,
+            self.changed,
             wave=1 if cores <= SMALL_MACHINE_CORES else 4,
-            told=self._models_changed,
+            on_entries=self._models_changed,
         )
 
     async def _connect(self, stack: AsyncExitStack) -> Connection:
@@ -218,7 +219,7 @@ class Host:
         finally:
             await keys.close()
 
-    # What is told --------------------------------------------------------------------------------------
+    # Reports ------------------------------------------------------------------------------------------
 
     def _tell(self, progress: Progress) -> None:
         """Pass it on, with the seconds since the step began where it is done."""
@@ -230,7 +231,7 @@ class Host:
     def _files_changed(self) -> None:
         self.sources.forget_failures()
         self._record()
-        self.news.set()
+        self.changed.set()
 
     def _models_changed(self, entries: Mapping[str, ModelEntry]) -> None:
         for name, entry in entries.items():
@@ -267,35 +268,20 @@ class Host:
         write_atomically(self.home.record, msgspec.json.encode(running))
 
 
-class _ApiSlot:
-    """The Serve API of the Ray that runs now, handed to the control loop."""
+class _ServeSlot:
+    """Hands the Serve of the Ray that runs now to the control loop, and closes the one before."""
 
     def __init__(self, loop: ControlLoop) -> None:
         self._loop = loop
-        self._api: ServeApi | None = None
-
-    async def __aenter__(self) -> _ApiSlot:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.use(None)
+        self._serve: ServeApi | None = None
 
     async def use(self, cluster: RayCluster | None) -> None:
-        old, self._api = self._api, None
+        old, self._serve = self._serve, None
         if cluster is not None:
-            self._api = ServeApi(cluster.head.dashboard_url, token=cluster.token, timeout_seconds=60.0)
-        self._loop.use(self._api)
+            self._serve = ServeApi(cluster.head.dashboard_url, token=cluster.token, timeout_seconds=60.0)
+        self._loop.use(self._serve)
         if old is not None:
-            await old.__aexit__(None, None, None)
-
-
-class _Depths:
-    def __init__(self, depths: QueueDepths) -> None:
-        self._depths = depths
-
-    async def __call__(self, queues: list[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]:
-        found = await self._depths.poll(queues, timeout_seconds=2.0)
-        return {key: QueueDepth(depth.waiting, depth.running) for key, depth in found.items()}
+            await old.close()
 
 
 def model_state(entry: ModelEntry) -> Literal["running", "done", "failed"]:
@@ -334,7 +320,7 @@ async def serve(
 
 
 async def _first_death(cluster: RayCluster) -> str:
-    """Ray's processes are not children of the host, so they are looked at."""
+    """Ray's processes are not children of the host, so they are polled."""
     while True:
         if (part := cluster.dead_part()) is not None:
             return part
@@ -345,7 +331,7 @@ def main() -> int:
     """`python -m tidegate.local.host PATH...`: the detached host that `up` starts."""
     settings = load_settings()
     configure_logging(settings.log_format, settings.log_level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look of the control loop
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each round of the control loop
     home = Home(settings.home)
     progress = ProgressFile(home.progress)
 

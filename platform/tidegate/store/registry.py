@@ -1,7 +1,7 @@
 """Models, proofs of their revisions, and the replicas that are alive, as Redis holds them.
 
 Written by the control loop (models) and by replicas (reports, statistics); read by gateways, the control loop
-and the CLI. Implements `tidegate.gateway.ports.ModelRegistry` and `tidegate.serving.ports.ReplicaBoard`.
+and the CLI. Implements `tidegate.gateway.ports.ModelRegistry` and `tidegate.serving.ports.ReplicaRegistry`.
 
     {prefix}:models   hash  name -> ModelEntry          {prefix}:stats  hash  replica -> ReplicaStats
     {prefix}:reports  hash  queue -> RevisionReport     {prefix}:beats  zset  replica -> when it falls silent

@@ -1,4 +1,4 @@
-"""The replica's side of the queue. Implements `tidegate.serving.ports.WorkQueue`; the essay on what may
+"""The replica's side of the queue. Implements `tidegate.serving.ports.LeaseQueue`; the essay on what may
 interleave is in `tidegate.store.queue`."""
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ReplicaQueue:
         wake()  # what came before the subscription was announced to nobody
 
     async def claim(self, most: int) -> list[Claim]:
-        """See `WorkQueue.claim`. Where a reply is lost (broken connection, cancelled caller), the next call
+        """See `LeaseQueue.claim`. Where a reply is lost (broken connection, cancelled caller), the next call
         carries the same number and gets the same requests: none is leased to a replica that never saw it."""
         if most < 1:
             return []
@@ -73,7 +73,7 @@ class ReplicaQueue:
         return claims[:most]
 
     async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
-        """See `WorkQueue.emit`. Several script calls, sent in one write: gateways take up what the first of
+        """See `LeaseQueue.emit`. Several script calls, sent in one write: gateways take up what the first of
         them published while Redis works on the next."""
         if len(segments) <= SEGMENTS_PER_SCRIPT:
             return await self._emit(segments)
@@ -102,7 +102,7 @@ class ReplicaQueue:
         await self._release(leases, reason, is_fault=False)
 
     async def fault(self, leases: Sequence[tuple[str, int]], reason: str) -> None:
-        """See `WorkQueue.fault`. All leases that the failure ended belong in one call: a suspect among them
+        """See `LeaseQueue.fault`. All leases that the failure ended belong in one call: a suspect among them
         takes the blame for the others."""
         await self._release(leases, reason, is_fault=True)
 

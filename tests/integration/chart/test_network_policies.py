@@ -7,10 +7,10 @@ import pytest
 
 from tests.integration.chart.policies import OUTSIDE, Endpoint, Policy, endpoint, is_allowed
 from tests.integration.chart.rendered import NAMESPACE, Helm, Object, pod_templates
-from tidegate.control.pod_template import RayDefaults
-from tidegate.control.ray_cluster import ray_cluster
-from tidegate.control.resolve_job import resolve_job
 from tidegate.control.resources import Model, Pool
+from tidegate_operator.pod_template import RayDefaults
+from tidegate_operator.ray_cluster import ray_cluster
+from tidegate_operator.resolve_job import resolve_job
 
 DEFAULTS = RayDefaults(image="ray:1", ray_version="2.60.0")
 API = {"apiVersion": "tidegate.dev/v1alpha1"}

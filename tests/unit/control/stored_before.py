@@ -11,7 +11,7 @@ import msgspec
 from tests.unit.control.builders import NOW, World, model
 from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import ApplicationState, Group, ServeState
-from tidegate.control.plan import Plan
+from tidegate.control.plan import PoolPlan
 from tidegate.control.resources import Model
 from tidegate.messages.registry import ModelEntry
 
@@ -47,7 +47,7 @@ def models() -> list[Model]:
     ]
 
 
-def first_plan(records: dict[str, ModelRecord], groups: tuple[Group, ...]) -> Plan:
+def first_plan(records: dict[str, ModelRecord], groups: tuple[Group, ...]) -> PoolPlan:
     """What this version decides first, where all that was built stands and the queues are not empty."""
     world = World(*models())
     world.records = records
@@ -69,7 +69,7 @@ def assert_nothing_is_lost(records: dict[str, ModelRecord], groups: tuple[Group,
     assert {name: record.weights for name, record in records.items()} == {**traffic, "coming": {}}
     plan = first_plan(records, groups)
     assert {name: entry.revisions for name, entry in plan.entries.items()} == traffic
-    assert (plan.delete, plan.drop, plan.resolve) == ((), (), ())
+    assert (plan.registry.delete, plan.registry.drop, plan.resolve) == ((), (), ())
     assert [name for name, entry in plan.entries.items() if entry.reason == "Unproven"] == []
     assert {app.model for app in plan.applications if app.keep_awake} == {"changing", "coming"}
     proved = {

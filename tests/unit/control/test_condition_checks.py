@@ -17,7 +17,6 @@ from tidegate.control.observed import (
     Group,
     Observation,
     PodProblem,
-    QueueDepth,
     ReplicaState,
     ServeState,
     SourceState,
@@ -25,6 +24,7 @@ from tidegate.control.observed import (
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import CONDITION_TYPES, Reason
 from tidegate.control.status import entry_of
+from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ReplicaStats, RevisionReport
 
 WITH_SOURCE = model("m", engine={"name": "transformers"}, source={"uri": "/w"})
@@ -87,6 +87,8 @@ def stats(name: str, *, draining: bool = False) -> ReplicaStats:
 
 # (check, facts, status, reason, a part of the message); no status: the check has nothing to say.
 CASES: list[tuple[Check, Facts, str | None, str, str]] = [
+    (checks.change_refused, facts(refused=("InvalidConfig", "wrong")), "False", "InvalidConfig", "wrong"),
+    (checks.change_refused, facts(), None, "", ""),
     (checks.valid, facts(), "True", "Valid", ""),
     # WeightsAvailable
     (checks.no_weights_needed, facts(), "True", "NotNeeded", ""),
@@ -154,7 +156,7 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
             NEW,
             OLD,
             is_deleting=True,
-            depths={("m", "new"): QueueDepth(1, 0), ("m", "old"): QueueDepth(2, 3)},
+            depths={("m", "new"): Depth(1, 0, 0.0), ("m", "old"): Depth(2, 3, 0.0)},
         ),
         "True",
         "Draining",

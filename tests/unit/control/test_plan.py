@@ -12,16 +12,16 @@ from tests.unit.control.builders import World, model
 from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.desired import WHOLE, revision_of
 from tidegate.control.observed import Capacity, ServeState, SourceState
-from tidegate.control.plan import Plan
+from tidegate.control.plan import PoolPlan
 from tidegate.control.reasons import CONDITION_TYPES, Reason
 from tidegate.control.rollout import SWITCH_SECONDS
 
 
-def standing(plan: Plan) -> list[str]:
+def standing(plan: PoolPlan) -> list[str]:
     return [application.name for application in plan.applications]
 
 
-def told(plan: Plan, name: str, kind: str) -> tuple[str, str]:
+def told(plan: PoolPlan, name: str, kind: str) -> tuple[str, str]:
     found = next(item for item in plan.entries[name].conditions if item.type == kind)
     return found.status, found.reason
 
@@ -139,7 +139,7 @@ class TestChange:
         world.depth("one", old, 0, 0)
         plan = world.step()
         assert standing(plan) == [f"one--{new}"]
-        assert [key for key, _ in plan.drop] == [("one", old)]
+        assert [key for key, _ in plan.registry.drop] == [("one", old)]
 
     def test_traffic_comes_first_then_the_newest_then_what_drains(self) -> None:
         world, old, new = self.changed()
@@ -168,8 +168,8 @@ class TestChange:
             world.step("DEPLOYING")
             world.report("one", new, proved=False, reason="X", message="y")
             plan = world.step()
-            assert plan.next_look_at is not None
-            pause = plan.next_look_at - (world.now - 1)
+            assert plan.next_at is not None
+            pause = plan.next_at - (world.now - 1)
             assert pause == FIRST_RETRY_SECONDS * 2**failure
             assert f"one--{new}" not in standing(world.step())
             world.now += pause
@@ -238,14 +238,14 @@ class TestLeaving:
         before = {app.name: app for app in world.plan().applications}
         world.models = [model("b")]
         plan = world.step()
-        assert plan.delete == ("a",)
+        assert plan.registry.delete == ("a",)
         assert [before[app.name] for app in plan.applications] == list(plan.applications)
 
     def test_an_entry_without_a_resource_goes_also_after_a_restart(self) -> None:
         world = World(model("a"))
         entry = world.step().entries["a"]
         world.see(entries={"a": entry, "ghost": entry})
-        assert world.plan().delete == ("ghost",)
+        assert world.plan().registry.delete == ("ghost",)
 
 
 class TestTrouble:
@@ -282,11 +282,11 @@ class TestTrouble:
         world.status(name, "DEPLOY_FAILED", "The replica failed to start 3 times in a row.")
         plan = world.step()
         assert standing(plan) == []
-        assert plan.drop == ()
+        assert plan.registry.drop == ()
         entry = plan.entries["one"]
         assert (entry.accepts, entry.ready, entry.reason) == (True, False, "DeployFailed")
-        assert plan.next_look_at is not None
-        world.now = plan.next_look_at
+        assert plan.next_at is not None
+        world.now = plan.next_at
         assert standing(world.step()) == [name]
         world.report("one", revision)
         world.replica("one", revision)
@@ -335,7 +335,7 @@ def test_promises_hold_whatever_happens(events: list[str], max_unbuilt: int) -> 
             assert set(entry.revisions) <= set(record.revisions)
 
 
-def act(world: World, event: str, seed: int) -> Plan:
+def act(world: World, event: str, seed: int) -> PoolPlan:
     newest: dict[str, Any] = {
         name: next(reversed(record.revisions)) for name, record in world.records.items() if record.revisions
     }

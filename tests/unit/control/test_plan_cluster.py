@@ -15,7 +15,7 @@ from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.desired import ModelRecord, revision_of
 from tidegate.control.observed import Group, PodProblem, ServeState, SourceState
 from tidegate.control.packing import Placement
-from tidegate.control.plan import DRAIN_LIMIT_SECONDS, Plan
+from tidegate.control.plan import DRAIN_LIMIT_SECONDS, PoolPlan
 from tidegate.control.reasons import Reason
 from tidegate.control.rollout import SWITCH_SECONDS
 from tidegate.control.serve_config import application_config
@@ -38,13 +38,13 @@ def shared(name: str, memory: str = "10Gi", **spec: Any) -> Any:
     return model(name, **{"resources": {"gpuMemory": memory}, **spec})
 
 
-def told(plan: Plan, name: str, kind: str) -> tuple[str, str]:
+def told(plan: PoolPlan, name: str, kind: str) -> tuple[str, str]:
     found = next(item for item in plan.entries[name].conditions if item.type == kind)
     assert found.reason in {*Reason}
     return found.status, found.reason
 
 
-def standing(plan: Plan) -> list[str]:
+def standing(plan: PoolPlan) -> list[str]:
     return [application.model for application in plan.applications]
 
 
@@ -216,11 +216,16 @@ class TestDeletion:
         plan = there.step()
         entry = plan.entries["one"]
         assert (entry.accepts, entry.ready, entry.reason) == (False, False, "Deleting")
-        assert (standing(plan), plan.drained, plan.delete, plan.is_settled) == (["one", "two"], (), (), False)
+        assert (standing(plan), plan.drained, plan.registry.delete, plan.is_settled) == (
+            ["one", "two"],
+            (),
+            (),
+            False,
+        )
         assert "3 requests" in next(item.message for item in entry.conditions if item.type == "Progressing")
         there.depth("one", revision, 0, 0)
         plan = there.step()
-        assert (standing(plan), plan.drained, plan.delete) == (["two"], ("one",), ("one",))
+        assert (standing(plan), plan.drained, plan.registry.delete) == (["two"], ("one",), ("one",))
         assert "one" not in plan.entries
         assert "one" not in plan.records
 
@@ -229,7 +234,7 @@ class TestDeletion:
         there.depth("one", revision, 0, 0)
         plan = there.plan()
         assert plan.drained == ()
-        assert plan.next_look_at == there.deleting["one"] + SWITCH_SECONDS
+        assert plan.next_at == there.deleting["one"] + SWITCH_SECONDS
         there.now += SWITCH_SECONDS
         assert there.plan().drained == ("one",)
 

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.control.builders import NOW
 from tidegate.control import rollout
 from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord, traffic_of
-from tidegate.control.observed import Observation, QueueDepth
+from tidegate.control.observed import Observation
 from tidegate.control.rollout import (
     SWITCH_SECONDS,
     GateResult,
@@ -17,6 +17,7 @@ from tidegate.control.rollout import (
     retired,
     weights_after,
 )
+from tidegate.messages.queue import Depth
 from tidegate.messages.registry import RevisionReport
 
 
@@ -70,15 +71,15 @@ class TestRetiring:
     @pytest.mark.parametrize(
         ("age_seconds", "depth", "goes"),
         [
-            (SWITCH_SECONDS, QueueDepth(0, 0), True),
-            (SWITCH_SECONDS - 0.1, QueueDepth(0, 0), False),
-            (SWITCH_SECONDS, QueueDepth(1, 0), False),
-            (SWITCH_SECONDS, QueueDepth(0, 1), False),
+            (SWITCH_SECONDS, Depth(0, 0, 0.0), True),
+            (SWITCH_SECONDS - 0.1, Depth(0, 0, 0.0), False),
+            (SWITCH_SECONDS, Depth(1, 0, 0.0), False),
+            (SWITCH_SECONDS, Depth(0, 1, 0.0), False),
             (SWITCH_SECONDS, None, False),
         ],
     )
     def test_what_lost_its_traffic_drains_first(
-        self, age_seconds: float, depth: QueueDepth | None, *, goes: bool
+        self, age_seconds: float, depth: Depth | None, *, goes: bool
     ) -> None:
         without, _ = retired(record({"new": WHOLE}, OLD, NEW), "new", Observation(serve=None), NOW)
         assert without.revisions["old"].retired_at == NOW

@@ -1,4 +1,4 @@
-"""Informers against an API server that lists, watches and misbehaves (`api_server`)."""
+"""Informers against an API server that lists, watches and misbehaves (`http_api_server`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.unit.operator.api_server import FakeApiServer, connected, listening
+from tests.unit.operator.http_api_server import HttpApiServer, connected, listening
 from tests.waiting import await_until
 from tidegate.tasks import end_tasks
 from tidegate_operator import cluster, informer
@@ -29,7 +29,7 @@ from tidegate_operator.work_queue import Key, ReconcileQueue
 class Operator:
     """What the informers write into."""
 
-    def __init__(self, server: FakeApiServer, api: cluster.Cluster, namespaces: tuple[str, ...]) -> None:
+    def __init__(self, server: HttpApiServer, api: cluster.Cluster, namespaces: tuple[str, ...]) -> None:
         self.now = 0.0
         self.cache = Cache()
         self.queue = ReconcileQueue(clock=lambda: 0.0)
@@ -76,14 +76,14 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[FakeApiServer]:
-    found = FakeApiServer()
+async def server() -> AsyncIterator[HttpApiServer]:
+    found = HttpApiServer()
     async with listening(found):
         yield found
 
 
 @asynccontextmanager
-async def operating(server: FakeApiServer, *namespaces: str) -> AsyncIterator[Operator]:
+async def operating(server: HttpApiServer, *namespaces: str) -> AsyncIterator[Operator]:
     async with connected(server) as api:
         operator = Operator(server, api, namespaces or ("models",))
         task = asyncio.create_task(operator.informers.run())
@@ -95,7 +95,7 @@ async def operating(server: FakeApiServer, *namespaces: str) -> AsyncIterator[Op
 
 
 @pytest.fixture
-async def operator(server: FakeApiServer) -> AsyncIterator[Operator]:
+async def operator(server: HttpApiServer) -> AsyncIterator[Operator]:
     """One that has listed, and whose watches are all open."""
     server.put("models", "one")
     async with operating(server) as operator:
@@ -105,7 +105,7 @@ async def operator(server: FakeApiServer) -> AsyncIterator[Operator]:
 
 
 async def test_what_is_there_is_listed_in_pages_and_what_changes_is_watched(
-    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+    server: HttpApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "PAGE", 2)
     for number in range(5):
@@ -128,7 +128,7 @@ async def test_what_is_there_is_listed_in_pages_and_what_changes_is_watched(
 
 
 async def test_of_what_we_make_only_what_has_our_label_is_asked_for(
-    server: FakeApiServer, operator: Operator
+    server: HttpApiServer, operator: Operator
 ) -> None:
     for plural in ("rayclusters", "jobs", "pods"):
         await operator.watches(1, plural)
@@ -138,7 +138,7 @@ async def test_of_what_we_make_only_what_has_our_label_is_asked_for(
 
 
 async def test_a_watch_that_ends_goes_on_from_its_last_event_without_a_listing(
-    server: FakeApiServer, operator: Operator
+    server: HttpApiServer, operator: Operator
 ) -> None:
     body = server.put("models", "two")
     await operator.comes_to("one", "two")
@@ -152,7 +152,7 @@ async def test_a_watch_that_ends_goes_on_from_its_last_event_without_a_listing(
 
 
 async def test_a_bookmark_moves_on_where_a_watch_begins_again(
-    server: FakeApiServer, operator: Operator
+    server: HttpApiServer, operator: Operator
 ) -> None:
     server.put("pods", "other")  # the version grows without a Model
     server.bookmark("models")
@@ -164,7 +164,7 @@ async def test_a_bookmark_moves_on_where_a_watch_begins_again(
 
 
 async def test_a_version_that_is_gone_is_listed_anew_and_finds_what_went(
-    server: FakeApiServer, operator: Operator, monkeypatch: pytest.MonkeyPatch
+    server: HttpApiServer, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.put("models", "two")
     await operator.comes_to("one", "two")
@@ -189,7 +189,7 @@ async def test_a_version_that_is_gone_is_listed_anew_and_finds_what_went(
     ids=["cut within a line", "not JSON", "without a type", "an error of the server"],
 )
 async def test_what_a_watch_says_that_makes_no_sense_loses_nothing(
-    server: FakeApiServer, operator: Operator, last: bytes
+    server: HttpApiServer, operator: Operator, last: bytes
 ) -> None:
     server.put("models", "two")
     await operator.comes_to("one", "two")
@@ -200,7 +200,7 @@ async def test_what_a_watch_says_that_makes_no_sense_loses_nothing(
     assert len(server.queries("models", watch=False)) == 1
 
 
-async def test_a_connection_that_is_lost_is_made_again(server: FakeApiServer, operator: Operator) -> None:
+async def test_a_connection_that_is_lost_is_made_again(server: HttpApiServer, operator: Operator) -> None:
     server.put("models", "m0")
     await operator.comes_to("one", "m0")
     for number in (1, 2):
@@ -211,7 +211,7 @@ async def test_a_connection_that_is_lost_is_made_again(server: FakeApiServer, op
 
 
 async def test_a_watch_that_ended_without_anything_is_not_trusted(
-    server: FakeApiServer, operator: Operator
+    server: HttpApiServer, operator: Operator
 ) -> None:
     server.end()
     await operator.watches(2)
@@ -219,7 +219,7 @@ async def test_a_watch_that_ended_without_anything_is_not_trusted(
 
 
 async def test_a_watch_that_brings_nothing_is_given_up_and_listed_anew(
-    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+    server: HttpApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a connection that is open at this end alone."""
     monkeypatch.setattr(cluster, "QUIET_SECONDS", 0.05)
@@ -231,7 +231,7 @@ async def test_a_watch_that_brings_nothing_is_given_up_and_listed_anew(
 
 
 async def test_an_api_server_that_restarts_is_found_again() -> None:
-    server = FakeApiServer()
+    server = HttpApiServer()
     server.put("models", "one")
     async with contextlib.AsyncExitStack() as stack:
         async with listening(server):
@@ -248,7 +248,7 @@ async def test_an_api_server_that_restarts_is_found_again() -> None:
 
 
 async def test_a_listing_whose_next_page_is_gone_begins_again(
-    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+    server: HttpApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "PAGE", 2)
     server.page_faults = 1
@@ -266,7 +266,7 @@ async def test_a_listing_whose_next_page_is_gone_begins_again(
 
 @pytest.mark.parametrize("status", [403, 404])
 async def test_a_namespace_that_refuses_stops_no_other_and_comes_back(
-    server: FakeApiServer, status: int
+    server: HttpApiServer, status: int
 ) -> None:
     async with operating(server, "models", "other") as operator:
         await operator.informers.answered()
@@ -287,7 +287,7 @@ async def test_a_namespace_that_refuses_stops_no_other_and_comes_back(
         assert operator.take_keys() >= {("other", "default"), ("other", "none")}
 
 
-async def test_a_namespace_that_refuses_from_the_start_holds_up_no_other(server: FakeApiServer) -> None:
+async def test_a_namespace_that_refuses_from_the_start_holds_up_no_other(server: HttpApiServer) -> None:
     server.refused[("jobs", "other")] = 403
     server.put("models", "one")
     async with operating(server, "models", "other") as operator:
@@ -297,7 +297,7 @@ async def test_a_namespace_that_refuses_from_the_start_holds_up_no_other(server:
         assert not operator.informers.are_ready()
 
 
-async def test_an_api_server_that_cannot_answer_yet_is_waited_for(server: FakeApiServer) -> None:
+async def test_an_api_server_that_cannot_answer_yet_is_waited_for(server: HttpApiServer) -> None:
     server.refused[("models", "models")] = 503
     server.put("models", "one")
     async with operating(server) as operator:
@@ -309,7 +309,7 @@ async def test_an_api_server_that_cannot_answer_yet_is_waited_for(server: FakeAp
         assert set(operator.models()) == {"one"}
 
 
-async def test_kuberays_definition_may_be_missing_and_come_later(server: FakeApiServer) -> None:
+async def test_kuberays_definition_may_be_missing_and_come_later(server: HttpApiServer) -> None:
     server.refused[("rayclusters", "models")] = 404
     server.put("pools", "default")
     async with operating(server) as operator:
@@ -323,7 +323,7 @@ async def test_kuberays_definition_may_be_missing_and_come_later(server: FakeApi
 
 
 async def test_an_object_that_breaks_the_handler_ends_no_informer(
-    server: FakeApiServer, operator: Operator, monkeypatch: pytest.MonkeyPatch
+    server: HttpApiServer, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(*_: object) -> None:
         raise RuntimeError("broken")
@@ -336,7 +336,7 @@ async def test_an_object_that_breaks_the_handler_ends_no_informer(
 
 
 async def test_an_informer_that_makes_no_turn_is_a_problem_of_the_process(
-    server: FakeApiServer, operator: Operator
+    server: HttpApiServer, operator: Operator
 ) -> None:
     operator.now += STALLED_SECONDS
     assert operator.liveness.problem() == ""
@@ -349,7 +349,7 @@ async def test_an_informer_that_makes_no_turn_is_a_problem_of_the_process(
     await await_until(lambda: operator.liveness.problem() == "")
 
 
-async def test_watches_of_many_namespaces_leave_connections_for_calls(server: FakeApiServer) -> None:
+async def test_watches_of_many_namespaces_leave_connections_for_calls(server: HttpApiServer) -> None:
     """The client's own bound is a hundred."""
     namespaces = [f"n{number}" for number in range(25)]
     async with connected(server) as api:

@@ -4,7 +4,7 @@ from typing import Any
 import msgspec
 
 from tests.unit.control import stored_before
-from tests.unit.operator.objects import NOW
+from tests.unit.operator.bodies import NOW
 from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.observed import PodProblem
@@ -18,7 +18,6 @@ from tidegate_operator.status_patch import (
     is_due,
     is_trouble,
     model_status,
-    noted,
     outage_status,
     pool_status,
     record_of,
@@ -171,14 +170,6 @@ def test_a_refused_model_keeps_its_memory_and_says_what_is_wrong() -> None:
         ),
         1e9,
     )
-
-
-def test_a_refused_spec_is_noted_beside_what_runs_with_a_transition_time_that_stays() -> None:
-    told = condition("ConfigValid", "False", "InvalidConfig", "wrong")
-    first = noted(entry(), told, None, NOW)
-    second = noted(entry(), told, first, NOW + 50)
-    assert first == second
-    assert {item.type: item.status for item in second.conditions} == {"Ready": "True", "ConfigValid": "False"}
 
 
 def test_without_redis_a_model_is_not_ready_and_forgets_nothing() -> None:

@@ -261,7 +261,7 @@ def unexpected_note(names: Iterable[str]) -> list[str]:
 
 
 def some(names: list[str]) -> str:
-    """The first few names."""
+    """Show the first few names."""
     more = len(names) - NAMED_IN_MESSAGE
     return ", ".join(names[:NAMED_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
