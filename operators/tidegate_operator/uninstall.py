@@ -22,15 +22,8 @@ from typing import Any, Protocol
 
 from tidegate.errors import TidegateError
 from tidegate.telemetry import configure_logging, fields
-from tidegate_operator.cluster import (
-    ApiConflict,
-    ApiGone,
-    ApiUnavailable,
-    Cluster,
-    Kind,
-    Object,
-    configuration,
-)
+from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Cluster, Object, configuration
+from tidegate_operator.kinds import Kind
 
 log = logging.getLogger("tidegate.uninstall")
 
@@ -50,7 +43,7 @@ class UninstallFailed(TidegateError):
 
 
 class Api(Protocol):
-    """What of `Cluster` is used here."""
+    """The part of `Cluster` that is used here."""
 
     async def list(self, kind: Kind, namespace: str, selector: str = "") -> tuple[list[Object], int]: ...
 
@@ -187,7 +180,7 @@ class Uninstall:
             return
 
     async def _found(self, kind: Kind, namespace: str, selector: str = "") -> list[Object]:
-        """None where the cluster does not know the kind: KubeRay may be gone already."""
+        """Return the objects; none where the cluster does not know the kind: KubeRay may be gone already."""
         try:
             return (await self._api.list(kind, namespace, selector))[0]
         except ApiGone:

@@ -29,6 +29,7 @@ from tests.integration.chart.rendered import (
 from tests.waiting import wait_until
 from tidegate.settings import load_settings, read_settings
 from tidegate.store.address import parse_url
+from tidegate_operator import kinds
 
 WATCHED = ["models-a", "models-b"]  # by the value set "everything"
 
@@ -105,6 +106,20 @@ class TestEverySet:
             for rule in item.get("rules", []) if item["kind"] == "Role" else []:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
                 assert not {"secrets", "pods/exec", "roles", "rolebindings"} & set(rule["resources"])
+
+    def test_the_operator_may_list_and_watch_every_kind_that_it_watches(self, objects: list[Object]) -> None:
+        name = _name(objects, "operator")
+        roles = [item for item in objects if item["kind"] == "Role" and item["metadata"]["name"] == name]
+        for role in roles:
+            allowed = {
+                (group, resource): rule["verbs"]
+                for rule in role["rules"]
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+            }
+            for kind in kinds.WATCHED:
+                resource = kinds.RESOURCES[kind]
+                assert {"get", "list", "watch"} <= set(allowed[(resource.group, resource.plural)])
 
     def test_bindings_bind_what_is_there(self, objects: list[Object]) -> None:
         roles = {

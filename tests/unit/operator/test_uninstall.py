@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Kind, Object
+from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Object
+from tidegate_operator.kinds import Kind
 from tidegate_operator.uninstall import Options, Uninstall, UninstallFailed, parse
 
 DRAIN = "tidegate.dev/drain"
