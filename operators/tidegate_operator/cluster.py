@@ -35,7 +35,7 @@ MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 JSON = "application/json"
 
-Kind = Literal["Model", "Pool", "RayCluster", "Job", "Pod", "Event", "Deployment", "Lease"]
+Kind = Literal["Model", "Pool", "RayCluster", "Job", "Pod", "Event", "Deployment", "Lease", "Secret", "ConfigMap"]
 Object = dict[str, Any]
 
 
@@ -56,6 +56,8 @@ _PLACES: dict[str, _Place] = {
     "Node": _Place("/api/v1", "nodes"),
     "Deployment": _Place("/apis/apps/v1", "deployments"),  # `uninstall` stops the operator's own
     "Lease": _Place("/apis/coordination.k8s.io/v1", "leases"),  # `uninstall` removes it
+    "Secret": _Place("/api/v1", "secrets"),  # `uninstall` reads Helm's records in them
+    "ConfigMap": _Place("/api/v1", "configmaps"),
 }
 
 
