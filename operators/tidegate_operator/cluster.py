@@ -35,7 +35,9 @@ MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 JSON = "application/json"
 
-Kind = Literal["Model", "Pool", "RayCluster", "Job", "Pod", "Event", "Deployment", "Lease", "Secret", "ConfigMap"]
+Kind = Literal[
+    "Model", "Pool", "RayCluster", "Job", "Pod", "Event", "Deployment", "Lease", "Secret", "ConfigMap"
+]
 Object = dict[str, Any]
 
 

@@ -140,9 +140,9 @@ class Uninstall:
         await self._repeat(look, self._clock() + FORCED_SECONDS)
         if not found:
             raise NotUninstalling(
-                f"Helm has no record in the namespace {namespace} that says that the release {release} is being "
-                "uninstalled: nothing was stopped or deleted. To take it down without Helm, run this Job from a "
-                "chart rendered with uninstall.onlyWithHelm=false."
+                f"Helm has no record in the namespace {namespace} that says that the release {release} is "
+                "being uninstalled: nothing was stopped or deleted. To take it down without Helm, run this "
+                "Job from a chart rendered with uninstall.onlyWithHelm=false."
             )
 
     async def _stop_operator(self, until: float) -> None:

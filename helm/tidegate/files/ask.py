@@ -1,6 +1,7 @@
-"""Ask a gateway whether it takes requests and which models it has: what `helm test` runs. ADDRESS KEY_FILE SECONDS"""
+"""Ask a gateway whether it is ready and which models it has: what `helm test` runs (ADDRESS KEY_FILE SECONDS)."""
 
 import json
+import pathlib
 import sys
 import time
 import urllib.error
@@ -20,26 +21,29 @@ def ask(url: str, key: str = "") -> tuple[int, str]:
         return 0, str(problem)
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
 def main(address: str, key_file: str, seconds: str) -> int:
     deadline = time.monotonic() + float(seconds)
     while (found := ask(f"{address}/readyz"))[0] != 200:
         if time.monotonic() >= deadline:
-            print(f"{address}/readyz is not ready after {seconds} s: {found[0] or 'no answer'}, {found[1]}")
+            say(f"{address}/readyz is not ready after {seconds} s: {found[0] or 'no answer'}, {found[1]}")
             return 1
         time.sleep(1)
-    print(f"{address} is ready")
-    with open(key_file, encoding="utf-8") as file:
-        key = file.read().strip()
+    say(f"{address} is ready")
+    key = pathlib.Path(key_file).read_text(encoding="utf-8").strip()
     status, text = ask(f"{address}/v1/models", key)
     if status == 401:
-        print("/v1/models: the gateways do not know the admin key of the Secret; was it revoked, or changed without")
-        print("a restart? kubectl rollout restart deployment, and tidegate keys list in a gateway's pod")
+        say("/v1/models: the gateways do not know the Secret's admin key. Was it changed without a restart")
+        say("(kubectl rollout restart), or revoked (tidegate keys list, in a gateway's pod)?")
         return 1
     if status != 200:
-        print(f"/v1/models: {status or 'no answer'}, {text}")
+        say(f"/v1/models: {status or 'no answer'}, {text}")
         return 1
     names = [model["id"] for model in json.loads(text)["data"]]
-    print(f"the admin key is known; models: {', '.join(names) or 'none yet'}")
+    say(f"the admin key is known; models: {', '.join(names) or 'none yet'}")
     return 0
 
 
