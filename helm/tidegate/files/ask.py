@@ -1,4 +1,4 @@
-"""Ask a gateway whether it is ready and which models it has: what `helm test` runs (ADDRESS KEY_FILE SECONDS)."""
+"""Ask a gateway whether it is ready and which models it has: what `helm test` runs (URL KEY_FILE SECONDS)."""
 
 import json
 import pathlib

@@ -215,7 +215,7 @@ def test_the_command_line() -> None:
 
 
 class TestOnlyHelmUninstalls:
-    """The Job of `helm template | kubectl apply` is a Job like any other; only Helm's record tells them apart."""
+    """The Job of `helm template | kubectl apply` is like any other; only Helm's record tells them apart."""
 
     @staticmethod
     def record(revision: int, status: str, *, name: str = "tidegate", owner: str = "helm") -> Object:
@@ -225,9 +225,15 @@ class TestOnlyHelmUninstalls:
     @staticmethod
     def hook(cluster: FakeCluster, revision: int = 1) -> Uninstall:
         options = parse(
-            ["--namespaces=models", "--operator-namespace=system", "--operator-selector=app=operator"]
-            + ["--operator-lease=op", "--keep-models", "--helm-release=tidegate"]
-            + [f"--helm-revision={revision}"]
+            [
+                "--namespaces=models",
+                "--operator-namespace=system",
+                "--operator-selector=app=operator",
+                "--operator-lease=op",
+                "--keep-models",
+                "--helm-release=tidegate",
+                f"--helm-revision={revision}",
+            ]
         )
         return Uninstall(cluster, options, clock=lambda: cluster.now, sleep=cluster.sleep)
 
@@ -261,7 +267,7 @@ class TestOnlyHelmUninstalls:
         cluster.things["Secret"] = [
             self.record(number, status, **others) for number, (status, others) in enumerate(records, 1)
         ]
-        with pytest.raises(NotUninstalling, match="nothing was stopped or deleted.*uninstall.onlyWithHelm"):
+        with pytest.raises(NotUninstalling, match=r"nothing was stopped or deleted.*uninstall\.onlyWithHelm"):
             await self.hook(cluster).run()
         assert cluster.log == []
         assert cluster.is_operator_alive
