@@ -433,3 +433,38 @@ def test_the_guides_way_to_take_finalizers_away(release: Cluster) -> None:
         assert model is not None
         assert "finalizers" not in model["metadata"]
         release.delete("model", "m", namespace)
+
+
+def test_the_guides_policy_holds_models_to_source_secrets(release: Cluster) -> None:
+    page = (CHART.parents[1] / "platform/docs/guides/security.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?s)```yaml\n(.*?)```", page)
+    objects = [
+        item
+        for block in blocks
+        for item in yaml.safe_load_all(block)
+        if item.get("kind", "").startswith("ValidatingAdmissionPolicy")
+    ]
+    assert len(objects) == 2
+
+    def model(secret: str) -> str:
+        source = {"uri": "hf://owner/name", "secretRef": {"name": secret}}
+        return yaml.safe_dump({**MODEL, "spec": {"source": source}})
+
+    command = ("create", "--dry-run=server", "-n", "models-a", "-f", "-")
+    release.apply(*objects)
+    try:
+
+        def is_refused() -> bool:
+            try:
+                release.kubectl(*command, stdin=model("the-admins"))
+            except CommandFailed as refused:
+                assert "only Secrets that begin with source-" in str(refused)
+                return True
+            return False
+
+        release.wait_for("the policy", is_refused, 60)
+        release.kubectl(*command, stdin=model("source-hub"))
+        release.kubectl(*command, stdin=yaml.safe_dump(MODEL))
+    finally:
+        for item in objects:
+            release.delete(item["kind"], item["metadata"]["name"])
