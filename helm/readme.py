@@ -1,19 +1,28 @@
-"""Write the chart's README: its values, their defaults and descriptions, from values.yaml and its schema.
+"""Write the chart's README (its values, their defaults and descriptions) from values.yaml and its schema, and
+the settings in that schema from the programs' own.
 
-`make docs` runs it; a test fails where the committed page is not what it writes.
+`make docs` runs it; tests fail where a committed file is not what it writes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import create_model
+from pydantic.alias_generators import to_camel, to_snake
+from pydantic.fields import FieldInfo
+
+from tidegate.settings import CHECKED_TIMES, PREFIX, Settings, variables
+from tidegate_operator.settings import OperatorSettings
 
 CHART = Path(__file__).parent / "tidegate"
 README = CHART / "README.md"
+SCHEMA = CHART / "values.schema.json"
+BOUNDS = ("enum", "exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "pattern")
 
 INTRO = """\
 <!-- Written by helm/readme.py (`make docs`); edit values.schema.json and values.yaml instead. -->
@@ -34,11 +43,46 @@ An unknown value is refused by name.
 
 
 def main() -> None:
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
     README.write_text(page(), encoding="utf-8")
 
 
+def schema_text() -> str:
+    """Return the schema of values with each setting as its program describes it. `gateway.settings` and
+    `operator.settings` say by name which ones can be set; `queueSettings` has all times but theirs."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    parts = schema["properties"]
+    taken: set[str] = set()
+    for name, kind in (("gateway", Settings), ("operator", OperatorSettings)):
+        settings = parts[name]["properties"]["settings"]
+        taken |= settings["properties"].keys()
+        settings["properties"] = _settings(settings["properties"], variables(kind))
+    shared = [name for name in map(to_camel, CHECKED_TIMES.model_fields) if name not in taken]
+    parts["queueSettings"]["properties"] = _settings(shared, CHECKED_TIMES.model_fields)
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _settings(names: Iterable[str], infos: dict[str, FieldInfo]) -> dict[str, Any]:
+    """Return the schema of each of these settings, whose variable _helpers.tpl names by the same rule."""
+    chosen = {name: infos[to_snake(name)] for name in names}
+    fields: dict[str, Any] = {name: (info.annotation, info) for name, info in chosen.items()}
+    schemas = create_model("Chosen", **fields).model_json_schema()["properties"]
+    return {
+        name: {
+            "type": schema["type"],
+            "description": f"{PREFIX}{to_snake(name).upper()}: {_lowered(schema['description'])}",
+            **{key: bound for key, bound in schema.items() if key in BOUNDS},
+        }
+        for name, schema in schemas.items()
+    }
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
 def page() -> str:
-    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     lines = ["| value | default | meaning |", "| --- | --- | --- |"]
     for path, default, description in rows(schema, values):

@@ -23,9 +23,10 @@ import uvloop
 
 from loadtests.requests import engine_request
 from loadtests.sse import HEAD_END
-from tidegate.engines.base import Engine, EngineSpec, StepOutput
+from tidegate.engines.base import Engine, StepOutput
 from tidegate.engines.create import create_engine
 from tidegate.messages.work import Request
+from tidegate.replica_args import EngineSpec
 
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"

@@ -17,9 +17,10 @@ import uvicorn
 
 from loadtests.direct import Driver, options_from, usage
 from loadtests.requests import engine_request
-from tidegate.engines.base import EngineSpec, StepOutput
+from tidegate.engines.base import StepOutput
 from tidegate.engines.create import create_engine
 from tidegate.messages.work import Finish
+from tidegate.replica_args import EngineSpec
 
 Message = MutableMapping[str, Any]
 

@@ -26,7 +26,7 @@ GOLDEN = (5**0.5 - 1) / 2
 RECONNECT_SECONDS = 0.01  # a server that hangs up at once must not turn the generator into a busy loop
 
 
-class Plan(msgspec.Struct, frozen=True):
+class LoadPlan(msgspec.Struct, frozen=True):
     """`body` is sent as is by every client. `backoff_seconds` bounds how long a refused client waits:
     the smaller of it and `Retry-After`."""
 
@@ -91,7 +91,7 @@ class Client(asyncio.Protocol):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: LoadPlan,
         tally: Tally,
         request: bytes,
         pauses: Iterator[float],
@@ -203,7 +203,7 @@ def spread_pauses(longest_seconds: float) -> Iterator[float]:
         yield position * longest_seconds
 
 
-def build_request(plan: Plan) -> bytes:
+def build_request(plan: LoadPlan) -> bytes:
     body = plan.body.encode()
     lines = [
         f"POST {plan.path} HTTP/1.1",
@@ -216,7 +216,7 @@ def build_request(plan: Plan) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-async def drive(plan: Plan) -> Tally:
+async def drive(plan: LoadPlan) -> Tally:
     """Run the plan's clients to `stop_at` at the latest."""
     tally = Tally(window_seconds=plan.window_to - plan.window_from)
     request = build_request(plan)
@@ -226,7 +226,7 @@ async def drive(plan: Plan) -> Tally:
     return tally
 
 
-async def _client(plan: Plan, tally: Tally, request: bytes, pauses: Iterator[float], index: int) -> None:
+async def _client(plan: LoadPlan, tally: Tally, request: bytes, pauses: Iterator[float], index: int) -> None:
     loop = asyncio.get_running_loop()
     begin = plan.start_at + plan.spread_seconds * index / max(1, plan.clients)
     await asyncio.sleep(max(0.0, begin - time.monotonic()))
@@ -267,7 +267,7 @@ async def _client(plan: Plan, tally: Tally, request: bytes, pauses: Iterator[flo
 
 def main() -> None:
     plan_path, tally_path = map(Path, sys.argv[1:])
-    plan = msgspec.json.decode(plan_path.read_bytes(), type=Plan)
+    plan = msgspec.json.decode(plan_path.read_bytes(), type=LoadPlan)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         tally = runner.run(drive(plan))
     tally_path.write_bytes(msgspec.json.encode(tally))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from loadtests.generator import Plan, Tally
+from loadtests.generator import LoadPlan, Tally
 from loadtests.machine import REPOSITORY, cpu_seconds, machine_busy_seconds, python
 
 CHAT_PATH = "/v1/chat/completions"
@@ -101,7 +101,7 @@ def chat_body(model: str, tokens: int, is_stream: bool, prompt: str = PROMPT) ->
 
 def run_load(target: Target, load: Load) -> Run:
     """Drive `load` against `target` and wait for its end. Raises `GeneratorFailed`."""
-    plan = make_plan(target, load, time.monotonic() + START_SECONDS)
+    plan = make_load_plan(target, load, time.monotonic() + START_SECONDS)
     with tempfile.TemporaryDirectory(prefix="tidegate-generator-") as folder:
         generator = start_generator(plan, Path(folder))
         try:
@@ -112,12 +112,12 @@ def run_load(target: Target, load: Load) -> Run:
                 generator.process.wait()
 
 
-def make_plan(target: Target, load: Load, start: float) -> Plan:
+def make_load_plan(target: Target, load: Load, start: float) -> LoadPlan:
     """Pure: the window opens when all clients have started, and a second later."""
     spread = load.spread_seconds or load.stream_seconds
     window_from = start - 0.01 if load.is_counted_at_once else start + spread + 1.0
     window_to = window_from + load.seconds
-    return Plan(
+    return LoadPlan(
         host=target.host,
         port=target.port,
         path=CHAT_PATH,
@@ -136,7 +136,7 @@ def make_plan(target: Target, load: Load, start: float) -> Plan:
     )
 
 
-def _follow(target: Target, generator: Generator, plan: Plan) -> Run:
+def _follow(target: Target, generator: Generator, plan: LoadPlan) -> Run:
     """Read everybody's CPU seconds at both ends of the window, then take the tally."""
     cores = sorted(os.sched_getaffinity(0))
     time.sleep(max(0.0, plan.window_from - time.monotonic()))
@@ -152,7 +152,7 @@ def _follow(target: Target, generator: Generator, plan: Plan) -> Run:
     return Run(tally, cpu, max(0.0, others) / seconds)
 
 
-def start_generator(plan: Plan, folder: Path) -> Generator:
+def start_generator(plan: LoadPlan, folder: Path) -> Generator:
     """Plan and tally pass through files: a tally is larger than a pipe's buffer and is read late."""
     plan_path, tally_path = folder / "plan.json", folder / "tally.json"
     plan_path.write_bytes(msgspec.json.encode(plan))

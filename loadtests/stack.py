@@ -19,13 +19,13 @@ from loadtests.machine import Processes, Started, accepts_connections, free_port
 from loadtests.measure import Target, chat_body
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.registry import ModelEntry
+from tidegate.replica_args import KEY_PREFIX
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
 from tidegate.store.registry import Registry
 
 MODEL = "simulated"
 REVISION = "0000000000"
-KEY_PREFIX = "tidegate"
 START_SECONDS = 60.0
 
 
@@ -94,7 +94,6 @@ def start_platform(
         "TIDEGATE_HOME": str(processes.folder / "home"),
         "TIDEGATE_HOST": "127.0.0.1",
         "TIDEGATE_PORT": str(port),
-        "TIDEGATE_KEY_PREFIX": KEY_PREFIX,
         "TIDEGATE_LOG_FORMAT": "json",
     }
     gateway = processes.start("gateway", [python(), "-m", "tidegate.gateway"], environ)
@@ -107,7 +106,7 @@ def start_platform(
 
 
 def replica_command(redis_url: str, model: str, shape: EngineShape, engine: tuple[str, ...]) -> list[str]:
-    command = [python(), "-m", "tidegate.serving", "--redis-url", redis_url, "--key-prefix", KEY_PREFIX]
+    command = [python(), "-m", "tidegate.serving", "--redis-url", redis_url]
     command += ["--model", model, "--revision", REVISION]
     if engine:
         return [*command, *engine]

@@ -65,12 +65,16 @@ class RedisServer:
             self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def ask(self, command: str) -> bytes:
+        """The answer to one command of a client that checks nothing."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(1)
+            client.connect(str(self.socket_path))
+            client.sendall(command.encode() + b"\r\n")
+            return client.recv(64)
+
     def _answers(self) -> bool:
         try:
-            with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(1)
-                client.connect(str(self.socket_path))
-                client.sendall(b"PING\r\n")
-                return client.recv(64).startswith(b"+PONG")
+            return self.ask("PING").startswith(b"+PONG")
         except OSError:
             return False

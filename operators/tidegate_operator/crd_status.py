@@ -2,7 +2,8 @@
 
 Nothing has a default: what the operator did not write is not shown. Bounds are far above what it writes.
 `ModelStatus.revisions` mirrors the records of `control.desired`, so that an operator that starts anew forgets
-nothing; its schema follows from those classes.
+nothing; its schema follows from those classes. `serving` stays in the schema, though nothing writes it any
+more: the API server drops a stored field that the schema does not name before an operator could read it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Count = Annotated[int, Field(ge=0)]
 Short = Annotated[str, Field(max_length=1024)]
 
 
-class Condition(Strict):
+class StatusCondition(Strict):
     """One aspect of the state, as metav1.Condition."""
 
     type: str = Field(
@@ -48,7 +49,7 @@ class Condition(Strict):
 
 
 Conditions = Annotated[
-    tuple[Condition, ...],
+    tuple[StatusCondition, ...],
     Field(
         max_length=16,
         json_schema_extra=keyed_by("type"),
@@ -66,7 +67,8 @@ class ModelStatus(Strict):
         default=None, description="Ready sums up the others; each says why."
     )
     revision: Short | None = Field(
-        default=None, description="The revision that takes the traffic; empty: none has proved itself yet."
+        default=None,
+        description="The revision that takes the traffic, or several; empty: none has proved itself yet.",
     )
     format: Short | None = Field(
         default=None, description="How the weights are stored: gptq, another method, or a number format."
@@ -90,12 +92,15 @@ class ModelStatus(Strict):
     created: Count | None = Field(
         default=None, description="When the operator first saw the Model (unix seconds)."
     )
+    weights: Annotated[dict[str, Count], Field(max_length=MAX_REVISIONS)] | None = Field(
+        default=None, description="The share of the traffic that each revision takes, of 100."
+    )
     serving: Short | None = Field(
-        default=None, description="The revision that serves, as the operator remembers it."
+        default=None, description="Written by the version before: the revision that takes all traffic."
     )
     revisions: Annotated[list[Any], Field(max_length=MAX_REVISIONS)] | None = Field(
         default=None,
-        description="What the operator remembers of each revision that stands.",
+        description="The operator's record of each revision that stands.",
         json_schema_extra=keyed_by("revision"),
     )
 
@@ -171,7 +176,7 @@ MEANINGS = {
     "RevisionRecord.message": "Why the last try failed.",
     "RevisionRecord.retired_at": "When another revision took the traffic (unix seconds; 0: it did not).",
     "RevisionRecord.shape": "What the checkpoint's config says of its size.",
-    "RevisionRecord.weights": "What of the checkpoint is loaded.",
+    "RevisionRecord.stored_weights": "What of the checkpoint is loaded.",
     "RevisionRecord.placement": "Where the replicas run.",
     "DecoderShape.layers": "Decoder layers.",
     "DecoderShape.kv_heads": "Heads of keys and values per layer.",

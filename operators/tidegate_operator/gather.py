@@ -1,8 +1,9 @@
-"""One snapshot of a pool, from the cache, Ray Serve and the registry.
+"""One snapshot of a pool, from the cache, Ray Serve and Redis.
 
-Reads only. Kubernetes is asked for two things that no watch brings: Events of pods that stay pending (the
-only place where a volume that cannot be mounted is told) and the nodes (how much of a resource is missing),
-each rarely and only while something is wrong.
+Reads only, and all that a decision may need: nothing here waits for a part of the decision. Kubernetes is
+asked for two things that no watch brings: Events of pods that stay pending (only they report a volume that
+cannot be mounted) and the nodes (how much of a resource is missing), each rarely and only while something is
+wrong.
 """
 
 from __future__ import annotations
@@ -10,29 +11,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.control.desired import revision_of
-from tidegate.control.observed import (
-    Observation,
-    PodProblem,
-    QueueDepth,
-    RevisionKey,
-    ServeState,
-    SourceState,
-)
-from tidegate.control.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, told
-from tidegate.control.ray_cluster import groups_of
-from tidegate.control.resolve_job import job_name, no_job_needed, read_job
+from tidegate.control.observed import Observation, PodProblem, RevisionKey, SourceState
+from tidegate.control.plan import queues_of
 from tidegate.control.resources import Pool
-from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
-from tidegate.serve_api import ServeApi, ServeUnavailable
+from tidegate.control_round import Depths, Registry, observe_store
+from tidegate.errors import QueueUnavailable
+from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import ray_state
-from tidegate_operator.cache import Body, Cache
-from tidegate_operator.cluster import ApiError, ApiUnavailable, Cluster, Object
-from tidegate_operator.subjects import Subject
+from tidegate_operator.cache import Body, Cache, is_deleting, labels
+from tidegate_operator.cluster import ApiError, ApiUnavailable, Kind, Object
+from tidegate_operator.decision import Gathered
+from tidegate_operator.objects import ModelObject, ResourceReader
+from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, reported
+from tidegate_operator.pod_template import POOL_LABEL, RayDefaults
+from tidegate_operator.ray_view import ServeView, name_of
+from tidegate_operator.resolve_job import job_name, no_job_needed, read_job
+from tidegate_operator.serves import Serves
+from tidegate_operator.work_queue import Key
 
 log = logging.getLogger(__name__)
 
@@ -40,63 +40,25 @@ EVENTS_SECONDS = 5.0
 NODES_SECONDS = 30.0
 
 
-class Board(Protocol):
-    """What the operator reads of the registry and the queues. All raise `QueueUnavailable`."""
+class Lister(Protocol):
+    """The part of `Cluster` that is used here."""
 
-    async def reports(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, RevisionReport]: ...
-
-    async def replicas(self) -> list[ReplicaStats]: ...
-
-    async def read_models(self, wanted: Collection[str] | None = None) -> dict[str, ModelEntry]: ...
-
-    async def depths(self, queues: Sequence[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]: ...
+    async def list(
+        self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
+    ) -> tuple[list[Object], int]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ServeView:
-    """What one cluster's Serve says; `state` is None while it does not answer, `problem` says why."""
+@dataclass(slots=True)
+class Abilities:
+    """The cluster can do this; `main` finds it out."""
 
-    state: ServeState | None
-    problem: str = ""
-
-
-class Serves:
-    """The Serve APIs of all clusters, one client each."""
-
-    def __init__(self, url: Callable[[str, str, str], str]) -> None:
-        self._url = url
-        self._open: dict[str, ServeApi] = {}
-
-    def api(self, cluster: Body) -> ServeApi:
-        meta = cluster["metadata"]
-        url = self._url(ray_state.head_service(cluster), meta["namespace"], meta["name"])
-        if url not in self._open:
-            self._open[url] = ServeApi(url, timeout_seconds=15.0)
-        return self._open[url]
-
-    async def look(self, cluster: Body) -> ServeView:
-        try:
-            return ServeView(await self.api(cluster).get())
-        except ServeUnavailable as error:
-            return ServeView(None, error.message)
-
-    async def keep(self, clusters: Sequence[Body]) -> None:
-        """Close the clients of clusters that are gone."""
-        urls = {
-            self._url(ray_state.head_service(item), item["metadata"]["namespace"], item["metadata"]["name"])
-            for item in clusters
-        }
-        for url in [url for url in self._open if url not in urls]:
-            await self._open.pop(url).__aexit__(None, None, None)
-
-    async def close(self) -> None:
-        await self.keep([])
+    has_kuberay: bool = True
 
 
 class Troubles:
-    """What keeps pods from running, with the Events and nodes that explain it."""
+    """Finds what keeps pods from running, with the Events and nodes that explain it."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Lister) -> None:
         self._cluster = cluster
         self._events: dict[str, tuple[float, list[Object]]] = {}
         self._nodes: tuple[float, list[Object]] = (float("-inf"), [])
@@ -123,7 +85,7 @@ class Troubles:
         found = pod_problems(pods, events, nodes)
         uid = cluster["metadata"]["uid"]
         ended = self._ended[uid] = ended_badly(found, self._ended.get(uid, {}), pods, time.time())
-        return (*told(found, ended), *cluster_problems(cluster))
+        return (*reported(found, ended), *cluster_problems(cluster))
 
     def keep(self, clusters: Sequence[Body]) -> None:
         """Forget clusters that are gone."""
@@ -143,78 +105,109 @@ class Troubles:
 @dataclass(frozen=True, slots=True)
 class Gatherer:
     cache: Cache
-    board: Board
+    reader: ResourceReader
+    registry: Registry
+    depths: Depths
+    serves: Serves
     troubles: Troubles
+    abilities: Abilities
+    replicas: ReplicaSettings
+    defaults: RayDefaults
 
-    async def sources(
-        self, namespace: str, subjects: Sequence[Subject], pool: Pool
+    async def gather(self, key: Key, since_write: Mapping[str, float]) -> Gathered:
+        namespace, name = key
+        models = self.reader.models(namespace, name)
+        body = self.cache.get("Pool", namespace, name)
+        if body is not None and is_deleting(body):
+            body = None
+        pool, refusal = self.reader.pool(body) if body is not None else (None, "")
+        clusters = self.cache.of("RayCluster", namespace, lambda item: labels(item).get(POOL_LABEL) == name)
+        live = [item for item in clusters if not is_deleting(item)] if pool is not None else []
+        of_namespace = self.cache.of("Pod", namespace)
+        pods = {name_of(item): ray_state.pods_of(of_namespace, name_of(item)) for item in live}
+        views, (sources, problems), (stored, outage) = await asyncio.gather(
+            self._serve_views(live),
+            self._objects_say(namespace, models, pool, live, of_namespace, pods),
+            self._store_says(models, pool),
+        )
+        return Gathered(
+            namespace=namespace,
+            name=name,
+            models=models,
+            body=body,
+            pool=pool,
+            refusal=refusal,
+            clusters=clusters,
+            serves=views,
+            pods=pods,
+            problems=problems,
+            sources=sources,
+            stored=stored,
+            outage=outage,
+            since_write=since_write,
+            has_kuberay=self.abilities.has_kuberay,
+            defaults=self.defaults,
+            replicas=self.replicas,
+        )
+
+    async def _serve_views(self, clusters: Sequence[Body]) -> dict[str, ServeView]:
+        views = await asyncio.gather(*(self.serves.view(item) for item in clusters))
+        return dict(zip(map(name_of, clusters), views, strict=True))
+
+    async def _objects_say(
+        self,
+        namespace: str,
+        models: Sequence[ModelObject],
+        pool: Pool | None,
+        clusters: Sequence[Body],
+        of_namespace: Sequence[Body],
+        pods: Mapping[str, Sequence[Body]],
+    ) -> tuple[dict[RevisionKey, SourceState], dict[str, Sequence[PodProblem]]]:
+        """Return how far the Jobs that resolve sources are, and what keeps the pods of each cluster down."""
+        if pool is None:
+            return {}, {}
+        sources = await self._sources(namespace, models, pool, of_namespace)
+        problems: dict[str, Sequence[PodProblem]] = {}
+        for item in clusters:
+            problems[name_of(item)] = await self.troubles.problems(namespace, item, pods[name_of(item)])
+        return sources, problems
+
+    async def _sources(
+        self, namespace: str, models: Sequence[ModelObject], pool: Pool, of_namespace: Sequence[Body]
     ) -> dict[RevisionKey, SourceState]:
-        """How far the looks at the newest revisions' sources are, from their Jobs."""
-        pods = self.cache.of("Pod", namespace)
         found: dict[RevisionKey, SourceState] = {}
-        for subject in subjects:
-            model = subject.model
+        for each in models:
+            model = each.model
             if model is None or model.spec.source is None:
                 continue
             revision = revision_of(model.spec)
-            if _is_remembered(subject, revision):
+            if _is_recorded(each, revision):
                 continue  # a finished Job goes by itself, its pod first: it then seems to have failed
             job = self.cache.get("Job", namespace, job_name(model.name, revision))
             if job is not None:
-                own = ray_state.pods_of_job(pods, job["metadata"]["name"])
+                own = ray_state.pods_of_job(of_namespace, job["metadata"]["name"])
                 events = await self.troubles.events(namespace, own)
                 found[(model.name, revision)] = read_job(job, own, events)
             elif (known := no_job_needed(model, pool)) is not None:
                 found[(model.name, revision)] = known
         return found
 
-    async def observe(
-        self,
-        namespace: str,
-        subjects: Sequence[Subject],
-        pool: Pool,
-        active: Body | None,
-        serve: ServeState | None,
-        serve_problem: tuple[str, str] | None,
-        rejected: Mapping[str, str],
-    ) -> Observation:
-        """Raises `QueueUnavailable`. What is read and kept of the registry is this pool's alone, so that a
-        look costs what its pool costs."""
-        ours = {subject.name: subject.model for subject in subjects if subject.model is not None}
-        queues = [
-            (subject.name, revision)
-            for subject in subjects
-            if subject.record is not None
-            for revision in subject.record.revisions
-        ]
-        sources = await self.sources(namespace, subjects, pool)
-        problems: tuple[PodProblem, ...] = ()
-        pods: Sequence[Body] = ()
-        if active is not None:
-            pods = ray_state.pods_of(self.cache.of("Pod", namespace), active["metadata"]["name"])
-            problems = await self.troubles.problems(namespace, active, pods)
-        targets = [(name, revision_of(model.spec)) for name, model in ours.items()]
-        reports, replicas, entries, depths = await asyncio.gather(
-            self.board.reports({*queues, *targets}),
-            self.board.replicas(),
-            self.board.read_models(ours),
-            self.board.depths(queues),
-        )
-        return Observation(
-            serve=serve,
-            serve_problem=serve_problem,
-            sources=sources,
-            reports=reports,
-            replicas=tuple(stats for stats in replicas if stats.model in ours),
-            depths=depths,
-            entries=entries,
-            groups=groups_of(pool.spec),
-            workers=ray_state.worker_pods(pods),
-            pod_problems=problems,
-            rejected=rejected,
-        )
+    async def _store_says(
+        self, models: Sequence[ModelObject], pool: Pool | None
+    ) -> tuple[Observation | None, str]:
+        """Return what Redis holds of this pool's models alone, so that a reconcile costs what its pool costs;
+        or why it does not answer."""
+        ours = {each.name: each.model for each in models if each.model is not None}
+        if pool is None and not ours:
+            return Observation(None), ""
+        records = {each.name: each.record for each in models if each.name in ours and each.record is not None}
+        try:
+            queues = queues_of(ours.values(), records)
+            return await observe_store(self.registry, self.depths, queues, ours), ""
+        except QueueUnavailable as error:
+            return None, error.message
 
 
-def _is_remembered(subject: Subject, revision: str) -> bool:
-    kept = subject.record.revisions.get(revision) if subject.record is not None else None
+def _is_recorded(each: ModelObject, revision: str) -> bool:
+    kept = each.record.revisions.get(revision) if each.record is not None else None
     return kept is not None and bool(kept.checkpoint)

@@ -13,8 +13,8 @@ from typing import Any
 
 import kopf
 
-from tidegate.control.pod_template import POOL_LABEL
 from tidegate_operator.cache import Body, Cache, Kind, labels, pool_of
+from tidegate_operator.pod_template import POOL_LABEL
 from tidegate_operator.work_queue import Key, WorkQueue
 
 # On everything that we make, so that watches and listings are short in a busy namespace.

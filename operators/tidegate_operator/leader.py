@@ -27,6 +27,8 @@ from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
+from tidegate.tasks import end_tasks
+
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 15
@@ -65,9 +67,7 @@ async def lead(
         await election  # its own failure, if it has one
         log.error("leader: %s could not renew its Lease", identity)
         return False
-    election.cancel()
-    with contextlib.suppress(asyncio.CancelledError):  # because we ask for it
-        await election
+    await end_tasks(election)
     await lock.give_back()
     await ended
     return True

@@ -20,27 +20,31 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import kopf
 
 from tidegate.errors import ConfigError, QueueUnavailable, TidegateError
 from tidegate.runtime import calm_collector
 from tidegate.settings import read_settings
+from tidegate.store.connection import Connection
+from tidegate.store.depths import QueueDepths
+from tidegate.store.registry import Registry
+from tidegate.tasks import end_tasks
 from tidegate.telemetry import configure_logging
 from tidegate_operator.apply import Applier
-from tidegate_operator.board import RedisBoard
 from tidegate_operator.cache import KINDS, Cache, Kind, pool_of
 from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Cluster, configuration
-from tidegate_operator.gather import Gatherer, Serves, Troubles
+from tidegate_operator.gather import Abilities, Gatherer, Troubles
 from tidegate_operator.handlers import OURS, SELECTOR, News, kopf_settings, watch
 from tidegate_operator.health import Pulse, serve_health
 from tidegate_operator.leader import lead
 from tidegate_operator.metrics import Metrics
-from tidegate_operator.reconcile import Abilities, Reconciler
+from tidegate_operator.objects import ResourceReader
+from tidegate_operator.reconcile import Reconciler
+from tidegate_operator.serves import Serves
 from tidegate_operator.settings import OperatorSettings
-from tidegate_operator.subjects import Reader
 from tidegate_operator.work_queue import CONFLICT_BACKOFF_SECONDS, WorkQueue
 
 log = logging.getLogger("tidegate.operator")
@@ -55,7 +59,7 @@ class Operator:
     """What the leader runs. All of it on one event loop."""
 
     def __init__(
-        self, settings: OperatorSettings, cluster: Cluster, board: RedisBoard, metrics: Metrics, pulse: Pulse
+        self, settings: OperatorSettings, cluster: Cluster, redis: Connection, metrics: Metrics, pulse: Pulse
     ) -> None:
         self._settings = settings
         self._cluster = cluster
@@ -66,16 +70,20 @@ class Operator:
         self._news = News(self._cache, self._queue)
         self._abilities = Abilities()
         self.serves = Serves(settings.serve_url)
-        self._reconciler = Reconciler(
+        registry = Registry(redis, key_prefix=settings.key_prefix, times=settings.times)
+        gatherer = Gatherer(
             self._cache,
-            Reader(self._cache),
-            Gatherer(self._cache, board, Troubles(cluster)),
-            Applier(cluster, self._cache, board, settings.ray_defaults, settings.pod_name),
+            ResourceReader(self._cache),
+            registry,
+            QueueDepths(redis, key_prefix=settings.key_prefix),
             self.serves,
-            settings.replica_runtime,
-            settings.ray_defaults,
+            Troubles(cluster),
             self._abilities,
+            settings.replica_settings,
+            settings.ray_defaults,
         )
+        applier = Applier(cluster, self._cache, registry, self.serves, settings.pod_name)
+        self._reconciler = Reconciler(gatherer, applier)
 
     async def run(self) -> None:
         """Until the process is asked to end, or should be started anew."""
@@ -94,11 +102,13 @@ class Operator:
             standalone=True,
             namespaces=list(self._settings.watched_namespaces),
         )
-        async with _ended(tasks):
+        try:
             tasks.append(asyncio.create_task(watching, name="watches"))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+        finally:
+            await end_tasks(*tasks)
 
     async def _work(self) -> None:
         """One worker: a key at a time, for ever."""
@@ -208,13 +218,10 @@ async def run(settings: OperatorSettings) -> int:
             serve_health(settings.health_host, settings.health_port, pulse, metrics)
         )
         cluster = await stack.enter_async_context(Cluster(await configuration(), metrics.count_write))
-        board = RedisBoard(
-            settings.redis_url,
-            key_prefix=settings.key_prefix,
-            result_ttl_seconds=settings.result_ttl_seconds,
-        )
-        stack.push_async_callback(board.close)
-        operator = Operator(settings, cluster, board, metrics, pulse)
+        # Opened by the first call: the operator starts and tells the truth also while Redis is away.
+        redis = Connection(settings.redis_url, name="tidegate-operator")
+        stack.push_async_callback(redis.close)
+        operator = Operator(settings, cluster, redis, metrics, pulse)
         stack.push_async_callback(operator.serves.close)
         leading = asyncio.create_task(
             lead(cluster.client, settings.lease_name, settings.own_namespace, identity, operator.run)
@@ -243,17 +250,6 @@ def main() -> int:
     except Exception:
         log.exception("the operator ends")
     return 1
-
-
-@asynccontextmanager
-async def _ended(tasks: list[asyncio.Task[None]]) -> AsyncIterator[None]:
-    """Cancel these tasks, and wait for their end, when the block is left."""
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a Pool's RayClusters and their pods say. Pure."""
+"""Facts read from a Pool's RayClusters and their pods. Pure."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tidegate.control.observed import Worker
-from tidegate.control.pod_problems import GROUP_LABEL, NODE_TYPE_LABEL
 from tidegate_operator.cache import Body, is_deleting, labels
+from tidegate_operator.pod_problems import GROUP_LABEL, NODE_TYPE_LABEL
 from tidegate_operator.status_patch import deleting_since
 
 CLUSTER_LABEL = "ray.io/cluster"
@@ -45,9 +45,9 @@ def worker_pods(pods: Iterable[Body]) -> tuple[Worker, ...]:
 
 
 def head_service(cluster: Body) -> str:
-    """The head's Service: as KubeRay says, or as it names it before it has said so."""
-    told = ((cluster.get("status") or {}).get("head") or {}).get("serviceName")
-    return str(told or f"{cluster['metadata']['name']}-head-svc")
+    """Return the head's Service: as KubeRay says, or as it names it before it has said so."""
+    named = ((cluster.get("status") or {}).get("head") or {}).get("serviceName")
+    return str(named or f"{cluster['metadata']['name']}-head-svc")
 
 
 def head_is_ready(pods: Iterable[Body]) -> bool:
@@ -57,7 +57,7 @@ def head_is_ready(pods: Iterable[Body]) -> bool:
 
 
 def is_ignored(cluster: Body, silent_seconds: float, now: float) -> bool:
-    """Whether KubeRay has had time to say something of the cluster and has not."""
+    """Tell whether KubeRay has had time to say something of the cluster and has not."""
     return not cluster.get("status") and now - _created(cluster) >= silent_seconds
 
 
@@ -95,7 +95,7 @@ def slow_pods(pods: Iterable[Body], now: float) -> list[Body]:
 
 
 def next_slow_at(pods: Iterable[Body], now: float) -> float | None:
-    """When the next pod will have been pending for too long."""
+    """Return when the next pod will have been pending for too long."""
     times = [
         _created(pod) + SLOW_SECONDS
         for pod in pods
@@ -113,7 +113,7 @@ def is_unschedulable(pods: Iterable[Body]) -> bool:
 
 
 def stuck_finalizers(cluster: Body, now: float) -> list[str] | None:
-    """The finalizers that a cluster keeps once KubeRay's are taken away; None: nothing is stuck."""
+    """Return the finalizers that a cluster keeps once KubeRay's are taken away; None: nothing is stuck."""
     since = deleting_since(cluster)
     finalizers: Sequence[str] = cluster["metadata"].get("finalizers") or ()
     if since is None or now - since < STUCK_SECONDS:

@@ -1,25 +1,35 @@
-"""A pool's Ray clusters as one look finds them, and what that means for its Pool and Models. Pure."""
+"""A pool's Ray clusters as one round finds them, and what that means for its Pool and Models. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tidegate.control.conditions import condition
 from tidegate.control.observed import ServeState
-from tidegate.control.pod_template import GENERATION_LABEL
-from tidegate.control.reasons import READY
+from tidegate.control.reasons import READY, Reason
 from tidegate.messages.registry import Condition
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, labels
-from tidegate_operator.gather import ServeView
+from tidegate_operator.pod_template import GENERATION_LABEL
 from tidegate_operator.upgrade import Clusters
 
-SILENT_SECONDS = 30.0  # a RayCluster of which KubeRay has said nothing for so long is not looked after
+SILENT_SECONDS = 30.0  # a RayCluster of which KubeRay has said nothing for so long is not cared for
 NO_KUBERAY = (
     "The cluster does not know ray.io/v1 RayClusters; install KubeRay 1.5 to 1.7. Tidegate looks again by "
     "itself."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ServeView:
+    """The answer of one cluster's Serve. `state` is None while it does not answer, and `silence` says why.
+    `problem` and `rejected` are what it said of the last config (`ServeWriter`)."""
+
+    state: ServeState | None
+    silence: str = ""
+    problem: tuple[str, str] | None = None
+    rejected: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,38 +48,37 @@ class RayView:
 
     @property
     def view(self) -> ServeView:
-        """The active cluster's."""
+        """The active cluster's Serve."""
         if self.choice.active is None:
             return ServeView(None)
         return self.views.get(name_of(self.choice.active), ServeView(None))
 
 
-def serve_problem(ray: RayView, last: tuple[str, str] | None, now: float) -> tuple[str, str] | None:
-    """Why Serve takes no config (`last`: what it said of the last one); None also while a cluster is on its
-    way up."""
+def serve_problem(ray: RayView, now: float) -> tuple[str, str] | None:
+    """Return why Serve takes no config; None also while a cluster is on its way up."""
     if not ray.has_kuberay:
-        return "KubeRayMissing", NO_KUBERAY
+        return Reason.KubeRayMissing, NO_KUBERAY
     active = ray.choice.active
     if active is None or ray.view.state is not None:
-        return last
+        return ray.view.problem
     if ray_state.head_is_ready(ray.pods):
-        return "ServeUnavailable", ray.view.problem
+        return Reason.ServeUnavailable, ray.view.silence
     if ray_state.is_ignored(active, SILENT_SECONDS, now):
-        return "KubeRayMissing", _ignored(active)
+        return Reason.KubeRayMissing, _ignored(active)
     return None
 
 
 def pool_ready(ray: RayView, now: float) -> Condition:
-    """The Pool's `Ready`."""
+    """Return the Pool's condition `Ready`."""
     choice, active = ray.choice, ray.choice.active
     if not ray.has_kuberay:
-        return condition(READY, "False", "KubeRayMissing", NO_KUBERAY)
+        return condition(READY, "False", Reason.KubeRayMissing, NO_KUBERAY)
     if active is None and choice.retiring:
-        return condition(READY, "False", "ClusterRecreating")
+        return condition(READY, "False", Reason.ClusterRecreating)
     if active is None:
-        return condition(READY, "False", "ClusterStarting")
+        return condition(READY, "False", Reason.ClusterStarting)
     if ray.view.state is None:
-        reason, message = serve_problem(ray, None, now) or ("ClusterStarting", "")
+        reason, message = serve_problem(ray, now) or (Reason.ClusterStarting, "")
         return condition(READY, "False", reason, message)
     message = ""
     if choice.retiring:
@@ -77,11 +86,11 @@ def pool_ready(ray: RayView, now: float) -> Condition:
         message = f"The Ray cluster {name_of(active)} takes over from {names}."
     elif choice.wanted is not active:
         message = f"The Ray cluster {name_of(active)} serves; one of generation {ray.generation} comes up."
-    return condition(READY, "True", "ClusterReady", message)
+    return condition(READY, "True", Reason.ClusterReady, message)
 
 
 def pool_numbers(ray: RayView, revisions: int | None) -> Mapping[str, object]:
-    """The plain fields of the Pool's status."""
+    """Return the plain fields of the Pool's status."""
     active = ray.choice.active
     ready, wanted = ray_state.workers(active)
     return {

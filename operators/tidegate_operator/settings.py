@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode
 
-from tidegate.control.pod_template import RayDefaults
-from tidegate.control.serve_config import ReplicaRuntime
-from tidegate.settings import PREFIX, Seconds
+from tidegate.replica_args import ReplicaSettings
+from tidegate.settings import ProcessSettings, Seconds
+from tidegate_operator.pod_template import RayDefaults
 
 OWN_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 SERVE_URL_TEMPLATE = "http://{service}.{namespace}.svc:8265"
@@ -18,41 +18,45 @@ SERVE_URL_TEMPLATE = "http://{service}.{namespace}.svc:8265"
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
-class OperatorSettings(BaseSettings):
-    """One frozen object, handed down. Times in seconds."""
+class OperatorSettings(ProcessSettings):
+    """The settings of the operator."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    redis_url: str = Field(min_length=1, description="The Redis of queue, registry and keys.")
+    replica_redis_url: str = Field(
+        "", description="The same Redis as replicas reach it; empty: as the operator does."
+    )
 
-    redis_url: str = Field(min_length=1)
-    key_prefix: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")] = "tidegate"
-    replica_redis_url: str = ""  # as replicas reach it; empty: as the operator does
+    # Names of models are global to the gateways, so one operator serves all namespaces.
+    namespaces: Annotated[tuple[Name, ...], NoDecode] = Field(
+        (), description="Namespaces with Models and Pools, separated by commas; empty: the operator's own."
+    )
+    pod_name: str = Field("tidegate-operator", description="Who holds the Lease, and who reports Events.")
+    pod_namespace: str = Field(
+        "", description="Where the Lease is; empty: the namespace of the service account."
+    )
+    lease_name: Name = Field("tidegate-operator", description="The Lease that decides which operator acts.")
 
-    # Empty: the operator's own. Names of models are global to the gateways, so one operator serves all.
-    namespaces: Annotated[tuple[Name, ...], NoDecode] = ()
-    pod_name: str = "tidegate-operator"
-    pod_namespace: str = ""
-    lease_name: Name = "tidegate-operator"
+    ray_image: str = Field(min_length=1, description="Image of Ray pods whose Pool names none.")
+    ray_version: str = Field(
+        pattern=r"^[0-9]+[.][0-9]+[.][0-9]+$", description="Ray's version in that image."
+    )
+    gcs_redis_address: str = Field(
+        "", description="`HOST:PORT` of the Redis that keeps the state of Ray heads; empty: none is kept."
+    )
+    gcs_redis_password_secret: str = Field(
+        "", pattern=r"^$|^[^/]+/[^/]+$", description="`SECRET/KEY` of its password."
+    )
+    serve_url_template: str = Field(
+        SERVE_URL_TEMPLATE, description="Where the dashboard of a RayCluster answers."
+    )
 
-    ray_image: str = Field(min_length=1)
-    ray_version: Annotated[str, Field(pattern=r"^[0-9]+[.][0-9]+[.][0-9]+$")]
-    gcs_redis_address: str = ""
-    gcs_redis_password_secret: str = Field(default="", pattern=r"^$|^[^/]+/[^/]+$")  # secret/key
-    serve_url_template: str = SERVE_URL_TEMPLATE
-
-    health_host: str = "0.0.0.0"  # noqa: S104 - the kubelet and Prometheus ask from outside the pod
-    health_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
-    workers: Annotated[int, Field(ge=1, le=64)] = 4  # pools that are looked at at once
-    resync_seconds: Seconds = 120.0
-    drain_seconds: Seconds = 45.0
-
-    log_format: Literal["auto", "json", "console"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    # Of replicas; the gateways' own must be the same.
-    lease_seconds: Seconds = 6.0
-    result_ttl_seconds: Seconds = 60.0
-    orphan_seconds: Seconds = 120.0
-    step_timeout_seconds: Seconds = 120.0
+    # The kubelet and Prometheus ask from outside the pod.
+    health_host: str = Field("0.0.0.0", description="Address of `/healthz` and `/metrics`.")  # noqa: S104
+    health_port: int = Field(8080, ge=0, le=65_535, description="Port of `/healthz` and `/metrics`.")
+    workers: int = Field(4, ge=1, le=64, description="How many Pools are reconciled at the same time.")
+    resync_seconds: Seconds = Field(
+        120.0, description="How often everything is listed anew, for what a watch has missed."
+    )
 
     @field_validator("namespaces", mode="before")
     @classmethod
@@ -60,13 +64,6 @@ class OperatorSettings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
-
-    @field_validator("redis_url", "replica_redis_url")
-    @classmethod
-    def _redis_scheme(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("use redis://host:port/db, rediss:// or unix:///path.sock")
-        return value
 
     @field_validator("serve_url_template")
     @classmethod
@@ -79,7 +76,7 @@ class OperatorSettings(BaseSettings):
 
     @property
     def own_namespace(self) -> str:
-        """Where the operator's pod runs; "default" outside a cluster."""
+        """The namespace of the operator's pod; "default" outside a cluster."""
         if self.pod_namespace:
             return self.pod_namespace
         if OWN_NAMESPACE_FILE.exists():
@@ -101,17 +98,11 @@ class OperatorSettings(BaseSettings):
         )
 
     @property
-    def replica_runtime(self) -> ReplicaRuntime:
-        return ReplicaRuntime(
-            redis_url=self.replica_redis_url or self.redis_url,
-            key_prefix=self.key_prefix,
-            lease_seconds=self.lease_seconds,
-            step_timeout_seconds=self.step_timeout_seconds,
-            result_ttl_seconds=self.result_ttl_seconds,
-            orphan_seconds=self.orphan_seconds,
-            drain_seconds=self.drain_seconds,
+    def replica_settings(self) -> ReplicaSettings:
+        return ReplicaSettings(
+            redis_url=self.replica_redis_url or self.redis_url, key_prefix=self.key_prefix, times=self.times
         )
 
     def serve_url(self, service: str, namespace: str, cluster: str) -> str:
-        """Where the Ray dashboard of one RayCluster answers."""
+        """Return the address at which the Ray dashboard of one RayCluster answers."""
         return self.serve_url_template.format(service=service, namespace=namespace, cluster=cluster)

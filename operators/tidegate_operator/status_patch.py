@@ -1,8 +1,8 @@
-"""Between what is remembered and decided and the status of a resource. Pure.
+"""The status of a resource, from records and decisions, and the record that a status holds. Pure.
 
-`Model.status` is where the operator keeps its memory: `revisions` mirrors the records of `control.desired`
-field by field, so an operator that starts anew reads them back and goes on. What is at its default is left
-out, which also makes equal memories equal statuses.
+The operator keeps its records in `Model.status`: `weights` and `revisions` mirror `control.desired` field by
+field, so an operator that starts anew reads them back and goes on. What is at its default is left out, which
+also makes equal records equal statuses.
 """
 
 from __future__ import annotations
@@ -13,42 +13,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 from pydantic.alias_generators import to_camel, to_snake
 
-from tidegate.control.conditions import condition, settle
-from tidegate.control.desired import ModelRecord, RevisionRecord
+from tidegate.control.conditions import condition, overlaid, settle
+from tidegate.control.desired import ModelRecord, RevisionRecord, traffic_of
 from tidegate.control.observed import PodProblem
-from tidegate.control.reasons import CONFIG_VALID, DEGRADED, PROGRESSING, READY, SCHEDULED
+from tidegate.control.reasons import CONFIG_VALID, DEGRADED, PROGRESSING, READY, SCHEDULED, Reason
 from tidegate.control.status import outage
 from tidegate.messages.registry import Condition, ModelEntry
 
 Status = dict[str, Any]
 
-# Changes of these alone may wait a little, or a busy model would be written with every look.
+# Changes of these alone may wait a little, or a busy model would be written with every reconcile.
 RESTLESS = ("waiting",)
 RESTLESS_SECONDS = 5.0
-
-# Why something is not ready that will be, or is not meant to be any longer.
-ON_ITS_WAY = frozenset(
-    {
-        *("Resolving", "NotChecked", "Queued", "Building", "Loading", "Waking", "Unproven"),
-        *("ClusterStarting", "ClusterRecreating", "Deleting"),
-    }
-)
 
 # Fields whose values are a person's own mappings: their keys are left as they are.
 _VERBATIM = frozenset({"spec"})
 
 
 def model_status(entry: ModelEntry, record: ModelRecord, generation: int, pool: str, waiting: int) -> Status:
-    """The whole status of a Model that is planned for."""
-    shown = record.revisions.get(record.serving) or next(reversed(record.revisions.values()), None)
-    placement = shown.placement if shown is not None else None
+    """Return the whole status of a Model that is planned for. What is said of one replica is said of the
+    revision with the largest share."""
+    placement = record.lead.placement if record.lead is not None else None
     return {
         "observedGeneration": generation,
         "conditions": conditions_on_wire(entry.conditions, generation),
-        "revision": record.serving,
+        "revision": ",".join(kept.revision for kept in record.serving),
         "format": entry.quantization if entry.quantization != "none" else entry.precision,
         "precision": entry.precision,
         "pool": pool,
@@ -58,21 +49,21 @@ def model_status(entry: ModelEntry, record: ModelRecord, generation: int, pool: 
         "waiting": waiting,
         "selector": "",
         **({"accelerator": placement.group, "gpuShare": placement.gpus} if placement is not None else {}),
-        **memory(record),
+        **record_on_wire(record),
     }
 
 
-def memory(record: ModelRecord) -> Status:
-    """The part of a Model's status that `record_of` reads."""
+def record_on_wire(record: ModelRecord) -> Status:
+    """Return the part of a Model's status that `record_of` reads."""
     return {
         "created": record.created,
-        "serving": record.serving,
+        **({"weights": record.weights} if record.weights else {}),
         "revisions": [_to_wire(kept) for kept in record.revisions.values()],
     }
 
 
 def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
-    """What a Model's status remembers; None where it remembers nothing, or nothing that can be read (the
+    """Return the record that a Model's status holds; None where it holds none, or none that can be read (the
     model then proves itself anew)."""
     if "created" not in status:
         return None
@@ -83,7 +74,7 @@ def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
     return ModelRecord(
         name=name,
         created=int(status["created"]),
-        serving=str(status.get("serving") or ""),
+        weights=traffic_of(status),
         revisions={item.revision: item for item in kept},
     )
 
@@ -91,14 +82,14 @@ def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
 def refused_status(
     past: Mapping[str, Any], generation: int, reason: str, message: str, pool: str, now: float
 ) -> Status:
-    """The status of a Model whose spec is refused: what it remembers stays, and so does what it says of what
+    """Return the status of a Model whose spec is refused: its record stays, and so does what it says of what
     still runs."""
-    told = [
+    refusal = [
         condition(READY, "False", reason, message),
         condition(CONFIG_VALID, "False", reason, message),
     ]
     before = conditions_of(past)
-    conditions = overlaid(before, told, before, now)
+    conditions = overlaid(before, refusal, before, now)
     return {
         **{key: value for key, value in past.items() if key not in ("conditions", "observedGeneration")},
         "observedGeneration": generation,
@@ -108,17 +99,16 @@ def refused_status(
 
 
 def outage_status(past: Mapping[str, Any], generation: int, reason: str, message: str, now: float) -> Status:
-    """The status of a Model of which nothing can be found out now."""
-    conditions = outage(conditions_of(past), reason, message, now)
-    told = conditions_on_wire(conditions, generation)
-    return {**past, "observedGeneration": generation, "conditions": told}
+    """Return the status of a Model of which nothing can be found out now."""
+    conditions = conditions_on_wire(outage(conditions_of(past), reason, message, now), generation)
+    return {**past, "observedGeneration": generation, "conditions": conditions}
 
 
 def without_pool_status(past: Mapping[str, Any], generation: int, message: str, now: float) -> Status:
-    """The status of a Model whose Pool is not there: nothing of it runs, and nothing is on its way."""
+    """Return the status of a Model whose Pool is not there: nothing of it runs, and nothing is on its way."""
     before = conditions_of(past)
-    idle = [condition(kind, "False", "NoSuchPool", message) for kind in (SCHEDULED, PROGRESSING)]
-    conditions = overlaid(outage(before, "NoSuchPool", message, now), idle, before, now)
+    idle = [condition(kind, "False", Reason.NoSuchPool, message) for kind in (SCHEDULED, PROGRESSING)]
+    conditions = overlaid(outage(before, Reason.NoSuchPool, message, now), idle, before, now)
     return {
         **past,
         "observedGeneration": generation,
@@ -137,31 +127,24 @@ def pool_status(
     numbers: Mapping[str, Any],
     now: float,
 ) -> Status:
-    """The whole status of a Pool. `problems` are those of its pods; one of the head keeps it from ready."""
+    """Return the whole status of a Pool. `problems` are those of its pods; one of the head keeps it from
+    ready."""
     of_head = next((problem for problem in problems if not problem.group), None)
-    if ready.reason == "ClusterStarting" and of_head is not None:
+    if ready.reason == Reason.ClusterStarting and of_head is not None:
         ready = condition(READY, "False", of_head.reason, of_head.message)
     if problems:
         text = " ".join(dict.fromkeys(problem.message for problem in problems))
         degraded = condition(DEGRADED, "True", problems[0].reason, text)
-    elif ready.status == "False" and ready.reason not in ON_ITS_WAY:
+    elif is_trouble(ready):
         degraded = condition(DEGRADED, "True", ready.reason, ready.message)
     else:
-        degraded = condition(DEGRADED, "False", "Healthy")
+        degraded = condition(DEGRADED, "False", Reason.Healthy)
     conditions = settle([ready, degraded], conditions_of(past), now)
     return {
         "observedGeneration": generation,
         "conditions": conditions_on_wire(conditions, generation),
         **{key: value for key, value in numbers.items() if value not in ("", None)},
     }
-
-
-def overlaid(
-    conditions: Iterable[Condition], told: Sequence[Condition], past: Sequence[Condition], now: float
-) -> list[Condition]:
-    """`conditions` with those of `told` in the place of their own kind; `past` knows since when they hold."""
-    kinds = {item.type for item in told}
-    return settle([*told, *(item for item in conditions if item.type not in kinds)], past, now)
 
 
 def conditions_of(status: Mapping[str, Any]) -> list[Condition]:
@@ -193,7 +176,7 @@ def conditions_on_wire(conditions: Iterable[Condition], generation: int) -> list
 
 
 def is_due(past: Mapping[str, Any], new: Mapping[str, Any], since_write_seconds: float) -> bool:
-    """Whether `new` must be written over `past` now. What `new` lacks was removed."""
+    """Tell whether `new` must be written over `past` now. What `new` lacks was removed."""
     if past == new:
         return False
     changed = {key for key in past.keys() | new.keys() if past.get(key) != new.get(key)}
@@ -201,8 +184,8 @@ def is_due(past: Mapping[str, Any], new: Mapping[str, Any], since_write_seconds:
 
 
 def transitions(past: Mapping[str, Any], new: Mapping[str, Any]) -> list[Condition]:
-    """Conditions whose status or reason is another now, for Events. A condition that begins as expected (not
-    degraded, valid) is no news."""
+    """Return the conditions whose status or reason is another now, for Events. One that begins as expected
+    (not degraded, valid) is not among them."""
     before = {item.type: item for item in conditions_of(past)}
     found = []
     for item in conditions_of(new):
@@ -215,24 +198,20 @@ def transitions(past: Mapping[str, Any], new: Mapping[str, Any]) -> list[Conditi
 
 
 def is_trouble(item: Condition) -> bool:
-    """Whether an Event about it is a Warning."""
+    """Tell whether an Event about it is a Warning."""
     if item.type == DEGRADED:
         return item.status == "True"
-    return item.status == "False" and item.type != PROGRESSING and item.reason not in ON_ITS_WAY
+    reason = Reason.of(item.reason)
+    passes = reason is not None and reason.passes_by_itself
+    return item.status == "False" and item.type != PROGRESSING and not passes
 
 
 def deleting_since(body: Mapping[str, Any]) -> float | None:
-    """When the deletion was asked for (unix seconds); None: it was not."""
+    """Return when the deletion was asked for (unix seconds); None: it was not."""
     stamp = body["metadata"].get("deletionTimestamp")
     if not stamp:
         return None
     return datetime.datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).timestamp()
-
-
-def noted(entry: ModelEntry, told: Condition, past: ModelEntry | None, now: float) -> ModelEntry:
-    """An entry that also says `told`, as of a spec that was refused while the last valid one runs."""
-    before = past.conditions if past is not None else []
-    return replace(entry, conditions=overlaid(entry.conditions, [told], before, now))
 
 
 def _is_expected(item: Condition) -> bool:
@@ -242,7 +221,7 @@ def _is_expected(item: Condition) -> bool:
 
 
 def _to_wire(value: Any) -> Any:
-    """A struct as camelCase mappings without what is at its default."""
+    """Return a struct as camelCase mappings without what is at its default."""
     if isinstance(value, msgspec.Struct):
         found = {}
         for field, key in _fields(type(value)):
@@ -260,8 +239,8 @@ def _to_wire(value: Any) -> Any:
 
 @functools.cache
 def _fields(kind: type[msgspec.Struct]) -> Sequence[tuple[msgspec.structs.FieldInfo, str]]:
-    """A struct's fields and what they are called on the wire. Finding them out costs more than all the rest
-    of a status."""
+    """Return a struct's fields and their names on the wire. Finding them out costs more than all the rest of
+    a status."""
     return [(field, to_camel(field.name)) for field in msgspec.structs.fields(kind)]
 
 

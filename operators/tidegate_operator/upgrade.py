@@ -1,7 +1,7 @@
-"""How a Pool's Ray cluster is replaced by one of another generation. Pure.
+"""A Pool's Ray cluster is replaced by one of another generation. Pure.
 
 Surge: the new cluster comes up beside the old one. Once its Serve answers it is the active one, and
-applications move to it a few at a time (`control.moving`): what has arrived there leaves the old cluster's
+applications move to it a few at a time (`moving`): what has arrived there leaves the old cluster's
 config, drains, and frees its GPUs for the next. The old cluster goes when it is empty.
 
 Recreate: the old cluster's applications leave, drain, and the cluster goes; only then the new one comes.
@@ -14,18 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tidegate.control.moving import Move, merged, move
 from tidegate.control.observed import ServeState
-from tidegate.control.pod_template import GENERATION_LABEL
 from tidegate.control.serve_config import Application
 from tidegate_operator.cache import Body, is_deleting, labels
+from tidegate_operator.moving import Move, merged, move
+from tidegate_operator.pod_template import GENERATION_LABEL
 
 Policy = Literal["Surge", "Recreate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """What to do with a Pool's clusters now. `active` takes the Serve config, `retiring` give theirs up,
+    """A Pool's clusters have these parts now. `active` takes the Serve config, `retiring` give theirs up,
     `abandoned` never took over and go at once. `create`: the wanted one is missing and may come."""
 
     wanted: Body | None
@@ -71,7 +71,8 @@ def choose(
 
 
 def standing(ray: Clusters, states: Mapping[str, ServeState | None]) -> ServeState | None:
-    """What the plan sees: the active cluster's Serve, and what still stands elsewhere. `states` by name."""
+    """Return what the plan sees: the active cluster's Serve, and what still stands elsewhere. `states` are by
+    the names of clusters."""
     if ray.active is None:
         return None
     found = states.get(_name(ray.active))
@@ -86,7 +87,7 @@ def shared_out(
     applications: Sequence[Application],
     max_unbuilt: int,
 ) -> Move:
-    """What the active cluster should hold, and what the retiring ones are still needed for."""
+    """Return what the active cluster should hold, and what the retiring ones are still needed for."""
     if ray.active is None:
         return Move((), (), is_done=True)
     if not ray.retiring:
@@ -97,20 +98,20 @@ def shared_out(
     return move(applications, old, states.get(_name(ray.active)), max_unbuilt)
 
 
-def kept_configs(old: ServeState, needed: Sequence[Application]) -> list[Mapping[str, Any]]:
-    """The configs that a retiring cluster keeps, as Serve reported them: what is planned now may name groups
-    of workers, or scaling, that this cluster does not have."""
+def kept_configs(old: ServeState, needed: Sequence[Application]) -> dict[str, Mapping[str, Any]]:
+    """Return the configs that a retiring cluster keeps, by application, as Serve reported them: what is
+    planned now may name groups of workers, or scaling, that this cluster does not have."""
     names = {item.name for item in needed}
-    return [
-        state.config
+    return {
+        name: state.config
         for name, state in old.applications.items()
         if name in names and state.config is not None and state.status != "DELETING"
-    ]
+    }
 
 
 def may_go(old: ServeState | None, part: Move) -> bool:
-    """Whether a retiring cluster can be deleted: nothing needs it, and nothing is left on it to drain. One
-    that does not answer has nothing to lose once all has arrived elsewhere."""
+    """Tell whether a retiring cluster can be deleted: nothing needs it, and nothing is left on it to drain.
+    One that does not answer has nothing to lose once all has arrived elsewhere."""
     if old is None:
         return part.is_done
     return not part.old and not old.applications

@@ -18,7 +18,8 @@ from pydantic.fields import FieldInfo
 from tidegate.cli.main import app
 from tidegate.control import resources
 from tidegate.control.desired import REVISION_FIELDS
-from tidegate.settings import PREFIX, Settings
+from tidegate.control.reasons import CONDITION_TYPES, Reason
+from tidegate.settings import PREFIX, ProcessSettings, Settings, variables
 from tidegate_operator.crd_status import ModelStatus, PoolStatus
 from tidegate_operator.settings import OperatorSettings
 
@@ -42,6 +43,7 @@ def pages() -> dict[str, str]:
         "pool.md": GENERATED
         + _resource(resources.Pool, resources.PoolSpec, POOL_INTRO)
         + _status(PoolStatus),
+        "reasons.md": GENERATED + _reasons(),
         "settings.md": GENERATED + _settings(),
         "cli.md": GENERATED + _cli(),
     }
@@ -127,6 +129,27 @@ STATUS_INTRO = """
 Written by the operator. Conditions are as Kubernetes has them (`type`, `status`, `reason`, `message`,
 `observedGeneration`, `lastTransitionTime`); [Troubleshooting](../guides/troubleshooting.md) lists the
 reasons.
+"""
+
+
+def _reasons() -> str:
+    titles = ("reason", "meaning", "outlook")
+    sections = [
+        f"## {kind}\n\n"
+        + _table(titles, [(f"`{it}`", it.sentence, it.outlook) for it in Reason if it.kind == kind])
+        for kind in CONDITION_TYPES
+    ]
+    return "\n".join([REASONS_INTRO, *sections])
+
+
+REASONS_INTRO = """\
+# Reasons
+
+The whole list of reasons that conditions of a Model or a Pool carry, by the condition that each tells of.
+`Ready` repeats the reason of what is in the way. A reason never changes its meaning: scripts may compare it.
+
+What `passes` ends by itself, or is meant to be so, and is no Warning among the Events; what is `trouble` is
+one where it keeps a condition from holding. [Troubleshooting](../guides/troubleshooting.md) says what to do.
 """
 
 
@@ -219,22 +242,22 @@ def _settings() -> str:
     return "\n".join(
         (
             SETTINGS_INTRO,
-            _variables(Settings, SETTING_MEANINGS, {"home": "the user's data folder"}),
+            _variables(Settings),
             OPERATOR_SETTINGS_INTRO,
-            _variables(OperatorSettings, {**SETTING_MEANINGS, **OPERATOR_SETTING_MEANINGS}, {}),
+            _variables(OperatorSettings),
         )
     )
 
 
-def _variables(settings: type[BaseModel], meanings: dict[str, str], defaults: dict[str, str]) -> str:
+def _variables(kind: type[ProcessSettings]) -> str:
     rows = [
         (
             f"`{PREFIX}{name.upper()}`",
             _type(info.annotation),
-            defaults.get(name) or _default(info).replace("none", "empty"),
-            f"{meanings[name]} {_bounds(info)}".strip(),
+            "the user's data folder" if name == "home" else _default(info).replace("none", "empty"),
+            f"{info.description} {_bounds(info)}".strip(),
         )
-        for name, info in settings.model_fields.items()
+        for name, info in variables(kind).items()
     ]
     return _table(("variable", "type", "default", "meaning"), rows)
 
@@ -246,55 +269,11 @@ Environment variables, read once when a process starts. A wrong value, or a `TID
 in this list, stops the start and is named. `REDIS_URL` is read where `TIDEGATE_REDIS_URL` is not set.
 """
 
-SETTING_MEANINGS = {
-    "home": "Folder of keys, logs, caches and the embedded queue's data; one platform per folder.",
-    "redis_url": "A Redis or Valkey from 7.0 on; empty starts the embedded server.",
-    "key_prefix": "What every Redis key of this platform begins with; lower-case letters, digits, `-`.",
-    "host": "Address that the gateway listens on.",
-    "port": "Port that the gateway listens on; 0 takes a free one.",
-    "no_auth": "Answer without keys. Allowed on a loopback address only.",
-    "admin_key_file": "File with a key that the gateway lets in from its start on, as a mounted Secret "
-    "has it.",
-    "max_body_bytes": "Largest request body; above it 413.",
-    "log_format": "`auto` is `console` on a terminal and `json` elsewhere.",
-    "log_level": "Least level that is logged.",
-    "total_max_requests": "Requests waiting and running in all; above it 429.",
-    "total_max_bytes": "Bytes of all requests waiting and running; above it 429.",
-    "tenant_max_requests": "Requests waiting and running of one tenant; above it 429.",
-    "tenant_max_bytes": "Bytes of one tenant's requests waiting and running; above it 429.",
-    "hold_status_seconds": "How long a stream's status line waits for the first token or a refusal.",
-    "heartbeat_seconds": "Time between comment heartbeats of a stream that has nothing to send.",
-    "lease_seconds": "How long after a replica's last sign of life its requests go to another one.",
-    "result_ttl_seconds": "How long a finished request's answer can still be read from the queue.",
-    "shutdown_grace_seconds": "How long a stopping gateway lets open answers go on.",
-    "orphan_seconds": "How long a dead gateway's requests go on before they are cancelled.",
-    "step_timeout_seconds": "An engine without a step for so long is hung and restarted.",
-}
-
 OPERATOR_SETTINGS_INTRO = """\
 ## The operator's
 
 The chart sets them from its values; `operator.settings` takes those that have no value of their own.
 """
-
-OPERATOR_SETTING_MEANINGS = {
-    "redis_url": "The Redis of queue, registry and keys.",
-    "replica_redis_url": "The same Redis as replicas reach it; empty: as the operator does.",
-    "namespaces": "Namespaces with Models and Pools, separated by commas; empty: the operator's own.",
-    "pod_name": "Who holds the Lease, and who reports Events.",
-    "pod_namespace": "Where the Lease is; empty: the namespace of the service account.",
-    "lease_name": "The Lease that decides which operator acts.",
-    "ray_image": "Image of Ray pods whose Pool names none.",
-    "ray_version": "Ray's version in that image.",
-    "gcs_redis_address": "`HOST:PORT` of the Redis that keeps the state of Ray heads; empty: none is kept.",
-    "gcs_redis_password_secret": "`SECRET/KEY` of its password.",
-    "serve_url_template": "Where the dashboard of a RayCluster answers.",
-    "health_host": "Address of `/healthz` and `/metrics`.",
-    "health_port": "Port of `/healthz` and `/metrics`.",
-    "workers": "Pools that are looked at at the same time.",
-    "resync_seconds": "How often everything is listed anew, for what a watch has missed.",
-    "drain_seconds": "How long the requests of a deleted Model or a replaced replica may go on.",
-}
 
 
 def _cli() -> str:

@@ -46,6 +46,9 @@ class ServeApi:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         await self._client.aclose()
 
     async def get(self) -> ServeState:

@@ -3,7 +3,8 @@
 A PUT replaces the whole set of applications and one that Serve refuses (HTTP 400) refuses them all. So after
 a refusal the changes are tried one by one on top of what stands: those that Serve takes stay, the culprits
 keep their last good config (or stay out, where they never had one), and their names come back with Serve's
-words. What was refused is remembered and not sent again for a while, as long as it does not change.
+words. What was refused is remembered and not sent again for a while, as long as it does not change. Losing
+that memory costs only repeated work.
 
 One task calls `write` and awaits it before the next call: two PUTs must never overlap.
 """
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tidegate.control.observed import ServeState
-from tidegate.control.serve_config import Application, ReplicaRuntime, application_config, put_body
-from tidegate.serve_api import ServeRejected, is_applied
+from tidegate.control.serve_config import put_body
+from tidegate.serve_api import ServeRejected, ServeUnavailable, is_applied
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ Config = Mapping[str, Any]  # of one application
 
 
 class Api(Protocol):
-    """What the writer asks of Serve (`tidegate.serve_api.ServeApi`)."""
+    """The writer asks this of Serve (`tidegate.serve_api.ServeApi`)."""
 
     async def put(self, config: Mapping[str, Any]) -> None: ...
 
@@ -42,29 +43,31 @@ class _Refused:
 
 
 class ServeWriter:
-    """One per Ray cluster; it remembers what was taken and what was refused."""
+    """One per Ray cluster, which `name` names in logs; it remembers what was taken and what was refused."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str = "Ray", now: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
         self._now = now
         self._taken: dict[str, Config] = {}  # by application, as last sent and accepted
         self._refused: dict[str, _Refused] = {}
         self._has_written = False
+        self.problem: tuple[str, str] | None = (
+            None  # (reason, sentence) of the last `write` that failed whole
+        )
 
     @property
-    def has_written(self) -> bool:
-        """Whether the last `write` sent anything."""
-        return self._has_written
+    def rejected(self) -> Mapping[str, str]:
+        """Serve's words by name for applications that it refuses."""
+        return {name: refused.message for name, refused in self._refused.items()}
 
-    async def write(
-        self, api: Api, applications: Iterable[Application], runtime: ReplicaRuntime, standing: ServeState
-    ) -> Mapping[str, str]:
-        """Make Serve hold these applications; PUT only where it does not (`standing` is its last answer).
+    async def write(self, api: Api, wanted: Mapping[str, Config], standing: ServeState) -> bool:
+        """Make Serve hold these applications (by name); PUT only where it does not (`standing` is its last
+        answer). Returns whether anything was sent.
 
-        Returns Serve's words by name for applications that it refuses. Raises `ServeUnavailable` (then it is
-        unknown what Serve took), or `ServeRejected` where no single change is to blame.
+        `problem` then says where Serve does not answer (it is unknown what it took), or refuses without a
+        single change to blame.
         """
-        self._has_written = False
-        wanted = {item.name: application_config(item, runtime) for item in applications}
+        self._has_written, self.problem = False, None
         stands = {
             name: state.config or {}
             for name, state in standing.applications.items()
@@ -75,8 +78,12 @@ class ServeWriter:
         config = {name: base.get(name) if name in self._refused else each for name, each in wanted.items()}
         sent = {name: each for name, each in config.items() if each is not None}
         if not _is_held(sent, stands):
-            await self._send(api, sent, base, stands)
-        return {name: refused.message for name, refused in self._refused.items()}
+            try:
+                await self._send(api, sent, base, stands)
+            except (ServeRejected, ServeUnavailable) as error:
+                log.error("%s: %s", self._name, error.message)
+                self.problem = (error.reason, error.message)
+        return self._has_written
 
     def _forget(self, wanted: Mapping[str, Config]) -> None:
         """Drop what is not wanted any more, wanted otherwise, or due for another try."""
@@ -89,8 +96,8 @@ class ServeWriter:
         }
 
     def _good(self, wanted: Mapping[str, Config], stands: Mapping[str, Config]) -> dict[str, Config]:
-        """The last good config of each wanted application that stands. As it was made here, where that is
-        known: Serve adds its defaults to what it reports."""
+        """Return the last good config of each wanted application that stands. As it was made here, where that
+        is known: Serve adds its defaults to what it reports."""
         good: dict[str, Config] = {}
         for name, config in wanted.items():
             reported = stands.get(name)
@@ -128,8 +135,8 @@ class ServeWriter:
             raise refusal
 
     async def _put(self, api: Api, configs: Mapping[str, Config]) -> ServeRejected | None:
-        """Serve's refusal, where it refuses."""
-        log.info("PUT %d applications: %s", len(configs), ", ".join(configs) or "none")
+        """Send one config. Returns Serve's refusal, where it refuses."""
+        log.info("%s: PUT %d applications: %s", self._name, len(configs), ", ".join(configs) or "none")
         self._has_written = True
         try:
             await api.put(put_body(configs.values()))

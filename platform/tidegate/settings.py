@@ -6,16 +6,20 @@ A wrong value, or a variable that no setting has, stops the start and names itse
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import platformdirs
-from pydantic import Field, ValidationError, field_validator
+from msgspec.structs import fields
+from pydantic import BaseModel, Field, ValidationError, create_model, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tidegate.errors import ConfigError, FieldProblem
+from tidegate.replica_args import DEFAULT_TIMES, KEY_PREFIX, Times
 
 PREFIX = "TIDEGATE_"
 # Set by Tidegate for its own child processes or by build tooling; not settings of a process.
@@ -24,50 +28,98 @@ INTERNAL_VARIABLES = frozenset({"TIDEGATE_INSTANCE"})
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]
 
-AnySettings = TypeVar("AnySettings", bound=BaseSettings)
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+AnySettings = TypeVar("AnySettings", bound="ProcessSettings")
 
 
-class Settings(BaseSettings):
-    """One frozen object, handed down; nothing else reads the environment."""
+class ProcessSettings(BaseSettings):
+    """The settings that all processes have in common. One frozen object is handed down; nothing else reads
+    the environment. The description of a field goes to the reference page and to the chart."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", arbitrary_types_allowed=True
+    )
 
-    home: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("tidegate", appauthor=False)))
-    redis_url: str = ""  # empty: the local host starts an embedded server
-    key_prefix: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")] = "tidegate"
+    redis_url: str
+    key_prefix: str = Field(
+        KEY_PREFIX,
+        pattern=r"^[a-z0-9-]{1,32}$",
+        description="What every Redis key of this platform begins with; lower-case letters, digits, `-`.",
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`auto` is `console` on a terminal and `json` elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
+    times: Times = DEFAULT_TIMES  # each of its described fields is a setting
 
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
-    no_auth: bool = False
-    admin_key_file: Path | None = None  # the gateway lets the key in that this file holds
-    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 * 1024 * 1024
-
-    log_format: Literal["auto", "json", "console"] = "auto"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-    total_max_requests: Count = 20_000
-    total_max_bytes: Count = 512 * 1024 * 1024
-    tenant_max_requests: Count = 10_000
-    tenant_max_bytes: Count = 512 * 1024 * 1024
-
-    hold_status_seconds: Seconds = 5.0
-    heartbeat_seconds: Seconds = 10.0
-    shutdown_grace_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0  # for answers open at a stop
-    lease_seconds: Seconds = 6.0
-    result_ttl_seconds: Seconds = 60.0
-    orphan_seconds: Seconds = 120.0  # how long a dead gateway's requests go on before they are cancelled
-    step_timeout_seconds: Seconds = 120.0  # an engine without a step for so long is hung
-
-    @field_validator("redis_url")
+    @field_validator("redis_url", "replica_redis_url", check_fields=False)
     @classmethod
     def _redis_scheme(cls, value: str) -> str:
-        if value and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("use redis://host:port/db, rediss:// or unix:///path.sock")
+        if value and not re.match(r"(rediss?(\+sentinel)?|unix)://", value):
+            raise ValueError(
+                "use redis://host:port/db, rediss://, unix:///path.sock or redis+sentinel://host,host/master/db"
+            )
         return value
 
 
+class Settings(ProcessSettings):
+    """The settings of gateway, CLI and host."""
+
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("tidegate", appauthor=False)),
+        description="Folder of keys, logs, caches and the embedded queue's data; one platform per folder.",
+    )
+    redis_url: str = Field(
+        "", description="A Redis or Valkey from 7.0 on, or its Sentinels; empty starts the embedded server."
+    )
+
+    host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
+    port: int = Field(
+        8000, ge=0, le=65_535, description="Port that the gateway listens on; 0 takes a free one."
+    )
+    no_auth: bool = Field(False, description="Answer without keys. Allowed on a loopback address only.")
+    admin_key_file: Path | None = Field(
+        None,
+        description="File with a key that the gateway lets in from its start on, as a mounted Secret has it.",
+    )
+    max_body_bytes: int = Field(
+        8 * 1024 * 1024, ge=1024, le=1 << 30, description="Largest request body; above it 413."
+    )
+
+    total_max_requests: Count = Field(
+        20_000, description="Requests waiting and running in all; above it 429."
+    )
+    total_max_bytes: Count = Field(
+        512 * 1024 * 1024, description="Bytes of all requests waiting and running; above it 429."
+    )
+    tenant_max_requests: Count = Field(
+        10_000, description="Requests waiting and running of one tenant; above it 429."
+    )
+    tenant_max_bytes: Count = Field(
+        512 * 1024 * 1024, description="Bytes of one tenant's requests waiting and running; above it 429."
+    )
+
+    hold_status_seconds: Seconds = Field(
+        5.0, description="How long a stream's status line waits for the first token or a refusal."
+    )
+    heartbeat_seconds: Seconds = Field(
+        10.0, description="Time between comment heartbeats of a stream that has nothing to send."
+    )
+    shutdown_grace_seconds: float = Field(
+        10.0, ge=1, le=3600, description="How long a stopping gateway lets open answers go on."
+    )
+
+
+def variables(kind: type[ProcessSettings]) -> dict[str, FieldInfo]:
+    """Each setting of a process by its name, the times among them."""
+    own = {name: info for name, info in kind.model_fields.items() if name != "times"}
+    return own | CHECKED_TIMES.model_fields
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of gateway, CLI and host. Raises `ConfigError` as `read_settings` does."""
+    """Return the settings of gateway, CLI and host. Raises `ConfigError` as `read_settings` does."""
     return read_settings(Settings, environ)
 
 
@@ -82,7 +134,7 @@ def read_settings(kind: type[AnySettings], environ: Mapping[str, str] | None = N
     }
     if "REDIS_URL" in environ and "redis_url" not in values:
         values["redis_url"] = environ["REDIS_URL"]
-    known = set(kind.model_fields)
+    known = variables(kind)
     problems = [
         FieldProblem(
             f"{PREFIX}{name.upper()}", repr(value), "no such setting; known: " + ", ".join(sorted(known))
@@ -90,14 +142,42 @@ def read_settings(kind: type[AnySettings], environ: Mapping[str, str] | None = N
         for name, value in values.items()
         if name not in known
     ]
-    try:
-        settings = kind(**values) if not problems else None  # type: ignore[arg-type]
-    except ValidationError as error:
-        settings = None
-        problems += [_problem(item) for item in error.errors()]
-    if settings is None:
+    times = _checked(CHECKED_TIMES, values, problems)
+    settings = _checked(kind, values, problems)
+    if times is None or settings is None or problems:
         raise ConfigError("; ".join(map(str, problems)), problems)
-    return settings
+    return settings.model_copy(update={"times": Times(**times.model_dump())})
+
+
+def _checked_times() -> type[BaseModel]:
+    """Make a model of the described fields of `Times`, which Pydantic then checks as it does the others."""
+    found: dict[str, Any] = {}
+    for field in fields(Times):
+        metas = getattr(field.type, "__metadata__", ())
+        words = [meta.description for meta in metas if meta.description]
+        bounds = {
+            name: getattr(meta, name)
+            for meta in metas
+            for name in ("gt", "ge", "lt", "le")
+            if getattr(meta, name) is not None
+        }
+        if words:
+            found[field.name] = (field.type.__origin__, Field(field.default, description=words[0], **bounds))
+    return create_model("CheckedTimes", **found)
+
+
+CHECKED_TIMES = _checked_times()
+
+
+def _checked(
+    kind: type[AnyModel], values: Mapping[str, Any], problems: list[FieldProblem]
+) -> AnyModel | None:
+    """Make a model of `values`; where they are wrong, add to `problems` and return None."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        problems += [_problem(item) for item in error.errors()]
+        return None
 
 
 def _problem(item: ErrorDetails) -> FieldProblem:

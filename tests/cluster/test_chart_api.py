@@ -19,10 +19,10 @@ import yaml
 
 from tests.cluster.cluster import CHART, Cluster, CommandFailed, Resource
 from tests.integration.chart.rendered import VALUE_SETS, VALUES, pod_templates
-from tidegate.control.pod_template import RayDefaults
-from tidegate.control.ray_cluster import ray_cluster
-from tidegate.control.resolve_job import resolve_job
 from tidegate.control.resources import Model, Pool
+from tidegate_operator.pod_template import RayDefaults
+from tidegate_operator.ray_cluster import ray_cluster
+from tidegate_operator.resolve_job import resolve_job
 
 NAMESPACE = "chart"
 OPERATOR = f"system:serviceaccount:{NAMESPACE}:tidegate-operator"

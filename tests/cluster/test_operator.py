@@ -20,10 +20,10 @@ from tests.cluster.cluster import Cluster as ApiServer
 from tests.cluster.operator_process import OperatorProcess, World, running
 from tests.cluster.simulated_serve import simulated_serve
 from tests.redis_server import RedisServer
-from tidegate.control.pod_template import GENERATION_LABEL
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry
 from tidegate_operator.cluster import ApiGone, Cluster, Object, configuration
+from tidegate_operator.pod_template import GENERATION_LABEL
 
 PREFIX = "tidegate"
 OTHER = "other"

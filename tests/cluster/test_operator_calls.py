@@ -4,62 +4,46 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
 from tests.cluster.cluster import Cluster as ApiServer
+from tests.contract.hosts.api_server_contract import ApiServerContract, Calls
 from tidegate_operator import leader
 from tidegate_operator.cluster import (
     _PLACES,
-    ApiConflict,
     ApiError,
     ApiGone,
     ApiUnavailable,
     Cluster,
-    Object,
     _Place,
     configuration,
 )
 
-SPEC = {"engine": {"name": "simulated"}}
 
-
-class Calls:
-    """A connection and the writes that it counted."""
-
-    def __init__(self, cluster: Cluster, writes: list[tuple[str, str]]) -> None:
-        self.cluster = cluster
-        self.writes = writes
-
-    async def model(self, name: str, **metadata: Any) -> Object:
-        return await self.cluster.apply(
-            "Model",
-            {
-                "apiVersion": "tidegate.dev/v1alpha1",
-                "kind": "Model",
-                "metadata": {"name": name, "namespace": "default", **metadata},
-                "spec": SPEC,
-            },
-        )
+@pytest.fixture
+def writes() -> list[tuple[str, str]]:
+    """What was written, as it is counted."""
+    return []
 
 
 @pytest.fixture
-async def calls(api_server: ApiServer) -> AsyncIterator[Calls]:
-    writes: list[tuple[str, str]] = []
+async def api(api_server: ApiServer, writes: list[tuple[str, str]]) -> AsyncIterator[Cluster]:
     settings = await configuration(str(api_server.facts.kubeconfig))
-    async with Cluster(settings, lambda kind, verb: writes.append((kind, verb))) as cluster:
-        yield Calls(cluster, writes)
-        for body in (await cluster.list("Model", "default"))[0]:
-            await cluster.set_finalizers("Model", body, [])
-            await cluster.delete("Model", body)
+    async with Cluster(settings, lambda kind, verb: writes.append((kind, verb))) as api:
+        yield api
+        for body in (await api.list("Model", "default"))[0]:
+            await api.set_finalizers("Model", body, [])
+            await api.delete("Model", body)
 
 
-async def test_the_same_apply_twice_is_one_version(calls: Calls) -> None:
-    first = await calls.model("one")
-    second = await calls.model("one")
-    assert first["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
-    assert calls.writes == [("Model", "apply"), ("Model", "apply")]
+@pytest.fixture
+def calls(api: Cluster, writes: list[tuple[str, str]]) -> Calls:
+    return Calls(api, writes)
+
+
+class TestContract(ApiServerContract):
+    """The real API server is one that the operator can rely on."""
 
 
 async def test_a_listing_says_what_its_items_are_and_comes_in_pages(
@@ -76,65 +60,6 @@ async def test_a_listing_says_what_its_items_are_and_comes_in_pages(
     assert len(odd) == 2
 
 
-async def test_a_status_is_replaced_whole_and_leaves_the_spec_alone(calls: Calls) -> None:
-    body = await calls.model("one")
-    await calls.cluster.apply_status("Model", body, {"waiting": 3, "accelerator": "a10"})
-    with pytest.raises(ApiConflict):
-        await calls.cluster.apply_status("Model", body, {"waiting": 4})
-    ((newest,), _) = await calls.cluster.list("Model", "default")
-    after = await calls.cluster.apply_status("Model", newest, {"waiting": 4})
-    assert after["status"] == {"waiting": 4}
-    assert after["metadata"]["generation"] == body["metadata"]["generation"]
-    again = await calls.cluster.apply_status("Model", after, {"waiting": 4})
-    assert again["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"]
-
-
-async def test_the_status_of_a_deleted_object_does_not_land_on_its_successor(calls: Calls) -> None:
-    body = await calls.model("one")
-    await calls.cluster.delete("Model", body)
-    with pytest.raises(ApiError):
-        await calls.cluster.apply_status("Model", body, {"waiting": 3})
-    await calls.model("one")
-    with pytest.raises(ApiConflict):
-        await calls.cluster.apply_status("Model", body, {"waiting": 3})
-
-
-async def test_finalizers_are_set_on_the_version_that_was_seen(calls: Calls) -> None:
-    body = await calls.model("one")
-    held = await calls.cluster.set_finalizers("Model", body, ["tidegate.dev/drain"])
-    with pytest.raises(ApiConflict):
-        await calls.cluster.set_finalizers("Model", body, [])
-    await calls.cluster.delete("Model", held)
-    ((waiting,), _) = await calls.cluster.list("Model", "default")
-    assert "deletionTimestamp" in waiting["metadata"]
-    gone = await calls.cluster.set_finalizers("Model", waiting, [])
-    assert not gone["metadata"].get("finalizers")
-    assert (await calls.cluster.list("Model", "default"))[0] == []
-    with pytest.raises(ApiGone):
-        await calls.cluster.set_finalizers("Model", waiting, [])
-
-
-async def test_a_json_patch_whose_test_fails_is_a_conflict(calls: Calls) -> None:
-    body = await calls.model("one")
-    replace = {"op": "add", "path": "/spec/contextLength", "value": 64}
-    wrong = {"op": "test", "path": "/spec/device", "value": "cuda"}
-    with pytest.raises(ApiConflict):
-        await calls.cluster.patch("Model", body, [wrong, replace])
-    patched = await calls.cluster.patch("Model", body, [replace])
-    assert patched["spec"]["contextLength"] == 64
-    assert calls.writes.count(("Model", "patch")) == 1
-
-
-async def test_deleting_what_is_gone_or_another_is_fine(calls: Calls) -> None:
-    body = await calls.model("one")
-    await calls.cluster.delete("Model", body)
-    await calls.cluster.delete("Model", body)
-    successor = await calls.model("one")
-    await calls.cluster.delete("Model", body)
-    ((standing,), _) = await calls.cluster.list("Model", "default")
-    assert standing["metadata"]["uid"] == successor["metadata"]["uid"]
-
-
 async def test_what_the_server_refuses_is_told_in_its_words_and_not_counted(calls: Calls) -> None:
     with pytest.raises(ApiError, match="Unsupported value"):
         await calls.cluster.apply(
@@ -147,32 +72,6 @@ async def test_what_the_server_refuses_is_told_in_its_words_and_not_counted(call
             },
         )
     assert calls.writes == []
-
-
-async def test_an_event_is_taken(calls: Calls) -> None:
-    body = await calls.model("one")
-    event = await calls.cluster.create(
-        "Event",
-        {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            "metadata": {"generateName": "one-", "namespace": "default"},
-            "eventTime": "2026-01-01T00:00:00.000000Z",
-            "reportingController": "tidegate.dev/operator",
-            "reportingInstance": "test",
-            "action": "ReadyFalse",
-            "reason": "KubeRayMissing",
-            "note": "It is missing.",
-            "type": "Warning",
-            "regarding": {
-                "apiVersion": body["apiVersion"],
-                "kind": "Model",
-                "name": "one",
-                "namespace": "default",
-            },
-        },
-    )
-    assert event["metadata"]["name"].startswith("one-")
 
 
 async def test_an_unknown_kind_is_gone_and_a_dead_server_is_unavailable(
@@ -199,7 +98,7 @@ def quick_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leader, "RETRY_SECONDS", 1)
 
 
-async def test_one_leads_and_the_next_starts_at_once_when_it_ends(calls: Calls, quick_lease: None) -> None:
+async def test_one_leads_and_the_next_starts_at_once_when_it_ends(api: Cluster, quick_lease: None) -> None:
     log: list[str] = []
     begun, stop = asyncio.Event(), asyncio.Event()
 
@@ -211,7 +110,7 @@ async def test_one_leads_and_the_next_starts_at_once_when_it_ends(calls: Calls, 
     async def second() -> None:
         log.append("second")
 
-    client = calls.cluster.client
+    client = api.client
     one = asyncio.create_task(leader.lead(client, "handover", "default", "one", first))
     await asyncio.wait_for(begun.wait(), 10)
     two = asyncio.create_task(leader.lead(client, "handover", "default", "two", second))
@@ -245,9 +144,9 @@ async def test_a_leader_that_cannot_renew_is_stopped(api_server: ApiServer, quic
         await asyncio.wait_for(stopped.wait(), 1)
 
 
-async def test_what_the_work_raises_ends_the_leader(calls: Calls, quick_lease: None) -> None:
+async def test_what_the_work_raises_ends_the_leader(api: Cluster, quick_lease: None) -> None:
     async def work() -> None:
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        await leader.lead(calls.cluster.client, "raises", "default", "one", work)
+        await leader.lead(api.client, "raises", "default", "one", work)

@@ -22,14 +22,19 @@ from tidegate.messages.work import (
     TextPrompt,
     Tokens,
 )
+from tidegate.replica_args import Times
 from tidegate.store.connection import Connection
-from tidegate.store.queue import GatewayQueue, ReplicaQueue, Sweeper, SweepTimes
+from tidegate.store.queue import GatewayQueue, ReplicaQueue, Sweeper
 
 MODEL, REVISION = "m", "r1"
 QUEUE = f"{MODEL}--{REVISION}"
 # Tests sweep by hand: no timer changes anything while they look.
-BY_HAND = SweepTimes(
-    interval_seconds=3600, orphan_seconds=3600, result_ttl_seconds=60, pause_seconds=3600, grace_seconds=0
+BY_HAND = Times(
+    lease_seconds=60.0,
+    orphan_seconds=3600,
+    sweep_interval_seconds=3600,
+    sweep_pause_seconds=3600,
+    sweep_grace_seconds=0,
 )
 _ids = itertools.count()
 
@@ -118,7 +123,7 @@ class Rig:
     async def connect(self) -> Connection:
         return await self._stack.enter_async_context(Connection(self.url))
 
-    async def gateway(self, name: str = "gw", times: SweepTimes = BY_HAND) -> tuple[GatewayQueue, Ear]:
+    async def gateway(self, name: str = "gw", times: Times = BY_HAND) -> tuple[GatewayQueue, Ear]:
         queue = GatewayQueue(await self.connect(), key_prefix=self.key_prefix, gateway_id=name, times=times)
         ear = Ear()
         await queue.start(ear.deliver, ear.lost)
@@ -128,10 +133,9 @@ class Rig:
     async def replica(
         self,
         *,
-        lease_seconds: float = 60.0,
         model: str = MODEL,
         revision: str = REVISION,
-        times: SweepTimes = BY_HAND,
+        times: Times = BY_HAND,
     ) -> Worker:
         queue = ReplicaQueue(
             await self.connect(),
@@ -139,7 +143,6 @@ class Rig:
             model=model,
             revision=revision,
             replica_id=f"replica-{next(self._replicas)}",
-            lease_seconds=lease_seconds,
             times=times,
         )
         worker = Worker(queue)
@@ -147,8 +150,8 @@ class Rig:
         self._stack.push_async_callback(queue.close)
         return worker
 
-    async def sweeper(self, times: SweepTimes = BY_HAND) -> Sweeper:
-        return Sweeper(await self.connect(), self.key_prefix + ":", times=times)
+    async def sweeper(self, times: Times = BY_HAND) -> Sweeper:
+        return Sweeper(await self.connect(), key_prefix=self.key_prefix, times=times)
 
 
 @asynccontextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from tests.contract.queue_rig import BY_HAND, MODEL, REVISION, Rig, Worker, a_request, a_token, accept
 from tests.waiting import await_until
@@ -25,7 +25,7 @@ async def claimed_again(sweeper: Sweeper, worker: Worker) -> Claim:
 
 async def test_another_replica_continues_from_the_log_and_the_first_cannot_write(rig: Rig) -> None:
     gateway, ear = await rig.gateway()
-    stalled, other = await rig.replica(lease_seconds=SHORT), await rig.replica()
+    stalled, other = await rig.replica(times=replace(BY_HAND, lease_seconds=SHORT)), await rig.replica()
     request = a_request()
     await accept(gateway, request)
     await stalled.queue.claim(1)
@@ -43,7 +43,7 @@ async def test_another_replica_continues_from_the_log_and_the_first_cannot_write
 
 async def test_a_stale_attempt_cannot_write_while_the_request_waits(rig: Rig) -> None:
     gateway, _ = await rig.gateway()
-    stalled = await rig.replica(lease_seconds=SHORT)
+    stalled = await rig.replica(times=replace(BY_HAND, lease_seconds=SHORT))
     request = a_request()
     await accept(gateway, request)
     await stalled.queue.claim(1)
@@ -217,7 +217,8 @@ async def test_after_a_pause_without_sweeps_nobody_is_taken_for_dead_at_once(rig
     await connection.call("HSET", prefix + "swept", "at", 1)
     await connection.call("ZADD", prefix + "leases", "XX", 1, request.id)
     await connection.call("ZADD", prefix + "gateways", "XX", 1, "gw")
-    sweeper = await rig.sweeper(replace(BY_HAND, orphan_seconds=1, pause_seconds=60, grace_seconds=60))
+    times = replace(BY_HAND, orphan_seconds=1, sweep_pause_seconds=60, sweep_grace_seconds=60)
+    sweeper = await rig.sweeper(times)
     assert await sweeper.sweep() == 0
     assert await sweeper.sweep() == 0
     assert await replica.queue.renew([(request.id, 1)]) == []

@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from tests.contract.queue_rig import MODEL, REVISION, Rig, a_request, a_token, accept, bounds
+from tests.contract.queue_rig import BY_HAND, MODEL, REVISION, Rig, a_request, a_token, accept, bounds
 from tests.waiting import await_until
 from tidegate.messages.codec import encode_request
 from tidegate.messages.queue import Accepted, QueueLimits, Rejected
@@ -93,7 +94,7 @@ async def test_a_sweep_expires_what_waits_too_long_without_any_replica(rig: Rig)
 
 async def test_a_running_request_has_no_deadline(rig: Rig) -> None:
     gateway, ear = await rig.gateway()
-    replica = await rig.replica(lease_seconds=0.05)
+    replica = await rig.replica(times=replace(BY_HAND, lease_seconds=0.05))
     request = a_request(deadline=time.time() + 0.3)
     await accept(gateway, request)
     await replica.queue.claim(1)

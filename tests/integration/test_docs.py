@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.integration.cli.command import tidegate
-from tidegate.control.reasons import REASONS
+from tidegate.control.reasons import Reason
 from tidegate.local.ray_cluster import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -59,12 +59,12 @@ def test_troubleshooting_names_every_reason() -> None:
     )
     raised = set(re.findall(r'(?:EngineLoadError|Crash)\(\s*"([A-Za-z]+)"', code))
     assert raised
-    assert sorted(reason for reason in raised | set(REASONS) if f"`{reason}`" not in guide) == []
+    assert sorted(reason for reason in raised | {*Reason} if f"`{reason}`" not in guide) == []
 
 
 def test_every_setting_and_metric_is_documented() -> None:
     from tidegate import telemetry
-    from tidegate.settings import Settings
+    from tidegate.settings import Settings, variables
 
     settings = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
     metrics = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
@@ -74,15 +74,16 @@ def test_every_setting_and_metric_is_documented() -> None:
         if isinstance(value, str) and re.fullmatch(r"(tidegate|gen_ai)_[a-z_]+", value)
     ]
     assert names
-    assert [name for name in Settings.model_fields if f"TIDEGATE_{name.upper()}`" not in settings] == []
+    assert [name for name in variables(Settings) if f"TIDEGATE_{name.upper()}`" not in settings] == []
     assert [name for name in names if f"`{name}" not in metrics] == []
 
 
 def test_every_field_of_the_api_is_documented() -> None:
-    from tidegate.gateway.schema import ChatBody, CompletionBody
+    from tidegate.gateway.dialects import DIALECTS
 
     page = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
-    fields = {*ChatBody.__struct_fields__, *CompletionBody.__struct_fields__}
+    fields = {field for dialect in DIALECTS for field in dialect.body.__struct_fields__}
+    assert fields
     assert sorted(field for field in fields if f"`{field}" not in page) == []
 
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests.cluster.failure_page import Failure, Told, common_resources, failures, table
-from tidegate.control.reasons import CONDITION_TYPES, REASONS
+from tidegate.control.reasons import CONDITION_TYPES, Reason
 from tidegate.control.resources import Model, Pool
 
 KINDS = {"Model": Model, "Pool": Pool}
@@ -34,7 +34,7 @@ def test_a_chapter_is_whole(failure: Failure) -> None:
     assert failure.told
     for told in failure.told:
         assert told.type in CONDITION_TYPES
-        assert told.reason in REASONS
+        assert told.reason in {*Reason}
         assert re.search(r"\w", told.message)
     names = {
         (each["kind"].lower(), each["metadata"]["name"]) for each in (*common_resources(), *failure.resources)

@@ -6,7 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from tidegate.control.pod_template import USER_ID
+from tidegate_operator.pod_template import USER_ID
 
 ROOT = Path(__file__).parents[2]
 RECIPE = (ROOT / "platform" / "images" / "Dockerfile").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.unit.control.builders import RUNTIME, model
+from tests.unit.control.builders import REPLICAS, model
 from tidegate.control.serve_config import Application, application_config
 from tidegate.serve_api import PATH, ServeApi, ServeRejected, ServeUnavailable, is_applied, parse_state
 
@@ -42,7 +42,7 @@ def test_no_serve_is_an_empty_state() -> None:
 
 
 def config() -> dict[str, Any]:
-    return application_config(Application("m", "r", model().spec, "", keep_awake=True), RUNTIME)
+    return application_config(Application("m", "r", model().spec, "", keep_awake=True), REPLICAS)
 
 
 def test_serves_own_defaults_and_number_types_do_not_count() -> None:

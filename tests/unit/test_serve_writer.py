@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.control.builders import RUNTIME, model
+from tests.unit.control.builders import REPLICAS, model
 from tidegate.control.observed import ApplicationState, ServeState
-from tidegate.control.serve_config import Application
+from tidegate.control.serve_config import Application, application_configs
 from tidegate.serve_api import ServeRejected, ServeUnavailable
 from tidegate.serve_writer import RETRY_SECONDS, ServeWriter
 
@@ -64,15 +63,18 @@ def app(name: str, idle: float = 300) -> Application:
 
 
 async def write(writer: ServeWriter, serve: Serve, wanted: Iterable[Application]) -> Mapping[str, str]:
-    return await writer.write(serve, wanted, RUNTIME, serve.state())
+    """What is refused after it."""
+    before = len(serve.puts)
+    has_sent = await writer.write(serve, application_configs(wanted, REPLICAS), serve.state())
+    assert has_sent == (len(serve.puts) > before or serve.is_down)
+    return writer.rejected
 
 
 async def test_the_same_again_writes_nothing() -> None:
     serve, writer = Serve(), ServeWriter()
     assert await write(writer, serve, [app("a"), app("b")]) == {}
-    assert writer.has_written
     assert await write(writer, serve, [app("a"), app("b")]) == {}
-    assert (len(serve.puts), writer.has_written) == (1, False)
+    assert len(serve.puts) == 1
     # Nor does another writer, as after a restart.
     await write(ServeWriter(), serve, [app("a"), app("b")])
     assert len(serve.puts) == 1
@@ -125,7 +127,7 @@ async def test_what_goes_goes_also_beside_a_refusal() -> None:
 
 async def test_a_refusal_is_tried_again_in_time() -> None:
     clock = Clock()
-    serve, writer = Serve("a"), ServeWriter(clock)
+    serve, writer = Serve("a"), ServeWriter(now=clock)
     assert await write(writer, serve, [app("a")])
     serve.bad.clear()
     clock.now += RETRY_SECONDS - 1
@@ -135,21 +137,22 @@ async def test_a_refusal_is_tried_again_in_time() -> None:
     assert list(serve.held) == ["a--r"]
 
 
-async def test_a_refusal_that_nothing_new_explains_is_raised() -> None:
+async def test_a_refusal_that_nothing_new_explains_is_a_problem_of_the_whole() -> None:
     serve, writer = Serve(), ServeWriter()
     await write(writer, serve, [app("a"), app("b")])
     serve.bad.add("a")
-    with pytest.raises(ServeRejected, match="a is wrong"):
-        await write(writer, serve, [app("a")])
+    assert await write(writer, serve, [app("a")]) == {}
+    assert writer.problem == ("ServeRejected", "a is wrong")
 
 
-async def test_silence_is_raised() -> None:
+async def test_silence_is_a_problem_until_serve_answers() -> None:
     serve, writer = Serve(), ServeWriter()
     serve.is_down = True
-    with pytest.raises(ServeUnavailable):
-        await write(writer, serve, [app("a")])
+    await write(writer, serve, [app("a")])
+    first = writer.problem
     serve.is_down = False
     assert await write(writer, serve, [app("a")]) == {}
+    assert (first, writer.problem) == (("ServeUnavailable", "no answer"), None)
     assert list(serve.held) == ["a--r"]
 
 
@@ -157,7 +160,7 @@ async def test_what_is_being_deleted_counts_as_gone() -> None:
     serve, writer = Serve(), ServeWriter()
     await write(writer, serve, [app("a")])
     going = ServeState("c", {"a--r": ApplicationState("a--r", "DELETING", config=serve.held["a--r"])})
-    assert await writer.write(serve, [], RUNTIME, going) == {}
+    assert not await writer.write(serve, {}, going)
     assert len(serve.puts) == 1
 
 

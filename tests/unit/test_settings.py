@@ -30,6 +30,11 @@ def test_the_plain_redis_url_yields_to_tidegates_own() -> None:
     assert load_settings(both).redis_url == "redis://b"
 
 
+def test_sentinels_may_name_redis() -> None:
+    url = "rediss+sentinel://a,b:1/queue/0"
+    assert load_settings({"REDIS_URL": url}).redis_url == url
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [

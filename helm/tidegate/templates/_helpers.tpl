@@ -89,7 +89,20 @@ app.kubernetes.io/component: {{ .component }}
       name: {{ required "externalRedis.existingSecretUrlKey needs externalRedis.existingSecret" $external.existingSecret }}
       key: {{ $external.existingSecretUrlKey }}
 {{- else -}}
-{{- $host := required "externalRedis.host: redis.enabled is false, so say where Redis is, or set externalRedis.existingSecretUrlKey" $external.host -}}
+{{- $scheme := ternary "rediss" "redis" $external.tls.enabled -}}
+{{- $place := "" -}}
+{{- with $external.sentinel -}}
+{{- if .master -}}
+{{- $scheme = printf "%s+sentinel" $scheme -}}
+{{- $hosts := list -}}
+{{- range .hosts -}}
+{{- $hosts = append $hosts (printf "%s:%d" . (int $external.sentinel.port)) -}}
+{{- end -}}
+{{- $place = printf "%s/%s" (required "externalRedis.sentinel.hosts: say where the Sentinels are" (join "," $hosts)) .master -}}
+{{- else -}}
+{{- $place = printf "%s:%d" (required "externalRedis.host: redis.enabled is false, so say where Redis is, or set externalRedis.sentinel or externalRedis.existingSecretUrlKey" $external.host) (int $external.port) -}}
+{{- end -}}
+{{- end -}}
 {{- $user := $external.username | urlquery -}}
 {{- if $external.existingSecret -}}
 {{- $user = printf "%s:$(REDIS_PASSWORD)" $user -}}
@@ -100,7 +113,7 @@ app.kubernetes.io/component: {{ .component }}
       key: {{ $external.existingSecretPasswordKey }}
 {{ end -}}
 - name: REDIS_URL
-  value: {{ printf "%s://%s%s:%d/%d%s" (ternary "rediss" "redis" $external.tls.enabled) (ternary (printf "%s@" $user) "" (ne $user "")) $host (int $external.port) (int $external.database) (ternary "?ssl_ca_certs=/etc/tidegate/redis-ca/ca.crt" "" (eq (include "tidegate.isCaMounted" .) "true")) }}
+  value: {{ printf "%s://%s%s/%d%s" $scheme (ternary (printf "%s@" $user) "" (ne $user "")) $place (int $external.database) (ternary "?ssl_ca_certs=/etc/tidegate/redis-ca/ca.crt" "" (eq (include "tidegate.isCaMounted" .) "true")) }}
 {{- end -}}
 {{- end }}
 

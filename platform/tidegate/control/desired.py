@@ -1,12 +1,14 @@
-"""What should stand: revisions of models, and what is remembered of them between two looks. Pure."""
+"""Revisions of models, and the records of them that last from one decision to the next. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate.control.observed import SourceState
 from tidegate.control.packing import Placement
@@ -15,6 +17,7 @@ from tidegate.messages.registry import RevisionReport
 from tidegate.sources.facts import DecoderShape, StoredWeights
 
 REVISION_DIGITS = 10
+WHOLE = 100  # the shares of a model's traffic sum to it
 # The fields of a spec that need a new replica. All others change in place.
 REVISION_FIELDS = (
     "source",
@@ -50,7 +53,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     message: str = ""
     retired_at: float = 0.0  # when another revision took its traffic
     shape: DecoderShape = DecoderShape()
-    weights: StoredWeights = StoredWeights()
+    stored_weights: StoredWeights = StoredWeights()
     placement: Placement | None = None
 
     @property
@@ -58,8 +61,13 @@ class RevisionRecord(msgspec.Struct, frozen=True):
         return self.proof is not None
 
     @property
+    def group(self) -> str:
+        """The group of workers that its replicas run in; empty on one machine, or without a place."""
+        return self.placement.group if self.placement is not None else ""
+
+    @property
     def source(self) -> SourceState:
-        """What was found when the source was looked at."""
+        """The resolved source."""
         return SourceState(
             "resolved",
             self.checkpoint,
@@ -67,17 +75,40 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             self.quantization,
             self.precision,
             shape=self.shape,
-            weights=self.weights,
+            weights=self.stored_weights,
         )
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
-    """What is remembered of one model. `serving` takes the traffic; empty: none has proved itself yet."""
+    """The record of one model. `weights` shares its traffic out among revisions; empty: none has proved
+    itself yet."""
 
     name: str
     created: int
-    serving: str = ""
+    weights: dict[str, int] = {}
     revisions: dict[str, RevisionRecord] = {}
+
+    @property
+    def serving(self) -> tuple[RevisionRecord, ...]:
+        """The revisions that take traffic, the largest share first."""
+        shares = sorted(self.weights.items(), key=lambda item: -item[1])
+        return tuple(self.revisions[name] for name, _ in shares if name in self.revisions)
+
+    @property
+    def lead(self) -> RevisionRecord | None:
+        """The revision with the largest share, else the newest; None: none is recorded."""
+        return next(iter(self.serving), None) or next(reversed(self.revisions.values()), None)
+
+    def with_revision(self, kept: RevisionRecord) -> ModelRecord:
+        return replace(self, revisions={**self.revisions, kept.revision: kept})
+
+
+def traffic_of(stored: Mapping[str, Any]) -> dict[str, int]:
+    """Return the traffic table of a stored record. The version before stored one name, `serving`, which took
+    everything."""
+    if (weights := stored.get("weights")) is not None:
+        return dict(weights)
+    return {stored["serving"]: WHOLE} if stored.get("serving") else {}
 
 
 def revision_of(spec: ModelSpec) -> str:
@@ -93,7 +124,8 @@ def spec_on_wire(spec: ModelSpec) -> dict[str, Any]:
 
 
 def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpec:
-    """The spec that an application of this revision runs with: its own, with today's scaling and queue."""
+    """Return the spec that an application of this revision runs with: its own, with today's scaling and
+    queue."""
     spec = ModelSpec.model_validate(record.spec)
     if current is None:
         return spec

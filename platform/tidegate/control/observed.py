@@ -1,11 +1,14 @@
-"""What the control loop sees: plain values that its host gathers before each decision."""
+"""Plain values that a host gathers before each decision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
+from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.sources.facts import DecoderShape, StoredWeights
 
@@ -13,6 +16,11 @@ from tidegate.sources.facts import DecoderShape, StoredWeights
 BUILT_STATUSES = frozenset({"RUNNING", "DEPLOY_FAILED", "UNHEALTHY"})
 
 RevisionKey = tuple[str, str]  # (model, revision)
+
+
+def application_name(model: str, revision: str) -> str:
+    """Return the name of a revision's application in Serve."""
+    return f"{model}--{revision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class PodProblem:
-    """Why a pod does not run, in a sentence with its remedy. `reason` is one of `reasons.REASONS`.
+    """Why a pod does not run, in a sentence with its remedy. `reason` is one of `reasons.Reason`.
 
     `group` is the worker group that it is in (empty: the head, which concerns every model of the pool);
     `container` is empty where the whole pod is concerned, `pod` where it could not even be made.
@@ -119,19 +127,13 @@ class Worker:
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class QueueDepth:
-    waiting: int
-    running: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Observation:
     """One snapshot. `serve` is None while Serve does not answer, `serve_problem` says why. Depths are given
     for every revision that is recorded; one that is missing is not known.
 
     `groups` are a cluster's; without any (on one machine) `capacity` alone decides what fits. `rejected`
-    maps the names of applications that Serve refused last to its words (`ServeWriter.write` returns it).
+    maps the names of applications that Serve refused last to its words (`ServeWriter.rejected`).
     """
 
     serve: ServeState | None
@@ -139,10 +141,34 @@ class Observation:
     sources: Mapping[RevisionKey, SourceState] = field(default_factory=dict)
     reports: Mapping[RevisionKey, RevisionReport] = field(default_factory=dict)
     replicas: tuple[ReplicaStats, ...] = ()
-    depths: Mapping[RevisionKey, QueueDepth] = field(default_factory=dict)
+    depths: Mapping[RevisionKey, Depth] = field(default_factory=dict)
     entries: Mapping[str, ModelEntry] = field(default_factory=dict)  # as last published
     capacity: Capacity = Capacity(cpus=1024, gpus=64)
     groups: tuple[Group, ...] = ()
     workers: tuple[Worker, ...] = ()
     pod_problems: tuple[PodProblem, ...] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)  # by application name
+
+    def application(self, model: str, revision: str) -> ApplicationState | None:
+        """Return the revision's application; None where it does not stand, or Serve does not answer."""
+        if self.serve is None:
+            return None
+        return self.serve.applications.get(application_name(model, revision))
+
+    def refusal(self, model: str, revision: str) -> str | None:
+        """Return Serve's words where it refused the revision's application last."""
+        return self.rejected.get(application_name(model, revision))
+
+    def ready_replicas(self, model: str, revision: str) -> int:
+        """Count the replicas that take requests."""
+        return self._ready[model, revision]
+
+    def unfinished(self, model: str, revisions: Iterable[str]) -> int | None:
+        """Count the requests that wait or run; None where one queue's depth is not known."""
+        depths = [self.depths.get((model, revision)) for revision in revisions]
+        known = [depth.waiting + depth.running for depth in depths if depth is not None]
+        return sum(known) if len(known) == len(depths) else None
+
+    @cached_property
+    def _ready(self) -> Counter[RevisionKey]:
+        return Counter((stats.model, stats.revision) for stats in self.replicas if not stats.draining)

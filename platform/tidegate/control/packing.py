@@ -24,7 +24,7 @@ from tidegate.control.resources import ModelSpec
 from tidegate.control.schema_types import size_bytes
 from tidegate.control.sizing import UnknownArchitecture, gib, replica_bytes
 
-Refusal = tuple[str, str]  # (reason, sentence with the sum)
+Refusal = tuple[str, str]  # (reason, sentence)
 
 WHOLE = 100  # a GPU in hundredths, the steps in which one is shared
 MILLI = 1000

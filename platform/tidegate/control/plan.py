@@ -1,195 +1,171 @@
 """The decision of the control loop: specs, records and one observation in, everything to do out. Pure.
 
-For each model: look at its source, decide on a revision, let it prove itself while the old one serves, move
-the traffic, let the old one drain, take it away. A revision that fails before it has ever proved itself
-leaves Serve at once and is tried again later, ever more rarely; the old one stays.
+For each model: resolve its source, decide on a revision, let it prove itself while the old one serves
+(`attempts`), move the traffic and let the old one drain (`rollout`). A revision that fails before it has ever
+proved itself leaves Serve at once and is tried again later; the old one stays.
 
-In a cluster each revision also needs a place in a group of workers (`seating`); one that finds none is told
-so and never reaches Serve. A model that is being deleted takes no new requests, finishes those it has within
-a limit, and is then named in `Plan.drained`.
+In a cluster each revision also needs a place in a group of workers (`seating`); one that finds none never
+reaches Serve, and its conditions say so. A model that is being deleted takes no new requests, finishes those
+it has within a limit, and is then named in `PoolPlan.drained`.
 
-The host applies a plan and looks again; nothing is remembered but what `Plan.records` holds, so a host that
-starts anew goes on where the last one stopped.
+The host applies a plan and observes again; nothing lasts but `PoolPlan.records`, so a host that starts anew
+goes on where the last one stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from tidegate.control.attempts import judged
+from tidegate.control.condition_checks import Facts
 from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of, spec_on_wire
 from tidegate.control.observed import Observation, RevisionKey, SourceState
-from tidegate.control.packing import Packing
+from tidegate.control.packing import Packing, Refusal
+from tidegate.control.reasons import PROGRESSING, Reason
 from tidegate.control.resources import Model, PoolSpec
+from tidegate.control.rollout import SWITCH_SECONDS, Rollout, retired, weights_after
 from tidegate.control.seating import is_found, pack, seated, source_of
-from tidegate.control.serve_config import Application, application_name
-from tidegate.control.serve_words import why_given_up
+from tidegate.control.serve_config import Application
 from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
 from tidegate.messages.registry import ModelEntry
 
-FIRST_RETRY_SECONDS = 60.0
-LONGEST_RETRY_SECONDS = 3600.0
-FIRST_REBUILD_SECONDS = 5.0  # before an application that has served is put back into Serve
-# Gateways follow the registry within a second; an old revision may get requests until then.
-SWITCH_SECONDS = 3.0
 DRAIN_LIMIT_SECONDS = 300.0  # how long the requests of a deleted model may take to end
 
-NOBODY: Mapping[str, float] = MappingProxyType({})
+PROGRESSING_SECONDS = 0.5
+SETTLED_SECONDS = 3.0  # drift is found at the latest after it
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """`applications` is the whole set that Serve should hold now. `resolve` names revisions whose source is
-    to be looked at, `drop` revisions whose queue and report go, `delete` models to forget. `next_look_at` is
-    when time alone changes something (unix seconds; None: only news do); `is_settled` False: look again soon.
-    `drained` names models being deleted of which nothing is left once this plan is applied."""
+class PoolSnapshot:
+    """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
+    are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
+    stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
+    with. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
 
-    applications: tuple[Application, ...]
-    entries: Mapping[str, ModelEntry]
+    models: Sequence[Model]
+    pool: PoolSpec
     records: Mapping[str, ModelRecord]
+    seen: Observation
+    deleting: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, Refusal] = field(default_factory=dict)
+    wave: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryChanges:
+    """Gateways should read this other than they do, in this order: models to forget, revisions whose queue
+    and report go (with the sentence for whom it concerns), entries to put."""
+
+    delete: tuple[str, ...] = ()
+    drop: tuple[tuple[RevisionKey, str], ...] = ()
+    put: tuple[ModelEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """Everything to do, in this order. Records come first: a crash after them repeats a step and forgets
+    none. Then what gateways read, so that traffic has moved, and a model that goes is refused, before
+    `applications` (the whole set that Serve should hold) takes replicas away.
+
+    `entries` is all that the registry should hold of these models. `resolve` names revisions whose source is
+    to be resolved, `drained` models being deleted of which nothing is left. `next_at` is when time alone
+    changes something (unix seconds; None: it does not); `is_settled` False: decide again soon.
+    """
+
+    records: Mapping[str, ModelRecord]
+    entries: Mapping[str, ModelEntry]
+    registry: RegistryChanges
     resolve: tuple[RevisionKey, ...]
-    drop: tuple[tuple[RevisionKey, str], ...]
-    delete: tuple[str, ...]
+    applications: tuple[Application, ...]
+    drained: tuple[str, ...]
     is_settled: bool
-    next_look_at: float | None
-    drained: tuple[str, ...] = ()
+    next_at: float | None
+
+    def pause_seconds(self, now: float, other_at: float | None = None) -> float:
+        """Return how long the pool can wait for its next decision; `other_at` is when time changes something
+        that the plan does not know of."""
+        if not self.is_settled:
+            return PROGRESSING_SECONDS
+        pauses = [at - now for at in (self.next_at, other_at) if at is not None]
+        return max(PROGRESSING_SECONDS, min([SETTLED_SECONDS, *pauses]))
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One model's part. `live` are its revisions that should stand, the serving one first."""
+    """One model's part. `live` are its revisions that should stand, those with traffic first; `misfit` says
+    why the target finds no place; `dropped` are revisions that go, each with the message for its requests."""
 
+    model: Model
     record: ModelRecord
-    live: tuple[str, ...]
-    source: SourceState | None
     target: str
-    misfit: tuple[str, str] | None
+    source: SourceState | None
+    misfit: Refusal | None
+    live: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...] = ()
+    deleting_since: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.model.name
 
 
-def make_plan(
-    models: Sequence[Model],
-    pool: PoolSpec,
-    records: Mapping[str, ModelRecord],
-    seen: Observation,
-    now: float,
-    wave: int | None = None,
-    deleting: Mapping[str, float] = NOBODY,
-    drain_limit_seconds: float = DRAIN_LIMIT_SECONDS,
-) -> Plan:
-    """Decide. `models` in reading order: the first gets its replica first. `wave` lowers the pool's bound
-    on unbuilt applications, as on a small machine. `deleting` says since when (unix seconds) models are
-    being deleted, which stand in `models` as long as they drain."""
-    packing = pack(models, records, seen, now, deleting)
-    steps = {
-        model.name: _step(model, records.get(model.name), seen, packing, now)
-        if model.name not in deleting
-        else _drain(model, records.get(model.name), seen, packing, now)
-        for model in models
-    }
-    drained = [
-        name
-        for name, since in deleting.items()
-        if name in steps and _is_drained(steps[name].record, seen, now - since, drain_limit_seconds)
-    ]
-    left = [model for model in models if model.name not in drained]
-    specs = {model.name: model.spec for model in left}
-    admitted, waiting = _admit(
-        {name: steps[name] for name in specs}, pool, seen, min(pool.max_unbuilt, wave or pool.max_unbuilt)
-    )
-    new_records: dict[str, ModelRecord] = {}
-    applications: list[Application] = []
-    for name in specs:
-        step = steps[name]
-        record = step.record
-        for revision in step.live:
-            if (name, revision) not in admitted:
-                continue
-            kept = record.revisions[revision]
-            if not kept.attempt_at:
-                kept = replace(kept, attempt_at=now)
-                record = _with(record, kept)
-            spec = recorded_spec(kept, specs[name])
-            is_new = not kept.is_proved and name not in deleting
-            applications.append(
-                Application(
-                    name, revision, spec, kept.checkpoint, keep_awake=is_new, placement=kept.placement
-                )
-            )
-        new_records[name] = record
-    entries = {
-        model.name: entry_of(
-            model,
-            new_records[model.name],
-            steps[model.name].target,
-            steps[model.name].source,
-            steps[model.name].misfit,
-            waiting.get((model.name, steps[model.name].target)),
-            seen,
-            now,
-            is_deleting=model.name in deleting,
-        )
-        for model in left
-    }
-    gone = [name for name in [*records, *seen.entries] if name not in new_records]
-    resolve = [
-        (model.name, steps[model.name].target)
-        for model in left
-        if model.spec.source is not None
-        and model.name not in deleting
-        and _needs_look(steps[model.name], seen)
-    ]
-    return Plan(
-        applications=tuple(applications),
+def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
+    models, seen, deleting = snapshot.models, snapshot.seen, snapshot.deleting
+    packing = pack(models, snapshot.records, seen, now, deleting)
+    steps = []
+    for model in models:
+        record = snapshot.records.get(model.name) or ModelRecord(name=model.name, created=int(now))
+        if (since := deleting.get(model.name)) is not None:
+            steps.append(_drain(model, record, seen, packing, since))
+        else:
+            steps.append(_step(model, record, seen, packing, now))
+    drained = tuple(step.name for step in steps if _is_drained(step, seen, now))
+    steps = [step for step in steps if step.name not in drained]
+
+    admitted, waiting = _admit(steps, snapshot)
+    records = {step.name: _begun(step, admitted, now) for step in steps}
+    facts = (_facts(step, records[step.name], waiting, snapshot) for step in steps)
+    entries = {each.model.name: entry_of(each, now) for each in facts}
+    forgotten = dict.fromkeys(name for name in (*snapshot.records, *seen.entries) if name not in records)
+    return PoolPlan(
+        records=records,
         entries=entries,
-        records=new_records,
-        resolve=tuple(resolve),
-        drop=tuple(((name, rev), why) for name in specs for rev, why in steps[name].dropped),
-        delete=tuple(dict.fromkeys(gone)),
-        is_settled=all(_is_settled(entry) for entry in entries.values()) and seen.serve is not None,
-        next_look_at=_next_look(new_records, deleting, drain_limit_seconds, now),
-        drained=tuple(drained),
+        registry=RegistryChanges(
+            delete=tuple(forgotten),
+            drop=tuple(((step.name, revision), why) for step in steps for revision, why in step.dropped),
+            put=tuple(entry for name, entry in entries.items() if entry != seen.entries.get(name)),
+        ),
+        resolve=tuple((step.name, step.target) for step in steps if _needs_resolving(step, seen)),
+        applications=tuple(app for step in steps for app in _applications(step, admitted)),
+        drained=drained,
+        is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
+        next_at=_next_at(steps, now),
     )
 
 
-def _step(
-    model: Model, record: ModelRecord | None, seen: Observation, packing: Packing | None, now: float
-) -> _Step:
-    record = record or ModelRecord(name=model.name, created=int(now))
+def queues_of(models: Iterable[Model], records: Mapping[str, ModelRecord]) -> list[RevisionKey]:
+    """Return the revisions whose depths and reports a decision may need: the recorded and the newest."""
+    recorded = [(name, revision) for name, record in records.items() for revision in record.revisions]
+    return list(dict.fromkeys([*recorded, *((model.name, revision_of(model.spec)) for model in models)]))
+
+
+def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing | None, now: float) -> _Step:
     target = revision_of(model.spec)
-    known = record.revisions.get(target)
     source = source_of(model, record, target, seen)
     if packing is None:
         too_big = misfit(model.spec, source, seen.capacity)
     else:
         too_big = packing.refusals.get((model.name, target))
-    # In a cluster also what finds no place is recorded: its source need not be looked at again.
+    # In a cluster also what finds no place is recorded: its source need not be resolved again.
     if is_found(model, source) and (too_big is None or packing is not None):
-        found = source or SourceState("resolved")
-        # Scaling and queue change in place: what runs while a later spec is refused is the last valid one.
-        spec = spec_on_wire(model.spec)
-        record = _with(
-            record,
-            replace(
-                known or RevisionRecord(revision=target, spec=spec),
-                spec=spec,
-                checkpoint=found.checkpoint,
-                weights_bytes=found.weights_bytes,
-                quantization=found.quantization,
-                precision=found.precision,
-                shape=found.shape,
-                weights=found.weights,
-                retired_at=0.0,
-            ),
-        )
-    record, failed = _judge(record, seen, now)
-    if target in record.revisions and record.revisions[target].is_proved and record.serving != target:
-        record = replace(record, serving=target)
-    record, drained = _retire(record, target, seen, now)
+        record = record.with_revision(_wanted(model, record.revisions.get(target), target, source))
+    record, failed = judged(record, seen, now)
+    record = replace(record, weights=weights_after(Rollout(record, target)))
+    record, gone = retired(record, target, seen, now)
     record = seated(record, packing)
     live = [
         revision
@@ -198,167 +174,138 @@ def _step(
         and now >= kept.retry_at
         and (packing is None or kept.placement is not None)
     ]
-    live.sort(key=lambda revision: (revision != record.serving, revision != target))
-    return _Step(record, tuple(live), source, target, too_big, (*failed, *drained))
+    live.sort(key=lambda revision: (revision not in record.weights, revision != target))
+    return _Step(model, record, target, source, too_big, tuple(live), (*failed, *gone))
+
+
+def _wanted(
+    model: Model, known: RevisionRecord | None, target: str, source: SourceState | None
+) -> RevisionRecord:
+    """Return the target as it should be recorded. Scaling and queue change in place: what runs while a later
+    spec is refused is the last valid one."""
+    found = source or SourceState("resolved")
+    spec = spec_on_wire(model.spec)
+    return replace(
+        known or RevisionRecord(revision=target, spec=spec),
+        spec=spec,
+        checkpoint=found.checkpoint,
+        weights_bytes=found.weights_bytes,
+        quantization=found.quantization,
+        precision=found.precision,
+        shape=found.shape,
+        stored_weights=found.weights,
+        retired_at=0.0,
+    )
 
 
 def _drain(
-    model: Model, record: ModelRecord | None, seen: Observation, packing: Packing | None, now: float
+    model: Model, record: ModelRecord, seen: Observation, packing: Packing | None, since: float
 ) -> _Step:
     """A model being deleted keeps what stands, or has served, until its requests have ended."""
-    record = record or ModelRecord(name=model.name, created=int(now))
     record = seated(record, packing)
-    standing = seen.serve.applications if seen.serve is not None else {}
     live = [
         revision
         for revision, kept in record.revisions.items()
-        if (kept.is_proved or application_name(model.name, revision) in standing)
+        if (kept.is_proved or seen.application(model.name, revision) is not None)
         and (packing is None or kept.placement is not None)
     ]
-    live.sort(key=lambda revision: revision != record.serving)
-    target = record.serving or revision_of(model.spec)
-    return _Step(record, tuple(live), source_of(model, record, target, seen), target, None)
+    live.sort(key=lambda revision: revision not in record.weights)
+    target = record.serving[0].revision if record.serving else revision_of(model.spec)
+    source = source_of(model, record, target, seen)
+    return _Step(model, record, target, source, None, tuple(live), deleting_since=since)
 
 
-def _is_drained(record: ModelRecord, seen: Observation, age_seconds: float, limit_seconds: float) -> bool:
-    """Whether nothing is left to wait for, or the limit is over."""
-    if not record.revisions or age_seconds >= limit_seconds:
+def _is_drained(step: _Step, seen: Observation, now: float) -> bool:
+    """Tell whether nothing is left to wait for, or the limit is over."""
+    if step.deleting_since is None:
+        return False
+    age_seconds, revisions = now - step.deleting_since, step.record.revisions
+    if not revisions or age_seconds >= DRAIN_LIMIT_SECONDS:
         return True
-    depths = [seen.depths.get((record.name, revision)) for revision in record.revisions]
-    is_empty = all(depth is not None and depth.waiting + depth.running == 0 for depth in depths)
-    return age_seconds >= SWITCH_SECONDS and is_empty
-
-
-def _judge(
-    record: ModelRecord, seen: Observation, now: float
-) -> tuple[ModelRecord, tuple[tuple[str, str], ...]]:
-    """Take in proofs and failures of revisions that are being tried. The failed ones' requests go."""
-    dropped: list[tuple[str, str]] = []
-    for revision, kept in record.revisions.items():
-        report = seen.reports.get((record.name, revision))
-        if report is not None and report.proved and kept.proof != report:
-            kept = replace(kept, proof=report, failures=0, retry_at=0.0, reason="")
-            record = _with(record, kept)
-        if kept.is_proved:
-            record = _free_stuck(record, kept, seen, now)
-            continue
-        if not kept.attempt_at:
-            continue
-        failure = _failure(record.name, kept, seen)
-        if failure is None:
-            continue
-        reason, message = failure
-        pause = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0**kept.failures)
-        record = _with(
-            record,
-            replace(
-                kept,
-                attempt_at=0.0,
-                failures=kept.failures + 1,
-                retry_at=now + pause,
-                reason=reason,
-                message=message,
-            ),
-        )
-        dropped.append((revision, f"The model {record.name!r} could not be started: {message}"))
-    return record, tuple(dropped)
-
-
-def _free_stuck(record: ModelRecord, kept: RevisionRecord, seen: Observation, now: float) -> ModelRecord:
-    """Serve gives an application up for good after a few failed starts, also one that has served. Leaving it
-    out for a while and adding it again is the only way back; its queue stays meanwhile."""
-    name = application_name(record.name, kept.revision)
-    state = seen.serve.applications.get(name) if seen.serve is not None else None
-    if state is None or state.status != "DEPLOY_FAILED" or now < kept.retry_at:
-        return record
-    pause = min(LONGEST_RETRY_SECONDS, FIRST_REBUILD_SECONDS * 2.0**kept.failures)
-    reason, message = why_given_up(state, _group(kept), seen.workers)
-    stuck = replace(kept, failures=kept.failures + 1, retry_at=now + pause, reason=reason, message=message)
-    return _with(record, stuck)
-
-
-def _failure(model: str, kept: RevisionRecord, seen: Observation) -> tuple[str, str] | None:
-    report = seen.reports.get((model, kept.revision))
-    if report is not None and not report.proved and report.at >= kept.attempt_at:
-        return report.reason or "LoadFailed", report.message or "The engine gave no reason."
-    name = application_name(model, kept.revision)
-    if name in seen.rejected:
-        return "ServeRejected", seen.rejected[name]
-    if seen.serve is None:
-        return None
-    state = seen.serve.applications.get(name)
-    if state is not None and state.status == "DEPLOY_FAILED":
-        return why_given_up(state, _group(kept), seen.workers)
-    return None
-
-
-def _group(kept: RevisionRecord) -> str:
-    return kept.placement.group if kept.placement is not None else ""
-
-
-def _retire(
-    record: ModelRecord, target: str, seen: Observation, now: float
-) -> tuple[ModelRecord, tuple[tuple[str, str], ...]]:
-    """Mark revisions that lost the traffic and take away those that have drained or were never proved."""
-    gone: list[tuple[str, str]] = []
-    for revision, kept in list(record.revisions.items()):
-        if revision in (target, record.serving):
-            continue
-        if not kept.is_proved:
-            gone.append((revision, "A newer revision of the model took its place."))
-        elif not kept.retired_at:
-            record = _with(record, replace(kept, retired_at=now))
-        elif now >= kept.retired_at + SWITCH_SECONDS:
-            depth = seen.depths.get((record.name, revision))
-            if depth is not None and depth.waiting == 0 and depth.running == 0:
-                gone.append((revision, "The revision has drained."))
-    left = {rev: kept for rev, kept in record.revisions.items() if rev not in dict(gone)}
-    return replace(record, revisions=left), tuple(gone)
+    return age_seconds >= SWITCH_SECONDS and seen.unfinished(step.name, revisions) == 0
 
 
 def _admit(
-    steps: Mapping[str, _Step], pool: PoolSpec, seen: Observation, max_unbuilt: int
-) -> tuple[set[RevisionKey], dict[RevisionKey, str]]:
-    """Which live revisions may stand in Serve now, and why others wait (`Queued`, `PoolFull`).
+    steps: Sequence[_Step], snapshot: PoolSnapshot
+) -> tuple[set[RevisionKey], dict[RevisionKey, Reason]]:
+    """Choose the live revisions that may stand in Serve now, and say why others wait.
 
-    What stands already stays. The serving revisions come before new ones, each in reading order.
+    What stands already stays. Revisions with traffic come before new ones, each in reading order.
     """
-    standing = seen.serve.applications if seen.serve is not None else {}
-    wanted = [(name, revision) for name, step in steps.items() for revision in step.live]
-    admitted = {key for key in wanted if application_name(*key) in standing}
-    unbuilt = sum(not standing[application_name(*key)].is_built for key in admitted)
-    waiting: dict[RevisionKey, str] = {}
-    new = [key for key in wanted if key not in admitted]
-    for key in sorted(new, key=lambda key: steps[key[0]].record.serving != key[1]):
+    pool, seen = snapshot.pool, snapshot.seen
+    max_unbuilt = min(pool.max_unbuilt, snapshot.wave or pool.max_unbuilt)
+    wanted = [
+        ((step.name, revision), revision in step.record.weights) for step in steps for revision in step.live
+    ]
+    standing = {key: state for key, _ in wanted if (state := seen.application(*key)) is not None}
+    admitted = set(standing)
+    unbuilt = sum(not state.is_built for state in standing.values())
+    waiting: dict[RevisionKey, Reason] = {}
+    for key, _ in sorted((item for item in wanted if item[0] not in standing), key=lambda item: not item[1]):
         if len(admitted) >= pool.max_live_revisions:
-            waiting[key] = "PoolFull"
+            waiting[key] = Reason.PoolFull
         elif unbuilt >= max_unbuilt:
-            waiting[key] = "Queued"
+            waiting[key] = Reason.Queued
         else:
             admitted.add(key)
             unbuilt += 1
     return admitted, waiting
 
 
-def _needs_look(step: _Step, seen: Observation) -> bool:
-    key = (step.record.name, step.target)
-    return key not in seen.sources and step.target not in step.record.revisions
+def _begun(step: _Step, admitted: set[RevisionKey], now: float) -> ModelRecord:
+    """Return the step's record with the attempts that begin now."""
+    record = step.record
+    for revision in step.live:
+        kept = record.revisions[revision]
+        if (step.name, revision) in admitted and not kept.attempt_at:
+            record = record.with_revision(replace(kept, attempt_at=now))
+    return record
 
 
-def _next_look(
-    records: Mapping[str, ModelRecord], deleting: Mapping[str, float], limit_seconds: float, now: float
-) -> float | None:
-    times = [kept.retry_at for record in records.values() for kept in record.revisions.values()]
-    for name, since in deleting.items():
-        if name in records:
-            times += [since + SWITCH_SECONDS, since + limit_seconds]
+def _applications(step: _Step, admitted: set[RevisionKey]) -> Iterator[Application]:
+    for revision in step.live:
+        if (step.name, revision) not in admitted:
+            continue
+        kept = step.record.revisions[revision]
+        yield Application(
+            step.name,
+            revision,
+            recorded_spec(kept, step.model.spec),
+            kept.checkpoint,
+            keep_awake=not kept.is_proved and step.deleting_since is None,
+            placement=kept.placement,
+        )
+
+
+def _facts(
+    step: _Step, record: ModelRecord, waiting: Mapping[RevisionKey, Reason], snapshot: PoolSnapshot
+) -> Facts:
+    return Facts(
+        model=step.model,
+        record=record,
+        target=step.target,
+        source=step.source,
+        misfit=step.misfit,
+        waiting=waiting.get((step.name, step.target)),
+        seen=snapshot.seen,
+        is_deleting=step.deleting_since is not None,
+        refused=snapshot.refused.get(step.name),
+    )
+
+
+def _needs_resolving(step: _Step, seen: Observation) -> bool:
+    if step.model.spec.source is None or step.deleting_since is not None:
+        return False
+    return (step.name, step.target) not in seen.sources and step.target not in step.record.revisions
+
+
+def _next_at(steps: Sequence[_Step], now: float) -> float | None:
+    times = [kept.retry_at for step in steps for kept in step.record.revisions.values()]
+    for step in steps:
+        if step.deleting_since is not None:
+            times += [step.deleting_since + SWITCH_SECONDS, step.deleting_since + DRAIN_LIMIT_SECONDS]
     return min((at for at in times if at > now), default=None)
 
 
 def _is_settled(entry: ModelEntry) -> bool:
-    progressing = next((item for item in entry.conditions if item.type == "Progressing"), None)
-    return progressing is None or progressing.status == "False"
-
-
-def _with(record: ModelRecord, kept: RevisionRecord) -> ModelRecord:
-    return replace(record, revisions={**record.revisions, kept.revision: kept})
+    return not any(item.type == PROGRESSING and item.status != "False" for item in entry.conditions)

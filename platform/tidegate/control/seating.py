@@ -1,4 +1,4 @@
-"""Who needs a place in a cluster: the revisions of all models, in their order, and where they sit. Pure."""
+"""The revisions that need a place in a cluster, in their order, and the places that they have. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pack(
     now: float,
     deleting: Mapping[str, float],
 ) -> Packing | None:
-    """Seats for every revision that stands or may; None on one machine, which has no groups."""
+    """Seat every revision that stands or may; None on one machine, which has no groups."""
     if not seen.groups:
         return None
     needs: list[tuple[tuple[bool, int], Need]] = []
@@ -31,8 +31,7 @@ def pack(
             if not kept.is_proved and (revision != target or now < kept.retry_at):
                 continue
             found = source if revision == target and is_found(model, source) else kept.source
-            pinned = kept.placement.group if kept.placement is not None else ""
-            needs.append(_need(record, revision, recorded_spec(kept, model.spec), found, pinned))
+            needs.append(_need(record, revision, recorded_spec(kept, model.spec), found, kept.group))
         if target not in record.revisions and model.name not in deleting and is_found(model, source):
             needs.append(_need(record, target, model.spec, source, ""))
     needs.sort(key=lambda item: item[0])
@@ -40,9 +39,9 @@ def pack(
 
 
 def source_of(model: Model, record: ModelRecord, target: str, seen: Observation) -> SourceState | None:
-    """What is known of the target's source: the last look's answer, or what was found in an earlier one. In a
-    cluster there is one look per revision, and once its answer is recorded the Job's end is no news: its pods
-    may go before it does, and it then has no answer any more."""
+    """Return what is known of the target's source: the last answer, or the recorded one. In a cluster one Job
+    resolves each revision, and once its answer is recorded its end says nothing: its pods may go before it
+    does, and it then has no answer any more."""
     if model.spec.source is None:
         return None
     found = seen.sources.get((model.name, target))
@@ -58,7 +57,7 @@ def is_found(model: Model, source: SourceState | None) -> bool:
 
 
 def seated(record: ModelRecord, packing: Packing | None) -> ModelRecord:
-    """The record with the places that its revisions have now."""
+    """Return the record with the places that its revisions have now."""
     if packing is None:
         return record
     places = packing.placements
@@ -72,7 +71,7 @@ def seated(record: ModelRecord, packing: Packing | None) -> ModelRecord:
 def _need(
     record: ModelRecord, revision: str, spec: ModelSpec, source: SourceState | None, pinned: str
 ) -> tuple[tuple[bool, int], Need]:
-    """What a revision asks for, behind its place in the order: the serving ones first, then by age."""
-    order = (record.serving != revision, record.created)
+    """Return what a revision asks for, behind its rank: those with traffic first, then by age."""
+    order = (revision not in record.weights, record.created)
     copies = max(1, spec.scaling.min_replicas)
     return order, Need((record.name, revision), spec, source, copies, pinned)

@@ -14,8 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+from msgspec.structs import asdict
+
+from tidegate.control.observed import application_name
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
+from tidegate.replica_args import EngineSpec, PolicyArgs, ReplicaArgs, ReplicaSettings
 
 IMPORT_PATH = "tidegate.serving.app:build"
 POLICY_PATH = "tidegate.serving.autoscale:QueueDepthPolicy"
@@ -27,20 +32,6 @@ SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than 
 # Each worker of a group has one whole unit of the group's own resource; a replica takes so much of it, only
 # to be kept there.
 GROUP_UNIT = 0.001
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaRuntime:
-    """What every replica needs to know of the platform it runs in. Fixed while the platform is up."""
-
-    redis_url: str
-    key_prefix: str
-    lease_seconds: float
-    step_timeout_seconds: float
-    result_ttl_seconds: float = 60.0
-    orphan_seconds: float = 120.0
-    drain_seconds: float = 45.0
-    log_dir: str = ""  # where replicas write replica-{model}.log; empty: only Ray keeps their output
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,51 +51,38 @@ class Application:
         return application_name(self.model, self.revision)
 
 
-def application_name(model: str, revision: str) -> str:
-    return f"{model}--{revision}"
-
-
 def split_application_name(name: str) -> tuple[str, str] | None:
     """(model, revision) of one of our applications; None for another's."""
     model, separator, revision = name.rpartition("--")
     return (model, revision) if separator and model else None
 
 
-def serve_config(applications: Iterable[Application], runtime: ReplicaRuntime) -> dict[str, Any]:
-    """The whole body of a PUT to Serve: every application, the old ones included."""
-    return put_body(application_config(application, runtime) for application in applications)
+def application_configs(
+    applications: Iterable[Application], replicas: ReplicaSettings
+) -> dict[str, Mapping[str, Any]]:
+    """Return what Serve should hold, by application."""
+    return {item.name: application_config(item, replicas) for item in applications}
 
 
 def put_body(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The same from the configs of single applications."""
+    """Return the whole body of a PUT to Serve: every application, the old ones included."""
     return {"proxy_location": "Disabled", "applications": list(configs)}
 
 
-def application_config(application: Application, runtime: ReplicaRuntime) -> dict[str, Any]:
+def application_config(application: Application, replicas: ReplicaSettings) -> dict[str, Any]:
+    args = replica_args(application, replicas)
     return {
         "name": application.name,
         "route_prefix": None,
         "import_path": IMPORT_PATH,
-        "args": {
-            "model": application.model,
-            "revision": application.revision,
-            "engine": engine_args(application.spec, application.checkpoint, application.placement),
-            "redis_url": runtime.redis_url,
-            "key_prefix": runtime.key_prefix,
-            "lease_seconds": runtime.lease_seconds,
-            "step_timeout_seconds": runtime.step_timeout_seconds,
-            "result_ttl_seconds": runtime.result_ttl_seconds,
-            "orphan_seconds": runtime.orphan_seconds,
-            "drain_seconds": runtime.drain_seconds,
-            "log_dir": runtime.log_dir,
-        },
+        "args": msgspec.to_builtins(args),
         "deployments": [
             {
                 "name": DEPLOYMENT,
-                "autoscaling_config": autoscaling_config(application, runtime),
+                "autoscaling_config": autoscaling_config(application, args),
                 "max_surge_percent": 100,
                 "graceful_shutdown_wait_loop_s": 0.1,
-                "graceful_shutdown_timeout_s": runtime.drain_seconds + SHUTDOWN_MARGIN_SECONDS,
+                "graceful_shutdown_timeout_s": args.times.drain_seconds + SHUTDOWN_MARGIN_SECONDS,
                 "health_check_period_s": 2.0,
                 "health_check_timeout_s": 30.0,
                 "ray_actor_options": ray_actor_options(application.spec, application.placement),
@@ -114,7 +92,7 @@ def application_config(application: Application, runtime: ReplicaRuntime) -> dic
 
 
 def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
-    """What Ray reserves for one replica, and where."""
+    """Return what Ray reserves for one replica, and where."""
     options: dict[str, Any] = {"num_cpus": spec.resources.cpus}
     if placement is None:
         return {**options, "num_gpus": spec.resources.gpus}
@@ -129,28 +107,35 @@ def group_resource(group: str) -> str:
     return f"tidegate-group-{group}"
 
 
-def engine_args(spec: ModelSpec, checkpoint: str, placement: Placement | None = None) -> dict[str, Any]:
-    """The fields of `engines.base.EngineSpec`."""
+def replica_args(application: Application, replicas: ReplicaSettings) -> ReplicaArgs:
+    return ReplicaArgs(
+        **asdict(replicas),
+        model=application.model,
+        revision=application.revision,
+        engine=engine_spec(application.spec, application.checkpoint, application.placement),
+    )
+
+
+def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -> EngineSpec:
     device = spec.device
     if device == "auto":
         gpus = placement.gpus if placement is not None else spec.resources.gpus
         device = "cuda" if gpus > 0 else "cpu"
-    return {
-        "name": spec.engine.name,
-        "path": checkpoint,
-        "task": spec.task,
-        "precision": spec.precision,
-        "quantization": spec.quantization,
-        "device": device,
-        "context_length": spec.context_length,
-        "max_slots": spec.engine.max_slots,
-        "kv_cache_bytes": spec.engine.kv_cache_bytes,
-        "memory_cap_bytes": placement.memory_cap_bytes if placement is not None else 0,
-        "args": dict(spec.engine.args),
-    }
+    return EngineSpec(
+        name=spec.engine.name,
+        path=checkpoint,
+        precision=spec.precision,
+        quantization=spec.quantization,
+        device=device,
+        context_length=spec.context_length,
+        max_slots=spec.engine.max_slots,
+        kv_cache_bytes=spec.engine.kv_cache_bytes,
+        memory_cap_bytes=placement.memory_cap_bytes if placement is not None else 0,
+        args=dict(spec.engine.args),
+    )
 
 
-def autoscaling_config(application: Application, runtime: ReplicaRuntime) -> dict[str, Any]:
+def autoscaling_config(application: Application, args: ReplicaArgs) -> dict[str, Any]:
     scaling = application.spec.scaling
     return {
         "min_replicas": max(scaling.min_replicas, 1 if application.keep_awake else 0),
@@ -161,11 +146,6 @@ def autoscaling_config(application: Application, runtime: ReplicaRuntime) -> dic
         "downscale_to_zero_delay_s": scaling.idle_seconds,
         "policy": {
             "policy_function": POLICY_PATH,
-            "policy_kwargs": {
-                "redis_url": runtime.redis_url,
-                "key_prefix": runtime.key_prefix,
-                "model": application.model,
-                "revision": application.revision,
-            },
+            "policy_kwargs": msgspec.to_builtins(msgspec.convert(args, PolicyArgs, from_attributes=True)),
         },
     }

@@ -1,4 +1,4 @@
-"""What a replica asks of an engine.
+"""A replica asks this of an engine.
 
 An engine owns batching. It is driven by exactly one thread (the replica's engine thread), which calls
 `load` once and then, in a loop, `add` and `abort` for what has arrived and `step` while `has_work`.
@@ -8,33 +8,15 @@ from another thread.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from tidegate.messages.work import Finish, Request, Segment, Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """What a revision says of its engine. `path` is a local checkpoint folder (empty: simulated)."""
-
-    name: str  # "transformers" | "simulated"
-    path: str = ""
-    task: str = "chat"
-    precision: str = "auto"  # auto | float32 | bfloat16 | float16
-    quantization: str = "auto"  # auto | none | gptq
-    device: str = "auto"  # auto | cpu | cuda
-    context_length: int = 0  # 0: the checkpoint's own
-    max_slots: int = 0  # 0: as many as KV memory holds (bounded by 256)
-    kv_cache_bytes: int = 0  # 0: derived from free memory
-    # All that a replica may take on its device, weights and KV cache and the rest; 0: what is free there.
-    memory_cap_bytes: int = 0
-    args: dict[str, object] = field(default_factory=dict)  # engine-specific, validated by the engine
-
-
-@dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What loading found. `notes` go to the model's status: fallbacks, unexpected weights."""
+    """Says what loading found. `notes` go to the model's status: fallbacks, unexpected weights."""
 
     weights_bytes: int
     kv_bytes_per_token: int
@@ -57,7 +39,7 @@ class EngineLoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one step (or an `add` that failed at once) adds to one request.
+    """Holds what one step (or an `add` that failed at once) adds to one request.
 
     With `finish` the engine has forgotten the request and its slot is free.
     """
@@ -74,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def free_slots(self) -> int:
-        """How many more requests `add` would take now."""
+        """Count the requests that `add` would take now."""
         ...
 
     def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
@@ -103,7 +85,7 @@ class Engine(Protocol):
         ...
 
     def health(self) -> str | None:
-        """None, or a sentence that says what is broken. Thread-safe, instant."""
+        """Return None, or a sentence that says what is broken. Thread-safe, instant."""
         ...
 
     def close(self) -> None: ...

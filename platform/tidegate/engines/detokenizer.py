@@ -22,7 +22,7 @@ class Detokenizer(Protocol):
 
 
 class ByteDetokenizer:
-    """For tokenizers whose tokens are bytes: byte-level BPE, and sentencepiece with byte fallback.
+    """Serves tokenizers whose tokens are bytes: byte-level BPE, and sentencepiece with byte fallback.
 
     `piece` gives a token's bytes (empty for special tokens). Only an incomplete UTF-8 sequence is held;
     a byte that can start or continue nothing comes out as U+FFFD at once.
@@ -44,7 +44,7 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """For any other tokenizer: decodes a short window of ids twice and releases the difference.
+    """Serves any other tokenizer: decodes a short window of ids twice and releases the difference.
 
     `decode` is the tokenizer's own. Text that ends in U+FFFD is held, but for at most as many tokens as
     a character has bytes: what is not complete by then never will be.

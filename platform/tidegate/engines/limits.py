@@ -1,4 +1,4 @@
-"""How many tokens a request may generate, and the refusal where its prompt leaves no room."""
+"""Bounds the tokens that a request may generate, and refuses it where its prompt leaves no room."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tidegate.messages.work import Finish
 
 
 def completion_limit(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int | Finish:
-    """The most tokens to generate, or the error that refuses the request, worded as OpenAI's API does.
+    """Return the most tokens to generate, or the error that refuses the request, worded as OpenAI's API does.
 
     `max_tokens` None means up to the context length, of which at least one token must be left.
     """
@@ -30,5 +30,5 @@ def completion_limit(prompt_tokens: int, max_tokens: int | None, context_length:
 
 
 def refusal(code: str, message: str, prompt_tokens: int = 0) -> Finish:
-    """The finish of a request that cannot run."""
+    """Make the finish of a request that cannot run."""
     return Finish("error", code=code, message=message, prompt_tokens=prompt_tokens)

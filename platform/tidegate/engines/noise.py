@@ -11,12 +11,12 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 32 random bits for token `position` (from 0) of a request with `seed`."""
+    """Return a number in [0, 1), 32 random bits, for token `position` (from 0) of a request with `seed`."""
     return (_mix(_mix(seed & MASK) ^ (position * GOLDEN & MASK)) >> 32) / 4294967296.0
 
 
 def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele et al., 2014): every input bit changes half of the output bits."""
+    """Apply SplitMix64's finaliser (Steele et al., 2014): every input bit changes half of the output bits."""
     value = (value + GOLDEN) & MASK
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & MASK

@@ -1,4 +1,4 @@
-"""An engine without a model, for load tests and for tests of everything around an engine.
+"""Simulates an engine without a model, for load tests and for tests of everything around an engine.
 
 Tokens are a pure function of (prompt, seed, position), so a request that continues on another replica
 gives the very stream that it would have given undisturbed. Time is real: an iteration of the whole batch
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tidegate.engines.base import EngineLoadError, EngineSpec, LoadReport, StepOutput
+from tidegate.engines.base import EngineLoadError, LoadReport, StepOutput
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit
 from tidegate.engines.stop_buffer import StopBuffer
@@ -33,6 +33,7 @@ from tidegate.messages.work import (
     TokenPrompt,
     Tokens,
 )
+from tidegate.replica_args import EngineSpec
 
 DEFAULT_CONTEXT_LENGTH = 8192
 DEFAULT_SLOTS = 64
@@ -45,7 +46,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """TEST ONLY: what happens when a request whose prompt contains `marker` reaches token `at_token`.
+    """TEST ONLY: breaks the engine when a request whose prompt contains `marker` reaches token `at_token`.
 
     crash: `step` raises; hang: `step` does not return until `close`; kill: SIGKILL to the own process;
     error: the request alone ends with reason "error".
@@ -213,7 +214,7 @@ class SimulatedEngine:
             time.sleep(wait)
 
     def _advance(self, row: Row) -> StepOutput:
-        """One token of a row that needs more than a plain token."""
+        """Give a row that needs more than a plain token its next one."""
         if row.fault is not None and row.position == row.fault.at_token:
             if row.fault.kind == "error":
                 return StepOutput(row.id, NO_TOKENS, row.prompt_tokens, self._finish(row, "error"))
@@ -273,7 +274,7 @@ class SimulatedEngine:
         return self._stream[(row.offset + row.position) & STREAM_MASK]
 
     def _logprob(self, token: int, top: int) -> TokenLogprob:
-        """Well-formed and the same each time, but made up: the chosen token is always the likeliest."""
+        """Make up an entry, well-formed and the same each time: the chosen token is always the likeliest."""
         size = len(self._words)
         likeliest = [(token + shift) % size for shift in range(min(top, size))]
         pieces = [(other, self._words[other]) for other in likeliest]
@@ -294,7 +295,7 @@ class SimulatedEngine:
 
     @staticmethod
     def _prompt_tokens(request: Request, prompt: str) -> int:
-        """Exact for token prompts; text counts one token per four characters begun."""
+        """Count exactly for token prompts; text counts one token per four characters begun."""
         if isinstance(request.work.prompt, TokenPrompt):
             return len(request.work.prompt.token_ids)
         return len(prompt) // 4 + 1
@@ -307,12 +308,12 @@ class SimulatedEngine:
 
 
 def stream_offset(prompt: str, seed: int) -> int:
-    """Where a stream begins in the token table."""
+    """Return where a stream begins in the token table."""
     return zlib.crc32(prompt.encode(errors="surrogatepass"), seed & 0xFFFFFFFF) & STREAM_MASK
 
 
 def made_up_words(count: int) -> list[str]:
-    """`count` distinct pronounceable words, each with a space in front."""
+    """Make `count` distinct pronounceable words, each with a space in front."""
     words = []
     for number in range(count):
         digits = str(number)
@@ -321,7 +322,7 @@ def made_up_words(count: int) -> list[str]:
 
 
 def content_text(message: dict[str, Any]) -> str:
-    """A chat message's text: its string, or the text parts joined."""
+    """Return a chat message's text: its string, or the text parts joined."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))

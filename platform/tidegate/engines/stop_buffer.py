@@ -43,12 +43,12 @@ class StopBuffer:
         return held
 
     def _first_stop(self, text: str) -> int | None:
-        """Where the stop string begins that is complete first, or None."""
+        """Find where the stop string begins that is complete first, if any is."""
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         return min(found)[1] if found else None
 
     def _possible_beginning(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
+        """Return the length of the longest end of `text` that begins a stop string."""
         for length in range(min(len(text), self._longest - 1), 0, -1):
             end = text[len(text) - length :]
             if any(stop.startswith(end) for stop in self._stops):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import signal
@@ -27,8 +26,7 @@ from tidegate.telemetry import configure_logging, fields
 
 logger = logging.getLogger("tidegate.gateway")
 
-CONNECT_ATTEMPTS = 60
-CONNECT_PAUSE_SECONDS = 1.0
+CONNECT_SECONDS = 60.0  # that a starting gateway waits for Redis
 KEEP_ALIVE_SECONDS = 75  # longer than the pools of usual clients and proxies, which then close first
 
 
@@ -64,8 +62,9 @@ async def serve(settings: Settings) -> None:
     gateway_id = f"gw-{secrets.token_hex(6)}"
     secret = read_admin_key(settings.admin_key_file) if settings.admin_key_file is not None else None
     async with AsyncExitStack() as stack:
-        connection = await _connected(settings, gateway_id)
+        connection = Connection(settings.redis_url, name=f"tidegate-{gateway_id}")
         stack.push_async_callback(connection.close)
+        await connection.open(within_seconds=CONNECT_SECONDS)
         keys = Keys(connection, key_prefix=settings.key_prefix)
         registry = Registry(connection, key_prefix=settings.key_prefix)
         for follower in (keys, registry):
@@ -79,8 +78,7 @@ async def serve(settings: Settings) -> None:
             connection,
             key_prefix=settings.key_prefix,
             gateway_id=gateway_id,
-            result_ttl_seconds=settings.result_ttl_seconds,
-            orphan_seconds=settings.orphan_seconds,
+            times=settings.times,
         )
         app = create_app(make_services(settings, gateway_id, queue, keys, registry))
         server = uvicorn.Server(
@@ -106,24 +104,6 @@ async def serve(settings: Settings) -> None:
         calm_collector()
         await server.serve()
         logger.info("gateway stopped", extra=fields(gateway=gateway_id))
-
-
-async def _connected(settings: Settings, gateway_id: str) -> Connection:
-    """Wait for Redis for about a minute. Raises `QueueUnavailable`, and `ConfigError` for one that will not
-    do however long we wait."""
-    for attempt in range(CONNECT_ATTEMPTS):
-        connection = Connection(settings.redis_url, name=f"tidegate-{gateway_id}")
-        try:
-            await connection.open()
-        except QueueUnavailable as error:
-            await connection.close()
-            if attempt == CONNECT_ATTEMPTS - 1:
-                raise
-            logger.warning("waiting for Redis: %s", error.message)
-            await asyncio.sleep(CONNECT_PAUSE_SECONDS)
-        else:
-            return connection
-    raise AssertionError("the last attempt raises or returns")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
+from tidegate.tasks import end_tasks
 
 logger = logging.getLogger("tidegate.gateway")
 
@@ -58,10 +59,7 @@ class AdminKey:
 
     async def close(self) -> None:
         self._stop_listening()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
-                await self._task
+        await end_tasks(self._task)
 
     def _register_soon(self) -> None:
         if self._task is None or self._task.done():

@@ -1,4 +1,4 @@
-"""Whether a call may wait for a model. Pure: values in, values or typed errors out.
+"""Decide whether a call may wait for a model. Pure: values in, values or typed errors out.
 
 Order of the checks: the model exists, it can come, (the queue takes the call), the wait is bearable.
 The queue's own bounds are checked inside its atomic submit; `queue_full` turns its answer into the refusal.
@@ -7,6 +7,7 @@ The queue's own bounds are checked inside its atomic submit; `queue_full` turns 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import blake2b
 
 from tidegate.errors import InvalidRequest, ModelNotFound, ModelUnavailable, QueueFull
 from tidegate.messages.queue import Depth, Rejected
@@ -41,22 +42,23 @@ def find_model(name: str, models: Mapping[str, ModelEntry]) -> ModelEntry:
     return entry
 
 
-def choose_revision(weights: Mapping[str, int], draw: float) -> str:
-    """The revision that `draw` (0 <= draw < 1) falls on, each as wide as its weight.
+def choose_revision(weights: Mapping[str, int], key: str) -> str:
+    """Choose by weight. One `key` gets the same revision in every gateway, as long as the table stays.
 
     Where no weight is positive the last revision is taken. `weights` is not empty.
     """
     total = sum(weight for weight in weights.values() if weight > 0)
-    point = draw * total
-    for revision, weight in weights.items():
-        if weight > 0 and point < weight:
-            return revision
-        point -= max(0, weight)
-    return next(reversed(list(weights)))
+    if total and len(weights) > 1:
+        point = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % total
+        for revision, weight in weights.items():
+            if weight > 0 and point < weight:
+                return revision
+            point -= max(0, weight)
+    return list(weights)[-1]
 
 
 def wait_budget_seconds(entry: ModelEntry, header: str | None) -> float:
-    """How long the call may wait: the model's bound, or less where the client says so.
+    """Return how long the call may wait: the model's bound, or less where the client says so.
 
     Raises `InvalidRequest` for a header that is not a number of at least 1.
     """

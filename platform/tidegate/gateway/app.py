@@ -7,34 +7,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
 
 from tidegate.gateway import docs
-from tidegate.gateway.answers import ChatCompletion, Completion, ErrorBody
 from tidegate.gateway.asgi import ASGIApp, Receive, Scope, Send
+from tidegate.gateway.dialects import DIALECTS
+from tidegate.gateway.generation import GenerationEndpoint
 from tidegate.gateway.middleware import ErrorBodies, HotRoutes, RequestIds
 from tidegate.gateway.openapi import build_document
-from tidegate.gateway.routes import generation, health, models
-from tidegate.gateway.schema import ChatBody, CompletionBody
+from tidegate.gateway.routes import health, models
 from tidegate.gateway.services import Services
 
 logger = logging.getLogger("tidegate.gateway")
-
-DOCUMENTED: tuple[type[msgspec.Struct], ...] = (
-    ChatBody,
-    CompletionBody,
-    ChatCompletion,
-    Completion,
-    ErrorBody,
-    models.ModelList,
-    models.ModelObject,
-    health.Liveness,
-    health.Readiness,
-    health.Welcome,
-)
 
 
 class GatewayApp(FastAPI):
@@ -49,14 +36,15 @@ class GatewayApp(FastAPI):
             redirect_slashes=False,
             lifespan=_lifespan(services),
         )
+        endpoints = {dialect.path: GenerationEndpoint(dialect, services) for dialect in DIALECTS}
         # Outermost first.
         self.layers = [
             Middleware(RequestIds),
             Middleware(ErrorBodies),
-            Middleware(HotRoutes, routes=generation.hot_routes(services)),
+            Middleware(HotRoutes, endpoints=endpoints),
             Middleware(AsyncExitStackMiddleware),  # FastAPI's own routes need it
         ]
-        for router in (generation.routes(), models.routes(services), health.routes(services)):
+        for router in (models.routes(services), health.routes(services)):
             self.include_router(router)
         self._add_documents()
 
@@ -76,13 +64,13 @@ class GatewayApp(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = build_document(self, DOCUMENTED)
+            self.openapi_schema = build_document(self, DIALECTS)
         return self.openapi_schema
 
     def _add_documents(self) -> None:
         @self.get("/openapi.json", include_in_schema=False)
         async def openapi_json() -> Response:
-            return Response(msgspec.json.encode(self.openapi()), media_type="application/json")
+            return JSONResponse(self.openapi())
 
         @self.get("/docs", include_in_schema=False)
         async def docs_page(request: Request) -> Response:

@@ -40,6 +40,11 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
+def text_header(scope: Scope, name: bytes) -> str | None:
+    value = header(scope, name)
+    return None if value is None else value.decode("latin-1")
+
+
 def request_id_of(scope: Scope) -> str:
     """The client's `x-request-id` where it is harmless in a log and a header, else a new one."""
     sent = header(scope, b"x-request-id")

@@ -1,8 +1,11 @@
-"""Who calls: bearer keys, or nobody in particular on a loopback address."""
+"""The caller is known by a bearer key, or is nobody in particular on a loopback address."""
 
 from __future__ import annotations
 
 import ipaddress
+
+from fastapi import Request
+from fastapi.security.http import HTTPBase
 
 from tidegate.errors import AuthenticationFailed, ConfigError, FieldProblem
 from tidegate.gateway.ports import KeyRing
@@ -30,6 +33,18 @@ def find_tenant(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> s
             "The API key is wrong or was revoked. 'tidegate keys list' shows valid ones."
         )
     return key.tenant
+
+
+class TenantOfKey(HTTPBase):
+    """The same as a dependency of FastAPI's routes, which puts the scheme into the document."""
+
+    def __init__(self, keys: KeyRing, settings: Settings) -> None:
+        super().__init__(scheme="bearer", scheme_name="bearer")
+        self._keys = keys
+        self._no_auth = settings.no_auth
+
+    async def __call__(self, request: Request) -> str:  # type: ignore[override]
+        return find_tenant(request.headers.get("authorization"), self._keys, no_auth=self._no_auth)
 
 
 def check_no_auth(settings: Settings) -> None:

@@ -43,7 +43,7 @@ def render(document: dict[str, Any], address: str) -> bytes:
 
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
-    lock = "" if operation.get("security") == [] else " <small>(needs a key)</small>"
+    lock = " <small>(needs a key)</small>" if operation.get("security") else ""
     rows = [f"<h2><span class=m>{escape(method.upper())}</span> <code>{escape(path)}</code>{lock}</h2>"]
     rows.append(f"<p>{escape(operation.get('summary', ''))}</p>")
     if body := operation.get("requestBody"):

@@ -2,7 +2,8 @@
 
 Steps, in this order: tenant, body, checks, model, wait budget, submit, answer. A refusal at any step is a
 typed error. Until the status line is out errors become statuses, afterwards they travel in the stream.
-Pure ASGI: no dependency solving, no response objects.
+What the body means and how the answer is written is the dialect's. Pure ASGI: no dependency solving, no
+response objects.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import assert_never
 
 from tidegate.errors import (
     GenerationFailed,
     QueueUnavailable,
     RequestError,
 )
-from tidegate.gateway import admission, answers, sse
+from tidegate.gateway import admission, sse
 from tidegate.gateway.asgi import (
     EVENT_STREAM,
     ClientLeft,
@@ -25,27 +29,27 @@ from tidegate.gateway.asgi import (
     Receive,
     Scope,
     Send,
-    header,
     read_body,
     send_error,
     send_json,
+    text_header,
 )
 from tidegate.gateway.auth import find_tenant
-from tidegate.gateway.calls import Origin, build_requests, chat_call, completion_call, new_id, new_seed
-from tidegate.gateway.checks import parse_chat, parse_completion
+from tidegate.gateway.calls import build_requests, new_id, new_seed
+from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.metrics import UNKNOWN_MODEL
-from tidegate.gateway.replies import (
-    Plan,
-    assembled,
-    events_of,
-    failure_error,
-    is_good,
-    news,
-    place_headers,
-)
+from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
 from tidegate.gateway.services import Services
-from tidegate.gateway.stream import OpenCall
-from tidegate.messages.queue import Bounds, Place, Rejected
+from tidegate.gateway.stream import (
+    GOOD_ENDS,
+    Delivered,
+    Ended,
+    Failed,
+    OpenCall,
+    Signal,
+    Waiting,
+)
+from tidegate.messages.queue import Bounds, Rejected
 from tidegate.messages.registry import ModelEntry
 from tidegate.messages.work import Segment
 from tidegate.telemetry import fields
@@ -53,18 +57,18 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 CLIENT_LEFT = "ClientLeft"
-PLACE_SECONDS = 1.0  # how long a held status line waits for the queue position that it announces
+POSITION_SECONDS = 1.0  # how long a held status line waits for the queue position that it announces
 
 
 class GenerationEndpoint:
-    """The ASGI endpoint of one route. `kind` is "chat" or "completion"."""
+    """The ASGI endpoint of one dialect."""
 
-    def __init__(self, kind: str, services: Services) -> None:
-        self._kind = kind
+    def __init__(self, dialect: Dialect, services: Services) -> None:
+        self._dialect = dialect
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _Exchange(self._services, self._kind, scope, receive, send)
+        exchange = _Exchange(self._services, self._dialect, scope, receive, send)
         try:
             await exchange.run()
             outcome = "ok"
@@ -85,52 +89,53 @@ class GenerationEndpoint:
             self._services.metrics.ended(exchange.model_label, outcome)
 
 
+@dataclass(slots=True)
+class _Admitted:
+    """A call that the queue has taken."""
+
+    call: Call
+    head: AnswerHead
+    entry: ModelEntry
+    opened: OpenCall
+
+
+@dataclass(slots=True)
 class _Exchange:
     """One HTTP call. `run` raises what must be refused; `refuse` answers in the form that is left."""
 
-    __slots__ = (
-        "_kind",
-        "_receive",
-        "_scope",
-        "_send",
-        "_services",
-        "_started",
-        "is_status_out",
-        "model_label",
-    )
-
-    def __init__(self, services: Services, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
-        self._services = services
-        self._kind = kind
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        self._started = time.perf_counter()
-        self.is_status_out = False
-        self.model_label = UNKNOWN_MODEL
+    _services: Services
+    _dialect: Dialect
+    _scope: Scope
+    _receive: Receive
+    _send: Send
+    _started: float = field(default_factory=time.perf_counter)
+    _is_status_out: bool = False
+    model_label: str = UNKNOWN_MODEL
 
     async def run(self) -> None:
         services, scope = self._services, self._scope
-        authorization = header(scope, b"authorization")
         tenant = find_tenant(
-            None if authorization is None else authorization.decode("latin-1"),
-            services.keys,
-            no_auth=services.settings.no_auth,
+            text_header(scope, b"authorization"), services.keys, no_auth=services.settings.no_auth
         )
-        raw = await read_body(scope, self._receive, services.settings.max_body_bytes)
-        is_chat = self._kind == "chat"
-        call = chat_call(parse_chat(raw)) if is_chat else completion_call(parse_completion(raw))
+        call = self._dialect.read(await read_body(scope, self._receive, services.settings.max_body_bytes))
         entry = admission.find_model(call.model, services.registry.models())
         self.model_label = entry.name
-        wanted = header(scope, b"x-tidegate-max-wait-seconds")
-        budget = admission.wait_budget_seconds(entry, None if wanted is None else wanted.decode("latin-1"))
+        budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
 
         now = time.time()
-        revision = admission.choose_revision(entry.revisions, services.draw())
-        call_id = ("chatcmpl-" if is_chat else "cmpl-") + new_id()
-        origin = Origin(call_id, tenant, revision, services.gateway_id, now, now + budget)
-        requests = build_requests(call, origin, new_seed())
-        opened = services.calls.open(requests, wakes_on_each=call.stream)
+        call_id = self._dialect.id_prefix + new_id()
+        revision = admission.choose_revision(entry.revisions, call_id)
+        head = AnswerHead(call_id, int(now), entry.name, revision)
+        requests = build_requests(
+            call,
+            head,
+            tenant=tenant,
+            gateway=services.gateway_id,
+            created=now,
+            deadline=now + budget,
+            random_seed=new_seed(),
+        )
+        opened = services.calls.open(requests, is_streamed=call.is_streamed)
         cancel_reason: str | None = "the gateway gave the call up"
         watcher: asyncio.Task[None] | None = None
         try:
@@ -140,12 +145,9 @@ class _Exchange:
                 raise admission.queue_full(outcome, entry, len(requests))
             services.calls.submitted(opened)
             admission.check_wait(outcome.waiting_ahead, outcome.depth, entry, budget)
-            plan = Plan(call, call_id, entry, revision, int(now))
+            admitted = _Admitted(call, head, entry, opened)
             watcher = asyncio.get_running_loop().create_task(_watch(self._receive, opened))
-            if call.stream:
-                await self._stream(plan, opened)
-            else:
-                await self._answer(plan, opened)
+            await (self._stream(admitted) if call.is_streamed else self._answer(admitted))
         except ClientLeft:
             cancel_reason = CLIENT_LEFT
             raise
@@ -159,11 +161,11 @@ class _Exchange:
         if error.status >= 500:
             logger.warning("a call failed: %s", error.message, extra=fields(reason=error.reason))
         with contextlib.suppress(OSError):  # the connection broke meanwhile
-            if self.is_status_out:
+            if self._is_status_out:
                 event = sse.error_event(error.body())
                 await self._send({"type": "http.response.body", "body": event, "more_body": False})
             else:
-                self.is_status_out = True
+                self._is_status_out = True
                 await send_error(self._send, error)
 
     def _bounds(self, entry: ModelEntry) -> Bounds:
@@ -176,105 +178,109 @@ class _Exchange:
             settings.total_max_bytes,
         )
 
-    async def _answer(self, plan: Plan, opened: OpenCall) -> None:
+    async def _answer(self, admitted: _Admitted) -> None:
         """Wait for the end, then one JSON object."""
-        while opened.unfinished and opened.failure is None and not opened.has_left:
-            await opened.changed()
-        if opened.failure is not None:
-            raise failure_error(opened.failure, plan.call.kind, plan.entry.name)
-        if opened.has_left:
-            raise ClientLeft
-        choices: list[list[Segment]] = [[] for _ in opened.requests]
-        for index, segment in opened.take():
-            choices[index].append(segment)
-        body, usage = assembled(plan, opened, choices)
-        self._record(plan, usage, None)
-        self.is_status_out = True
-        await send_json(self._send, 200, body)
-
-    async def _stream(self, plan: Plan, opened: OpenCall) -> None:
-        """Hold the status line, then events until every choice has ended."""
-        loop = asyncio.get_running_loop()
-        headers = await self._held(plan, opened)
-        self.is_status_out = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, *headers]})
-        if not opened.has_begun:
-            # Clients that wait for the first byte of the body see that the call is alive.
-            await self._send({"type": "http.response.body", "body": sse.HEARTBEAT, "more_body": True})
-        opened.last_sent = loop.time()
-        self._services.calls.stream_opened(opened)
-        events = events_of(plan)
-        shown: Place | None = None
-        first_token: float | None = None
-        while True:
-            pending = opened.take()
-            if pending and first_token is None:
-                first_token = time.perf_counter() - self._started
-            out = b"".join([events.render(index, segment) for index, segment in pending if is_good(segment)])
-            if opened.failure is not None:
-                if out:
-                    await self._send({"type": "http.response.body", "body": out, "more_body": True})
-                raise failure_error(opened.failure, plan.call.kind, plan.entry.name)
-            if opened.has_left:
+        match await admitted.opened.next():
+            case Ended(segments):
+                choices: list[list[Segment]] = [[] for _ in admitted.opened.requests]
+                for index, segment in segments:
+                    choices[index].append(segment)
+                usage = count_usage(admitted.opened.finishes(), admitted.call.n)
+                body = admitted.call.answer(admitted.head, choices, usage)
+                self._record(admitted, usage, None)
+                self._is_status_out = True
+                await send_json(self._send, 200, body)
+            case Failed(_, finish):
+                raise failure_error(finish, self._dialect.prompt_field, admitted.entry.name)
+            case _:
                 raise ClientLeft
-            if not opened.unfinished:
-                usage = answers.usage(opened.finishes(), plan.call.n)
-                if plan.call.include_usage:
-                    out += events.usage(usage)
-                self._record(plan, usage, first_token)
-                await self._send({"type": "http.response.body", "body": out + sse.DONE, "more_body": False})
-                return
-            if not out:
-                place = opened.place
-                opened.place = None
-                if place is not None and not opened.has_begun and place != shown:
-                    shown = place
-                    out = news(place, plan.entry)
-                if not out and opened.is_heartbeat_due:
-                    out = sse.HEARTBEAT
-                opened.is_heartbeat_due = False
-            if out:
-                await self._send({"type": "http.response.body", "body": out, "more_body": True})
-                opened.last_sent = loop.time()
-            if not opened.pending and not opened.has_left:
-                await opened.changed()
 
-    async def _held(self, plan: Plan, opened: OpenCall) -> list[Header]:
-        """Wait for the first segment, a refusal (raised) or the end of the hold; headers of the latter."""
+    async def _stream(self, admitted: _Admitted) -> None:
+        """Hold the status line until there is something to say, then events until every choice has ended."""
+        opened, entry = admitted.opened, admitted.entry
+        events = admitted.call.events(admitted.head)
+        first_token: float | None = None
         loop = asyncio.get_running_loop()
-        if not opened.has_begun:
-            deadline = loop.time() + self._services.settings.hold_status_seconds
-            timer = loop.call_at(deadline, opened.wake)
-            try:
-                while not opened.has_begun and not opened.has_left and loop.time() < deadline:
-                    await opened.changed()
-            finally:
-                timer.cancel()
-        if opened.failure is not None:
-            raise failure_error(opened.failure, plan.call.kind, plan.entry.name)
-        if opened.has_left:
-            raise ClientLeft
-        return [] if opened.has_begun else await self._look_up_place(plan, opened)
-
-    async def _look_up_place(self, plan: Plan, opened: OpenCall) -> list[Header]:
-        """Empty where the queue does not say in time."""
-        asked = (opened.requests[0].id, plan.entry.name, plan.revision)
+        hold = loop.call_later(self._services.settings.hold_status_seconds, opened.end_hold)
         try:
-            async with asyncio.timeout(PLACE_SECONDS):
-                place = (await self._services.queue.places([asked]))[0]
+            while True:
+                match await opened.next():
+                    case Delivered() as delivered:  # each token comes here: without unpacking
+                        if first_token is None:
+                            first_token = time.perf_counter() - self._started
+                            hold.cancel()
+                        await self._write(opened, _rendered(events, delivered.segments))
+                    case Waiting(position):
+                        await self._write(opened, waiting_comment(position, entry))
+                    case Signal.HEARTBEAT_DUE:
+                        await self._write(opened, sse.HEARTBEAT)
+                    case Signal.HOLD_OVER:
+                        await self._begin(opened, await self._position_headers(admitted))
+                        if not opened.has_begun:
+                            # Clients that wait for the first byte of the body see that the call is alive.
+                            await self._write(opened, sse.HEARTBEAT)
+                    case Signal.DISCONNECTED:
+                        raise ClientLeft
+                    case Failed(segments, finish):
+                        if self._is_status_out:
+                            await self._write(opened, _rendered(events, segments))
+                        raise failure_error(finish, self._dialect.prompt_field, entry.name)
+                    case Ended(segments):
+                        if first_token is None:
+                            first_token = time.perf_counter() - self._started
+                        usage = count_usage(opened.finishes(), admitted.call.n)
+                        out = _rendered(events, segments) + events.end(usage)
+                        self._record(admitted, usage, first_token)
+                        await self._write(opened, out, is_last=True)
+                        return
+                    case unknown:
+                        assert_never(unknown)
+        finally:
+            hold.cancel()
+
+    async def _position_headers(self, admitted: _Admitted) -> list[Header]:
+        """Empty where the queue does not say in time."""
+        asked = (admitted.opened.requests[0].id, admitted.entry.name, admitted.head.revision)
+        try:
+            async with asyncio.timeout(POSITION_SECONDS):
+                position = (await self._services.queue.places([asked]))[0]
         except (RequestError, TimeoutError):
             return []
-        return place_headers(place, plan.entry)
+        return waiting_headers(position, admitted.entry)
 
-    def _record(self, plan: Plan, usage: answers.Usage, first_token: float | None) -> None:
+    async def _begin(self, opened: OpenCall, headers: Iterable[Header]) -> None:
+        self._is_status_out = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, *headers]})
+        opened.wrote()
+        self._services.calls.stream_opened(opened)
+
+    async def _write(self, opened: OpenCall, out: bytes, *, is_last: bool = False) -> None:
+        if not self._is_status_out:
+            await self._begin(opened, ())
+        if out:
+            await self._send({"type": "http.response.body", "body": out, "more_body": not is_last})
+            opened.wrote()
+
+    def _record(self, admitted: _Admitted, usage: Usage, first_token: float | None) -> None:
         self._services.metrics.answered(
-            plan.entry.name,
+            admitted.entry.name,
             duration_seconds=time.perf_counter() - self._started,
             first_token_seconds=first_token,
             prompt_tokens=usage.prompt_tokens,
             generation_tokens=usage.completion_tokens,
-            choices=plan.call.sequences,
+            choices=len(admitted.opened.requests),
         )
+
+
+def _rendered(events: Events, segments: Iterable[tuple[int, Segment]]) -> bytes:
+    """Segments with a bad end hold nothing for the client; the error says what happened."""
+    return b"".join(
+        [
+            events.render(index, segment)
+            for index, segment in segments
+            if segment.finish is None or segment.finish.reason in GOOD_ENDS
+        ]
+    )
 
 
 async def _watch(receive: Receive, opened: OpenCall) -> None:

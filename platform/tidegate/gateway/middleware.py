@@ -96,19 +96,20 @@ class ErrorBodies:
 
 
 class HotRoutes:
-    """Sends the exact paths of generation to their endpoints without route matching."""
+    """Answers the paths of generation, by their exact names and without route matching."""
 
-    def __init__(self, app: ASGIApp, routes: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, ASGIApp]) -> None:
         self._app = app
-        self._routes = routes
+        self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            endpoint = self._routes.get(scope["path"])
-            if endpoint is not None:
-                await endpoint(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+        elif scope["method"] == "POST":
+            await endpoint(scope, receive, send)
+        else:
+            raise HTTPException(405, headers={"allow": "POST"})
 
 
 def _router_error(scope: Scope, status: int, headers: Mapping[str, str], detail: str) -> RequestError:

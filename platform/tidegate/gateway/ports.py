@@ -1,4 +1,4 @@
-"""What the gateway asks of the store. `tidegate.store` implements these over Redis."""
+"""The gateway asks this of the store. `tidegate.store` implements it over Redis."""
 
 from __future__ import annotations
 

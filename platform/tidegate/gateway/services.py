@@ -1,10 +1,8 @@
-"""What every route needs, made once at start and handed down."""
+"""Every route needs these parts; they are made once at start and handed down."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import KeyRing, ModelRegistry, RequestQueue
@@ -21,7 +19,6 @@ class Services:
     registry: ModelRegistry
     metrics: GatewayMetrics
     calls: OpenCalls
-    draw: Callable[[], float] = field(default=random.random)  # 0 <= draw < 1, for the traffic weights
 
 
 def make_services(

@@ -4,9 +4,9 @@ Everything runs on the one event loop, so no step of a plain function is interru
 
 - the store's listener calls `OpenCalls.deliver` with each published batch and `OpenCalls.lost` after each
   reconnect;
-- per HTTP call one writer (its ASGI task) waits in `OpenCall.changed` and takes what came;
-- per HTTP call one watcher waits for the client to leave;
-- one pulse per gateway, only while streams are open whose status line is out, wakes those that owe their
+- per HTTP call one writer (its ASGI task) waits in `OpenCall.next` and acts on what it says;
+- per HTTP call one task waits for the client to leave;
+- one watch per gateway, only while streams are open whose status line is out, wakes those that owe their
   client a heartbeat and asks once a second where those without a first token stand in the queue;
 - one replay per request that missed something.
 
@@ -21,7 +21,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
+
+import msgspec
 
 from tidegate.errors import QueueUnavailable
 from tidegate.gateway.metrics import GatewayMetrics
@@ -31,89 +35,165 @@ from tidegate.messages.work import Finish, Request, Segment
 
 logger = logging.getLogger("tidegate.gateway.stream")
 
-PULSE_SECONDS = 1.0
+WATCH_SECONDS = 1.0
 REPLAY_RETRY_SECONDS = 0.25
 REPLAYS_AT_ONCE = 16
+GOOD_ENDS = ("stop", "length")
 LOG_GONE = Finish("error", "LogGone", "the request's log is gone")
 
 
+@dataclass(slots=True, eq=False)
 class OpenRequest:
     """One sequence of a call."""
 
-    __slots__ = ("call", "early", "finish", "id", "index", "is_replaying", "next_seq")
-
-    def __init__(self, call: OpenCall, request_id: str, index: int) -> None:
-        self.call = call
-        self.id = request_id
-        self.index = index
-        self.next_seq = 0
-        self.early: dict[int, Segment] | None = None
-        self.is_replaying = False
-        self.finish: Finish | None = None
+    call: OpenCall
+    id: str
+    index: int
+    next_seq: int = 0
+    early: dict[int, Segment] | None = None
+    is_replaying: bool = False
+    finish: Finish | None = None
 
 
+class Delivered(msgspec.Struct, frozen=True, gc=False):
+    """Segments came, and more will: (choice index, segment), in order per choice."""
+
+    segments: list[tuple[int, Segment]]
+
+
+class Ended(msgspec.Struct, frozen=True, gc=False):
+    """Every choice has ended; `segments` are the last ones."""
+
+    segments: list[tuple[int, Segment]]
+
+
+class Failed(msgspec.Struct, frozen=True, gc=False):
+    """A choice ended badly. `segments` came before or beside that."""
+
+    segments: list[tuple[int, Segment]]
+    finish: Finish
+
+
+class Waiting(msgspec.Struct, frozen=True, gc=False):
+    """The call has another position in the queue than before."""
+
+    position: Place
+
+
+class Signal(Enum):
+    HOLD_OVER = "nothing came in the time for which the status line is held"
+    HEARTBEAT_DUE = "nothing was sent for too long"
+    DISCONNECTED = "the client closed the connection"
+
+
+Happening = Delivered | Ended | Failed | Waiting | Signal
+
+
+@dataclass(slots=True, eq=False)
 class OpenCall:
     """One HTTP call: its sequences and what its writer has not taken yet."""
 
-    __slots__ = (
-        "_waiter",
-        "failure",
-        "has_begun",
-        "has_left",
-        "is_heartbeat_due",
-        "is_missing_news",
-        "is_submitted",
-        "last_sent",
-        "model",
-        "pending",
-        "place",
-        "requests",
-        "revision",
-        "unfinished",
-        "wakes_on_each",
-    )
+    model: str
+    revision: str
+    unfinished: int
+    is_streamed: bool  # a plain answer's writer waits for the end
+    requests: list[OpenRequest] = field(default_factory=list)
+    failure: Finish | None = None
+    has_begun: bool = False  # a first segment came
+    has_left: bool = False
+    is_submitted: bool = False
+    is_replay_owed: bool = False  # the channel broke before the submit was answered
+    is_hold_over: bool = False
+    is_heartbeat_due: bool = False
+    last_sent: float = 0.0  # loop time
+    _pending: list[tuple[int, Segment]] = field(default_factory=list)
+    _position: Place | None = None
+    _position_shown: Place | None = None
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _waiter: asyncio.Future[None] | None = None
 
-    def __init__(self, requests: Sequence[Request], *, wakes_on_each: bool) -> None:
-        self.model = requests[0].model
-        self.revision = requests[0].revision
-        self.requests = [OpenRequest(self, request.id, index) for index, request in enumerate(requests)]
-        self.unfinished = len(requests)
-        self.pending: list[tuple[int, Segment]] = []  # (choice index, segment), in order per choice
-        self.wakes_on_each = wakes_on_each  # a stream's writer; a plain answer's waits for the end
-        self.failure: Finish | None = None
-        self.has_begun = False  # a first segment came
-        self.has_left = False  # the client closed the connection
-        self.is_submitted = False
-        self.is_missing_news = False  # the channel broke before the submit was answered
-        self.is_heartbeat_due = False
-        self.last_sent = 0.0  # loop time
-        self.place: Place | None = None  # set by the pulse, taken by the writer
-        self._waiter: asyncio.Future[None] | None = None
+    async def next(self) -> Happening:
+        """Wait until something happens that the writer has to act on, and say what. A stream hears of
+        everything, a plain answer of its end alone. What has come is looked at before each wait, so nothing
+        that came meanwhile is missed."""
+        while True:
+            if self.failure is not None:
+                return Failed(self._take(), self.failure)
+            if self.has_left:
+                return Signal.DISCONNECTED
+            if not self.unfinished:
+                return Ended(self._take())
+            if self.is_streamed:
+                if self._pending:
+                    segments, self._pending = self._pending, []
+                    return Delivered(segments)
+                if (happening := self._waiting()) is not None:
+                    return happening
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
 
-    async def changed(self) -> None:
-        """Wait for the next `wake`. The writer looks at the call's state before it waits, never after."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def accept(self, request: OpenRequest, segment: Segment) -> None:
+        """Take the next segment in order of one of the sequences."""
+        if request.finish is not None:
+            return
+        request.next_seq = segment.seq + 1
+        self._pending.append((request.index, segment))
+        self.has_begun = True
+        finish = segment.finish
+        if finish is not None:
+            request.finish = finish
+            self.unfinished -= 1
+            if finish.reason not in GOOD_ENDS:
+                self.failure = self.failure or finish
+        if self.is_streamed or self.unfinished == 0 or self.failure is not None:
+            self._wake()
 
-    def wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def end_hold(self) -> None:
+        self.is_hold_over = True
+        self._wake()
+
+    def owe_heartbeat(self) -> None:
+        self.is_heartbeat_due = True
+        self._wake()
+
+    def put_position(self, position: Place) -> None:
+        self._position = position
+        self._wake()
 
     def leave(self) -> None:
         self.has_left = True
-        self.wake()
+        self._wake()
 
-    def take(self) -> list[tuple[int, Segment]]:
-        pending = self.pending
-        self.pending = []
-        return pending
+    def wrote(self) -> None:
+        """Something went to the client."""
+        self.last_sent = self._loop.time()
+        self.is_heartbeat_due = False
 
     def finishes(self) -> list[Finish | None]:
         return [request.finish for request in self.requests]
+
+    def _waiting(self) -> Waiting | Signal | None:
+        if not self.has_begun and self.is_hold_over:
+            self.is_hold_over = False
+            return Signal.HOLD_OVER
+        position = self._position
+        if not self.has_begun and position is not None and position != self._position_shown:
+            self._position_shown = position
+            return Waiting(position)
+        return Signal.HEARTBEAT_DUE if self.is_heartbeat_due else None
+
+    def _take(self) -> list[tuple[int, Segment]]:
+        pending = self._pending
+        self._pending = []
+        return pending
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
 
 class OpenCalls:
@@ -125,24 +205,25 @@ class OpenCalls:
         self._heartbeat_seconds = heartbeat_seconds
         self._requests: dict[str, OpenRequest] = {}
         self._streaming: set[OpenCall] = set()
-        self._pulse: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._replay_slots = asyncio.Semaphore(REPLAYS_AT_ONCE)
 
     def __len__(self) -> int:
         return len(self._requests)
 
-    def open(self, requests: Sequence[Request], *, wakes_on_each: bool) -> OpenCall:
+    def open(self, requests: Sequence[Request], *, is_streamed: bool) -> OpenCall:
         """Begin to expect the segments of `requests`. Every `open` is paired with a `close`."""
-        call = OpenCall(requests, wakes_on_each=wakes_on_each)
-        for request in call.requests:
-            self._requests[request.id] = request
+        call = OpenCall(requests[0].model, requests[0].revision, len(requests), is_streamed)
+        for index, request in enumerate(requests):
+            self._requests[request.id] = OpenRequest(call, request.id, index)
+            call.requests.append(self._requests[request.id])
         return call
 
     def submitted(self, call: OpenCall) -> None:
         """The queue has accepted the call."""
         call.is_submitted = True
-        if call.is_missing_news:
+        if call.is_replay_owed:
             for request in call.requests:
                 self._start_replay(request)
 
@@ -156,10 +237,10 @@ class OpenCalls:
             self._spawn(self._cancel(running, cancel_reason))
 
     def stream_opened(self, call: OpenCall) -> None:
-        """The call's status line is out: from now on it gets heartbeats and news of its place."""
+        """The call's status line is out: from now on it is told of heartbeats and queue positions."""
         self._streaming.add(call)
-        if self._pulse is None or self._pulse.done():
-            self._pulse = self._spawn(self._beat())
+        if self._watcher is None or self._watcher.done():
+            self._watcher = self._spawn(self._watch_silence())
 
     def deliver(self, segments: Iterable[Segment]) -> None:
         requests = self._requests
@@ -170,23 +251,23 @@ class OpenCalls:
             if request is None:
                 continue
             if segment.seq == request.next_seq and request.early is None:
-                _accept(request, segment)
+                request.call.accept(request, segment)
             elif segment.seq >= request.next_seq:
                 self._set_aside(request, segment)
         self._metrics.segments.inc(count)
 
     def lost(self) -> None:
-        """Whatever was published in the last moments may be missing: read every open request's log."""
+        """Read every open request's log: whatever was published in the last moments may be missing."""
         for request in list(self._requests.values()):
             if request.call.is_submitted:
                 self._start_replay(request)
             else:
-                request.call.is_missing_news = True
+                request.call.is_replay_owed = True
 
     async def shut_down(self) -> None:
-        """Wait for cancellations under way; stop the pulse and replays."""
-        if self._pulse is not None:
-            self._pulse.cancel()
+        """Wait for cancellations under way; stop the watch and replays."""
+        if self._watcher is not None:
+            self._watcher.cancel()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -223,12 +304,12 @@ class OpenCalls:
         batch that showed it, so it is read again."""
         if log is None:
             request.early = None
-            _accept(request, Segment(request.id, request.next_seq, LOG_GONE))
+            request.call.accept(request, Segment(request.id, request.next_seq, LOG_GONE))
             return True
         early = request.early or {}
         early.update((segment.seq, segment) for segment in log)
         while (segment := early.pop(request.next_seq, None)) is not None:
-            _accept(request, segment)
+            request.call.accept(request, segment)
         has_gap = any(seq > request.next_seq for seq in early)
         request.early = early if has_gap else None
         return not has_gap
@@ -240,51 +321,31 @@ class OpenCalls:
             # The requests end by their own limits; nobody reads their results.
             logger.warning("could not cancel %d requests: %s", len(request_ids), error.message)
 
-    async def _beat(self) -> None:
+    async def _watch_silence(self) -> None:
         loop = asyncio.get_running_loop()
-        interval = min(PULSE_SECONDS, self._heartbeat_seconds)
+        interval = min(WATCH_SECONDS, self._heartbeat_seconds)
         while self._streaming:
             await asyncio.sleep(interval)
             silent_since = loop.time() - self._heartbeat_seconds
             for call in self._streaming:
                 if call.last_sent <= silent_since:
-                    call.is_heartbeat_due = True
-                    call.wake()
-            await self._look_up_places([call for call in self._streaming if not call.has_begun])
+                    call.owe_heartbeat()
+            await self._ask_positions([call for call in self._streaming if not call.has_begun])
 
-    async def _look_up_places(self, calls: list[OpenCall]) -> None:
+    async def _ask_positions(self, calls: list[OpenCall]) -> None:
         if not calls:
             return
         try:
-            places = await self._queue.places(
+            positions = await self._queue.places(
                 [(call.requests[0].id, call.model, call.revision) for call in calls]
             )
         except QueueUnavailable:
             return  # positions are a courtesy; heartbeats go on
-        for call, place in zip(calls, places, strict=True):
-            call.place = place
-            call.wake()
+        for call, position in zip(calls, positions, strict=True):
+            call.put_position(position)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _accept(request: OpenRequest, segment: Segment) -> None:
-    """Hand the next segment in order to the request's writer."""
-    call = request.call
-    if request.finish is not None:
-        return
-    request.next_seq = segment.seq + 1
-    call.pending.append((request.index, segment))
-    call.has_begun = True
-    finish = segment.finish
-    if finish is not None:
-        request.finish = finish
-        call.unfinished -= 1
-        if finish.reason not in ("stop", "length"):
-            call.failure = call.failure or finish
-    if call.wakes_on_each or call.unfinished == 0 or call.failure is not None:
-        call.wake()

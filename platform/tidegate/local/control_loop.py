@@ -1,11 +1,11 @@
-"""Gather, decide, act: the one writer of the Serve config and of the models in the registry.
+"""Gather, decide, apply: the one writer of the Serve config and of the models in the registry.
 
-One task runs `run`; nothing else calls `look`. A look gathers one observation, makes one plan (pure) and
-applies it step by step, each awaited before the next, so two PUTs can never overlap. News (a changed file, a
-source that was looked at, Ray back) set `news`; without any the loop looks again soon while something
-progresses, and rarely when all is settled, which is what repairs drift.
+One task runs `run`; nothing else calls `round`. A round gathers one snapshot, makes one plan (pure) and
+applies it step by step, each awaited before the next, so two PUTs can never overlap. A change (of a file, of
+a source, Ray is back) sets `changed`; without any the next round comes soon while something progresses, and
+rarely when all is settled, which is what repairs drift.
 
-Order of the steps within a look: records first (a crash after it repeats a step and never forgets one), the
+Order of the steps within a round: records first (a crash after it repeats a step and never forgets one), the
 entries that gateways read, then Serve. So a model that goes is refused by gateways before its replicas
 drain, and traffic has moved before an old revision is taken away.
 """
@@ -15,209 +15,163 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from tidegate.control.desired import ModelRecord, revision_of
-from tidegate.control.observed import (
-    Capacity,
-    Observation,
-    QueueDepth,
-    RevisionKey,
-    ServeState,
-    SourceState,
+from tidegate.control.observed import Capacity, RevisionKey, ServeState, SourceState
+from tidegate.control.plan import (
+    PROGRESSING_SECONDS,
+    PoolPlan,
+    PoolSnapshot,
+    plan_pool,
+    queues_of,
 )
-from tidegate.control.plan import Plan, make_plan
-from tidegate.control.serve_config import ReplicaRuntime
+from tidegate.control.resource_files import ResourceSet
+from tidegate.control.resources import Model, PoolSpec
+from tidegate.control.serve_config import application_configs
+from tidegate.control_round import Depths, Registry, Serve, observe_store, publish
 from tidegate.errors import QueueUnavailable
-from tidegate.local.memory import RecordFile
-from tidegate.local.source_checks import SourceChecks
-from tidegate.local.watch import ResourceFiles
-from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
-from tidegate.serve_api import ServeApi, ServeRejected, ServeUnavailable
+from tidegate.local.record_file import RecordFile
+from tidegate.messages.registry import ModelEntry
+from tidegate.replica_args import ReplicaSettings
+from tidegate.serve_api import ServeUnavailable
 from tidegate.serve_writer import ServeWriter
 
 log = logging.getLogger(__name__)
 
-PROGRESSING_SECONDS = 0.5
-SETTLED_SECONDS = 3.0
 LONGEST_PAUSE_SECONDS = 15.0  # after failures in a row
 
 
-class Store(Protocol):
-    """What the control loop asks of the registry (`tidegate.store.registry.Registry`)."""
+class Resources(Protocol):
+    """The resources that should stand (`local.watch.ResourceFiles`)."""
 
-    async def read_models(self) -> dict[str, ModelEntry]: ...
+    @property
+    def resources(self) -> ResourceSet: ...
 
-    async def put_model(self, entry: ModelEntry) -> None: ...
-
-    async def delete_model(self, name: str, message: str = "") -> None: ...
-
-    async def drop_revision(self, model: str, revision: str, message: str) -> None: ...
-
-    async def reports(self) -> dict[RevisionKey, RevisionReport]: ...
-
-    async def replicas(self) -> list[ReplicaStats]: ...
+    @property
+    def pool(self) -> PoolSpec: ...
 
 
-class DepthSource(Protocol):
-    async def __call__(self, queues: list[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]: ...
+class Sources(Protocol):
+    """Resolves sources (`local.source_checks.SourceChecks`)."""
+
+    def begin(self, uri: str) -> None: ...
+
+    def states(self) -> Mapping[str, SourceState]: ...
 
 
 class ControlLoop:
     def __init__(
         self,
-        files: ResourceFiles,
-        store: Store,
-        depths: DepthSource,
-        sources: SourceChecks,
-        memory: RecordFile,
-        runtime: ReplicaRuntime,
+        files: Resources,
+        registry: Registry,
+        depths: Depths,
+        sources: Sources,
+        record_file: RecordFile,
+        replicas: ReplicaSettings,
         capacity: Capacity,
-        news: asyncio.Event,
+        changed: asyncio.Event,
         *,
         wave: int,
-        told: Callable[[Mapping[str, ModelEntry]], None],
+        on_entries: Callable[[Mapping[str, ModelEntry]], None],
+        now: Callable[[], float] = time.time,
     ) -> None:
-        """`told` is called with all entries after each look that changed one."""
+        """`on_entries` is called with all entries after each round that changed one."""
         self._files = files
-        self._store = store
+        self._registry = registry
         self._depths = depths
         self._sources = sources
-        self._memory = memory
-        self._runtime = runtime
+        self._record_file = record_file
+        self._replicas = replicas
         self._capacity = capacity
-        self._news = news
+        self._changed = changed
         self._wave = wave
-        self._told = told
-        self._records: dict[str, ModelRecord] = memory.read()
-        self._api: ServeApi | None = None
-        self._serve_problem: tuple[str, str] | None = None
+        self._on_entries = on_entries
+        self._now = now
+        self._records: Mapping[str, ModelRecord] = record_file.read()
+        self._serve: Serve | None = None
         self._writer = ServeWriter()
-        self._rejected: Mapping[str, str] = {}
 
-    def use(self, api: ServeApi | None) -> None:
-        """Which Serve to write to; None while Ray is away."""
-        self._api = api
-        self._news.set()
+    def use(self, serve: Serve | None) -> None:
+        """Take the Serve to write to; None while Ray is away."""
+        self._serve = serve
+        self._changed.set()
 
     async def run(self) -> None:
-        """Look for ever."""
+        """One round after the other, for ever."""
         failures = 0
         while True:
-            self._news.clear()
-            pause = SETTLED_SECONDS
+            self._changed.clear()
             try:
-                plan = await self.look()
+                pause = await self.round()
                 failures = 0
-                pause = _pause(plan)
             except QueueUnavailable as error:
                 failures += 1
                 log.warning("control: Redis does not answer: %s", error.message)
             except Exception:
-                # The loop must outlive whatever one look meets; it is told and tried again.
+                # The loop must outlive whatever one round meets; it is logged and tried again.
                 failures += 1
-                log.exception("control: a look failed")
+                log.exception("control: a round failed")
             if failures:
                 pause = min(LONGEST_PAUSE_SECONDS, PROGRESSING_SECONDS * 2.0**failures)
             try:
                 async with asyncio.timeout(pause):
-                    await self._news.wait()
+                    await self._changed.wait()
             except TimeoutError:
-                continue  # nothing new; look for what has moved by itself
+                continue  # nothing was said; see what has moved by itself
 
-    async def look(self) -> Plan:
-        """One observation, one plan, applied. Raises `QueueUnavailable`."""
-        seen = await self._gather()
-        plan = make_plan(
-            self._files.resources.models,
-            self._files.pool,
-            self._records,
-            seen,
-            time.time(),
-            self._wave,
-        )
-        self._records = dict(plan.records)
-        self._memory.write(self._records)
-        uris = self._uris()
-        for key in plan.resolve:
-            self._sources.begin(uris[key])
-        await self._publish(plan, seen)
-        if seen.serve is not None:
-            await self._apply(plan, seen.serve)
-        return plan
+    async def round(self) -> float:
+        """Gather, decide, apply. Returns after how many seconds the next round is due. Raises
+        `QueueUnavailable`."""
+        serve = self._serve
+        snapshot = await self._gather(serve)
+        plan = plan_pool(snapshot, self._now())
+        return await self._apply(plan, snapshot, serve)
 
-    async def _gather(self) -> Observation:
-        serve: ServeState | None = None
-        if self._api is not None:
+    async def _gather(self, serve: Serve | None) -> PoolSnapshot:
+        models, pool = self._files.resources.models, self._files.pool
+        state: ServeState | None = None
+        if serve is not None:
             try:
-                serve = await self._api.get()
+                state = await serve.get()
             except ServeUnavailable as error:
                 log.warning("control: %s", error.message)
-        queues = [(name, revision) for name, record in self._records.items() for revision in record.revisions]
-        return Observation(
-            serve=serve,
-            serve_problem=self._serve_problem,
-            sources=self._found_sources(),
-            reports=await self._store.reports(),
-            replicas=tuple(await self._store.replicas()),
-            depths=await self._depths(queues),
-            entries=await self._store.read_models(),
+        queues = queues_of(models, self._records)
+        stored = await observe_store(self._registry, self._depths, queues, None)
+        found = self._sources.states()
+        seen = replace(
+            stored,
+            serve=state,
+            serve_problem=self._writer.problem,
+            sources={key: found[uri] for key, uri in _uris(models).items() if uri in found},
             capacity=self._capacity,
-            rejected=self._rejected,
+            rejected=self._writer.rejected,
         )
+        return PoolSnapshot(models, pool, self._records, seen, wave=self._wave)
 
-    def _uris(self) -> dict[RevisionKey, str]:
-        """Where the checkpoints of the models' newest revisions lie."""
-        return {
-            (model.name, revision_of(model.spec)): model.spec.source.uri
-            for model in self._files.resources.models
-            if model.spec.source is not None
-        }
-
-    def _found_sources(self) -> dict[RevisionKey, SourceState]:
-        """Each source is looked at once, however many models name it."""
-        states = self._sources.states()
-        return {key: states[uri] for key, uri in self._uris().items() if uri in states}
-
-    async def _publish(self, plan: Plan, seen: Observation) -> None:
-        for name in plan.delete:
-            log.info("model %s is removed", name)
-            await self._store.delete_model(name)
-        for (model, revision), message in plan.drop:
-            log.info("revision %s of model %s goes: %s", revision, model, message)
-            await self._store.drop_revision(model, revision, message)
-        changed = False
-        for name, entry in plan.entries.items():
-            past = seen.entries.get(name)
-            if entry != past:
-                changed = True
-                await self._store.put_model(entry)
-                if past is None or (past.ready, past.reason) != (entry.ready, entry.reason):
-                    log.info("model %s: ready %s, %s: %s", name, entry.ready, entry.reason, entry.message)
-        if changed or plan.delete:
-            self._told(plan.entries)
-
-    async def _apply(self, plan: Plan, serve: ServeState) -> None:
-        assert self._api is not None
-        try:
-            self._rejected = await self._writer.write(self._api, plan.applications, self._runtime, serve)
-            self._serve_problem = None
-        except (ServeRejected, ServeUnavailable) as error:
-            log.error("control: %s", error.message)
-            self._serve_problem = (error.reason, error.message)
-        if self._writer.has_written:
-            self._news_soon(plan)
-
-    def _news_soon(self, plan: Plan) -> None:
-        """After a PUT there is something to see, also where the plan was settled before it."""
-        if plan.is_settled:
-            self._news.set()
+    async def _apply(self, plan: PoolPlan, snapshot: PoolSnapshot, serve: Serve | None) -> float:
+        self._records = plan.records
+        self._record_file.write(plan.records)
+        uris = _uris(snapshot.models)
+        for key in plan.resolve:
+            self._sources.begin(uris[key])
+        await publish(self._registry, plan.registry, snapshot.seen.entries)
+        if plan.registry.put or plan.registry.delete:
+            self._on_entries(plan.entries)
+        if serve is not None and snapshot.seen.serve is not None:
+            wanted = application_configs(plan.applications, self._replicas)
+            if await self._writer.write(serve, wanted, snapshot.seen.serve):
+                return PROGRESSING_SECONDS
+        return plan.pause_seconds(self._now())
 
 
-def _pause(plan: Plan) -> float:
-    if not plan.is_settled:
-        return PROGRESSING_SECONDS
-    if plan.next_look_at is not None:
-        return min(SETTLED_SECONDS, max(PROGRESSING_SECONDS, plan.next_look_at - time.time()))
-    return SETTLED_SECONDS
+def _uris(models: Sequence[Model]) -> dict[RevisionKey, str]:
+    """Return where the checkpoints of the models' newest revisions lie. Each source is resolved once, however
+    many models name it."""
+    return {
+        (model.name, revision_of(model.spec)): model.spec.source.uri
+        for model in models
+        if model.spec.source is not None
+    }

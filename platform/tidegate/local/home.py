@@ -2,7 +2,7 @@
 
     run/host.json   what runs: written by the host only, gone when it has stopped
     run/host.lock   held by the living host (flock: the kernel lets go when it dies)
-    data/           the embedded Redis, and what the control loop remembers
+    data/           the embedded Redis, and the control loop's records
     logs/           one file per process
     key             the secret of the key that was made at first start, readable by its owner only
 
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import msgspec
 import psutil
+
+from tidegate.replica_args import KEY_PREFIX
 
 PID_REUSE_SECONDS = 0.5  # two start times of one process agree better than this
 
@@ -55,7 +57,7 @@ class Running(msgspec.Struct, frozen=True):
     url: str = ""
     key: str = ""  # empty under --no-auth
     redis_url: str = ""
-    key_prefix: str = "tidegate"
+    key_prefix: str = KEY_PREFIX
     ray_url: str = ""
     ray_token: str = ""  # what Ray asks of who speaks to it
     ray_session: str = ""  # the folder of Ray's session; logs/serve in it holds what replicas print
@@ -104,7 +106,7 @@ class Home:
         return self.root / "key"
 
     @property
-    def memory(self) -> Path:
+    def records(self) -> Path:
         return self.data / "control.json"
 
     @property

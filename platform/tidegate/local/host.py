@@ -16,34 +16,35 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import psutil
 
-from tidegate.control.observed import Capacity, QueueDepth, RevisionKey
-from tidegate.control.serve_config import ReplicaRuntime
+from tidegate.control.observed import Capacity
 from tidegate.errors import ConfigError, QueueUnavailable
 from tidegate.local import embedded, ray_cluster
 from tidegate.local.control_loop import ControlLoop
 from tidegate.local.gateway import GatewayProcess, check_port
 from tidegate.local.home import Home, Problem, Running, record_of, write_atomically
 from tidegate.local.keeping import keep_alive, leave_nothing, only_one
-from tidegate.local.memory import RecordFile
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
 from tidegate.local.ray_cluster import RayCluster
+from tidegate.local.record_file import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry
+from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry
+from tidegate.tasks import end_tasks
 from tidegate.telemetry import configure_logging
 
 log = logging.getLogger("tidegate.local")
@@ -61,9 +62,9 @@ class Host:
         self.settings = settings
         self.home = Home(settings.home)
         self.stop = stop
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
         self.files = ResourceFiles(paths, self._files_changed)
-        self.sources = SourceChecks(self.home, self.news.set)
+        self.sources = SourceChecks(self.home, self.changed.set)
         self._on_progress = on_progress
         self._began: dict[tuple[str, str], float] = {}
         self._paths = [str(path.resolve()) for path in paths]
@@ -82,17 +83,18 @@ class Host:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.sources.close)
             ray_starting = asyncio.create_task(self._start_ray())
-            stack.push_async_callback(_cancelled, ray_starting)
+            stack.push_async_callback(end_tasks, ray_starting)
             await self._start_redis()
-            connection = await stack.enter_async_context(self._connection())
+            connection = await self._connect(stack)
             self._key = await self._admin_key(connection)
             loop = self._control_loop(connection)
             await self._start_gateway(stack)
-            api = await stack.enter_async_context(_ApiSlot(loop))
+            serve = _ServeSlot(loop)
+            stack.push_async_callback(serve.use, None)
             tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(self.files.follow(self.stop), name="files"),
                 asyncio.create_task(loop.run(), name="control"),
-                asyncio.create_task(self._keep_ray(api, ray_starting), name="ray"),
+                asyncio.create_task(self._keep_ray(serve, ray_starting), name="ray"),
                 asyncio.create_task(
                     self._keep("gateway", self._gateway_died, self._restart_gateway), name="gateway"
                 ),
@@ -100,8 +102,7 @@ class Host:
             if self._redis is not None:
                 keeping = self._keep("redis", self._redis_died, self._restart_redis)
                 tasks.append(asyncio.create_task(keeping, name="redis"))
-            for task in tasks:
-                stack.push_async_callback(_cancelled, task)
+            stack.push_async_callback(end_tasks, *tasks)
             stopping = asyncio.create_task(self.stop.wait())
             done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
@@ -150,17 +151,17 @@ class Host:
         assert self._gateway is not None
         await self._gateway.start()
 
-    async def _keep_ray(self, api: _ApiSlot, first: asyncio.Task[RayCluster]) -> None:
-        await api.use(await first)
+    async def _keep_ray(self, serve: _ServeSlot, first: asyncio.Task[RayCluster]) -> None:
+        await serve.use(await first)
 
         async def died() -> None:
             assert self._ray is not None
             log.error("%s died, and Ray with it", await _first_death(self._ray))
-            await api.use(None)
+            await serve.use(None)
 
         async def restart() -> None:
             self._ray = await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count())
-            await api.use(self._ray)
+            await serve.use(self._ray)
 
         await self._keep("ray", died, restart)
 
@@ -179,33 +180,26 @@ class Host:
         cores = os.cpu_count() or 1
         return ControlLoop(
             self.files,
-            Registry(connection, key_prefix=prefix, result_ttl_seconds=settings.result_ttl_seconds),
-            _Depths(QueueDepths(connection, key_prefix=prefix)),
+            Registry(connection, key_prefix=prefix, times=settings.times),
+            QueueDepths(connection, key_prefix=prefix),
             self.sources,
-            RecordFile(self.home.memory),
-            ReplicaRuntime(
+            RecordFile(self.home.records),
+            ReplicaSettings(
                 redis_url=self._redis_url,
                 key_prefix=prefix,
-                lease_seconds=settings.lease_seconds,
-                step_timeout_seconds=settings.step_timeout_seconds,
-                result_ttl_seconds=settings.result_ttl_seconds,
-                orphan_seconds=settings.orphan_seconds,
+                times=settings.times,
                 log_dir=str(self.home.logs),
             ),
             Capacity(cores, ray_cluster.gpu_count(), psutil.virtual_memory().total),
-            self.news,
+            self.changed,
             wave=1 if cores <= SMALL_MACHINE_CORES else 4,
-            told=self._models_changed,
+            on_entries=self._models_changed,
         )
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
+    async def _connect(self, stack: AsyncExitStack) -> Connection:
         try:
-            async with Connection(self._redis_url, name="tidegate-host") as connection:
-                yield connection
+            return await stack.enter_async_context(Connection(self._redis_url, name="tidegate-host"))
         except QueueUnavailable as error:
-            if self._url:
-                raise
             raise ConfigError(f"{error.message} Check REDIS_URL.") from error
 
     async def _admin_key(self, connection: Connection) -> str:
@@ -225,7 +219,7 @@ class Host:
         finally:
             await keys.close()
 
-    # What is told --------------------------------------------------------------------------------------
+    # Reports ------------------------------------------------------------------------------------------
 
     def _tell(self, progress: Progress) -> None:
         """Pass it on, with the seconds since the step began where it is done."""
@@ -237,7 +231,7 @@ class Host:
     def _files_changed(self) -> None:
         self.sources.forget_failures()
         self._record()
-        self.news.set()
+        self.changed.set()
 
     def _models_changed(self, entries: Mapping[str, ModelEntry]) -> None:
         for name, entry in entries.items():
@@ -274,35 +268,20 @@ class Host:
         write_atomically(self.home.record, msgspec.json.encode(running))
 
 
-class _ApiSlot:
-    """The Serve API of the Ray that runs now, handed to the control loop."""
+class _ServeSlot:
+    """Hands the Serve of the Ray that runs now to the control loop, and closes the one before."""
 
     def __init__(self, loop: ControlLoop) -> None:
         self._loop = loop
-        self._api: ServeApi | None = None
-
-    async def __aenter__(self) -> _ApiSlot:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.use(None)
+        self._serve: ServeApi | None = None
 
     async def use(self, cluster: RayCluster | None) -> None:
-        old, self._api = self._api, None
+        old, self._serve = self._serve, None
         if cluster is not None:
-            self._api = ServeApi(cluster.head.dashboard_url, token=cluster.token, timeout_seconds=60.0)
-        self._loop.use(self._api)
+            self._serve = ServeApi(cluster.head.dashboard_url, token=cluster.token, timeout_seconds=60.0)
+        self._loop.use(self._serve)
         if old is not None:
-            await old.__aexit__(None, None, None)
-
-
-class _Depths:
-    def __init__(self, depths: QueueDepths) -> None:
-        self._depths = depths
-
-    async def __call__(self, queues: list[RevisionKey]) -> Mapping[RevisionKey, QueueDepth]:
-        found = await self._depths.poll(queues, timeout_seconds=2.0)
-        return {key: QueueDepth(depth.waiting, depth.running) for key, depth in found.items()}
+            await old.close()
 
 
 def model_state(entry: ModelEntry) -> Literal["running", "done", "failed"]:
@@ -341,24 +320,18 @@ async def serve(
 
 
 async def _first_death(cluster: RayCluster) -> str:
-    """Ray's processes are not children of the host, so they are looked at."""
+    """Ray's processes are not children of the host, so they are polled."""
     while True:
         if (part := cluster.dead_part()) is not None:
             return part
         await asyncio.sleep(WATCH_SECONDS)
 
 
-async def _cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError, Exception):  # its result was taken, or nobody waits for it
-        await task
-
-
 def main() -> int:
     """`python -m tidegate.local.host PATH...`: the detached host that `up` starts."""
     settings = load_settings()
     configure_logging(settings.log_format, settings.log_level)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each look of the control loop
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each round of the control loop
     home = Home(settings.home)
     progress = ProgressFile(home.progress)
 

@@ -1,6 +1,6 @@
 """Looks at model sources, each in a process of its own, and keeps what they found.
 
-A failure is forgotten after a while, so that the next look of the control loop asks again.
+A failure is forgotten after a while, so that the next round of the control loop asks again.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping
 
-from tidegate.control import resolve_job
+from tidegate.control import source_answer
 from tidegate.control.observed import SourceState
 from tidegate.local import processes
 from tidegate.local.home import Home
+from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ MAX_AT_ONCE = 2
 
 
 class SourceChecks:
-    """`changed` is called when a look has ended."""
+    """`changed` is called when a source is resolved, or failed to be."""
 
     def __init__(self, home: Home, changed: Callable[[], None]) -> None:
         self._home = home
@@ -56,16 +57,14 @@ class SourceChecks:
         if uri in self._states:
             return
         self._states[uri] = SourceState("resolving")
-        task = asyncio.create_task(self._look(uri))
+        task = asyncio.create_task(self._check(uri))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_tasks(*self._tasks)
 
-    async def _look(self, uri: str) -> None:
+    async def _check(self, uri: str) -> None:
         async with self._room:
             state = await self._resolve(uri)
         self._states[uri] = state
@@ -92,8 +91,8 @@ class SourceChecks:
 
 
 def read_answer(output: bytes) -> SourceState:
-    """What `python -m tidegate.sources resolve` printed."""
-    return resolve_job.read_answer(output.decode(errors="replace")) or SourceState(
+    """Read what `python -m tidegate.sources resolve` printed."""
+    return source_answer.read_answer(output.decode(errors="replace")) or SourceState(
         "failed",
         reason="SourceUnavailable",
         message="The look at the source ended without an answer; logs/sources.log says why.",

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import logging
 import signal
 import sys
+from typing import Any, get_origin
 
+import msgspec
 import uvloop
 
 from tidegate.engines.base import EngineLoadError
 from tidegate.errors import ConfigError
-from tidegate.serving.process import ReplicaArgs, ReplicaProcess, configure_logs, exit_failed, parse_args
+from tidegate.replica_args import ReplicaArgs, parse_args
+from tidegate.serving.process import ReplicaProcess, configure_logs, exit_failed
 
 log = logging.getLogger("tidegate.serving")
+
+SPELLINGS = {"engine.name": "engine", "engine.max_slots": "slots"}  # options shorter than their fields
 
 
 def main() -> int:
@@ -34,50 +40,40 @@ def main() -> int:
 
 
 def parse_command_line(words: list[str]) -> ReplicaArgs:
+    """Read the arguments of a replica, each by the name of its field. Raises `ConfigError`."""
     parser = argparse.ArgumentParser(prog="python -m tidegate.serving", description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--revision", required=True)
-    parser.add_argument("--redis-url", required=True)
-    parser.add_argument("--engine", default="simulated")
-    parser.add_argument("--path", default="", help="checkpoint folder")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--args", default="{}", help="the engine's own arguments, as a JSON object")
-    parser.add_argument("--slots", type=int, default=0)
-    parser.add_argument("--context-length", type=int, default=0)
-    parser.add_argument("--key-prefix", default="tidegate")
-    parser.add_argument("--lease-seconds", type=float, default=6.0)
-    parser.add_argument("--step-timeout-seconds", type=float, default=120.0)
-    parser.add_argument("--drain-seconds", type=float, default=45.0)
-    parser.add_argument("--log-dir", default="")
-    found = parser.parse_args(words)
+    _add_options(parser, ReplicaArgs)
+    args: dict[str, Any] = {"engine": {"name": "simulated"}}
+    for path, value in vars(parser.parse_args(words)).items():
+        *parents, name = path.split(".")
+        functools.reduce(lambda part, parent: part.setdefault(parent, {}), parents, args)[name] = value
+    return parse_args(args, strict=False)
+
+
+def _add_options(parser: argparse.ArgumentParser, struct: type[msgspec.Struct], prefix: str = "") -> None:
+    for field in msgspec.structs.fields(struct):
+        path = prefix + field.name
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            _add_options(parser, field.type, f"{path}.")
+            continue
+        parser.add_argument(
+            f"--{SPELLINGS.get(path, field.name)}".replace("_", "-"),
+            dest=path,
+            required=field.required and path != "engine.name",
+            default=argparse.SUPPRESS,
+            type=_json_object if get_origin(field.type) is dict else str,
+        )
+
+
+def _json_object(text: str) -> Any:
     try:
-        engine_args = json.loads(found.args)
+        return json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"--args: {found.args!r}: give a JSON object ({error})") from error
-    return parse_args(
-        {
-            "model": found.model,
-            "revision": found.revision,
-            "redis_url": found.redis_url,
-            "key_prefix": found.key_prefix,
-            "lease_seconds": found.lease_seconds,
-            "step_timeout_seconds": found.step_timeout_seconds,
-            "drain_seconds": found.drain_seconds,
-            "log_dir": found.log_dir,
-            "engine": {
-                "name": found.engine,
-                "path": found.path,
-                "precision": found.precision,
-                "max_slots": found.slots,
-                "context_length": found.context_length,
-                "args": engine_args,
-            },
-        }
-    )
+        raise argparse.ArgumentTypeError(f"{text!r}: give a JSON object ({error})") from error
 
 
 async def serve(args: ReplicaArgs) -> int:
-    """Until a signal or a failure."""
+    """Serve until a signal or a failure. Returns the exit status."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -20,7 +20,8 @@ from typing import Any
 
 from ray import serve
 
-from tidegate.serving.process import ReplicaProcess, configure_logs, exit_failed, parse_args
+from tidegate.replica_args import parse_args
+from tidegate.serving.process import ReplicaProcess, configure_logs, exit_failed
 
 log = logging.getLogger("tidegate.serving")
 

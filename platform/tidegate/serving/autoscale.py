@@ -1,4 +1,4 @@
-"""How many replicas a revision should have, and the policy through which Ray Serve asks.
+"""Decide how many replicas a revision should have; Ray Serve asks through the policy.
 
 The decision is a pure function of the queue's depth. Serve puts its own bounds and delays around it
 (`min_replicas`, `max_replicas`, `downscale_delay_s`, `downscale_to_zero_delay_s`), counted from the first of
@@ -13,6 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
+from tidegate.replica_args import PolicyArgs
 from tidegate.serving.queue_watch import Sighting, shared_watch
 
 FRESH_SECONDS = 3.0  # an older sighting decides nothing
@@ -61,15 +64,17 @@ class QueueDepthPolicy:
     """Serve makes one instance per application and calls it about ten times a second on the controller's
     event loop. Where Redis is slow or gone it answers with the present number at once."""
 
-    def __init__(self, redis_url: str, key_prefix: str, model: str, revision: str) -> None:
-        self._watch = shared_watch(redis_url, key_prefix)
-        self._queue = (model, revision)
+    def __init__(self, **args: Any) -> None:
+        """`args` are the fields of `PolicyArgs`."""
+        found = msgspec.convert(args, PolicyArgs)
+        self._watch = shared_watch(found.redis_url, found.key_prefix)
+        self._queue = (found.model, found.revision)
         self._tokens_total = -1
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         """`ctx` is Serve's `AutoscalingContext`. A `target_ongoing_requests` below 1 stands for the engine's
         own number of slots."""
-        sighting = self._watch.look(self._queue)
+        sighting = self._watch.latest(self._queue)
         present = int(ctx.target_num_replicas)
         if sighting is None or time.monotonic() - sighting.at > FRESH_SECONDS:
             return present, {"reason": "QueueUnknown"}
@@ -90,7 +95,7 @@ class QueueDepthPolicy:
         }
 
     def _was_active(self, sighting: Sighting) -> bool:
-        """Whether tokens were generated since the last call. A replica that left takes its count with it,
+        """Say whether tokens were generated since the last call. A replica that left takes its count with it,
         which is no activity."""
         before, self._tokens_total = self._tokens_total, sighting.tokens_total
         return 0 <= before < sighting.tokens_total

@@ -1,4 +1,4 @@
-"""The one thread that drives an engine.
+"""One thread drives an engine.
 
 Who runs where. The event loop calls `hand_over`, `abort`, `pause`, `close`; the engine thread alone calls
 the engine. Between them stand an inbox (a list behind a condition, for the loop's orders) and one callback
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What one turn of the engine thread produced. `free_slots` counts slots that no request which was
+    """Holds what one turn of the engine thread produced. `free_slots` counts slots that no request which was
     handed over up to `ticket` holds or waits for."""
 
     outputs: list[StepOutput]
@@ -46,7 +46,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """Why the engine thread ended early. `reason` is CamelCase."""
+    """Says why the engine thread ended early. `reason` is CamelCase."""
 
     reason: str
     message: str
@@ -75,7 +75,7 @@ class EngineThread:
         self._ticket = 0
         self._is_paused = False
         self._is_closing = False
-        self._unplaced: deque[_Add] = deque()
+        self._waiting: deque[_Add] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -152,32 +152,32 @@ class EngineThread:
             for order in orders:
                 self._carry_out(order)
             done += len(orders)
-            if self._unplaced:
-                self._place(outputs)
+            if self._waiting:
+                self._add_waiting(outputs)
             if may_step and engine.has_work():
                 outputs += engine.step()
-            free = engine.free_slots() - len(self._unplaced)
+            free = engine.free_slots() - len(self._waiting)
             self.busy_since = None
             self._call(self._deliver, Delivery(outputs, free, done))
 
     def _may_step(self) -> bool:
         return not self._is_paused and (
-            self._engine.has_work() or (bool(self._unplaced) and self._engine.free_slots() > 0)
+            self._engine.has_work() or (bool(self._waiting) and self._engine.free_slots() > 0)
         )
 
     def _carry_out(self, order: _Add | str) -> None:
         if isinstance(order, _Add):
-            self._unplaced.append(order)
+            self._waiting.append(order)
             return
-        for waiting in self._unplaced:
+        for waiting in self._waiting:
             if waiting.request.id == order:
-                self._unplaced.remove(waiting)
+                self._waiting.remove(waiting)
                 return
         self._engine.abort(order)
 
-    def _place(self, outputs: list[StepOutput]) -> None:
-        while self._unplaced and self._engine.free_slots() > 0:
-            output = self._add(self._unplaced.popleft())
+    def _add_waiting(self, outputs: list[StepOutput]) -> None:
+        while self._waiting and self._engine.free_slots() > 0:
+            output = self._add(self._waiting.popleft())
             if output is not None:
                 outputs.append(output)
 
@@ -211,7 +211,7 @@ class EngineThread:
 
 
 def describe_crash(error: BaseException) -> Crash:
-    """The reason and sentence that the model's status shows. Names no torch type: out of memory is
+    """Give the reason and sentence that the model's status shows. Names no torch type: out of memory is
     recognised by its class name, so that a replica without torch needs no import."""
     name = type(error).__name__
     detail = str(error).strip().splitlines()[0] if str(error).strip() else name

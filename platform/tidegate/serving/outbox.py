@@ -1,4 +1,4 @@
-"""Segments on their way from the engine to the queue.
+"""The outbox carries segments from the engine to the queue.
 
 Who runs where: everything on the event loop. `put` is called for each output of an engine step, `send` once
 after them. One task writes, one batch at a time; what arrives while a batch is in flight gathers and leaves
@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.work import Segment, Tokens
-from tidegate.serving.ports import WorkQueue
+from tidegate.serving.ports import LeaseQueue
+from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +34,19 @@ LONGEST_RETRY_SECONDS = 1.0
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A leased request. It is held from its claim until its finish is written, or until it is given up."""
+    """A leased request, held from its claim until its finish is written, or until it is given up."""
 
     id: str
     attempt: int
+    ticket: int  # of the order that handed it to the engine
     seq: int  # of the next segment
-    left: int  # tokens until max_tokens ends it; negative: no limit is known
-    ticket: int = 0  # of the order that handed it to the engine
-    is_ending: bool = False  # its next token is its last
     is_finished: bool = False  # the engine is done with it
 
 
 class Outbox:
     def __init__(
         self,
-        queue: WorkQueue,
+        queue: LeaseQueue,
         written: Callable[[list[tuple[int, Segment]], list[str]], None],
         pause: Callable[[bool], None],
     ) -> None:
@@ -89,7 +88,7 @@ class Outbox:
         self._unsent.pop(request_id, None)
 
     def retry_now(self) -> None:
-        """Redis is back: do not wait for the next try."""
+        """Try again at once: Redis is back."""
         self._retry_now.set()
 
     async def flush(self, timeout_seconds: float) -> bool:
@@ -102,9 +101,7 @@ class Outbox:
 
     async def close(self) -> None:
         """Give up what is still unsent."""
-        if self._sender is not None:
-            self._sender.cancel()
-            await asyncio.wait({self._sender})
+        await end_tasks(self._sender)
 
     async def _send_all(self) -> None:
         try:
@@ -149,7 +146,7 @@ class Outbox:
 
 
 def merged(segment: Segment, output: StepOutput) -> Segment:
-    """`segment` with the next output of the same request behind it."""
+    """Put the next output of the same request behind `segment`."""
     old, new = segment.output, output.output
     logprobs = old.logprobs + new.logprobs if new.logprobs else old.logprobs
     both = Tokens(old.token_ids + new.token_ids, old.text + new.text, logprobs)

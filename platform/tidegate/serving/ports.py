@@ -1,4 +1,4 @@
-"""What a replica asks of the store. `tidegate.store` implements these over Redis."""
+"""A replica asks this of the store. `tidegate.store` implements these over Redis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tidegate.messages.registry import ReplicaStats, RevisionReport
 from tidegate.messages.work import Claim, Segment
 
 
-class WorkQueue(Protocol):
+class LeaseQueue(Protocol):
     async def start(self, wake: Callable[[], None], cancelled: Callable[[str], None]) -> None:
         """Register this replica and begin to listen. `wake` is called on the event loop when work may
         wait (also after each reconnect), `cancelled` with the id of a leased request that was cancelled."""
@@ -45,8 +45,8 @@ class WorkQueue(Protocol):
     async def close(self) -> None: ...
 
 
-class ReplicaBoard(Protocol):
-    """Where replicas say how they are."""
+class ReplicaRegistry(Protocol):
+    """Replicas say there how they are."""
 
     async def report(self, report: RevisionReport) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Puts a replica together in its process: arguments, logs, connection, engine, loop. Used by the Serve
+"""Put a replica together in its process: arguments, logs, connection, engine, loop. Used by the Serve
 deployment (`app`) and by the plain runner (`python -m tidegate.serving`), so both take the same path."""
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import msgspec
 import psutil
 
-from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
+from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
-from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import RevisionReport
+from tidegate.replica_args import ReplicaArgs
 from tidegate.runtime import calm_collector
-from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop, ReplicaOptions
+from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop
 from tidegate.serving.reports import ended_note, not_loaded
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue
@@ -33,30 +33,6 @@ EXIT_ENGINE_FAILED = 70  # of a process whose engine crashed or hung, after it t
 MOST_PROCESS_SECONDS = 30.0
 
 
-class ReplicaArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `build` is given (by `control.serve_config`). `log_dir` empty: standard error only."""
-
-    model: str
-    revision: str
-    engine: EngineSpec
-    redis_url: str
-    key_prefix: str = "tidegate"
-    lease_seconds: float = 6.0
-    step_timeout_seconds: float = 120.0
-    drain_seconds: float = 45.0
-    result_ttl_seconds: float = 60.0
-    orphan_seconds: float = 120.0
-    log_dir: str = ""
-
-
-def parse_args(args: dict[str, Any]) -> ReplicaArgs:
-    """Raises `ConfigError` that names the field."""
-    try:
-        return msgspec.convert(args, ReplicaArgs)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"replica arguments: {error}") from error
-
-
 class ReplicaProcess:
     """A replica with its connection. `await start()` once, which makes `loop`; `await drain()` once at the
     end."""
@@ -67,7 +43,7 @@ class ReplicaProcess:
         self.args = args
         self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
         self.connection = Connection(args.redis_url, name=f"tidegate-replica-{args.model}")
-        self.registry = Registry(self.connection, key_prefix=args.key_prefix)
+        self.registry = Registry(self.connection, key_prefix=args.key_prefix, times=args.times)
 
     async def start(self) -> LoadReport:
         """Connect (waiting while Redis is away), load, serve. Raises `EngineLoadError`, `ConfigError`."""
@@ -82,18 +58,17 @@ class ReplicaProcess:
         return report
 
     async def _connect(self) -> RevisionReport | None:
-        """Open the connection, whenever Redis comes; returns the revision's last report."""
+        """Wait for Redis, however long; returns the revision's last report."""
         while True:
             try:
-                if not self.connection.is_connected:
-                    await self.connection.open()
+                await self.connection.open()
                 return (await self.registry.reports()).get((self.args.model, self.args.revision))
             except QueueUnavailable as error:
                 log.warning("waiting for Redis: %s", error.message)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _make_engine(self) -> Engine:
-        """Raises `EngineLoadError`, told to the board, where the arguments are not the engine's."""
+        """Raises `EngineLoadError`, and reports it, where the arguments are not the engine's."""
         try:
             return create_engine(self.args.engine)
         except EngineLoadError as failure:
@@ -110,19 +85,11 @@ class ReplicaProcess:
                 model=args.model,
                 revision=args.revision,
                 replica_id=self.replica_id,
-                lease_seconds=args.lease_seconds,
-                result_ttl_seconds=args.result_ttl_seconds,
-                orphan_seconds=args.orphan_seconds,
+                times=args.times,
             ),
             self.registry,
-            ReplicaOptions(
-                model=args.model,
-                revision=args.revision,
-                replica_id=self.replica_id,
-                lease_seconds=args.lease_seconds,
-                step_timeout_seconds=args.step_timeout_seconds,
-                drain_seconds=args.drain_seconds,
-            ),
+            args,
+            self.replica_id,
         )
 
     async def drain(self) -> None:

@@ -1,7 +1,7 @@
-"""What autoscaling policies know of their queues: one poll for all of them.
+"""The watch tells autoscaling policies how their queues are: one poll for all of them.
 
 Runs inside the Serve controller, on its event loop, which also starts and stops every replica: nothing here
-may make it wait. `look` returns at once what the last poll found and, where that is older than
+may make it wait. `latest` returns at once what the last poll found and, where that is older than
 `POLL_SECONDS`, starts one poll in the background, for all queues that were asked for lately. There is no
 endless task, so nothing is left behind when policies go.
 
@@ -17,7 +17,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import ReplicaStats
 from tidegate.store.connection import Connection
 from tidegate.store.queue import QueueDepths
@@ -70,10 +70,9 @@ class QueueWatch:
         self._replicas_at = 0.0
         self._next_poll = 0.0
         self._poll: asyncio.Task[None] | None = None
-        self._is_open = False
 
-    def look(self, queue: Queue) -> Sighting | None:
-        """The last sighting of `queue`; None before the first. Never waits. Needs a running event loop."""
+    def latest(self, queue: Queue) -> Sighting | None:
+        """Return the last sighting of `queue`, None before the first. Never waits. Needs a running loop."""
         now = time.monotonic()
         self._asked[queue] = now
         if self._poll is None and now >= self._next_poll:
@@ -88,11 +87,8 @@ class QueueWatch:
 
     async def _poll_once(self) -> None:
         try:
-            if not self._is_open:
-                await self._connection.open()
-                self._is_open = True
             await self._see()
-        except (QueueUnavailable, ConfigError) as error:
+        except QueueUnavailable as error:
             self._next_poll = time.monotonic() + RECONNECT_SECONDS
             log.warning("autoscaling keeps its replicas: %s", error.message)
         except Exception:

@@ -1,4 +1,4 @@
-"""One replica: it pulls requests, runs them through its engine and writes out what comes.
+"""A replica pulls requests, runs them through its engine and writes out what comes.
 
 Who runs where. The engine has a thread of its own (`engine_thread`); everything here runs on the event loop:
 
@@ -17,11 +17,11 @@ dropped, and so is output older than the hand-over of the present holder (`Engin
 
 What always holds.
 - Late binding: requests claimed and not finished never exceed the engine's slots, but for those whose slot
-  frees with the very next token (`Held.is_ending`); without them each slot would stand empty for a step.
+  frees with the very next token (`slots`).
 - A request is in `_held` exactly from its claim to the acknowledged write of its finish, or until it is
   given up (cancelled, lease lost, handed back). Everything in `_held` is renewed.
 - After a failure (crash, hang) nothing is claimed or written; all leases go back as faults in one call,
-  the board gets the reason, and `ended` tells the owner, who ends the process. A new process is the only
+  the registry gets the reason, and `ended` tells the owner, who ends the process. A new process is the only
   state that is surely clean, and Serve starts it.
 """
 
@@ -33,9 +33,8 @@ import math
 import os
 import socket
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -44,10 +43,13 @@ from tidegate.engines.base import Engine, LoadReport
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import ReplicaStats, RevisionReport
 from tidegate.messages.work import Claim, Segment
+from tidegate.replica_args import ReplicaArgs
 from tidegate.serving import reports
 from tidegate.serving.engine_thread import Crash, Delivery, EngineThread
 from tidegate.serving.outbox import Held, Outbox
-from tidegate.serving.ports import ReplicaBoard, WorkQueue
+from tidegate.serving.ports import LeaseQueue, ReplicaRegistry
+from tidegate.serving.slots import Slots, tokens_left
+from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -55,46 +57,35 @@ LAST_WORDS_SECONDS = 3.0  # what a failed replica may spend on telling so
 RETRY_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaOptions:
-    model: str
-    revision: str
-    replica_id: str
-    lease_seconds: float = 6.0
-    step_timeout_seconds: float = 120.0  # an engine that is inside one call for so long is hung
-    drain_seconds: float = 45.0  # how long running requests may go on when the replica is asked to leave
-    beat_seconds: float = 2.0
-
-
 class ReplicaLoop:
-    """`await start()`, then it serves until `drain()` or until `ended` is done (with the failure)."""
+    """Serves from `start()` until `drain()`, or until `ended` is done (with the failure)."""
 
     def __init__(
         self,
         engine: Engine,
-        queue: WorkQueue,
-        board: ReplicaBoard,
-        options: ReplicaOptions,
+        queue: LeaseQueue,
+        registry: ReplicaRegistry,
+        args: ReplicaArgs,
+        replica_id: str,
     ) -> None:
-        self.options = options
+        self._replica_id = replica_id
+        self._model, self._revision = args.model, args.revision
+        self._times = args.times
         self.failure: Crash | None = None
         self.ended: asyncio.Future[Crash] = asyncio.get_running_loop().create_future()
         self.tokens_total = 0
         self._engine = engine
         self._queue = queue
-        self._board = board
+        self._registry = registry
         self._thread = EngineThread(engine, self._delivered, self._failed)
         self._outbox = Outbox(queue, self._written, self._thread.pause)
         self._report: RevisionReport | None = None
         self._started = time.time()
-        self._slots = 0
+        self._slots = Slots(0)  # until the engine is loaded
 
         self._held: dict[str, Held] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._free = 0  # as of the last delivery
-        self._unacknowledged: deque[int] = deque()  # tickets of hand-overs that delivery did not know
-        self._ending = 0  # held requests whose next token is their last
 
         self._can_claim = False
         self._may_wait = False  # the queue may hold a request for us
@@ -114,23 +105,22 @@ class ReplicaLoop:
         except Exception as error:
             failure = reports.load_failure(error)
             log.error("model did not load: %s: %s", failure.reason, failure.message)
-            report = reports.not_loaded(self.options.model, self.options.revision, failure, time.time())
-            await _persist(self._board.report, report, patience_seconds=30.0)
+            report = reports.not_loaded(self._model, self._revision, failure, time.time())
+            await _persist(self._registry.report, report, patience_seconds=30.0)
             raise failure from error
-        self._slots = self._free = loaded.slots
+        self._slots = Slots(loaded.slots)
         seconds = time.monotonic() - begun
-        options = self.options
-        report = reports.proof(options.model, options.revision, loaded, seconds, notes, time.time())
+        report = reports.proof(self._model, self._revision, loaded, seconds, notes, time.time())
         self._report = msgspec.structs.replace(report, process_seconds=round(process_seconds, 3))
-        await _persist(self._board.report, self._report)
+        await _persist(self._registry.report, self._report)
         self._can_claim = True
         await _persist(self._queue.start, self._wake, self._cancelled)
         self._ticking = asyncio.get_running_loop().create_task(self._tick_forever())
-        log.info("replica %s serves with %d slots", self.options.replica_id, loaded.slots)
+        log.info("replica %s serves with %d slots", self._replica_id, loaded.slots)
         return loaded
 
     def trouble(self) -> str | None:
-        """None while all is well, or a sentence for Serve's health check."""
+        """Return None while all is well, or a sentence for Serve's health check."""
         if self.failure is not None:
             return f"{self.failure.reason}: {self.failure.message}"
         return self._engine.health()
@@ -145,7 +135,8 @@ class ReplicaLoop:
             await asyncio.wait({self._claiming})
         if self.failure is None and self._held:
             log.info("draining: %d requests run", len(self._held))
-            await _bounded(self._idle.wait(), self.options.drain_seconds)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), self._times.drain_seconds)
         if self.failure is None:
             await self._hand_back_all()
         elif self._last_words is not None:
@@ -160,15 +151,12 @@ class ReplicaLoop:
         self._claim_soon()
 
     def _claim_soon(self) -> None:
-        if self._claiming is None and self._may_wait and self._can_claim and self._room() > 0:
+        if self._claiming is None and self._may_wait and self._can_claim and self._slots.room() > 0:
             self._claiming = asyncio.get_running_loop().create_task(self._claim())
-
-    def _room(self) -> int:
-        return self._free - len(self._unacknowledged) + self._ending
 
     async def _claim(self) -> None:
         try:
-            while self._may_wait and self._can_claim and (room := self._room()) > 0:
+            while self._may_wait and self._can_claim and (room := self._slots.room()) > 0:
                 self._may_wait = False  # a wake during the call sets it again
                 claims = await self._queue.claim(room)
                 if len(claims) >= room:
@@ -191,64 +179,45 @@ class ReplicaLoop:
             self._give_up(request.id)
         if request.id in self._cancelled_early or self.failure is not None:
             return
-        seq, sent = 0, 0
-        for segment in claim.log:
-            seq = segment.seq + 1
-            sent += len(segment.output.token_ids)
-        most = request.work.sampling.max_tokens
-        held = Held(request.id, claim.attempt, seq, -1 if most is None else most - sent)
-        if held.left == 1:
-            held.is_ending = True
-            self._ending += 1
-        self._held[request.id] = held
+        ticket = self._thread.hand_over(request, claim.log)
+        self._slots.hand_over(ticket, tokens_left(claim))
+        seq = claim.log[-1].seq + 1 if claim.log else 0
+        self._held[request.id] = Held(request.id, claim.attempt, ticket, seq)
         self._idle.clear()
-        held.ticket = self._thread.hand_over(request, claim.log)
-        self._unacknowledged.append(held.ticket)
 
     # -- what the engine produced -----------------------------------------------------------------
 
     def _delivered(self, delivery: Delivery) -> None:
         if self.failure is not None:
             return
-        ticket = delivery.ticket
-        unacknowledged = self._unacknowledged
-        while unacknowledged and unacknowledged[0] <= ticket:
-            unacknowledged.popleft()
-        self._free = delivery.free_slots
+        slots = self._slots
+        slots.deliver(delivery.ticket, delivery.free_slots)
+        for output in delivery.outputs:
+            held = self._held.get(output.request_id)
+            if held is None or held.ticket > delivery.ticket or held.is_finished:
+                continue
+            tokens = len(output.output.token_ids)
+            if output.finish is not None:
+                held.is_finished = True
+                slots.end(held.ticket)
+            elif tokens:
+                slots.generate(held.ticket, tokens)
+            elif not output.output.text:
+                continue  # a step of its prefill: nothing to tell yet
+            self.tokens_total += tokens
+            self._outbox.put(held, output)
         if delivery.outputs:
-            held_by_id, put = self._held, self._outbox.put
-            for output in delivery.outputs:
-                held = held_by_id.get(output.request_id)
-                if held is None or held.ticket > ticket or held.is_finished:
-                    continue
-                count = len(output.output.token_ids)
-                if output.finish is not None:
-                    held.is_finished = True
-                    self._ends_no_more(held)
-                elif count:
-                    held.left -= count
-                    if held.left == 1 and not held.is_ending:
-                        held.is_ending = True
-                        self._ending += 1
-                elif not output.output.text:
-                    continue  # a step of its prefill: nothing to tell yet
-                self.tokens_total += count
-                put(held, output)
             self._outbox.send()
-        if self._may_wait:
-            self._claim_soon()
+        self._claim_soon()
 
     def _written(self, batch: list[tuple[int, Segment]], lost: list[str]) -> None:
-        """A batch is in Redis: finished requests are over, lost ones are not ours any more."""
+        """Take up that a batch is in Redis: finished requests are over, lost ones are not ours any more."""
         for attempt, segment in batch:
             if segment.finish is not None:
                 held = self._held.get(segment.request_id)
                 if held is not None and held.attempt == attempt:
                     self._forget(held)
-        if lost:
-            attempts = {segment.request_id: attempt for attempt, segment in batch}
-            for request_id in lost:
-                self._lost(request_id, attempts[request_id])
+        self._lose({segment.request_id: attempt for attempt, segment in batch}, lost)
 
     # -- losing requests --------------------------------------------------------------------------
 
@@ -258,11 +227,13 @@ class ReplicaLoop:
         elif self._claiming is not None:
             self._cancelled_early.add(request_id)
 
-    def _lost(self, request_id: str, attempt: int) -> None:
-        held = self._held.get(request_id)
-        if held is not None and held.attempt == attempt:
-            log.info("request %s is no longer ours (attempt %d)", request_id, attempt)
-            self._give_up(request_id)
+    def _lose(self, attempts: Mapping[str, int], lost: Sequence[str]) -> None:
+        """Give up what the queue says is no longer ours, as of the attempts that it was asked for."""
+        for request_id in lost:
+            held = self._held.get(request_id)
+            if held is not None and held.attempt == attempts[request_id]:
+                log.info("request %s is no longer ours (attempt %d)", request_id, held.attempt)
+                self._give_up(request_id)
 
     def _give_up(self, request_id: str) -> None:
         held = self._held[request_id]
@@ -273,14 +244,9 @@ class ReplicaLoop:
 
     def _forget(self, held: Held) -> None:
         del self._held[held.id]
-        self._ends_no_more(held)
+        self._slots.end(held.ticket)
         if not self._held:
             self._idle.set()
-
-    def _ends_no_more(self, held: Held) -> None:
-        if held.is_ending:
-            held.is_ending = False
-            self._ending -= 1
 
     def _leases(self) -> list[tuple[str, int]]:
         return [(held.id, held.attempt) for held in self._held.values()]
@@ -288,9 +254,9 @@ class ReplicaLoop:
     # -- the tick: leases, beats, the watchdog ----------------------------------------------------
 
     async def _tick_forever(self) -> None:
-        options = self.options
-        period = min(options.lease_seconds / 3, options.beat_seconds, options.step_timeout_seconds / 4)
-        ticks_per_beat = max(1, math.floor(options.beat_seconds / period + 0.01))
+        times = self._times
+        period = min(times.lease_seconds / 3, times.beat_seconds, times.step_timeout_seconds / 4)
+        ticks_per_beat = max(1, math.floor(times.beat_seconds / period + 0.01))
         tick = 0
         while self.failure is None:
             self._watch()
@@ -316,13 +282,11 @@ class ReplicaLoop:
         except QueueUnavailable as error:
             log.warning("cannot renew leases: %s", error.message)
             return
-        attempts = dict(leases)
-        for request_id in lost:
-            self._lost(request_id, attempts[request_id])
+        self._lose(dict(leases), lost)
 
     async def _beat(self) -> None:
         try:
-            await self._board.beat(self.stats())
+            await self._registry.beat(self.stats())
         except QueueUnavailable as error:
             log.warning("cannot publish statistics: %s", error.message)
 
@@ -331,14 +295,14 @@ class ReplicaLoop:
         since, before = self._beaten
         self._beaten = (now, tokens)
         return ReplicaStats(
-            replica=self.options.replica_id,
-            model=self.options.model,
-            revision=self.options.revision,
+            replica=self._replica_id,
+            model=self._model,
+            revision=self._revision,
             pid=os.getpid(),
             node=socket.gethostname(),
             started=self._started,
             updated=time.time(),
-            slots=self._slots,
+            slots=self._slots.total,
             running=len(self._held),
             tokens_total=tokens,
             tokens_per_second=round((tokens - before) / max(0.05, now - since), 1),
@@ -347,7 +311,7 @@ class ReplicaLoop:
 
     def _watch(self) -> None:
         busy_since = self._thread.busy_since
-        limit = self.options.step_timeout_seconds
+        limit = self._times.step_timeout_seconds
         if busy_since is not None and time.monotonic() - busy_since > limit:
             self._failed(
                 Crash(
@@ -372,21 +336,18 @@ class ReplicaLoop:
     async def _say_last_words(self, crash: Crash) -> None:
         """Hand everything over and say why; Redis may be away, so within a bound. Where it is, the leases
         expire, which comes to the same."""
-        reason = f"{crash.reason}: {crash.message}"
-
-        async def say() -> None:
-            await self._outbox.flush(LAST_WORDS_SECONDS / 2)
-            if self._claiming is not None:
-                await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
-            await self._queue.fault(self._leases(), reason)
-            if self._report is not None:
-                await self._board.report(
-                    reports.ended(self._report, crash, socket.gethostname(), time.time())
-                )
-            await self._board.gone(self.stats())
-
         try:
-            await _bounded(say(), LAST_WORDS_SECONDS)
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self._outbox.flush(LAST_WORDS_SECONDS / 2)
+                if self._claiming is not None:
+                    await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
+                await self._queue.fault(self._leases(), f"{crash.reason}: {crash.message}")
+                if self._report is not None:
+                    report = reports.ended(self._report, crash, socket.gethostname(), time.time())
+                    await self._registry.report(report)
+                await self._registry.gone(self.stats())
+        except TimeoutError:
+            log.warning("could not hand over in time")
         except QueueUnavailable as error:
             log.warning("could not hand over: %s", error.message)
         finally:
@@ -409,28 +370,14 @@ class ReplicaLoop:
             log.warning("could not hand back, the leases will expire: %s", error.message)
 
     async def _close(self) -> None:
-        tasks = [task for task in (self._ticking, *self._side_tasks.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await end_tasks(self._ticking, *self._side_tasks.values())
         await self._outbox.close()
         await self._thread.close(patience_seconds=5.0)
         try:
             await self._queue.close()
-            await self._board.gone(self.stats())
+            await self._registry.gone(self.stats())
         except QueueUnavailable as error:
             log.warning("left without a word: %s", error.message)
-
-
-async def _bounded(work: Awaitable[object], seconds: float) -> bool:
-    """Await `work` for at most `seconds`; False where that was not enough."""
-    try:
-        async with asyncio.timeout(seconds):
-            await work
-    except TimeoutError:
-        return False
-    return True
 
 
 async def _persist(

@@ -1,4 +1,4 @@
-"""What a replica reports of its revision: the proof that it loads, or why a replica failed. Pure."""
+"""A replica reports of its revision: the proof that it loads, or why a replica failed. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tidegate.serving.engine_thread import Crash, describe_crash
 def proof(
     model: str, revision: str, loaded: LoadReport, load_seconds: float, notes: Sequence[str], now: float
 ) -> RevisionReport:
-    """The engine loaded and proved itself. `now` is unix seconds."""
+    """Report that the engine loaded and proved itself. `now` is unix seconds."""
     return RevisionReport(
         model=model,
         revision=revision,
@@ -39,8 +39,8 @@ def not_loaded(model: str, revision: str, failure: EngineLoadError, now: float) 
 
 
 def ended(served: RevisionReport, crash: Crash, node: str, now: float) -> RevisionReport:
-    """A replica that served has failed. `node` is its host's name: in a cluster its pod's. What its loading
-    found is kept: it tells this report from one of a load that failed (see `ended_note`)."""
+    """Report that a replica which served has failed. `node` is its host's name: in a cluster its pod's. What
+    its loading found is kept: it tells this report from one of a load that failed (see `ended_note`)."""
     message = f"{crash.message} It ran on {node}; another replica takes its place."
     return msgspec.structs.replace(
         served, at=now, proved=False, reason=crash.reason, message=message, notes=[]
@@ -48,7 +48,7 @@ def ended(served: RevisionReport, crash: Crash, node: str, now: float) -> Revisi
 
 
 def ended_note(before: RevisionReport | None) -> list[str]:
-    """What the next replica says of one that served and then failed: its own proof hides that report."""
+    """Say of the replica before that it served and then failed: the next one's proof hides that report."""
     if before is None or before.proved or not before.slots:
         return []
     when = datetime.fromtimestamp(before.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -56,7 +56,7 @@ def ended_note(before: RevisionReport | None) -> list[str]:
 
 
 def load_failure(error: Exception) -> EngineLoadError:
-    """Any error of a load as the one that has a reason."""
+    """Turn any error of a load into the one that has a reason."""
     if isinstance(error, EngineLoadError):
         return error
     reason = describe_crash(error).reason

@@ -1,28 +1,35 @@
-"""The connection of one process to Redis: it opens, checks the server, and comes back by itself.
+"""The connection of one process to Redis: it opens itself, checks the server, and comes back by itself.
 
 One connection carries a process's commands and its subscriptions (see `wire`). Who runs where: everything on
-one event loop. When the socket breaks, commands in flight fail with `ConnectionLost`, one task reconnects
-with backoff until it succeeds or `close` is called, subscribes again, and then tells the subscribers, because
-whatever was published meanwhile is lost to them. Commands issued while it is away wait up to
-`patience_seconds` and then raise `QueueUnavailable`.
+one event loop. The first command opens it, or `open`, which says so where the server will never do. When the
+socket breaks, commands in flight fail with `ConnectionLost`, one task reconnects with backoff until it
+succeeds or `close` is called, subscribes again, and then tells the subscribers, because whatever was
+published meanwhile is lost to them. Commands issued while it is away wait up to `patience_seconds` and then
+raise `QueueUnavailable`.
+
+Each connect asks the Sentinels anew, where the URL names some, and each is refused by a server that is not
+the master. A master that was demoted under an open connection says READONLY, which ends that connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import re
-import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from tidegate.errors import ConfigError, QueueUnavailable
-from tidegate.store.scripts import Script
+from tidegate.store.address import Address, Endpoint, parse_url
+from tidegate.store.sentinel import find_master
 from tidegate.store.wire import Argument, ConnectionLost, ReplyError, Wire
+from tidegate.tasks import end_tasks
+
+logger = logging.getLogger(__name__)
 
 OLDEST_VERSION = (7, 0)
 FIRST_BACKOFF_SECONDS = 0.05
@@ -34,58 +41,16 @@ TRANSIENT_KINDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """Where Redis is, from its URL. `repr` hides the password."""
+class Script:
+    """A Lua script and its digest."""
 
-    host: str
-    port: int
-    path: str  # of a unix socket; empty: TCP
-    db: int
-    username: str | None
-    password: str | None = field(repr=False)
-    tls: ssl.SSLContext | None = field(repr=False, compare=False)
-
-    def __str__(self) -> str:
-        return f"unix://{self.path}" if self.path else f"{self.host}:{self.port}"
-
-
-def parse_url(url: str) -> Address:
-    """Read `redis://`, `rediss://` or `unix://`. Raises `ConfigError` that names what is wrong."""
-    try:
-        parts = urlsplit(url)
-        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-        is_unix = parts.scheme == "unix"
-        if parts.scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("the scheme must be redis, rediss or unix")
-        db = int(query.get("db", "0") if is_unix else (parts.path.strip("/") or query.get("db", "0")))
-        return Address(
-            host=parts.hostname or "localhost",
-            port=parts.port or 6379,
-            path=unquote(parts.path) if is_unix else "",
-            db=db,
-            username=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
-            tls=_tls(query) if parts.scheme == "rediss" else None,
-        )
-    except (ValueError, OSError) as error:
-        shown = re.sub(r"//[^@/]*@", "//***@", url)
-        raise ConfigError(
-            f"redis_url: {shown!r}: {error}; use redis://host:port/db, rediss:// or unix:///path.sock"
-        ) from error
-
-
-def _tls(query: dict[str, str]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
-    if query.get("ssl_cert_reqs") == "none":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if certificate := query.get("ssl_certfile"):
-        context.load_cert_chain(certificate, query.get("ssl_keyfile"))
-    return context
+    text: str
+    sha: str
 
 
 class Connection:
-    """Use as `async with Connection(url) as connection`, or `await connection.open()` and `close()`.
+    """Use as `async with Connection(url) as connection`, which opens it at once, or let the first command
+    open it; `close` it at the end.
 
     `patience_seconds` bounds how long a command waits for a lost connection to come back,
     `call_timeout_seconds` how long a server may be silent with commands in flight.
@@ -101,34 +66,37 @@ class Connection:
         call_timeout_seconds: float = 5.0,
     ) -> None:
         self.address = parse_url(url)
-        self.server_version = ""
         self._name = re.sub(r"[^!-~]", "-", name)
         self._patience_seconds = patience_seconds
         self._connect_timeout_seconds = connect_timeout_seconds
         self._call_timeout_seconds = call_timeout_seconds
         self._wire: Wire | None = None
         self._ready = asyncio.Event()
-        self._reconnecting: asyncio.Task[None] | None = None
+        self._connecting: asyncio.Task[None] | None = None  # the first connect, or all that follow a loss
+        self._was_open = False
         self._is_closed = False
         self._channels: dict[bytes, Callable[[bytes], None]] = {}
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
         self._on_reconnect: list[Callable[[], None]] = []
 
-    async def open(self) -> None:
-        """Connect once. Raises `ConfigError` for a server that Tidegate cannot use (older than 7.0, Redis
-        Cluster, wrong password) and `QueueUnavailable` where none answers."""
-        try:
-            self._wire = await self._connect()
-        except (OSError, TimeoutError, ReplyError) as error:
-            raise QueueUnavailable(f"No Redis answers at {self.address}: {_sentence(error)}") from error
-        self._ready.set()
+    async def open(self, *, within_seconds: float = 0.0) -> None:
+        """Connect for the first time: try once, or again until `within_seconds` are over. Raises
+        `ConfigError` for a server that Tidegate cannot use (older than 7.0, Redis Cluster, wrong password)
+        and `QueueUnavailable` where none answers."""
+        give_up = asyncio.get_running_loop().time() + within_seconds
+        backoff = FIRST_BACKOFF_SECONDS
+        while not self._was_open:
+            try:
+                await self._open_once()
+            except QueueUnavailable as error:
+                if asyncio.get_running_loop().time() >= give_up:
+                    raise
+                logger.warning("waiting for Redis: %s", error.message)
+                backoff = await _pause(backoff)
 
     async def close(self) -> None:
         self._is_closed = True
-        if self._reconnecting is not None:
-            self._reconnecting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
-                await self._reconnecting
+        await end_tasks(self._connecting)
         wire, self._wire = self._wire, None
         self._ready.clear()
         if wire is not None:
@@ -151,12 +119,15 @@ class Connection:
         """Carry out one command. With `repeat` it is sent again where the connection broke in flight: only
         for commands that may be carried out twice. Raises `QueueUnavailable`; `ReplyError` for a mistake."""
         while True:
+            wire = await self._usable()
             try:
-                return await (await self._usable()).send(*command)
+                return await wire.send(*command)
             except ConnectionLost:
                 if not repeat:
                     raise
             except ReplyError as error:
+                if error.kind == "READONLY":
+                    wire.abort()  # another server is the master now
                 if error.kind in TRANSIENT_KINDS:
                     raise QueueUnavailable(f"Redis cannot serve now: {error}") from error
                 raise
@@ -194,17 +165,44 @@ class Connection:
     async def _usable(self) -> Wire:
         if self._wire is not None and self._ready.is_set():
             return self._wire
-        if not self._is_closed:
+        if not self._was_open and not self._is_closed:
+            try:
+                await self._open_once()
+            except ConfigError as error:  # to a command no more than a reason for being away
+                raise QueueUnavailable(error.message) from error
+        elif not self._is_closed:
             with contextlib.suppress(TimeoutError):  # reported below, as what it means
                 await asyncio.wait_for(self._ready.wait(), self._patience_seconds)
         if self._wire is None or not self._ready.is_set():
             raise QueueUnavailable(f"Redis at {self.address} is away.")
         return self._wire
 
+    async def _open_once(self) -> None:
+        """Try a first connect, one for all who want it at the same time; `close` ends it."""
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.get_running_loop().create_task(self._connect_first())
+        connecting = self._connecting
+        await asyncio.wait({connecting})
+        if connecting.cancelled():
+            raise QueueUnavailable(f"The connection to Redis at {self.address} was closed.")
+        connecting.result()
+
+    async def _connect_first(self) -> None:
+        try:
+            self._wire = await self._connect()
+        except (OSError, TimeoutError, ReplyError) as error:
+            raise QueueUnavailable(f"No Redis answers at {self.address}: {_sentence(error)}") from error
+        self._was_open = True
+        self._ready.set()
+
     async def _connect(self) -> Wire:
-        """A connection that is greeted, checked and subscribed."""
+        """A connection to the master that is greeted, checked and subscribed."""
         async with asyncio.timeout(self._connect_timeout_seconds):
-            wire = await self._dial()
+            endpoint = (self.address.host, self.address.port)
+            if self.address.sentinels:
+                patience_seconds = self._connect_timeout_seconds / 2
+                endpoint = await find_master(self.address, self._dial, timeout_seconds=patience_seconds)
+            wire = await self._dial(endpoint)
             try:
                 await self._greet(wire)
                 for channel in list(self._channels):
@@ -212,26 +210,25 @@ class Connection:
             except BaseException:
                 wire.abort()
                 raise
+            if wire.is_closed:
+                raise ConnectionLost("The connection to Redis broke.")
             return wire
 
-    async def _dial(self) -> Wire:
-        loop, address = asyncio.get_running_loop(), self.address
+    async def _dial(self, endpoint: Endpoint) -> Wire:
+        loop = asyncio.get_running_loop()
 
         def make() -> Wire:
             return Wire(self._pushed, self._lost, self._call_timeout_seconds)
 
-        if address.path:
-            _, wire = await loop.create_unix_connection(make, address.path)
+        if self.address.path:
+            _, wire = await loop.create_unix_connection(make, self.address.path)
         else:
-            _, wire = await loop.create_connection(make, address.host, address.port, ssl=address.tls)
+            _, wire = await loop.create_connection(make, *endpoint, ssl=self.address.tls)
         return wire
 
     async def _greet(self, wire: Wire) -> None:
-        hello: list[Argument] = ["HELLO", 3]
-        if self.address.password is not None:
-            hello += ["AUTH", self.address.username or "default", self.address.password]
         try:
-            found = await wire.send(*hello, "SETNAME", self._name)
+            found = await wire.send("HELLO", 3, *self.address.credentials.command, "SETNAME", self._name)
         except ReplyError as error:
             if error.kind in ("WRONGPASS", "NOAUTH"):
                 raise ConfigError(
@@ -250,7 +247,6 @@ class Connection:
             )
         if found.get(b"role") not in (b"master", b"primary"):
             raise QueueUnavailable(f"Redis at {self.address} is a read-only replica.")
-        self.server_version = version
         if self.address.db:
             await wire.send("SELECT", self.address.db)
         await wire.send("PING")  # answers LOADING while the server reads its file
@@ -281,7 +277,7 @@ class Connection:
         self._wire = None
         self._ready.clear()
         if not self._is_closed:
-            self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect())
+            self._connecting = asyncio.get_running_loop().create_task(self._reconnect())
 
     async def _reconnect(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
@@ -291,11 +287,16 @@ class Connection:
                 break
             except (OSError, TimeoutError, ReplyError, ConfigError, QueueUnavailable):
                 # Also a ConfigError: what was usable at start becomes so again, or an operator sees us away.
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-                backoff = min(LONGEST_BACKOFF_SECONDS, backoff * 2)
+                backoff = await _pause(backoff)
         self._ready.set()
         for callback in list(self._on_reconnect):
             callback()
+
+
+async def _pause(backoff: float) -> float:
+    """Wait about so long; returns the next, longer one."""
+    await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+    return min(LONGEST_BACKOFF_SECONDS, backoff * 2)
 
 
 def _too_old(address: Address, version: str) -> ConfigError:

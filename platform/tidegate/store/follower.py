@@ -1,4 +1,5 @@
-"""Keeps an in-memory snapshot level with Redis: reload what a message names, everything after a reconnect.
+"""A follower keeps an in-memory snapshot level with Redis: it reloads what a message names, and everything
+after a reconnect.
 
 One task reads; messages only add names to a set, so that a burst of changes becomes one read. A slow full
 reload is the net under a lost message.
@@ -7,12 +8,12 @@ reload is the net under a lost message.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Awaitable, Callable, Collection
 
 from tidegate.errors import QueueUnavailable
 from tidegate.store.connection import Connection
+from tidegate.tasks import end_tasks
 
 FULL_RELOAD_SECONDS = 30.0
 RETRY_SECONDS = 0.5
@@ -45,11 +46,8 @@ class Follower:
     async def close(self) -> None:
         self._stop_listening()
         self._connection.unsubscribe(self._channel)
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
-                await self._task
-            self._task = None
+        await end_tasks(self._task)
+        self._task = None
 
     def _note(self, name: bytes) -> None:
         self._changed.add(name.decode())

@@ -13,22 +13,23 @@ although it may have been written, is withdrawn (cancelled) as soon as Redis can
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from tidegate.errors import QueueUnavailable
-from tidegate.messages.codec import decode_segments, encode_request
+from tidegate.messages.codec import decode_segments
 from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
 from tidegate.messages.work import Request, Segment
-from tidegate.store import names, scripts
+from tidegate.replica_args import Times
+from tidegate.store import names
 from tidegate.store.connection import Connection
-from tidegate.store.depths import depth_of, look
-from tidegate.store.sweeper import Sweeper, SweepTimes
-from tidegate.store.wire import Argument, ConnectionLost
+from tidegate.store.scripts import Scripts, SubmitCall
+from tidegate.store.sweeper import Sweeper
+from tidegate.store.wire import ConnectionLost
+from tidegate.tasks import end_tasks
 
 PING_SECONDS = 1.0
 # Of one grouped submit, so that no script call holds Redis up. A single call may be larger.
@@ -37,16 +38,13 @@ MOST_BYTES = 4 * 1024 * 1024
 ENOUGH_CALLS = 8  # that gathered: they go although others are in flight
 MOST_IN_FLIGHT = 4  # groups
 MOST_WITHDRAWN = 10_000  # remembered while Redis is away
-FIELDS_PER_CALL = 7  # of the reply of submit.lua
 
 
 @dataclass(slots=True)
 class _Call:
     """One call of `submit` on its way."""
 
-    request_ids: list[str]
-    size_bytes: int
-    arguments: list[Argument]
+    encoded: SubmitCall
     result: asyncio.Future[Accepted | Rejected]
 
 
@@ -59,18 +57,14 @@ class GatewayQueue:
         *,
         key_prefix: str,
         gateway_id: str,
-        result_ttl_seconds: float = 60.0,
-        orphan_seconds: float = 120.0,
-        times: SweepTimes | None = None,
+        times: Times,
     ) -> None:
         self._connection = connection
         self._key_prefix = key_prefix
         self._prefix = names.prefix(key_prefix)
+        self._scripts = Scripts(connection, key_prefix, times)
         self._gateway_id = gateway_id
-        self._times = times or SweepTimes(
-            orphan_seconds=orphan_seconds, result_ttl_seconds=result_ttl_seconds
-        )
-        self._sweeper = Sweeper(connection, self._prefix, times=self._times, gateway=gateway_id)
+        self._sweeper = Sweeper(connection, key_prefix=key_prefix, times=times, gateway=gateway_id)
         self._gathered: deque[_Call] = deque()
         self._commits: set[asyncio.Task[None]] = set()
         self._is_commit_due = False  # one of them has yet to take its first group
@@ -95,7 +89,7 @@ class GatewayQueue:
 
         Sent again after a broken connection: a request that is already written is found by its id.
         """
-        call = _call(requests, bounds)
+        call = _Call(SubmitCall.of(requests, bounds), asyncio.get_running_loop().create_future())
         self._gathered.append(call)
         if not self._is_commit_due and self._is_group_due(len(self._commits)):
             self._is_commit_due = True
@@ -104,8 +98,7 @@ class GatewayQueue:
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None:
         if request_ids:
-            ttl = self._ttl_seconds()
-            await self._connection.run(scripts.CANCEL, self._prefix, reason, ttl, *request_ids, repeat=True)
+            await self._scripts.cancel(request_ids, reason)
 
     async def replay(self, request_id: str) -> list[Segment] | None:
         log, exists = await asyncio.gather(
@@ -117,20 +110,15 @@ class GatewayQueue:
         return decode_segments(log)
 
     async def places(self, requests: Sequence[tuple[str, str, str]]) -> list[Place]:
-        queues = list(dict.fromkeys(names.queue_name(model, revision) for _, model, revision in requests))
-        index = {queue: position + 1 for position, queue in enumerate(queues)}
-        pairs: list[Argument] = []
-        for request_id, model, revision in requests:
-            pairs += (request_id, index[names.queue_name(model, revision)])
-        reply = await look(self._connection, self._prefix, queues, pairs)
-        ranks = reply[3 * len(queues) :]
-        return [
-            Place(None if rank < 0 else int(rank), depth_of(reply, cast(int, at) - 1))
-            for rank, at in zip(ranks, pairs[1::2], strict=True)
-        ]
+        waiting = [(request_id, names.queue_name(*queue)) for request_id, *queue in requests]
+        queues = list(dict.fromkeys(queue for _, queue in waiting))
+        depths, ahead = await self._scripts.depths(queues, waiting)
+        depth = dict(zip(queues, depths, strict=True))
+        return [Place(rank, depth[queue]) for rank, (_, queue) in zip(ahead, waiting, strict=True)]
 
     async def depth(self, model: str, revision: str) -> Depth:
-        return depth_of(await look(self._connection, self._prefix, [names.queue_name(model, revision)]), 0)
+        depths, _ = await self._scripts.depths([names.queue_name(model, revision)])
+        return depths[0]
 
     async def ping(self) -> None:
         try:
@@ -144,11 +132,7 @@ class GatewayQueue:
             stop()
         self._connection.unsubscribe(names.gateway_channel(self._key_prefix, self._gateway_id))
         await self._sweeper.close()
-        for task in (*self._commits, self._withdrawing):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
-                    await task
+        await end_tasks(*self._commits, self._withdrawing)
         self._refuse(self._gathered, QueueUnavailable("The gateway is closing."))
         self._gathered.clear()
 
@@ -163,11 +147,11 @@ class GatewayQueue:
                 self._is_commit_due = False
                 group = self._take_group()
                 try:
-                    reply = await self._send(group)
+                    outcomes = await self._send(group)
                 except Exception as error:
                     self._refuse(group, error)
                 else:
-                    self._answer(group, reply)
+                    self._answer(group, outcomes)
                 group = []
         finally:
             self._is_commit_due = False
@@ -175,12 +159,13 @@ class GatewayQueue:
             self._refuse(group, QueueUnavailable("The gateway is closing."))
 
     def _take_group(self) -> list[_Call]:
-        """What gathered and is still wanted, in order, up to the size of one script call."""
+        """Take the calls that gathered and are still wanted, in order, up to the size of one script call."""
         group: list[_Call] = []
         count = size_bytes = 0
         while self._gathered:
             call = self._gathered[0]
-            count, size_bytes = count + len(call.request_ids), size_bytes + call.size_bytes
+            count += len(call.encoded.request_ids)
+            size_bytes += call.encoded.size_bytes
             if group and (count > MOST_REQUESTS or size_bytes > MOST_BYTES):
                 break
             self._gathered.popleft()
@@ -188,33 +173,27 @@ class GatewayQueue:
                 group.append(call)
         return group
 
-    async def _send(self, group: list[_Call]) -> list[Any]:
-        """The reply of submit.lua to all calls of the group."""
+    async def _send(self, group: list[_Call]) -> list[Accepted | Rejected]:
         if not group:
             return []
-        arguments = [argument for call in group for argument in call.arguments]
-        reply: list[Any]
+        calls = [call.encoded for call in group]
         try:
-            reply = await self._connection.run(scripts.SUBMIT, self._prefix, time.time(), 0, *arguments)
+            return await self._scripts.submit(calls, now=time.time())
         except ConnectionLost:
-            reply = await self._connection.run(
-                scripts.SUBMIT, self._prefix, time.time(), 1, *arguments, repeat=True
-            )
-        return reply
+            return await self._scripts.submit(calls, now=time.time(), is_repeat=True)
 
-    def _answer(self, group: list[_Call], reply: list[Any]) -> None:
-        for position, call in enumerate(group):
-            outcome = _outcome(reply, position * FIELDS_PER_CALL)
+    def _answer(self, group: list[_Call], outcomes: list[Accepted | Rejected]) -> None:
+        for call, outcome in zip(group, outcomes, strict=True):
             if not call.result.done():
                 call.result.set_result(outcome)
             elif isinstance(outcome, Accepted):
-                self._unwanted += call.request_ids
+                self._unwanted += call.encoded.request_ids
                 self._withdraw_soon()
 
     def _refuse(self, group: Iterable[_Call], error: Exception) -> None:
         for call in group:
             if len(self._unwanted) < MOST_WITHDRAWN:
-                self._unwanted += call.request_ids
+                self._unwanted += call.encoded.request_ids
             if not call.result.done():
                 call.result.set_exception(error)
 
@@ -230,38 +209,3 @@ class GatewayQueue:
             except QueueUnavailable:
                 self._unwanted += now
                 return  # the next reconnect tries again
-
-    def _ttl_seconds(self) -> int:
-        return max(1, round(self._times.result_ttl_seconds))
-
-
-def _call(requests: Sequence[Request], bounds: Bounds) -> _Call:
-    first = requests[0]
-    arguments: list[Argument] = [
-        len(requests),
-        names.queue_name(first.model, first.revision),
-        first.tenant,
-        first.gateway,
-        bounds.model.max_requests,
-        bounds.model.max_bytes,
-        bounds.tenant_max_requests,
-        bounds.tenant_max_bytes,
-        bounds.total_max_requests,
-        bounds.total_max_bytes,
-    ]
-    size_bytes = 0
-    for request in requests:
-        body = encode_request(request)
-        size_bytes += len(body)
-        arguments += (request.id, request.deadline, request.priority, request.cost, len(body), body)
-    result: asyncio.Future[Accepted | Rejected] = asyncio.get_running_loop().create_future()
-    return _Call([request.id for request in requests], size_bytes, arguments, result)
-
-
-def _outcome(reply: list[Any], base: int) -> Accepted | Rejected:
-    is_accepted, ahead, waiting, running, drain, refused, limit = reply[base : base + FIELDS_PER_CALL]
-    depth = Depth(waiting, running, float(drain))
-    if is_accepted:
-        return Accepted(ahead, depth)
-    bound, unit = refused.decode().split()
-    return Rejected(bound, unit, limit, depth)

@@ -2,10 +2,10 @@
 
 Who runs where
     Gateways submit, cancel and receive (`GatewayQueue`); replicas claim, emit, renew and give back
-    (`ReplicaQueue`); both sweep (`Sweeper`); autoscalers and people look (`QueueDepths`). Every step that
-    touches more than one key is one Lua script. Redis runs one script at a time, so scripts never interleave;
-    what interleaves is processes between their scripts. A script checks before its first write, because
-    Redis does not undo what a failing script wrote.
+    (`ReplicaQueue`); both sweep (`Sweeper`); autoscalers and people ask for depths (`QueueDepths`). Every
+    step that touches more than one key is one Lua script (`scripts`). Redis runs one script at a time, so
+    scripts never interleave; what interleaves is processes between their scripts. A script checks before its
+    first write, because Redis does not undo what a failing script wrote.
 
 Where things are ({prefix}: in front of each)
     req:{id}            hash     the request: state, queue, tenant, gateway, bytes, attempt, seq, body, ...
@@ -13,6 +13,7 @@ Where things are ({prefix}: in front of each)
     waiting:{queue}     zset     id by score = submit order minus priority bands
     suspects:{queue}    zset     the same for waiting requests that may have killed a replica
     leases              zset     running id by expiry      deadlines  zset  waiting id by deadline
+        (waiting, suspects and deadlines are the waiting line: `lua/waiting.lua` alone touches them)
     held:{replica}      hash     running id to "attempt seq suspect gateway", what changes with every token
     queue:{queue}, tenant:{tenant}, total   hash   requests and bytes, waiting and running together; drain
     open:{gateway}      set      unfinished ids            gateways   zset  gateway by last heartbeat
@@ -69,6 +70,6 @@ Time
 from tidegate.store.depths import QueueDepths
 from tidegate.store.gateway_queue import GatewayQueue
 from tidegate.store.replica_queue import ReplicaQueue
-from tidegate.store.sweeper import Sweeper, SweepTimes
+from tidegate.store.sweeper import Sweeper
 
-__all__ = ["GatewayQueue", "QueueDepths", "ReplicaQueue", "SweepTimes", "Sweeper"]
+__all__ = ["GatewayQueue", "QueueDepths", "ReplicaQueue", "Sweeper"]

@@ -1,7 +1,7 @@
 """Models, proofs of their revisions, and the replicas that are alive, as Redis holds them.
 
 Written by the control loop (models) and by replicas (reports, statistics); read by gateways, the control loop
-and the CLI. Implements `tidegate.gateway.ports.ModelRegistry` and `tidegate.serving.ports.ReplicaBoard`.
+and the CLI. Implements `tidegate.gateway.ports.ModelRegistry` and `tidegate.serving.ports.ReplicaRegistry`.
 
     {prefix}:models   hash  name -> ModelEntry          {prefix}:stats  hash  replica -> ReplicaStats
     {prefix}:reports  hash  queue -> RevisionReport     {prefix}:beats  zset  replica -> when it falls silent
@@ -15,11 +15,13 @@ from types import MappingProxyType
 import msgspec
 
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
-from tidegate.store import names, scripts
+from tidegate.replica_args import DEFAULT_TIMES, Times
+from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
+from tidegate.store.scripts import Scripts
 
-LISTED_SECONDS = 6.0  # after its last beat
+LISTED_BEATS = 3  # that a replica may miss
 MOST_CANCELLED_PER_STEP = 200
 
 _encode = msgspec.json.Encoder().encode
@@ -37,13 +39,14 @@ class Registry:
         connection: Connection,
         *,
         key_prefix: str,
-        result_ttl_seconds: float = 60.0,
+        times: Times = DEFAULT_TIMES,
         changed: Callable[[], None] | None = None,
     ) -> None:
         self._connection = connection
+        self._scripts = Scripts(connection, key_prefix, times)
         self._prefix = names.prefix(key_prefix)
         self._channel = names.change_channel(key_prefix, "models")
-        self._ttl_seconds = max(1, round(result_ttl_seconds))
+        self._listed_seconds = LISTED_BEATS * times.beat_seconds
         self._changed = changed
         self._models: dict[str, ModelEntry] = {}
         self._follower = Follower(connection, self._channel, self._load)
@@ -95,15 +98,8 @@ class Registry:
         """Forget one revision's report and queue. Its waiting requests are cancelled with `message`."""
         queue = names.queue_name(model, revision)
         await self._connection.call("HDEL", self._prefix + "reports", queue, repeat=True)
-        while await self._connection.run(
-            scripts.DROP,
-            self._prefix,
-            queue,
-            "ModelRemoved",
-            message,
-            self._ttl_seconds,
-            MOST_CANCELLED_PER_STEP,
-            repeat=True,
+        while await self._scripts.drop(
+            queue, code="ModelRemoved", message=message, most=MOST_CANCELLED_PER_STEP
         ):
             continue  # a long queue goes in steps, so that none holds Redis up
 
@@ -124,16 +120,14 @@ class Registry:
 
     async def replicas(self) -> list[ReplicaStats]:
         """The replicas that have beaten within the last seconds, by name."""
-        found = await self._connection.run(scripts.BEATING, self._prefix, repeat=True)
+        found = await self._scripts.beating()
         return sorted((_stats.decode(text) for text in found), key=lambda stats: stats.replica)
 
     async def beat(self, stats: ReplicaStats) -> None:
-        await self._connection.run(
-            scripts.BEAT, self._prefix, stats.replica, _encode(stats), LISTED_SECONDS, repeat=True
-        )
+        await self._scripts.beat(stats.replica, _encode(stats), listed_seconds=self._listed_seconds)
 
     async def gone(self, stats: ReplicaStats) -> None:
-        await self._connection.run(scripts.BEAT, self._prefix, stats.replica, b"", 0, repeat=True)
+        await self._scripts.beat(stats.replica, b"", listed_seconds=0)
 
     async def _fields(self, key: str, fields: Sequence[str]) -> list[bytes | None]:
         """These fields of a hash, in their order; None for each that is not there."""

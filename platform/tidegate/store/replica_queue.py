@@ -1,4 +1,4 @@
-"""The replica's side of the queue. Implements `tidegate.serving.ports.WorkQueue`; the essay on what may
+"""The replica's side of the queue. Implements `tidegate.serving.ports.LeaseQueue`; the essay on what may
 interleave is in `tidegate.store.queue`."""
 
 from __future__ import annotations
@@ -6,15 +6,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from tidegate.messages.codec import decode_request, decode_segments, encode_segment, frame
 from tidegate.messages.work import Claim, Segment
-from tidegate.store import names, scripts
+from tidegate.replica_args import Times
+from tidegate.store import names
 from tidegate.store.connection import Connection
-from tidegate.store.sweeper import Sweeper, SweepTimes
-from tidegate.store.wire import Argument
+from tidegate.store.scripts import Scripts
+from tidegate.store.sweeper import Sweeper
 
 SEGMENTS_PER_SCRIPT = 32
-RECORD_SECONDS = 3600  # a replica's own record outlives its leases by far, and no longer
 
 
 class ReplicaQueue:
@@ -28,19 +27,14 @@ class ReplicaQueue:
         model: str,
         revision: str,
         replica_id: str,
-        lease_seconds: float = 6.0,
-        result_ttl_seconds: float = 60.0,
-        orphan_seconds: float = 120.0,
-        times: SweepTimes | None = None,
+        times: Times,
     ) -> None:
         self._connection = connection
-        self._prefix = names.prefix(key_prefix)
+        self._key_prefix = key_prefix
+        self._scripts = Scripts(connection, key_prefix, times)
         self._queue = names.queue_name(model, revision)
         self._replica_id = replica_id
-        self._lease_seconds = lease_seconds
-        self._times = times or SweepTimes(
-            orphan_seconds=orphan_seconds, result_ttl_seconds=result_ttl_seconds
-        )
+        self._times = times
         self._wake_channel = names.wake_channel(key_prefix, self._queue)
         self._own_channel = names.replica_channel(key_prefix, replica_id)
         self._sweeper: Sweeper | None = None
@@ -56,36 +50,30 @@ class ReplicaQueue:
         await self._connection.subscribe(self._wake_channel, lambda _: wake())
         self._stop_listening = self._connection.on_reconnect(wake)
         self._sweeper = Sweeper(
-            self._connection, self._prefix, times=self._times, queue=self._queue, work_waits=wake
+            self._connection,
+            key_prefix=self._key_prefix,
+            times=self._times,
+            queue=self._queue,
+            work_waits=wake,
         )
         self._sweeper.start()
         wake()  # what came before the subscription was announced to nobody
 
     async def claim(self, most: int) -> list[Claim]:
-        """See `WorkQueue.claim`. Where a reply is lost (broken connection, cancelled caller), the next call
+        """See `LeaseQueue.claim`. Where a reply is lost (broken connection, cancelled caller), the next call
         carries the same number and gets the same requests: none is leased to a replica that never saw it."""
         if most < 1:
             return []
-        reply = await self._connection.run(
-            scripts.CLAIM,
-            self._prefix,
-            self._queue,
-            self._replica_id,
-            self._claim_number,
-            most,
-            self._lease_seconds,
-            self._ttl_seconds(),
-            RECORD_SECONDS,
-            repeat=True,
+        claims = await self._scripts.claim(
+            self._queue, self._replica_id, number=self._claim_number, most=most
         )
         self._claim_number += 1
-        claims = [Claim(decode_request(body), attempt, decode_segments(log)) for attempt, body, log in reply]
         if too_many := claims[most:]:  # a repeated claim that once asked for more
             await self.hand_back([(claim.request.id, claim.attempt) for claim in too_many], "no free slot")
         return claims[:most]
 
     async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
-        """See `WorkQueue.emit`. Several script calls, sent in one write: gateways take up what the first of
+        """See `LeaseQueue.emit`. Several script calls, sent in one write: gateways take up what the first of
         them published while Redis works on the next."""
         if len(segments) <= SEGMENTS_PER_SCRIPT:
             return await self._emit(segments)
@@ -103,32 +91,20 @@ class ReplicaQueue:
     async def _emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
         if not segments:
             return []
-        arguments: list[Argument] = []
-        for attempt, segment in segments:
-            finish = segment.finish
-            arguments += (
-                segment.request_id,
-                attempt,
-                segment.seq,
-                finish.reason if finish is not None else "",
-                frame(encode_segment(segment)),
-            )
-        return await self._ids(scripts.EMIT, self._ttl_seconds(), self._replica_id, *arguments)
+        return await self._scripts.emit(self._replica_id, segments)
 
     async def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:
         if not leases:
             return []
-        return await self._ids(
-            scripts.RENEW, self._replica_id, self._lease_seconds, RECORD_SECONDS, *_flat(leases)
-        )
+        return await self._scripts.renew(self._replica_id, leases)
 
     async def hand_back(self, leases: Sequence[tuple[str, int]], reason: str) -> None:
-        await self._release(leases, 0, reason)
+        await self._release(leases, reason, is_fault=False)
 
     async def fault(self, leases: Sequence[tuple[str, int]], reason: str) -> None:
-        """See `WorkQueue.fault`. All leases that the failure ended belong in one call: a suspect among them
+        """See `LeaseQueue.fault`. All leases that the failure ended belong in one call: a suspect among them
         takes the blame for the others."""
-        await self._release(leases, 1, reason)
+        await self._release(leases, reason, is_fault=True)
 
     async def close(self) -> None:
         self._stop_listening()
@@ -137,26 +113,6 @@ class ReplicaQueue:
         if self._sweeper is not None:
             await self._sweeper.close()
 
-    async def _release(self, leases: Sequence[tuple[str, int]], is_fault: int, reason: str) -> None:
+    async def _release(self, leases: Sequence[tuple[str, int]], reason: str, *, is_fault: bool) -> None:
         if leases:
-            await self._connection.run(
-                scripts.RELEASE,
-                self._prefix,
-                self._replica_id,
-                is_fault,
-                reason,
-                self._ttl_seconds(),
-                *_flat(leases),
-                repeat=True,
-            )
-
-    async def _ids(self, script: scripts.Script, *arguments: Argument) -> list[str]:
-        reply: list[bytes] = await self._connection.run(script, self._prefix, *arguments, repeat=True)
-        return [request_id.decode() for request_id in reply]
-
-    def _ttl_seconds(self) -> int:
-        return max(1, round(self._times.result_ttl_seconds))
-
-
-def _flat(leases: Sequence[tuple[str, int]]) -> list[Argument]:
-    return [part for lease in leases for part in lease]
+            await self._scripts.release(self._replica_id, leases, is_fault=is_fault, reason=reason)

@@ -1,32 +1,220 @@
-"""The Lua scripts of the store, read from package data. Each is `common.lua` followed by its own file."""
+"""The Lua scripts of the store: what each is given and what it answers, beside its name.
+
+A method of `Scripts` is one script, `lua/{name}.lua`, and the only place that knows the order of its
+arguments and of its reply. All but `submit` and `sweep` may be carried out twice and are sent again where a
+connection breaks.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
+
+from tidegate.messages.codec import (
+    decode_request,
+    decode_segments,
+    encode_request,
+    encode_segment,
+    frame,
+)
+from tidegate.messages.queue import Accepted, Bounds, Depth, Rejected
+from tidegate.messages.work import Claim, Request, Segment
+from tidegate.replica_args import DEFAULT_TIMES, Times
+from tidegate.store import names
+from tidegate.store.connection import Connection, Script
+from tidegate.store.wire import Argument
+
+SHARED = ("base", "waiting", "common")
+RECORD_SECONDS = 3600  # a replica's own record outlives its leases by far, and no longer
+SUBMIT_FIELDS = 7  # of the reply, per call
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
-    text: str
-    sha: str
-
-
-def _script(name: str) -> Script:
+def load(name: str) -> Script:
+    """A script with those parts of the shared files that it uses: Redis makes all functions of a script anew
+    each time it runs. A part is what stands between two empty lines; it uses only parts before it."""
     folder = files("tidegate.store") / "lua"
-    text = "\n".join((folder / f"{part}.lua").read_text("utf-8") for part in ("common", name))
+    shared = "\n\n".join((folder / f"{part}.lua").read_text("utf-8").strip() for part in SHARED)
+    text = (folder / f"{name}.lua").read_text("utf-8")
+    used = _words(text)
+    for part in reversed(shared.split("\n\n")):
+        if not used.isdisjoint(_locals(part)):
+            text, used = f"{part}\n\n{text}", used | _words(part)
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-SUBMIT = _script("submit")
-CLAIM = _script("claim")
-EMIT = _script("emit")
-RENEW = _script("renew")
-RELEASE = _script("release")
-CANCEL = _script("cancel")
-DROP = _script("drop")
-SWEEP = _script("sweep")
-PLACES = _script("places")
-BEAT = _script("beat")
-BEATING = _script("beating")
+def _words(lua: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", re.sub(r"--.*", "", lua)))
+
+
+def _locals(lua: str) -> frozenset[str]:
+    """The names that a part of a shared file defines."""
+    defined = re.findall(r"^local (?:function )?([\w, ]+)", lua, re.MULTILINE)
+    return frozenset(name.strip() for listed in defined for name in listed.split(","))
+
+
+SUBMIT = load("submit")
+CLAIM = load("claim")
+EMIT = load("emit")
+RENEW = load("renew")
+RELEASE = load("release")
+CANCEL = load("cancel")
+DROP = load("drop")
+SWEEP = load("sweep")
+DEPTHS = load("depths")
+BEAT = load("beat")
+BEATING = load("beating")
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitCall:
+    """One call of `submit`, encoded: requests that share model, revision, tenant and gateway."""
+
+    request_ids: list[str]
+    size_bytes: int
+    arguments: list[Argument]
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], bounds: Bounds) -> SubmitCall:
+        first = requests[0]
+        arguments: list[Argument] = [
+            len(requests),
+            names.queue_name(first.model, first.revision),
+            first.tenant,
+            first.gateway,
+            bounds.model.max_requests,
+            bounds.model.max_bytes,
+            bounds.tenant_max_requests,
+            bounds.tenant_max_bytes,
+            bounds.total_max_requests,
+            bounds.total_max_bytes,
+        ]
+        size_bytes = 0
+        for request in requests:
+            body = encode_request(request)
+            size_bytes += len(body)
+            arguments += (request.id, request.deadline, request.priority, request.cost, len(body), body)
+        return cls([request.id for request in requests], size_bytes, arguments)
+
+
+class Scripts:
+    """Runs scripts for one key prefix. Every method raises `QueueUnavailable` while Redis is away."""
+
+    def __init__(self, connection: Connection, key_prefix: str, times: Times = DEFAULT_TIMES) -> None:
+        self._connection = connection
+        self._prefix = names.prefix(key_prefix)
+        self._times = times
+
+    async def submit(
+        self, calls: Iterable[SubmitCall], *, now: float, is_repeat: bool = False
+    ) -> list[Accepted | Rejected]:
+        """Accept or refuse each call by itself. `now` is the clock that set the deadlines. A
+        repeat finds what a former try has written."""
+        arguments = [argument for call in calls for argument in call.arguments]
+        reply = await self._connection.run(
+            SUBMIT, self._prefix, now, int(is_repeat), *arguments, repeat=is_repeat
+        )
+        return [_outcome(*reply[at : at + SUBMIT_FIELDS]) for at in range(0, len(reply), SUBMIT_FIELDS)]
+
+    async def claim(self, queue: str, replica: str, *, number: int, most: int) -> list[Claim]:
+        """Lease up to `most` requests. The same `number` again gets the same requests again."""
+        times = self._times
+        reply = await self._run(
+            CLAIM, queue, replica, number, most, times.lease_seconds, times.expire_seconds, RECORD_SECONDS
+        )
+        return [Claim(decode_request(body), attempt, decode_segments(log)) for attempt, body, log in reply]
+
+    async def emit(self, replica: str, segments: Sequence[tuple[int, Segment]]) -> list[str]:
+        """Write (attempt, segment) pairs; returns the ids whose attempt is not current."""
+        arguments: list[Argument] = []
+        for attempt, segment in segments:
+            reason = segment.finish.reason if segment.finish is not None else ""
+            framed = frame(encode_segment(segment))
+            arguments += (segment.request_id, attempt, segment.seq, reason, framed)
+        return _ids(await self._run(EMIT, self._times.expire_seconds, replica, *arguments))
+
+    async def renew(self, replica: str, leases: Sequence[tuple[str, int]]) -> list[str]:
+        """Renew (id, attempt) leases; returns the ids that are no longer this replica's."""
+        return _ids(
+            await self._run(RENEW, replica, self._times.lease_seconds, RECORD_SECONDS, *_flat(leases))
+        )
+
+    async def release(
+        self, replica: str, leases: Sequence[tuple[str, int]], *, is_fault: bool, reason: str
+    ) -> None:
+        """Give (id, attempt) leases back, as after the replica's death where it is a fault."""
+        ttl = self._times.expire_seconds
+        await self._run(RELEASE, replica, int(is_fault), reason, ttl, *_flat(leases))
+
+    async def cancel(self, request_ids: Sequence[str], message: str) -> None:
+        await self._run(CANCEL, message, self._times.expire_seconds, *request_ids)
+
+    async def drop(self, queue: str, *, code: str, message: str, most: int) -> int:
+        """Cancel up to `most` that wait in a queue that goes away; returns how many are left."""
+        left: int = await self._run(DROP, queue, code, message, self._times.expire_seconds, most)
+        return left
+
+    async def sweep(self, gateway: str, queue: str, *, most: int) -> tuple[int, int]:
+        """Do what time does; returns how much was done, and how many wait in `queue` (empty: 0)."""
+        times = self._times
+        done, waiting = await self._connection.run(
+            SWEEP,
+            self._prefix,
+            gateway,
+            queue,
+            times.orphan_seconds,
+            times.expire_seconds,
+            most,
+            times.sweep_pause_seconds,
+            times.sweep_grace_seconds,
+        )
+        return done, waiting
+
+    async def depths(
+        self, queues: Sequence[str], waiting: Sequence[tuple[str, str]] = ()
+    ) -> tuple[list[Depth], list[int | None]]:
+        """Return the depth of each queue, and how many wait ahead of each (id, one of `queues`); None: it
+        does not wait."""
+        index = {queue: position for position, queue in enumerate(queues, 1)}
+        pairs = [part for request_id, queue in waiting for part in (request_id, index[queue])]
+        reply: list[Any] = await self._run(DEPTHS, len(queues), *queues, *pairs)
+        end = 3 * len(queues)
+        depths = [_depth(*reply[at : at + 3]) for at in range(0, end, 3)]
+        return depths, [None if ahead < 0 else ahead for ahead in reply[end:]]
+
+    async def beat(self, replica: str, stats: bytes, *, listed_seconds: float) -> None:
+        """List a replica's statistics for so long; 0 seconds: it is gone."""
+        await self._run(BEAT, replica, stats, listed_seconds)
+
+    async def beating(self) -> list[bytes]:
+        """The statistics of the replicas that are listed."""
+        found: list[bytes] = await self._run(BEATING)
+        return found
+
+    async def _run(self, script: Script, *arguments: Argument) -> Any:
+        return await self._connection.run(script, self._prefix, *arguments, repeat=True)
+
+
+def _outcome(
+    is_accepted: int, ahead: int, waiting: int, running: int, drain: bytes, refused: bytes, limit: int
+) -> Accepted | Rejected:
+    depth = _depth(waiting, running, drain)
+    if is_accepted:
+        return Accepted(ahead, depth)
+    bound, unit = refused.decode().split()
+    return Rejected(bound, unit, limit, depth)  # type: ignore[arg-type]  # the words of submit.lua
+
+
+def _depth(waiting: int, running: int, drain: bytes) -> Depth:
+    return Depth(waiting, running, float(drain))
+
+
+def _ids(reply: list[bytes]) -> list[str]:
+    return [request_id.decode() for request_id in reply]
+
+
+def _flat(leases: Sequence[tuple[str, int]]) -> list[Argument]:
+    return [part for lease in leases for part in lease]

@@ -1,4 +1,4 @@
-"""What time does to requests: leases and deadlines that pass, gateways that do not come back.
+"""The sweeps, which do to requests what time does: leases and deadlines pass, gateways do not come back.
 
 Every gateway and replica runs one `Sweeper`; any one of them alive is enough. A sweep is one script over
 global sets, so its cost does not grow with models that rest.
@@ -11,78 +11,52 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tidegate.errors import QueueUnavailable
-from tidegate.store import scripts
+from tidegate.replica_args import Times
 from tidegate.store.connection import Connection
+from tidegate.store.scripts import Scripts
 from tidegate.store.wire import ReplyError
+from tidegate.tasks import end_tasks
 
 logger = logging.getLogger(__name__)
 
 MOST_PER_SWEEP = 200  # of each kind in one script, so that no sweep holds Redis up
 
 
-@dataclass(frozen=True, slots=True)
-class SweepTimes:
-    """`pause_seconds` without any sweep mean that Redis or everybody was away; then nobody is taken for dead
-    for `grace_seconds`."""
-
-    interval_seconds: float = 1.0
-    orphan_seconds: float = 120.0
-    result_ttl_seconds: float = 60.0
-    pause_seconds: float = 4.0
-    grace_seconds: float = 5.0
-
-
 class Sweeper:
     def __init__(
         self,
         connection: Connection,
-        prefix: str,
         *,
-        times: SweepTimes,
+        key_prefix: str,
+        times: Times,
         gateway: str = "",
         queue: str = "",
         work_waits: Callable[[], None] | None = None,
     ) -> None:
         """`gateway`: whose heartbeat a sweep is. `queue` and `work_waits`: call it where that queue is not
         empty (the slow net under the wake-up messages)."""
-        self._connection = connection
-        self._prefix = prefix
-        self._times = times
+        self._scripts = Scripts(connection, key_prefix, times)
+        self._interval_seconds = times.sweep_interval_seconds
         self._gateway = gateway
         self._queue = queue
         self._work_waits = work_waits
         self._task: asyncio.Task[None] | None = None
 
     async def sweep(self) -> int:
-        """Do what is due; how much that was. Raises `QueueUnavailable`."""
-        times = self._times
-        done, waiting = await self._connection.run(
-            scripts.SWEEP,
-            self._prefix,
-            self._gateway,
-            self._queue,
-            times.orphan_seconds,
-            max(1, round(times.result_ttl_seconds)),
-            MOST_PER_SWEEP,
-            times.pause_seconds,
-            times.grace_seconds,
-        )
+        """Do what is due; returns how much that was. Raises `QueueUnavailable`."""
+        done, waiting = await self._scripts.sweep(self._gateway, self._queue, most=MOST_PER_SWEEP)
         if waiting and self._work_waits is not None:
             self._work_waits()
-        return int(done)
+        return done
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):  # it is cancelled because we ask for it
-                await self._task
-            self._task = None
+        await end_tasks(self._task)
+        self._task = None
 
     async def _run(self) -> None:
         while True:
@@ -93,4 +67,4 @@ class Sweeper:
                         continue
             except ReplyError:
                 logger.exception("A sweep failed in Redis")
-            await asyncio.sleep(self._times.interval_seconds * random.uniform(0.8, 1.2))
+            await asyncio.sleep(self._interval_seconds * random.uniform(0.8, 1.2))

@@ -64,6 +64,10 @@ class Wire(asyncio.Protocol):
             hiredis.Reader(protocolError=ReplyError, replyError=ReplyError, notEnoughData=_NOTHING),
         )
 
+    @property
+    def is_closed(self) -> bool:
+        return self._transport is None
+
     def send(self, *command: Argument) -> asyncio.Future[Any]:
         """Send one command. The future gives the reply, `ReplyError` or `ConnectionLost`."""
         future: asyncio.Future[Any] = self._loop.create_future()

@@ -7,10 +7,10 @@ import pytest
 
 from tests.integration.chart.policies import OUTSIDE, Endpoint, Policy, endpoint, is_allowed
 from tests.integration.chart.rendered import NAMESPACE, Helm, Object, pod_templates
-from tidegate.control.pod_template import RayDefaults
-from tidegate.control.ray_cluster import ray_cluster
-from tidegate.control.resolve_job import resolve_job
 from tidegate.control.resources import Model, Pool
+from tidegate_operator.pod_template import RayDefaults
+from tidegate_operator.ray_cluster import ray_cluster
+from tidegate_operator.resolve_job import resolve_job
 
 DEFAULTS = RayDefaults(image="ray:1", ray_version="2.60.0")
 API = {"apiVersion": "tidegate.dev/v1alpha1"}
@@ -162,6 +162,16 @@ def test_an_external_redis_is_reached(helm: Helm) -> None:
     assert rendered.allows("operator", OUT, 6380)
     assert rendered.allows(ray_pod(NAMESPACE, "worker"), OUT, 6380)
     assert rendered.allows(ray_pod(NAMESPACE, "head"), OUT, 6379)
+
+
+def test_sentinels_are_reached_and_the_server_that_they_name(helm: Helm) -> None:
+    rendered = Rendered(helm.objects("external-redis-sentinel"))
+    worker = ray_pod(NAMESPACE, "worker")
+    for source in ("gateway", "operator", worker):
+        assert rendered.allows(source, OUT, 26379)
+        assert rendered.allows(source, OUT, 6379)
+    assert not Rendered(helm.objects("external-redis")).allows("gateway", OUT, 26379)
+    assert Rendered(helm.objects("external-redis-url")).allows("gateway", OUT, 26379)
 
 
 def test_they_can_be_left_out(helm: Helm) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from tests.integration.chart.rendered import (
     CHART,
@@ -28,7 +29,7 @@ from tests.integration.chart.rendered import (
 )
 from tests.waiting import wait_until
 from tidegate.settings import load_settings, read_settings
-from tidegate.store.connection import parse_url
+from tidegate.store.address import parse_url
 
 WATCHED = ["models-a", "models-b"]  # by the value set "everything"
 PASSWORDS = [
@@ -146,11 +147,6 @@ class TestEverySet:
                 "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
                 "Deployment": lambda spec: spec["selector"]["matchLabels"],
                 "StatefulSet": lambda spec: spec["selector"]["matchLabels"],
-                "NetworkPolicy": lambda spec: (
-                    spec["podSelector"].get("matchLabels", {})
-                    if spec["podSelector"].keys() == {"matchLabels"}
-                    else {}
-                ),
             }.get(item["kind"])
             if selector is not None:
                 wanted = selector(item["spec"]).items()
@@ -165,7 +161,7 @@ class TestEverySet:
         assert str(settings.admin_key_file) == "/etc/tidegate/admin-key/key"
         # The CA's file lies in the pod only.
         address = parse_url(settings.redis_url.partition("?")[0].replace("rediss://", "redis://"))
-        assert address.password in ("s3cret", "pass")
+        assert address.credentials.password in ("s3cret", "pass")
 
     def test_the_operator_accepts_its_environment(self, objects: list[Object]) -> None:
         from tidegate_operator.settings import OperatorSettings
@@ -180,14 +176,9 @@ class TestEverySet:
             "containers"
         ][0]
         theirs = load_settings(environment(gateway, {"redis-login/url": "redis://r"}))
-        for name in (
-            "key_prefix",
-            "lease_seconds",
-            "result_ttl_seconds",
-            "orphan_seconds",
-            "step_timeout_seconds",
-        ):
-            assert getattr(settings, name) == getattr(theirs, name), "gateways and replicas must agree"
+        assert settings.key_prefix == theirs.key_prefix
+        # The operator hands drainSeconds to replicas; no gateway reads it.
+        assert replace(settings.times, drain_seconds=theirs.times.drain_seconds) == theirs.times
 
     def test_open_answers_have_their_grace(self, objects: list[Object]) -> None:
         spec = one(objects, "Deployment", _name(objects, "gateway"))["spec"]["template"]["spec"]
@@ -226,6 +217,15 @@ class TestRedis:
         )
         objects = helm.objects("external-redis")
         assert not [item for item in objects if item["kind"] == "StatefulSet"]
+
+    def test_sentinels(self, helm: Helm) -> None:
+        url = self.url(helm, "external-redis-sentinel")
+        hosts = "sentinel-0.redis.svc:26379,sentinel-1.redis.svc:26379"
+        assert url == f"redis+sentinel://tidegate:s3cret@{hosts}/queue/0"
+        assert parse_url(url).master == "queue"
+        done = helm.template("--set=redis.enabled=false", "--set=externalRedis.sentinel.master=queue")
+        assert done.returncode != 0
+        assert "externalRedis.sentinel.hosts" in done.stderr
 
     def test_a_whole_url(self, helm: Helm) -> None:
         assert self.url(helm, "external-redis-url") == "rediss://whole"

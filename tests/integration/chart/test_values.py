@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.integration.chart.rendered import CHART, VALUE_SETS, VALUES
-from tidegate.settings import Settings
+from tidegate.settings import Settings, variables
 from tidegate_operator.settings import OperatorSettings
 
 ROOT = CHART.parents[1]
@@ -68,13 +68,16 @@ def test_schema_and_defaults_name_the_same_values() -> None:
     assert missing == set()
 
 
-def test_the_readme_is_what_the_schema_says() -> None:
+def test_the_readme_is_what_the_schema_says_and_the_schema_what_the_programs_say() -> None:
     spec = importlib.util.spec_from_file_location("readme", ROOT / "helm" / "readme.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (CHART / "README.md").read_text(encoding="utf-8") == module.page(), "run `make docs`"
+    assert (CHART / "values.schema.json").read_text(encoding="utf-8") == module.schema_text(), (
+        "run `make docs`"
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_the_readme_is_what_the_schema_says() -> None:
 def test_settings_are_those_of_the_programs(path: str, settings: Any) -> None:
     for part in (SCHEMA["properties"][path]["properties"]["settings"], SCHEMA["properties"]["queueSettings"]):
         names = {re.sub(r"(?=[A-Z])", "_", name).lower(): item for name, item in part["properties"].items()}
-        assert set(names) <= set(settings.model_fields)
+        assert set(names) <= set(variables(settings))
         for name, item in names.items():
             assert f"TIDEGATE_{name.upper()}" in item["description"]
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.cli.command import assert_refused, tidegate
 from tidegate.messages.registry import Condition, ModelEntry, ReplicaStats
+from tidegate.replica_args import Times
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
 from tidegate.store.registry import Registry
@@ -63,7 +64,8 @@ def test_no_keys_say_so_on_stderr(environment: dict[str, str]) -> None:
 async def test_models_show_what_the_registry_holds(
     environment: dict[str, str], connection: Connection, key_prefix: str
 ) -> None:
-    registry = Registry(connection, key_prefix=key_prefix)
+    # The replica stays listed however long the commands take.
+    registry = Registry(connection, key_prefix=key_prefix, times=Times(beat_seconds=600))
     await registry.put_model(
         ModelEntry(
             name="bold",

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import as_auto_gptq, quantized, tiny
-from tidegate.engines.base import Engine, EngineSpec
+from tidegate.engines.base import Engine
 from tidegate.engines.create import create_engine
+from tidegate.replica_args import EngineSpec
 
 Checkpoints = Callable[[str], Path]
 

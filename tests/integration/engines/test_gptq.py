@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.engine_requests import a_request, run
-from tidegate.engines.base import EngineLoadError, EngineSpec, LoadReport
+from tidegate.engines.base import EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers.engine import TransformersEngine
+from tidegate.replica_args import EngineSpec
 
 PROMPTS = ([5, 6, 7, 8, 9, 10], [40, 41], [100, 101, 102, 103])
 

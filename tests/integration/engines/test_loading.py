@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import DECODERS, tiny
 from tests.engine_requests import a_request, run
-from tidegate.engines.base import Engine, EngineLoadError, EngineSpec, LoadReport
+from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
-from tidegate.engines.transformers import engine as engine_module
+from tidegate.engines.transformers import selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES
+from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import WEIGHTS_OVERHEAD, decoder_shape, kv_bytes_per_token
 from tidegate.sources.resolve import resolve
 
@@ -187,7 +188,7 @@ def test_what_is_placed_is_what_is_loaded(
     engine: Any = create_engine(EngineSpec("transformers", path=str(folder), device="cpu"))
     loaded = engine.load()
     assert loaded.precision == source.precision == (named or stored)
-    held = sum(weight.nbytes for weight in engine._model.parameters())
+    held = sum(weight.nbytes for weight in engine._batch._forward._model.parameters())
     assert loaded.weights_bytes == source.weights.loaded_bytes(source.precision) == held
 
 
@@ -217,7 +218,7 @@ def test_a_wrong_batch_is_found_and_requests_run_one_by_one(
     spec = EngineSpec("transformers", path=str(checkpoints("llama")), device="cpu", args={"threads": 1})
     right = create_engine(spec)
     right.load()
-    monkeypatch.setattr(engine_module, "ArenaBatch", Shifted)
+    monkeypatch.setattr(selfcheck, "ArenaBatch", Shifted)
     engine = create_engine(spec)
     report = engine.load()
     assert len(report.notes) == 1
@@ -242,7 +243,7 @@ class Failing(ArenaBatch):
 def test_a_prefill_that_fails_fails_its_request_only(
     load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "ArenaBatch", Failing)
+    monkeypatch.setattr(selfcheck, "ArenaBatch", Failing)
     engine = load("llama")
     requests = [a_request("ok", [5, 6], max_tokens=9), a_request("bad", [13, 6], max_tokens=9)]
     requests.append(a_request("ok too", [7, 8], max_tokens=9))
@@ -277,7 +278,7 @@ def test_numbers_that_are_not_finite_fail_their_request_only(load: Callable[...,
 
     def poison(tokens: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = decode(tokens)
-        rows = [row for row, sequence in enumerate(engine._rows) if sequence.id == "bad"]
+        rows = [row for row, sequence in enumerate(engine._scheduler.running) if sequence.id == "bad"]
         logits[rows] = float("nan")
         return logits
 

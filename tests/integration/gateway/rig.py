@@ -20,6 +20,7 @@ from tidegate.gateway.services import Services, make_services
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.registry import ModelEntry
 from tidegate.messages.work import Claim, Finish, FinishReason, Segment, TokenLogprob, Tokens
+from tidegate.replica_args import Times
 from tidegate.settings import Settings
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
@@ -152,7 +153,7 @@ async def open_gateway(redis_url: str, key_prefix: str, **changes: Any) -> Async
         for follower in (keys, registry):
             await follower.start()
             stack.push_async_callback(follower.close)
-        queue = GatewayQueue(connection, key_prefix=key_prefix, gateway_id=gateway_id)
+        queue = GatewayQueue(connection, key_prefix=key_prefix, gateway_id=gateway_id, times=settings.times)
         services = make_services(settings, gateway_id, queue, keys, registry)
         replica = await _open_replica(stack, redis_url, key_prefix)
         server, address = await _serve(stack, services)
@@ -170,7 +171,7 @@ async def _open_replica(stack: AsyncExitStack, redis_url: str, key_prefix: str) 
         model=MODEL,
         revision=REVISION,
         replica_id=f"replica-{next(_gateways)}",
-        lease_seconds=60,
+        times=Times(lease_seconds=60),
     )
     replica = Replica(queue)
     await queue.start(replica.wake.set, replica.cancelled.add)

@@ -15,18 +15,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from tests.waiting import await_until
-from tidegate.engines.base import EngineSpec
 from tidegate.engines.simulated import SimulatedEngine
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
 from tidegate.messages.work import Finish, Generate, Request, Sampling, Segment, TextPrompt
-from tidegate.serving.process import ReplicaProcess, parse_args
+from tidegate.replica_args import EngineSpec, Times, parse_args
+from tidegate.serving.process import ReplicaProcess
 from tidegate.store.connection import Connection
-from tidegate.store.queue import GatewayQueue, SweepTimes
+from tidegate.store.queue import GatewayQueue
 
 MODEL, REVISION = "m", "r1"
 LEASE_SECONDS = 1.0
 # A test that starts and stops servers must not wait long for the grace that follows a pause.
-SWEEP = SweepTimes(interval_seconds=0.2, orphan_seconds=3600, pause_seconds=1.5, grace_seconds=1.0)
+SWEEP = Times(
+    orphan_seconds=3600, sweep_interval_seconds=0.2, sweep_pause_seconds=1.5, sweep_grace_seconds=1.0
+)
 BOUNDS = Bounds(QueueLimits(max_requests=10_000), 10_000, 1 << 30, 10_000, 1 << 30)
 _ids = itertools.count()
 
@@ -113,17 +115,19 @@ async def open_ear(url: str, key_prefix: str, gateway_id: str = "gw") -> AsyncIt
 
 
 def replica_args(url: str, key_prefix: str, **changes: Any) -> dict[str, Any]:
-    """`engine_args` and `slots` go to the engine, everything else replaces an argument of the replica."""
+    """`engine_args` and `slots` go to the engine, times to the times, everything else replaces an argument of
+    the replica."""
     engine_args = changes.pop("engine_args", {})
     slots = changes.pop("slots", 8)
+    times = {"lease_seconds": LEASE_SECONDS, "drain_seconds": 5.0}
+    times |= {name: changes.pop(name) for name in Times.__struct_fields__ if name in changes}
     values = {
         "model": MODEL,
         "revision": REVISION,
         "engine": {"name": "simulated", "max_slots": slots, "args": {"step_ms": 2.0, **engine_args}},
         "redis_url": url,
         "key_prefix": key_prefix,
-        "lease_seconds": LEASE_SECONDS,
-        "drain_seconds": 5.0,
+        "times": times,
     }
     return values | changes
 
@@ -149,8 +153,8 @@ class ReplicaChild:
         command += ["--engine", engine["name"], "--path", engine.get("path", "")]
         command += ["--precision", engine.get("precision", "auto")]
         command += ["--slots", str(engine["max_slots"]), "--args", json.dumps(engine["args"])]
-        for name in ("lease_seconds", "drain_seconds"):
-            command += [f"--{name.replace('_', '-')}", str(args[name])]
+        for name, seconds in args["times"].items():
+            command += [f"--{name.replace('_', '-')}", str(seconds)]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
 
     def send(self, number: signal.Signals) -> None:

@@ -23,7 +23,7 @@ async def watch(redis_url: str, key_prefix: str) -> AsyncIterator[QueueWatch]:
 
 
 def saw(watch: QueueWatch, **wanted: int) -> Sighting | None:
-    seen = watch.look(QUEUE)
+    seen = watch.latest(QUEUE)
     if seen is None or any(getattr(seen, name) != value for name, value in wanted.items()):
         return None
     return seen
@@ -51,18 +51,18 @@ async def test_it_sees_all_queues_that_were_asked_for(
         await ear.submit(a_request(), a_request(), a_request(model=OTHER[0], revision=OTHER[1]))
 
     def waiting() -> list[int]:
-        seen = [watch.look(QUEUE), watch.look(OTHER)]
+        seen = [watch.latest(QUEUE), watch.latest(OTHER)]
         return [sighting.waiting for sighting in seen if sighting is not None]
 
     await await_until(lambda: waiting() == [2, 1])
-    assert watch.look(("never", "asked")) is None
+    assert watch.latest(("never", "asked")) is None
 
 
 async def test_without_redis_it_keeps_what_it_saw_and_finds_it_again(
     own_redis: RedisServer, key_prefix: str
 ) -> None:
     watch = QueueWatch(own_redis.url, key_prefix)
-    await await_until(lambda: watch.look(QUEUE))
+    await await_until(lambda: watch.latest(QUEUE))
     own_redis.pause()  # it takes connections and answers nothing
     last = await await_until(lambda: _twice_the_same(watch))
     own_redis.resume()
@@ -86,5 +86,5 @@ async def _twice_the_same(watch: QueueWatch) -> float:
 
 
 def _seen_at(watch: QueueWatch) -> float:
-    seen = watch.look(QUEUE)
+    seen = watch.latest(QUEUE)
     return 0 if seen is None else seen.at

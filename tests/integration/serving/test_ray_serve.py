@@ -15,11 +15,12 @@ from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.control.observed import ApplicationState, ReplicaState
 from tidegate.control.resources import ModelSpec
-from tidegate.control.serve_config import Application, ReplicaRuntime, serve_config
+from tidegate.control.serve_config import Application, application_config, put_body
 from tidegate.local import processes, ray_cluster
 from tidegate.local.home import Home
 from tidegate.local.ray_cluster import RayCluster
 from tidegate.messages.work import Request
+from tidegate.replica_args import ReplicaSettings, Times
 from tidegate.serve_api import ServeApi
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry
@@ -59,15 +60,10 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
 @pytest.fixture(scope="module")
 def serving(ray: RayCluster, redis_server: RedisServer) -> RayCluster:
     """The cluster, with every application put."""
-    runtime = ReplicaRuntime(
-        redis_url=redis_server.url,
-        key_prefix=PREFIX,
-        lease_seconds=2.0,
-        step_timeout_seconds=60.0,
-        drain_seconds=20.0,
-    )
+    times = Times(lease_seconds=2.0, step_timeout_seconds=60.0, drain_seconds=20.0)
+    replicas = ReplicaSettings(redis_url=redis_server.url, key_prefix=PREFIX, times=times)
 
-    config = serve_config(APPLICATIONS, runtime)
+    config = put_body(application_config(item, replicas) for item in APPLICATIONS)
     (steady,) = [found for found in config["applications"] if found["name"] == f"steady--{REVISION}"]
     steady["args"]["engine"]["args"].update(CRASH)  # more than the resource's schema lets a user say
 

@@ -77,6 +77,19 @@ async def test_no_more_is_claimed_than_slots_and_what_ends_next(
         assert (depth.waiting, depth.running) == (7, 3)
 
 
+async def test_requests_for_one_token_are_not_hoarded(ear: Ear, redis_url: str, key_prefix: str) -> None:
+    """Each ends with its very next token; what is claimed ahead of the slots is bounded all the same."""
+    requests = [a_request("boom", max_tokens=1) for _ in range(10)]
+    await ear.submit(*requests)
+    fault = {"test_fault": {"marker": "boom", "kind": "hang"}}
+    async with open_replica(redis_url, key_prefix, slots=2, engine_args=fault) as replica:
+        loop = replica.loop
+        await await_until(lambda: loop.held_count() >= 4 and loop._claiming is None)
+        depth = await ear.queue.depth(MODEL, REVISION)
+        loop._engine.close()  # lets the hanging step go
+        assert (loop.held_count(), depth.waiting) == (4, 6)
+
+
 async def test_cancel_frees_the_slot_for_the_next(ear: Ear, redis_url: str, key_prefix: str) -> None:
     endless, following = a_request(max_tokens=4000), a_request(max_tokens=3)
     async with open_replica(redis_url, key_prefix, slots=1):

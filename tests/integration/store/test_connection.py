@@ -11,8 +11,8 @@ import pytest
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.errors import ConfigError, QueueUnavailable
-from tidegate.store import scripts
 from tidegate.store.connection import Connection
+from tidegate.store.scripts import Scripts
 from tidegate.store.wire import ReplyError
 
 
@@ -85,12 +85,60 @@ async def test_a_stopped_server_is_noticed_and_found_again(own_redis: RedisServe
         assert await connection.call("PING") == b"PONG"
 
 
+async def test_a_master_that_was_demoted_is_left(own_redis: RedisServer) -> None:
+    async with Connection(own_redis.url, patience_seconds=20) as connection:
+        await connection.call("REPLICAOF", "127.0.0.1", 1)
+        with pytest.raises(QueueUnavailable, match="READONLY"):
+            await connection.call("SET", "a", "1")
+        await await_until(lambda: not connection.is_connected)
+        with pytest.raises(QueueUnavailable, match="is a read-only replica"):
+            await Connection(own_redis.url).open()
+        own_redis.ask("REPLICAOF NO ONE")
+        assert await connection.call("SET", "a", "1") == b"OK"
+
+
+async def test_the_first_command_opens_it(own_redis: RedisServer) -> None:
+    own_redis.kill()
+    connection = Connection(own_redis.url)
+    for answer in await asyncio.gather(*(connection.call("PING") for _ in range(3)), return_exceptions=True):
+        assert isinstance(answer, QueueUnavailable)
+        assert "No Redis answers" in answer.message
+    own_redis.start()
+    assert await asyncio.gather(*(connection.call("PING") for _ in range(3))) == [b"PONG"] * 3
+    async with Connection(own_redis.url) as other:
+        assert (await other.call("CLIENT", "LIST")).count(b"name=tidegate") == 2  # it, and this one
+    await connection.close()
+
+
+async def test_to_a_command_a_wrong_password_is_no_more_than_being_away(own_redis: RedisServer) -> None:
+    own_redis.ask("CONFIG SET requirepass s3cret")
+    connection = Connection(own_redis.url.replace("unix://", "unix://:other@"))
+    with pytest.raises(QueueUnavailable, match="WRONGPASS"):
+        await connection.call("PING")
+    own_redis.ask("AUTH s3cret\r\nCONFIG SET requirepass other")
+    assert await connection.call("PING") == b"PONG"
+    await connection.close()
+
+
+async def test_opening_may_wait_for_a_server_and_not_for_a_password(own_redis: RedisServer) -> None:
+    own_redis.ask("CONFIG SET requirepass s3cret")
+    with pytest.raises(ConfigError, match="put user and password in the URL"):
+        await Connection(own_redis.url).open(within_seconds=20)
+    own_redis.kill()
+    connection = Connection(own_redis.url)
+    opening = asyncio.create_task(connection.open(within_seconds=20))
+    own_redis.start()
+    await opening
+    assert connection.is_connected
+    await connection.close()
+
+
 async def test_a_server_that_forgot_the_scripts_gets_them_again(
     connection: Connection, key_prefix: str
 ) -> None:
     for _ in range(2):
         await connection.call("SCRIPT", "FLUSH")
-        assert await connection.run(scripts.BEATING, key_prefix + ":") == []
+        assert await Scripts(connection, key_prefix).beating() == []
 
 
 async def test_a_mistake_is_told_apart_from_trouble(connection: Connection, own_redis: RedisServer) -> None:

@@ -15,7 +15,7 @@ from tidegate.errors import QueueUnavailable
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.work import TextPrompt
 from tidegate.store import scripts
-from tidegate.store.connection import Connection
+from tidegate.store.connection import Connection, Script
 from tidegate.store.gateway_queue import ENOUGH_CALLS, MOST_BYTES, MOST_IN_FLIGHT
 from tidegate.store.wire import ConnectionLost
 
@@ -31,7 +31,7 @@ def submits_of(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> list[
     seen: list[int] = []
     run = connection.run
 
-    async def noting(script: scripts.Script, prefix: str, *arguments: Any, repeat: bool = False) -> Any:
+    async def noting(script: Script, prefix: str, *arguments: Any, repeat: bool = False) -> Any:
         if script is scripts.SUBMIT:
             seen.append(len(arguments))
         return await run(script, prefix, *arguments, repeat=repeat)
@@ -88,7 +88,7 @@ async def test_a_submit_whose_answer_was_lost_is_not_written_twice(
     connection = gateway._connection
     run, tries = connection.run, []
 
-    async def losing(script: scripts.Script, prefix: str, *arguments: Any, repeat: bool = False) -> Any:
+    async def losing(script: Script, prefix: str, *arguments: Any, repeat: bool = False) -> Any:
         reply = await run(script, prefix, *arguments, repeat=repeat)
         if script is scripts.SUBMIT:
             tries.append(script)
@@ -127,7 +127,7 @@ async def test_what_nobody_was_told_of_is_withdrawn(
     run = connection.run
     request = a_request()
 
-    async def failing(script: scripts.Script, prefix: str, *arguments: Any, repeat: bool = False) -> Any:
+    async def failing(script: Script, prefix: str, *arguments: Any, repeat: bool = False) -> Any:
         await run(script, prefix, *arguments, repeat=repeat)
         raise QueueUnavailable("Redis is away.")
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
-from tests.contract.queue_rig import MODEL, QUEUE, REVISION, a_request, a_token, accept, open_rig
+from tests.contract.queue_rig import BY_HAND, MODEL, QUEUE, REVISION, a_request, a_token, accept, open_rig
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.messages.queue import Depth
@@ -173,9 +173,8 @@ async def test_depths_of_many_queues_come_together(redis_url: str, key_prefix: s
 
 async def test_heartbeats_do_not_outlive_a_gateway_without_requests(redis_url: str, key_prefix: str) -> None:
     async with open_rig(redis_url, key_prefix) as rig:
-        times = (await rig.sweeper())._times
         await rig.gateway("dead")
-        alive, _ = await rig.gateway("alive", replace(times, orphan_seconds=0.05))
+        alive, _ = await rig.gateway("alive", replace(BY_HAND, orphan_seconds=0.05))
         connection = await rig.connect()
         started = time.monotonic()
 

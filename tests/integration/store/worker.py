@@ -14,16 +14,22 @@ from typing import TypeVar
 
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.work import Claim, Finish, Segment, Tokens
+from tidegate.replica_args import Times
 from tidegate.store.connection import Connection
-from tidegate.store.queue import ReplicaQueue, SweepTimes
+from tidegate.store.queue import ReplicaQueue
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 SLOTS = 8
 STEP_SECONDS = 0.004
-LEASE_SECONDS = 0.6
-TIMES = SweepTimes(interval_seconds=0.2, orphan_seconds=60, pause_seconds=1.5, grace_seconds=1.0)
+TIMES = Times(
+    lease_seconds=0.6,
+    orphan_seconds=60,
+    sweep_interval_seconds=0.2,
+    sweep_pause_seconds=1.5,
+    sweep_grace_seconds=1.0,
+)
 
 
 def text_of(number: int) -> str:
@@ -72,7 +78,7 @@ async def serve(queue: ReplicaQueue) -> None:
             if segment.finish is not None:
                 running.pop(segment.request_id, None)
                 woken.set()
-        if running and loop.time() - renewed > LEASE_SECONDS / 4:
+        if running and loop.time() - renewed > TIMES.lease_seconds / 4:
             renewed = loop.time()
             # What is lost is dropped when it is written: the tests want to see that write refused.
             await again(queue.renew, [(key, value.attempt) for key, value in running.items()])
@@ -98,7 +104,6 @@ async def main(url: str, key_prefix: str, name: str) -> None:
                 model="m",
                 revision="r1",
                 replica_id=name,
-                lease_seconds=LEASE_SECONDS,
                 times=TIMES,
             )
         )

@@ -8,18 +8,19 @@ from tidegate.control.desired import revision_of
 from tidegate.control.observed import (
     ApplicationState,
     Observation,
-    QueueDepth,
     ReplicaState,
     ServeState,
     SourceState,
 )
-from tidegate.control.plan import Plan, make_plan
+from tidegate.control.plan import PoolPlan, PoolSnapshot, plan_pool
 from tidegate.control.resources import Model, PoolSpec
-from tidegate.control.serve_config import ReplicaRuntime, application_config
+from tidegate.control.serve_config import application_config
+from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ReplicaStats, RevisionReport
+from tidegate.replica_args import ReplicaSettings
 
 NOW = 1_800_000_000.0
-RUNTIME = ReplicaRuntime("unix:///redis.sock", "tidegate", 6.0, 120.0)
+REPLICAS = ReplicaSettings(redis_url="unix:///redis.sock")
 
 
 def document(name: str = "one", **spec: Any) -> dict[str, Any]:
@@ -46,19 +47,22 @@ class World:
         self.seen = Observation(serve=ServeState())
         self.deleting: dict[str, float] = {}
 
-    def plan(self, wave: int | None = None) -> Plan:
-        return make_plan(
-            self.models, self.pool, self.records, self.seen, self.now, wave, deleting=self.deleting
+    def plan(self, wave: int | None = None) -> PoolPlan:
+        return plan_pool(self.snapshot(wave), self.now)
+
+    def snapshot(self, wave: int | None = None) -> PoolSnapshot:
+        return PoolSnapshot(
+            self.models, self.pool, self.records, self.seen, deleting=self.deleting, wave=wave
         )
 
-    def step(self, status: str = "RUNNING", wave: int | None = None, seconds: float = 1.0) -> Plan:
+    def step(self, status: str = "RUNNING", wave: int | None = None, seconds: float = 1.0) -> PoolPlan:
         """Plan, and apply it: applications stand in Serve with `status` if they are new."""
         plan = self.plan(wave)
         self.records = dict(plan.records)
         before = self.seen.serve.applications if self.seen.serve is not None else {}
         applications = {
             wanted.name: before.get(wanted.name)
-            or ApplicationState(wanted.name, status, config=application_config(wanted, RUNTIME))
+            or ApplicationState(wanted.name, status, config=application_config(wanted, REPLICAS))
             for wanted in plan.applications
         }
         self.see(serve=ServeState("c", applications), entries=plan.entries)
@@ -90,7 +94,7 @@ class World:
         self.see(sources={**self.seen.sources, (wanted.name, revision_of(wanted.spec)): state})
 
     def depth(self, name: str, revision: str, waiting: int, running: int) -> None:
-        self.see(depths={**self.seen.depths, (name, revision): QueueDepth(waiting, running)})
+        self.see(depths={**self.seen.depths, (name, revision): Depth(waiting, running, 0.0)})
 
     def settle(self, name: str) -> str:
         """Bring a model up until its newest revision serves; that revision."""

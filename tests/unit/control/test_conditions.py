@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tidegate.control.conditions import condition, settle
-from tidegate.control.reasons import CONDITION_TYPES, REASONS
+from tidegate.control.reasons import CONDITION_TYPES, Reason
 
 
 def test_reading_order_and_transition_times() -> None:
@@ -21,5 +21,6 @@ def test_reading_order_and_transition_times() -> None:
 
 
 def test_a_condition_without_a_message_says_what_its_reason_means() -> None:
-    assert condition("Ready", "True", "Serving").message == REASONS["Serving"]
+    assert condition("Ready", "True", "Serving").message == Reason.Serving.sentence
+    assert condition("Ready", "True", "OfAnotherVersion").message == "OfAnotherVersion"
     assert len(CONDITION_TYPES) == 6

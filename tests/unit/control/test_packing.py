@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.control.builders import model
 from tidegate.control.observed import Group
 from tidegate.control.packing import WHOLE, Need, Packing, Placement, place
-from tidegate.control.reasons import REASONS
+from tidegate.control.reasons import Reason
 
 GIB = 1 << 30
 GPU = Group("gpu", gpus_per_worker=1, gpu_memory_bytes=24 * GIB, max_workers=1, cpus=8, memory_bytes=32 * GIB)
@@ -207,7 +207,7 @@ def test_no_gpu_is_ever_given_twice(there: Sequence[Group], crowd: list[Any]) ->
         if placement is not None and item.spec.resources.gpu_memory:
             assert placement.memory_cap_bytes >= item.spec.resources.gpu_memory_bytes
         if refusal is not None:
-            assert refusal[0] in REASONS
+            assert refusal[0] in {*Reason}
             assert refusal[0] == "NoSuchGroup" or re.search(r"\d", refusal[1]), "no sum is written out"
 
 

@@ -6,19 +6,22 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.unit.control.builders import World, model
-from tidegate.control.desired import revision_of
+from tidegate.control.attempts import FIRST_RETRY_SECONDS
+from tidegate.control.desired import WHOLE, revision_of
 from tidegate.control.observed import Capacity, ServeState, SourceState
-from tidegate.control.plan import FIRST_RETRY_SECONDS, SWITCH_SECONDS, Plan
-from tidegate.control.reasons import CONDITION_TYPES, REASONS
+from tidegate.control.plan import PoolPlan
+from tidegate.control.reasons import CONDITION_TYPES, Reason
+from tidegate.control.rollout import SWITCH_SECONDS
 
 
-def standing(plan: Plan) -> list[str]:
+def standing(plan: PoolPlan) -> list[str]:
     return [application.name for application in plan.applications]
 
 
-def told(plan: Plan, name: str, kind: str) -> tuple[str, str]:
+def told(plan: PoolPlan, name: str, kind: str) -> tuple[str, str]:
     found = next(item for item in plan.entries[name].conditions if item.type == kind)
     return found.status, found.reason
 
@@ -136,7 +139,17 @@ class TestChange:
         world.depth("one", old, 0, 0)
         plan = world.step()
         assert standing(plan) == [f"one--{new}"]
-        assert [key for key, _ in plan.drop] == [("one", old)]
+        assert [key for key, _ in plan.registry.drop] == [("one", old)]
+
+    def test_traffic_comes_first_then_the_newest_then_what_drains(self) -> None:
+        world, old, new = self.changed()
+        world.step("DEPLOYING")
+        world.report("one", new)
+        world.step()
+        world.depth("one", old, 0, 1)
+        world.models = [model(engine={"name": "simulated", "args": {"seed": 3}})]
+        third = revision_of(world.models[0].spec)
+        assert standing(world.step()) == [f"one--{new}", f"one--{third}", f"one--{old}"]
 
     def test_where_it_fails_the_old_one_stays_and_the_status_says_why(self) -> None:
         world, old, new = self.changed()
@@ -155,8 +168,8 @@ class TestChange:
             world.step("DEPLOYING")
             world.report("one", new, proved=False, reason="X", message="y")
             plan = world.step()
-            assert plan.next_look_at is not None
-            pause = plan.next_look_at - (world.now - 1)
+            assert plan.next_at is not None
+            pause = plan.next_at - (world.now - 1)
             assert pause == FIRST_RETRY_SECONDS * 2**failure
             assert f"one--{new}" not in standing(world.step())
             world.now += pause
@@ -196,6 +209,26 @@ class TestChange:
         assert f"one--{new}" not in standing(plan)
         assert f"one--{old}" in standing(plan)
 
+    def test_traffic_may_be_shared_by_several(self) -> None:
+        world, old, new = self.changed()
+        older = "0123456789"
+        record = world.records["one"]
+        kept = replace(record.revisions[old], revision=older)
+        shared = replace(record, weights={older: 40, old: 60}, revisions={older: kept, **record.revisions})
+        world.records = {"one": shared}
+        plan = world.step("DEPLOYING")
+        assert plan.entries["one"].revisions == {older: 40, old: 60}
+        assert standing(plan) == [f"one--{older}", f"one--{old}", f"one--{new}"]
+        assert plan.records["one"].weights == shared.weights
+        world.report("one", new)
+        plan = world.step()
+        assert plan.entries["one"].revisions == {new: 100}
+        for revision in (older, old):
+            assert plan.records["one"].revisions[revision].retired_at
+            world.depth("one", revision, 0, 0)
+        world.now += SWITCH_SECONDS
+        assert standing(world.step()) == [f"one--{new}"]
+
 
 class TestLeaving:
     def test_removing_one_leaves_the_others_as_they_are(self) -> None:
@@ -205,14 +238,14 @@ class TestLeaving:
         before = {app.name: app for app in world.plan().applications}
         world.models = [model("b")]
         plan = world.step()
-        assert plan.delete == ("a",)
+        assert plan.registry.delete == ("a",)
         assert [before[app.name] for app in plan.applications] == list(plan.applications)
 
     def test_an_entry_without_a_resource_goes_also_after_a_restart(self) -> None:
         world = World(model("a"))
         entry = world.step().entries["a"]
         world.see(entries={"a": entry, "ghost": entry})
-        assert world.plan().delete == ("ghost",)
+        assert world.plan().registry.delete == ("ghost",)
 
 
 class TestTrouble:
@@ -249,11 +282,11 @@ class TestTrouble:
         world.status(name, "DEPLOY_FAILED", "The replica failed to start 3 times in a row.")
         plan = world.step()
         assert standing(plan) == []
-        assert plan.drop == ()
+        assert plan.registry.drop == ()
         entry = plan.entries["one"]
         assert (entry.accepts, entry.ready, entry.reason) == (True, False, "DeployFailed")
-        assert plan.next_look_at is not None
-        world.now = plan.next_look_at
+        assert plan.next_at is not None
+        world.now = plan.next_at
         assert standing(world.step()) == [name]
         world.report("one", revision)
         world.replica("one", revision)
@@ -294,13 +327,15 @@ def test_promises_hold_whatever_happens(events: list[str], max_unbuilt: int) -> 
         assert len(set(names) - before) <= max_unbuilt
         for name, entry in plan.entries.items():
             record = plan.records[name]
-            assert not entry.ready or record.revisions[record.serving].is_proved
+            assert not entry.ready or all(kept.is_proved for kept in record.serving)
+            assert not record.weights or sum(record.weights.values()) == WHOLE
+            assert set(record.weights) <= set(record.revisions)
             assert [item.type for item in entry.conditions] == list(CONDITION_TYPES)
-            assert {item.reason for item in entry.conditions} <= {*REASONS, "X"}
+            assert {item.reason for item in entry.conditions} <= {*Reason}
             assert set(entry.revisions) <= set(record.revisions)
 
 
-def act(world: World, event: str, seed: int) -> Plan:
+def act(world: World, event: str, seed: int) -> PoolPlan:
     newest: dict[str, Any] = {
         name: next(reversed(record.revisions)) for name, record in world.records.items() if record.revisions
     }

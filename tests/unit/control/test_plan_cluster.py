@@ -8,13 +8,16 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from tests.unit.control.builders import RUNTIME, World, model
+from tests.unit.control.builders import REPLICAS, World, model
+from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.desired import ModelRecord, revision_of
 from tidegate.control.observed import Group, PodProblem, ServeState, SourceState
 from tidegate.control.packing import Placement
-from tidegate.control.plan import DRAIN_LIMIT_SECONDS, FIRST_RETRY_SECONDS, SWITCH_SECONDS, Plan
-from tidegate.control.reasons import REASONS
+from tidegate.control.plan import DRAIN_LIMIT_SECONDS, PoolPlan
+from tidegate.control.reasons import Reason
+from tidegate.control.rollout import SWITCH_SECONDS
 from tidegate.control.serve_config import application_config
 from tidegate.control.status import outage
 from tidegate.sources.facts import DecoderShape
@@ -35,13 +38,13 @@ def shared(name: str, memory: str = "10Gi", **spec: Any) -> Any:
     return model(name, **{"resources": {"gpuMemory": memory}, **spec})
 
 
-def told(plan: Plan, name: str, kind: str) -> tuple[str, str]:
+def told(plan: PoolPlan, name: str, kind: str) -> tuple[str, str]:
     found = next(item for item in plan.entries[name].conditions if item.type == kind)
-    assert found.reason in REASONS
+    assert found.reason in {*Reason}
     return found.status, found.reason
 
 
-def standing(plan: Plan) -> list[str]:
+def standing(plan: PoolPlan) -> list[str]:
     return [application.model for application in plan.applications]
 
 
@@ -64,7 +67,7 @@ class TestPlaces:
         there = world(shared("one", "6Gi"))
         (application,) = there.step().applications
         assert application.placement == Placement("gpu", 0.25, 6 * GIB)
-        config = application_config(application, RUNTIME)
+        config = application_config(application, REPLICAS)
         options = config["deployments"][0]["ray_actor_options"]
         assert options == {"num_cpus": 0.1, "num_gpus": 0.25, "resources": {"tidegate-group-gpu": 0.001}}
         engine = config["args"]["engine"]
@@ -74,13 +77,13 @@ class TestPlaces:
         there = world(model("one", resources={"cpus": 1, "memory": "2Gi"}))
         (application,) = there.step().applications
         assert application.placement == Placement("cpu", 0, 2 * GIB, 2 * GIB)
-        options = application_config(application, RUNTIME)["deployments"][0]["ray_actor_options"]
+        options = application_config(application, REPLICAS)["deployments"][0]["ray_actor_options"]
         assert (options["memory"], options["num_gpus"]) == (2 * GIB, 0)
 
     def test_one_machine_has_no_places(self) -> None:
         (application,) = World(model("one", resources={"gpus": 0.5})).step().applications
         assert application.placement is None
-        options = application_config(application, RUNTIME)["deployments"][0]["ray_actor_options"]
+        options = application_config(application, REPLICAS)["deployments"][0]["ray_actor_options"]
         assert options == {"num_cpus": 0.1, "num_gpus": 0.5}
 
     def test_a_place_is_kept_and_survives_the_records(self) -> None:
@@ -174,6 +177,16 @@ class TestPlaces:
         there.see(groups=(CPU, GPU))
         assert standing(there.step()) == ["one"]
 
+    def test_what_takes_traffic_is_seated_before_what_is_older(self) -> None:
+        there = world(shared("old", "20Gi"), shared("young", "20Gi"))
+        there.models.reverse()
+        there.settle("young")
+        there.see(groups=(CPU,))
+        there.step()
+        there.records["old"] = replace(there.records["old"], created=1)
+        there.see(groups=(CPU, GPU))
+        assert standing(there.step()) == ["young"]
+
     @settings(max_examples=40, deadline=None)
     @given(st.lists(st.integers(1, 30), min_size=1, max_size=7), st.integers(1, 3))
     def test_nobody_is_left_pending(self, sizes: list[int], workers: int) -> None:
@@ -203,11 +216,16 @@ class TestDeletion:
         plan = there.step()
         entry = plan.entries["one"]
         assert (entry.accepts, entry.ready, entry.reason) == (False, False, "Deleting")
-        assert (standing(plan), plan.drained, plan.delete, plan.is_settled) == (["one", "two"], (), (), False)
+        assert (standing(plan), plan.drained, plan.registry.delete, plan.is_settled) == (
+            ["one", "two"],
+            (),
+            (),
+            False,
+        )
         assert "3 requests" in next(item.message for item in entry.conditions if item.type == "Progressing")
         there.depth("one", revision, 0, 0)
         plan = there.step()
-        assert (standing(plan), plan.drained, plan.delete) == (["two"], ("one",), ("one",))
+        assert (standing(plan), plan.drained, plan.registry.delete) == (["two"], ("one",), ("one",))
         assert "one" not in plan.entries
         assert "one" not in plan.records
 
@@ -216,7 +234,7 @@ class TestDeletion:
         there.depth("one", revision, 0, 0)
         plan = there.plan()
         assert plan.drained == ()
-        assert plan.next_look_at == there.deleting["one"] + SWITCH_SECONDS
+        assert plan.next_at == there.deleting["one"] + SWITCH_SECONDS
         there.now += SWITCH_SECONDS
         assert there.plan().drained == ("one",)
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.control.builders import RUNTIME, model
+from tests.unit.control.builders import REPLICAS, model
 from tidegate.control.packing import Placement
 from tidegate.control.resources import MAX_REPLICAS, Model
 from tidegate.control.serve_config import (
     Application,
     application_config,
-    serve_config,
+    put_body,
     split_application_name,
 )
-from tidegate.serving.process import parse_args
+from tidegate.replica_args import parse_args
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray 2.60 speaks to an older pydantic
@@ -95,7 +95,7 @@ applications = st.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(applications, max_size=3, unique_by=lambda wanted: wanted.name))
 def test_ray_accepts_everything(wanted: list[Application]) -> None:
-    config = serve_config(wanted, RUNTIME)
+    config = put_body(application_config(item, REPLICAS) for item in wanted)
     parsed = ServeDeploySchema.model_validate(json.loads(json.dumps(config)))
     assert [application.name for application in parsed.applications] == [item.name for item in wanted]
 
@@ -119,20 +119,20 @@ def test_an_argument_change_would_rebuild() -> None:
 def test_every_argument_is_one_that_a_replica_takes() -> None:
     place = Placement("gpu", 0.5, 1 << 30, 0)
     made = application_config(
-        Application("m", "r", model().spec, "/a", keep_awake=False, placement=place), RUNTIME
+        Application("m", "r", model().spec, "/a", keep_awake=False, placement=place), REPLICAS
     )
     assert parse_args(made["args"]).engine.memory_cap_bytes == 1 << 30
 
 
 def code_version(wanted: Application) -> str:
-    config = {"applications": [application_config(wanted, RUNTIME)]}
+    config = {"applications": [application_config(wanted, REPLICAS)]}
     return str(get_app_code_version(ServeDeploySchema.model_validate(config).applications[0]))
 
 
 def test_an_unproved_revision_is_kept_awake() -> None:
     spec = model(scaling={"minReplicas": 0, "maxReplicas": 2}).spec
     counts = [
-        application_config(Application("m", "r", spec, "", keep_awake=awake), RUNTIME)["deployments"][0][
+        application_config(Application("m", "r", spec, "", keep_awake=awake), REPLICAS)["deployments"][0][
             "autoscaling_config"
         ]["min_replicas"]
         for awake in (True, False)
@@ -141,7 +141,7 @@ def test_an_unproved_revision_is_kept_awake() -> None:
 
 
 def test_no_target_means_the_engines_slots() -> None:
-    config = application_config(Application("m", "r", model().spec, "", keep_awake=False), RUNTIME)
+    config = application_config(Application("m", "r", model().spec, "", keep_awake=False), REPLICAS)
     assert 0 < config["deployments"][0]["autoscaling_config"]["target_ongoing_requests"] < 1
 
 

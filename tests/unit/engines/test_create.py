@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from tidegate.engines.base import EngineLoadError, EngineSpec
+from tidegate.engines.base import EngineLoadError
 from tidegate.engines.create import create_engine
+from tidegate.replica_args import EngineSpec
 
 
 def test_an_unknown_engine_is_refused_by_name() -> None:
@@ -33,7 +34,7 @@ def test_a_wrong_engine_arg_is_refused_by_name(args: dict[str, object], named: s
 def test_the_simulated_engine_needs_no_model_library() -> None:
     code = (
         "import sys; from tidegate.engines.create import create_engine; "
-        "from tidegate.engines.base import EngineSpec; create_engine(EngineSpec('simulated')).load(); "
+        "from tidegate.replica_args import EngineSpec; create_engine(EngineSpec('simulated')).load(); "
         "print([name for name in ('torch', 'transformers', 'ray') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine_requests import a_request, run, run_one, run_steps
-from tidegate.engines.base import EngineLoadError, EngineSpec
+from tidegate.engines.base import EngineLoadError
 from tidegate.engines.simulated import SimulatedEngine
+from tidegate.replica_args import EngineSpec
 
 
 def an_engine(*, slots: int = 0, context_length: int = 0, **args: Any) -> SimulatedEngine:

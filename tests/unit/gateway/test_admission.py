@@ -50,19 +50,28 @@ def test_a_model_that_cannot_come_says_its_own_sentence(changes: dict[str, Any])
 
 @given(
     weights=st.dictionaries(st.text(min_size=1, max_size=3), st.integers(0, 100), min_size=1, max_size=5),
-    draw=st.floats(0, 1, exclude_max=True),
+    key=st.text(max_size=20),
 )
 def test_a_revision_without_weight_is_chosen_only_where_none_has_any(
-    weights: dict[str, int], draw: float
+    weights: dict[str, int], key: str
 ) -> None:
-    chosen = admission.choose_revision(weights, draw)
+    chosen = admission.choose_revision(weights, key)
     assert weights[chosen] > 0 or not any(weights.values())
+    assert admission.choose_revision(weights, key) == chosen
 
 
 def test_revisions_are_chosen_by_weight() -> None:
-    draws = [(i + 0.5) / 1000 for i in range(1000)]
-    chosen = [admission.choose_revision({"old": 90, "none": 0, "new": 10}, draw) for draw in draws]
-    assert (chosen.count("old"), chosen.count("new")) == (900, 100)
+    keys = [f"chatcmpl-{number}" for number in range(10_000)]
+    chosen = [admission.choose_revision({"old": 90, "none": 0, "new": 10}, key) for key in keys]
+    assert 900 < chosen.count("new") < 1100
+    assert chosen.count("old") + chosen.count("new") == len(keys)
+
+
+def test_a_growing_share_takes_keys_and_gives_none_back() -> None:
+    keys = [f"chatcmpl-{number}" for number in range(1000)]
+    tables = [{"old": 100 - share, "new": share} for share in (0, 15, 50, 100)]
+    moved = [{key for key in keys if admission.choose_revision(table, key) == "new"} for table in tables]
+    assert moved[0] < moved[1] < moved[2] < moved[3] == set(keys)
 
 
 @pytest.mark.parametrize("header", ["soon", "0", "-1", "nan", "inf", "0.5", ""])

@@ -8,18 +8,22 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.gateway.calls import Origin, build_requests, chat_call, completion_call, new_id, new_seed
-from tidegate.gateway.checks import parse_chat, parse_completion
+from tidegate.gateway.calls import build_requests, new_id, new_seed
+from tidegate.gateway.dialects.base import AnswerHead, Dialect
+from tidegate.gateway.dialects.chat import Chat
+from tidegate.gateway.dialects.completions import Completions
 from tidegate.messages.codec import decode_request, encode_request
 from tidegate.messages.work import ChatPrompt, Request
 
-ORIGIN = Origin("cmpl-x", "acme", "r1", "gw-1", 100.0, 160.0)
+HEAD = AnswerHead("cmpl-x", 100, "m", "r1")
+ORIGIN = {"tenant": "acme", "gateway": "gw-1"}
 
 
 def requests_of(body: dict[str, Any], random_seed: int = 7) -> list[Request]:
     raw = orjson.dumps({"model": "m"} | body)
-    call = chat_call(parse_chat(raw)) if "messages" in body else completion_call(parse_completion(raw))
-    return build_requests(call, ORIGIN, random_seed)
+    dialect: Dialect = Chat() if "messages" in body else Completions()
+    call = dialect.read(raw)
+    return build_requests(call, HEAD, **ORIGIN, created=100.0, deadline=160.0, random_seed=random_seed)
 
 
 def test_defaults_are_resolved() -> None:

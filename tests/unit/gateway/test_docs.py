@@ -10,7 +10,6 @@ DOCUMENT = {
         "/open": {
             "get": {
                 "summary": "Open <b>",
-                "security": [],
                 "responses": {
                     "200": {
                         "description": "ok",
@@ -19,7 +18,7 @@ DOCUMENT = {
                 },
             }
         },
-        "/closed": {"post": {"summary": "s", "responses": {}}},
+        "/closed": {"post": {"summary": "s", "security": [{"bearer": []}], "responses": {}}},
     },
     "components": {
         "schemas": {

@@ -9,11 +9,11 @@ from typing import Any, cast
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.waiting import await_until
 from tidegate.errors import QueueUnavailable
 from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import RequestQueue
-from tidegate.gateway.stream import OpenCall, OpenCalls
+from tidegate.gateway.stream import Delivered, Ended, Failed, OpenCall, OpenCalls, Signal, Waiting
+from tidegate.messages.queue import Depth, Place
 from tidegate.messages.work import Finish, Generate, Request, Sampling, Segment, TextPrompt, Tokens
 
 
@@ -68,8 +68,14 @@ def table(logs: Logs) -> OpenCalls:
 
 
 async def text_of(call: OpenCall) -> str:
-    await await_until(lambda: call.unfinished == 0)
-    return "".join(segment.output.text for _, segment in call.take())
+    """What a writer gets until the end."""
+    text = ""
+    while True:
+        happening = await call.next()
+        assert isinstance(happening, Delivered | Ended), happening
+        text += "".join(segment.output.text for _, segment in happening.segments)
+        if isinstance(happening, Ended):
+            return text
 
 
 @settings(deadline=None)
@@ -82,7 +88,7 @@ def test_any_loss_order_and_repetition_gives_the_log_once(data: Any, length: int
 
     async def run() -> str:
         calls = table(Logs({"c.0": log}))
-        call = calls.open([a_request()], wakes_on_each=True)
+        call = calls.open([a_request()], is_streamed=True)
         calls.submitted(call)
         rest = [log[seq] for seq in arrived]
         for step, size in enumerate(batches):
@@ -102,16 +108,16 @@ def test_any_loss_order_and_repetition_gives_the_log_once(data: Any, length: int
 
 async def test_a_break_before_the_submit_is_answered_is_made_good_after_it() -> None:
     calls = table(Logs({"c.0": a_log(3)}))
-    call = calls.open([a_request()], wakes_on_each=False)
+    call = calls.open([a_request()], is_streamed=False)
     calls.lost()
-    assert call.pending == []
+    assert not call.has_begun
     calls.submitted(call)
     assert await text_of(call) == "abc"
 
 
 async def test_replay_goes_on_until_redis_is_back() -> None:
     calls = table(Logs({"c.0": a_log(3)}, failures=1))
-    call = calls.open([a_request()], wakes_on_each=False)
+    call = calls.open([a_request()], is_streamed=False)
     calls.submitted(call)
     calls.deliver(a_log(3)[2:])
     assert await text_of(call) == "abc"
@@ -119,17 +125,17 @@ async def test_replay_goes_on_until_redis_is_back() -> None:
 
 async def test_a_log_that_is_gone_fails_the_call() -> None:
     calls = table(Logs({}))
-    call = calls.open([a_request()], wakes_on_each=True)
+    call = calls.open([a_request()], is_streamed=True)
     calls.submitted(call)
     calls.lost()
-    await await_until(lambda: call.failure is not None)
-    assert call.failure is not None and call.failure.code == "LogGone"
+    failed = await call.next()
+    assert isinstance(failed, Failed) and failed.finish.code == "LogGone"
 
 
 async def test_closing_cancels_only_what_still_runs() -> None:
     logs = Logs({})
     calls = table(logs)
-    call = calls.open([a_request(0), a_request(1)], wakes_on_each=True)
+    call = calls.open([a_request(0), a_request(1)], is_streamed=True)
     calls.deliver(a_log(1, "c.0"))
     calls.close(call, "left")
     await calls.shut_down()
@@ -142,28 +148,79 @@ async def test_closing_cancels_only_what_still_runs() -> None:
 async def test_a_refused_call_cancels_nothing() -> None:
     logs = Logs({})
     calls = table(logs)
-    calls.close(calls.open([a_request()], wakes_on_each=True), None)
+    calls.close(calls.open([a_request()], is_streamed=True), None)
     await calls.shut_down()
     assert logs.cancelled == []
 
 
 async def test_a_cancel_that_fails_is_no_disaster() -> None:
     calls = table(Logs({}, failures=9))
-    calls.close(calls.open([a_request()], wakes_on_each=True), "left")
+    calls.close(calls.open([a_request()], is_streamed=True), "left")
     await calls.shut_down()
     assert len(calls) == 0
 
 
 async def test_a_plain_answer_wakes_once_a_stream_each_time() -> None:
     calls = table(Logs({}))
-    for wakes_on_each in (False, True):
-        call = calls.open([a_request()], wakes_on_each=wakes_on_each)
-        waiting = asyncio.create_task(call.changed())
+    for is_streamed in (False, True):
+        call = calls.open([a_request()], is_streamed=is_streamed)
+        waiting = asyncio.create_task(call.next())
         await asyncio.sleep(0)
         calls.deliver(a_log(2)[:1])
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert waiting.done() is wakes_on_each
+        assert waiting.done() is is_streamed
         calls.deliver(a_log(2)[1:])
-        await waiting
+        happened = [await waiting]
+        if is_streamed:
+            happened.append(await call.next())
+        log = [(0, segment) for segment in a_log(2)]
+        assert happened == ([Delivered(log[:1]), Ended(log[1:])] if is_streamed else [Ended(log)])
         calls.close(call, None)
+
+
+def a_place(ahead: int) -> Place:
+    return Place(ahead, Depth(5, 1, 0.5))
+
+
+async def test_a_stream_hears_of_its_wait_until_it_has_begun() -> None:
+    calls = table(Logs({}))
+    call = calls.open([a_request()], is_streamed=True)
+    call.end_hold()
+    call.put_position(a_place(2))
+    assert [await call.next(), await call.next()] == [Signal.HOLD_OVER, Waiting(a_place(2))]
+    call.put_position(a_place(2))  # said before
+    call.owe_heartbeat()
+    assert await call.next() is Signal.HEARTBEAT_DUE
+    call.wrote()
+    call.put_position(a_place(1))
+    call.end_hold()
+    call.owe_heartbeat()
+    calls.deliver(a_log(3)[:1])
+    assert [await call.next(), await call.next()] == [Delivered([(0, a_log(3)[0])]), Signal.HEARTBEAT_DUE]
+    call.wrote()
+    waiting = asyncio.create_task(call.next())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    calls.deliver(a_log(3)[1:])
+    assert await waiting == Ended([(0, a_log(3)[1]), (0, a_log(3)[2])])
+    calls.close(call, None)
+
+
+async def test_a_plain_answer_hears_of_its_end_alone() -> None:
+    calls = table(Logs({}))
+    call = calls.open([a_request(0), a_request(1)], is_streamed=False)
+    waiting = asyncio.create_task(call.next())
+    calls.deliver(a_log(1, "c.0"))
+    call.end_hold()
+    call.put_position(a_place(1))
+    call.owe_heartbeat()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    call.leave()
+    assert await waiting is Signal.DISCONNECTED
+    calls.deliver([Segment("c.1", 0, Finish("error", "EngineError"))])
+    failed = await call.next()
+    assert isinstance(failed, Failed) and failed.finish.code == "EngineError"
+    assert [index for index, _ in failed.segments] == [0, 1]
+    calls.close(call, None)

@@ -12,11 +12,11 @@ from dataclasses import replace
 import msgspec
 
 from loadtests.direct import Connection, DirectServer
-from loadtests.generator import Plan, Tally, drive, spread_pauses
-from loadtests.measure import Load, Target, make_plan
+from loadtests.generator import LoadPlan, Tally, drive, spread_pauses
+from loadtests.measure import Load, Target, make_load_plan
 from tests.waiting import await_until
-from tidegate.engines.base import EngineSpec
 from tidegate.engines.create import create_engine
+from tidegate.replica_args import EngineSpec
 
 TOKENS = 7
 
@@ -34,7 +34,7 @@ async def direct(slots: int = 4, step_ms: float = 0.0) -> AsyncIterator[tuple[Di
         server.driver.close()
 
 
-def plan_for(port: int, clients: int, is_stream: bool, requests: int = 3) -> Plan:
+def plan_for(port: int, clients: int, is_stream: bool, requests: int = 3) -> LoadPlan:
     load = Load(
         clients,
         TOKENS,
@@ -44,7 +44,7 @@ def plan_for(port: int, clients: int, is_stream: bool, requests: int = 3) -> Pla
         requests_per_client=requests,
         is_counted_at_once=True,
     )
-    return make_plan(Target("direct", "127.0.0.1", port, "simulated"), load, time.monotonic())
+    return make_load_plan(Target("direct", "127.0.0.1", port, "simulated"), load, time.monotonic())
 
 
 async def test_streams_are_counted_token_by_token() -> None:
@@ -101,11 +101,11 @@ async def test_a_server_that_is_not_there_counts_as_connection_errors() -> None:
 def test_a_plan_opens_its_window_when_all_clients_have_started() -> None:
     target = Target("platform", "127.0.0.1", 1, "m", "key")
     load = Load(8, 100, seconds=10.0, stream_seconds=2.0, think_seconds=0.02)
-    plan = make_plan(target, load, 50.0)
+    plan = make_load_plan(target, load, 50.0)
     assert (plan.start_at, plan.window_from, plan.window_to) == (50.0, 53.0, 63.0)
     assert plan.stop_at > plan.window_to + load.stream_seconds
     assert '"stream": true' in plan.body
-    assert make_plan(target, replace(load, is_counted_at_once=True), 50.0).window_from < 50.0
+    assert make_load_plan(target, replace(load, is_counted_at_once=True), 50.0).window_from < 50.0
 
 
 def test_pauses_fill_their_range_evenly() -> None:
@@ -116,7 +116,7 @@ def test_pauses_fill_their_range_evenly() -> None:
     assert max(gaps) < 0.03
 
 
-def replace_times(plan: Plan) -> Plan:
+def replace_times(plan: LoadPlan) -> LoadPlan:
     """The same plan, over in a moment."""
     now = time.monotonic()
     return msgspec.structs.replace(plan, window_to=now + 0.3, stop_at=now + 0.3, backoff_seconds=0.05)

@@ -9,7 +9,7 @@ import pytest
 from loadtests.figures import Section
 from loadtests.generator import Tally
 from loadtests.measure import Run
-from loadtests.scenarios import crowd, engine, idle, quiet, short, streams, warm
+from loadtests.scenarios import connections, crowd, engine, idle, quiet, short, streams, warm
 from loadtests.wrk import ShortRun
 
 
@@ -148,3 +148,32 @@ def test_idle_and_warm_are_judged() -> None:
     }
     assert set(verdicts(warm.summarize(80.0, 40.0)).values()) == {"must met"}
     assert set(verdicts(warm.summarize(80.0, 50.0)).values()) == {"NOT met"}
+
+
+def test_connections_are_judged_by_cpu_and_a_missing_client_is_said() -> None:
+    def calls(cpu: float) -> list[dict[str, object]]:
+        return [{"calls": 1000, "seconds": 2.0, "cpu": cpu, "latencies": [0.001, 0.002]}] * 3
+
+    section = connections.summarize(
+        ["ours", "redis-py"],
+        {
+            (name, concurrency): calls(cpu)
+            for name, cpu in (("ours", 0.1), ("redis-py", 0.12))
+            for concurrency in connections.CONCURRENCIES
+        },
+        {"ours": [{"messages": 100, "cpu": 0.01}], "redis-py": [{"messages": 100, "cpu": 0.02}]},
+        {
+            "ours": [{"calls": 10, "errors": {}, "gap": 0.004}],
+            "redis-py": [{"calls": 10, "errors": {"ConnectionError": 48}, "gap": 0.008}],
+        },
+    )
+    assert verdicts(section) == {
+        "CPU of a call, 1 at once: redis-py, of ours": "NOT met",
+        "CPU of a call, 16 at once: redis-py, of ours": "NOT met",
+        "CPU of a call, 128 at once: redis-py, of ours": "NOT met",
+        "CPU of a message: redis-py, of ours": "must met",
+    }
+    (_, rates), (_, breaks) = section.tables
+    assert rates[0] == ["1", "ours", "500", "0.100", "1.00 / 2.00"]
+    assert breaks[1] == ["redis-py", "0.2000", "8 ms", "48 (ConnectionError)"]
+    assert section.remarks == ["Not installed, left out: coredis."]

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.control.builders import World, model
-from tests.unit.operator.objects import NOW, cluster_body, model_body
-from tidegate.control.pod_template import RayDefaults
-from tidegate_operator.apply import FINALIZER, WRITES_AT_ONCE, Applier
+from tests.unit.operator.bodies import cluster_body, model_body
+from tidegate_operator.apply import WRITES_AT_ONCE, Applier
 from tidegate_operator.cache import Cache
 from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Kind, Object
-from tidegate_operator.subjects import Subject
+from tidegate_operator.decision import FINALIZER, Decision, ObjectWrite
 
 
 class Behind:
@@ -50,15 +48,23 @@ class Behind:
         raise ApiConflict(f"{kind} {body['metadata']['name']}")
 
 
-class NoRegistry:
-    async def put_model(self, entry: Any) -> None:
-        raise AssertionError(entry)
+class Holding(Behind):
+    """A cluster that takes finalizers and statuses. `versions` are those that writes named."""
 
-    async def delete_model(self, name: str) -> None:
-        raise AssertionError(name)
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.versions: list[str] = []
 
-    async def drop_revision(self, model: str, revision: str, message: str) -> None:
-        raise AssertionError((model, revision, message))
+    async def set_finalizers(self, kind: Kind, body: Mapping[str, Any], finalizers: Sequence[str]) -> Object:
+        return self._next(body)
+
+    async def apply_status(self, kind: Kind, body: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
+        return self._next(body)
+
+    def _next(self, body: Mapping[str, Any]) -> Object:
+        version = body["metadata"]["resourceVersion"]
+        self.versions.append(version)
+        return {**body, "metadata": {**body["metadata"], "resourceVersion": str(int(version) + 1)}}
 
 
 class Taking(Behind):
@@ -80,20 +86,18 @@ class Taking(Behind):
         return {**body, "status": dict(status)}
 
 
-DEFAULTS = RayDefaults(image="ray", ray_version="2.60.0")
+def applier(cluster: Behind, cache: Cache | None = None) -> Applier:
+    """One that has no registry and no Serve: nothing may be asked of them here."""
+    return Applier(cluster, cache or Cache(), None, None, "operator-0")  # type: ignore[arg-type]
 
 
-def applier(cache: Cache, newest: Object | None) -> Applier:
-    return Applier(Behind(newest), cache, NoRegistry(), DEFAULTS, "operator-0")
+async def apply(cluster: Behind, cache: Cache, **decision: Any) -> None:
+    await applier(cluster, cache).apply(Decision(**decision), {})
 
 
 async def write_all(cluster: Taking, names: Sequence[str]) -> None:
-    models = [model(name) for name in names]
-    world = World(*models)
-    bodies = [model_body(name) for name in names]
-    subjects = [Subject(body, each, None) for body, each in zip(bodies, models, strict=True)]
-    one = Applier(cluster, Cache(), NoRegistry(), DEFAULTS, "operator-0")
-    await one.statuses(world.plan(), subjects, world.seen, "default", NOW)
+    writes = [ObjectWrite("Model", model_body(name), {"observedGeneration": 1}) for name in names]
+    await apply(cluster, Cache(), objects=tuple(writes))
 
 
 async def test_a_models_conflict_does_not_hold_up_the_others_status() -> None:
@@ -120,25 +124,28 @@ async def test_a_write_that_fails_once_does_not_hold_up_the_others_either() -> N
     assert sorted(cluster.written) == sorted(names[1:])
 
 
-@pytest.mark.parametrize("write", ["status", "finalizer"])
-async def test_after_a_conflict_the_next_look_sees_what_stands_now(write: str) -> None:
-    """Also where the watch is late: without it the same look would conflict until a listing."""
+@pytest.mark.parametrize(
+    "decision",
+    [
+        {"objects": (ObjectWrite("Model", model_body(), {"observedGeneration": 1}),)},
+        {"objects": (ObjectWrite("Model", model_body(), finalizers=[FINALIZER]),)},
+        {"released": (ObjectWrite("Model", model_body(), finalizers=[]),)},
+    ],
+)
+async def test_after_a_conflict_the_next_decision_sees_what_stands_now(decision: dict[str, Any]) -> None:
+    """Also where the watch is late: without it the same write would conflict until a listing."""
     cache = Cache()
-    old = model_body(finalizers=[FINALIZER])
-    cache.put("Model", old)
+    cache.put("Model", model_body())
     newest = model_body(finalizers=[FINALIZER], resourceVersion="2", generation=2)
     with pytest.raises(ApiConflict):
-        if write == "status":
-            await applier(cache, newest).status("Model", old, {"observedGeneration": 1})
-        else:
-            await applier(cache, newest).release(old)
+        await apply(Behind(newest), cache, **decision)
     assert cache.get("Model", "models", "one") == newest
 
 
 async def test_a_conflict_about_a_ray_cluster_is_read_again_too() -> None:
     cache, newest = Cache(), cluster_body("g1", resourceVersion="2")
     with pytest.raises(ApiConflict):
-        await applier(cache, newest).in_place(cluster_body("g1"), [{"op": "remove", "path": "/spec/x"}])
+        await apply(Behind(newest), cache, patches=((cluster_body("g1"), [{"op": "remove", "path": "/x"}]),))
     assert cache.get("RayCluster", "models", "default-g1") == newest
 
 
@@ -146,5 +153,28 @@ async def test_what_is_gone_by_then_is_left_to_the_watch() -> None:
     cache, old = Cache(), model_body()
     cache.put("Model", old)
     with pytest.raises(ApiConflict):
-        await applier(cache, None).status("Model", old, {"observedGeneration": 1})
+        await apply(Behind(None), cache, objects=(ObjectWrite("Model", old, {"observedGeneration": 1}),))
     assert cache.get("Model", "models", "one") == old
+
+
+async def test_nothing_follows_a_status_that_was_not_written() -> None:
+    """Its records are what a later step relies on."""
+    objects = (ObjectWrite("Model", model_body(), {"observedGeneration": 1}),)
+    with pytest.raises(ApiConflict):
+        await apply(Behind(None), Cache(), objects=objects, new_clusters=(cluster_body("g1"),))
+
+
+async def test_a_status_lands_on_the_version_that_its_finalizer_made() -> None:
+    cluster = Holding()
+    await apply(cluster, Cache(), objects=(ObjectWrite("Model", model_body(), {"waiting": 1}, [FINALIZER]),))
+    assert cluster.versions == ["1", "2"]
+
+
+async def test_the_age_of_a_status_counts_from_its_write() -> None:
+    clock = [100.0]
+    one = Applier(Taking({}), Cache(), None, None, "o", lambda: clock[0])  # type: ignore[arg-type]
+    await one.apply(Decision(objects=(ObjectWrite("Model", model_body(), {"waiting": 1}),)), {})
+    clock[0] += 3
+    assert one.since_write() == {"uid-models-one": 3.0}
+    one.forget(frozenset())
+    assert one.since_write() == {}

@@ -18,13 +18,14 @@ from msgspec.structs import fields
 from pydantic import ValidationError
 
 from tests.cluster.bad_resources import BAD_RESOURCES, Bad
+from tests.unit.control import stored_before
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.packing import Placement
 from tidegate.control.resources import Model, Pool
 from tidegate.messages.registry import RevisionReport
 from tidegate.sources.facts import DecoderShape, StoredWeights
 from tidegate_operator import crd
-from tidegate_operator.status_patch import memory
+from tidegate_operator.status_patch import record_on_wire
 
 SAMPLES = Path(__file__).parents[3] / "helm" / "samples"
 DEFINITIONS = crd.definitions()
@@ -340,14 +341,21 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         message="why",
         retired_at=3.0,
         shape=DecoderShape(1, 2, 3, 4, 5, 6),
-        weights=StoredWeights(1, 2),
+        stored_weights=StoredWeights(1, 2),
         placement=Placement("l4", 0.5, 1, 2),
     )
-    status = memory(ModelRecord("m", 1, "0123456789", {record.revision: record}))
+    status = record_on_wire(ModelRecord("m", 1, {"0123456789": 100}, {record.revision: record}))
     written = status["revisions"][0]
     assert len(written) == len(fields(RevisionRecord))
     assert len(written["proof"]) == len(fields(RevisionReport))
-    assert written["weights"] == {"floatValues": 1, "fixedBytes": 2}
+    assert written["storedWeights"] == {"floatValues": 1, "fixedBytes": 2}
     jsonschema.validate(status, closed(schema_of("Model")["properties"]["status"]))
     with pytest.raises(jsonschema.ValidationError, match="unknownField"):
         jsonschema.validate({"unknownField": 1}, closed(schema_of("Model")["properties"]["status"]))
+
+
+@pytest.mark.parametrize("name", stored_before.statuses())
+def test_nothing_of_what_the_version_before_stored_is_dropped(name: str) -> None:
+    """The API server drops what the schema does not name, also when it reads a stored object."""
+    status = stored_before.statuses()[name]
+    jsonschema.validate(status, closed(schema_of("Model")["properties"]["status"]))

@@ -1,9 +1,9 @@
 import kopf
 
-from tests.unit.operator.objects import NOW, cluster_body, model_body, pod_body, stamp
-from tidegate.control.pod_template import POOL_LABEL
+from tests.unit.operator.bodies import NOW, cluster_body, model_body, pod_body, stamp
 from tidegate_operator.cache import Cache
 from tidegate_operator.handlers import WATCHED, News, kopf_settings, watch
+from tidegate_operator.pod_template import POOL_LABEL
 from tidegate_operator.work_queue import Key, WorkQueue
 
 

@@ -1,4 +1,4 @@
-from tests.unit.operator.objects import NOW, cluster_body, pod_body, stamp
+from tests.unit.operator.bodies import NOW, cluster_body, pod_body, stamp
 from tidegate.control.observed import Worker
 from tidegate_operator import ray_state
 

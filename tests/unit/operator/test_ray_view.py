@@ -1,9 +1,8 @@
 from typing import Any
 
-from tests.unit.operator.objects import NOW, cluster_body, pod_body
+from tests.unit.operator.bodies import NOW, cluster_body, pod_body
 from tidegate.control.observed import ServeState
-from tidegate_operator.gather import ServeView
-from tidegate_operator.ray_view import RayView, pool_numbers, pool_ready, serve_problem
+from tidegate_operator.ray_view import RayView, ServeView, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.upgrade import choose
 
 HEAD = pod_body(
@@ -23,7 +22,7 @@ def view(*bodies: dict[str, Any], serve: ServeView = DOWN, pods: Any = (), kuber
 
 def reasons(ray: RayView, now: float = NOW) -> tuple[str, str]:
     """Of the Pool's Ready, and of what its Models are told."""
-    problem = serve_problem(ray, None, now)
+    problem = serve_problem(ray, now)
     return pool_ready(ray, now).reason, problem[0] if problem is not None else ""
 
 
@@ -48,8 +47,9 @@ def test_kuberay_is_missed_as_a_definition_and_as_an_operator() -> None:
 
 def test_what_serve_said_of_the_last_config_is_told_while_it_answers() -> None:
     last = ("ServeRejected", "words")
-    assert serve_problem(view(cluster_body("a"), serve=UP), last, NOW) == last
-    assert pool_ready(view(cluster_body("a"), serve=UP), NOW).status == "True"
+    refusing = view(cluster_body("a"), serve=ServeView(ServeState(), problem=last))
+    assert serve_problem(refusing, NOW) == last
+    assert pool_ready(refusing, NOW).status == "True"
 
 
 def test_a_pool_on_its_way_from_one_cluster_to_the_next_is_ready_and_says_so() -> None:

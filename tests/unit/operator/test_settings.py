@@ -46,8 +46,8 @@ def test_a_missing_setting_is_named_without_showing_the_others() -> None:
 
 def test_replicas_may_reach_redis_at_another_address() -> None:
     found = settings(TIDEGATE_REPLICA_REDIS_URL="redis://other:6379")
-    assert found.replica_runtime.redis_url == "redis://other:6379"
-    assert settings().replica_runtime.redis_url == ENOUGH["REDIS_URL"]
+    assert found.replica_settings.redis_url == "redis://other:6379"
+    assert settings().replica_settings.redis_url == ENOUGH["REDIS_URL"]
 
 
 def test_the_serve_url_is_that_of_the_head_service() -> None:

@@ -3,7 +3,8 @@ from typing import Any
 
 import msgspec
 
-from tests.unit.operator.objects import NOW
+from tests.unit.control import stored_before
+from tests.unit.operator.bodies import NOW
 from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.observed import PodProblem
@@ -16,12 +17,11 @@ from tidegate_operator.status_patch import (
     conditions_of,
     is_due,
     is_trouble,
-    memory,
     model_status,
-    noted,
     outage_status,
     pool_status,
     record_of,
+    record_on_wire,
     refused_status,
     transitions,
     without_pool_status,
@@ -48,7 +48,7 @@ FULL = RevisionRecord(
     shape=DecoderShape(layers=2, kv_heads=1, head_dim=8, hidden=16, vocab=100, positions=512),
     placement=Placement("a10", 0.25, 6 << 30, 1 << 30),
 )
-RECORD = ModelRecord("one", int(NOW), "aaaa", {"aaaa": FULL, "bbbb": RevisionRecord("bbbb", SPEC)})
+RECORD = ModelRecord("one", int(NOW), {"aaaa": 100}, {"aaaa": FULL, "bbbb": RevisionRecord("bbbb", SPEC)})
 
 
 def entry(**changes: Any) -> ModelEntry:
@@ -67,11 +67,11 @@ def on_wire(status: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_new_operator_remembers_everything() -> None:
-    assert record_of("one", on_wire(memory(RECORD))) == RECORD
+    assert record_of("one", on_wire(record_on_wire(RECORD))) == RECORD
 
 
 def test_what_is_at_its_default_takes_no_room() -> None:
-    assert memory(RECORD)["revisions"][1] == {"revision": "bbbb", "spec": SPEC}
+    assert record_on_wire(RECORD)["revisions"][1] == {"revision": "bbbb", "spec": SPEC}
 
 
 def test_the_definition_knows_every_field_that_is_remembered() -> None:
@@ -83,11 +83,11 @@ def test_the_definition_knows_every_field_that_is_remembered() -> None:
             for name, item in value.items():
                 check(schema["properties"][name], item)
 
-    check(revision_schema(), memory(RECORD)["revisions"][0])
+    check(revision_schema(), record_on_wire(RECORD)["revisions"][0])
 
 
 def test_keys_of_a_spec_are_left_as_they_are() -> None:
-    kept = record_of("one", on_wire(memory(RECORD)))
+    kept = record_of("one", on_wire(record_on_wire(RECORD)))
     assert kept is not None
     assert kept.revisions["aaaa"].spec["engine"]["args"] == {"tokens_per_second": 5}
 
@@ -95,6 +95,30 @@ def test_keys_of_a_spec_are_left_as_they_are() -> None:
 def test_a_status_that_says_nothing_or_nonsense_is_no_memory() -> None:
     assert record_of("one", {}) is None
     assert record_of("one", {"created": 1, "revisions": [{"spec": {}}]}) is None
+
+
+def test_what_the_version_before_remembers_is_read_and_replaced() -> None:
+    statuses = stored_before.statuses()
+    records = {name: record for name in statuses if (record := record_of(name, statuses[name])) is not None}
+    stored_before.assert_nothing_is_lost(records, stored_before.GROUPS)
+    for record in records.values():
+        written = on_wire(record_on_wire(record))
+        assert "serving" not in written
+        assert record_of(record.name, written) == record
+
+
+def test_a_record_without_traffic_takes_no_room_either() -> None:
+    assert record_on_wire(ModelRecord("one", 1)) == {"created": 1, "revisions": []}
+
+
+def test_several_revisions_share_the_status() -> None:
+    record = ModelRecord(
+        "one", int(NOW), {"bbbb": 15, "aaaa": 85}, {"aaaa": FULL, "bbbb": RevisionRecord("bbbb", SPEC)}
+    )
+    status = on_wire(model_status(entry(replicas_ready=3, replicas_wanted=4), record, 3, "default", 7))
+    assert (status["revision"], status["accelerator"]) == ("aaaa,bbbb", "a10")
+    assert status["weights"] == {"aaaa": 85, "bbbb": 15}
+    assert record_of("one", status) == record
 
 
 def test_the_same_look_gives_the_same_status() -> None:
@@ -146,14 +170,6 @@ def test_a_refused_model_keeps_its_memory_and_says_what_is_wrong() -> None:
         ),
         1e9,
     )
-
-
-def test_a_refused_spec_is_noted_beside_what_runs_with_a_transition_time_that_stays() -> None:
-    told = condition("ConfigValid", "False", "InvalidConfig", "wrong")
-    first = noted(entry(), told, None, NOW)
-    second = noted(entry(), told, first, NOW + 50)
-    assert first == second
-    assert {item.type: item.status for item in second.conditions} == {"Ready": "True", "ConfigValid": "False"}
 
 
 def test_without_redis_a_model_is_not_ready_and_forgets_nothing() -> None:

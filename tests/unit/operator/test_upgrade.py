@@ -1,7 +1,7 @@
 from typing import Any
 
 from tests.unit.control.builders import model
-from tests.unit.operator.objects import cluster_body
+from tests.unit.operator.bodies import cluster_body
 from tidegate.control.observed import ApplicationState, ReplicaState, ServeState
 from tidegate.control.serve_config import Application
 from tidegate_operator.upgrade import choose, kept_configs, may_go, shared_out, standing
@@ -90,13 +90,13 @@ def test_models_leave_the_old_cluster_one_by_one() -> None:
     assert len(kept_configs(FULL, begin.old)) == 2
     second = shared_out(MOVING, both(FULL, serve("m--a")), wanted, 1)
     assert [item.model for item in second.new] == ["m", "n"]
-    assert kept_configs(FULL, second.old) == [{"name": "n--a"}]
+    assert kept_configs(FULL, second.old) == {"n--a": {"name": "n--a"}}
     assert not may_go(serve("n--a"), second)
 
 
 def test_the_old_cluster_goes_when_it_has_drained() -> None:
     done = shared_out(MOVING, both(FULL, FULL), applications("m", "n"), 1)
-    assert kept_configs(FULL, done.old) == []
+    assert kept_configs(FULL, done.old) == {}
     assert not may_go(serve("m--a", status="DELETING"), done)
     assert may_go(serve(), done)
 
@@ -110,14 +110,14 @@ def test_an_old_cluster_that_does_not_answer_goes_only_when_all_has_arrived() ->
 def test_nothing_leaves_while_the_new_head_is_away() -> None:
     half = serve("n--a")
     part = shared_out(MOVING, both(half, None), applications("m", "n"), 1)
-    assert kept_configs(half, part.old) == [{"name": "n--a"}]
+    assert kept_configs(half, part.old) == {"n--a": {"name": "n--a"}}
     assert not may_go(half, part)
     assert standing(MOVING, both(half, None)) == half
 
 
 def test_a_deleted_model_does_not_hold_the_old_cluster() -> None:
     part = shared_out(MOVING, both(FULL, serve("n--a")), applications("n"), 1)
-    assert kept_configs(FULL, part.old) == []
+    assert kept_configs(FULL, part.old) == {}
 
 
 def test_the_plan_sees_what_stands_on_either_cluster() -> None:
@@ -129,7 +129,7 @@ def test_the_plan_sees_what_stands_on_either_cluster() -> None:
 def test_with_recreate_everything_leaves_at_once() -> None:
     ray = choose("new", [OLD], "Recreate", "default-old", answers(OLD))
     part = shared_out(ray, both(FULL, None), applications("m", "n"), 4)
-    assert kept_configs(FULL, part.old) == []
+    assert kept_configs(FULL, part.old) == {}
     assert not may_go(FULL, part)
     assert may_go(serve(), part)
     assert standing(ray, both(FULL, None)) is None

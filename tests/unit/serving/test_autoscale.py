@@ -93,7 +93,7 @@ def test_more_load_never_means_fewer_replicas(load: int, more: int, replicas: in
 class FakeWatch:
     sighting: Sighting | None = None
 
-    def look(self, queue: tuple[str, str]) -> Sighting | None:
+    def latest(self, queue: tuple[str, str]) -> Sighting | None:
         assert queue == ("m", "r")
         return self.sighting
 

@@ -68,7 +68,7 @@ def output(token: int, finish: Finish | None = None, tokens: int = 1) -> StepOut
 
 
 def held(request_id: str = "a", seq: int = 0) -> Held:
-    return Held(request_id, attempt=2, seq=seq, left=-1)
+    return Held(request_id, attempt=2, ticket=1, seq=seq)
 
 
 async def test_one_step_leaves_as_one_batch_with_numbers_that_continue() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.integration.serving.rig import replica_args
-from tidegate.control.serve_config import ReplicaRuntime
 from tidegate.errors import ConfigError
+from tidegate.replica_args import parse_args
 from tidegate.serving.__main__ import parse_command_line
-from tidegate.serving.process import ReplicaArgs, configure_logs, parse_args
+from tidegate.serving.process import configure_logs
 
 
 @pytest.fixture
@@ -32,10 +32,10 @@ def test_an_unknown_or_wrong_argument_is_named() -> None:
         parse_args(replica_args("unix:///x", "p", no_such=1))
     with pytest.raises(ConfigError, match="lease_seconds"):
         parse_args(replica_args("unix:///x", "p", lease_seconds="long"))
-
-
-def test_what_the_control_loop_knows_of_a_replica_is_among_its_arguments() -> None:
-    assert set(ReplicaRuntime.__dataclass_fields__) <= set(ReplicaArgs.__struct_fields__)
+    with pytest.raises(ConfigError, match="lease_seconds"):
+        parse_command_line(
+            ["--model", "m", "--revision", "r", "--redis-url", "unix:///x", "--lease-seconds", "long"]
+        )
 
 
 def test_the_command_line_gives_the_same_arguments() -> None:
@@ -44,9 +44,10 @@ def test_the_command_line_gives_the_same_arguments() -> None:
     assert found == parse_args(replica_args("unix:///x", "p"))
 
 
-def test_engine_arguments_that_are_no_json_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--args"):
+def test_engine_arguments_that_are_no_json_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
         parse_command_line(["--model", "m", "--revision", "r", "--redis-url", "unix:///x", "--args", "{"])
+    assert "--args: '{': give a JSON object" in capsys.readouterr().err
 
 
 def test_logs_are_json_lines_in_the_models_file(logger: logging.Logger, tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_logs_are_json_lines_in_the_models_file(logger: logging.Logger, tmp_path
 def test_a_replica_of_the_simulated_engine_imports_no_torch() -> None:
     code = (
         "import sys, tidegate.serving.__main__; from tidegate.engines.create import create_engine; "
-        "from tidegate.engines.base import EngineSpec; create_engine(EngineSpec('simulated')); "
+        "from tidegate.replica_args import EngineSpec; create_engine(EngineSpec('simulated')); "
         "print([name for name in ('torch', 'transformers', 'ray', 'fastapi') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.sources.builders import write
 from tidegate import demo
-from tidegate.control.resolve_job import read_answer
+from tidegate.control.source_answer import read_answer
 from tidegate.errors import SourceError
 from tidegate.sources.__main__ import MAX_ANSWER_BYTES, main, short_answer
 from tidegate.sources.resolve import pull, resolve

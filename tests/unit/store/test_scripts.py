@@ -4,17 +4,30 @@ import hashlib
 from importlib.resources import files
 
 from tidegate.store import names, scripts
+from tidegate.store.connection import Script
 
 
-def test_every_lua_file_is_a_script_and_each_starts_with_the_common_part() -> None:
+def test_every_lua_file_is_a_script_and_each_carries_what_it_uses_of_the_shared_ones() -> None:
     folder = files("tidegate.store") / "lua"
-    found = {entry.name.removesuffix(".lua") for entry in folder.iterdir()} - {"common"}
-    loaded = {name.lower(): script for name, script in vars(scripts).items() if name.isupper()}
+    found = {entry.name.removesuffix(".lua") for entry in folder.iterdir()} - set(scripts.SHARED)
+    loaded = {name.lower(): script for name, script in vars(scripts).items() if isinstance(script, Script)}
     assert set(loaded) == found
-    common = (folder / "common.lua").read_text("utf-8")
-    for script in loaded.values():
-        assert script.text.startswith(common)
+    base = (folder / "base.lua").read_text("utf-8").split("\n\n")[0]
+    for name, script in loaded.items():
+        assert script.text.startswith(base)
+        assert script.text.endswith((folder / f"{name}.lua").read_text("utf-8"))
         assert script.sha == hashlib.sha1(script.text.encode()).hexdigest()
+    assert "local function lose(" in loaded["sweep"].text
+    assert "local function rejoin(" in loaded["sweep"].text  # which only `lose` uses, through `requeue`
+    assert "local function lose(" not in loaded["emit"].text
+    assert "local function flush(" not in loaded["beating"].text
+
+
+def test_the_waiting_line_is_known_to_one_file() -> None:
+    for entry in (files("tidegate.store") / "lua").iterdir():
+        text = entry.read_text("utf-8")
+        keys = [key for key in ("'waiting:'", "'suspects:'", "'deadlines'") if key in text]
+        assert bool(keys) == (entry.name == "waiting.lua"), (entry.name, keys)
 
 
 def test_names_start_with_the_prefix() -> None:

@@ -31,7 +31,12 @@
   to:
     - {{ include "tidegate.peer" (dict "context" . "component" "redis") | nindent 6 | trim }}
 {{- else -}}
-{{ include "tidegate.egressTo" (dict "cidrs" .Values.networkPolicy.externalRedis.cidrs "ports" (list .Values.externalRedis.port)) }}
+{{- $external := .Values.externalRedis -}}
+{{- $ports := list $external.port -}}
+{{- if or $external.sentinel.master $external.existingSecretUrlKey -}}
+{{- $ports = append $ports $external.sentinel.port -}}
+{{- end -}}
+{{ include "tidegate.egressTo" (dict "cidrs" .Values.networkPolicy.externalRedis.cidrs "ports" $ports) }}
 {{- end -}}
 {{- end }}
 

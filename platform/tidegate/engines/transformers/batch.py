@@ -1,4 +1,4 @@
-"""Two ways to run the rows of a batch through a model: together in an arena, or one by one.
+"""Runs the rows of a batch through a model, in one of two ways: together in an arena, or one by one.
 
 Both answer with logits for the next token of each row. Row indices are 0..count-1; `leave` moves the last
 row into the hole. `RowByRow` is the slow path that depends on no padding, mask or arena: it is what an
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tidegate.engines.transformers.kv import Arena
 
@@ -53,7 +53,7 @@ class Forward:
         cache: Any = None,
         all_logits: bool = False,
     ) -> Tensor:
-        """Logits [rows, vocabulary] of the last column, or of every column with `all_logits`."""
+        """Return logits [rows, vocabulary] of the last column, or of every column with `all_logits`."""
         extra: dict[str, Any] = {}
         if self._takes_positions and positions is not None:
             extra["position_ids"] = positions
@@ -73,7 +73,9 @@ class Forward:
 
 
 class ArenaBatch:
-    """`makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
+    """Runs rows together.
+
+    `makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
     mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
     """
 
@@ -133,8 +135,27 @@ class ArenaBatch:
             self._positions = self._positions[:-1]
 
 
+def measure_kv(model: Any) -> tuple[int, int, bool]:
+    """Return layers, bytes per token of the KV cache, and whether each layer is plain keys and values (which
+    the arena can hold), from a forward pass over two tokens: exact for every architecture."""
+    cache = DynamicCache()
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    try:
+        Forward(model)(ids, cache=cache)
+    except (ValueError, TypeError, AttributeError, IndexError):
+        return 0, 0, False  # a cache of its own kind (linear attention, state space)
+    if not all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers):
+        return 0, 0, False
+    size = sum(
+        part.shape[1] * part.shape[3] * part.element_size()
+        for layer in cache.layers
+        for part in (layer.keys, layer.values)
+    )
+    return len(cache.layers), size, True
+
+
 def takes_masks(model: Any) -> bool:
-    """Whether a decoding step may hand the model a finished mask: one of full attention through SDPA.
+    """True where a decoding step may hand the model a finished mask: one of full attention through SDPA.
 
     Making its own, a model first asks the padding mask whether there is padding at all, which on CUDA waits
     for the device. And where there is none it leaves the mask out: on CPU PyTorch's SDPA with grouped heads

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from tidegate.engines.base import EngineLoadError, EngineSpec
+from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes, torch_share, within_cap
 from tidegate.errors import SourceError
+from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
 from tidegate.sources.facts import PRECISION_BYTES, DecoderShape
 
@@ -260,7 +261,7 @@ def unexpected_note(names: Iterable[str]) -> list[str]:
 
 
 def some(names: list[str]) -> str:
-    """The first few names."""
+    """Show the first few names."""
     more = len(names) - NAMED_IN_MESSAGE
     return ", ".join(names[:NAMED_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 

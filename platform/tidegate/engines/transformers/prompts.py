@@ -13,7 +13,7 @@ class PromptError(Exception):
 
 
 def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[int]:
-    """The prompt's token ids, never empty. Raises `PromptError`."""
+    """Return the prompt's token ids, never empty. Raises `PromptError`."""
     match request.work.prompt:
         case ChatPrompt(messages):
             ids = render_chat(messages, tokenizer, request.model)
@@ -33,7 +33,7 @@ def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[i
 
 
 def render_chat(messages: list[dict[str, Any]], tokenizer: Any, model: str) -> list[int]:
-    """Chat messages as the checkpoint's template writes them, ready for the assistant's turn."""
+    """Write chat messages as the checkpoint's template does, ready for the assistant's turn."""
     if not tokenizer.chat_template:
         raise PromptError(
             f"The model {model!r} has no chat template: use /v1/completions, or add one to its tokenizer."
@@ -49,7 +49,7 @@ def render_chat(messages: list[dict[str, Any]], tokenizer: Any, model: str) -> l
 
 
 def flatten(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message whose content is one string: text parts are joined, as templates expect."""
+    """Make a message's content one string: text parts are joined, as templates expect."""
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))

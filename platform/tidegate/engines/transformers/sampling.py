@@ -1,18 +1,23 @@
 """Chooses the next token of every row of a batch.
 
-A pipeline of small steps, each over just the rows that ask for it:
+A row passes the steps of `STEPS` that its request needs, in that order, and then the choice:
 
-    penalties -> temperature -> top_p -> inverse CDF at uniform(seed, position)
+    logits -> Penalties -> Temperature -> probabilities -> TopP -> inverse CDF at uniform(seed, position)
 
 The cumulative distribution runs over the vocabulary in id order, so tiny differences in the logits (another
-batch, another replica) move its borders by as little and almost never change the token. A batch of plain
-greedy rows takes one `max` and one transfer to the host.
+batch, another replica) move its borders by as little and almost never change the token. A row that needs no
+step is greedy: a batch of those takes one `max` and one transfer to the host.
+
+A new parameter is a field of `Sampling` and a step. Steps before `Temperature` see logits, steps after it
+probabilities, which need not sum to 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,49 +28,105 @@ from tidegate.messages.work import Sampling
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
 
 
-class Chooser:
-    """How one request wants its tokens chosen, and what it has chosen so far."""
+class Row(Protocol):
+    """A request as steps see it. `generated` grows; `steps` are its `needed_steps`."""
 
-    __slots__ = (
-        "counts",
-        "frequency",
-        "is_plain",
-        "penalty",
-        "position",
-        "presence",
-        "sampling",
-        "seed",
-        "temperature",
-    )
+    @property
+    def sampling(self) -> Sampling: ...
+    @property
+    def generated(self) -> Sequence[int]: ...
+    @property
+    def steps(self) -> Mapping[type[LogitStep], LogitStep]: ...
 
-    def __init__(self, sampling: Sampling) -> None:
-        self.sampling = sampling
-        self.seed = sampling.seed
-        self.temperature = sampling.temperature if sampling.temperature >= GREEDY_BELOW else 0.0
-        self.presence = sampling.presence_penalty
-        self.frequency = sampling.frequency_penalty
-        self.position = 0  # index of the next generated token
-        self.counts: dict[int, int] = {}  # of generated tokens, kept only where a penalty needs them
-        self.penalty: Tensor | None = None  # [vocabulary], what is taken off the logits
-        self.is_plain = not (
-            self.temperature or self.presence or self.frequency or sampling.top_logprobs is not None
-        )
 
-    def accept(self, token: int, vocabulary: int, device: torch.device) -> None:
-        """Count a generated token (also one from the log of an earlier attempt)."""
-        self.position += 1
-        if not self.presence and not self.frequency:
-            return
-        if self.penalty is None:
-            self.penalty = torch.zeros(vocabulary, dtype=torch.float32, device=device)
-        # Computed anew instead of added up: the same however many attempts it took.
-        self.counts[token] = self.counts.get(token, 0) + 1
-        self.penalty[token] = self.presence + self.frequency * self.counts[token]
+class LogitStep(ABC):
+    """One instance serves one row. Its state follows from the row's tokens, as another replica makes it anew.
+    It must not keep the row: a cycle stays in memory until the collector runs."""
+
+    def __init__(self, row: Row) -> None:
+        self.sampling = row.sampling
+        self.generated = row.generated
+
+    @staticmethod
+    @abstractmethod
+    def is_needed(sampling: Sampling) -> bool: ...
+
+    @classmethod
+    @abstractmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        """Change `values` [rows, vocabulary], fp32, one row per instance; in place or not."""
+
+
+class Penalties(LogitStep):
+    """Lowers the logits of tokens that were generated, by their number and because they were at all."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._counts: dict[int, int] = {}
+        self._counted = 0  # tokens of `generated`
+        self._penalties: Tensor | None = None  # [vocabulary]
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return bool(sampling.presence_penalty or sampling.frequency_penalty)
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        for row, step in zip(values, steps, strict=True):
+            row.sub_(step._up_to_date(row))
+        return values
+
+    def _up_to_date(self, row: Tensor) -> Tensor:
+        if self._penalties is None:
+            self._penalties = torch.zeros_like(row)
+        presence, frequency = self.sampling.presence_penalty, self.sampling.frequency_penalty
+        for token in self.generated[self._counted :]:
+            count = self._counts[token] = self._counts.get(token, 0) + 1
+            # Computed anew instead of added up: the same however many attempts it took.
+            self._penalties[token] = presence + frequency * count
+        self._counted = len(self.generated)
+        return self._penalties
+
+
+class Temperature(LogitStep):
+    """Turns logits into probabilities. Rows without it take the likeliest token."""
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return sampling.temperature >= GREEDY_BELOW
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        temperatures = column([step.sampling.temperature for step in steps], values)
+        return torch.softmax(values.div_(temperatures), dim=-1)
+
+
+class TopP(LogitStep):
+    """Zeroes all but the likeliest tokens that together reach `top_p`; at least one stays."""
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return Temperature.is_needed(sampling) and sampling.top_p < 1
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        ordered, ids = values.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        dropped = before >= column([step.sampling.top_p for step in steps], values)
+        dropped[:, 0] = False
+        return values.masked_fill_(torch.zeros_like(dropped).scatter_(-1, ids, dropped), 0.0)
+
+
+STEPS: tuple[type[LogitStep], ...] = (Penalties, Temperature, TopP)
+
+
+def needed_steps(row: Row) -> dict[type[LogitStep], LogitStep]:
+    return {step: step(row) for step in STEPS if step.is_needed(row.sampling)}
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The next token of each row, on the device and on the host, and whether its logits were finite."""
+    """Holds the next token of each row, on the device and on the host, and whether its logits were finite."""
 
     tokens: Tensor  # [rows], int64
     ids: list[int]
@@ -73,69 +134,57 @@ class Chosen:
     logprobs: dict[int, tuple[float, list[tuple[int, float]]]]  # row -> (chosen, [(id, logprob), ...])
 
 
-def choose(logits: Tensor, choosers: Sequence[Chooser]) -> Chosen:
+def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
     """Choose from `logits` [rows, vocabulary], any float type. One transfer to the host, where no row asks
     for log probabilities."""
     best, tokens = logits.max(dim=-1)
-    special = [row for row, chooser in enumerate(choosers) if not chooser.is_plain]
+    if stepped := [index for index, row in enumerate(rows) if row.steps]:
+        tokens[stepped] = pick(logits[stepped].float(), [rows[index] for index in stepped])
     logprobs: dict[int, tuple[float, list[tuple[int, float]]]] = {}
-    if special:
-        picked = pick(logits[special].float(), [choosers[row] for row in special])
-        tokens[special] = picked
-        asked = [row for row in special if choosers[row].sampling.top_logprobs is not None]
-        if asked:
-            counts = [choosers[row].sampling.top_logprobs or 0 for row in asked]
-            logprobs = dict(zip(asked, token_logprobs(logits[asked], tokens[asked], counts), strict=True))
+    if asked := [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]:
+        counts = [rows[index].sampling.top_logprobs or 0 for index in asked]
+        logprobs = dict(zip(asked, token_logprobs(logits[asked], tokens[asked], counts), strict=True))
     ids, finite = torch.stack((tokens, torch.isfinite(best).to(tokens.dtype))).tolist()
     return Chosen(tokens, ids, finite, logprobs)
 
 
-def pick(logits: Tensor, choosers: Sequence[Chooser]) -> Tensor:
-    """Token ids [rows] from fp32 `logits` [rows, vocabulary], which may be overwritten."""
-    for row, chooser in enumerate(choosers):
-        if chooser.penalty is not None:
-            logits[row] -= chooser.penalty
-    tokens = logits.argmax(dim=-1)
-    drawn = [row for row, chooser in enumerate(choosers) if chooser.temperature]
+def pick(values: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Choose token ids [rows] from fp32 logits [rows, vocabulary], which may be overwritten."""
+    for step in STEPS:
+        needed = {index: row.steps[step] for index, row in enumerate(rows) if step in row.steps}
+        if len(needed) == len(rows):
+            values = step.apply(values, list(needed.values()))
+        elif needed:
+            some = list(needed)
+            values[some] = step.apply(values[some], list(needed.values()))
+    drawn = [index for index, row in enumerate(rows) if Temperature in row.steps]
+    if len(drawn) == len(rows):
+        return draw(values, rows)
+    tokens = values.argmax(dim=-1)
     if drawn:
-        tokens[drawn] = draw(logits[drawn], [choosers[row] for row in drawn])
+        tokens[drawn] = draw(values[drawn], [rows[index] for index in drawn])
     return tokens
 
 
-def draw(logits: Tensor, choosers: Sequence[Chooser]) -> Tensor:
-    """Sample each row of fp32 `logits` at its temperature, top_p, seed and position."""
-    device = logits.device
-    temperatures = torch.tensor([[chooser.temperature] for chooser in choosers], device=device)
-    probabilities = torch.softmax(logits / temperatures, dim=-1)
-    if any(chooser.sampling.top_p < 1 for chooser in choosers):
-        top_p = torch.tensor([[chooser.sampling.top_p] for chooser in choosers], device=device)
-        probabilities = keep_nucleus(probabilities, top_p)
+def draw(probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Choose by the noise of each row's seed and position."""
     cumulative = probabilities.double().cumsum(dim=-1)
-    noise = torch.tensor(
-        [[uniform(chooser.seed, chooser.position)] for chooser in choosers],
-        dtype=torch.float64,
-        device=device,
-    )
+    noise = column([uniform(row.sampling.seed, len(row.generated)) for row in rows], cumulative)
     # `right`: the first id whose sum is greater, so an id of probability 0 is never drawn.
     drawn = torch.searchsorted(cumulative, noise * cumulative[:, -1:], right=True).squeeze(-1)
-    return drawn.clamp_(max=logits.shape[-1] - 1)
+    return drawn.clamp_(max=probabilities.shape[-1] - 1)
 
 
-def keep_nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """Zero all but the likeliest tokens that together reach `top_p` [rows, 1]; at least one stays.
-    A row with top_p 1 is left as it is."""
-    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    dropped = (before >= top_p) & (top_p < 1)
-    dropped[:, 0] = False
-    return probabilities.masked_fill(torch.zeros_like(dropped).scatter_(-1, ids, dropped), 0.0)
+def column(values: Sequence[float], like: Tensor) -> Tensor:
+    """Make a tensor [rows, 1] of one value per row, in the type and on the device of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
 
 
 def token_logprobs(
     logits: Tensor, tokens: Tensor, counts: Sequence[int]
 ) -> list[tuple[float, list[tuple[int, float]]]]:
-    """Log probability of `tokens` [rows] under the raw `logits` [rows, vocabulary], and of the `counts[row]`
-    likeliest tokens, before temperature, top_p and penalties."""
+    """Return the log probability of `tokens` [rows] under the raw `logits` [rows, vocabulary], and of the
+    `counts[row]` likeliest tokens, before all steps."""
     values = torch.log_softmax(logits.float(), dim=-1)
     chosen = values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
     most = min(max(counts), values.shape[-1])

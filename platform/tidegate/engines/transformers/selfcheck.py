@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.transformers.batch import Batch, Forward
+from tidegate.engines.base import EngineLoadError
+from tidegate.engines.transformers.batch import ArenaBatch, Batch, Forward, RowByRow, takes_masks
+from tidegate.engines.transformers.loading import Loaded
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
@@ -40,8 +42,42 @@ class Verdict:
         return self.error <= self.tolerance
 
 
+def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
+    """Return the fastest batch that passes the check, with notes; `layers` 0: the arena cannot hold this
+    model's cache. Raises `EngineLoadError` (SelfCheckFailed)."""
+    model = loaded.model
+    rows = probe_rows(loaded.tokenizer, context_length)
+    reason = "its cache has layers of another kind than keys and values per token"
+    for makes_masks in ((True, False) if takes_masks(model) else (False,)) if layers else ():
+        arena = ArenaBatch(
+            model,
+            layers=layers,
+            max_rows=max(max_rows, len(rows)),
+            max_length=context_length,
+            pad_id=loaded.tokenizer.pad_token_id or 0,
+            makes_masks=makes_masks,
+        )
+        try:
+            verdict = check(model, arena, rows, loaded.precision)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+            reason = f"batched decoding raises {type(error).__name__}: {error}"
+            continue
+        if verdict.is_right:
+            return arena, []
+        reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
+    single = RowByRow(model)
+    verdict = check(model, single, rows, loaded.precision)
+    if not verdict.is_right:
+        raise EngineLoadError(
+            "SelfCheckFailed",
+            f"Decoding does not give the model's own logits: they differ by {verdict.error:.2g} "
+            f"(tolerance {verdict.tolerance:.2g} in {loaded.precision}).",
+        )
+    return single, [f"Requests run one by one, which is slower: {reason}."]
+
+
 def probe_rows(tokenizer: Any, context_length: int) -> list[list[int]]:
-    """Token ids of the probe's rows, each a prompt and the tokens to force after it."""
+    """Return token ids of the probe's rows, each a prompt and the tokens to force after it."""
     text = [int(token) for token in tokenizer(PROBE, add_special_tokens=False)["input_ids"]] or [0]
     rows = []
     for index, length in enumerate(PROMPT_LENGTHS):
@@ -58,13 +94,13 @@ def check(model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: st
     if not all(bool(torch.isfinite(row).all()) for row in expected):
         return Verdict(float("inf"), tolerance)
     worst = 0.0
-    for row, place, logits in _run(batch, rows):
-        worst = max(worst, relative_error(logits, expected[row][place]))
+    for row, token, logits in _run(batch, rows):
+        worst = max(worst, relative_error(logits, expected[row][token]))
     return Verdict(worst, tolerance)
 
 
 def plain_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits [tokens, vocabulary] of each row, from one plain forward pass each."""
+    """Return logits [tokens, vocabulary] of each row, from one plain forward pass each."""
     forward = Forward(model)
     return [
         forward(torch.tensor([list(row)], dtype=torch.long, device=forward.device), all_logits=True)[0]
@@ -81,30 +117,30 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def _run(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
-    """The script of joins, steps and leaves. Returns (row of the probe, place, logits after that place)."""
+    """Run the script of joins, steps and leaves. Returns (row of the probe, token, logits after it)."""
     seen: list[tuple[int, int, Tensor]] = []
     running: list[int] = []  # rows of the probe in the batch's order
-    place = [max(0, len(row) - FORCED - 1) for row in rows]  # last token that is in the cache
+    at = [max(0, len(row) - FORCED - 1) for row in rows]  # the last token in the cache, by its index
     device = torch.device("cpu")
 
     def note(indices: Sequence[int], logits: Tensor) -> None:
-        seen.extend((row, place[row], logits[position]) for position, row in enumerate(indices))
+        seen.extend((row, at[row], logits[position]) for position, row in enumerate(indices))
 
     def join(*indices: int) -> None:
         nonlocal device
-        logits = batch.join([rows[row][: place[row] + 1] for row in indices])
+        logits = batch.join([rows[row][: at[row] + 1] for row in indices])
         device = logits.device
         running.extend(indices)
         note(indices, logits)
 
     def decode(steps: int) -> None:
         for _ in range(steps):
-            leave_where(lambda row: place[row] + 1 >= len(rows[row]))
+            leave_where(lambda row: at[row] + 1 >= len(rows[row]))
             if not running:
                 return
             for row in running:
-                place[row] += 1
-            tokens = torch.tensor([rows[row][place[row]] for row in running], device=device)
+                at[row] += 1
+            tokens = torch.tensor([rows[row][at[row]] for row in running], device=device)
             note(running, batch.decode(tokens))
 
     def leave_where(is_over: Callable[[int], bool]) -> None:

@@ -1,4 +1,4 @@
-"""One running request: what it has said so far and when it ends."""
+"""A running request knows what it has said so far and when it ends."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tidegate.engines.answer import Answer
 from tidegate.engines.base import StepOutput
-from tidegate.engines.transformers.sampling import Chooser, token_logprobs
+from tidegate.engines.output_buffer import OutputBuffer
+from tidegate.engines.transformers.sampling import needed_steps, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
     NO_TOKENS,
@@ -25,7 +25,7 @@ from tidegate.messages.work import (
 
 
 class RunningSequence:
-    """The state of one request beside its KV cache; all of it can be rebuilt from the log."""
+    """Holds the state of one request beside its KV cache; all of it can be rebuilt from the log."""
 
     def __init__(
         self,
@@ -36,60 +36,59 @@ class RunningSequence:
         limit: int,
         end_ids: Collection[int],
         vocabulary: Vocabulary,
-        vocabulary_size: int,
-        device: torch.device,
     ) -> None:
         self.id = request.id
         self.request = request
         self.prompt = prompt
         self.generated = [token for segment in log for token in segment.output.token_ids]
-        self.chooser = Chooser(request.work.sampling)
+        self.sampling = request.work.sampling
         self._limit = limit
-        self._end_ids = () if request.work.sampling.ignore_eos else end_ids
+        self._end_ids = () if self.sampling.ignore_eos else end_ids
         self._vocabulary = vocabulary
-        self._vocabulary_size = vocabulary_size
-        self._device = device
-        self._top_logprobs = request.work.sampling.top_logprobs
-        self._lead_text = self._echoed() if request.work.sampling.echo and not log else ""
+        self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
         self._begin_answer()
         for token in self.generated:
-            self.chooser.accept(token, vocabulary_size, device)
             if token not in self._end_ids:
                 self._answer.push(self._detokenizer.push(token))
+        self.steps = needed_steps(self)
 
     @property
     def tokens(self) -> list[int]:
-        """What has to be in the KV cache before the next token."""
+        """Return the tokens that have to be in the KV cache before the next one."""
         return self.prompt + self.generated
 
     @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.generated)
+
+    @property
     def needs_all_logits(self) -> bool:
-        """Log probabilities of prompt tokens (echo), or of logged tokens that were held back, are due."""
-        if self._top_logprobs is None:
+        """True where log probabilities of prompt tokens (echo), or of logged tokens held back, are due."""
+        if self.sampling.top_logprobs is None:
             return False
-        return bool(self.generated) or self.request.work.sampling.echo
+        return bool(self.generated) or self.sampling.echo
 
     @property
     def generates_nothing(self) -> bool:
-        """max_tokens 0: only the prompt's echo was asked for."""
+        """True for max_tokens 0: only the prompt's echo was asked for."""
         return self._limit == 0
 
     def ended_in_log(self) -> StepOutput | None:
-        """The finished output where the log already completes the request."""
+        """Return the finished output where the log already completes the request."""
         finish = self._finish_after(self.generated[-1]) if self.generated else None
         if finish is None and self.generates_nothing and not self.needs_all_logits:
             finish = self._finish("length")
         return self._output([], "", [], finish) if finish is not None else None
 
     def take_prefill_logits(self, logits: Tensor) -> None:
-        """`logits` [tokens, vocabulary] after every token of `tokens`: fill in log probabilities."""
-        top = self._top_logprobs or 0
+        """Fill in log probabilities from `logits` [tokens, vocabulary], a row after each of `tokens`."""
+        top = self.sampling.top_logprobs or 0
         following = torch.tensor([*self.tokens[1:], 0], device=logits.device)
         values = token_logprobs(logits, following, [top] * len(self.tokens))
-        entries = [self._entry(token, *values[place]) for place, token in enumerate(self.tokens[1:])]
+        entries = [self._entry(token, *values[index]) for index, token in enumerate(self.tokens[1:])]
         prompt_length = len(self.prompt)
-        if self._lead_text or (self.request.work.sampling.echo and not self.generated):
+        if self._lead_text or (self.sampling.echo and not self.generated):
             text, raw = self._vocabulary.shown(self.prompt[0])
             self._lead_logprobs = [
                 TokenLogprob(self.prompt[0], text, None, raw),
@@ -101,9 +100,8 @@ class RunningSequence:
                 self._answer.push(self._detokenizer.push(token), entry)
 
     def accept(self, token: int, logprob: tuple[float, list[tuple[int, float]]] | None) -> StepOutput:
-        """Add a chosen token; what that lets out, and the finish if it is the last."""
+        """Add a chosen token; return what that lets out, and the finish if it is the last."""
         self.generated.append(token)
-        self.chooser.accept(token, self._vocabulary_size, self._device)
         text = ""
         entries: list[TokenLogprob] = []
         if token not in self._end_ids:
@@ -130,7 +128,7 @@ class RunningSequence:
             self.prompt
         )
         self._detokenizer = self._vocabulary.detokenizer(strip_first_space=is_first_text)
-        self._answer = Answer(self.request.work.sampling.stop)
+        self._answer = OutputBuffer(self.sampling.stop)
 
     def _finish_after(self, token: int) -> Finish | None:
         if self._answer.stopped or token in self._end_ids:

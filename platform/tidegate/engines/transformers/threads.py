@@ -22,7 +22,7 @@ WORTH = 1.25  # more threads must be faster by this factor: other processes want
 
 
 def choose_threads(batch: Batch, cores: int, most_rows: int) -> int:
-    """1 or `cores`, whichever decodes faster by trial; the process is set to it. `batch` must be empty."""
+    """Try 1 and `cores`, and set the process to whichever decodes faster. `batch` must be empty."""
     if cores == 1:
         torch.set_num_threads(1)
         return 1
@@ -45,7 +45,7 @@ def choose_threads(batch: Batch, cores: int, most_rows: int) -> int:
 
 
 def step_seconds(step: Callable[[], None]) -> float:
-    """The fastest of a few steps: what else runs on the machine only ever slows one down."""
+    """Take the fastest of a few steps: what else runs on the machine only ever slows one down."""
     step()  # the first after a change of threads starts them
     fastest, begin = float("inf"), time.perf_counter()
     for count in range(1, MOST_STEPS + 1):

@@ -1,4 +1,4 @@
-"""What each token of a checkpoint's tokenizer stands for."""
+"""Says what each token of a checkpoint's tokenizer stands for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROBE = "Tides rise twice a day: 12 h 25 min apart.\n\n  naïve café, 潮汐 �
 
 
 class Vocabulary:
-    """Token ids to bytes and text, for one tokenizer of transformers."""
+    """Turns token ids into bytes and text, for one tokenizer of transformers."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -25,7 +25,7 @@ class Vocabulary:
             self._to_bytes = None
 
     def piece(self, token_id: int) -> bytes:
-        """The bytes that a token adds to a text; none for special tokens and ids without a token."""
+        """Return the bytes that a token adds to a text; none for special tokens and ids without a token."""
         piece = self._pieces.get(token_id)
         if piece is None:
             piece = b"" if token_id in self._special else self._look_up(token_id)
@@ -33,7 +33,7 @@ class Vocabulary:
         return piece
 
     def shown(self, token_id: int) -> tuple[str, bytes]:
-        """A token on its own, as log probabilities show it. Special tokens have a name but no bytes, so that
+        """Show a token on its own, as log probabilities do. Special tokens have a name but no bytes, so that
         the bytes of all tokens are those of the text."""
         if token_id in self._special:
             return str(self._tokenizer.convert_ids_to_tokens(token_id)), b""
@@ -41,14 +41,14 @@ class Vocabulary:
         return raw.decode(errors="replace"), raw
 
     def detokenizer(self, *, strip_first_space: bool) -> Detokenizer:
-        """A fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts before
-        a first word is none."""
+        """Make a fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts
+        before a first word is none."""
         if self._to_bytes is None:
             return WindowDetokenizer(self.decode)
         return ByteDetokenizer(self.piece, strip_first_space=strip_first_space and self._to_bytes is _spaced)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The tokenizer's own decoding, special tokens skipped."""
+        """Decode as the tokenizer itself does, special tokens skipped."""
         return str(
             self._tokenizer.decode(
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -73,7 +73,7 @@ class Vocabulary:
 
 
 def _bytes_rule(tokenizer: Any) -> Callable[[str], bytes] | None:
-    """How a token's string gives its bytes, told from the tokenizer's decoder; None for other kinds."""
+    """Choose by the tokenizer's decoder how a token's string gives its bytes; None for other kinds."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
         return None
@@ -105,7 +105,7 @@ def _spaced(token: str) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The printable character of each byte, as GPT-2 fixed it."""
+    """Return the printable character of each byte, as GPT-2 fixed it."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

@@ -5,34 +5,33 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-import msgspec
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 
 from tidegate import __version__
 from tidegate.errors import RequestError
-from tidegate.gateway.answers import encode
-from tidegate.gateway.openapi import answer, text_answer
 from tidegate.gateway.services import Services
 
 
-class Liveness(msgspec.Struct):
+class Liveness(BaseModel):
     status: Literal["ok"]
 
 
-class Missing(msgspec.Struct):
+class Missing(BaseModel):
     """One thing that keeps the gateway from serving."""
 
     what: str
     message: str
 
 
-class Readiness(msgspec.Struct):
+class Readiness(BaseModel):
     ready: bool
     missing: list[Missing]
 
 
-class Welcome(msgspec.Struct):
+class Welcome(BaseModel):
     name: str
     version: str
     docs: str
@@ -45,47 +44,42 @@ def routes(services: Services) -> APIRouter:
         "/livez",
         operation_id="livez",
         summary="Whether the process runs",
-        response_model=None,
-        responses={200: answer("Liveness", "It runs")},
+        response_description="It runs",
     )
-    async def livez() -> Response:
-        return _json(200, Liveness("ok"))
+    async def livez() -> Liveness:
+        return Liveness(status="ok")
 
     @router.get(
         "/readyz",
         operation_id="readyz",
         summary="Whether requests can be served, and what is missing",
-        response_model=None,
-        responses={
-            200: answer("Readiness", "Ready"),
-            503: answer("Readiness", "Not ready: `missing` says why"),
-        },
+        response_description="Ready",
+        responses={503: {"model": Readiness, "description": "Not ready: `missing` says why"}},
     )
-    async def readyz() -> Response:
+    async def readyz(response: Response) -> Readiness:
         missing = await _missing(services)
-        return _json(503 if missing else 200, Readiness(not missing, missing))
+        response.status_code = 503 if missing else 200
+        return Readiness(ready=not missing, missing=missing)
 
     @router.get(
         "/metrics",
         operation_id="metrics",
         summary="Prometheus metrics",
-        response_model=None,
-        response_class=Response,
-        responses={200: text_answer("text/plain", "Prometheus' text format")},
+        response_class=PlainTextResponse,
+        response_description="Prometheus' text format",
     )
     async def metrics() -> Response:
-        await _look_at_queues(services)
+        await _read_queues(services)
         return Response(services.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get(
         "/",
         operation_id="welcome",
         summary="What answers here",
-        response_model=None,
-        responses={200: answer("Welcome", "Name and version")},
+        response_description="Name and version",
     )
-    async def welcome() -> Response:
-        return _json(200, Welcome("tidegate", __version__, "/docs"))
+    async def welcome() -> Welcome:
+        return Welcome(name="tidegate", version=__version__, docs="/docs")
 
     return router
 
@@ -95,11 +89,11 @@ async def _missing(services: Services) -> list[Missing]:
     try:
         await services.queue.ping()
     except RequestError as error:
-        return [Missing("redis", error.message)]
+        return [Missing(what="redis", message=error.message)]
     return []
 
 
-async def _look_at_queues(services: Services) -> None:
+async def _read_queues(services: Services) -> None:
     """Refresh the gauges that are read from the queue, at scrape time only."""
     metrics = services.metrics
     metrics.waiting.clear()
@@ -118,7 +112,3 @@ async def _look_at_queues(services: Services) -> None:
             continue  # Redis is away: the gauges are absent, the counters are still worth having
         metrics.waiting.labels(model, revision).set(depth.waiting)
         metrics.running.labels(model, revision).set(depth.running)
-
-
-def _json(status: int, body: msgspec.Struct) -> Response:
-    return Response(encode(body), status, media_type="application/json")

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-import msgspec
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict
 
 from tidegate.gateway.admission import find_listed
-from tidegate.gateway.answers import encode
-from tidegate.gateway.auth import find_tenant
-from tidegate.gateway.openapi import answer, error_responses
+from tidegate.gateway.auth import TenantOfKey
+from tidegate.gateway.openapi import error_responses
 from tidegate.gateway.services import Services
 from tidegate.messages.registry import ModelEntry
 
 
-class ModelState(msgspec.Struct):
-    """How the model is. `reason` and `message` say why it is not ready."""
+class ModelState(BaseModel):
+    """The state of the model. `reason` and `message` say why it is not ready."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     task: str
     engine: str
@@ -33,7 +34,7 @@ class ModelState(msgspec.Struct):
     replicas_wanted: int
 
 
-class ModelObject(msgspec.Struct):
+class ModelObject(BaseModel):
     id: str
     object: Literal["model"]
     created: int
@@ -41,63 +42,40 @@ class ModelObject(msgspec.Struct):
     tidegate: ModelState
 
 
-class ModelList(msgspec.Struct):
+class ModelList(BaseModel):
     object: Literal["list"]
     data: list[ModelObject]
 
 
 def routes(services: Services) -> APIRouter:
-    router = APIRouter(tags=["models"])
-
-    def require_key(authorization: str | None) -> None:
-        find_tenant(authorization, services.keys, no_auth=services.settings.no_auth)
+    router = APIRouter(tags=["models"], dependencies=[Depends(TenantOfKey(services.keys, services.settings))])
 
     @router.get(
         "/v1/models",
         operation_id="list_models",
         summary="All models",
-        response_model=None,
-        responses={200: answer("ModelList", "All models, by name"), **error_responses((401, 500))},
+        response_description="All models, by name",
+        responses=error_responses(401, 500),
     )
-    async def list_models(
-        authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
-    ) -> Response:
-        require_key(authorization)
+    async def list_models() -> ModelList:
         models = services.registry.models()
-        listed = ModelList("list", [model_object(models[name]) for name in sorted(models)])
-        return Response(encode(listed), media_type="application/json")
+        return ModelList(object="list", data=[_model_object(models[name]) for name in sorted(models)])
 
     @router.get(
         "/v1/models/{model_id:path}",
         operation_id="get_model",
         summary="One model",
-        response_model=None,
-        responses={200: answer("ModelObject", "The model"), **error_responses((401, 404, 500))},
+        response_description="The model",
+        responses=error_responses(401, 404, 500),
     )
-    async def get_model(
-        model_id: str, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
-    ) -> Response:
-        require_key(authorization)
-        entry = find_listed(model_id, services.registry.models())
-        return Response(encode(model_object(entry)), media_type="application/json")
+    async def get_model(model_id: str) -> ModelObject:
+        return _model_object(find_listed(model_id, services.registry.models()))
 
     return router
 
 
-def model_object(entry: ModelEntry) -> ModelObject:
-    state = ModelState(
-        task=entry.task,
-        engine=entry.engine,
-        precision=entry.precision,
-        quantization=entry.quantization,
-        context_length=entry.context_length,
-        weights_bytes=entry.weights_bytes,
-        revisions=entry.revisions,
-        ready=entry.ready,
-        accepts=entry.accepts,
-        reason=entry.reason,
-        message=entry.message,
-        replicas_ready=entry.replicas_ready,
-        replicas_wanted=entry.replicas_wanted,
+def _model_object(entry: ModelEntry) -> ModelObject:
+    state = ModelState.model_validate(entry)
+    return ModelObject(
+        id=entry.name, object="model", created=entry.created, owned_by="tidegate", tidegate=state
     )
-    return ModelObject(entry.name, "model", entry.created, "tidegate", state)

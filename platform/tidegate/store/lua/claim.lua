@@ -3,7 +3,6 @@
 local queue, replica, number, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local lease_seconds, ttl, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local now = server_time()
-local waiting, suspects = P .. 'waiting:' .. queue, P .. 'suspects:' .. queue
 local record = P .. 'replica:' .. replica
 local h = call('HMGET', record, 'number', 'claimed', 'suspect')
 
@@ -32,11 +31,10 @@ if suspect then
 end
 
 local leased, ids = {}, {}
-local held, expiries, started = {}, {}, {} -- written together below
+local held, expiries = {}, {} -- written together below
 
--- Lease one request that was just taken off its set; past its deadline it expires instead.
+-- Lease one request that was just taken off the line; past its deadline it expires instead.
 local function lease(id, is_suspect)
-  started[#started + 1] = id
   local f = read_record(id, true)
   if not f or f.state ~= 'waiting' then return false end
   if f.seq == 0 and f.deadline <= now then
@@ -56,10 +54,8 @@ local function lease(id, is_suspect)
 end
 
 while not suspect and #leased < most do
-  local front = call('ZRANGE', suspects, 0, 0, 'WITHSCORES')
-  local id, score = front[1], front[2]
-  if not id or call('ZCOUNT', waiting, '-inf', '(' .. score) >= most then break end
-  call('ZREM', suspects, id)
+  local id = take_suspect(queue, most)
+  if not id then break end
   if lease(id, true) then
     suspect = id
     call('HSET', record, 'suspect', id)
@@ -67,12 +63,11 @@ while not suspect and #leased < most do
 end
 
 while #leased < most do
-  local popped = call('ZPOPMIN', waiting, most - #leased)
-  if #popped == 0 then break end
-  for i = 1, #popped, 2 do lease(popped[i], false) end
+  local first = take(queue, most - #leased)
+  if #first == 0 then break end
+  for _, id in ipairs(first) do lease(id, false) end
 end
 
-call_with('ZREM', P .. 'deadlines', started)
 call_with('HSET', P .. 'held:' .. replica, held)
 call_with('ZADD', P .. 'leases', expiries)
 if #leased > 0 then

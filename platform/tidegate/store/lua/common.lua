@@ -1,26 +1,13 @@
--- Shared by all scripts. KEYS[1] is the key prefix with its colon. Redis does not roll back a script that
--- fails: every script checks before its first write. Each command costs about 2 us, whatever it does, so what can
--- be written together is gathered: counters, messages and what ends go out with flush(), the last thing a script
--- does.
-local P = KEYS[1]
-local call = redis.call
+-- Requests, leases and counters, for all scripts. What ends, is counted or published is gathered for flush().
 local DEATHS_TO_POISON, LOSSES_TO_SUSPECT = 2, 3
-local PRIORITY_BAND = 4398046511104 -- 2^42 submits fit into one band; +-1000 bands into a double
-
-local function server_time()
-  local t = call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000
-end
 
 local tallies = { queue = {}, tenant = {} } -- name -> {requests, bytes}
 local total = { 0, 0 }
 local departures = {} -- queue -> running requests that ended in this script
 local outbox = {} -- gateway -> framed segments
-local wakes = {} -- queue -> true
 local drops = {} -- replica -> ids it must stop
 local unleased = {} -- replica -> ids whose lease ended
 local closed = {} -- gateway -> ids that ended
-local CHUNK = 1000 -- of what unpack may lay on Lua's stack; even
 
 local function tally(queue, tenant, requests, bytes)
   local q = tallies.queue[queue]
@@ -32,24 +19,12 @@ local function tally(queue, tenant, requests, bytes)
   total[1] = total[1] + requests; total[2] = total[2] + bytes
 end
 
-local function add(lists, name, item)
-  local list = lists[name]
-  if list then list[#list + 1] = item else lists[name] = { item } end
-end
-
--- One command with any number of arguments.
-local function call_with(command, key, arguments)
-  for from = 1, #arguments, CHUNK do
-    call(command, key, unpack(arguments, from, math.min(from + CHUNK - 1, #arguments)))
-  end
-end
-
 local function post(gateway, framed) add(outbox, gateway, framed) end
 
 -- Smoothed time between two departures while requests waited; n that leave together share the time.
 local function note_departures(queue, n, now)
   local key = P .. 'queue:' .. queue
-  if call('ZCARD', P .. 'waiting:' .. queue) + call('ZCARD', P .. 'suspects:' .. queue) == 0 then
+  if length(queue) == 0 then
     call('HDEL', key, 'departed') -- time from here on says nothing about the drain
     return
   end
@@ -157,7 +132,7 @@ local function end_lease(id, f) add(unleased, f.replica, id) end
 local function clear_suspect(id, f)
   local key = P .. 'replica:' .. f.replica
   if call('HGET', key, 'suspect') == id then call('HDEL', key, 'suspect') end
-  if call('ZCARD', P .. 'suspects:' .. f.queue) > 0 then wakes[f.queue] = true end
+  if suspects_length(f.queue) > 0 then wakes[f.queue] = true end
 end
 
 -- End a waiting or running request from outside its engine. `-` as attempt: no later write can be current.
@@ -171,9 +146,7 @@ local function end_from_outside(id, f, state, reason, code, message, ttl)
     departures[f.queue] = (departures[f.queue] or 0) + 1
     add(drops, f.replica, id)
   else
-    call('ZREM', P .. 'waiting:' .. f.queue, id)
-    call('ZREM', P .. 'suspects:' .. f.queue, id)
-    call('ZREM', P .. 'deadlines', id)
+    leave(f.queue, id)
   end
   settle(id, state, f, f.seq, framed, ttl)
 end
@@ -184,9 +157,7 @@ local function requeue(id, f)
   end_lease(id, f)
   call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'seq', f.seq)
   local is_suspect = f.deaths >= 1 or f.losses >= LOSSES_TO_SUSPECT
-  call('ZADD', P .. (is_suspect and 'suspects:' or 'waiting:') .. f.queue, f.score, id)
-  if f.seq == 0 then call('ZADD', P .. 'deadlines', f.deadline, id) end
-  wakes[f.queue] = true
+  rejoin(f.queue, id, f.score, is_suspect, f.seq == 0 and f.deadline)
 end
 
 -- The replica of a running request is lost. See the essay in store/queue.py for who is blamed.

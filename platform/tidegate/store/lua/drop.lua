@@ -2,18 +2,16 @@
 -- What waits is cancelled; what runs finishes, and the last one takes the queue's record with it.
 -- Returns how many are left waiting: call again until 0.
 local queue, code, message, ttl, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local key, left = P .. 'queue:' .. queue, 0
-for _, set in ipairs({ 'waiting:', 'suspects:' }) do
-  for _, id in ipairs(call('ZRANGE', P .. set .. queue, 0, most - 1)) do
-    local f = read(id)
-    if f then
-      end_from_outside(id, f, 'cancelled', 'cancelled', code, message, ttl)
-    else
-      call('ZREM', P .. set .. queue, id)
-    end
+local key = P .. 'queue:' .. queue
+for _, id in ipairs(some_of(queue, most)) do
+  local f = read(id)
+  if f then
+    end_from_outside(id, f, 'cancelled', 'cancelled', code, message, ttl)
+  else
+    leave(queue, id)
   end
-  left = left + call('ZCARD', P .. set .. queue)
 end
+local left = length(queue)
 if left == 0 and call('EXISTS', key) == 1 then call('HSET', key, 'gone', 1) end
 flush(server_time())
 if left == 0 and tonumber(call('HGET', key, 'requests') or 0) <= 0 then call('DEL', key) end

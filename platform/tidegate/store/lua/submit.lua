@@ -9,7 +9,7 @@ local skew = now - tonumber(ARGV[1])
 local is_repeat = ARGV[2] == '1'
 local queues, tenants, everything = {}, {}, nil
 local replies, at = {}, 3
-local deadlines, opened = {}, {} -- written together below
+local opened = {} -- written together below
 
 local function counters(key)
   local h = call('HMGET', key, 'requests', 'bytes', 'drain', 'gone', 'order')
@@ -21,29 +21,14 @@ end
 everything = counters(P .. 'total')
 local first_order = everything.order
 
--- Write the scores that gathered for a queue.
-local function enqueue(queue, q)
-  call_with('ZADD', P .. 'waiting:' .. queue, q.scores)
-  q.scores = {}
-end
-
 while at <= #ARGV do
   local n, queue, tenant, gateway = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local limits = { tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6]),
     tonumber(ARGV[at + 7]), tonumber(ARGV[at + 8]), tonumber(ARGV[at + 9]) }
   local first = at + 10
   at = first + 6 * n
-  local waiting = P .. 'waiting:' .. queue
   local q, t = queues[queue], tenants[tenant]
-  if not q then
-    q = counters(P .. 'queue:' .. queue)
-    q.edge = call('ZCARD', waiting)
-    q.scores = {}
-    -- The highest score that waits: what is submitted behind it needs no search for its place.
-    q.last = q.edge > 0 and tonumber(call('ZRANGE', waiting, -1, -1, 'WITHSCORES')[2]) or -math.huge
-    q.waiting = q.edge + call('ZCARD', P .. 'suspects:' .. queue)
-    queues[queue] = q
-  end
+  if not q then q = counters(P .. 'queue:' .. queue); queues[queue] = q end
   if not t then t = counters(P .. 'tenant:' .. tenant); tenants[tenant] = t end
 
   local bytes = 0
@@ -59,48 +44,37 @@ while at <= #ARGV do
   local was_written = is_repeat and call('EXISTS', P .. 'req:' .. ARGV[first]) == 1
   local ahead = 0
   if not refused and not was_written then
-    local own_score, last = nil, q.last
+    local waiting, is_last = line_of(queue).length, nil
     for i = first, at - 1, 6 do
       local id = ARGV[i]
       everything.order = everything.order + 1
       local priority = math.max(-1000, math.min(1000, tonumber(ARGV[i + 2])))
-      local score = everything.order - priority * PRIORITY_BAND
+      local score = score_of(everything.order, priority)
       local deadline = tonumber(ARGV[i + 1]) + skew
       call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'queue', queue, 'tenant', tenant, 'gateway', gateway,
         'bytes', ARGV[i + 4], 'attempt', 0, 'seq', 0, 'score', score, 'deadline', deadline,
         'priority', priority, 'cost', ARGV[i + 3], 'body', ARGV[i + 5])
-      own_score = own_score or score
-      q.last = math.max(q.last, score)
-      q.scores[#q.scores + 1] = score
-      q.scores[#q.scores + 1] = id
-      deadlines[#deadlines + 1] = deadline
-      deadlines[#deadlines + 1] = id
+      local is_behind_all = join(queue, id, score, deadline)
+      if i == first then is_last = is_behind_all end
       add(opened, gateway, id)
     end
-    ahead = q.waiting
-    if own_score < last then
-      enqueue(queue, q)
-      ahead = ahead - q.edge + call('ZRANK', waiting, ARGV[first])
-    end
-    if q.edge == 0 then wakes[queue] = true end
-    q.edge = q.edge + n; q.waiting = q.waiting + n
+    ahead = is_last and waiting or rank(queue, ARGV[first]) -- a search only where it is needed
     q.requests = q.requests + n; q.bytes = q.bytes + bytes
     t.requests = t.requests + n; t.bytes = t.bytes + bytes
     everything.requests = everything.requests + n; everything.bytes = everything.bytes + bytes
     tally(queue, tenant, n, bytes)
   end
   local accepted = was_written or not refused
-  local base = #replies
+  local base, waiting = #replies, line_of(queue).length
   replies[base + 1] = accepted and 1 or 0
   replies[base + 2] = ahead
-  replies[base + 3] = q.waiting
-  replies[base + 4] = q.requests - q.waiting
+  replies[base + 3] = waiting
+  replies[base + 4] = q.requests - waiting
   replies[base + 5] = q.drain
   replies[base + 6] = refused or ''
   replies[base + 7] = limit
 end
-for queue, q in pairs(queues) do enqueue(queue, q) end
-call_with('ZADD', P .. 'deadlines', deadlines)
+write_joined()
 for gateway, ids in pairs(opened) do call_with('SADD', P .. 'open:' .. gateway, ids) end
 if everything.order > first_order then call('HSET', P .. 'total', 'order', everything.order) end
 flush(now)

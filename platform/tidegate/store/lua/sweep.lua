@@ -1,4 +1,4 @@
--- What time does. ARGV: gateway or '' (its heartbeat), queue or '', orphan seconds, result ttl, most per kind,
+-- The work of time. ARGV: gateway or '' (its heartbeat), queue or '', orphan seconds, result ttl, most per kind,
 -- pause seconds, grace seconds.
 -- Costs O(log n + what is due), whatever the number of models. Returns {done, waiting in `queue`}.
 local gateway, queue = ARGV[1], ARGV[2]
@@ -26,13 +26,11 @@ for _, id in ipairs(due) do
   done = done + 1
 end
 
-for _, id in ipairs(call('ZRANGE', P .. 'deadlines', '-inf', now, 'BYSCORE', 'LIMIT', 0, most)) do
+for _, id in ipairs(take_overdue(now, most)) do
   local f = read(id)
   if f and f.state == 'waiting' then
     end_from_outside(id, f, 'expired', 'expired', 'DeadlineExceeded',
       'The request waited past its deadline and was not started.', ttl)
-  else
-    call('ZREM', P .. 'deadlines', id)
   end
   done = done + 1
 end
@@ -55,8 +53,4 @@ flush(now)
 for _, dead in ipairs(silent) do
   if call('EXISTS', P .. 'open:' .. dead) == 0 then call('ZREM', P .. 'gateways', dead) end
 end
-local waiting = 0
-if queue ~= '' then
-  waiting = call('ZCARD', P .. 'waiting:' .. queue) + call('ZCARD', P .. 'suspects:' .. queue)
-end
-return { done, waiting }
+return { done, queue ~= '' and length(queue) or 0 }

@@ -1,24 +1,43 @@
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.engines.transformers.sampling import Chooser, choose, keep_nucleus, token_logprobs
+from tests.unit.engines.transformers import choices
+from tidegate.engines.transformers import sampling as sampling_module
+from tidegate.engines.transformers.sampling import (
+    STEPS,
+    LogitStep,
+    Penalties,
+    Temperature,
+    TopP,
+    choose,
+    needed_steps,
+    token_logprobs,
+)
 from tidegate.messages.work import Sampling
 
 VOCABULARY = 50
-CPU = torch.device("cpu")
 
 
-def a_chooser(position: int = 0, **sampling: Any) -> Chooser:
-    chooser = Chooser(Sampling(**{"seed": 1, **sampling}))
-    chooser.position = position
-    return chooser
+class Row:
+    def __init__(self, sampling: Sampling, generated: list[int]) -> None:
+        self.sampling = sampling
+        self.generated = generated
+        self.steps = needed_steps(self)
+
+
+def a_row(position: int = 0, generated: Sequence[int] = (), **sampling: Any) -> Row:
+    return Row(Sampling(**{"seed": 1, **sampling}), list(generated) or [0] * position)
 
 
 def some_logits(rows: int, seed: int = 0) -> torch.Tensor:
@@ -27,7 +46,7 @@ def some_logits(rows: int, seed: int = 0) -> torch.Tensor:
 
 def test_greedy_rows_take_the_likeliest() -> None:
     logits = some_logits(4)
-    chosen = choose(logits, [a_chooser(temperature=0.0) for _ in range(4)])
+    chosen = choose(logits, [a_row(temperature=0.0) for _ in range(4)])
     assert chosen.ids == logits.argmax(-1).tolist() == chosen.tokens.tolist()
     assert chosen.finite == [1, 1, 1, 1]
 
@@ -38,63 +57,143 @@ def test_a_draw_does_not_depend_on_its_neighbours(
     seed: int, position: int, rows: int, temperature: float
 ) -> None:
     logits = some_logits(rows, seed % 1000)
-    choosers = [
-        a_chooser(position + row, seed=seed + row, temperature=temperature, top_p=0.9 if row % 2 else 1.0)
+    batch = [
+        a_row(position + row, seed=seed + row, temperature=temperature, top_p=0.9 if row % 2 else 1.0)
         for row in range(rows)
     ]
-    together = choose(logits.clone(), choosers).ids
-    alone = [choose(logits[row : row + 1].clone(), [choosers[row]]).ids[0] for row in range(rows)]
+    together = choose(logits.clone(), batch).ids
+    alone = [choose(logits[row : row + 1].clone(), [batch[row]]).ids[0] for row in range(rows)]
     assert together == alone
 
 
 def test_draws_follow_the_distribution() -> None:
     """2,000 draws of a token with probability 0.7: 1,400 +- 5 standard deviations (20.5 each)."""
     logits = torch.log(torch.tensor([[0.2, 0.7, 0.1]])).expand(2000, 3)
-    chosen = choose(logits.clone(), [a_chooser(position) for position in range(2000)])
+    chosen = choose(logits.clone(), [a_row(position) for position in range(2000)])
     assert abs(chosen.ids.count(1) - 1400) < 103
 
 
 def test_tiny_differences_in_logits_do_not_change_the_draws() -> None:
     logits = some_logits(500)
-    choosers = [a_chooser(position) for position in range(500)]
+    rows = [a_row(position) for position in range(500)]
     nudged = logits + 1e-6 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-    assert choose(logits.clone(), choosers).ids == choose(nudged, choosers).ids
+    assert choose(logits.clone(), rows).ids == choose(nudged, rows).ids
 
 
 def test_nucleus_keeps_the_fewest_that_reach_top_p() -> None:
-    probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).repeat(4, 1)
-    kept = keep_nucleus(probabilities, torch.tensor([[0.5], [0.6], [0.0], [1.0]]))
-    assert (kept > 0).sum(-1).tolist() == [1, 2, 1, 4]
+    probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).repeat(3, 1)
+    kept = TopP.apply(probabilities, [TopP(a_row(top_p=top_p)) for top_p in (0.5, 0.6, 0.0)])
+    assert (kept > 0).sum(-1).tolist() == [1, 2, 1]
+    assert not TopP.is_needed(Sampling(seed=1, top_p=1.0))
 
 
 def test_a_token_outside_the_nucleus_is_never_drawn() -> None:
     logits = torch.log(torch.tensor([[0.05, 0.5, 0.05, 0.4]])).expand(1000, 4)
-    chosen = choose(logits.clone(), [a_chooser(position, top_p=0.8) for position in range(1000)])
+    chosen = choose(logits.clone(), [a_row(position, top_p=0.8) for position in range(1000)])
     assert set(chosen.ids) == {1, 3}
 
 
 def test_penalties_count_generated_tokens() -> None:
-    chooser = a_chooser(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25)
-    for token in (3, 3, 5):
-        chooser.accept(token, VOCABULARY, CPU)
-    assert chooser.penalty is not None
-    assert chooser.penalty[3].item() == pytest.approx(1.0)
-    assert chooser.penalty[5].item() == pytest.approx(0.75)
+    row = a_row(generated=[3, 3, 5], temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25)
+    step = Penalties(row)
+    lowered = Penalties.apply(torch.zeros(1, VOCABULARY), [step])[0]
+    assert lowered[3].item() == pytest.approx(-1.0)
+    assert lowered[5].item() == pytest.approx(-0.75)
+    assert lowered.count_nonzero() == 2
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 3], logits[0, 5], logits[0, 9] = 2.0, 1.9, 1.1
-    assert choose(logits, [chooser]).ids == [5]
+    assert choose(logits, [row]).ids == [5]
 
 
 def test_one_batch_mixes_all_kinds_of_rows() -> None:
     logits = some_logits(3)
-    penalised = a_chooser(temperature=0.0, presence_penalty=2.0)
     best = int(logits[1].argmax())
-    penalised.accept(best, VOCABULARY, CPU)
+    penalised = a_row(generated=[best], temperature=0.0, presence_penalty=2.0)
     logits[1, best] = logits[1].topk(2).values[1] + 1
-    chosen = choose(logits.clone(), [a_chooser(temperature=0.0, top_logprobs=2), penalised, a_chooser()])
+    chosen = choose(logits.clone(), [a_row(temperature=0.0, top_logprobs=2), penalised, a_row()])
     assert chosen.ids[0] == int(logits[0].argmax())
     assert chosen.ids[1] != best
     assert list(chosen.logprobs) == [0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_are_those_recorded(dtype: str) -> None:
+    recorded = json.loads(Path(__file__).with_name("recorded_choices.json").read_text())[dtype]
+    every = [a_row(**sampling) for sampling in choices.SAMPLINGS]
+    for step, expected in enumerate(recorded["ids"]):
+        rows = choices.rows_at(step)
+        logits = choices.logits_of(rows, step, getattr(torch, dtype))
+        chosen = choose(logits, [every[row] for row in rows])
+        assert chosen.ids == chosen.tokens.tolist() == expected
+        for row, token in zip(rows, chosen.ids, strict=True):
+            every[row].generated.append(token)
+        if "logprobs" in recorded:
+            found = [(row, value, top) for row, (value, top) in chosen.logprobs.items()]
+            assert numbers(found) == pytest.approx(numbers(recorded["logprobs"][step]), abs=1e-5)
+
+
+def numbers(logprobs: Sequence[Any]) -> list[float]:
+    """Rows, values, and alternatives with their values, one after the other."""
+    return [number for row, value, top in logprobs for number in (row, value, *chain.from_iterable(top))]
+
+
+def test_a_step_rebuilt_from_the_log_equals_the_one_that_ran_along() -> None:
+    row = a_row(presence_penalty=0.7, frequency_penalty=0.3)
+    along = Penalties(row)
+    for token in (4, 9, 4, 4, 11):
+        row.generated.append(token)
+        ran_along = Penalties.apply(torch.zeros(1, VOCABULARY), [along])
+    rebuilt = Penalties.apply(torch.zeros(1, VOCABULARY), [Penalties(row)])
+    assert torch.equal(ran_along, rebuilt)
+
+
+class NeverTokenZero(LogitStep):
+    """What a new parameter brings, here asked for by a stop string."""
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return sampling.stop == ("zero",)
+
+    @classmethod
+    def apply(cls, values: torch.Tensor, steps: Sequence[Self]) -> torch.Tensor:
+        assert len(values) == len(steps)
+        values[:, 0] = -torch.inf
+        return values
+
+
+def test_a_new_step_touches_the_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "STEPS", (NeverTokenZero, *STEPS))
+    logits = torch.zeros(4, VOCABULARY)
+    logits[:, 0] = 100.0
+    rows = [
+        a_row(temperature=0.0),
+        a_row(temperature=0.0, stop=("zero",)),
+        a_row(stop=("zero",)),
+        a_row(),
+    ]
+    ids = choose(logits, rows).ids
+    assert [token == 0 for token in ids] == [True, False, False, True]
+    assert [set(row.steps) for row in rows] == [
+        set(),
+        {NeverTokenZero},
+        {NeverTokenZero, Temperature},
+        {Temperature},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "steps"),
+    [
+        ({"temperature": 0.0}, []),
+        ({"temperature": 1e-6, "top_p": 0.5}, []),
+        ({"temperature": 0.0, "top_logprobs": 3, "stop": ("x",), "echo": True}, []),
+        ({}, [Temperature]),
+        ({"top_p": 0.9}, [Temperature, TopP]),
+        ({"frequency_penalty": -0.1, "top_p": 0.0}, [Penalties, Temperature, TopP]),
+    ],
+)
+def test_a_row_takes_only_the_steps_that_it_needs(sampling: dict[str, Any], steps: list[type]) -> None:
+    assert list(a_row(**sampling).steps) == steps
 
 
 def test_logprobs_are_of_the_raw_logits() -> None:
@@ -113,4 +212,4 @@ def test_logprobs_are_of_the_raw_logits() -> None:
 def test_logits_that_are_not_finite_are_told(bad: float) -> None:
     logits = some_logits(2)
     logits[1, 7] = bad
-    assert choose(logits, [a_chooser(temperature=0.0), a_chooser(temperature=0.0)]).finite == [1, 0]
+    assert choose(logits, [a_row(temperature=0.0), a_row(temperature=0.0)]).finite == [1, 0]

@@ -1,0 +1,86 @@
+"""Every host of the control loop does this alike in a round: read the registry and the queues, publish.
+
+A round is gather, decide, apply. `control.plan` decides, `serve_writer` writes Serve's config; only what
+holds resources and records differs from host to host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from tidegate.control.observed import Observation, RevisionKey, ServeState
+from tidegate.control.plan import RegistryChanges
+from tidegate.messages.queue import Depth
+from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+
+log = logging.getLogger(__name__)
+
+DEPTHS_SECONDS = 2.0
+
+
+class Registry(Protocol):
+    """A host asks this of the registry (`store.registry.Registry`). All raise `QueueUnavailable`."""
+
+    async def reports(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, RevisionReport]: ...
+
+    async def replicas(self) -> list[ReplicaStats]: ...
+
+    async def read_models(self, wanted: Collection[str] | None = None) -> dict[str, ModelEntry]: ...
+
+    async def put_model(self, entry: ModelEntry) -> None: ...
+
+    async def delete_model(self, name: str) -> None: ...
+
+    async def drop_revision(self, model: str, revision: str, message: str) -> None: ...
+
+
+class Depths(Protocol):
+    """A host asks this of the queues (`store.depths.QueueDepths`). Raises `QueueUnavailable`."""
+
+    async def poll(
+        self, queues: Sequence[RevisionKey], *, timeout_seconds: float
+    ) -> Mapping[RevisionKey, Depth]: ...
+
+
+class Serve(Protocol):
+    """A host asks this of one Ray cluster's Serve (`serve_api.ServeApi`)."""
+
+    async def get(self) -> ServeState: ...
+
+    async def put(self, config: Mapping[str, object]) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+async def observe_store(
+    registry: Registry, depths: Depths, queues: Sequence[RevisionKey], models: Collection[str] | None
+) -> Observation:
+    """Return what the registry and the queues say of these queues and of `models` (None: of all). What is not
+    in Redis is the caller's to fill in. Raises `QueueUnavailable`."""
+    reports, replicas, entries, found = await asyncio.gather(
+        registry.reports(queues),
+        registry.replicas(),
+        registry.read_models(models),
+        depths.poll(queues, timeout_seconds=DEPTHS_SECONDS),
+    )
+    ours = tuple(stats for stats in replicas if models is None or stats.model in models)
+    return Observation(None, reports=reports, replicas=ours, depths=found, entries=entries)
+
+
+async def publish(registry: Registry, changes: RegistryChanges, published: Mapping[str, ModelEntry]) -> None:
+    """Make the registry what gateways should read; `published` is what they read now. Raises
+    `QueueUnavailable`; all of it may be repeated."""
+    for name in changes.delete:
+        log.info("model %s is removed", name)
+        await registry.delete_model(name)
+    for (model, revision), message in changes.drop:
+        log.info("revision %s of model %s goes: %s", revision, model, message)
+        await registry.drop_revision(model, revision, message)
+    for entry in changes.put:
+        await registry.put_model(entry)
+        past = published.get(entry.name)
+        if past is None or (past.ready, past.reason) != (entry.ready, entry.reason):
+            log.info("model %s: ready %s, %s: %s", entry.name, entry.ready, entry.reason, entry.message)

@@ -1,0 +1,50 @@
+"""Holds back what of an answer may not be seen yet: text, and log probabilities with it.
+
+An entry of the log probabilities goes out with the text of its token: what a stop string swallows is
+not shown there either. Pushing the same pieces again rebuilds the same state.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from tidegate.engines.stop_buffer import StopBuffer
+from tidegate.messages.work import TokenLogprob
+
+
+class OutputBuffer:
+    __slots__ = ("_entries", "_released", "_seen", "_stop", "stopped")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stop = StopBuffer(stops) if stops else None
+        self._entries: deque[tuple[int, TokenLogprob]] = deque()  # (characters before the token, entry)
+        self._seen = 0  # characters pushed
+        self._released = 0  # characters given out
+        self.stopped = False
+
+    def push(self, piece: str, entry: TokenLogprob | None = None) -> tuple[str, list[TokenLogprob]]:
+        """Add one token's text and entry; return what may go out now."""
+        if entry is not None:
+            self._entries.append((self._seen, entry))
+        self._seen += len(piece)
+        text = piece
+        if self._stop is not None:
+            text = self._stop.push(piece)
+            self.stopped = self._stop.stopped
+        self._released += len(text)
+        return text, self._due() if self._entries else []
+
+    def flush(self) -> tuple[str, list[TokenLogprob]]:
+        """End the answer without a stop string: return what was held."""
+        text = self._stop.flush() if self._stop is not None else ""
+        self._released += len(text)
+        return text, self._due() if self._entries else []
+
+    def _due(self) -> list[TokenLogprob]:
+        """Take the entries whose token has begun to show, or that show nothing where nothing is held."""
+        due = []
+        is_all_out = self._released == self._seen and not self.stopped
+        while self._entries and (is_all_out or self._entries[0][0] < self._released):
+            due.append(self._entries.popleft()[1])
+        return due

@@ -1,0 +1,10 @@
+"""The gateway speaks these dialects, one module an endpoint. A new endpoint is a module and a line here."""
+
+from tidegate.gateway.dialects.base import Dialect
+from tidegate.gateway.dialects.chat import Chat
+from tidegate.gateway.dialects.completions import Completions
+
+DIALECTS: tuple[Dialect, ...] = (
+    Chat(),
+    Completions(),
+)

@@ -1,0 +1,105 @@
+"""The border between the gateway's request path and its dialects.
+
+A dialect is one endpoint: what clients send there, what it asks of a model, and how it writes what comes
+back. The request path (`generation`) knows no dialect:
+
+    bytes ──Dialect.read──> Call ──Call.asks──> requests … segments ──Events, Call.answer──> bytes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from tidegate.gateway.bodies import RequestBody
+from tidegate.messages.work import Finish, Generate, Segment
+
+
+@dataclass(slots=True)
+class AnswerHead:
+    """The call's whole answer and each of its events begin with this."""
+
+    call_id: str
+    created: int  # unix seconds
+    model: str
+    revision: str
+
+
+class Usage(msgspec.Struct):
+    """Token counts, the engine's own. The prompt counts once however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Ask(NamedTuple):
+    """The work of one sequence, and the tokens (input and output) charged for it at admission."""
+
+    work: Generate
+    cost: int
+
+
+class Events(Protocol):
+    """Writes one streamed answer."""
+
+    def render(self, index: int, segment: Segment) -> bytes:
+        """The events of one segment of the choice `index`; may be empty."""
+        ...
+
+    def end(self, usage: Usage) -> bytes:
+        """End the stream; every choice has ended."""
+        ...
+
+
+class Call(Protocol):
+    """A body that was read and checked."""
+
+    model: str
+    n: int  # neighbouring sequences that share one prompt
+    is_streamed: bool
+
+    def asks(self, random_seed: int) -> list[Ask]:
+        """One for each sequence, in the order of the answer's choices."""
+        ...
+
+    def events(self, head: AnswerHead) -> Events: ...
+
+    def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
+        """The whole answer as one JSON object. The last segment of each choice holds its finish."""
+        ...
+
+
+class Dialect(Protocol):
+    """One endpoint. `dialects.DIALECTS` lists them all."""
+
+    path: str
+    id_prefix: str  # of the ids of its calls
+    prompt_field: str  # named where a replica refuses the prompt
+    # Its part of the OpenAPI document.
+    operation_id: str
+    summary: str
+    answer_description: str
+
+    @property
+    def body(self) -> type[RequestBody]: ...
+
+    @property
+    def answer(self) -> type[msgspec.Struct]: ...
+
+    def read(self, raw: bytes) -> Call:
+        """Raises `InvalidRequest`."""
+        ...
+
+
+def count_usage(finishes: Sequence[Finish | None], n: int) -> Usage:
+    """Sum over the sequences of a call: `n` neighbouring ones share one prompt, which counts once."""
+    prompt = sum(
+        max((f.prompt_tokens for f in finishes[i : i + n] if f), default=0)
+        for i in range(0, len(finishes), n)
+    )
+    completion = sum(finish.completion_tokens for finish in finishes if finish)
+    return Usage(prompt, completion, prompt + completion)

@@ -1,0 +1,38 @@
+"""The work of a call that generates text: each prompt `n` times, under one sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from tidegate.gateway.dialects.base import Ask
+from tidegate.messages.work import Generate, Prompt, Sampling, TextPrompt, TokenPrompt
+
+SEED_MASK = (1 << 63) - 1
+DEFAULT_OUTPUT_ESTIMATE = 256  # tokens charged at admission where the client set no limit
+_CHARACTERS_PER_TOKEN = 4
+_MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
+
+
+def generate_asks(prompts: Sequence[Prompt], n: int, sampling: Sampling, first_seed: int) -> list[Ask]:
+    """All choices of the first prompt first. Choice k uses `first_seed` + k, whatever `sampling` holds."""
+    asks = []
+    seed = first_seed
+    for prompt in prompts:
+        cost = estimated_tokens(prompt, sampling.max_tokens)
+        for _ in range(n):
+            asks.append(Ask(Generate(prompt, replace(sampling, seed=seed & SEED_MASK)), cost))
+            seed += 1
+    return asks
+
+
+def estimated_tokens(prompt: Prompt, max_tokens: int | None) -> int:
+    """Tokens charged at admission, input and output; the replica, which can count, corrects them."""
+    output = DEFAULT_OUTPUT_ESTIMATE if max_tokens is None else max_tokens
+    if isinstance(prompt, TokenPrompt):
+        return len(prompt.token_ids) + output
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text) // _CHARACTERS_PER_TOKEN + 1 + output
+    characters = sum([len(message["content"]) for message in prompt.messages])
+    return characters // _CHARACTERS_PER_TOKEN + _MESSAGE_OVERHEAD_TOKENS * len(prompt.messages) + output

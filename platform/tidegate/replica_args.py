@@ -1,0 +1,108 @@
+"""The arguments of a replica: its engine, where its queue is, and the times that a whole platform shares.
+
+One home for each: hosts fill them in, Serve's config carries their encoding, and whoever needs them takes the
+struct as it is. A field of `Times` that has a description is also a setting of every process, with that
+description, those bounds and that default (`tidegate.settings`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from tidegate.errors import ConfigError
+
+KEY_PREFIX = "tidegate"
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+EngineName = Literal["transformers", "simulated"]
+
+
+class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """The spec names the engine of a revision and its bounds. `path` is a local checkpoint folder (empty:
+    simulated)."""
+
+    name: str  # an `EngineName`, or `create_engine` refuses it
+    path: str = ""
+    precision: str = "auto"  # auto | float32 | bfloat16 | float16
+    quantization: str = "auto"  # auto | none | gptq
+    device: str = "auto"  # auto | cpu | cuda
+    context_length: int = 0  # 0: the checkpoint's own
+    max_slots: int = 0  # 0: as many as KV memory holds (bounded by 256)
+    kv_cache_bytes: int = 0  # 0: derived from free memory
+    # All that a replica may take on its device, weights and KV cache and the rest; 0: what is free there.
+    memory_cap_bytes: int = 0
+    args: dict[str, Any] = field(default_factory=dict)  # engine-specific, validated by the engine
+
+
+class Times(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The times of queue and replicas. Gateways and replicas of one platform must have the same."""
+
+    lease_seconds: Annotated[
+        Seconds,
+        Meta(description="How long after a replica's last sign of life its requests go to another one."),
+    ] = 6.0
+    result_ttl_seconds: Annotated[
+        Seconds, Meta(description="How long a finished request's answer can still be read from the queue.")
+    ] = 60.0
+    orphan_seconds: Annotated[
+        Seconds, Meta(description="How long a dead gateway's requests go on before they are cancelled.")
+    ] = 120.0
+    step_timeout_seconds: Annotated[
+        Seconds, Meta(description="An engine without a step for so long is hung and restarted.")
+    ] = 120.0
+    drain_seconds: Annotated[
+        Seconds, Meta(description="How long the requests of a deleted Model or a replaced replica may go on.")
+    ] = 45.0
+    beat_seconds: float = 2.0  # between two statistics of a replica
+    sweep_interval_seconds: float = 1.0
+    # So long without any sweep, Redis or everybody was away; then nobody is taken for dead for the grace.
+    sweep_pause_seconds: float = 4.0
+    sweep_grace_seconds: float = 5.0
+
+    @property
+    def expire_seconds(self) -> int:
+        """`result_ttl_seconds` as Redis takes it."""
+        return max(1, round(self.result_ttl_seconds))
+
+
+DEFAULT_TIMES = Times()
+
+
+class ReplicaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings tell every replica the same of its platform. They are fixed while the platform is up."""
+
+    redis_url: str
+    key_prefix: str = KEY_PREFIX
+    times: Times = DEFAULT_TIMES
+    log_dir: str = ""  # where replicas write replica-{model}.log; empty: only standard error, which Ray keeps
+
+
+class ReplicaArgs(ReplicaSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The arguments of one replica, as `serving.app.build` gets them from Serve's config."""
+
+    model: str
+    revision: str
+    engine: EngineSpec
+
+
+class PolicyArgs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The arguments of a revision's autoscaling policy, each as in its `ReplicaArgs`."""
+
+    redis_url: str
+    key_prefix: str
+    model: str
+    revision: str
+
+
+def parse_args(args: dict[str, Any], *, strict: bool = True) -> ReplicaArgs:
+    """Read what Serve's config says or, not `strict`, what a command line says, where all is text. Raises
+    `ConfigError` that names the field."""
+    try:
+        return msgspec.convert(args, ReplicaArgs, strict=strict)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"replica arguments: {error}") from error

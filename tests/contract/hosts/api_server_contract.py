@@ -1,0 +1,146 @@
+"""What the operator relies on of the API server; the fake and the real one (tests/cluster) are held to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import pytest
+
+from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Kind, Object
+
+SPEC = {"engine": {"name": "simulated"}}
+
+
+class Api(Protocol):
+    """What of `tidegate_operator.cluster.Cluster` the contract is about."""
+
+    async def list(self, kind: Kind, namespace: str, selector: str = "") -> tuple[list[Object], int]: ...
+
+    async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object: ...
+
+    async def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> Object: ...
+
+    async def apply_status(
+        self, kind: Kind, body: Mapping[str, Any], status: Mapping[str, Any]
+    ) -> Object: ...
+
+    async def set_finalizers(
+        self, kind: Kind, body: Mapping[str, Any], finalizers: Sequence[str]
+    ) -> Object: ...
+
+    async def patch(
+        self, kind: Kind, body: Mapping[str, Any], operations: Sequence[Mapping[str, Any]]
+    ) -> Object: ...
+
+    async def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object: ...
+
+    async def delete(self, kind: Kind, body: Mapping[str, Any]) -> None: ...
+
+
+class Calls:
+    """A connection and the writes that it counted."""
+
+    def __init__(self, cluster: Api, writes: list[tuple[str, str]]) -> None:
+        self.cluster = cluster
+        self.writes = writes
+
+    async def model(self, name: str, **metadata: Any) -> Object:
+        return await self.cluster.apply(
+            "Model",
+            {
+                "apiVersion": "tidegate.dev/v1alpha1",
+                "kind": "Model",
+                "metadata": {"name": name, "namespace": "default", **metadata},
+                "spec": SPEC,
+            },
+        )
+
+
+class ApiServerContract:
+    """`calls` is a fixture of whoever is held to it; it leaves no Model behind."""
+
+    async def test_the_same_apply_twice_is_one_version(self, calls: Calls) -> None:
+        first = await calls.model("one")
+        second = await calls.model("one")
+        assert first["metadata"]["resourceVersion"] == second["metadata"]["resourceVersion"]
+        assert calls.writes == [("Model", "apply"), ("Model", "apply")]
+
+    async def test_a_status_is_replaced_whole_and_leaves_the_spec_alone(self, calls: Calls) -> None:
+        body = await calls.model("one")
+        await calls.cluster.apply_status("Model", body, {"waiting": 3, "accelerator": "a10"})
+        with pytest.raises(ApiConflict):
+            await calls.cluster.apply_status("Model", body, {"waiting": 4})
+        ((newest,), _) = await calls.cluster.list("Model", "default")
+        after = await calls.cluster.apply_status("Model", newest, {"waiting": 4})
+        assert after["status"] == {"waiting": 4}
+        assert after["metadata"]["generation"] == body["metadata"]["generation"]
+        again = await calls.cluster.apply_status("Model", after, {"waiting": 4})
+        assert again["metadata"]["resourceVersion"] == after["metadata"]["resourceVersion"]
+
+    async def test_the_status_of_a_deleted_object_does_not_land_on_its_successor(self, calls: Calls) -> None:
+        body = await calls.model("one")
+        await calls.cluster.delete("Model", body)
+        with pytest.raises(ApiError):
+            await calls.cluster.apply_status("Model", body, {"waiting": 3})
+        await calls.model("one")
+        with pytest.raises(ApiConflict):
+            await calls.cluster.apply_status("Model", body, {"waiting": 3})
+
+    async def test_finalizers_are_set_on_the_version_that_was_seen(self, calls: Calls) -> None:
+        body = await calls.model("one")
+        held = await calls.cluster.set_finalizers("Model", body, ["tidegate.dev/drain"])
+        with pytest.raises(ApiConflict):
+            await calls.cluster.set_finalizers("Model", body, [])
+        await calls.cluster.delete("Model", held)
+        ((waiting,), _) = await calls.cluster.list("Model", "default")
+        assert "deletionTimestamp" in waiting["metadata"]
+        gone = await calls.cluster.set_finalizers("Model", waiting, [])
+        assert not gone["metadata"].get("finalizers")
+        assert (await calls.cluster.list("Model", "default"))[0] == []
+        with pytest.raises(ApiGone):
+            await calls.cluster.set_finalizers("Model", waiting, [])
+
+    async def test_a_json_patch_whose_test_fails_is_a_conflict(self, calls: Calls) -> None:
+        body = await calls.model("one")
+        replace = {"op": "add", "path": "/spec/contextLength", "value": 64}
+        wrong = {"op": "test", "path": "/spec/device", "value": "cuda"}
+        with pytest.raises(ApiConflict):
+            await calls.cluster.patch("Model", body, [wrong, replace])
+        patched = await calls.cluster.patch("Model", body, [replace])
+        assert patched["spec"]["contextLength"] == 64
+        assert calls.writes.count(("Model", "patch")) == 1
+
+    async def test_deleting_what_is_gone_or_another_is_fine(self, calls: Calls) -> None:
+        body = await calls.model("one")
+        await calls.cluster.delete("Model", body)
+        await calls.cluster.delete("Model", body)
+        successor = await calls.model("one")
+        await calls.cluster.delete("Model", body)
+        ((standing,), _) = await calls.cluster.list("Model", "default")
+        assert standing["metadata"]["uid"] == successor["metadata"]["uid"]
+
+    async def test_an_event_is_taken(self, calls: Calls) -> None:
+        body = await calls.model("one")
+        event = await calls.cluster.create(
+            "Event",
+            {
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {"generateName": "one-", "namespace": "default"},
+                "eventTime": "2026-01-01T00:00:00.000000Z",
+                "reportingController": "tidegate.dev/operator",
+                "reportingInstance": "test",
+                "action": "ReadyFalse",
+                "reason": "KubeRayMissing",
+                "note": "It is missing.",
+                "type": "Warning",
+                "regarding": {
+                    "apiVersion": body["apiVersion"],
+                    "kind": "Model",
+                    "name": "one",
+                    "namespace": "default",
+                },
+            },
+        )
+        assert event["metadata"]["name"].startswith("one-")

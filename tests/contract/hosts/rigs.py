@@ -1,0 +1,288 @@
+"""Both hosts of the control loop in one fake world: the laptop's loop and the operator's reconciler.
+
+A rig has what a test acts on (resources, queues, Serve's faults) and looks at (entries of the registry, what
+Serve holds, the journal of all writes). Its clock goes on by a second with each round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from tests.contract.hosts.fake_api_server import FakeApiServer
+from tests.contract.hosts.fake_serve import FakeServe, Faults
+from tests.contract.hosts.fake_store import FakeStore, Journal
+from tests.unit.control.builders import NOW, REPLICAS, document
+from tidegate.control.desired import ModelRecord
+from tidegate.control.observed import Capacity, SourceState
+from tidegate.errors import QueueUnavailable
+from tidegate.local.control_loop import ControlLoop
+from tidegate.local.record_file import RecordFile
+from tidegate.local.watch import ResourceFiles
+from tidegate.messages.registry import Condition, ModelEntry
+from tidegate_operator.apply import Applier
+from tidegate_operator.cache import KINDS, Cache
+from tidegate_operator.cluster import ApiConflict, Kind, Object
+from tidegate_operator.gather import Abilities, Gatherer, Troubles
+from tidegate_operator.objects import ResourceReader
+from tidegate_operator.pod_template import RayDefaults
+from tidegate_operator.reconcile import Reconciler
+from tidegate_operator.serves import Serves
+
+DEFAULTS = RayDefaults(image="ray:1", ray_version="2.60.0")
+KEY = ("default", "default")
+MOST_CONFLICTS = 5  # of one test
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Rig(Protocol):
+    """One host and its world."""
+
+    clock: Clock
+    store: FakeStore
+    faults: Faults
+    journal: Journal
+    outage: str  # what the last round said of Redis being away
+
+    @property
+    def serve(self) -> FakeServe:
+        """The Serve that replicas run in now."""
+
+    def model(self, name: str, **spec: Any) -> None:
+        """Declare a model, or change it."""
+
+    def remove(self, name: str) -> None: ...
+
+    def start(self) -> None:
+        """Start the host, or start it anew with nothing but what is stored."""
+
+    async def round(self) -> None: ...
+
+
+class LaptopRig:
+    """Resource files and a file of records in a folder; one Serve."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = Clock()
+        self.journal: Journal = []
+        self.store = FakeStore(self.clock, self.journal)
+        self.faults = Faults()
+        self.serve = FakeServe(self.store, self.faults, self.clock, journal=self.journal)
+        self.outage = ""
+        self.changed = asyncio.Event()
+        self.published = asyncio.Event()  # set with the first entry that gateways read
+        self._folder = folder / "models"
+        self._folder.mkdir()
+        self._records = folder / "control.json"
+        self._files = ResourceFiles([self._folder], lambda: None)
+        self._files.load()
+        self.start()
+
+    def model(self, name: str, **spec: Any) -> None:
+        (self._folder / f"{name}.yaml").write_text(yaml.safe_dump(document(name, **spec)), encoding="utf-8")
+        self._files.load()
+
+    def remove(self, name: str) -> None:
+        (self._folder / f"{name}.yaml").unlink()
+        self._files.load()
+
+    def start(self) -> None:
+        self.loop = ControlLoop(
+            self._files,
+            self.store,
+            self.store,
+            NoSources(),
+            JournaledRecords(self._records, self.journal),
+            REPLICAS,
+            Capacity(4, 0),
+            self.changed,
+            wave=4,
+            on_entries=lambda entries: self.published.set(),
+            now=self.clock,
+        )
+        self.loop.use(self.serve)
+
+    async def round(self) -> None:
+        self.clock.now += 1
+        await self.serve.beat()
+        self.outage = ""
+        try:
+            await self.loop.round()
+        except QueueUnavailable as error:
+            self.outage = error.message
+
+
+class JournaledRecords(RecordFile):
+    def __init__(self, path: Path, journal: Journal) -> None:
+        super().__init__(path)
+        self._file = path
+        self._journal = journal
+
+    def write(self, records: Mapping[str, ModelRecord]) -> None:
+        before = self._inode()
+        super().write(records)
+        if self._inode() != before:
+            self._journal.append(("records", dict(records)))
+
+    def _inode(self) -> int:
+        """Another one after each write, which replaces the file."""
+        return self._file.stat().st_ino if self._file.exists() else 0
+
+
+class NoSources:
+    """The simulated engine needs none."""
+
+    def begin(self, uri: str) -> None:
+        raise AssertionError(uri)
+
+    def states(self) -> Mapping[str, SourceState]:
+        return {}
+
+
+class OperatorRig:
+    """Objects in an API server, with a KubeRay that makes each RayCluster's head ready; a Serve for each."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.journal: Journal = []
+        self.store = FakeStore(self.clock, self.journal)
+        self.faults = Faults()
+        self.serves: dict[str, FakeServe] = {}
+        self.api = FakeApiServer(self.clock, self.journal)
+        self.outage = ""
+        self.conflicts = 0
+        self.abilities = Abilities()
+        self._made = 0
+        self.declare("Pool", "default", {})
+        self.start()
+
+    @property
+    def serve(self) -> FakeServe:
+        pool = self.api.get("Pool", "default")
+        assert pool is not None
+        name = pool["status"].get("rayCluster") or next(iter(self.serves), "none-yet")
+        return self._connect(name)
+
+    def model(self, name: str, **spec: Any) -> None:
+        self.declare("Model", name, {"engine": {"name": "simulated"}, **spec})
+
+    def remove(self, name: str) -> None:
+        self.delete("Model", name)
+
+    def declare(self, kind: Kind, name: str, spec: Mapping[str, Any]) -> None:
+        """As a person does: none of it is in the journal."""
+        manifest = {
+            "apiVersion": "tidegate.dev/v1alpha1",
+            "kind": kind,
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": dict(spec),
+        }
+        self.api.put(kind, manifest)
+
+    def delete(self, kind: Kind, name: str) -> None:
+        self.api.remove(kind, name)
+
+    def start(self) -> None:
+        self.cache = Cache()
+        self.api.changed = self._watch
+        for kind, body in self.api.everything():
+            self._watch(kind, "MODIFIED", body)
+        self._serves = Serves(lambda service, namespace, cluster: cluster, self._connect)
+        gatherer = Gatherer(
+            self.cache,
+            ResourceReader(self.cache),
+            self.store,
+            self.store,
+            self._serves,
+            Troubles(self.api),
+            self.abilities,
+            REPLICAS,
+            DEFAULTS,
+        )
+        applier = Applier(self.api, self.cache, self.store, self._serves, "operator-0", self.clock)
+        self.reconciler = Reconciler(gatherer, applier, self.clock)
+
+    async def round(self) -> None:
+        """One reconcile; after a conflict another, as the queue has it."""
+        self.clock.now += 1
+        self._kuberay()
+        for serve in self.serves.values():
+            await serve.beat()
+        while True:
+            try:
+                await self.reconciler.reconcile(KEY)
+            except ApiConflict:
+                self.conflicts += 1
+                assert self.conflicts < MOST_CONFLICTS
+            else:
+                break
+        self.outage = self.condition("Pool", "default", "Ready").message if self.store.is_away else ""
+
+    def condition(self, kind: Kind, name: str, wanted: str) -> Condition:
+        body = self.api.get(kind, name)
+        assert body is not None, name
+        found = next(item for item in body["status"]["conditions"] if item["type"] == wanted)
+        return Condition(wanted, found["status"], found["reason"], found["message"])
+
+    def _connect(self, cluster: str) -> FakeServe:
+        if cluster not in self.serves:
+            self.serves[cluster] = FakeServe(
+                self.store, self.faults, self.clock, cluster, journal=self.journal
+            )
+        return self.serves[cluster]
+
+    def _watch(self, kind: Kind, verb: str, body: Object) -> None:
+        if kind not in KINDS:
+            return
+        if verb == "DELETED":
+            self.cache.drop(kind, body)
+        else:
+            self.cache.put(kind, body)
+
+    def _kuberay(self) -> None:
+        """Each RayCluster has a head that is ready; its pods go with it."""
+        for kind, body in list(self.api.everything()):
+            name = body["metadata"]["name"]
+            if kind != "RayCluster" or self.api.get("Pod", f"{name}-head") is not None:
+                continue
+            labels = {"ray.io/cluster": name, "ray.io/node-type": "head"}
+            owner = {"uid": body["metadata"]["uid"]}
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{name}-head",
+                    "namespace": "default",
+                    "labels": labels,
+                    "ownerReferences": [owner],
+                },
+                "spec": {},
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+            }
+            self.api.put("Pod", pod)
+            self.api.put("RayCluster", {**body, "status": {"state": "ready"}})
+
+
+async def rounds(rig: Rig, count: int) -> None:
+    for _ in range(count):
+        await rig.round()
+
+
+def entry(rig: Rig, name: str) -> ModelEntry:
+    return rig.store.entries[name]
+
+
+def condition(rig: Rig, name: str, wanted: str) -> Condition:
+    """A condition as gateways and the CLI read it."""
+    return next(item for item in entry(rig, name).conditions if item.type == wanted)

@@ -1,0 +1,267 @@
+"""What is refused, and how the refusal names field, value and remedy."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
+from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
+
+from tidegate.errors import InvalidRequest
+from tidegate.gateway.bodies import BodyReader, NotHonoured, not_honoured_fields
+from tidegate.gateway.dialects.chat import Chat, ChatBody
+from tidegate.gateway.dialects.completions import CompletionBody, Completions, prompt_list
+from tidegate.messages.work import Generate, TextPrompt, TokenPrompt
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
+NOT_HONOURED: dict[str, NotHonoured] = not_honoured_fields(ChatBody) | not_honoured_fields(CompletionBody)
+
+parse_chat = BodyReader(ChatBody).read
+parse_completion = BodyReader(CompletionBody).read
+read_chat = Chat().read
+read_completion = Completions().read
+
+
+def refuse_chat(body: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as refused:
+        read_chat(body if isinstance(body, bytes) else orjson.dumps(body))
+    return refused.value
+
+
+def refuse_completion(body: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as refused:
+        read_completion(orjson.dumps(body))
+    return refused.value
+
+
+def test_every_field_of_openais_schema_is_known() -> None:
+    assert set(ChatParams.__annotations__) <= set(ChatBody.__struct_fields__)
+    assert set(CompletionParams.__annotations__) <= set(CompletionBody.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 2.1),
+        ("temperature", -0.1),
+        ("temperature", "warm"),
+        ("top_p", 1.5),
+        ("n", 0),
+        ("n", 129),
+        ("n", 1.5),
+        ("n", True),
+        ("stop", ["a", "b", "c", "d", "e"]),
+        ("stop", ""),
+        ("stop", 5),
+        ("max_tokens", 0),
+        ("max_completion_tokens", -1),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
+        ("seed", 2**63),
+        ("logprobs", 3),
+        ("top_logprobs", 21),
+        ("top_logprobs", 2),  # without logprobs
+        ("stream", "yes"),
+        ("stream_options", {"include_usage": True}),  # without stream
+        ("messages", []),
+        ("messages", "hi"),
+        ("model", 5),
+        ("model", ""),
+        ("user", 5),
+    ],
+)
+def test_a_wrong_value_is_named(field: str, value: Any) -> None:
+    error = refuse_chat(CHAT | {field: value})
+    assert error.param == field
+    assert error.message.startswith(f"{field}: ")
+    assert error.status == 400
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([{"role": "bot", "content": "x"}], "messages[0].role"),
+        ([CHAT["messages"][0], {"role": "tool", "content": "x"}], "messages[1].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": "x", "name": "joe"}], "messages[0].name"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
+        ([{"role": "user", "content": "x", "colour": 1}], "messages[0].colour"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}],
+            "messages[0].content[1].type",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        (["hi"], "messages[0]"),
+    ],
+)
+def test_a_wrong_message_is_named_with_its_index(messages: list[Any], param: str) -> None:
+    assert refuse_chat(CHAT | {"messages": messages}).param == param
+
+
+@pytest.mark.parametrize("name", sorted(NOT_HONOURED))
+def test_what_is_not_honoured_is_refused_unless_it_means_nothing(name: str) -> None:
+    is_chat = name in ChatBody.__struct_fields__
+    body, parse, refuse = (
+        (CHAT, parse_chat, refuse_chat) if is_chat else (COMPLETION, parse_completion, refuse_completion)
+    )
+    for harmless in (None, *NOT_HONOURED[name].same_as_absent):
+        parse(orjson.dumps(body | {name: harmless}))
+    for odd in ("odd", 7, [1], {"odd": 1}, 0):
+        error = refuse(body | {name: odd})
+        assert (error.param, error.error_code) == (name, "unsupported_parameter")
+
+
+def test_true_is_not_one() -> None:
+    assert refuse_chat(CHAT | {"parallel_tool_calls": 1}).param == "parallel_tool_calls"
+    assert refuse_completion(COMPLETION | {"best_of": True}).param == "best_of"
+
+
+def test_a_remedy_is_the_fields_own_description_or_that_of_its_parent() -> None:
+    chat, completions = BodyReader(ChatBody), BodyReader(CompletionBody)
+    assert (chat.hint("logprobs"), completions.hint("logprobs")) == (
+        "true or false",
+        "a whole number from 0 to 5",
+    )
+    assert chat.hint("messages[3].role") == "one of system, developer, user, assistant"
+    assert chat.hint("messages[3].content[1].type") == chat.hint("messages")
+    assert chat.hint("nope") == "a valid value"
+
+
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody])
+def test_every_field_says_what_to_send(body: type[ChatBody] | type[CompletionBody]) -> None:
+    reader: BodyReader[Any] = BodyReader(body)
+    assert [name for name in body.__struct_fields__ if reader.hint(name) == "a valid value"] == []
+
+
+def test_an_unknown_field_is_refused_by_name() -> None:
+    error = refuse_chat(CHAT | {"ignore_eos": True})
+    assert (error.param, error.error_code) == ("ignore_eos", "unknown_parameter")
+
+
+def test_advisory_fields_pass() -> None:
+    advisory = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "safety_identifier": "s",
+        "prompt_cache_key": "p",
+    }
+    assert parse_chat(orjson.dumps(CHAT | advisory)).user == "u"
+    assert parse_completion(orjson.dumps(COMPLETION | advisory)).user == "u"
+
+
+def test_all_nulls_mean_the_defaults() -> None:
+    nulls = {name: None for name in ChatBody.__struct_fields__ if name not in ("model", "messages")}
+    call = read_chat(orjson.dumps(nulls | CHAT))
+    [ask] = call.asks(7)
+    assert (call.n, call.is_streamed, call.has_usage, call.top_logprobs) == (1, False, False, None)
+    assert isinstance(ask.work, Generate)
+    sampling = ask.work.sampling
+    assert (sampling.max_tokens, sampling.stop, sampling.top_logprobs) == (None, (), None)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b'{"model": nope}', b"[1]", b"null", b'"x"', b"\xff", b"[" * 100_000]
+)
+def test_what_is_no_json_object_is_refused_with_a_position(body: bytes) -> None:
+    error = refuse_chat(body)
+    assert error.error_code == "invalid_json"
+    assert "byte" in error.message or "object" in error.message or "deeply" in error.message
+
+
+def test_numbers_beyond_every_type_are_refused() -> None:
+    assert (
+        refuse_chat(b'{"model":"m","messages":[{"role":"user","content":"x"}],"seed":1e999}').param == "seed"
+    )
+
+
+def test_whole_floats_are_whole_numbers() -> None:
+    body = parse_chat(orjson.dumps(CHAT | {"seed": -3.0, "max_tokens": 5.0, "temperature": 1}))
+    assert (body.seed, body.max_tokens, body.temperature) == (-3, 5, 1.0)
+    assert parse_completion(orjson.dumps(COMPLETION | {"prompt": [1.0, 2]})).prompt == [1, 2]
+
+
+def test_two_limits_must_agree() -> None:
+    assert parse_chat(orjson.dumps(CHAT | {"max_tokens": 5, "max_completion_tokens": 5})).max_tokens == 5
+    assert refuse_chat(CHAT | {"max_tokens": 5, "max_completion_tokens": 6}).param == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", [TextPrompt("a")]),
+        ("", [TextPrompt("")]),
+        (["a", "b"], [TextPrompt("a"), TextPrompt("b")]),
+        ([1, 2], [TokenPrompt([1, 2])]),
+        ([[1], [2, 3]], [TokenPrompt([1]), TokenPrompt([2, 3])]),
+    ],
+)
+def test_prompts_of_every_form(prompt: Any, prompts: Any) -> None:
+    assert prompt_list(prompt) == prompts
+
+
+@pytest.mark.parametrize(
+    "prompt", [[], [1, "a"], ["a", [1]], [[]], [[1], []], [-1], [2**31], 5, None, [None]]
+)
+def test_prompts_of_no_form_are_refused(prompt: Any) -> None:
+    param = refuse_completion(COMPLETION | {"prompt": prompt}).param
+    assert param is not None and re.sub(r"\[\d+\]", "", param) == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": 6}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens"),
+        ({"suffix": "x"}, "suffix"),
+        ({"prompt": ["x"] * 100, "n": 11}, "prompt"),
+    ],
+)
+def test_wrong_completions(fields: dict[str, Any], param: str) -> None:
+    assert refuse_completion(COMPLETION | fields).param == param
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    fields=st.dictionaries(st.sampled_from(ChatBody.__struct_fields__) | st.text(max_size=4), json_values),
+)
+def test_any_object_is_either_a_call_or_a_refusal(fields: dict[str, Any]) -> None:
+    raw = orjson.dumps(CHAT | fields, option=orjson.OPT_NON_STR_KEYS, default=str) if _fits(fields) else b"{}"
+    try:
+        call = read_chat(raw)
+    except InvalidRequest as error:
+        assert error.message
+    else:
+        assert len(call.asks(7)) == call.n
+
+
+def _fits(value: Any) -> bool:
+    """True where orjson can write it: it knows 64-bit whole numbers only."""
+    if isinstance(value, dict):
+        return all(map(_fits, value.values()))
+    if isinstance(value, list):
+        return all(map(_fits, value))
+    return not isinstance(value, int) or -(2**63) <= value < 2**64
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_either_a_call_or_a_refusal(raw: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_chat(raw)
