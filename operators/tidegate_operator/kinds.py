@@ -12,7 +12,18 @@ from typing import Literal
 from tidegate.control.resources import API_VERSION
 
 Kind = Literal[
-    "Model", "Pool", "RayCluster", "Job", "Pod", "Event", "CoreEvent", "Node", "Deployment", "Lease"
+    "Model",
+    "Pool",
+    "RayCluster",
+    "Job",
+    "Pod",
+    "Event",
+    "CoreEvent",
+    "Node",
+    "Deployment",
+    "Lease",
+    "Secret",
+    "ConfigMap",
 ]
 
 # On everything that the operator makes, so that listings and watches are short in a busy namespace.
@@ -52,5 +63,7 @@ RESOURCES: Mapping[Kind, Resource] = {
     "Node": Resource("v1", "nodes", is_namespaced=False),
     "Deployment": Resource("apps/v1", "deployments"),  # `uninstall` stops the operator's own
     "Lease": Resource("coordination.k8s.io/v1", "leases"),  # `uninstall` removes it
+    "Secret": Resource("v1", "secrets"),  # `uninstall` reads Helm's records in them
+    "ConfigMap": Resource("v1", "configmaps"),
 }
 WATCHED: tuple[Kind, ...] = tuple(kind for kind, resource in RESOURCES.items() if resource.is_watched)
