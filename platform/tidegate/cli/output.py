@@ -45,7 +45,7 @@ class Column:
 
 def say(message: str) -> None:
     """A line for the person at the terminal."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201
+    print(printable(message), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def put(text: str, end: str = "\n") -> None:
@@ -71,7 +71,7 @@ def show_record(record: Record, style: Format, text: str) -> None:
     if style in (Format.json, Format.yaml):
         _dump(dict(record), style)
     else:
-        put(text)
+        put(printable(text))
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -103,8 +103,13 @@ def age(seconds: float) -> str:
     return f"{int(seconds / 86_400)}d"
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what a terminal would act on; line ends and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def _one_line(cell: str) -> str:
-    return " ".join(cell.split())
+    return printable(" ".join(cell.split()))
 
 
 def _dump(data: Any, style: Format) -> None:

@@ -1,8 +1,8 @@
 """Read YAML that somebody else wrote, within bounds that hold before anything is built of it.
 
 The text is parsed twice: first to events, which cost memory one at a time, and only where their number,
-depth and what aliases stand for are within bounds, to values. An alias counts as all that it stands for, so a file of
-1 kB that unfolds to millions of values is refused by its sum. Numbers have a bound of their own: Python's
+depth and what aliases stand for are within bounds, to values. An alias counts as all that it stands for, so
+a file of 1 kB that unfolds to millions of values is refused by its sum. Numbers have a bound of their own: Python's
 whole numbers have none, and what cannot be shown again must not come in.
 
 The values are those of JSON. A date is text, as it is for Kubernetes.
@@ -67,9 +67,9 @@ def _check_bounds(text: str) -> None:
             if len(begun) > MAX_DEPTH:
                 raise YamlRefused(f"{_at(event)}: nested more than {MAX_DEPTH} deep; no resource is")
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, first = open_anchors.pop(), begun.pop()
-            if anchor:
-                sums[anchor] = count - first
+            closed, first = open_anchors.pop(), begun.pop()
+            if closed:
+                sums[closed] = count - first
         if count > MAX_VALUES:
             raise YamlRefused(
                 f"{_at(event)}: more than {MAX_VALUES} values, aliases counted as what they stand for; "
