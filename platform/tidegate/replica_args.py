@@ -24,8 +24,8 @@ FROM_ENVIRONMENT = "env:"  # begins a `redis_url` that names a variable instead
 
 
 def find_redis_url(given: str) -> str:
-    """The URL that is given, or that of the variable named (`env:NAME`): Serve stores and logs its config, so a
-    password must not stand in it. Raises `ConfigError` where there is no such variable."""
+    """The URL that is given, or that of the variable named (`env:NAME`): Serve stores and logs its config, so
+    no password may stand in it. Raises `ConfigError` where there is no such variable."""
     if not given.startswith(FROM_ENVIRONMENT):
         return given
     name = given.removeprefix(FROM_ENVIRONMENT)

@@ -2,8 +2,8 @@
 
 The text is parsed twice: first to events, which cost memory one at a time, and only where their number,
 depth and what aliases stand for are within bounds, to values. An alias counts as all that it stands for, so
-a file of 1 kB that unfolds to millions of values is refused by its sum. Numbers have a bound of their own: Python's
-whole numbers have none, and what cannot be shown again must not come in.
+a file of 1 kB that unfolds to millions of values is refused by its sum. Numbers have a bound of their own:
+Python's whole numbers have none, and what cannot be shown again must not come in.
 
 The values are those of JSON. A date is text, as it is for Kubernetes.
 """

@@ -42,6 +42,7 @@ from tidegate.replica_args import FROM_ENVIRONMENT, ReplicaSettings
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection
+from tidegate.store.data_watch import DataWatch
 from tidegate.store.keys import Keys
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry
@@ -94,6 +95,10 @@ class Host:
             await keys.start()
             stack.push_async_callback(keys.close)
             self._key = await self._admin_key(keys)
+            data_watch = DataWatch(connection, key_prefix=self.settings.key_prefix)
+            await data_watch.start()
+            stack.push_async_callback(data_watch.close)
+            connection.on_reconnect(self.changed.set)  # what Redis lost is written again at once
             loop = self._control_loop(connection)
             await self._start_gateway(stack)
             serve = _ServeSlot(loop)

@@ -1,7 +1,7 @@
 """Logs stay small: one that has grown is copied to `NAME.1` and emptied.
 
-Copied, because who writes it holds it open. Each writer opens for appending, so it goes on at the new end; the
-few lines that are written between copy and cut are lost.
+Copied, because who writes it holds it open. Each writer opens for appending, so it goes on at the new end;
+the few lines that are written between copy and cut are lost.
 """
 
 from __future__ import annotations
