@@ -1,4 +1,4 @@
-"""Notice that Redis has lost its data although the connection stands: a FLUSHALL, or a restore of an older copy.
+"""Notice that Redis has lost its data although the connection stands: FLUSHALL, or an older copy restored.
 
 One small key says which data this is. Whoever finds another value there, or none, tells its process what a
 reconnect would tell it: that everything it follows may be gone.
