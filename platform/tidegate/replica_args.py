@@ -23,6 +23,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 EngineName = Literal["transformers", "simulated"]
 
 FROM_ENVIRONMENT = "env:"  # begins a `redis_url` that names a variable instead
+REDIS_VARIABLE = "TG_REDIS_URL"  # the one that hosts set for Ray's processes
 
 
 def find_redis_url(given: str) -> str:

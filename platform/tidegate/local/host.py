@@ -38,7 +38,7 @@ from tidegate.local.record_file import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry
-from tidegate.replica_args import FROM_ENVIRONMENT, ReplicaSettings
+from tidegate.replica_args import FROM_ENVIRONMENT, REDIS_VARIABLE, ReplicaSettings
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection
@@ -202,7 +202,7 @@ class Host:
             self.sources,
             RecordFile(self.home.records),
             ReplicaSettings(
-                redis_url=f"{FROM_ENVIRONMENT}{ray_cluster.REDIS_VARIABLE}",
+                redis_url=f"{FROM_ENVIRONMENT}{REDIS_VARIABLE}",
                 key_prefix=prefix,
                 times=settings.times,
                 log_dir=str(self.home.logs),

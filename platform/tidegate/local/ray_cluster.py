@@ -18,9 +18,9 @@ from tidegate.errors import TidegateError
 from tidegate.local import processes
 from tidegate.local.home import Home, ProcessRecord
 from tidegate.local.ray_head import RayHead, RayOptions
+from tidegate.replica_args import REDIS_VARIABLE
 
 START_SECONDS = 120.0
-REDIS_VARIABLE = "TG_REDIS_URL"
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but Serve's own small objects passes through it
 
 
