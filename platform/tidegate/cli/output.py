@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tidegate.errors import TidegateError
 
 Record = Mapping[str, Any]
 GAP = "   "
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class CommandFailed(TidegateError):
@@ -52,6 +54,12 @@ def put(text: str, end: str = "\n") -> None:
     """Data on stdout, at once."""
     sys.stdout.write(text + end)
     sys.stdout.flush()
+
+
+def put_foreign(text: str, end: str = "\n") -> None:
+    """Text that somebody else wrote (a model, a log): a terminal gets none of the characters that it acts on,
+    a file or a program the text as it is."""
+    put(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text) if sys.stdout.isatty() else text, end)
 
 
 def show_list(records: Sequence[Record], columns: Sequence[Column], style: Format, empty: str) -> None:

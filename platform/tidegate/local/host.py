@@ -52,7 +52,7 @@ from tidegate.telemetry import configure_logging
 log = logging.getLogger("tidegate.local")
 
 WATCH_SECONDS = 1.0
-KEY_SECONDS = 2.0
+KEY_SECONDS = 1.0
 LOCAL_KEY = "local"
 SMALL_MACHINE_CORES = 2
 

@@ -20,6 +20,7 @@ from tidegate.local.home import Home
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings
 from tidegate.store.connection import Connection
+from tidegate.store.keys import Keys
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(240)]
 
@@ -190,7 +191,14 @@ async def test_redis_comes_back_with_its_data(steady: Platform) -> None:
 
 async def test_what_a_flush_took_comes_back_by_itself(steady: Platform) -> None:
     async with Connection(steady.running.redis_url, name="test") as connection:
+        keys = Keys(connection, key_prefix=steady.running.key_prefix)
+        (before,) = await keys.list()
         await connection.call("FLUSHALL")
+        await await_until(keys.list)
+        (after,) = await keys.list()
+        assert (after.name, after.prefix) == (before.name, before.prefix)
+    for name in ("first", "second"):
+        await steady.until(name, lambda entry: entry.ready and entry.replicas_ready, timeout=90.0)
 
     async def answers() -> bool:
         return (await steady.ask("first")).status_code == 200
