@@ -131,8 +131,10 @@ class Home:
     def check(self) -> None:
         """Raises `ConfigError` where this folder cannot be a home: `/`, a user's own folder, or one whose
         `data`, `logs`, `run` or `key` somebody else made."""
-        shared = {Path.home().resolve(), Path(tempfile.gettempdir()).resolve()}
-        if self.root.resolve() in shared | {parent for folder in shared for parent in folder.parents}:
+        # Not Path.home, which fails for a user without one.
+        user = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111
+        shared = {Path("/"), user, *user.parents, Path(tempfile.gettempdir()).resolve()}
+        if self.root.resolve() in shared:
             raise self._refused("holds other things than Tidegate's; name a folder of its own")
         if self.is_ours:
             return

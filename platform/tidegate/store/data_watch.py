@@ -52,7 +52,8 @@ class DataWatch:
                 continue  # away: its return is told by the connection
 
     async def _read(self) -> bytes:
-        fresh = secrets.token_hex(8)
-        await self._connection.call("SET", self._name, fresh, "NX", repeat=True)
-        found = await self._connection.call("GET", self._name, repeat=True)
+        """Written only where it is missing: a server that is full can still be watched."""
+        if (found := await self._connection.call("GET", self._name, repeat=True)) is None:
+            await self._connection.call("SET", self._name, secrets.token_hex(8), "NX", repeat=True)
+            found = await self._connection.call("GET", self._name, repeat=True)
         return bytes(found or b"")
