@@ -32,6 +32,8 @@ def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError
         )
     if finish.code == "ContextLengthExceeded":
         return InvalidRequest(finish.message, param=prompt_field, code="context_length_exceeded")
+    if finish.code in ("ReaderTooSlow", "AnswerTooLarge"):
+        return GenerationFailed(finish.message, code=finish.code)
     if finish.code == "InvalidPrompt":
         return InvalidRequest(finish.message, param=prompt_field, code="invalid_prompt")
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))

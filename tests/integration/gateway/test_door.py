@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import re
 import resource
 import socket
 import subprocess
 import sys
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -16,9 +19,11 @@ import orjson
 import psutil
 import pytest
 
-from tests.integration.gateway.rig import CHAT, Gateway, open_gateway
+from tests.integration.gateway.rig import CHAT, MODEL, REVISION, Gateway, open_gateway
 from tests.integration.gateway.test_process import address, environment, gateway_process
 from tests.waiting import await_until, wait_until
+from tidegate.gateway.stream import OpenCall
+from tidegate.messages.work import Request
 
 PATH = "/v1/chat/completions"
 
@@ -411,3 +416,48 @@ def test_few_descriptors_bound_the_connections(redis_url: str, key_prefix: str, 
         for half in halves:
             half.close()
     assert soft <= hard
+
+
+async def test_sequences_times_bytes_are_refused_before_they_are_encoded(gateway: Gateway) -> None:
+    body = CHAT | {"messages": [{"role": "user", "content": "x" * 4_000_000}], "n": 128}
+    refused = await gateway.post(PATH, body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "request_too_large")
+    assert "128 sequences" in refused.json()["error"]["message"]
+    assert (await gateway.services.queue.depth(MODEL, REVISION)).waiting == 0
+
+
+async def test_a_finished_call_is_freed_without_the_collector(gateway: Gateway) -> None:
+    seen: list[weakref.ref[OpenCall]] = []
+    opened_as = gateway.services.calls.open
+
+    def open_and_watch(requests: Sequence[Request], *, is_streamed: bool) -> OpenCall:
+        call = opened_as(requests, is_streamed=is_streamed)
+        seen.append(weakref.ref(call))
+        return call
+
+    gateway.services.calls.open = open_and_watch  # type: ignore[method-assign]
+    gc.collect()
+    gc.disable()
+    try:
+        for is_streamed in (False, True):
+            call = asyncio.create_task(gateway.post(PATH, CHAT | {"stream": is_streamed}))
+            await gateway.replica.answer("one", "two")
+            assert (await call).status_code == 200
+            await await_until(lambda: seen[-1]() is None)
+    finally:
+        gc.enable()
+
+
+async def test_a_stream_that_is_read_too_slowly_stops_running(gateway: Gateway) -> None:
+    _, writer = await opened(gateway)
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    body = orjson.dumps(CHAT | {"stream": True})
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer %b\r\ncontent-length: %d\r\n\r\n"
+    writer.write(head % (gateway.key.encode(), len(body)) + body)
+    (claim,) = await gateway.replica.next()
+    for _ in range(64):
+        await gateway.replica.say(claim, "w" * 1_000_000)
+        if claim.request.id in gateway.replica.cancelled:
+            break
+    await await_until(lambda: claim.request.id in gateway.replica.cancelled)
+    writer.close()
