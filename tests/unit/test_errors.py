@@ -11,6 +11,7 @@ from tidegate.errors import (
     FieldProblem,
     InvalidRequest,
     QueueFull,
+    QueueUnavailable,
     RequestError,
     SourceError,
 )
