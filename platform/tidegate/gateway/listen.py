@@ -13,8 +13,11 @@ BACKLOG = 2048
 def listen(host: str, port: int) -> list[socket.socket]:
     """Bind every address of `host`, all to one port. `::` takes IPv4 too. Raises `ConfigError`."""
     sockets: list[socket.socket] = []
+    host = host.strip("[]")
+    if host == "::" and not _has_ipv6():
+        host = "0.0.0.0"  # noqa: S104 - what was asked for, on a machine with IPv4 alone
     try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, address in dict.fromkeys(found):
             if sockets and port == 0:
                 address = (address[0], sockets[0].getsockname()[1], *address[2:])
@@ -37,6 +40,15 @@ def listen(host: str, port: int) -> list[socket.socket]:
 def url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _bound(family: int, address: tuple[object, ...]) -> socket.socket:

@@ -18,7 +18,7 @@ from tidegate.settings import PREFIX, Settings
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.05
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a client on this machine asks
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}  # noqa: S104 - where a client on this machine asks
 
 
 class GatewayFailed(TidegateError):
