@@ -21,9 +21,12 @@ import pytest
 
 from tests.integration.gateway.rig import CHAT, MODEL, REVISION, Gateway, open_gateway
 from tests.integration.gateway.test_process import address, environment, gateway_process
+from tests.redis_server import RedisServer
 from tests.waiting import await_until, wait_until
+from tidegate.errors import QueueUnavailable
 from tidegate.gateway.stream import OpenCall
 from tidegate.messages.work import Request
+from tidegate.store.connection import Connection
 
 PATH = "/v1/chat/completions"
 
@@ -461,3 +464,16 @@ async def test_a_stream_that_is_read_too_slowly_stops_running(gateway: Gateway) 
             break
     await await_until(lambda: claim.request.id in gateway.replica.cancelled)
     writer.close()
+
+
+async def test_a_503_shows_nothing_of_redis(own_redis: RedisServer, key_prefix: str) -> None:
+    async with open_gateway(own_redis.url, key_prefix) as gateway, Connection(own_redis.url) as admin:
+        await admin.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        await admin.call("CONFIG", "SET", "maxmemory", "1")
+        for is_streamed in (False, True):
+            full = await gateway.post(PATH, CHAT | {"stream": is_streamed})
+            assert (full.status_code, full.json()["error"]["message"]) == (503, QueueUnavailable.SHOWN)
+        own_redis.kill()
+        for gone in (await gateway.post(PATH, CHAT), await gateway.http.get("/readyz")):
+            assert gone.status_code == 503
+            assert not re.search(r"maxmemory|OOM|\d+\.\d+\.\d+\.\d+|localhost|:\d{4}|Connect", gone.text)
