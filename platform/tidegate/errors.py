@@ -5,10 +5,16 @@ TidegateError
 ├── AuthenticationFailed      401
 ├── PermissionRefused         403
 ├── ModelNotFound             404  names the models that exist
+├── HostRefused               403  without keys: a name that is not this machine's
+├── RequestTimeout            408  a head or body that does not come
 ├── RequestTooLarge           413
+├── UnsupportedMedia          415  a content type or encoding that is not taken
+├── HeadTooLarge              431
 ├── QueueFull                 429  with Retry-After
 ├── ModelUnavailable          503  with the model's own sentence
-├── QueueUnavailable          503  Redis is away
+├── QueueUnavailable          503  Redis is away; the client is not told how
+├── GatewayStopping           503
+├── TooManyConnections        503
 ├── GenerationFailed          500  the engine failed on an accepted request
 ├── RequestExpired            504  waited past its deadline
 ├── ConfigError                    a setting or resource is wrong: stops the start or is refused
@@ -21,6 +27,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 MAX_RETRY_AFTER_SECONDS = 120  # SDKs stop honouring the header above about this
+MOST_CHARACTERS = 2000  # of a message to a client
+MOST_PARAM_CHARACTERS = 200
 
 
 class TidegateError(Exception):
@@ -48,8 +56,8 @@ class RequestError(TidegateError):
         code: str | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.param = param
+        super().__init__(shortened(message, MOST_CHARACTERS))
+        self.param = None if param is None else shortened(param, MOST_PARAM_CHARACTERS)
         self.error_code = code or self.code
         self.retry_after_seconds = retry_after_seconds
 
@@ -91,6 +99,25 @@ class ModelNotFound(RequestError):
     reason, status, type, code = "ModelNotFound", 404, "invalid_request_error", "model_not_found"
 
 
+class HostRefused(RequestError):
+    reason, status, type, code = "HostRefused", 403, "permission_error", "host_refused"
+
+
+class RequestTimeout(RequestError):
+    reason, status, type, code = "RequestTimeout", 408, "invalid_request_error", "request_timeout"
+
+
+class UnsupportedMedia(RequestError):
+    reason, status, type, code = "UnsupportedMedia", 415, "invalid_request_error", "unsupported_media"
+
+    def headers(self) -> dict[str, str]:
+        return {"accept-encoding": "gzip"} if self.param == "content-encoding" else {}
+
+
+class HeadTooLarge(RequestError):
+    reason, status, type, code = "HeadTooLarge", 431, "invalid_request_error", "head_too_large"
+
+
 class RequestTooLarge(RequestError):
     reason, status, type, code = "RequestTooLarge", 413, "invalid_request_error", "request_too_large"
 
@@ -104,7 +131,23 @@ class ModelUnavailable(RequestError):
 
 
 class QueueUnavailable(RequestError):
+    """`message` says what Redis said, for the log. A client is not told."""
+
     reason, status, type, code = "QueueUnavailable", 503, "server_error", "queue_unavailable"
+    SHOWN: ClassVar[str] = "The queue cannot be used now. Send the request again in a moment."
+
+    def body(self) -> dict[str, Any]:
+        body = super().body()
+        body["error"]["message"] = self.SHOWN
+        return body
+
+
+class GatewayStopping(RequestError):
+    reason, status, type, code = "GatewayStopping", 503, "server_error", "queue_unavailable"
+
+
+class TooManyConnections(RequestError):
+    reason, status, type, code = "TooManyConnections", 503, "server_error", "too_many_connections"
 
 
 class GenerationFailed(RequestError):
@@ -113,6 +156,11 @@ class GenerationFailed(RequestError):
 
 class RequestExpired(RequestError):
     reason, status, type, code = "RequestExpired", 504, "server_error", "deadline_exceeded"
+
+
+def shortened(text: str, most: int) -> str:
+    """At most about `most` characters: where it is longer, its middle is left out."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 @dataclass

@@ -88,6 +88,31 @@ class Settings(ProcessSettings):
         8 * 1024 * 1024, ge=1024, le=1 << 30, description="Largest request body; above it 413."
     )
 
+    max_head_bytes: int = Field(
+        32 * 1024, ge=4096, le=1 << 20, description="Largest request line and headers; above it 431."
+    )
+    max_connections: int = Field(
+        8192,
+        ge=16,
+        le=1 << 20,
+        description="Open connections of a gateway; fewer where its descriptors do not suffice. Above it "
+        "those without a request make room, then 503.",
+    )
+    head_timeout_seconds: Seconds = Field(
+        20.0, description="Time for the head of a request, the first of a connection too; then 408."
+    )
+    body_timeout_seconds: Seconds = Field(
+        30.0, description="Time in which a further part of a request's body must come; then 408."
+    )
+    stall_timeout_seconds: Seconds = Field(
+        60.0, description="After so long a client that takes nothing of its answer is left."
+    )
+    cors_origins: str = Field(
+        "",
+        pattern=r"^(\*|(https?://[^/,\s]+(,\s*https?://[^/,\s]+)*)?)$",
+        description="Origins whose web pages may call, with commas between them, or `*`; empty allows none.",
+    )
+
     total_max_requests: Count = Field(
         20_000, description="Requests waiting and running in all; above it 429."
     )
@@ -130,7 +155,7 @@ def read_settings(kind: type[AnySettings], environ: Mapping[str, str] | None = N
     values = {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environ.items()
-        if name.startswith(PREFIX) and name not in INTERNAL_VARIABLES
+        if name.startswith(PREFIX) and name not in INTERNAL_VARIABLES and not _is_service_link(name, value)
     }
     if "REDIS_URL" in environ and "redis_url" not in values:
         values["redis_url"] = environ["REDIS_URL"]
@@ -147,6 +172,19 @@ def read_settings(kind: type[AnySettings], environ: Mapping[str, str] | None = N
     if times is None or settings is None or problems:
         raise ConfigError("; ".join(map(str, problems)), problems)
     return settings.model_copy(update={"times": Times(**times.model_dump())})
+
+
+_LINK_NAME = re.compile(
+    r"TIDEGATE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*:\d+", re.DOTALL)
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes put this into a pod beside a Service whose name begins with `tidegate`."""
+    if _LINK_NAME.fullmatch(name):
+        return True
+    return name.endswith("_PORT") and _LINK_ADDRESS.fullmatch(value) is not None
 
 
 def _checked_times() -> type[BaseModel]:

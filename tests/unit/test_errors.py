@@ -11,6 +11,7 @@ from tidegate.errors import (
     FieldProblem,
     InvalidRequest,
     QueueFull,
+    QueueUnavailable,
     RequestError,
     SourceError,
 )
@@ -23,8 +24,10 @@ def all_request_errors(base: type[RequestError] = RequestError) -> list[type[Req
 @pytest.mark.parametrize("kind", all_request_errors())
 def test_every_error_has_openais_body(kind: type[RequestError]) -> None:
     error = kind("A sentence.", param="field")
+    # What Redis said is for the log.
+    shown = QueueUnavailable.SHOWN if kind is QueueUnavailable else "A sentence."
     assert error.body() == {
-        "error": {"message": "A sentence.", "type": kind.type, "param": "field", "code": kind.code}
+        "error": {"message": shown, "type": kind.type, "param": "field", "code": kind.code}
     }
     assert 400 <= kind.status < 600
     assert kind.reason and (kind is RequestError or kind.reason == kind.__name__)

@@ -63,3 +63,28 @@ def test_variables_of_child_processes_are_no_settings() -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         Settings().port = 1  # type: ignore[misc]
+
+
+def test_service_links_of_kubernetes_are_no_settings() -> None:
+    links = {
+        "TIDEGATE_SERVICE_HOST": "10.0.0.1",
+        "TIDEGATE_SERVICE_PORT": "8000",
+        "TIDEGATE_SERVICE_PORT_HTTP": "8000",
+        "TIDEGATE_PORT": "tcp://10.0.0.1:8000",
+        "TIDEGATE_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "TIDEGATE_PORT_8000_TCP_PROTO": "tcp",
+        "TIDEGATE_PORT_8000_TCP_PORT": "8000",
+        "TIDEGATE_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "TIDEGATE_REDIS_SERVICE_HOST": "10.0.0.2",
+        "TIDEGATE_REDIS_PORT": "tcp://[fd00::2]:6379",
+        "TIDEGATE_REDIS_PORT_6379_TCP": "tcp://[fd00::2]:6379",
+        "TIDEGATE_DNS_PORT": "udp://10.0.0.3:53",
+    }
+    assert load_settings(links).port == 8000
+    for name, value in (
+        ("TIDEGATE_PORT", "tcp"),
+        ("TIDEGATE_REDIS_PORT", "6379"),
+        ("TIDEGATE_HOSTS", "tcp://a:1"),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            load_settings({name: value})

@@ -15,6 +15,8 @@ from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
 from tidegate.gateway.admin_key import AdminKey, read_admin_key
 from tidegate.gateway.app import create_app
 from tidegate.gateway.auth import check_no_auth
+from tidegate.gateway.door import door_class
+from tidegate.gateway.listen import listen, url
 from tidegate.gateway.services import make_services
 from tidegate.runtime import calm_collector
 from tidegate.settings import Settings, load_settings
@@ -80,13 +82,12 @@ async def serve(settings: Settings) -> None:
             gateway_id=gateway_id,
             times=settings.times,
         )
+        sockets = listen(settings.host, settings.port)
         app = create_app(make_services(settings, gateway_id, queue, keys, registry))
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                host=settings.host,
-                port=settings.port,
-                http="httptools",
+                http=door_class(settings),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -102,7 +103,8 @@ async def serve(settings: Settings) -> None:
             "gateway starts", extra=fields(gateway=gateway_id, host=settings.host, port=settings.port)
         )
         calm_collector()
-        await server.serve()
+        logger.info("gateway running on %s", " ".join(map(url, sockets)))
+        await server.serve(sockets=sockets)
         logger.info("gateway stopped", extra=fields(gateway=gateway_id))
 
 

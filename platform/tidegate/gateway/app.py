@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from tidegate.gateway import docs
 from tidegate.gateway.asgi import ASGIApp, Receive, Scope, Send
+from tidegate.gateway.browsers import Cors, OwnPagesOnly
 from tidegate.gateway.dialects import DIALECTS
 from tidegate.gateway.generation import GenerationEndpoint
 from tidegate.gateway.middleware import ErrorBodies, HotRoutes, RequestIds
@@ -40,7 +41,9 @@ class GatewayApp(FastAPI):
         # Outermost first.
         self.layers = [
             Middleware(RequestIds),
+            Middleware(Cors, origins=services.settings.cors_origins),
             Middleware(ErrorBodies),
+            *([Middleware(OwnPagesOnly)] if services.settings.no_auth else []),
             Middleware(HotRoutes, endpoints=endpoints),
             Middleware(AsyncExitStackMiddleware),  # FastAPI's own routes need it
         ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import re
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, cast
 
 import orjson
 
-from tidegate.errors import InvalidRequest, RequestError, RequestTooLarge
+from tidegate.errors import InvalidRequest, RequestError, RequestTooLarge, UnsupportedMedia
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,6 +26,7 @@ EVENT_STREAM: tuple[Header, ...] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would gather events into large writes
 )
+_MOST_MEMBERS = 64  # of a gzip body: empty ones cost time and no bytes
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
@@ -54,7 +56,43 @@ def request_id_of(scope: Scope) -> str:
 
 
 async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """The whole body. Raises `RequestTooLarge` (before reading, where the length is declared),
+    """The whole body, unpacked where it is gzip: `limit_bytes` bounds it before and after. Raises
+    `UnsupportedMedia` for another encoding, and what `_read_sent` raises."""
+    encoding = (text_header(scope, b"content-encoding") or "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip"):
+        raise UnsupportedMedia(
+            f"content-encoding: {encoding[:40]!r}: send the body as gzip or as it is.",
+            param="content-encoding",
+        )
+    sent = await _read_sent(scope, receive, limit_bytes)
+    return sent if encoding == "identity" else _gunzip(sent, limit_bytes)
+
+
+def _gunzip(packed: bytes, limit_bytes: int) -> bytes:
+    """Raises `RequestTooLarge` as soon as more than `limit_bytes` come out, `InvalidRequest` for what is no
+    gzip."""
+    out = bytearray()
+    for _ in range(_MOST_MEMBERS):
+        member = zlib.decompressobj(wbits=31)
+        try:
+            out += member.decompress(packed, limit_bytes + 1 - len(out))
+        except zlib.error:
+            break
+        if len(out) > limit_bytes:
+            raise _too_large(len(out), limit_bytes)
+        if not member.eof:
+            break
+        packed = member.unused_data
+        if not packed:
+            return bytes(out)
+    raise InvalidRequest(
+        "content-encoding: gzip: the body is no gzip, or not all of it: send it whole.",
+        param="content-encoding",
+    )
+
+
+async def _read_sent(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+    """The whole body as it was sent. Raises `RequestTooLarge` (before reading, where the length is declared),
     `InvalidRequest` for a broken length and `ClientLeft`."""
     declared = header(scope, b"content-length")
     if declared is not None:
@@ -72,16 +110,15 @@ async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
         if len(body) > limit_bytes:
             raise _too_large(len(body), limit_bytes)
         return body
-    chunks, size = [body], len(body)
+    gathered = bytearray(body)  # a list of parts would weigh a multiple of parts of one byte
     while message.get("more_body", False):
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit_bytes:
-            raise _too_large(size, limit_bytes)
-    return b"".join(chunks)
+        gathered += message.get("body", b"")
+        if len(gathered) > limit_bytes:
+            raise _too_large(len(gathered), limit_bytes)
+    return bytes(gathered)
 
 
 async def send_json(send: Send, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:

@@ -14,6 +14,11 @@ from tidegate.settings import Settings
 DEFAULT_TENANT = "default"
 
 
+def sent_key(authorization: str | None, api_key: str | None) -> str | None:
+    """What `find_tenant` takes. Azure's clients send the bare key as `api-key`."""
+    return f"Bearer {api_key}" if authorization is None and api_key is not None else authorization
+
+
 def find_tenant(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> str:
     """The tenant of the key in an `Authorization` header. Raises `AuthenticationFailed`."""
     if no_auth:
@@ -44,7 +49,8 @@ class TenantOfKey(HTTPBase):
         self._no_auth = settings.no_auth
 
     async def __call__(self, request: Request) -> str:  # type: ignore[override]
-        return find_tenant(request.headers.get("authorization"), self._keys, no_auth=self._no_auth)
+        sent = sent_key(request.headers.get("authorization"), request.headers.get("api-key"))
+        return find_tenant(sent, self._keys, no_auth=self._no_auth)
 
 
 def check_no_auth(settings: Settings) -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from tidegate.errors import (
+    GatewayStopping,
     GenerationFailed,
-    QueueUnavailable,
     RequestError,
 )
 from tidegate.gateway import admission, sse
@@ -34,7 +34,7 @@ from tidegate.gateway.asgi import (
     send_json,
     text_header,
 )
-from tidegate.gateway.auth import find_tenant
+from tidegate.gateway.auth import find_tenant, sent_key
 from tidegate.gateway.calls import build_requests, new_id, new_seed
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.metrics import UNKNOWN_MODEL
@@ -80,7 +80,7 @@ class GenerationEndpoint:
         except asyncio.CancelledError:
             # Only the server cancels, when its grace at shutdown is over; this is the task's outermost frame.
             outcome = "GatewayStopped"
-            await exchange.refuse(QueueUnavailable("The gateway is stopping. Send the request again."))
+            await exchange.refuse(GatewayStopping("The gateway is stopping. Send the request again."))
         except Exception:
             outcome = "InternalError"
             logger.exception("a generation call failed")
@@ -114,9 +114,8 @@ class _Exchange:
 
     async def run(self) -> None:
         services, scope = self._services, self._scope
-        tenant = find_tenant(
-            text_header(scope, b"authorization"), services.keys, no_auth=services.settings.no_auth
-        )
+        sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
+        tenant = find_tenant(sent, services.keys, no_auth=services.settings.no_auth)
         call = self._dialect.read(await read_body(scope, self._receive, services.settings.max_body_bytes))
         entry = admission.find_model(call.model, services.registry.models())
         self.model_label = entry.name

@@ -23,7 +23,9 @@ _DESCRIPTIONS = {
     400: "A field is wrong; the error names it in `param`",
     401: "The key is missing, wrong or revoked",
     404: "The model does not exist",
-    413: "The body is too large",
+    408: "The body did not come in time",
+    413: "The body is too large, or its prompts times its sequences are",
+    415: "The body's encoding is neither gzip nor none",
     429: "The queue is full, or the wait would be too long",
     500: "Generation failed",
     503: "The model or the queue is not available now",
@@ -91,7 +93,7 @@ def _components(dialects: Sequence[Dialect]) -> dict[str, Any]:
 def _generation(dialect: Dialect) -> dict[str, Any]:
     # No schema for events, because one would describe JSON bodies.
     answer = {**_json(dialect.answer), "text/event-stream": {}}
-    responses = error_responses(400, 401, 404, 413, 429, 500, 503, 504)
+    responses = error_responses(400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
     responses[200] = {"description": dialect.answer_description, "content": answer}
     return {
         "tags": ["generation"],

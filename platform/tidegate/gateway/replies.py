@@ -21,6 +21,9 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 
+_OWN_LIMITS = {"ReaderTooSlow": "reader_too_slow", "AnswerTooLarge": "answer_too_large"}
+
+
 def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError:
     """Say to the client why a request ended badly. A 5xx shows the stable code, not the inside."""
     if finish.reason == "expired":
@@ -32,6 +35,8 @@ def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError
         )
     if finish.code == "ContextLengthExceeded":
         return InvalidRequest(finish.message, param=prompt_field, code="context_length_exceeded")
+    if code := _OWN_LIMITS.get(finish.code):
+        return GenerationFailed(finish.message, code=code)
     if finish.code == "InvalidPrompt":
         return InvalidRequest(finish.message, param=prompt_field, code="invalid_prompt")
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))

@@ -39,6 +39,12 @@ WATCH_SECONDS = 1.0
 REPLAY_RETRY_SECONDS = 0.25
 REPLAYS_AT_ONCE = 16
 GOOD_ENDS = ("stop", "length")
+# Approximate, of what a call's writer has not taken yet.
+MOST_PENDING_BYTES = 8 * 1024 * 1024
+MOST_ANSWER_BYTES = 64 * 1024 * 1024  # of an answer that is not streamed
+_SEGMENT_BYTES, _LOGPROB_BYTES = 200, 100
+TOO_SLOW = Finish("error", "ReaderTooSlow", "The client reads its stream slower than it is written.")
+TOO_LARGE = Finish("error", "AnswerTooLarge", "The answer is too large to be sent whole: ask for a stream.")
 LOG_GONE = Finish("error", "LogGone", "the request's log is gone")
 
 
@@ -89,7 +95,7 @@ class Signal(Enum):
 Happening = Delivered | Ended | Failed | Waiting | Signal
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class OpenCall:
     """One HTTP call: its sequences and what its writer has not taken yet."""
 
@@ -107,6 +113,7 @@ class OpenCall:
     is_heartbeat_due: bool = False
     last_sent: float = 0.0  # loop time
     _pending: list[tuple[int, Segment]] = field(default_factory=list)
+    _pending_bytes: int = 0
     _position: Place | None = None
     _position_shown: Place | None = None
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -125,8 +132,7 @@ class OpenCall:
                 return Ended(self._take())
             if self.is_streamed:
                 if self._pending:
-                    segments, self._pending = self._pending, []
-                    return Delivered(segments)
+                    return Delivered(self._take())
                 if (happening := self._waiting()) is not None:
                     return happening
             self._waiter = self._loop.create_future()
@@ -140,7 +146,18 @@ class OpenCall:
         if request.finish is not None:
             return
         request.next_seq = segment.seq + 1
+        if self.failure is TOO_SLOW or self.failure is TOO_LARGE:
+            return
         self._pending.append((request.index, segment))
+        output = segment.output
+        self._pending_bytes += _SEGMENT_BYTES + len(output.text)
+        if output.logprobs:
+            self._pending_bytes += _LOGPROB_BYTES * sum([1 + len(token.top) for token in output.logprobs])
+        if self._pending_bytes > (MOST_PENDING_BYTES if self.is_streamed else MOST_ANSWER_BYTES):
+            self.failure = self.failure or (TOO_SLOW if self.is_streamed else TOO_LARGE)
+            self._take()
+            self._wake()
+            return
         self.has_begun = True
         finish = segment.finish
         if finish is not None:
@@ -172,6 +189,10 @@ class OpenCall:
         self.last_sent = self._loop.time()
         self.is_heartbeat_due = False
 
+    def drop(self) -> None:
+        """Forget what nobody will take."""
+        self._take()
+
     def finishes(self) -> list[Finish | None]:
         return [request.finish for request in self.requests]
 
@@ -187,7 +208,7 @@ class OpenCall:
 
     def _take(self) -> list[tuple[int, Segment]]:
         pending = self._pending
-        self._pending = []
+        self._pending, self._pending_bytes = [], 0
         return pending
 
     def _wake(self) -> None:
@@ -235,6 +256,14 @@ class OpenCalls:
         if call.unfinished and cancel_reason is not None:
             running = [request.id for request in call.requests if request.finish is None]
             self._spawn(self._cancel(running, cancel_reason))
+        # The two point to each other, and a whole answer hangs on them: it goes now, without the collector.
+        call.requests = []
+        call.drop()
+
+    def _stop_running(self, call: OpenCall) -> None:
+        running = [request.id for request in call.requests if self._requests.pop(request.id, None)]
+        if running:
+            self._spawn(self._cancel(running, TOO_SLOW.message))
 
     def stream_opened(self, call: OpenCall) -> None:
         """The call's status line is out: from now on it is told of heartbeats and queue positions."""
@@ -252,6 +281,8 @@ class OpenCalls:
                 continue
             if segment.seq == request.next_seq and request.early is None:
                 request.call.accept(request, segment)
+                if request.call.failure is TOO_SLOW:
+                    self._stop_running(request.call)  # its writer is stuck in the socket and cannot
             elif segment.seq >= request.next_seq:
                 self._set_aside(request, segment)
         self._metrics.segments.inc(count)

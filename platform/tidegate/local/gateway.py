@@ -18,7 +18,7 @@ from tidegate.settings import PREFIX, Settings
 START_SECONDS = 60.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.05
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - where a client on this machine asks
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}  # noqa: S104 - where a client on this machine asks
 
 
 class GatewayFailed(TidegateError):
@@ -43,7 +43,9 @@ class GatewayProcess:
 
     @property
     def url(self) -> str:
-        return f"http://{WILDCARDS.get(self._settings.host, self._settings.host)}:{self._port}"
+        host = self._settings.host.strip("[]")
+        host = WILDCARDS.get(host, host)
+        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     async def start(self) -> str:
         """Start it and wait until it answers; its address. Raises `GatewayFailed`."""
@@ -94,7 +96,7 @@ def check_port(settings: Settings) -> None:
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((settings.host.strip("[]"), settings.port))
         except OSError as error:
             problem = FieldProblem(
                 f"{PREFIX}PORT", f"{settings.host}:{settings.port}", f"{error.strerror}; choose another, or 0"

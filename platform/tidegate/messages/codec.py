@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate.messages import before
-from tidegate.messages.work import Request, Segment
+from tidegate.messages.work import Prompt, Request, Segment
 
 _encoder = msgspec.msgpack.Encoder()
 _segment_decoder = msgspec.msgpack.Decoder(Segment)
 _request_decoder = msgspec.msgpack.Decoder(Request)
 
 
-def encode_request(request: Request) -> bytes:
+def encode_prompt(prompt: Prompt) -> bytes:
+    return _encoder.encode(prompt)
+
+
+def encode_request(request: Request, prompt: bytes | None = None) -> bytes:
+    """`prompt`: the request's own as `encode_prompt` made it, where several requests share it."""
+    if prompt is not None:
+        work = replace(request.work, prompt=msgspec.Raw(prompt))
+        request = replace(request, work=work)
     return _encoder.encode(request)
 
 

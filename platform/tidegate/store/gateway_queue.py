@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from tidegate.errors import QueueUnavailable
+from tidegate.errors import QueueFull, QueueUnavailable
 from tidegate.messages.codec import decode_segments
 from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
 from tidegate.messages.work import Request, Segment
@@ -38,6 +38,8 @@ MOST_REQUESTS = 500
 MOST_BYTES = 4 * 1024 * 1024
 ENOUGH_CALLS = 8  # that gathered: they go although others are in flight
 MOST_IN_FLIGHT = 4  # groups
+MOST_BYTES_ON_THE_WAY = 128 * 1024 * 1024  # one call alone may have more
+FULL_RETRY_SECONDS = 1.0
 MOST_WITHDRAWN = 10_000  # remembered while Redis is away
 
 
@@ -69,6 +71,7 @@ class GatewayQueue:
         self._data_watch = DataWatch(connection, key_prefix=key_prefix)
         self._gathered: deque[_Call] = deque()
         self._commits: set[asyncio.Task[None]] = set()
+        self._bytes_on_the_way = 0  # of the calls that gathered or are in flight
         self._is_commit_due = False  # one of them has yet to take its first group
         self._unwanted: list[str] = []
         self._withdrawing: asyncio.Task[None] | None = None
@@ -92,8 +95,15 @@ class GatewayQueue:
 
         Sent again after a broken connection: a request that is already written is found by its id.
         """
-        call = _Call(SubmitCall.of(requests, bounds), asyncio.get_running_loop().create_future())
+        encoded = SubmitCall.of(requests, bounds)
+        if self._bytes_on_the_way and self._bytes_on_the_way + encoded.size_bytes > MOST_BYTES_ON_THE_WAY:
+            raise QueueFull(
+                f"{self._bytes_on_the_way} bytes of other calls are on their way to the queue.",
+                retry_after_seconds=FULL_RETRY_SECONDS,
+            )
+        call = _Call(encoded, asyncio.get_running_loop().create_future())
         self._gathered.append(call)
+        self._bytes_on_the_way += encoded.size_bytes
         if not self._is_commit_due and self._is_group_due(len(self._commits)):
             self._is_commit_due = True
             self._commits.add(asyncio.get_running_loop().create_task(self._commit()))
@@ -173,7 +183,9 @@ class GatewayQueue:
             if group and (count > MOST_REQUESTS or size_bytes > MOST_BYTES):
                 break
             self._gathered.popleft()
-            if not call.result.done():
+            if call.result.done():
+                self._bytes_on_the_way -= call.encoded.size_bytes
+            else:
                 group.append(call)
         return group
 
@@ -188,6 +200,7 @@ class GatewayQueue:
 
     def _answer(self, group: list[_Call], outcomes: list[Accepted | Rejected]) -> None:
         for call, outcome in zip(group, outcomes, strict=True):
+            self._bytes_on_the_way -= call.encoded.size_bytes
             if not call.result.done():
                 call.result.set_result(outcome)
             elif isinstance(outcome, Accepted):
@@ -196,6 +209,7 @@ class GatewayQueue:
 
     def _refuse(self, group: Iterable[_Call], error: Exception) -> None:
         for call in group:
+            self._bytes_on_the_way -= call.encoded.size_bytes
             if len(self._unwanted) < MOST_WITHDRAWN:
                 self._unwanted += call.encoded.request_ids
             if not call.result.done():

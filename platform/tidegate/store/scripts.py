@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from tidegate.errors import RequestTooLarge
 from tidegate.messages.codec import (
     decode_request,
     decode_segments,
+    encode_prompt,
     encode_request,
     encode_segment,
     frame,
@@ -92,12 +94,36 @@ class SubmitCall:
             bounds.total_max_requests,
             bounds.total_max_bytes,
         ]
+        prompts = _encoded_prompts(requests, bounds)
         size_bytes = 0
         for request in requests:
-            body = encode_request(request)
+            body = encode_request(request, prompts[id(request.work.prompt)])
             size_bytes += len(body)
             arguments += (request.id, request.deadline, request.priority, request.cost, len(body), body)
         return cls([request.id for request in requests], size_bytes, arguments)
+
+
+def _encoded_prompts(requests: Sequence[Request], bounds: Bounds) -> dict[int, bytes]:
+    """Each prompt by its identity, encoded once: the choices of a call share one. Raises `RequestTooLarge`
+    before the requests are made for what no empty queue would take."""
+    limit, whose = min(
+        (bounds.model.max_bytes, f"the queue of the model {requests[0].model!r}"),
+        (bounds.tenant_max_bytes, "a tenant's share of the queue"),
+        (bounds.total_max_bytes, "the queue"),
+    )
+    prompts: dict[int, bytes] = {}
+    size_bytes = 0
+    for request in requests:
+        prompt = request.work.prompt
+        if id(prompt) not in prompts:
+            prompts[id(prompt)] = encode_prompt(prompt)
+        size_bytes += len(prompts[id(prompt)])
+        if size_bytes > limit:
+            raise RequestTooLarge(
+                f"The prompts of the call's {len(requests)} sequences have more than {limit} bytes together, "
+                f"which is all that {whose} holds. Ask for fewer sequences or send less."
+            )
+    return prompts
 
 
 class Scripts:

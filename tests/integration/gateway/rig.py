@@ -16,6 +16,7 @@ import uvicorn
 
 from tests.waiting import await_until
 from tidegate.gateway.app import create_app
+from tidegate.gateway.door import door_class
 from tidegate.gateway.services import Services, make_services
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.registry import ModelEntry
@@ -183,7 +184,11 @@ async def _serve(stack: AsyncExitStack, services: Services) -> tuple[uvicorn.Ser
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
-        create_app(services), http="httptools", lifespan="on", log_config=None, timeout_graceful_shutdown=1
+        create_app(services),
+        http=door_class(services.settings),
+        lifespan="on",
+        log_config=None,
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     task = asyncio.get_running_loop().create_task(server.serve(sockets=[listener]))

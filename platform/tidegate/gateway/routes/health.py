@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -13,6 +14,8 @@ from pydantic import BaseModel
 from tidegate import __version__
 from tidegate.errors import RequestError
 from tidegate.gateway.services import Services
+
+logger = logging.getLogger("tidegate.gateway")
 
 
 class Liveness(BaseModel):
@@ -89,7 +92,8 @@ async def _missing(services: Services) -> list[Missing]:
     try:
         await services.queue.ping()
     except RequestError as error:
-        return [Missing(what="redis", message=error.message)]
+        logger.warning("not ready: %s", error.message)
+        return [Missing(what="redis", message="The queue's Redis cannot be used now; the log says why.")]
     return []
 
 
