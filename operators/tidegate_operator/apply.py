@@ -18,8 +18,9 @@ from tidegate.control.reasons import PROGRESSING
 from tidegate.control_round import Registry, publish
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator.cache import Body, Cache
-from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Kind, Object
+from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Object
 from tidegate_operator.decision import Decision, Manifest, ObjectWrite
+from tidegate_operator.kinds import Kind
 from tidegate_operator.ray_view import name_of
 from tidegate_operator.serves import Serves
 from tidegate_operator.status_patch import is_trouble
@@ -171,13 +172,13 @@ class Applier:
         more is gone with it."""
         meta = answer["metadata"]
         if meta.get("deletionTimestamp") and not meta.get("finalizers"):
-            self._cache.drop(kind, answer)  # type: ignore[arg-type]
+            self._cache.drop(kind, answer)
         else:
-            self._cache.put(kind, answer)  # type: ignore[arg-type]
+            self._cache.put(kind, answer)
 
     async def _read_again(self, kind: Kind, body: Body) -> None:
         with contextlib.suppress(ApiGone):  # the watch tells
-            self._cache.put(kind, await self._cluster.read(kind, body))  # type: ignore[arg-type]
+            self._cache.put(kind, await self._cluster.read(kind, body))
 
     async def _event(self, body: Body, item: Condition) -> None:
         """Best effort: an Event is a note for people and nothing is decided by it."""

@@ -1,4 +1,4 @@
-"""The only Kubernetes calls of the operator (the lease of `leader` and kopf's watches aside).
+"""`Cluster` makes all Kubernetes calls of the operator (the Lease of `leader` aside).
 
 Plain JSON in and out: the client's 700 model classes would double the operator's memory and drop fields that
 they do not know. Every write is counted by kind, because "nothing changed, nothing written" is a promise.
@@ -13,21 +13,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+import random
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
+from kubernetes.aio.client.rest import RESTResponse
 
 from tidegate.errors import TidegateError
+from tidegate_operator.kinds import RESOURCES, Kind
 
 FIELD_MANAGER = "tidegate-operator"
 TIMEOUT_SECONDS = 15.0
 PAGE = 200  # objects per answer of a listing
+WATCH_SECONDS = (300, 600)  # the API server is asked to end a watch after a time between these
+# A watch on which nothing comes for so long is dead: bookmarks come every minute, also where nothing changes.
+QUIET_SECONDS = 75.0
 MAX_ERROR_CHARACTERS = 1000
 
 APPLY = "application/apply-patch+yaml"
@@ -35,28 +40,7 @@ MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 JSON = "application/json"
 
-Kind = Literal["Model", "Pool", "RayCluster", "Job", "Pod", "Event", "Deployment", "Lease"]
 Object = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    api: str
-    plural: str
-
-
-_PLACES: dict[str, _Place] = {
-    "Model": _Place("/apis/tidegate.dev/v1alpha1", "models"),
-    "Pool": _Place("/apis/tidegate.dev/v1alpha1", "pools"),
-    "RayCluster": _Place("/apis/ray.io/v1", "rayclusters"),
-    "Job": _Place("/apis/batch/v1", "jobs"),
-    "Pod": _Place("/api/v1", "pods"),
-    "Event": _Place("/apis/events.k8s.io/v1", "events"),
-    "CoreEvent": _Place("/api/v1", "events"),
-    "Node": _Place("/api/v1", "nodes"),
-    "Deployment": _Place("/apis/apps/v1", "deployments"),  # `uninstall` stops the operator's own
-    "Lease": _Place("/apis/coordination.k8s.io/v1", "leases"),  # `uninstall` removes it
-}
 
 
 class ApiError(TidegateError):
@@ -72,7 +56,7 @@ class ApiGone(ApiError):
 
 
 class ApiConflict(ApiError):
-    """Another wrote first: look again and decide anew."""
+    """Another wrote first: read again and decide anew."""
 
     reason = "ApiConflict"
 
@@ -83,10 +67,17 @@ class ApiUnavailable(TidegateError):
     reason = "ApiUnavailable"
 
 
+class ApiExpired(ApiUnavailable):
+    """The API server no longer has the version that was to be gone on from: list anew."""
+
+    reason = "ApiExpired"
+
+
 class Cluster:
-    """Use as `async with Cluster(await configuration(), count)`. `count` is told each write (kind, verb)."""
+    """Use as `async with Cluster(await configuration(), count)`. `count` takes each write (kind, verb)."""
 
     def __init__(self, settings: Configuration, count: Callable[[str, str], None]) -> None:
+        settings.connection_pool_maxsize = 0  # no bound: every watch holds a connection
         self.client = ApiClient(settings)
         self._count = count
 
@@ -99,13 +90,13 @@ class Cluster:
     async def list(
         self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
     ) -> tuple[list[Object], int]:
-        """All objects of a kind in a namespace (empty: kinds that have none) and the version of that state.
+        """Return all objects of a kind in a namespace and the version of that state.
         Raises `ApiGone` where the cluster does not know the kind."""
         items: list[Object] = []
         asked = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": field_selector}
         query = {name: value for name, value in asked.items() if value}
         while True:
-            page = await self._call("GET", _path(kind, namespace), query=query)
+            page = await self._call("GET", RESOURCES[kind].path(namespace), query=query)
             # The items of a listing do not say what they are.
             items += [{"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]]
             following = page["metadata"].get("continue")
@@ -113,10 +104,43 @@ class Cluster:
                 return items, int(page["metadata"]["resourceVersion"])
             query = {**query, "continue": following}
 
+    async def watch(
+        self, kind: Kind, namespace: str, selector: str, version: int
+    ) -> AsyncGenerator[tuple[str, Object], None]:
+        """Yield the type and object of every event after `version` until the API server ends the watch.
+        Use it in `contextlib.aclosing`, which closes the connection. Raises `ApiExpired` where the version is
+        too old, `ApiUnavailable` where the watch breaks or nothing comes on it for `QUIET_SECONDS`."""
+        asked = {
+            "watch": "true",
+            "resourceVersion": str(version),
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(random.randint(*WATCH_SECONDS)),  # so that they do not all end at once
+            "labelSelector": selector,
+        }
+        path = RESOURCES[kind].path(namespace)
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=QUIET_SECONDS)
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                query = {name: value for name, value in asked.items() if value}
+                response = await self._send("GET", path, query=query, timeout=timeout)
+            try:
+                if response.status >= 400:
+                    raise _error(response.status, await response.read(), f"watch {path}")
+                async for line in response.response.content:
+                    event = json.loads(line)
+                    change, body = event["type"], event["object"]
+                    if change == "ERROR":
+                        raise _error(int(body.get("code", 500)), json.dumps(body).encode(), f"watch {path}")
+                    yield change, body
+            finally:
+                response.response.close()
+        except (aiohttp.ClientError, OSError, ValueError, LookupError) as error:
+            raise ApiUnavailable(f"The watch of {path} broke: {error!r}.") from error
+
     async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object:
-        """The newest version of an object. Raises `ApiGone`."""
+        """Return the newest version of an object. Raises `ApiGone`."""
         meta = body["metadata"]
-        return await self._call("GET", _path(kind, meta["namespace"], meta["name"]))
+        return await self._call("GET", RESOURCES[kind].path(meta["namespace"], meta["name"]))
 
     async def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
         """Create the object, or make the fields that we own what `manifest` says."""
@@ -125,7 +149,7 @@ class Cluster:
             "apply",
             "PATCH",
             kind,
-            _path(kind, meta["namespace"], meta["name"]),
+            RESOURCES[kind].path(meta["namespace"], meta["name"]),
             manifest,
             APPLY,
             {"fieldManager": FIELD_MANAGER, "force": "true"},
@@ -133,7 +157,7 @@ class Cluster:
 
     async def apply_status(self, kind: Kind, body: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
         """Make the whole status of exactly this version what `status` says. Raises `ApiConflict` where the
-        object has changed: what was decided on may be out of date, or another operator's memory newer."""
+        object has changed: what was decided on may be out of date, or another operator's records newer."""
         meta = body["metadata"]
         manifest = {
             "apiVersion": body["apiVersion"],
@@ -145,7 +169,7 @@ class Cluster:
             "status",
             "PATCH",
             kind,
-            _path(kind, meta["namespace"], meta["name"], "status"),
+            RESOURCES[kind].path(meta["namespace"], meta["name"], "status"),
             manifest,
             APPLY,
             {"fieldManager": FIELD_MANAGER, "force": "true"},
@@ -155,7 +179,7 @@ class Cluster:
         """Replace the finalizers of exactly this version. Raises `ApiConflict` where it has changed."""
         meta = body["metadata"]
         change = {"metadata": {"resourceVersion": meta["resourceVersion"], "finalizers": list(finalizers)}}
-        path = _path(kind, meta["namespace"], meta["name"])
+        path = RESOURCES[kind].path(meta["namespace"], meta["name"])
         return await self._write("finalizers", "PATCH", kind, path, change, MERGE, _OWNER)
 
     async def patch(
@@ -165,12 +189,12 @@ class Cluster:
         others write into the object all the time. Raises `ApiConflict` where a test fails."""
         meta = body["metadata"]
         same = {"op": "test", "path": "/metadata/uid", "value": meta["uid"]}
-        path = _path(kind, meta["namespace"], meta["name"])
+        path = RESOURCES[kind].path(meta["namespace"], meta["name"])
         return await self._write("patch", "PATCH", kind, path, [same, *operations], JSON_PATCH, _OWNER)
 
     async def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
         """Raises `ApiConflict` where one of that name stands."""
-        path = _path(kind, manifest["metadata"]["namespace"])
+        path = RESOURCES[kind].path(manifest["metadata"]["namespace"])
         return await self._write("create", "POST", kind, path, manifest, JSON, _OWNER)
 
     async def delete(self, kind: Kind, body: Mapping[str, Any]) -> None:
@@ -180,7 +204,7 @@ class Cluster:
         options: dict[str, Any] = {"propagationPolicy": "Background"}
         if "uid" in meta:
             options["preconditions"] = {"uid": meta["uid"]}
-        path = _path(kind, meta["namespace"], meta["name"])
+        path = RESOURCES[kind].path(meta["namespace"], meta["name"])
         try:
             await self._write("delete", "DELETE", kind, path, options, JSON, {})
         except (ApiGone, ApiConflict):
@@ -202,25 +226,37 @@ class Cluster:
         content: str = JSON,
         query: Mapping[str, str] | None = None,
     ) -> Object:
-        target = f"{path}?{urlencode(query)}" if query else path
-        headers = {"Content-Type": content, "Accept": JSON}
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                request = await self.client.param_serialize(
-                    method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
-                )
-                response = await self.client.call_api(*request)
+                response = await self._send(method, path, body=body, content=content, query=query)
                 text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if response.status >= 400:
+                raise _error(response.status, text, f"{method} {path}")
+            found: Object = json.loads(text)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiUnavailable(f"The API server does not answer {method} {path}: {error!r}.") from error
-        if response.status >= 400:
-            raise _error(response.status, text, f"{method} {path}")
-        found: Object = json.loads(text)
         return found
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content: str = JSON,
+        query: Mapping[str, str] | None = None,
+        timeout: aiohttp.ClientTimeout | None = None,
+    ) -> RESTResponse:
+        target = f"{path}?{urlencode(query)}" if query else path
+        headers = {"Content-Type": content, "Accept": JSON}
+        request = await self.client.param_serialize(
+            method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        return await self.client.call_api(*request, _request_timeout=timeout)
 
 
 async def configuration(kubeconfig: str | None = None) -> Configuration:
-    """The pod's service account, or else the kubeconfig of whoever starts the operator by hand."""
+    """Return the pod's service account, or else the kubeconfig of whoever starts the operator by hand."""
     settings = Configuration()
     if kubeconfig is None:
         with contextlib.suppress(config.ConfigException):  # not in a pod
@@ -235,16 +271,8 @@ _PATCH_FAILED = "the server rejected our request due to an error in our request"
 _OWNER = {"fieldManager": FIELD_MANAGER}
 
 
-def _path(kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
-    """`namespace` is empty for kinds that have none."""
-    place = _PLACES[kind]
-    inside = f"namespaces/{namespace}" if namespace else ""
-    parts = [place.api, inside, place.plural, name, subresource]
-    return "/".join(part for part in parts if part)
-
-
 def _error(status: int, body: bytes, asked: str) -> TidegateError:
-    """One of this module's errors, with the API server's own sentence."""
+    """Return one of this module's errors, with the API server's own sentence."""
     try:
         message = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
@@ -252,6 +280,8 @@ def _error(status: int, body: bytes, asked: str) -> TidegateError:
     sentence = f"{asked}: {status}: {message[:MAX_ERROR_CHARACTERS]}"
     if status == 404:
         return ApiGone(sentence)
+    if status == 410:
+        return ApiExpired(sentence)
     if status == 409 or (status == 422 and _PATCH_FAILED in message):
         return ApiConflict(sentence)
     if status == 429 or status >= 500:

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions, made from the classes that local mode reads files with.
+"""Makes the CustomResourceDefinitions from the classes that local mode reads files with.
 
 `python -m tidegate_operator.crd --write` writes them into the chart, `--check` (part of `make check`) fails
 where a committed file is not what the classes say.
@@ -14,13 +14,14 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel
 
 from tidegate.control.resources import API_VERSION, Model, Pool
 from tidegate_operator.crd_status import ModelStatus, PoolStatus, revision_schema
+from tidegate_operator.kinds import RESOURCES
 
 CRDS = Path(__file__).parents[2] / "helm" / "tidegate" / "files" / "crds"
 GROUP, VERSION = API_VERSION.split("/")
@@ -57,35 +58,25 @@ def _check(folder: Path) -> int:
 
 
 def files() -> dict[str, str]:
-    """The text of each file by its name."""
+    """Return the text of each file by its name."""
     return {f"{name}.yaml": HEADER + _text(definition) for name, definition in definitions().items()}
 
 
 def definitions() -> dict[str, Schema]:
-    """The two CustomResourceDefinitions by their plural name."""
+    """Return the two CustomResourceDefinitions by their plural name."""
     model_status = structural(_json_schema(ModelStatus))
     model_status["properties"]["revisions"]["items"] = revision_schema()
-    return {
-        "models": _definition(
-            Model,
-            "models",
-            short="tgm",
-            status=model_status,
-            columns=MODEL_COLUMNS,
-            scale={
-                "specReplicasPath": ".spec.scaling.minReplicas",
-                "statusReplicasPath": ".status.replicas",
-                "labelSelectorPath": ".status.selector",
-            },
-        ),
-        "pools": _definition(
-            Pool,
-            "pools",
-            short="tgp",
-            status=structural(_json_schema(PoolStatus)),
-            columns=POOL_COLUMNS,
-        ),
+    scale = {
+        "specReplicasPath": ".spec.scaling.minReplicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.selector",
     }
+    pool_status = structural(_json_schema(PoolStatus))
+    found = (
+        _definition("Model", Model, short="tgm", status=model_status, columns=MODEL_COLUMNS, scale=scale),
+        _definition("Pool", Pool, short="tgp", status=pool_status, columns=POOL_COLUMNS),
+    )
+    return {definition["spec"]["names"]["plural"]: definition for definition in found}
 
 
 def _ready(field: str) -> str:
@@ -123,14 +114,15 @@ POOL_COLUMNS = (
 
 
 def _definition(
-    kind: type[BaseModel],
-    plural: str,
+    kind: Literal["Model", "Pool"],
+    resource: type[BaseModel],
     *,
     short: str,
     status: Schema,
     columns: tuple[tuple[str, str, str, int], ...],
     scale: Mapping[str, str] | None = None,
 ) -> Schema:
+    plural = RESOURCES[kind].plural
     subresources: Schema = {"status": {}}
     if scale is not None:
         subresources["scale"] = dict(scale)
@@ -141,10 +133,10 @@ def _definition(
         "spec": {
             "group": GROUP,
             "names": {
-                "kind": kind.__name__,
-                "listKind": f"{kind.__name__}List",
+                "kind": kind,
+                "listKind": f"{kind}List",
                 "plural": plural,
-                "singular": kind.__name__.lower(),
+                "singular": kind.lower(),
                 "shortNames": [short],
                 "categories": ["tidegate"],
             },
@@ -156,7 +148,7 @@ def _definition(
                     "storage": True,
                     "subresources": subresources,
                     "additionalPrinterColumns": [_column(*column) for column in columns],
-                    "schema": {"openAPIV3Schema": _root(kind, status)},
+                    "schema": {"openAPIV3Schema": _root(resource, status)},
                 }
             ],
         },
@@ -260,7 +252,7 @@ def structural(schema: Schema, shared: Mapping[str, Schema] | None = None) -> Sc
 
 
 def _resolved(schema: Schema, shared: Mapping[str, Schema]) -> Schema:
-    """`schema` with its reference in place and without null as a choice; what stands beside them wins."""
+    """Return `schema` with its reference in place and no null as a choice; what stands beside them wins."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
     beside = {key: value for key, value in schema.items() if key not in ("$ref", "anyOf")}
     if "$ref" in schema:
@@ -274,7 +266,7 @@ def _resolved(schema: Schema, shared: Mapping[str, Schema]) -> Schema:
 
 
 def _plain(value: Any) -> Any:
-    """A default without what is absent anyway, and with whole numbers written as such."""
+    """Return a default without what is absent anyway, and with whole numbers written as such."""
     if isinstance(value, dict):
         inner = {key: _plain(item) for key, item in value.items()}
         return {key: item for key, item in inner.items() if item not in (None, [], {})}
@@ -284,7 +276,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Without anchors: each value stands where it is read."""
+    """Dumps without anchors: each value stands where it is read."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

@@ -24,8 +24,9 @@ from tidegate.errors import QueueUnavailable
 from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache, is_deleting, labels
-from tidegate_operator.cluster import ApiError, ApiUnavailable, Kind, Object
+from tidegate_operator.cluster import ApiError, ApiUnavailable, Object
 from tidegate_operator.decision import Gathered
+from tidegate_operator.kinds import Kind
 from tidegate_operator.objects import ModelObject, ResourceReader
 from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, reported
 from tidegate_operator.pod_template import POOL_LABEL, RayDefaults
@@ -46,13 +47,6 @@ class Lister(Protocol):
     async def list(
         self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
     ) -> tuple[list[Object], int]: ...
-
-
-@dataclass(slots=True)
-class Abilities:
-    """The cluster can do this; `main` finds it out."""
-
-    has_kuberay: bool = True
 
 
 class Troubles:
@@ -92,10 +86,10 @@ class Troubles:
         standing = {item["metadata"]["uid"] for item in clusters}
         self._ended = {uid: ended for uid, ended in self._ended.items() if uid in standing}
 
-    async def _asked(self, kind: str, namespace: str, selector: str) -> list[Object]:
+    async def _asked(self, kind: Kind, namespace: str, selector: str) -> list[Object]:
         """Nothing where the operator may not ask: a message is then less exact."""
         try:
-            found, _ = await self._cluster.list(kind, namespace, field_selector=selector)  # type: ignore[arg-type]
+            found, _ = await self._cluster.list(kind, namespace, field_selector=selector)
         except (ApiError, ApiUnavailable) as error:
             log.warning("gather: %s", error.message)
             return []
@@ -110,7 +104,6 @@ class Gatherer:
     depths: Depths
     serves: Serves
     troubles: Troubles
-    abilities: Abilities
     replicas: ReplicaSettings
     defaults: RayDefaults
 
@@ -145,7 +138,7 @@ class Gatherer:
             stored=stored,
             outage=outage,
             since_write=since_write,
-            has_kuberay=self.abilities.has_kuberay,
+            has_kuberay="RayCluster" not in self.cache.missing,
             defaults=self.defaults,
             replicas=self.replicas,
         )

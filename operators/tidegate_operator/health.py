@@ -1,7 +1,8 @@
 """`/healthz` and `/metrics`: what the kubelet and Prometheus ask.
 
-A process that waits for the Lease is as healthy as the one that has it. Unhealthy is one whose event loop
-does not answer, or one in which a look at a pool never ends.
+A process that waits for the Lease is as healthy as the one that has it, and one whose API server is away or
+refuses too: starting it anew helps neither. Unhealthy is one whose event loop does not answer, in which the
+reconcile of a pool never ends, or whose informer makes no more turns.
 """
 
 from __future__ import annotations
@@ -17,36 +18,41 @@ from tidegate_operator.metrics import Metrics
 STALLED_SECONDS = 180.0
 
 
-class Pulse:
-    """Which work is under way, and since when."""
+class Liveness:
+    """Knows what must move, and since when it has not."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._began: dict[object, float] = {}
+        self._moved_at: dict[str, float] = {}
+
+    def beat(self, name: str) -> None:
+        """Note that this moves now, and that it must again."""
+        self._moved_at[name] = self._clock()
 
     @contextmanager
-    def work(self, name: object) -> Iterator[None]:
-        self._began[name] = self._clock()
+    def work(self, name: str) -> Iterator[None]:
+        """Note that what the block does must end."""
+        self.beat(name)
         try:
             yield
         finally:
-            del self._began[name]
+            del self._moved_at[name]
 
     def problem(self) -> str:
-        """Why the process should be started anew; empty while all is well."""
+        """Say why the process should be started anew; empty while all is well."""
         now = self._clock()
-        for name, began in self._began.items():
-            if now - began > STALLED_SECONDS:
-                return f"The work on {name} has not ended for {now - began:.0f} s."
+        for name, moved_at in self._moved_at.items():
+            if now - moved_at > STALLED_SECONDS:
+                return f"{name} has not moved for {now - moved_at:.0f} s."
         return ""
 
 
 @asynccontextmanager
-async def serve_health(host: str, port: int, pulse: Pulse, metrics: Metrics) -> AsyncIterator[int]:
+async def serve_health(host: str, port: int, liveness: Liveness, metrics: Metrics) -> AsyncIterator[int]:
     """Answer on `host:port` while the block runs; gives the port (0 asks for any free one)."""
 
     async def healthz(_: web.Request) -> web.Response:
-        problem = pulse.problem()
+        problem = liveness.problem()
         return web.Response(text=problem or "ok", status=503 if problem else 200)
 
     async def exposition(_: web.Request) -> web.Response:

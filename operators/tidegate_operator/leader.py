@@ -1,4 +1,4 @@
-"""Which of the operator's processes acts: the holder of a Lease (`kubernetes.aio.leaderelection`).
+"""Leader election: of the operator's processes the holder of a Lease acts (`kubernetes.aio.leaderelection`).
 
 The package's election never lets two candidates believe that they lead, as long as clocks run at about the
 same speed: a leader that could not renew for `RENEW_SECONDS` stops before another may take the Lease after
@@ -44,32 +44,35 @@ async def lead(
 ) -> bool:
     """Wait for the Lease, then run `work` while it is held.
 
-    Returns True when `work` came to its end (the Lease is given back; what it raised is raised), False when
-    the Lease was lost; `work` is cancelled then, and the caller ends the process.
+    Returns True when `work` came to its end (what it raised is raised), False when the Lease was lost; the
+    caller ends the process then. However this ends, `work` has ended and a Lease that is ours is given back.
     """
     lock = _PatientLock(name, namespace, identity, client)
-    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    holds_lease = asyncio.Event()
 
     async def leading() -> None:
+        holds_lease.set()
+
+    async def do_work() -> None:
+        await holds_lease.wait()
         log.info("leader: %s leads", identity)
-        try:
-            await work()
-        except Exception as error:
-            if not ended.done():
-                ended.set_exception(error)
-            return
-        if not ended.done():
-            ended.set_result(None)
+        await work()
 
     election = asyncio.create_task(_elect(lock, leading), name="leader election")
-    await asyncio.wait({election, ended}, return_when=asyncio.FIRST_COMPLETED)
-    if not ended.done():
-        await election  # its own failure, if it has one
+    working = asyncio.create_task(do_work(), name="leader's work")
+    is_lost = False
+    try:
+        await asyncio.wait({election, working}, return_when=asyncio.FIRST_COMPLETED)
+        is_lost = not working.done()
+    finally:
+        await end_tasks(election, working)
+        if not is_lost:
+            await lock.give_back()
+    if is_lost:
+        election.result()  # its own failure, if it has one
         log.error("leader: %s could not renew its Lease", identity)
         return False
-    await end_tasks(election)
-    await lock.give_back()
-    await ended
+    working.result()
     return True
 
 
@@ -81,7 +84,7 @@ async def _elect(lock: LeaseLock, leading: Callable[[], Coroutine[Any, Any, None
 
 
 class _PatientLock(LeaseLock):
-    """Turns an API server that does not answer into what the election takes for a failed try."""
+    """A lock that turns an API server that does not answer into what the election takes for a failed try."""
 
     async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
         try:
@@ -96,7 +99,7 @@ class _PatientLock(LeaseLock):
         return await self._tried(self._create(namespace, lease))
 
     async def _create(self, namespace: str, lease: V1Lease) -> bool:
-        """As the package's own, which passes an argument (`pretty=True`) that its API refuses (37.0.2)."""
+        """Do as the package's own, which passes an argument (`pretty=True`) that its API refuses (37.0.2)."""
         try:
             await self.api_instance.create_namespaced_lease(namespace, lease)
         except ApiException as error:

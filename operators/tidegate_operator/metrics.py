@@ -1,4 +1,4 @@
-"""The operator's metrics, in a registry of their own."""
+"""Holds the operator's metrics in a registry of their own."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.reconcile_seconds = Histogram(
             "tidegate_operator_reconcile_seconds",
-            "Duration of one look at a pool.",
+            "Duration of one reconcile of a pool.",
             ["outcome"],  # settled, progressing, failed
             buckets=BUCKETS,
             registry=self._registry,
         )
         self.change_seconds = Histogram(
             "tidegate_operator_change_seconds",
-            "From the news of a changed Model or Pool to the end of the look that took it in.",
+            "From the event of a changed Model or Pool to the end of the reconcile that took it in.",
             buckets=BUCKETS,
             registry=self._registry,
         )
@@ -30,7 +30,7 @@ class Metrics:
             registry=self._registry,
         )
         self.queue_depth = Gauge(
-            "tidegate_operator_queue_depth", "Pools that wait for a look.", registry=self._registry
+            "tidegate_operator_queue_depth", "Pools that wait for a reconcile.", registry=self._registry
         )
         self.leading = Gauge(
             "tidegate_operator_leading", "1 while this process holds the Lease.", registry=self._registry
@@ -43,5 +43,5 @@ class Metrics:
         self.writes.labels(kind, verb).inc()
 
     def text(self) -> bytes:
-        """The exposition format of Prometheus."""
+        """Return the exposition format of Prometheus."""
         return generate_latest(self._registry)

@@ -17,14 +17,8 @@ import yaml
 
 from tidegate.errors import TidegateError
 from tidegate.telemetry import configure_logging, fields
-from tidegate_operator.cluster import (
-    ApiGone,
-    ApiUnavailable,
-    Cluster,
-    Kind,
-    Object,
-    configuration,
-)
+from tidegate_operator.cluster import ApiGone, ApiUnavailable, Cluster, Object, configuration
+from tidegate_operator.kinds import Kind
 
 log = logging.getLogger("tidegate.seed")
 

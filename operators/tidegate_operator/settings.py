@@ -55,7 +55,7 @@ class OperatorSettings(ProcessSettings):
     health_port: int = Field(8080, ge=0, le=65_535, description="Port of `/healthz` and `/metrics`.")
     workers: int = Field(4, ge=1, le=64, description="How many Pools are reconciled at the same time.")
     resync_seconds: Seconds = Field(
-        120.0, description="How often everything is listed anew, for what a watch has missed."
+        120.0, description="How often every pool is reconciled anew, for what no watch brings."
     )
 
     @field_validator("namespaces", mode="before")

@@ -5,6 +5,10 @@ takes its finalizers away. With it, the operator is stopped first, or it would p
 here; then the Models lose their finalizer, which nobody would be left to take away, and the Ray clusters go.
 Its Lease, which no release knows of, goes last, and a running operator would make another.
 
+With `--helm-release`, nothing happens unless Helm's own record of that release says that it is being
+uninstalled: a hook whose chart was rendered and applied as plain objects is a Job like any other, and would
+take a healthy release down. Helm writes `status: uninstalling` before it creates its first pre-delete hook.
+
 An uninstall must end. What still stands after the time that it was given loses our finalizers, and KubeRay's
 where the Redis that it wants to clean is gone; after that only an object that a stranger holds is an error.
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -22,15 +27,8 @@ from typing import Any, Protocol
 
 from tidegate.errors import TidegateError
 from tidegate.telemetry import configure_logging, fields
-from tidegate_operator.cluster import (
-    ApiConflict,
-    ApiGone,
-    ApiUnavailable,
-    Cluster,
-    Kind,
-    Object,
-    configuration,
-)
+from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Cluster, Object, configuration
+from tidegate_operator.kinds import Kind
 
 log = logging.getLogger("tidegate.uninstall")
 
@@ -40,6 +38,8 @@ RAY_CLUSTERS = "tidegate.dev/pool"
 RESOLVE_JOBS = "tidegate.dev/model"
 POLL_SECONDS = 1.0
 FORCED_SECONDS = 30.0  # what a deletion takes once no finalizer of ours holds it
+HELM_RECORDS: tuple[Kind, ...] = ("Secret", "ConfigMap")  # Helm's storage drivers
+HELM_REVISIONS = 100  # from the one whose hook this is; a rollback brings back an older one's hooks
 MODELS_SHARE = 2 / 3  # of the time; the rest is for the Ray clusters, or to stop the operator
 
 
@@ -49,8 +49,16 @@ class UninstallFailed(TidegateError):
     reason = "UninstallFailed"
 
 
+class NotUninstalling(TidegateError):
+    """Helm does not say that this release is being uninstalled, so nothing was touched."""
+
+    reason = "NotUninstalling"
+
+
 class Api(Protocol):
-    """What of `Cluster` is used here."""
+    """The part of `Cluster` that is used here."""
+
+    async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object: ...
 
     async def list(self, kind: Kind, namespace: str, selector: str = "") -> tuple[list[Object], int]: ...
 
@@ -73,6 +81,8 @@ class Options:
     operator_lease: str
     keep_models: bool
     timeout_seconds: float
+    helm_release: str = ""  # empty: whoever started this has decided
+    helm_revisions: range = range(0)
 
 
 class Uninstall:
@@ -90,7 +100,9 @@ class Uninstall:
         self._deadline = clock() + options.timeout_seconds
 
     async def run(self) -> None:
-        """Raises `UninstallFailed` and `ApiError`."""
+        """Raises `NotUninstalling`, `UninstallFailed` and `ApiError`."""
+        if self._options.helm_release:
+            await self._ask_helm()
         if self._options.keep_models:
             await self._stop_operator(self._deadline - self._options.timeout_seconds * MODELS_SHARE)
             await self._release_models()
@@ -102,6 +114,29 @@ class Uninstall:
         await self._clear("RayCluster", RAY_CLUSTERS, RAY_FINALIZERS, self._deadline)
         await self._stop_operator(self._clock() + FORCED_SECONDS)
         await self._repeat(self._delete_lease, self._clock() + FORCED_SECONDS)
+
+    async def _ask_helm(self) -> None:
+        release, namespace = self._options.helm_release, self._options.operator_namespace
+        found: list[Object] = []
+
+        async def look() -> list[Object]:
+            for kind in HELM_RECORDS:
+                for revision in self._options.helm_revisions:
+                    meta = {"namespace": namespace, "name": f"sh.helm.release.v1.{release}.v{revision}"}
+                    with contextlib.suppress(ApiGone):
+                        body = await self._api.read(kind, {"metadata": meta})
+                        if _is_being_uninstalled(body, release):
+                            found.append(body)
+                            return []
+            return []
+
+        await self._repeat(look, self._clock() + FORCED_SECONDS)
+        if not found:
+            raise NotUninstalling(
+                f"Helm has no record in the namespace {namespace} that says that the release {release} is "
+                "being uninstalled: nothing was stopped or deleted. To take it down without Helm, run this "
+                "Job from a chart rendered with uninstall.onlyWithHelm=false."
+            )
 
     async def _stop_operator(self, until: float) -> None:
         async def stop() -> list[Object]:
@@ -187,11 +222,17 @@ class Uninstall:
             return
 
     async def _found(self, kind: Kind, namespace: str, selector: str = "") -> list[Object]:
-        """None where the cluster does not know the kind: KubeRay may be gone already."""
+        """Return the objects; none where the cluster does not know the kind: KubeRay may be gone already."""
         try:
             return (await self._api.list(kind, namespace, selector))[0]
         except ApiGone:
             return []
+
+
+def _is_being_uninstalled(record: Object, release: str) -> bool:
+    labels = record["metadata"].get("labels", {})
+    wanted = {"owner": "helm", "name": release, "status": "uninstalling"}
+    return all(labels.get(name) == value for name, value in wanted.items())
 
 
 def _held(body: Object, prefix: str) -> bool:
@@ -214,6 +255,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--operator-lease", required=True, help="the name of its Lease")
     parser.add_argument("--keep-models", action="store_true", help="keep Models and Pools")
     parser.add_argument("--timeout-seconds", type=float, default=240.0)
+    parser.add_argument("--helm-release", default="", help="act only while Helm uninstalls this release")
+    parser.add_argument("--helm-revision", type=int, default=1, help="the one that this hook belongs to")
     found = parser.parse_args(arguments)
     return Options(
         tuple(filter(None, found.namespaces.split(","))),
@@ -222,6 +265,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         found.operator_lease,
         found.keep_models,
         found.timeout_seconds,
+        found.helm_release,
+        range(found.helm_revision, found.helm_revision + HELM_REVISIONS) if found.helm_release else range(0),
     )
 
 
@@ -235,6 +280,10 @@ def main() -> int:
     configure_logging("auto", "info")
     try:
         asyncio.run(serve(options))
+    except NotUninstalling as refusal:
+        # No failure: a Job that did right to do nothing must not turn a rollout red.
+        log.warning("%s: %s", refusal.reason, refusal.message)
+        return 0
     except TidegateError as error:
         log.error("%s: %s", error.reason, error.message)
         return 1

@@ -7,7 +7,7 @@ description, those bounds and that default (`tidegate.settings`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -19,11 +19,14 @@ KEY_PREFIX = "tidegate"
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
+EngineName = Literal["transformers", "simulated"]
+
+
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """The spec names the engine of a revision and its bounds. `path` is a local checkpoint folder (empty:
     simulated)."""
 
-    name: str  # "transformers" | "simulated"
+    name: str  # an `EngineName`, or `create_engine` refuses it
     path: str = ""
     precision: str = "auto"  # auto | float32 | bfloat16 | float16
     quantization: str = "auto"  # auto | none | gptq

@@ -2,7 +2,7 @@
 # Make the Python environments that containers see at /opt/tidegate: `light` for the gateway and the
 # operator, `ray` for replicas. They hold what pyproject.toml asks for; Tidegate's own source comes from
 # source.sh, so a changed source changes neither. Prints one line each: NAME FOLDER.
-# usage: environment.sh [--print]     (--print: makes nothing)
+# usage: environment.sh [--print | --check]     (makes nothing; --check: ends with an error where it could not)
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -16,10 +16,11 @@ END
 )
 
 uv=$(command -v uv || echo "$CHECKOUT/.venv/bin/uv")
+need_uv() { [[ -x $uv ]] || die "uv is missing: \`make env\` installs it into .venv"; }
 
 make_environment() { # make_environment FOLDER EXTRAS
   local t0=$SECONDS new=$1.new
-  [[ -x $uv ]] || die "uv is missing: \`make env\` installs it into .venv"
+  need_uv
   say "making the environment with tidegate[$2]; the first time this fetches packages"
   rm -rf "$new"
   # Relocatable, because the path in the container is another one.
@@ -40,6 +41,12 @@ for environment in light:operator ray:local,s3; do
   name=${environment%:*} extras=${environment#*:}
   key=$({ echo "$asked $extras" && cat "$CHECKOUT/constraints.txt" && "$PYTHON" -VV && uname -m; } | sha)
   folder=$ENVIRONMENTS/$name-$key
-  [[ -d $folder || ${1:-} == --print ]] || make_environment "$folder" "$extras"
+  if [[ ! -d $folder ]]; then
+    case ${1:-} in
+    --print) ;;
+    --check) need_uv ;;
+    *) make_environment "$folder" "$extras" ;;
+    esac
+  fi
   echo "$name $folder"
 done

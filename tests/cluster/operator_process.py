@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import httpx
 
 from tests.cluster.simulated_serve import SimulatedServe
-from tidegate_operator.cluster import Cluster, Kind, Object
+from tidegate_operator.cluster import Cluster, Object
+from tidegate_operator.kinds import Kind
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1

@@ -44,6 +44,7 @@ trap 'exit 130' INT TERM HUP
 [[ $keep ]] || "$HERE/down.sh"
 # Made before two want to make it.
 "$HERE/packages.sh"
+"$HERE/environment.sh" --check >/dev/null
 "$HERE/build.sh"
 
 cd "$CHECKOUT"

@@ -5,7 +5,9 @@ No controller runs here, so nothing becomes ready; what the pods do is seen on t
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +36,8 @@ MODEL: Resource = {
     "metadata": {"name": "m", "finalizers": ["tidegate.dev/drain"]},
     "spec": {"source": {"uri": "hf://owner/name"}},
 }
+# The hook that stops the operator owns its replicas from then on, as whoever scales it by hand.
+FORCED = "--force-conflicts"
 SMALL = ("--set=crds.install=false", "--no-hooks")
 
 
@@ -246,3 +250,221 @@ def test_the_values_pools_are_applied(release: Cluster, tmp_path: Path) -> None:
     assert pool is not None
     assert pool["spec"]["workerIdleSeconds"] == 90
     release.delete("pool", "seeded", NAMESPACE)
+
+
+def test_the_job_of_plain_objects_takes_nothing_down(release: Cluster, as_uninstall: dict[str, str]) -> None:
+    """With the rights and the command that the chart renders, beside a release that Helm says is deployed."""
+    (job,) = [item for item in rendered(release) if item["kind"] == "Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    command = [sys.executable, *container["command"][1:], "--timeout-seconds=6"]
+    release.kubectl("scale", "deployment/tidegate-operator", "-n", NAMESPACE, "--replicas=2")
+    release.apply(POOL, MODEL, namespace=NAMESPACE)
+
+    def run() -> str:
+        done = subprocess.run(
+            command, env=as_uninstall, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def operators() -> int:
+        deployment = release.get("deployment", "tidegate-operator", NAMESPACE)
+        assert deployment is not None
+        return int(deployment["spec"]["replicas"])
+
+    assert "nothing was stopped or deleted" in run()
+    assert operators() == 2
+    model = release.get("model", "m", NAMESPACE)
+    assert model is not None
+    assert model["metadata"]["finalizers"] == ["tidegate.dev/drain"]
+    # What Helm does before it creates its first pre-delete hook.
+    newest = max(
+        release.get_all("secret", NAMESPACE, "owner=helm,name=tidegate"),
+        key=lambda item: int(item["metadata"]["labels"]["version"]),
+    )
+    name, status = newest["metadata"]["name"], newest["metadata"]["labels"]["status"]
+    release.kubectl("label", "secret", name, "-n", NAMESPACE, "--overwrite", "status=uninstalling")
+    try:
+        assert "nothing was stopped" not in run()
+        assert operators() == 0
+    finally:
+        release.kubectl("label", "secret", name, "-n", NAMESPACE, "--overwrite", f"status={status}")
+        release.delete("model", "m", NAMESPACE)
+        release.delete("pool", "default", NAMESPACE)
+
+
+def test_helm_itself_says_that_it_uninstalls_before_a_hook_runs(release: Cluster) -> None:
+    """No controller runs a Job here, so Helm waits in vain, and its record can be read meanwhile."""
+    namespace = "going"
+    release.kubectl("create", "namespace", namespace)
+    options = ("-n", namespace, "--set=crds.install=false,fullnameOverride=going")
+    release.helm("install", "going", str(CHART), *options, "--no-hooks")
+    with pytest.raises(CommandFailed):
+        release.helm("uninstall", "going", "-n", namespace, "--timeout", "3s")
+    (record,) = release.get_all("secret", namespace, "owner=helm,name=going")
+    assert record["metadata"]["labels"]["status"] == "uninstalling"
+    assert record["metadata"]["name"] == "sh.helm.release.v1.going.v1"
+    release.helm("uninstall", "going", "-n", namespace, "--no-hooks")
+
+
+def refusal(api: Cluster, *arguments: str) -> str:
+    with pytest.raises(CommandFailed) as caught:
+        api.helm("upgrade", "tidegate", str(CHART), "-n", NAMESPACE, *SMALL, *arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ("operator.namespaces={models-a,nowhere}",),
+            ("no namespace nowhere", "kubectl create namespace nowhere"),
+        ),
+        (("redis.persistence.enabled=false",), ("redis.persistence.enabled", "with a volume", "runbooks.md")),
+        (("gcsRedis.persistence.enabled=false",), ("gcsRedis.persistence.enabled", "with a volume")),
+        (("redis.persistence.size=9Gi",), ("redis.persistence.size", "asks for 8Gi", "to 9Gi")),
+        (("gcsRedis.persistence.size=2Gi",), ("gcsRedis.persistence.size", "asks for 1Gi")),
+        (("redis.persistence.storageClass=fast",), ("redis.persistence.storageClass", '"fast"')),
+        (("nameOverride=tide", "fullnameOverride=tidegate"), ("nameOverride", "cannot change")),
+    ],
+)
+def test_what_cannot_change_is_refused_before_anything_does(
+    release: Cluster, arguments: tuple[str, ...], says: tuple[str, ...]
+) -> None:
+    before = release.get_all("secret", NAMESPACE, "owner=helm")
+    said = refusal(release, *[f"--set={argument}" for argument in arguments])
+    for part in says:
+        assert part in said
+    assert len(release.get_all("secret", NAMESPACE, "owner=helm")) == len(before), "no revision was begun"
+
+
+def test_what_means_the_same_is_no_change(release: Cluster) -> None:
+    for argument in ("redis.persistence.size=8192Mi", "redis.persistence.retain=true"):
+        release.helm("upgrade", "tidegate", str(CHART), "-n", NAMESPACE, *SMALL, FORCED, f"--set={argument}")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"other": b"x"}, ('nothing under the key "password"', "only other")),
+        ({"password": b"s3cret\n"}, ("ends with a line break", "printf")),
+        ({"password": b"two\nlines"}, ("control character",)),
+    ],
+)
+def test_a_secret_that_cannot_be_meant_is_named(
+    release: Cluster, data: dict[str, bytes], says: tuple[str, ...]
+) -> None:
+    encoded = {name: base64.b64encode(value).decode() for name, value in data.items()}
+    metadata = {"name": "login"}
+    release.delete("secret", "login", NAMESPACE)
+    release.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": encoded}, namespace=NAMESPACE
+    )
+    for setting in ("redis.auth", "gcsRedis.auth", "externalRedis"):
+        arguments = [f"--set={setting}.existingSecret=login"]
+        if setting == "externalRedis":
+            arguments += ["--set=redis.enabled=false", "--set=externalRedis.host=redis.example"]
+        said = refusal(release, *arguments)
+        for part in (f"{setting}.existingSecret: the Secret login", *says):
+            assert part in said
+
+
+def test_pods_restart_when_a_secret_changes_and_not_otherwise(release: Cluster) -> None:
+    def annotations() -> dict[str, str]:
+        return {
+            item["metadata"]["name"]: item["spec"]["template"]["metadata"]["annotations"][
+                "tidegate.dev/secrets"
+            ]
+            for kind in ("deployment", "statefulset")
+            for item in release.get_all(kind, NAMESPACE, "app.kubernetes.io/instance=tidegate")
+        }
+
+    def upgraded() -> dict[str, str]:
+        release.helm("upgrade", "tidegate", str(CHART), "-n", NAMESPACE, *SMALL, FORCED)
+        return annotations()
+
+    before = annotations()
+    assert len(before) == 4
+    assert upgraded() == before
+    release.kubectl(
+        "patch", "secret", "tidegate-redis", "-n", NAMESPACE, "-p", '{"stringData": {"password": "another"}}'
+    )
+    after = upgraded()
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"tidegate-gateway", "tidegate-operator", "tidegate-redis"}
+    assert release.secret("tidegate-redis", "password", NAMESPACE) == "another"
+
+
+def test_people_with_view_and_edit(release: Cluster) -> None:
+    """The aggregation is a controller's work; the roles themselves are bound here."""
+    for role in ("view", "edit"):
+        name = f"{NAMESPACE}-tidegate-{role}"
+        release.kubectl(
+            "create", "rolebinding", role, "-n", NAMESPACE, f"--clusterrole={name}", f"--user={role}"
+        )
+    for verb, what, who in (
+        ("get", "models.tidegate.dev", "view"),
+        ("list", "pools.tidegate.dev", "view"),
+        ("create", "models.tidegate.dev", "edit"),
+        ("delete", "pools.tidegate.dev", "edit"),
+        ("patch", "models:scale.tidegate.dev", "edit"),
+    ):
+        assert may(release, who, verb, what), (verb, what, who)
+    for verb, what, who in (
+        ("create", "models.tidegate.dev", "view"),
+        ("patch", "models:status.tidegate.dev", "edit"),
+        ("get", "models.tidegate.dev", "somebody"),
+    ):
+        assert not may(release, who, verb, what), (verb, what, who)
+
+
+def test_the_guides_way_to_take_finalizers_away(release: Cluster) -> None:
+    """In each namespace its own Models, as they stand on the page."""
+    page = (CHART.parents[1] / "platform/docs/guides/kubernetes.md").read_text(encoding="utf-8")
+    command = page[page.index("    for namespace in") :]
+    command = re.sub(r"(?m)^    ", "", command[: command.index("\n\n")])
+    assert "for namespace in tidegate; do" in command
+    for namespace in ("models-a", "models-b"):
+        release.apply(MODEL, namespace=namespace)
+    command = command.replace("in tidegate;", "in models-a models-b;")
+    subprocess.run(["bash", "-euc", command], env=release.environment, check=True, timeout=60)
+    for namespace in ("models-a", "models-b"):
+        model = release.get("model", "m", namespace)
+        assert model is not None
+        assert "finalizers" not in model["metadata"]
+        release.delete("model", "m", namespace)
+
+
+def test_the_guides_policy_holds_models_to_source_secrets(release: Cluster) -> None:
+    page = (CHART.parents[1] / "platform/docs/guides/security.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?s)```yaml\n(.*?)```", page)
+    objects = [
+        item
+        for block in blocks
+        for item in yaml.safe_load_all(block)
+        if item.get("kind", "").startswith("ValidatingAdmissionPolicy")
+    ]
+    assert len(objects) == 2
+
+    def model(secret: str) -> str:
+        source = {"uri": "hf://owner/name", "secretRef": {"name": secret}}
+        return yaml.safe_dump({**MODEL, "spec": {"source": source}})
+
+    command = ("create", "--dry-run=server", "-n", "models-a", "-f", "-")
+    release.apply(*objects)
+    try:
+
+        def is_refused() -> bool:
+            try:
+                release.kubectl(*command, stdin=model("the-admins"))
+            except CommandFailed as refused:
+                assert "only Secrets that begin with source-" in str(refused)
+                return True
+            return False
+
+        release.wait_for("the policy", is_refused, 60)
+        release.kubectl(*command, stdin=model("source-hub"))
+        release.kubectl(*command, stdin=yaml.safe_dump(MODEL))
+    finally:
+        for item in objects:
+            release.delete(item["kind"], item["metadata"]["name"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import pytest
 
@@ -11,14 +12,14 @@ from tests.cluster.cluster import Cluster as ApiServer
 from tests.contract.hosts.api_server_contract import ApiServerContract, Calls
 from tidegate_operator import leader
 from tidegate_operator.cluster import (
-    _PLACES,
     ApiError,
+    ApiExpired,
     ApiGone,
     ApiUnavailable,
     Cluster,
-    _Place,
     configuration,
 )
+from tidegate_operator.kinds import RESOURCES, Kind, Resource
 
 
 @pytest.fixture
@@ -74,11 +75,34 @@ async def test_what_the_server_refuses_is_told_in_its_words_and_not_counted(call
     assert calls.writes == []
 
 
+async def test_a_watch_brings_what_happens_after_a_version(api: Cluster, calls: Calls) -> None:
+    await calls.model("before")
+    _, version = await api.list("Model", "default")
+    made = await calls.model("one", labels={"watched": "yes"})
+    await calls.model("other")
+    await api.delete("Model", made)
+    seen = []
+    async with aclosing(api.watch("Model", "default", "watched=yes", version)) as events:
+        async for change, body in events:
+            seen.append((change, body["metadata"]["name"]))
+            if change == "DELETED":
+                break
+    assert seen == [("ADDED", "one"), ("DELETED", "one")]
+    assert int(body["metadata"]["resourceVersion"]) > int(made["metadata"]["resourceVersion"])
+
+
+async def test_a_watch_from_a_version_that_is_gone_says_so(api: Cluster) -> None:
+    with pytest.raises(ApiExpired):
+        async with aclosing(api.watch("Model", "default", "", 1)) as events:
+            await anext(events)
+
+
 async def test_an_unknown_kind_is_gone_and_a_dead_server_is_unavailable(
     api_server: ApiServer, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setitem(_PLACES, "RayCluster", _Place("/apis/ray.io/v9", "rayclusters"))
+        resources: dict[Kind, Resource] = {**RESOURCES, "RayCluster": Resource("ray.io/v9", "rayclusters")}
+        patch.setattr("tidegate_operator.cluster.RESOURCES", resources)
         with pytest.raises(ApiGone):
             await calls.cluster.list("RayCluster", "default")
     settings = await configuration(str(api_server.facts.kubeconfig))
@@ -122,6 +146,30 @@ async def test_one_leads_and_the_next_starts_at_once_when_it_ends(api: Cluster, 
     assert await two
     assert asyncio.get_running_loop().time() - began < leader.LEASE_SECONDS
     assert log == ["first", "second"]
+
+
+async def test_a_leader_that_is_cancelled_stops_and_gives_its_lease_back(
+    api: Cluster, quick_lease: None
+) -> None:
+    """As by a signal."""
+    working, stopped = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        working.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    leading = asyncio.create_task(leader.lead(api.client, "cancelled", "default", "one", work))
+    await asyncio.wait_for(working.wait(), 10)
+    leading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leading
+    assert stopped.is_set()
+    meta = {"namespace": "default", "name": "cancelled"}
+    lease = await api.read("Lease", {"metadata": meta})
+    assert not lease["spec"].get("holderIdentity")
 
 
 async def test_a_leader_that_cannot_renew_is_stopped(api_server: ApiServer, quick_lease: None) -> None:

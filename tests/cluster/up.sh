@@ -10,6 +10,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 begin=$SECONDS
 [[ $PARTS != all || $(id -u) == 0 ]] || die "run as root: the cluster has real pods, mounts and networks"
 "$HERE/packages.sh"
+# What is missing is told before a quarter of an hour of building, not after it.
+[[ $PARTS != all ]] || "$HERE/environment.sh" --check >/dev/null
 "$HERE/build.sh"
 if [[ $PARTS == all ]]; then
   environments=$("$HERE/environment.sh")

@@ -203,9 +203,63 @@ priorityClassName: {{ . }}
 {{- end }}
 {{- end }}
 
-{{- /* A Secret's value that stays as it is on upgrade. Arguments: context, secret, key, new. */ -}}
+{{- /* A Secret as it stands: its `data`, empty without a cluster. Arguments: context, secret. */ -}}
+{{- define "tidegate.secretData" -}}
+{{- $found := lookup "v1" "Secret" .context.Release.Namespace .secret -}}
+{{- ($found | default dict).data | default dict | toJson -}}
+{{- end }}
+
+{{- /* A Secret's value that stays as it is on upgrade. One that is new is the same wherever it is asked for in one
+       rendering. Arguments: context, secret, key, length, prefix. */ -}}
 {{- define "tidegate.kept" -}}
-{{- $old := lookup "v1" "Secret" .context.Release.Namespace .secret -}}
-{{- $data := ($old | default dict).data | default dict -}}
-{{- index $data .key | default (.new | b64enc) -}}
+{{- $data := include "tidegate.secretData" . | fromJson -}}
+{{- $made := .context.Values.global | default dict -}}
+{{- $name := printf "tidegate/%s/%s" .secret .key -}}
+{{- if not (hasKey $made $name) -}}
+{{- $_ := set $made $name (index $data .key | default (printf "%s%s" (.prefix | default "") (randAlphaNum .length) | b64enc)) -}}
+{{- $_ := set .context.Values "global" $made -}}
+{{- end -}}
+{{- index $made $name -}}
+{{- end }}
+
+{{- /* The Secret of the queue's password or URL; empty: there is none. */ -}}
+{{- define "tidegate.queueSecret" -}}
+{{- if .Values.redis.enabled -}}{{ include "tidegate.redisSecret" . }}{{- else -}}{{ .Values.externalRedis.existingSecret }}{{- end -}}
+{{- end }}
+
+{{- define "tidegate.caSecret" -}}
+{{- if include "tidegate.isCaMounted" . }}{{ .Values.externalRedis.tls.caSecret }}{{ end -}}
+{{- end }}
+
+{{- /* An annotation that changes with what Secrets hold, so that an upgrade restarts the pods that read them.
+       Arguments: context, secrets (names; empty ones are left out). */ -}}
+{{- define "tidegate.secretsAnnotation" -}}
+{{- $context := .context -}}
+{{- $held := dict -}}
+{{- range compact .secrets -}}
+{{- $data := include "tidegate.secretData" (dict "context" $context "secret" .) | fromJson -}}
+{{- /* The first install writes its own after this was rendered. */ -}}
+{{- if eq . (printf "%s-admin-key" (include "tidegate.fullname" $context)) -}}
+{{- $key := $context.Values.adminKey.existingSecretKey -}}
+{{- $data = dict $key (include "tidegate.kept" (dict "context" $context "secret" . "key" $key "length" 43 "prefix" "tg-")) -}}
+{{- else if eq . (printf "%s-redis" (include "tidegate.fullname" $context)) -}}
+{{- $key := $context.Values.redis.auth.existingSecretKey -}}
+{{- $data = dict $key (include "tidegate.kept" (dict "context" $context "secret" . "key" $key "length" 40)) -}}
+{{- else if eq . (printf "%s-gcs-redis" (include "tidegate.fullname" $context)) -}}
+{{- $key := $context.Values.gcsRedis.auth.existingSecretKey -}}
+{{- $data = dict $key (include "tidegate.kept" (dict "context" $context "secret" . "key" $key "length" 40)) -}}
+{{- end -}}
+{{- $_ := set $held . $data -}}
+{{- end -}}
+tidegate.dev/secrets: {{ toJson $held | sha256sum | trunc 16 | quote }}
+{{- end }}
+
+{{- /* The address families of a Service. */ -}}
+{{- define "tidegate.ipFamilies" -}}
+{{- with .Values.ipFamilyPolicy -}}
+ipFamilyPolicy: {{ . }}
+{{ end -}}
+{{- with .Values.ipFamilies -}}
+ipFamilies: {{ toJson . }}
+{{- end -}}
 {{- end }}

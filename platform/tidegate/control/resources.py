@@ -22,6 +22,7 @@ from tidegate.control.schema_types import (
     rules,
     size_bytes,
 )
+from tidegate.replica_args import EngineName
 from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, mistake_in
 
 __all__ = [
@@ -94,7 +95,7 @@ class Source(Strict):
 
 
 class EngineChoice(Strict):
-    name: Literal["transformers", "simulated"] = Field(
+    name: EngineName = Field(
         default="transformers",
         description="transformers runs Hugging Face decoder checkpoints; simulated answers without a model.",
     )

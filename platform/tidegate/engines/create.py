@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import get_args
 
 from tidegate.engines.base import Engine, EngineLoadError
-from tidegate.replica_args import EngineSpec
-
-ENGINES = ("transformers", "simulated")
+from tidegate.replica_args import EngineName, EngineSpec
 
 
 def create_engine(spec: EngineSpec) -> Engine:
@@ -21,7 +20,9 @@ def create_engine(spec: EngineSpec) -> Engine:
         from tidegate.engines.transformers.engine import TransformersEngine
 
         return TransformersEngine(spec)
-    raise EngineLoadError("InvalidEngineArgs", f"no engine {spec.name!r}; known: {', '.join(ENGINES)}.")
+    raise EngineLoadError(
+        "InvalidEngineArgs", f"no engine {spec.name!r}; known: {', '.join(get_args(EngineName))}."
+    )
 
 
 def sleep_while_waiting() -> None:

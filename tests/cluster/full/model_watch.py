@@ -15,7 +15,8 @@ from typing import Any
 import aiohttp
 
 from tests.cluster.full.control_plane import NAMESPACE
-from tidegate_operator.cluster import Cluster, Kind, Object
+from tidegate_operator.cluster import Cluster, Object
+from tidegate_operator.kinds import Kind
 
 KINDS: tuple[tuple[Kind, str], ...] = (("Model", "models"), ("Pool", "pools"))
 

@@ -7,7 +7,7 @@ import asyncio
 
 from tests.cluster.full.control_plane import GROUPS
 from tests.cluster.operator_process import World
-from tidegate_operator.cluster import Kind
+from tidegate_operator.kinds import Kind
 
 STEP_SECONDS = 3.0
 GONE_SECONDS = 120

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Kind, Object
+from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Object
+from tidegate_operator.kinds import Kind
 
 SPEC = {"engine": {"name": "simulated"}}
 

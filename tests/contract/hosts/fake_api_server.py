@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.contract.hosts.fake_store import Journal
-from tidegate_operator.cluster import ApiConflict, ApiGone, Kind, Object
+from tidegate_operator.cluster import ApiConflict, ApiGone, Object
+from tidegate_operator.kinds import Kind
 
 Objects = list[Object]
 Changed = Callable[[Kind, str, Object], None]  # (kind, "MODIFIED" or "DELETED", object)

@@ -25,9 +25,10 @@ from tidegate.local.record_file import RecordFile
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator.apply import Applier
-from tidegate_operator.cache import KINDS, Cache
-from tidegate_operator.cluster import ApiConflict, Kind, Object
-from tidegate_operator.gather import Abilities, Gatherer, Troubles
+from tidegate_operator.cache import Cache
+from tidegate_operator.cluster import ApiConflict, Object
+from tidegate_operator.gather import Gatherer, Troubles
+from tidegate_operator.kinds import WATCHED, Kind
 from tidegate_operator.objects import ResourceReader
 from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.reconcile import Reconciler
@@ -162,7 +163,6 @@ class OperatorRig:
         self.api = FakeApiServer(self.clock, self.journal)
         self.outage = ""
         self.conflicts = 0
-        self.abilities = Abilities()
         self._made = 0
         self.declare("Pool", "default", {})
         self.start()
@@ -206,7 +206,6 @@ class OperatorRig:
             self.store,
             self._serves,
             Troubles(self.api),
-            self.abilities,
             REPLICAS,
             DEFAULTS,
         )
@@ -243,7 +242,7 @@ class OperatorRig:
         return self.serves[cluster]
 
     def _watch(self, kind: Kind, verb: str, body: Object) -> None:
-        if kind not in KINDS:
+        if kind not in WATCHED:
             return
         if verb == "DELETED":
             self.cache.drop(kind, body)

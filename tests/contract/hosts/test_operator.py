@@ -152,7 +152,7 @@ async def test_a_head_that_does_not_answer_is_told(rig: OperatorRig) -> None:
 
 
 async def test_a_cluster_without_kuberay_is_told_and_no_ray_cluster_made(rig: OperatorRig) -> None:
-    rig.abilities.has_kuberay = False
+    rig.cache.missing.add("RayCluster")
     rig.model("one")
     await rounds(rig, 2)
     assert clusters(rig) == []

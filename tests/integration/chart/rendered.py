@@ -69,6 +69,8 @@ def pod_templates(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
     for item in objects:
         if item["kind"] in ("Deployment", "StatefulSet", "Job"):
             yield f"{item['kind']}/{item['metadata']['name']}", item["spec"]["template"]
+        elif item["kind"] == "Pod":
+            yield f"Pod/{item['metadata']['name']}", item
 
 
 def one(objects: Sequence[Object], kind: str, name: str, namespace: str = NAMESPACE) -> Object:

@@ -79,6 +79,7 @@ def test_the_ways_that_there_are(plain: Rendered) -> None:
         ("operator", head, 8265),
         ("operator", OUT, 6443),
         ("uninstall", OUT, 443),
+        ("test", "gateway", 8000),
         (head, worker, 10002),
         (worker, head, 6379),
         (head, "gcs-redis", 6379),
@@ -112,6 +113,9 @@ def test_the_ways_that_there_are_not(plain: Rendered) -> None:
         ("redis", "gateway", 8000),
         ("gcs-redis", head, 6379),
         ("uninstall", "redis", 6379),
+        ("test", "redis", 6379),
+        ("test", OUT, 443),
+        ("test", head, 8265),
         (resolve, "redis", 6379),
         (resolve, head, 8265),
         (head, resolve, 80),
@@ -140,11 +144,16 @@ def test_watched_namespaces_reach_the_release(full: Rendered) -> None:
 def test_named_clients_and_prometheus_only(full: Rendered) -> None:
     head = ray_pod(WATCHED, "head")
     assert full.allows(CLIENT, "gateway", 8000)
+    assert full.allows("test", "gateway", 8000)
     assert not full.allows(endpoint("other"), "gateway", 8000)
     for target, port in (("gateway", 8000), ("operator", 8080), (head, 8080)):
         assert full.allows(PROMETHEUS, target, port)
     assert not full.allows(PROMETHEUS, head, 8265)
-    assert full.allows(endpoint("kuberay-system"), head, 8265)
+    kuberay = {"app.kubernetes.io/name": "kuberay-operator", "app.kubernetes.io/instance": "kuberay-operator"}
+    assert full.allows(endpoint("kuberay-system", kuberay), head, 8265)
+    assert not full.allows(endpoint("kuberay-system", {"app": "neighbour"}), head, 8265)
+    assert not full.allows(endpoint("kuberay-system"), head, 8265)
+    assert not full.allows(endpoint("elsewhere", kuberay), head, 8265)
 
 
 def test_an_external_redis_is_reached(helm: Helm) -> None:

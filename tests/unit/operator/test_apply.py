@@ -11,8 +11,9 @@ import pytest
 from tests.unit.operator.bodies import cluster_body, model_body
 from tidegate_operator.apply import WRITES_AT_ONCE, Applier
 from tidegate_operator.cache import Cache
-from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Kind, Object
+from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Object
 from tidegate_operator.decision import FINALIZER, Decision, ObjectWrite
+from tidegate_operator.kinds import Kind
 
 
 class Behind:

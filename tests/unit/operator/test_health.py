@@ -1,30 +1,43 @@
 import httpx
 
-from tidegate_operator.health import STALLED_SECONDS, Pulse, serve_health
+from tidegate_operator.health import STALLED_SECONDS, Liveness, serve_health
 from tidegate_operator.metrics import Metrics
 
 
 def test_work_that_never_ends_is_a_problem_and_no_work_is_none() -> None:
     now = [0.0]
-    pulse = Pulse(clock=lambda: now[0])
+    liveness = Liveness(clock=lambda: now[0])
     now[0] = 1e6
-    assert pulse.problem() == ""
-    with pulse.work("models/default"):
+    assert liveness.problem() == ""
+    with liveness.work("models/default"):
         now[0] += STALLED_SECONDS
-        assert pulse.problem() == ""
+        assert liveness.problem() == ""
         now[0] += 1
-        assert "models/default" in pulse.problem()
-    assert pulse.problem() == ""
+        assert "models/default" in liveness.problem()
+    assert liveness.problem() == ""
+
+
+def test_what_must_go_on_for_ever_is_a_problem_once_it_stands_still() -> None:
+    now = [0.0]
+    liveness = Liveness(clock=lambda: now[0])
+    for _ in range(3):
+        liveness.beat("the informer of Pod in models")
+        now[0] += STALLED_SECONDS
+        assert liveness.problem() == ""
+    now[0] += 1
+    assert "the informer of Pod in models" in liveness.problem()
+    liveness.beat("the informer of Pod in models")
+    assert liveness.problem() == ""
 
 
 async def test_the_kubelet_and_prometheus_get_their_answers() -> None:
     now = [0.0]
-    pulse, metrics = Pulse(clock=lambda: now[0]), Metrics()
+    liveness, metrics = Liveness(clock=lambda: now[0]), Metrics()
     metrics.count_write("Model", "status")
-    async with serve_health("127.0.0.1", 0, pulse, metrics) as port, httpx.AsyncClient() as client:
+    async with serve_health("127.0.0.1", 0, liveness, metrics) as port, httpx.AsyncClient() as client:
         base = f"http://127.0.0.1:{port}"
         assert (await client.get(f"{base}/healthz")).status_code == 200
-        with pulse.work("models/default"):
+        with liveness.work("models/default"):
             now[0] = STALLED_SECONDS + 1
             assert (await client.get(f"{base}/healthz")).status_code == 503
         text = (await client.get(f"{base}/metrics")).text

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tidegate_operator.cluster import ApiError, ApiGone, Kind, Object
+from tidegate_operator.cluster import ApiError, ApiGone, Object
+from tidegate_operator.kinds import Kind
 from tidegate_operator.seed import TIMEOUT_SECONDS, seed
 
 POOLS = [{"metadata": {"name": name, "namespace": "models"}} for name in ("a", "b")]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Kind, Object
-from tidegate_operator.uninstall import Options, Uninstall, UninstallFailed, parse
+from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Object
+from tidegate_operator.kinds import Kind
+from tidegate_operator.uninstall import NotUninstalling, Options, Uninstall, UninstallFailed, parse
 
 DRAIN = "tidegate.dev/drain"
 CLEAN_UP = "ray.io/gcs-ft-redis-cleanup-finalizer"
@@ -50,6 +51,16 @@ class FakeCluster:
             and (not selector or selector.partition("=")[0] in body["metadata"]["labels"])
         ]
         return found, 1
+
+    async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object:
+        if self.failures:
+            raise self.failures.pop(0)
+        wanted = body["metadata"]
+        for found in self.things.get(kind, []):
+            meta = found["metadata"]
+            if (meta["name"], meta["namespace"]) == (wanted["name"], wanted["namespace"]):
+                return found
+        raise ApiGone(f"no {kind} {wanted['name']}")
 
     async def delete(self, kind: Kind, body: Mapping[str, Any]) -> None:
         self.log.append(f"delete {kind} {body['metadata']['name']}")
@@ -202,3 +213,76 @@ def test_the_command_line() -> None:
     where = ["--operator-namespace=s", "--operator-selector=x=y", "--operator-lease=op"]
     options = parse(["--namespaces=a,b", *where, "--keep-models"])
     assert options == Options(("a", "b"), "s", "x=y", "op", keep_models=True, timeout_seconds=240.0)
+
+
+class TestOnlyHelmUninstalls:
+    """The Job of `helm template | kubectl apply` is like any other; only Helm's record tells them apart."""
+
+    @staticmethod
+    def record(revision: int, status: str, *, name: str = "tidegate", owner: str = "helm") -> Object:
+        labels = {"owner": owner, "name": name, "status": status, "version": str(revision)}
+        return thing(f"sh.helm.release.v1.tidegate.v{revision}", namespace="system", labels=labels)
+
+    @staticmethod
+    def hook(cluster: FakeCluster, revision: int = 1) -> Uninstall:
+        options = parse(
+            [
+                "--namespaces=models",
+                "--operator-namespace=system",
+                "--operator-selector=app=operator",
+                "--operator-lease=op",
+                "--keep-models",
+                "--helm-release=tidegate",
+                f"--helm-revision={revision}",
+            ]
+        )
+        return Uninstall(cluster, options, clock=lambda: cluster.now, sleep=cluster.sleep)
+
+    @pytest.mark.parametrize("kind", ["Secret", "ConfigMap"])
+    async def test_it_acts_while_helm_uninstalls(self, kind: Kind) -> None:
+        cluster = a_cluster()
+        cluster.things[kind] = [self.record(1, "superseded"), self.record(2, "uninstalling")]
+        await self.hook(cluster, 2).run()
+        assert "patch Deployment op" in cluster.log
+
+    async def test_a_rollback_brings_back_an_older_hook(self) -> None:
+        cluster = a_cluster()
+        cluster.things["Secret"] = [self.record(7, "superseded"), self.record(9, "uninstalling")]
+        await self.hook(cluster, 2).run()
+        assert "delete Lease op" in cluster.log
+
+    @pytest.mark.parametrize(
+        "records",
+        [
+            [],
+            [("deployed", {})],
+            [("superseded", {}), ("deployed", {})],
+            [("pending-upgrade", {})],
+            [("uninstalled", {})],
+            [("uninstalling", {"name": "another"})],
+            [("uninstalling", {"owner": "somebody"})],
+        ],
+    )
+    async def test_it_touches_nothing_otherwise(self, records: list[tuple[str, dict[str, str]]]) -> None:
+        cluster = a_cluster()
+        cluster.things["Secret"] = [
+            self.record(number, status, **others) for number, (status, others) in enumerate(records, 1)
+        ]
+        with pytest.raises(NotUninstalling, match=r"nothing was stopped or deleted.*uninstall\.onlyWithHelm"):
+            await self.hook(cluster).run()
+        assert cluster.log == []
+        assert cluster.is_operator_alive
+
+    async def test_an_api_server_that_is_away_for_a_moment_is_asked_again(self) -> None:
+        cluster = a_cluster()
+        cluster.failures = [ApiUnavailable("away")]
+        cluster.things["Secret"] = [self.record(1, "uninstalling")]
+        await self.hook(cluster).run()
+        assert "patch Deployment op" in cluster.log
+
+    async def test_who_may_not_look_touches_nothing(self) -> None:
+        cluster = a_cluster()
+        cluster.failures = [ApiError("forbidden")]
+        with pytest.raises(ApiError, match="forbidden"):
+            await self.hook(cluster).run()
+        assert cluster.log == []

@@ -4,8 +4,8 @@ from tidegate_operator.work_queue import (
     CONFLICT_BACKOFF_SECONDS,
     FIRST_BACKOFF_SECONDS,
     LONGEST_BACKOFF_SECONDS,
+    ReconcileQueue,
     Schedule,
-    WorkQueue,
 )
 
 A, B = ("space", "a"), ("space", "b")
@@ -21,7 +21,7 @@ def test_a_key_asked_for_many_times_is_worked_on_once_at_the_earliest_time() -> 
     assert schedule.take(100.0) is None
 
 
-def test_news_during_work_are_not_lost_and_not_worked_on_at_once() -> None:
+def test_events_during_work_are_not_lost_and_not_worked_on_at_once() -> None:
     schedule = Schedule()
     schedule.add(A, 0.0)
     assert schedule.take(0.0) == A
@@ -47,7 +47,7 @@ def test_failures_back_off_doubling_up_to_a_bound_and_success_forgets_them() -> 
     schedule.add(A, now)
     for _ in range(10):
         assert schedule.take(now) == A
-        schedule.add(A, now)  # news do not shorten the pause
+        schedule.add(A, now)  # events do not shorten the pause
         pauses.append(schedule.end_failed(A, now))
         schedule.add(A, now)
         assert schedule.take(now) is None
@@ -74,7 +74,7 @@ def test_a_conflict_is_tried_again_almost_at_once_but_not_for_ever() -> None:
     assert pauses[-1] == LONGEST_BACKOFF_SECONDS
 
 
-def test_a_failed_keys_own_news_do_not_hold_up_another() -> None:
+def test_a_failed_keys_own_events_do_not_hold_up_another() -> None:
     schedule = Schedule()
     schedule.add(A, 0.0)
     schedule.take(0.0)
@@ -85,7 +85,7 @@ def test_a_failed_keys_own_news_do_not_hold_up_another() -> None:
 
 
 async def test_two_workers_share_the_keys_and_none_gets_the_others() -> None:
-    queue = WorkQueue()
+    queue = ReconcileQueue()
     taken: list[tuple[str, str]] = []
     running: set[tuple[str, str]] = set()
 
@@ -113,7 +113,7 @@ async def test_two_workers_share_the_keys_and_none_gets_the_others() -> None:
 
 async def test_a_delayed_key_comes_when_its_clock_says_so() -> None:
     now = [0.0]
-    queue = WorkQueue(clock=lambda: now[0])
+    queue = ReconcileQueue(clock=lambda: now[0])
     queue.add(A, delay_seconds=60.0)
     waiting = asyncio.create_task(queue.take())
     await asyncio.sleep(0)

@@ -1,6 +1,7 @@
 {{- /*
 One Redis or Valkey with an append-only file: configuration, Service and StatefulSet.
 Arguments: context, name ("redis" or "gcs-redis"), values (its own), secret and key (of its password).
+The password reaches the server in a file: an argument would stand in the process table.
 */ -}}
 {{- define "tidegate.server" -}}
 {{- $redis := .context.Values.redis }}
@@ -17,6 +18,8 @@ metadata:
 data:
   redis.conf: |
     {{- include "tidegate.serverConfig" . | nindent 4 }}
+  start.sh: |
+    {{- include "tidegate.serverStart" . | nindent 4 }}
 ---
 apiVersion: v1
 kind: Service
@@ -26,6 +29,7 @@ metadata:
   labels:
     {{- include "tidegate.labels" $component | nindent 4 }}
 spec:
+  {{- include "tidegate.ipFamilies" .context | nindent 2 }}
   selector:
     {{- include "tidegate.selector" $component | nindent 4 }}
   ports:
@@ -52,7 +56,8 @@ spec:
         {{- include "tidegate.selector" $component | nindent 8 }}
       annotations:
         # The server reads its file at start only.
-        tidegate.dev/config: {{ include "tidegate.serverConfig" . | sha256sum | trunc 16 | quote }}
+        tidegate.dev/config: {{ printf "%s%s" (include "tidegate.serverConfig" .) (include "tidegate.serverStart" .) | sha256sum | trunc 16 | quote }}
+        {{- include "tidegate.secretsAnnotation" (dict "context" .context "secrets" (list .secret)) | nindent 8 }}
     spec:
       automountServiceAccountToken: false
       enableServiceLinks: false
@@ -67,22 +72,12 @@ spec:
       {{- include "tidegate.placement" .values | nindent 6 }}
       containers:
         - name: redis
-          image: {{ printf "%s:%s" $redis.image.repository $redis.image.tag | quote }}
+          image: {{ printf "%s:%s%s" $redis.image.repository $redis.image.tag (ternary (printf "@%s" $redis.image.digest) "" (ne $redis.image.digest "")) | quote }}
           imagePullPolicy: {{ $redis.image.pullPolicy }}
-          command:
-            {{- toYaml $redis.command | nindent 12 }}
+          command: [sh, /etc/redis/start.sh]
           args:
+            {{- toYaml $redis.command | nindent 12 }}
             - /etc/redis/redis.conf
-            - --requirepass
-            - $(REDIS_PASSWORD)
-          env:
-            - name: REDIS_PASSWORD
-              valueFrom:
-                secretKeyRef:
-                  name: {{ .secret }}
-                  key: {{ .key }}
-            - name: REDISCLI_AUTH  # for the probes
-              value: $(REDIS_PASSWORD)
           ports:
             - name: redis
               containerPort: 6379
@@ -103,7 +98,7 @@ spec:
             timeoutSeconds: 5
             failureThreshold: 3
           resources:
-            {{- toYaml .values.resources | nindent 12 }}
+            {{- toYaml (.values.resources | default dict) | nindent 12 }}
           securityContext:
             {{- include "tidegate.containerSecurity" . | nindent 12 }}
           workingDir: /data
@@ -111,12 +106,26 @@ spec:
             - name: config
               mountPath: /etc/redis
               readOnly: true
+            - name: password
+              mountPath: /etc/redis-password
+              readOnly: true
+            - name: run
+              mountPath: /run/redis
             - name: data
               mountPath: /data
       volumes:
         - name: config
           configMap:
             name: {{ $name }}
+        - name: password
+          secret:
+            secretName: {{ .secret }}
+            defaultMode: 0440
+            items:
+              - key: {{ .key }}
+                path: password
+        - name: run
+          emptyDir: {medium: Memory, sizeLimit: 1Mi}
         {{- if not .values.persistence.enabled }}
         - name: data
           emptyDir: {}
@@ -151,12 +160,28 @@ save ""
 # A queue must not be evicted: full means that writes are refused.
 maxmemory {{ .values.maxMemory }}
 maxmemory-policy noeviction
+# Written by start.sh.
+include /run/redis/password.conf
+{{- end }}
+
+{{- /* $(cat) leaves out the newline that editors and `echo` put at a Secret's end. */ -}}
+{{- define "tidegate.serverStart" -}}
+set -eu
+umask 077
+password=$(cat /etc/redis-password/password)
+case $password in
+'') echo "Secret {{ .secret }}: {{ .key }} is empty. Put a password into it." >&2; exit 1 ;;
+*[[:cntrl:]]*) echo "Secret {{ .secret }}: {{ .key }} holds a line break or another control character inside. Write it anew." >&2; exit 1 ;;
+esac
+printf '%s' "$password" >/run/redis/password
+printf '%s' "$password" | sed -e 's/[\\"]/\\&/g' -e 's/^/requirepass "/' -e 's/$/"/' >/run/redis/password.conf
+exec "$@"
 {{- end }}
 
 {{- define "tidegate.serverProbe" -}}
 {{- if . -}}
 exec:
-  command: [sh, -c, '[ "$({{ . }} ping)" = PONG ]']
+  command: [sh, -c, '[ "$(REDISCLI_AUTH=$(cat /run/redis/password) {{ . }} ping)" = PONG ]']
 {{- else -}}
 tcpSocket:
   port: redis
