@@ -29,13 +29,14 @@ REVISION_LABEL = "tidegate.dev/revision"
 class RayDefaults:
     """Defaults of what a Pool leaves open. `redis_address` is that of the Redis in which Ray's head keeps its
     state ("redis://host:6379"; empty: none), `redis_password` the (Secret, key) of its password, where it has
-    one.
+    one. `queue_secret` is the (Secret, key) of the queue's URL, where replicas are to get it from there.
     """
 
     image: str
     ray_version: str
     redis_address: str = ""
     redis_password: tuple[str, str] | None = None
+    queue_secret: tuple[str, str] | None = None
 
 
 def common_labels(component: str) -> dict[str, str]:

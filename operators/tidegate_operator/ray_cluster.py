@@ -19,6 +19,7 @@ from typing import Any
 from tidegate.control.observed import Group
 from tidegate.control.pool_schema import Pool, PoolSpec, WorkerGroup
 from tidegate.control.serve_config import group_resource
+from tidegate.replica_args import REDIS_VARIABLE
 from tidegate_operator.pod_template import (
     GENERATION_LABEL,
     POOL_LABEL,
@@ -235,7 +236,10 @@ def _pod(
             {
                 "name": container,
                 **image_of(spec, defaults),
-                "env": [{"name": name, "value": value} for name, value in variables.items()],
+                "env": [
+                    *({"name": name, "value": value} for name, value in variables.items()),
+                    *_queue_variable(defaults),
+                ],
                 "resources": dict(resources),
                 "securityContext": container_security(),
                 **({"volumeMounts": mounts} if mounts else {}),
@@ -243,6 +247,15 @@ def _pod(
         ],
         **({"volumes": all_volumes} if all_volumes else {}),
     }
+
+
+def _queue_variable(defaults: RayDefaults) -> list[dict[str, Any]]:
+    """Where the queue is, from a Secret: what Serve stores then names only the variable. The head needs it
+    too: Serve's controller asks for the queue's depths."""
+    if defaults.queue_secret is None:
+        return []
+    name, key = defaults.queue_secret
+    return [{"name": REDIS_VARIABLE, "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}]
 
 
 def _ray_cpus(group: WorkerGroup) -> int:

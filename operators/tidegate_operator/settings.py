@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from tidegate.replica_args import ReplicaSettings
+from tidegate.replica_args import FROM_ENVIRONMENT, REDIS_VARIABLE, ReplicaSettings
 from tidegate.settings import ProcessSettings, Seconds
 from tidegate_operator.pod_template import RayDefaults
 
@@ -24,6 +24,13 @@ class OperatorSettings(ProcessSettings):
     redis_url: str = Field(min_length=1, description="The Redis of queue, registry and keys.")
     replica_redis_url: str = Field(
         "", description="The same Redis as replicas reach it; empty: as the operator does."
+    )
+
+    replica_redis_secret: str = Field(
+        "",
+        pattern=r"^$|^[^/]+/[^/]+$",
+        description="`SECRET/KEY` in each namespace of Pools that holds that address: Ray's pods then get it "
+        "from there, and what Serve stores and logs has no password; empty: Serve's configuration says it.",
     )
 
     # Names of models are global to the gateways, so one operator serves all namespaces.
@@ -90,17 +97,22 @@ class OperatorSettings(ProcessSettings):
     @property
     def ray_defaults(self) -> RayDefaults:
         secret, _, key = self.gcs_redis_password_secret.partition("/")
+        queue_secret, _, queue_key = self.replica_redis_secret.partition("/")
         return RayDefaults(
             image=self.ray_image,
             ray_version=self.ray_version,
             redis_address=self.gcs_redis_address,
             redis_password=(secret, key) if secret else None,
+            queue_secret=(queue_secret, queue_key) if queue_secret else None,
         )
 
     @property
     def replica_settings(self) -> ReplicaSettings:
+        given = f"{FROM_ENVIRONMENT}{REDIS_VARIABLE}" if self.replica_redis_secret else ""
         return ReplicaSettings(
-            redis_url=self.replica_redis_url or self.redis_url, key_prefix=self.key_prefix, times=self.times
+            redis_url=given or self.replica_redis_url or self.redis_url,
+            key_prefix=self.key_prefix,
+            times=self.times,
         )
 
     def serve_url(self, service: str, namespace: str, cluster: str) -> str:

@@ -7,6 +7,7 @@ description, those bounds and that default (`tidegate.settings`).
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,6 +21,22 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 EngineName = Literal["transformers", "simulated"]
+
+FROM_ENVIRONMENT = "env:"  # begins a `redis_url` that names a variable instead
+REDIS_VARIABLE = "TG_REDIS_URL"  # the one that hosts set for Ray's processes
+
+
+def find_redis_url(given: str) -> str:
+    """The URL that is given, or that of the variable named (`env:NAME`): Serve stores and logs its config, so
+    no password may stand in it. Raises `ConfigError` where there is no such variable."""
+    if not given.startswith(FROM_ENVIRONMENT):
+        return given
+    name = given.removeprefix(FROM_ENVIRONMENT)
+    if not (url := os.environ.get(name, "")):
+        raise ConfigError(
+            f"redis_url: {given}: the process has no variable {name}; set it for Ray's processes"
+        )
+    return url
 
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,12 +13,14 @@ from msgspec.structs import asdict, fields
 from tests.unit.control.builders import model
 from tidegate.control.packing import Placement
 from tidegate.control.serve_config import Application, application_config, engine_spec
+from tidegate.errors import ConfigError
 from tidegate.replica_args import (
     EngineSpec,
     PolicyArgs,
     ReplicaArgs,
     ReplicaSettings,
     Times,
+    find_redis_url,
     parse_args,
 )
 from tidegate.serving.__main__ import SPELLINGS, parse_command_line
@@ -102,3 +104,12 @@ def test_each_time_with_a_description_is_a_setting(kind: type[Settings | Operato
 def test_a_time_that_is_set_arrives() -> None:
     times = load_settings({"TIDEGATE_LEASE_SECONDS": "7.5", "TIDEGATE_DRAIN_SECONDS": "7"}).times
     assert times == Times(lease_seconds=7.5, drain_seconds=7.0)
+
+
+def test_a_redis_url_may_name_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TG_REDIS_URL", "redis://:secret@h/0")
+    assert find_redis_url("env:TG_REDIS_URL") == "redis://:secret@h/0"
+    assert find_redis_url("redis://h/0") == "redis://h/0"
+    monkeypatch.delenv("TG_REDIS_URL")
+    with pytest.raises(ConfigError, match="no variable TG_REDIS_URL"):
+        find_redis_url("env:TG_REDIS_URL")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli.output import CommandFailed, Format, OutputOption, put
+from tidegate.cli.output import CommandFailed, Format, OutputOption, put, put_foreign
 
 REPLICA = "replica-"  # begins the name of a model's log
 
@@ -44,7 +44,7 @@ def logs(
 
             put(orjson.dumps({"from": writer, "line": line}).decode())
         else:
-            put(line if name else f"{writer} | {line}")
+            put_foreign(line if name else f"{writer} | {line}")
 
 
 def _is_wanted(writer: str, name: str) -> bool:

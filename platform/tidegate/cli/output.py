@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tidegate.errors import TidegateError
 
 Record = Mapping[str, Any]
 GAP = "   "
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class CommandFailed(TidegateError):
@@ -45,13 +47,19 @@ class Column:
 
 def say(message: str) -> None:
     """A line for the person at the terminal."""
-    print(message, file=sys.stderr, flush=True)  # noqa: T201
+    print(printable(message), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def put(text: str, end: str = "\n") -> None:
     """Data on stdout, at once."""
     sys.stdout.write(text + end)
     sys.stdout.flush()
+
+
+def put_foreign(text: str, end: str = "\n") -> None:
+    """Text that somebody else wrote (a model, a log): a terminal gets none of the characters that it acts on,
+    a file or a program the text as it is."""
+    put(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text) if sys.stdout.isatty() else text, end)
 
 
 def show_list(records: Sequence[Record], columns: Sequence[Column], style: Format, empty: str) -> None:
@@ -71,7 +79,7 @@ def show_record(record: Record, style: Format, text: str) -> None:
     if style in (Format.json, Format.yaml):
         _dump(dict(record), style)
     else:
-        put(text)
+        put(printable(text))
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -103,8 +111,13 @@ def age(seconds: float) -> str:
     return f"{int(seconds / 86_400)}d"
 
 
+def printable(text: str) -> str:
+    """`text` with escapes for what a terminal would act on; line ends and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def _one_line(cell: str) -> str:
-    return " ".join(cell.split())
+    return printable(" ".join(cell.split()))
 
 
 def _dump(data: Any, style: Format) -> None:

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from tidegate.cli.output import say, size
+from tidegate.cli.output import printable, say, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -60,7 +60,7 @@ class Steps:
         if self._live is None:
             say(line)
         else:
-            self._live.console.print(line, markup=False, soft_wrap=True)
+            self._live.console.print(printable(line), markup=False, soft_wrap=True)
 
 
 class Transfers:

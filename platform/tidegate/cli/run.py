@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tidegate.cli.output import CommandFailed, Format, OutputOption, put, say, show_record
+from tidegate.cli.output import CommandFailed, Format, OutputOption, put, put_foreign, say, show_record
 from tidegate.cli.target import KeyOption, Target, UrlOption, find_target
 
 CONNECT_SECONDS = 5.0
@@ -133,7 +133,7 @@ def _take(event: dict[str, Any], answer: Answer, streams: bool) -> None:
             answer.first = answer.first or answer.last
             answer.text.append(text)
             if streams:
-                put(text, end="")
+                put_foreign(text, end="")
         if reason := choice.get("finish_reason"):
             answer.finish_reason = reason
 

@@ -1,27 +1,35 @@
 """Read `Model` and `Pool` resources from YAML files and folders.
 
 Each file stands alone: a broken one does not hide the others, so a watcher can keep what ran of it.
-Every refusal names the file, the document in it, the field, the value and the remedy.
+Every refusal names the file, the document in it, the field, the value and the remedy, in printable characters
+and at a bounded length, whatever the file holds. Nothing but regular files is opened: a pipe would keep its
+reader for ever.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from tidegate.control.bounded_yaml import YamlRefused, load_documents
 from tidegate.control.resources import API_VERSION, DEFAULT_POOL, Model, Pool
+from tidegate.control.schema_types import LABEL, SERVICE_LABEL
 from tidegate.errors import ConfigError, FieldProblem
 
 SUFFIXES = (".yaml", ".yml")
-MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_FILE_BYTES = 1024 * 1024
+MAX_FILES = 2000  # of one folder
 MAX_SHOWN_CHARACTERS = 120
+MAX_NAME_CHARACTERS = 64  # of a field or resource as a refusal names it
+MAX_PROBLEMS = 20  # of one document
 _KINDS: Mapping[str, type[Model] | type[Pool]] = {"Model": Model, "Pool": Pool}
 
 
@@ -60,40 +68,43 @@ def config_error(problems: Sequence[FieldProblem]) -> ConfigError:
 
 def read_files(paths: Sequence[Path]) -> list[ResourceFile]:
     """Read each file on its own; a missing path is a file with a problem."""
-    return [read_file(file) for file in resource_paths(paths)]
+    return [*(read_file(file) for file in resource_paths(paths)), *_folder_problems(paths)]
 
 
 def resource_paths(paths: Sequence[Path]) -> list[Path]:
-    """The files behind `paths`: a folder stands for its YAML files, sorted by name, hidden ones left out."""
+    """The files behind `paths`: a folder stands for its YAML files, sorted by name, hidden ones left out, the
+    first `MAX_FILES` of them."""
     found: dict[Path, None] = {}
     for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
-            found.update(dict.fromkeys(p.resolve() for p in inside))
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder above it is locked
+            found.update(dict.fromkeys(_real(path / name) for name in _inside(path)[:MAX_FILES]))
         else:
-            found[path.resolve()] = None
+            found[_real(path)] = None
     return list(found)
 
 
 def read_file(path: Path) -> ResourceFile:
-    """Read one YAML file with any number of documents."""
+    """Read one YAML file with any number of documents. Raises nothing: what is wrong becomes a problem."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return _refused(path, f"{path.stat().st_size} bytes", f"keep it under {MAX_FILE_BYTES} bytes")
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        documents = load_documents(_text(path))
     except FileNotFoundError:
         return _refused(path, "no such file or folder", "give a YAML file or a folder of them")
-    except (OSError, UnicodeDecodeError) as error:
-        return _refused(path, "cannot be read", str(error))
-    except (yaml.YAMLError, RecursionError) as error:
-        return _refused(path, "not valid YAML", " ".join(str(error).split()))
+    except _NotRead as refusal:
+        return _refused(path, *refusal.args)
+    except OSError as error:
+        return _refused(path, "cannot be read", error.strerror or str(error))
+    except UnicodeDecodeError as error:
+        return _refused(path, "cannot be read", f"byte {error.start} is not UTF-8; save the file as UTF-8")
+    except YamlRefused as refusal:
+        return _refused(path, "not valid YAML", str(refusal))
     models: list[Model] = []
     pools: list[Pool] = []
     problems: list[FieldProblem] = []
     for number, document in enumerate(documents, start=1):
         if document is None:
             continue
-        where = path.name if len(documents) == 1 else f"{path.name} document {number}"
+        name = _printable(path.name)
+        where = name if len(documents) == 1 else f"{name} document {number}"
         resource = parse_resource(document, where)
         if isinstance(resource, Model):
             models.append(_with_absolute_source(resource, path.parent))
@@ -123,9 +134,12 @@ def parse_resource(document: Any, where: str) -> Model | Pool | list[FieldProble
         return _KINDS[kind].model_validate(document)
     except ValidationError as error:
         name = document["metadata"].get("name") if isinstance(document.get("metadata"), dict) else None
-        place = f"{where}: {kind} {name}" if isinstance(name, str) else f"{where}: {kind}"
-        found = [_problem(_KINDS[kind], item, place) for item in error.errors()]
-        return list({problem.field: problem for problem in found}.values())  # a union names each branch
+        place = f"{where}: {kind} {_printable(name)}" if isinstance(name, str) else f"{where}: {kind}"
+        found = [_problem(_KINDS[kind], item, place) for item in error.errors()[:MAX_PROBLEMS]]
+        problems = list({problem.field: problem for problem in found}.values())  # a union names each branch
+        if (more := error.error_count() - len(found)) > 0:
+            problems.append(FieldProblem(place, f"{more} more mistakes", "mend those above first"))
+        return problems
 
 
 def combine(files: Sequence[ResourceFile]) -> tuple[ResourceSet, tuple[FieldProblem, ...]]:
@@ -149,7 +163,7 @@ def combine(files: Sequence[ResourceFile]) -> tuple[ResourceSet, tuple[FieldProb
         if model.spec.pool not in known:
             problems.append(
                 FieldProblem(
-                    f"{origins[model.name].name}: Model {model.name} spec.pool",
+                    f"{_printable(origins[model.name].name)}: Model {model.name} spec.pool",
                     repr(model.spec.pool),
                     "no such Pool; known: " + ", ".join(sorted(known)),
                 )
@@ -163,13 +177,64 @@ def _as_paths(paths: Path | str | Iterable[Path | str]) -> list[Path]:
 
 
 def _refused(path: Path, value: str, remedy: str) -> ResourceFile:
-    return ResourceFile(path, problems=(FieldProblem(str(path), value, remedy),))
+    shown = _printable(str(path), MAX_SHOWN_CHARACTERS * 2)
+    remedy = _printable(remedy, MAX_SHOWN_CHARACTERS * 4)
+    return ResourceFile(path, problems=(FieldProblem(shown, value, remedy),))
+
+
+class _NotRead(Exception):
+    """What was found in the place of a file, and the remedy."""
+
+
+def _text(path: Path) -> str:
+    """The text of a regular file. Raises `_NotRead`, `OSError`, `UnicodeDecodeError`."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise _NotRead("its name is not UTF-8", "rename it") from error
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise _NotRead("not a regular file", "give a YAML file, not a folder, pipe, socket or device")
+    # Without waiting: it may have become a pipe since.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise _NotRead("not a regular file", "give a YAML file, not a folder, pipe, socket or device")
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise _NotRead(f"more than {MAX_FILE_BYTES} bytes", "split it into several files")
+    return content.decode("utf-8-sig")
+
+
+def _real(path: Path) -> Path:
+    """`path` without links. Unlike `Path.resolve` it does not fail where links lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
+def _inside(folder: Path) -> list[str]:
+    """Names of a folder's YAML files; none where it has gone or is locked."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names, not 100,000 paths
+    except OSError:
+        return []
+    return sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
+
+
+def _folder_problems(paths: Iterable[Path]) -> list[ResourceFile]:
+    """A refusal for each folder that cannot be listed or of which not all files are read."""
+    found: list[ResourceFile] = []
+    for path in paths:
+        if not os.path.isdir(path):  # noqa: PTH112
+            continue
+        if not os.access(path, os.R_OK | os.X_OK):
+            found.append(_refused(path, "cannot be read", "let this user list the folder"))
+        elif (number := len(_inside(path))) > MAX_FILES:
+            found.append(_refused(path, f"{number} files", f"keep at most {MAX_FILES} in one folder"))
+    return found
 
 
 def _duplicate(path: Path, kind: str, name: str, first: Path | None = None) -> FieldProblem:
-    also = f" in {first.name}" if first is not None else ""
+    also = f" in {_printable(first.name)}" if first is not None else ""
     return FieldProblem(
-        f"{path.name}: {kind} {name} metadata.name",
+        f"{_printable(path.name)}: {kind} {name} metadata.name",
         repr(name),
         f"already defined{also}; give each {kind} a name of its own",
     )
@@ -180,13 +245,15 @@ def _with_absolute_source(model: Model, folder: Path) -> Model:
     source = model.spec.source
     if source is None or "://" in source.uri:
         return model
-    absolute = source.model_copy(update={"uri": str((folder / Path(source.uri).expanduser()).resolve())})
+    # os.path: unlike pathlib's, these two do not fail for an unknown ~user or for links in a circle.
+    uri = os.path.realpath(folder / os.path.expanduser(source.uri))  # noqa: PTH111
+    absolute = source.model_copy(update={"uri": uri})
     return model.model_copy(update={"spec": model.spec.model_copy(update={"source": absolute})})
 
 
 def _problem(kind: type[BaseModel], item: ErrorDetails, place: str) -> FieldProblem:
-    path = ".".join(str(part) for part in item["loc"] if part not in _UNION_BRANCHES)
-    remedy = item["msg"].removeprefix("Value error, ")
+    path = ".".join(_printable(str(part)) for part in item["loc"] if part not in _UNION_BRANCHES)
+    remedy = _REMEDIES.get(item["type"]) or item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
         remedy = _unknown_field_remedy(kind, item["loc"])
     elif item["type"] == "missing":
@@ -195,7 +262,11 @@ def _problem(kind: type[BaseModel], item: ErrorDetails, place: str) -> FieldProb
         remedy = "use text, a number, true or false"
     elif item["type"] == "literal_error":
         remedy = "use " + str(item.get("ctx", {}).get("expected", ""))
+    elif item["type"] == "string_pattern_mismatch":
+        remedy = _PATTERNS.get(item.get("ctx", {}).get("pattern", ""), remedy)
     value = item.get("input")
+    if item["type"] == "string_type" and isinstance(value, bool | int | float):
+        remedy = "write text: put the value in quotes"
     shown = "fields that do not fit" if isinstance(value, dict) else _shown(value)
     return FieldProblem(f"{place} {path}".rstrip(), shown, remedy)
 
@@ -204,9 +275,33 @@ def _problem(kind: type[BaseModel], item: ErrorDetails, place: str) -> FieldProb
 _UNION_BRANCHES = frozenset({"bool", "int", "float", "str", "constrained-str", "[key]"})
 
 
+# Our words for what pydantic says of a Python type.
+_REMEDIES: Mapping[str, str] = {
+    "string_type": "write text",
+    "int_type": "write a whole number",
+    "int_parsing": "write a whole number",
+    "int_from_float": "write a whole number",
+    "float_type": "write a number",
+    "float_parsing": "write a number",
+    "finite_number": "write a finite number",
+    "bool_type": "write true or false",
+    "bool_parsing": "write true or false",
+    "list_type": "write a list",
+    "tuple_type": "write a list",
+    "dict_type": "write a mapping",
+    "model_type": "write a mapping",
+    "model_attributes_type": "write a mapping",
+    "invalid_key": "its name must be text: put it in quotes",
+}
+_PATTERNS: Mapping[str, str] = {
+    LABEL: "use lower-case letters, digits and '-', with a letter or digit first and last",
+    SERVICE_LABEL: "use a letter, then lower-case letters, digits and '-', with a letter or digit last",
+}
+
+
 def _unknown_field_remedy(kind: type[BaseModel], location: tuple[int | str, ...]) -> str:
     known = sorted(_field_names(kind, location[:-1]))
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    close = difflib.get_close_matches(str(location[-1])[:MAX_NAME_CHARACTERS], known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return "no such field; known: " + ", ".join(known) + hint
 
@@ -231,5 +326,16 @@ def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _shown(value: object) -> str:
+    """The value as Python writes it, cut. Long ones are cut first: all of a document is a value too."""
+    if isinstance(value, str):
+        value = value[: MAX_SHOWN_CHARACTERS * 2]
+    elif isinstance(value, list | dict | tuple | set | bytes) and len(value) > MAX_SHOWN_CHARACTERS:
+        return f"{len(value)} items"
     text = repr(value)
     return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 1] + "…"
+
+
+def _printable(text: str, most: int = MAX_NAME_CHARACTERS) -> str:
+    """`text` as a refusal names it: escapes for what a terminal would act on, and cut."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: most + 1])
+    return shown if len(text) <= most else shown[: most - 1] + "…"

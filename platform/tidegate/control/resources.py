@@ -89,6 +89,8 @@ class Source(Strict):
     @field_validator("uri")
     @classmethod
     def _known_scheme(cls, uri: str) -> str:
+        if not uri.isprintable():
+            raise ValueError("take the control characters out")
         if remedy := mistake_in(uri):
             raise ValueError(remedy)
         return uri

@@ -76,9 +76,11 @@ class ControlLoop:
         *,
         wave: int,
         on_entries: Callable[[Mapping[str, ModelEntry]], None],
+        on_first_serve: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`on_entries` is called with all entries after each round that changed one."""
+        """`on_entries` is called with all entries after each round that changed one, `on_first_serve`
+        once: after the first round that wrote entries from what Serve said."""
         self._files = files
         self._registry = registry
         self._depths = depths
@@ -89,6 +91,7 @@ class ControlLoop:
         self._changed = changed
         self._wave = wave
         self._on_entries = on_entries
+        self._on_first_serve: Callable[[], None] | None = on_first_serve
         self._now = now
         self._records: Mapping[str, ModelRecord] = record_file.read()
         self._serve: Serve | None = None
@@ -161,6 +164,9 @@ class ControlLoop:
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
         if serve is not None and snapshot.seen.serve is not None:
+            if (tell := self._on_first_serve) is not None:
+                self._on_first_serve = None
+                tell()
             wanted = application_configs(plan.applications, self._replicas)
             if await self._writer.write(serve, wanted, snapshot.seen.serve):
                 return PROGRESSING_SECONDS

@@ -5,6 +5,7 @@
     data/           the embedded Redis, and the control loop's records
     logs/           one file per process
     key             the secret of the key that was made at first start, readable by its owner only
+    .tidegate-home  says that the above is Tidegate's: only with it `tidegate clean` removes anything
 
 Ray's sockets and session files lie in a short folder under the system's temporary one (socket paths are
 bounded), named after the home, so that `down` finds them also when the host was killed.
@@ -21,8 +22,10 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from tidegate.errors import ConfigError, FieldProblem
 from tidegate.replica_args import KEY_PREFIX
 
+MARKER_TEXT = b"Tidegate made run, data, logs and key beside this file; `tidegate clean` removes them.\n"
 PID_REUSE_SECONDS = 0.5  # two start times of one process agree better than this
 
 
@@ -66,6 +69,7 @@ class Running(msgspec.Struct, frozen=True):
     processes: list[ProcessRecord] = []
     problems: list[Problem] = []
     restarts: dict[str, int] = {}
+    has_seen_serve: bool = False  # and the registry's models are of this start
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +117,43 @@ class Home:
     def temporary(self) -> Path:
         return Path(tempfile.gettempdir()) / f"tg-{self.instance}"
 
+    @property
+    def marker(self) -> Path:
+        return self.root / ".tidegate-home"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether what lies here was made by Tidegate: it has the marker, or what a platform from before the
+        marker leaves."""
+        before = (self.lock, self.records, self.data / "redis" / "appendonlydir")
+        return self.marker.is_file() or any(path.exists() for path in before)
+
+    def check(self) -> None:
+        """Raises `ConfigError` where this folder cannot be a home: `/`, a user's own folder, or one whose
+        `data`, `logs`, `run` or `key` somebody else made."""
+        # Not Path.home, which fails for a user without one.
+        user = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111
+        shared = {Path("/"), user, *user.parents, Path(tempfile.gettempdir()).resolve()}
+        if self.root.resolve() in shared:
+            raise self._refused("holds other things than Tidegate's; name a folder of its own")
+        if self.is_ours:
+            return
+        ours = (self.run, self.data, self.logs, self.key)
+        if taken := [path.name for path in ours if path.exists() or path.is_symlink()]:
+            raise self._refused(
+                f"holds {', '.join(taken)} that Tidegate did not make; name a folder of its own"
+            )
+
+    def _refused(self, remedy: str) -> ConfigError:
+        problem = FieldProblem("TIDEGATE_HOME", str(self.root), remedy)
+        return ConfigError(str(problem), [problem])
+
     def make(self) -> None:
-        """Create the folders, for their owner only."""
+        """Create the folders, for their owner only. Raises `ConfigError` as `check` does."""
+        self.check()
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.marker.exists():
+            write_atomically(self.marker, MARKER_TEXT)
         for folder in (self.root, self.run, self.data, self.logs):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 

@@ -31,16 +31,18 @@ from tidegate.local.control_loop import ControlLoop
 from tidegate.local.gateway import GatewayProcess, check_port
 from tidegate.local.home import Home, Problem, Running, record_of, write_atomically
 from tidegate.local.keeping import keep_alive, leave_nothing, only_one
+from tidegate.local.log_rotation import keep_small
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
 from tidegate.local.ray_cluster import RayCluster
 from tidegate.local.record_file import RecordFile
 from tidegate.local.source_checks import SourceChecks
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import ModelEntry
-from tidegate.replica_args import ReplicaSettings
+from tidegate.replica_args import FROM_ENVIRONMENT, REDIS_VARIABLE, ReplicaSettings
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection
+from tidegate.store.data_watch import DataWatch
 from tidegate.store.keys import Keys
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry
@@ -50,6 +52,8 @@ from tidegate.telemetry import configure_logging
 log = logging.getLogger("tidegate.local")
 
 WATCH_SECONDS = 1.0
+KEY_SECONDS = 1.0
+LOCAL_KEY = "local"
 SMALL_MACHINE_CORES = 2
 
 
@@ -74,6 +78,7 @@ class Host:
         self._gateway: GatewayProcess | None = None
         self._key = ""
         self._url = ""
+        self._has_seen_serve = False
         self._redis_url = settings.redis_url or embedded.url(self.home)
         self._shown: dict[str, tuple[bool, str]] = {}
 
@@ -86,7 +91,14 @@ class Host:
             stack.push_async_callback(end_tasks, ray_starting)
             await self._start_redis()
             connection = await self._connect(stack)
-            self._key = await self._admin_key(connection)
+            keys = Keys(connection, key_prefix=self.settings.key_prefix)
+            await keys.start()
+            stack.push_async_callback(keys.close)
+            self._key = await self._admin_key(keys)
+            data_watch = DataWatch(connection, key_prefix=self.settings.key_prefix)
+            await data_watch.start()
+            stack.push_async_callback(data_watch.close)
+            connection.on_reconnect(self.changed.set)  # what Redis lost is written again at once
             loop = self._control_loop(connection)
             await self._start_gateway(stack)
             serve = _ServeSlot(loop)
@@ -94,6 +106,8 @@ class Host:
             tasks: list[asyncio.Task[Any]] = [
                 asyncio.create_task(self.files.follow(self.stop), name="files"),
                 asyncio.create_task(loop.run(), name="control"),
+                asyncio.create_task(self._keep_key(keys), name="key"),
+                asyncio.create_task(keep_small(self.home.logs), name="logs"),
                 asyncio.create_task(self._keep_ray(serve, ray_starting), name="ray"),
                 asyncio.create_task(
                     self._keep("gateway", self._gateway_died, self._restart_gateway), name="gateway"
@@ -123,10 +137,13 @@ class Host:
 
     async def _start_ray(self) -> RayCluster:
         self._tell(Progress("ray", "running", "Starting Ray."))
-        self._ray = await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count())
+        self._ray = await self._fresh_ray()
         self._tell(Progress("ray", "done", "Ray runs."))
         self._record()
         return self._ray
+
+    async def _fresh_ray(self) -> RayCluster:
+        return await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count(), redis_url=self._redis_url)
 
     async def _start_gateway(self, stack: AsyncExitStack) -> None:
         self._tell(Progress("gateway", "running", "Starting the gateway."))
@@ -160,7 +177,7 @@ class Host:
             await serve.use(None)
 
         async def restart() -> None:
-            self._ray = await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count())
+            self._ray = await self._fresh_ray()
             await serve.use(self._ray)
 
         await self._keep("ray", died, restart)
@@ -185,7 +202,7 @@ class Host:
             self.sources,
             RecordFile(self.home.records),
             ReplicaSettings(
-                redis_url=self._redis_url,
+                redis_url=f"{FROM_ENVIRONMENT}{REDIS_VARIABLE}",
                 key_prefix=prefix,
                 times=settings.times,
                 log_dir=str(self.home.logs),
@@ -194,6 +211,7 @@ class Host:
             self.changed,
             wave=1 if cores <= SMALL_MACHINE_CORES else 4,
             on_entries=self._models_changed,
+            on_first_serve=self._serve_seen,
         )
 
     async def _connect(self, stack: AsyncExitStack) -> Connection:
@@ -202,22 +220,26 @@ class Host:
         except QueueUnavailable as error:
             raise ConfigError(f"{error.message} Check REDIS_URL.") from error
 
-    async def _admin_key(self, connection: Connection) -> str:
-        """The key of this machine's own commands: made once, kept where only its owner reads it."""
+    async def _admin_key(self, keys: Keys) -> str:
+        """The key of this machine's own commands: made once, kept where only its owner reads it. A Redis that
+        lost its data gets it again; one that was revoked is followed by a new one."""
         if self.settings.no_auth:
             return ""
-        keys = Keys(connection, key_prefix=self.settings.key_prefix)
-        await keys.start()
-        try:
-            if self.home.key.exists():
-                secret = self.home.key.read_text(encoding="utf-8").strip()
-                if keys.find(secret) is not None:
-                    return secret
-            _, secret = await keys.create("local")
-            write_atomically(self.home.key, secret.encode() + b"\n")
-            return secret
-        finally:
-            await keys.close()
+        if self.home.key.exists():
+            secret = self.home.key.read_text(encoding="utf-8").strip()
+            if secret and (keys.find(secret) is not None or await keys.register(secret, LOCAL_KEY)):
+                return secret
+        _, secret = await keys.create(LOCAL_KEY)
+        write_atomically(self.home.key, secret.encode() + b"\n")
+        return secret
+
+    async def _keep_key(self, keys: Keys) -> None:
+        """Let this machine's key in again where Redis lost its data, with a reconnect or without."""
+        while True:
+            await asyncio.sleep(KEY_SECONDS)
+            with suppress(QueueUnavailable):  # asked again soon
+                if self._key and await keys.restore(self._key, LOCAL_KEY):
+                    log.warning("Redis had lost its data; this machine's key is registered again")
 
     # Reports ------------------------------------------------------------------------------------------
 
@@ -239,6 +261,10 @@ class Host:
             if self._shown.get(name) != shown:
                 self._shown[name] = shown
                 self._tell(Progress("model", model_state(entry), f"{entry.reason}: {entry.message}", name))
+
+    def _serve_seen(self) -> None:
+        self._has_seen_serve = True
+        self._record()
 
     def _record(self) -> None:
         """Write run/host.json anew."""
@@ -264,6 +290,7 @@ class Host:
             processes=parts,
             problems=[Problem(p.field, p.value, p.remedy) for p in self.files.problems],
             restarts=dict(self._restarts),
+            has_seen_serve=self._has_seen_serve,
         )
         write_atomically(self.home.record, msgspec.json.encode(running))
 
@@ -307,8 +334,8 @@ async def serve(
     on_progress(Progress("files", "done", f"{models} models are defined."))
     host.home.make()
     with only_one(host.home):
+        await asyncio.to_thread(leave_nothing, host.home)  # first: an orphan may hold the port
         check_port(settings)
-        await asyncio.to_thread(leave_nothing, host.home)
         host.home.temporary.mkdir(mode=0o700, parents=True)
         try:
             await host.run()

@@ -21,7 +21,7 @@ from tidegate.local import processes
 from tidegate.local.gateway import check_port
 from tidegate.local.home import Home, Problem, ProcessRecord, Running, read_record
 from tidegate.local.host import model_state
-from tidegate.local.keeping import leave_nothing
+from tidegate.local.keeping import leave_nothing, only_one
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
 from tidegate.messages.registry import ModelEntry
 from tidegate.settings import PREFIX, Settings
@@ -85,6 +85,7 @@ async def up(settings: Settings, paths: Sequence[Path] = (), on_progress: OnProg
     else:
         load_resources(chosen)
         home.make()
+        await asyncio.to_thread(_end_orphans, home)
         check_port(settings)
         child = await _detach(settings, home, chosen)
     try:
@@ -103,12 +104,17 @@ async def down(settings: Settings, on_progress: OnProgress = quiet) -> bool:
 
 
 async def clean(settings: Settings, on_progress: OnProgress = quiet) -> None:
-    """Stop, and remove keys, logs, queue data and what was remembered."""
-    await down(settings, on_progress)
+    """Stop, and remove keys, logs, queue data and what was remembered. Raises `ConfigError`, and touches
+    nothing, where the home's marker does not say that they are Tidegate's."""
     home = Home(settings.home)
+    home.check()
+    await down(settings, on_progress)
+    if not home.is_ours:
+        return
     for path in (home.run, home.data, home.logs):
         await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
     home.key.unlink(missing_ok=True)
+    home.marker.unlink(missing_ok=True)
     with suppress(OSError):  # something else lies in it: that stays
         home.root.rmdir()
 
@@ -129,6 +135,15 @@ async def status(settings: Settings) -> Snapshot:
     except QueueUnavailable:
         models = []  # Redis is on its way up or down; the parts say so
     return Snapshot(running, parts, models, list(running.problems))
+
+
+def _end_orphans(home: Home) -> None:
+    """End what a killed host left, and free its port. A host that is only starting is not touched: it is seen
+    as a process, or it holds the lock."""
+    if not processes.of_instance(home.instance) or processes.of_instance(home.instance, "host"):
+        return
+    with only_one(home):
+        leave_nothing(home)
 
 
 def _same_files(running: Running, chosen: Sequence[Path]) -> None:
@@ -186,7 +201,10 @@ async def _until_ready(
 
 
 async def _first_model(running: Running) -> tuple[bool, ModelEntry | None]:
-    """True where waiting has an end: a model is ready, all have failed, or none is defined."""
+    """True where waiting has an end: a model is ready, all have failed, or none is defined. Not before this
+    host has seen its Serve: until then the registry holds what the host before it wrote."""
+    if not running.has_seen_serve:
+        return False, None
     try:
         async with Connection(running.redis_url, name="tidegate-up") as connection:
             found = await Registry(connection, key_prefix=running.key_prefix).read_models()

@@ -18,6 +18,7 @@ from tidegate.errors import TidegateError
 from tidegate.local import processes
 from tidegate.local.home import Home, ProcessRecord
 from tidegate.local.ray_head import RayHead, RayOptions
+from tidegate.replica_args import REDIS_VARIABLE
 
 START_SECONDS = 120.0
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but Serve's own small objects passes through it
@@ -42,10 +43,16 @@ class RayCluster(msgspec.Struct, frozen=True):
         return next((part.name for part in self.parts if not part.is_alive()), None)
 
 
-def environment(base: Mapping[str, str], cpus: int, token: str) -> dict[str, str]:
-    """Return the environment of Ray and all of its workers."""
+def environment(base: Mapping[str, str], cpus: int, token: str, redis_url: str) -> dict[str, str]:
+    """Return the environment of Ray and all of its workers. It alone says where Redis is: what Serve stores,
+    and Ray logs, names the variable."""
     return {
         **base,
+        REDIS_VARIABLE: redis_url,
+        # Their ports ask for no token, and Ray opens them on all addresses of the machine. 65536 is no port:
+        # Ray says so in its log and goes on.
+        "RAY_enable_metrics_collection": "0",
+        "DASHBOARD_METRIC_PORT": "65536",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -56,7 +63,7 @@ def environment(base: Mapping[str, str], cpus: int, token: str) -> dict[str, str
     }
 
 
-async def start(home: Home, *, gpus: int) -> RayCluster:
+async def start(home: Home, *, gpus: int, redis_url: str = "") -> RayCluster:
     """Start a fresh cluster; what an earlier one left behind goes first. Raises `RayFailed`."""
     await asyncio.to_thread(processes.end, home.instance, "ray", grace_seconds=0.0)
     folder = home.temporary / "ray"
@@ -70,7 +77,7 @@ async def start(home: Home, *, gpus: int) -> RayCluster:
         [sys.executable, "-m", "tidegate.local.ray_head", msgspec.json.encode(options).decode()],
         instance=home.instance,
         log=log,
-        environment=environment(os.environ, cpus, token),
+        environment=environment(os.environ, cpus, token, redis_url),
         stdout=PIPE,
     )
     try:

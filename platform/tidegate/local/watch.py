@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import watchfiles
@@ -28,6 +30,7 @@ from tidegate.errors import FieldProblem
 log = logging.getLogger(__name__)
 
 DEBOUNCE_MS = 100
+RETRY_SECONDS = 1.0
 SETTLE_SECONDS = 0.3  # between the two looks where a model is gone
 
 
@@ -54,8 +57,18 @@ class ResourceFiles:
         return pools.get(DEFAULT_POOL, PoolSpec())
 
     async def follow(self, stop: asyncio.Event) -> None:
-        """Until `stop`: read again whenever something happens in the folders of the paths."""
-        folders = {path if path.is_dir() else path.parent for path in self._paths}
+        """Until `stop`: read again whenever something happens in the folders of the paths. Nothing that lies
+        there ends it: what is unforeseen is logged, and the watch begins anew."""
+        while not stop.is_set():
+            try:
+                await self._follow(stop)
+            except Exception:
+                log.exception("files: the watch begins anew")
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), RETRY_SECONDS)
+
+    async def _follow(self, stop: asyncio.Event) -> None:
+        folders = _folders(self._paths)
         async for _ in watchfiles.awatch(
             *folders,
             watch_filter=lambda _change, path: Path(path).suffix in SUFFIXES,
@@ -81,7 +94,7 @@ class ResourceFiles:
 
     def _loses_models(self, files: Sequence[ResourceFile]) -> bool:
         held = [self._valid.get(file.path, file) if file.problems else file for file in files]
-        names = {model.name for file in held if file.path.exists() for model in file.models}
+        names = {model.name for file in held if _exists(file.path) for model in file.models}
         return any(model.name not in names for model in self.resources.models)
 
     def _take(self, files: Sequence[ResourceFile]) -> None:
@@ -93,7 +106,7 @@ class ResourceFiles:
                 continue
             problems += file.problems
             kept = self._valid.get(file.path)
-            if kept is not None and file.path.exists():
+            if kept is not None and _exists(file.path):
                 standing.append(kept)
         self._valid = {file.path: file for file in standing}
         self.resources, duplicates = combine(standing)
@@ -101,3 +114,12 @@ class ResourceFiles:
             for problem in found:
                 log.error("refused: %s", problem)
         self.problems = found
+
+
+# Unlike pathlib's, os.path's questions have an answer also where a folder above is locked.
+def _folders(paths: Sequence[Path]) -> set[Path]:
+    return {path if os.path.isdir(path) else path.parent for path in paths}  # noqa: PTH112
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 
@@ -35,7 +35,17 @@ def decode_segments(blob: bytes) -> list[Segment]:
 
     msgpack delimits itself, but msgspec decodes one value per call, so each is framed (see `frame`).
     """
-    return list(_unframe(blob))
+    segments = []
+    view, position, end = memoryview(blob), 0, len(blob)
+    while position < end:
+        start = position + 4
+        position = start + int.from_bytes(view[position:start], "big")
+        body = view[start:position]
+        try:
+            segments.append(_segment_decoder.decode(body))
+        except msgspec.ValidationError:
+            segments.append(before.decode_segment(body))
+    return segments
 
 
 def frame(segment: bytes) -> bytes:
@@ -45,19 +55,3 @@ def frame(segment: bytes) -> bytes:
 
 def encode_segments(segments: Iterable[Segment]) -> bytes:
     return b"".join(frame(encode_segment(segment)) for segment in segments)
-
-
-def _unframe(blob: bytes) -> Iterator[Segment]:
-    view, position, end = memoryview(blob), 0, len(blob)
-    while position < end:
-        length = int.from_bytes(view[position : position + 4], "big")
-        position += 4
-        yield _decode_segment(view[position : position + length])
-        position += length
-
-
-def _decode_segment(body: memoryview) -> Segment:
-    try:
-        return _segment_decoder.decode(body)
-    except msgspec.ValidationError:
-        return before.decode_segment(body)

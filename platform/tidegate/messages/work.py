@@ -52,7 +52,7 @@ class TextPrompt(msgspec.Struct, frozen=True, array_like=True, tag="text"):
     text: str
 
 
-class TokenPrompt(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
+class TokenPrompt(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     token_ids: list[int]
 
 
@@ -105,11 +105,11 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     completion_tokens: int = 0
 
 
-class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="tokens"):
+class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     """The answer to `Generate`, or a part of it.
 
     `text` holds only characters that can never be taken back: partial UTF-8 and possible beginnings of a stop
-    string wait for later tokens.
+    string wait for later tokens. The tag is short because it travels with every segment.
     """
 
     token_ids: list[int] = []

@@ -18,7 +18,7 @@ from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import RevisionReport
-from tidegate.replica_args import ReplicaArgs
+from tidegate.replica_args import ReplicaArgs, find_redis_url
 from tidegate.runtime import calm_collector
 from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop
 from tidegate.serving.reports import ended_note, not_loaded
@@ -42,7 +42,7 @@ class ReplicaProcess:
     def __init__(self, args: ReplicaArgs) -> None:
         self.args = args
         self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
-        self.connection = Connection(args.redis_url, name=f"tidegate-replica-{args.model}")
+        self.connection = Connection(find_redis_url(args.redis_url), name=f"tidegate-replica-{args.model}")
         self.registry = Registry(self.connection, key_prefix=args.key_prefix, times=args.times)
 
     async def start(self) -> LoadReport:

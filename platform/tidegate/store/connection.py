@@ -162,6 +162,11 @@ class Connection:
 
         return stop
 
+    def tell_reconnected(self) -> None:
+        """Call what `on_reconnect` was given: here, and where data is lost under a connection that stands."""
+        for callback in list(self._on_reconnect):
+            callback()
+
     async def _usable(self) -> Wire:
         if self._wire is not None and self._ready.is_set():
             return self._wire
@@ -289,8 +294,7 @@ class Connection:
                 # Also a ConfigError: what was usable at start becomes so again, or an operator sees us away.
                 backoff = await _pause(backoff)
         self._ready.set()
-        for callback in list(self._on_reconnect):
-            callback()
+        self.tell_reconnected()
 
 
 async def _pause(backoff: float) -> float:

@@ -26,6 +26,7 @@ from tidegate.messages.work import Request, Segment
 from tidegate.replica_args import Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
+from tidegate.store.data_watch import DataWatch
 from tidegate.store.scripts import Scripts, SubmitCall
 from tidegate.store.sweeper import Sweeper
 from tidegate.store.wire import ConnectionLost
@@ -65,6 +66,7 @@ class GatewayQueue:
         self._scripts = Scripts(connection, key_prefix, times)
         self._gateway_id = gateway_id
         self._sweeper = Sweeper(connection, key_prefix=key_prefix, times=times, gateway=gateway_id)
+        self._data_watch = DataWatch(connection, key_prefix=key_prefix)
         self._gathered: deque[_Call] = deque()
         self._commits: set[asyncio.Task[None]] = set()
         self._is_commit_due = False  # one of them has yet to take its first group
@@ -81,6 +83,7 @@ class GatewayQueue:
             self._connection.on_reconnect(lost),
             self._connection.on_reconnect(self._withdraw_soon),
         ]
+        await self._data_watch.start()
         await self._sweeper.sweep()
         self._sweeper.start()
 
@@ -131,6 +134,7 @@ class GatewayQueue:
         for stop in self._stop_listening:
             stop()
         self._connection.unsubscribe(names.gateway_channel(self._key_prefix, self._gateway_id))
+        await self._data_watch.close()
         await self._sweeper.close()
         await end_tasks(*self._commits, self._withdrawing)
         self._refuse(self._gathered, QueueUnavailable("The gateway is closing."))

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
-from tidegate.errors import ConfigError
+from tidegate.errors import ConfigError, FieldProblem
 from tidegate.messages.registry import Key
 from tidegate.store import names
 from tidegate.store.connection import Connection
@@ -22,6 +22,8 @@ from tidegate.store.follower import Follower
 
 SECRET_PREFIX = "tg-"  # noqa: S105 - what a secret starts with
 SHOWN_CHARACTERS = 8
+MAX_NAME_CHARACTERS = 128
+MAX_TENANT_CHARACTERS = 64
 
 _encode = msgspec.json.Encoder().encode
 _key = msgspec.json.Decoder(Key)
@@ -52,7 +54,10 @@ class Keys:
     async def create(
         self, name: str, tenant: str = "default", *, now: float | None = None
     ) -> tuple[Key, str]:
-        """A new key and its secret, which nothing can show again."""
+        """A new key and its secret, which nothing can show again. Raises `ConfigError` for a name or tenant
+        that is empty, too long, or not printable."""
+        _check_name("name", name, MAX_NAME_CHARACTERS)
+        _check_name("tenant", tenant, MAX_TENANT_CHARACTERS)
         secret = SECRET_PREFIX + secrets.token_urlsafe(32)
         key = _new_key(secret, name, tenant, time.time() if now is None else now)
         await self._write(digest(secret), key)
@@ -67,6 +72,12 @@ class Keys:
         # Also where it is there: a repeated HSETNX answers 0 for what its first try wrote.
         await self._connection.call("PUBLISH", self._channel, hashed, repeat=True)
         return is_new
+
+    async def restore(self, secret: str, name: str) -> bool:
+        """`register`, where Redis has lost this key; whether it had. Else nobody is told anything."""
+        if await self._connection.call("HEXISTS", self._name, digest(secret), repeat=True):
+            return False
+        return await self.register(secret, name)
 
     async def list(self) -> list[Key]:
         """All keys, revoked ones too, oldest first."""
@@ -104,6 +115,20 @@ class Keys:
 
 def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _check_name(field: str, value: str, most: int) -> None:
+    """They are shown in tables and logs, and the tenant is a part of Redis keys."""
+    if not value.strip():
+        found, remedy = repr(value[:20]), "must not be empty"
+    elif len(value) > most:
+        found, remedy = f"{len(value)} characters", f"use at most {most}"
+    elif not value.isprintable() or value != value.strip():
+        found, remedy = ascii(value), "use printable characters alone, without blanks around them"
+    else:
+        return
+    problem = FieldProblem(field, found, remedy)
+    raise ConfigError(str(problem), [problem])
 
 
 def _new_key(secret: str, name: str, tenant: str, created: float) -> Key:

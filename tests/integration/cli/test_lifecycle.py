@@ -16,6 +16,7 @@ import pytest
 
 from tests.integration.cli.command import assert_refused, tidegate
 from tests.waiting import wait_until
+from tidegate.local.home import Home
 from tidegate.local.ray_cluster import free_port
 
 MODEL = """\
@@ -86,13 +87,33 @@ def test_no_auth_needs_loopback(nowhere: dict[str, str]) -> None:
 
 
 def test_clean_asks_first(nowhere: dict[str, str], tmp_path: Path) -> None:
+    Home(tmp_path / "home").make()
     kept = tmp_path / "home" / "key"
-    kept.parent.mkdir()
     kept.write_text("secret")
     assert tidegate("clean", environment=nowhere, stdin="n\n").returncode == 1
     assert kept.exists()
     assert tidegate("clean", environment=nowhere, stdin="y\n").returncode == 0
     assert not kept.exists()
+
+
+def test_clean_removes_nothing_that_tidegate_did_not_make(tmp_path: Path) -> None:
+    for name in ("data", "logs", "run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    (tmp_path / "key").write_text("of the house")
+    refused = tidegate("clean", "--yes", environment={"TIDEGATE_HOME": str(tmp_path)})
+    assert_refused(refused, "TIDEGATE_HOME", str(tmp_path), "did not make")
+    assert len(list(tmp_path.rglob("thesis.txt"))) == 3
+    assert (tmp_path / "key").read_text() == "of the house"
+
+
+@pytest.mark.parametrize("where", ["/", "home"])
+def test_clean_never_takes_what_is_a_persons_own(tmp_path: Path, where: str) -> None:
+    environment = {"HOME": str(tmp_path), "TIDEGATE_HOME": "/" if where == "/" else str(tmp_path)}
+    (tmp_path / "data").mkdir()
+    (tmp_path / ".tidegate-home").touch()
+    assert_refused(tidegate("clean", "--yes", environment=environment), "name a folder of its own")
+    assert (tmp_path / "data").exists()
 
 
 class Foreground:

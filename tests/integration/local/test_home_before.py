@@ -6,6 +6,7 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.local.conftest import Platform, bring_up
@@ -31,6 +32,8 @@ async def restored(tmp_path: Path) -> AsyncIterator[Platform]:
 
 
 async def test_a_home_of_the_version_before_comes_up(restored: Platform) -> None:
+    # `up` has waited for a replica of this start, and not for what the registry held before.
+    assert any(psutil.pid_exists(pid) for pid in await restored.pids("sim"))
     served = await restored.until("sim", lambda entry: entry.ready and entry.replicas_ready)
     assert restored.running.key == (BEFORE / "key").read_text().strip()
     assert (served.created, list(served.revisions)) == (1795610790, ["c5e467c1cf"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,8 @@ from tidegate.local import lifecycle, processes
 from tidegate.local.home import Home
 from tidegate.serve_api import ServeApi
 from tidegate.settings import Settings
+from tidegate.store.connection import Connection
+from tidegate.store.keys import Keys
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(240)]
 
@@ -186,6 +189,47 @@ async def test_redis_comes_back_with_its_data(steady: Platform) -> None:
     await await_until(answers, timeout=60.0)
 
 
+async def test_what_a_flush_took_comes_back_by_itself(steady: Platform) -> None:
+    async with Connection(steady.running.redis_url, name="test") as connection:
+        keys = Keys(connection, key_prefix=steady.running.key_prefix)
+        (before,) = await keys.list()
+        await connection.call("FLUSHALL")
+        await await_until(keys.list)
+        (after,) = await keys.list()
+        assert (after.name, after.prefix) == (before.name, before.prefix)
+    for name in ("first", "second"):
+        await steady.until(name, lambda entry: entry.ready and entry.replicas_ready, timeout=90.0)
+
+    async def answers() -> bool:
+        return (await steady.ask("first")).status_code == 200
+
+    await await_until(answers, timeout=60.0)
+
+
+async def test_a_file_of_the_worst_kind_is_refused_and_the_host_lives(steady: Platform) -> None:
+    host = steady.running.host
+    (steady.models / "bad.yaml").write_text("a: &a [*a]\nsince: 2024-02-30\n")
+    await await_until(lambda: any("bad.yaml" in problem.field for problem in steady.running.problems))
+    assert steady.running.host == host
+    assert (await steady.ask("first")).status_code == 200
+
+
+async def test_what_serve_stores_names_the_redis_and_ray_opens_no_metrics(steady: Platform) -> None:
+    running = steady.running
+    headers = {"x-ray-authorization": f"Bearer {running.ray_token}"}
+    headers["authorization"] = f"Bearer {running.ray_token}"
+    async with httpx.AsyncClient(timeout=5.0) as client:
+        stored = await client.get(f"{running.ray_url}/api/serve/applications/", headers=headers)
+        assert "env:TG_REDIS_URL" in stored.text
+        assert running.redis_url not in stored.text
+        for process in processes.of_instance(steady.home.instance, "ray"):
+            for socket in process.net_connections("tcp"):
+                if socket.status == psutil.CONN_LISTEN and not socket.laddr.ip.startswith("127."):
+                    with suppress(httpx.HTTPError):  # gRPC does not answer in HTTP/1
+                        answer = await client.get(f"http://127.0.0.1:{socket.laddr.port}/metrics")
+                        assert not answer.is_success, (process.cmdline(), answer.text[:80])
+
+
 async def test_a_killed_ray_comes_back_and_nothing_is_proved_again(steady: Platform) -> None:
     old = part(steady, "ray raylet")
     os.kill(old, signal.SIGKILL)
@@ -207,6 +251,12 @@ async def test_down_leaves_no_process_and_no_temporary_file_also_after_a_kill(tm
         psutil.Process(started.running.host.pid).kill()
         await await_until(lambda: not started.running.host.is_alive())
         assert (await lifecycle.status(settings)).leftovers > 0
+        port = int(started.running.url.rpartition(":")[2])  # the orphan of the gateway holds it
+        async with asyncio.timeout(120):
+            again = await lifecycle.up(settings.model_copy(update={"port": port}), [models])
+        assert again.running.url == started.running.url
+        psutil.Process(again.running.host.pid).kill()
+        await await_until(lambda: not again.running.host.is_alive())
         assert await lifecycle.down(settings)
         assert processes.of_instance(home.instance) == []
         assert not home.temporary.exists()

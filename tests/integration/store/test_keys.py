@@ -86,3 +86,43 @@ async def test_registering_does_not_undo_a_revocation(connection: Connection, ke
     assert not await keys.register(secret, "admin")
     await await_until(lambda: keys.find(secret) is None)
     await keys.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "tenant", "said"),
+    [
+        ("", "t", "name: ''"),
+        ("  ", "t", "name: '  '"),
+        ("a\x1b[31m", "t", r"name: 'a\\x1b"),
+        ("a\nb", "t", r"name: 'a\\nb'"),
+        ("\u202ea", "t", "name: "),
+        ("n" * 129, "t", "name: 129 characters: use at most 128"),
+        ("n", "", "tenant: ''"),
+        ("n", "t\0", r"tenant: 't\\x00'"),
+        ("n", "t" * 5000, "tenant: 5000 characters: use at most 64"),
+        ("n", " t", "tenant: ' t'"),
+    ],
+)
+async def test_names_that_no_table_can_show_are_refused(
+    connection: Connection, key_prefix: str, name: str, tenant: str, said: str
+) -> None:
+    keys = Keys(connection, key_prefix=key_prefix)
+    with pytest.raises(ConfigError, match=said):
+        await keys.create(name, tenant)
+    assert await keys.list() == []
+
+
+async def test_a_lost_key_is_let_in_again_and_a_revoked_one_is_not(
+    own_redis: RedisServer, key_prefix: str
+) -> None:
+    async with Connection(own_redis.url) as connection:
+        keys = Keys(connection, key_prefix=key_prefix)
+        key, secret = await keys.create("local")
+        assert not await keys.restore(secret, "local")
+        await connection.call("FLUSHALL")
+        assert await keys.restore(secret, "local")
+        (restored,) = await keys.list()
+        assert (restored.name, restored.prefix) == ("local", key.prefix)
+        await keys.revoke(restored.id)
+        assert not await keys.restore(secret, "local")
+        assert (await keys.list())[0].revoked

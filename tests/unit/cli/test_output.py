@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from tidegate.cli.output import Column, Format, age, show_list, show_record, size, table
+from tidegate.cli.output import Column, Format, age, put_foreign, say, show_list, show_record, size, table
 
 RECORDS = [{"name": "a", "note": "two\nlines"}, {"name": "longer", "note": ""}]
 COLUMNS = (
@@ -22,6 +22,28 @@ def test_table_aligns_columns_and_marks_empty_cells() -> None:
 
 def test_a_cell_is_one_line() -> None:
     assert table(["NOTE"], [["two\nlines"]]) == "NOTE\ntwo lines"
+
+
+def test_nothing_that_a_terminal_acts_on_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    wicked = "\x1b]0;title\x07\x9b2J\u202eabc"
+    show_list([{"name": wicked, "note": ""}], COLUMNS, Format.table, "none")
+    show_record({}, Format.table, f"two\nlines {wicked}")
+    say(wicked)
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert "\\x1b]0;title\\x07\\x9b2J\\u202eabc" in text
+        assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_a_models_text_reaches_a_program_as_it_is_and_a_terminal_without_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\x1b[2J👩\u200d🚀 ready\r\n\x9b"
+    put_foreign(text, end="")
+    assert capsys.readouterr().out == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    put_foreign(text, end="")
+    assert capsys.readouterr().out == "\\x1b[2J👩\u200d🚀 ready\\r\n\\x9b"
 
 
 def test_wide_shows_more_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tidegate.errors import ConfigError
 from tidegate.local.home import (
     Home,
     ProcessRecord,
@@ -64,3 +66,46 @@ def test_homes_do_not_share_names(tmp_path: Path) -> None:
     assert one.instance != two.instance
     assert one.temporary != two.temporary
     assert len(str(one.temporary)) < 60  # socket paths end at about 100 characters
+
+
+def test_a_made_home_is_ours_and_one_of_before_the_marker_too(home: Home) -> None:
+    answers = [home.is_ours]
+    home.marker.unlink()
+    answers.append(home.is_ours)
+    home.lock.touch()
+    answers.append(home.is_ours)
+    assert answers == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["data", "logs", "run", "key"])
+def test_a_folder_with_things_of_its_own_is_no_home(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"TIDEGATE_HOME: .*holds {name} that Tidegate did not make"):
+        Home(tmp_path).make()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_link_that_leads_nowhere_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match="holds data"):
+        Home(tmp_path).check()
+
+
+@pytest.mark.parametrize("where", ["/", "user", "above", "temporary", "link"])
+def test_what_others_share_is_no_home_even_with_a_marker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    user = tmp_path / "people" / "ann"
+    user.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(user))
+    (user / ".tidegate-home").touch()
+    (tmp_path / "link").symlink_to(user)
+    roots = {
+        "/": Path("/"),
+        "user": user,
+        "above": user.parent,
+        "temporary": Path(tempfile.gettempdir()),
+        "link": tmp_path / "link",
+    }
+    with pytest.raises(ConfigError, match="name a folder of its own"):
+        Home(roots[where]).check()

@@ -6,6 +6,7 @@ import copy
 import json
 import shlex
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -246,6 +247,16 @@ def test_claims_are_found_where_they_are_mounted() -> None:
     assert claim_folder(spec, "models") == "/models"
     assert claim_folder(spec, "weights") == "/var/lib/tidegate/weights"
     assert claim_folder(spec, "other") == ""
+
+
+def test_every_ray_container_gets_the_queue_from_a_secret_where_one_is_named() -> None:
+    defaults = replace(DEFAULTS, queue_secret=("tidegate-queue", "url"))
+    spec = pool(groups=[{"name": "a"}]).spec
+    made = ray_cluster(pool(groups=[{"name": "a"}]), "apps", "12345678", defaults)
+    secret = {"secretKeyRef": {"name": "tidegate-queue", "key": "url"}}
+    for each in (container(made), container(made, 0)):
+        assert {"name": "TG_REDIS_URL", "valueFrom": secret} in each["env"]
+    assert generation_of(spec, defaults) != generation_of(spec, DEFAULTS)
 
 
 def test_merging_by_name() -> None:

@@ -44,6 +44,13 @@ def test_a_missing_setting_is_named_without_showing_the_others() -> None:
     assert "secret" not in caught.value.message
 
 
+def test_replicas_may_read_the_address_from_a_secret() -> None:
+    found = settings(TIDEGATE_REPLICA_REDIS_SECRET="tidegate-queue/url")
+    assert found.replica_settings.redis_url == "env:TG_REDIS_URL"
+    assert found.ray_defaults.queue_secret == ("tidegate-queue", "url")
+    assert settings().ray_defaults.queue_secret is None
+
+
 def test_replicas_may_reach_redis_at_another_address() -> None:
     found = settings(TIDEGATE_REPLICA_REDIS_URL="redis://other:6379")
     assert found.replica_settings.redis_url == "redis://other:6379"
