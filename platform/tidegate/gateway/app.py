@@ -60,6 +60,7 @@ class GatewayApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As Starlette's. FastAPI's own looks at the environment on each call, for a telemetry that the
         gateway does not use (measured: 8 µs)."""
+        scope = usual(scope)
         scope["app"] = self
         if self.middleware_stack is None:
             self.middleware_stack = self.build_middleware_stack()
@@ -79,6 +80,18 @@ class GatewayApp(FastAPI):
         async def docs_page(request: Request) -> Response:
             address = str(request.base_url).rstrip("/")
             return Response(docs.render(self.openapi(), address), media_type="text/html")
+
+
+def usual(scope: Scope) -> Scope:
+    """HEAD is routed as GET, and a path with a slash at its end as the path without. The server keeps the
+    scope that it made, so it leaves the body of an answer to HEAD out."""
+    if scope["type"] != "http":
+        return scope
+    path = scope["path"]
+    changes: dict[str, Any] = {"method": "GET"} if scope["method"] == "HEAD" else {}
+    if len(path) > 1 and path.endswith("/"):
+        changes["path"] = path[:-1]
+    return {**scope, **changes} if changes else scope
 
 
 def create_app(services: Services) -> GatewayApp:

@@ -166,7 +166,7 @@ class BodyReader(Generic[Body]):
     def _decode_integral(self, raw: bytes) -> Body:
         """Decode once more with 3.0 taken for 3: the same number in JSON Schema, but not to msgspec."""
         try:
-            return msgspec.convert(_integral(msgspec.json.decode(raw)), self._decoder.type)
+            return msgspec.convert(_integral(msgspec.json.decode(raw)), self._decoder.type, str_keys=True)
         except msgspec.ValidationError as error:
             raise self._explained(str(error), raw) from None
 
@@ -247,7 +247,7 @@ def _integral(value: Any) -> Any:
     return value
 
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$?(?P<path>.*)`)?$", re.DOTALL)
+_AT = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?:key in )?\$?(?P<path>.*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`")
 _MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>.*)`")
 

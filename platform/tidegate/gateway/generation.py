@@ -12,13 +12,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
+
+import msgspec
 
 from tidegate.errors import (
     GatewayStopping,
     GenerationFailed,
+    InvalidRequest,
     RequestError,
 )
 from tidegate.gateway import admission, sse
@@ -29,6 +32,7 @@ from tidegate.gateway.asgi import (
     Receive,
     Scope,
     Send,
+    header,
     read_body,
     send_error,
     send_json,
@@ -116,7 +120,12 @@ class _Exchange:
         services, scope = self._services, self._scope
         sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
         tenant = find_tenant(sent, services.keys, no_auth=services.settings.no_auth)
-        call = self._dialect.read(await read_body(scope, self._receive, services.settings.max_body_bytes))
+        body = await read_body(scope, self._receive, services.settings.max_body_bytes)
+        try:
+            call = self._dialect.read(body)
+        except InvalidRequest:
+            self.model_label = _known_model(body, services.registry.models())
+            raise
         entry = admission.find_model(call.model, services.registry.models())
         self.model_label = entry.name
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
@@ -124,7 +133,7 @@ class _Exchange:
         now = time.time()
         call_id = self._dialect.id_prefix + new_id()
         revision = admission.choose_revision(entry.revisions, call_id)
-        head = AnswerHead(call_id, int(now), entry.name, revision)
+        head = AnswerHead(call_id, int(now), entry.name, revision, _wants_event_ids(scope))
         requests = build_requests(
             call,
             head,
@@ -267,8 +276,27 @@ class _Exchange:
             first_token_seconds=first_token,
             prompt_tokens=usage.prompt_tokens,
             generation_tokens=usage.completion_tokens,
-            choices=len(admitted.opened.requests),
+            finish_reasons=[finish.reason for finish in admitted.opened.finishes() if finish],
         )
+
+
+class _Named(msgspec.Struct):
+    model: str
+
+
+def _known_model(body: bytes, models: Container[str]) -> str:
+    """The model that a refused body names, if it exists: what clients invent never becomes a label."""
+    try:
+        name = msgspec.json.decode(body, type=_Named).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return UNKNOWN_MODEL
+    return name if name in models else UNKNOWN_MODEL
+
+
+def _wants_event_ids(scope: Scope) -> bool:
+    """A client that resumes names the last id it saw; any other asks by a header."""
+    asked = text_header(scope, b"x-tidegate-event-ids")
+    return header(scope, b"last-event-id") is not None or (asked or "").lower() in ("1", "true")
 
 
 def _rendered(events: Events, segments: Iterable[tuple[int, Segment]]) -> bytes:

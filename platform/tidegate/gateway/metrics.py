@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,6 +20,10 @@ class _ModelMetrics:
     per_token: Histogram
     prompt_tokens: Counter
     generation_tokens: Counter
+    vllm_first_token: Histogram
+    vllm_duration: Histogram
+    vllm_prompt_tokens: Counter
+    vllm_generation_tokens: Counter
 
 
 class GatewayMetrics:
@@ -82,6 +87,40 @@ class GatewayMetrics:
         self.replicas = Gauge(
             telemetry.MODEL_REPLICAS, "Replicas of a model", ["model", "state"], registry=registry
         )
+        # vLLM's well-known names, for dashboards and scalers that look for them.
+        label = ["model_name"]
+        self._vllm_waiting = Gauge(
+            "vllm:num_requests_waiting", "Requests waiting in the queue", label, registry=registry
+        )
+        self._vllm_running = Gauge(
+            "vllm:num_requests_running", "Requests leased to replicas", label, registry=registry
+        )
+        self._vllm_first_token = Histogram(
+            "vllm:time_to_first_token_seconds",
+            "Seconds from the call to its first segment (streams)",
+            label,
+            buckets=telemetry.FIRST_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self._vllm_duration = Histogram(
+            "vllm:e2e_request_latency_seconds",
+            "Seconds from the call to the end of its answer",
+            label,
+            buckets=telemetry.DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._vllm_prompt_tokens = Counter(
+            "vllm:prompt_tokens", "Prompt tokens of answered calls", label, registry=registry
+        )
+        self._vllm_generation_tokens = Counter(
+            "vllm:generation_tokens", "Generated tokens of answered calls", label, registry=registry
+        )
+        self._vllm_success = Counter(
+            "vllm:request_success",
+            "Sequences that ended well",
+            ["model_name", "finished_reason"],
+            registry=registry,
+        )
         self._models: dict[str, _ModelMetrics] = {}
         self._outcomes: dict[tuple[str, str], Counter] = {}
 
@@ -100,18 +139,35 @@ class GatewayMetrics:
         first_token_seconds: float | None,
         prompt_tokens: int,
         generation_tokens: int,
-        choices: int,
+        finish_reasons: Sequence[str],
     ) -> None:
         """Record a call that succeeded. `first_token_seconds` is None where the answer was not streamed."""
         metrics = self._models.get(model) or self._model(model)
         metrics.duration.observe(duration_seconds)
         metrics.prompt_tokens.inc(prompt_tokens)
         metrics.generation_tokens.inc(generation_tokens)
+        metrics.vllm_duration.observe(duration_seconds)
+        metrics.vllm_prompt_tokens.inc(prompt_tokens)
+        metrics.vllm_generation_tokens.inc(generation_tokens)
+        for reason in finish_reasons:
+            self._vllm_success.labels(model, reason).inc()
         if first_token_seconds is None:
             return
         metrics.first_token.observe(first_token_seconds)
-        if choices == 1 and generation_tokens > 1:
+        metrics.vllm_first_token.observe(first_token_seconds)
+        if len(finish_reasons) == 1 and generation_tokens > 1:
             metrics.per_token.observe((duration_seconds - first_token_seconds) / (generation_tokens - 1))
+
+    def clear_queues(self) -> None:
+        for gauge in (self.waiting, self.running, self._vllm_waiting, self._vllm_running):
+            gauge.clear()
+
+    def queue(self, model: str, revision: str, *, waiting: int, running: int) -> None:
+        """Show one queue. vLLM's names have no revision: they sum over a model's."""
+        self.waiting.labels(model, revision).set(waiting)
+        self.running.labels(model, revision).set(running)
+        self._vllm_waiting.labels(model).inc(waiting)
+        self._vllm_running.labels(model).inc(running)
 
     def exposition(self) -> bytes:
         """Prometheus' text format."""
@@ -124,5 +180,9 @@ class GatewayMetrics:
             self._per_token.labels(model),
             self._prompt_tokens.labels(model),
             self._generation_tokens.labels(model),
+            self._vllm_first_token.labels(model),
+            self._vllm_duration.labels(model),
+            self._vllm_prompt_tokens.labels(model),
+            self._vllm_generation_tokens.labels(model),
         )
         return metrics

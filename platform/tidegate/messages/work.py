@@ -34,6 +34,12 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     top_logprobs: int | None = None  # None: no logprobs; 0: the chosen token's only; n: and n alternatives
     echo: bool = False  # completions: the prompt comes first in the text (and in logprobs)
     ignore_eos: bool = False
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0  # of the likeliest token's probability
+    repetition_penalty: float = 1.0  # over prompt and answer
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, array_like=True, tag="chat"):

@@ -176,3 +176,25 @@ def test_more_requests_than_fit_one_prefill_join_over_several_steps(load: Callab
     for index in range(4):
         engine.add(a_request(str(index), [5, 6, 7, 8], max_tokens=4), [])
     assert [len(engine.step()) for _ in range(2)] == [2, 4]
+
+
+def test_token_ids_end_an_answer_but_not_before_min_tokens(llama: Engine) -> None:
+    whole = run_one(llama, a_request("r", PROMPT, max_tokens=12))
+    end = whole.tokens[2]
+    first = whole.tokens.index(end)
+    ended = run_one(llama, a_request("r", PROMPT, max_tokens=12, stop_token_ids=(end,)))
+    assert ended.tokens == whole.tokens[: first + 1]
+    assert ended.finish is not None and ended.finish.reason == "stop"
+    later = run_one(llama, a_request("r", PROMPT, max_tokens=12, stop_token_ids=(end,), min_tokens=12))
+    assert len(later.tokens) == 12 and end not in later.tokens
+    # Another replica goes on as if never interrupted.
+    asked = a_request("r", PROMPT, max_tokens=12, repetition_penalty=1.5, stop_token_ids=(end,), min_tokens=9)
+    begun = run_steps(llama, asked, 5)
+    assert begun.tokens + run_one(llama, asked, begun.log).tokens == run_one(llama, asked).tokens
+
+
+def test_token_ids_outside_the_vocabulary_are_named(llama: Engine) -> None:
+    for name, value in (("logit_bias", ((10**6, 1.0),)), ("stop_token_ids", (10**6,))):
+        finish = run_one(llama, a_request("r", PROMPT, **{name: value})).finish
+        assert finish is not None and finish.code == "InvalidPrompt"
+        assert finish.message.startswith(f"{name}: token id 1000000 is outside the vocabulary")

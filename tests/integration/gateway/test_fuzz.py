@@ -64,6 +64,8 @@ OPERATIONS = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
+    ("GET", "/health"),
+    ("GET", "/version"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/"),

@@ -15,7 +15,7 @@ from tests.waiting import await_until
 
 PATH = "/v1/chat/completions"
 KEYED = [("POST", PATH), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", f"/v1/models/{MODEL}")]
-OPEN = ["/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json"]
+OPEN = ["/", "/livez", "/health", "/version", "/readyz", "/metrics", "/docs", "/openapi.json"]
 
 
 @pytest.mark.parametrize(("method", "path"), KEYED)
@@ -52,6 +52,13 @@ async def test_the_clients_own_request_id_comes_back_where_it_is_sane(gateway: G
     assert odd.headers["x-request-id"].startswith("req_")
     refused = await gateway.post(PATH, {}, **{"x-request-id": "mine"})
     assert (refused.status_code, refused.headers["x-request-id"]) == (400, "mine")
+
+
+@pytest.mark.parametrize("path", [*OPEN, "/v1/models"])
+async def test_head_is_get_without_its_body_and_a_last_slash_is_none(gateway: Gateway, path: str) -> None:
+    head, whole = await gateway.http.head(path), await gateway.http.get(path.rstrip("/") + "/")
+    assert (head.status_code, head.content, whole.status_code) == (200, b"", 200)
+    assert head.headers["content-type"] == whole.headers["content-type"]
 
 
 async def test_unknown_routes_and_methods(gateway: Gateway) -> None:
@@ -97,6 +104,19 @@ async def test_metrics_count_what_happened(gateway: Gateway) -> None:
     assert f'tidegate_generation_tokens_total{{model="{MODEL}"}} 4.0' in text
     assert f'tidegate_num_requests_waiting{{model="{MODEL}",revision="0123456789"}} 0.0' in text
     assert "tidegate_gateway_open_requests 0.0" in text
+    await gateway.post(PATH, CHAT | {"n": 0})
+    text = (await gateway.http.get("/metrics")).text
+    assert f'tidegate_requests_total{{model="{MODEL}",outcome="InvalidRequest"}} 1.0' in text
+    for line in (
+        f'vllm:num_requests_waiting{{model_name="{MODEL}"}} 0.0',
+        f'vllm:num_requests_running{{model_name="{MODEL}"}} 0.0',
+        f'vllm:time_to_first_token_seconds_count{{model_name="{MODEL}"}} 1.0',
+        f'vllm:e2e_request_latency_seconds_count{{model_name="{MODEL}"}} 2.0',
+        f'vllm:prompt_tokens_total{{model_name="{MODEL}"}} 14.0',
+        f'vllm:generation_tokens_total{{model_name="{MODEL}"}} 4.0',
+        f'vllm:request_success_total{{finished_reason="stop",model_name="{MODEL}"}} 2.0',
+    ):
+        assert line in text
 
 
 async def test_without_redis_the_gateway_says_what_is_missing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator
@@ -63,8 +64,19 @@ async def test_the_estimate_is_told_where_the_model_sleeps(impatient: Gateway) -
     assert ": waiting, position 1, estimated wait 12 s" in seen
 
 
-async def test_event_ids_count_up(gateway: Gateway) -> None:
+async def test_a_stream_is_data_lines_unless_ids_are_asked_for(gateway: Gateway) -> None:
+    """`vllm bench serve` and parsers like it take a chunk for `data:` and JSON, whatever stands before."""
     call = asyncio.create_task(gateway.post(PATH, STREAM))
+    await gateway.replica.answer("a", "b", "c")
+    events = [event.strip() for event in (await call).text.split("\n\n") if event.strip()]
+    assert events[-1] == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "abc"
+
+
+@pytest.mark.parametrize("headers", [{"x-tidegate-event-ids": "1"}, {"last-event-id": "x/3"}])
+async def test_event_ids_count_up_for_who_asks(gateway: Gateway, headers: dict[str, str]) -> None:
+    call = asyncio.create_task(gateway.post(PATH, STREAM, **headers))
     await gateway.replica.answer("a", "b", "c")
     text = (await call).text
     ids = re.findall(r"^id: (chatcmpl-[\w-]{22})/(\d+)$", text, re.MULTILINE)

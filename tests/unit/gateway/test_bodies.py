@@ -9,6 +9,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionMessage, ParsedChatCompletionMessage
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as ChatParams
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
@@ -16,11 +17,11 @@ from tidegate.errors import InvalidRequest
 from tidegate.gateway.bodies import BodyReader, NotHonoured, not_honoured_fields
 from tidegate.gateway.dialects.chat import Chat, ChatBody
 from tidegate.gateway.dialects.completions import CompletionBody, Completions, prompt_list
-from tidegate.messages.work import Generate, TextPrompt, TokenPrompt
+from tidegate.messages.work import ChatPrompt, Generate, TextPrompt, TokenPrompt
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
-NOT_HONOURED: dict[str, NotHonoured] = not_honoured_fields(ChatBody) | not_honoured_fields(CompletionBody)
+NOT_HONOURED: dict[str, NotHonoured] = not_honoured_fields(CompletionBody) | not_honoured_fields(ChatBody)
 
 parse_chat = BodyReader(ChatBody).read
 parse_completion = BodyReader(CompletionBody).read
@@ -92,7 +93,8 @@ def test_a_wrong_value_is_named(field: str, value: Any) -> None:
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
         ([{"role": "user", "content": []}], "messages[0].content"),
-        ([{"role": "user", "content": "x", "name": "joe"}], "messages[0].name"),
+        ([{"role": "user", "content": "x", "name": 5}], "messages[0].name"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
         ([{"role": "user", "content": "x", "colour": 1}], "messages[0].colour"),
         (
@@ -115,7 +117,7 @@ def test_what_is_not_honoured_is_refused_unless_it_means_nothing(name: str) -> N
     )
     for harmless in (None, *NOT_HONOURED[name].same_as_absent):
         parse(orjson.dumps(body | {name: harmless}))
-    for odd in ("odd", 7, [1], {"odd": 1}, 0):
+    for odd in ("odd", 7, [1], {"odd": 1}, *([] if name == "priority" else [0])):
         error = refuse(body | {name: odd})
         assert (error.param, error.error_code) == (name, "unsupported_parameter")
 
@@ -143,8 +145,8 @@ def test_every_field_says_what_to_send(body: type[ChatBody] | type[CompletionBod
 
 
 def test_an_unknown_field_is_refused_by_name() -> None:
-    error = refuse_chat(CHAT | {"ignore_eos": True})
-    assert (error.param, error.error_code) == ("ignore_eos", "unknown_parameter")
+    error = refuse_chat(CHAT | {"ignore_eoss": True})
+    assert (error.param, error.error_code) == ("ignore_eoss", "unknown_parameter")
 
 
 def test_advisory_fields_pass() -> None:
@@ -230,6 +232,66 @@ def test_prompts_of_no_form_are_refused(prompt: Any) -> None:
 )
 def test_wrong_completions(fields: dict[str, Any], param: str) -> None:
     assert refuse_completion(COMPLETION | fields).param == param
+
+
+def test_the_sdks_own_messages_come_back_as_history() -> None:
+    """`model_dump()` of an answer, of a parsed one, of a refusal, and what reasoning servers add."""
+    plain = ChatCompletionMessage(role="assistant", content="Hi").model_dump()
+    parsed = ParsedChatCompletionMessage[Any](role="assistant", content="{}", parsed={"a": 1}).model_dump()
+    refused = ChatCompletionMessage(role="assistant", content=None, refusal="No.").model_dump()
+    reasoned = plain | {"reasoning_content": "why", "annotations": [], "tool_calls": [], "name": None}
+    call = read_chat(orjson.dumps(CHAT | {"messages": [*CHAT["messages"], plain, parsed, refused, reasoned]}))
+    [ask] = call.asks(7)
+    assert isinstance(ask.work.prompt, ChatPrompt)
+    assert [message["content"] for message in ask.work.prompt.messages] == ["hi", "Hi", "{}", "No.", "Hi"]
+
+
+def test_a_name_reaches_the_template() -> None:
+    body = CHAT | {"messages": [{"role": "user", "content": "x", "name": "joe"}]}
+    prompt = read_chat(orjson.dumps(body)).asks(7)[0].work.prompt
+    assert prompt == ChatPrompt([{"role": "user", "content": "x", "name": "joe"}])
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda fields: read_chat(orjson.dumps(CHAT | fields)),
+        lambda fields: read_completion(orjson.dumps(COMPLETION | fields)),
+    ],
+)
+def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
+    fields = {
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "min_tokens": 3,
+        "ignore_eos": True,
+        "stop_token_ids": [1, 2],
+        "logit_bias": {"5": -100, "7": 1.5},
+    }
+    sampling = read(fields | {"temperature": 1}).asks(7)[0].work.sampling
+    assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (5, 0.1, 1.2)
+    assert (sampling.min_tokens, sampling.ignore_eos, sampling.stop_token_ids) == (3, True, (1, 2))
+    assert dict(sampling.logit_bias) == {5: -100, 7: 1.5}
+    assert read({"top_k": -1}).asks(7)[0].work.sampling.top_k == 0
+    # A whole number as a float makes the body be read a second time.
+    assert dict(read(fields | {"top_k": 5.0}).asks(7)[0].work.sampling.logit_bias) == {5: -100, 7: 1.5}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": -2},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+        {"logit_bias": {"a": 1}},
+        {"min_tokens": 2, "stop": "x"},
+        {"use_beam_search": True},
+        {"stop_token_ids": [-1]},
+    ],
+)
+def test_sampling_fields_out_of_bounds_are_named(fields: dict[str, Any]) -> None:
+    assert (refuse_chat(CHAT | fields).param or "").split("[")[0].split(".")[0] == next(iter(fields))
 
 
 json_values = st.recursive(

@@ -14,6 +14,15 @@ class PromptError(Exception):
 
 def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[int]:
     """Return the prompt's token ids, never empty. Raises `PromptError`."""
+    sampling = request.work.sampling
+    for name, named in (
+        ("logit_bias", [token for token, _ in sampling.logit_bias]),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        if (highest := max(named, default=0)) >= vocabulary_size:
+            raise PromptError(
+                f"{name}: token id {highest} is outside the vocabulary of {vocabulary_size} tokens."
+            )
     match request.work.prompt:
         case ChatPrompt(messages):
             ids = render_chat(messages, tokenizer, request.model)

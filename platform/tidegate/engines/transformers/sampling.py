@@ -2,7 +2,8 @@
 
 A row passes the steps of `STEPS` that its request needs, in that order, and then the choice:
 
-    logits -> Penalties -> Temperature -> probabilities -> TopP -> inverse CDF at uniform(seed, position)
+    logits -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties -> Temperature
+        -> probabilities -> MinP -> TopK -> TopP -> inverse CDF at uniform(seed, position)
 
 The cumulative distribution runs over the vocabulary in id order, so tiny differences in the logits (another
 batch, another replica) move its borders by as little and almost never change the token. A row that needs no
@@ -15,7 +16,7 @@ probabilities, which need not sum to 1.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -33,6 +34,10 @@ class Row(Protocol):
 
     @property
     def sampling(self) -> Sampling: ...
+    @property
+    def prompt(self) -> Sequence[int]: ...
+    @property
+    def end_ids(self) -> Collection[int]: ...
     @property
     def generated(self) -> Sequence[int]: ...
     @property
@@ -55,6 +60,68 @@ class LogitStep(ABC):
     @abstractmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
         """Change `values` [rows, vocabulary], fp32, one row per instance; in place or not."""
+
+
+class MinTokens(LogitStep):
+    """Rules out the tokens that end the answer until it has `min_tokens`."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._end_ids = sorted(row.end_ids)
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return sampling.min_tokens > 0
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        for row, step in zip(values, steps, strict=True):
+            if len(step.generated) < step.sampling.min_tokens:
+                row[[token for token in step._end_ids if token < len(row)]] = -torch.inf
+        return values
+
+
+class LogitBias(LogitStep):
+    """Adds a number to the logits of named tokens."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._ids = [token for token, _ in row.sampling.logit_bias]
+        self._biases = [bias for _, bias in row.sampling.logit_bias]
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return bool(sampling.logit_bias)
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        for row, step in zip(values, steps, strict=True):
+            row[step._ids] += torch.tensor(step._biases, dtype=row.dtype, device=row.device)
+        return values
+
+
+class RepetitionPenalty(LogitStep):
+    """Divides the positive logits of tokens of prompt and answer, and multiplies the negative ones
+    (Keskar et al., arXiv 1909.05858)."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._seen = set(row.prompt)
+        self._counted = 0  # tokens of `generated`
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return sampling.repetition_penalty != 1
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        for row, step in zip(values, steps, strict=True):
+            step._seen.update(step.generated[step._counted :])
+            step._counted = len(step.generated)
+            ids = torch.tensor(list(step._seen), dtype=torch.long, device=row.device)
+            penalty, found = step.sampling.repetition_penalty, row[ids]
+            row[ids] = torch.where(found > 0, found / penalty, found * penalty)
+        return values
 
 
 class Penalties(LogitStep):
@@ -101,6 +168,34 @@ class Temperature(LogitStep):
         return torch.softmax(values.div_(temperatures), dim=-1)
 
 
+class MinP(LogitStep):
+    """Zeroes tokens that are less likely than `min_p` of the likeliest one."""
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return Temperature.is_needed(sampling) and sampling.min_p > 0
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        shares = column([step.sampling.min_p for step in steps], values)
+        return renormalized(values.masked_fill_(values < shares * values.amax(-1, keepdim=True), 0.0))
+
+
+class TopK(LogitStep):
+    """Zeroes all but the `top_k` likeliest tokens; those as likely as the last of them stay."""
+
+    @staticmethod
+    def is_needed(sampling: Sampling) -> bool:
+        return Temperature.is_needed(sampling) and sampling.top_k > 0
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        counts = [min(step.sampling.top_k, values.shape[-1]) for step in steps]
+        likeliest = values.topk(max(counts), dim=-1).values
+        last = likeliest.gather(-1, torch.tensor(counts, device=values.device).unsqueeze(-1) - 1)
+        return renormalized(values.masked_fill_(values < last, 0.0))
+
+
 class TopP(LogitStep):
     """Zeroes all but the likeliest tokens that together reach `top_p`; at least one stays."""
 
@@ -117,7 +212,16 @@ class TopP(LogitStep):
         return values.masked_fill_(torch.zeros_like(dropped).scatter_(-1, ids, dropped), 0.0)
 
 
-STEPS: tuple[type[LogitStep], ...] = (Penalties, Temperature, TopP)
+STEPS: tuple[type[LogitStep], ...] = (
+    MinTokens,
+    LogitBias,
+    RepetitionPenalty,
+    Penalties,
+    Temperature,
+    MinP,
+    TopK,
+    TopP,
+)
 
 
 def needed_steps(row: Row) -> dict[type[LogitStep], LogitStep]:
@@ -173,6 +277,11 @@ def draw(probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
     # `right`: the first id whose sum is greater, so an id of probability 0 is never drawn.
     drawn = torch.searchsorted(cumulative, noise * cumulative[:, -1:], right=True).squeeze(-1)
     return drawn.clamp_(max=probabilities.shape[-1] - 1)
+
+
+def renormalized(values: Tensor) -> Tensor:
+    """Let each row sum to 1 again: `top_p` is a share of what earlier steps left."""
+    return values.div_(values.sum(dim=-1, keepdim=True))
 
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class RunningSequence:
         self.generated = [token for segment in log for token in segment.output.token_ids]
         self.sampling = request.work.sampling
         self._limit = limit
-        self._end_ids = () if self.sampling.ignore_eos else end_ids
+        self._end_ids = {*(() if self.sampling.ignore_eos else end_ids), *self.sampling.stop_token_ids}
         self._vocabulary = vocabulary
         self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
@@ -57,6 +57,11 @@ class RunningSequence:
     def tokens(self) -> list[int]:
         """Return the tokens that have to be in the KV cache before the next one."""
         return self.prompt + self.generated
+
+    @property
+    def end_ids(self) -> Collection[int]:
+        """Return the tokens that end this request."""
+        return self._end_ids
 
     @property
     def length(self) -> int:

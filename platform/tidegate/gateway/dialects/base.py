@@ -26,6 +26,7 @@ class AnswerHead:
     created: int  # unix seconds
     model: str
     revision: str
+    has_event_ids: bool = False  # only for those who ask: many parsers take no line before `data:`
 
 
 class Usage(msgspec.Struct):

@@ -44,6 +44,7 @@ _NO_TOOLS = "tools and functions are not supported; leave it out"
 _TEXT_ONLY = "only text goes in and out; leave it out"
 _NOT_CACHED = "prompts are not cached; leave it out"
 _IN_A_MESSAGE = not_honoured("leave it out", [])
+_FROM_AN_ANSWER = says("part of an answer that is sent back (not read)")
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -62,8 +63,18 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         str | list[ContentPart] | None,
         documented(CONTENT, {"anyOf": [{"type": "string"}, _PARTS]}, is_required=True),
     ] = None
-    name: Annotated[Any, _IN_A_MESSAGE] = None
-    refusal: Annotated[Any, _IN_A_MESSAGE] = None
+    name: Annotated[
+        Annotated[str, Meta(max_length=1024)] | None,
+        says("who speaks; the model's chat template may show it"),
+    ] = None
+    refusal: Annotated[str | None, says("what an assistant said in place of content")] = None
+    annotations: Annotated[Any, _FROM_AN_ANSWER] = None
+    parsed: Annotated[Any, _FROM_AN_ANSWER] = None
+    reasoning: Annotated[Any, _FROM_AN_ANSWER] = None
+    reasoning_content: Annotated[Any, _FROM_AN_ANSWER] = None
+    reasoning_details: Annotated[Any, _FROM_AN_ANSWER] = None
+    thinking_blocks: Annotated[Any, _FROM_AN_ANSWER] = None
+    provider_specific_fields: Annotated[Any, _FROM_AN_ANSWER] = None
     audio: Annotated[Any, _IN_A_MESSAGE] = None
     tool_calls: Annotated[Any, _IN_A_MESSAGE] = None
     function_call: Annotated[Any, _IN_A_MESSAGE] = None
@@ -114,6 +125,19 @@ class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
     functions: Annotated[Any, not_honoured(_NO_TOOLS, [])] = None
     modalities: Annotated[Any, not_honoured(_TEXT_ONLY, ["text"])] = None
     moderation: Annotated[Any, not_honoured("moderation is not supported; leave it out")] = None
+    add_generation_prompt: Annotated[
+        Any, not_honoured("the answer is always the assistant's next turn; leave it out", True)
+    ] = None
+    add_special_tokens: Annotated[
+        Any, not_honoured("the chat template writes them; use false or leave it out", False)
+    ] = None
+    chat_template: Annotated[Any, not_honoured("the model's own is used; leave it out")] = None
+    chat_template_kwargs: Annotated[
+        Any, not_honoured("the template takes no arguments here; leave it out", {})
+    ] = None
+    continue_final_message: Annotated[
+        Any, not_honoured("the answer is always a new message; leave it out", False)
+    ] = None
     parallel_tool_calls: Annotated[Any, not_honoured(_NO_TOOLS, True)] = None
     prediction: Annotated[Any, not_honoured("predicted outputs are not supported; leave it out")] = None
     prompt_cache_options: Annotated[Any, not_honoured(_NOT_CACHED)] = None
@@ -273,12 +297,17 @@ def _message(index: int, message: Message) -> dict[str, Any]:
         for name, value in zip(_UNUSED, _unused_values(message), strict=True):
             if value is not None and value != []:
                 raise refusal(f"messages[{index}].{name}", value, "it is not honoured; leave it out")
+    if content is None and role == "assistant":
+        content = message.refusal or ""
     if not content:
         if content != "":
             raise refusal(f"messages[{index}].content", content, f"use {CONTENT}")
     elif not isinstance(content, str):
         content = "\n".join(_texts(f"messages[{index}].content", content))
-    return {"role": "system" if role == "developer" else role, "content": content}
+    made = {"role": "system" if role == "developer" else role, "content": content}
+    if message.name:
+        made["name"] = message.name
+    return made
 
 
 def _texts(where: str, parts: list[ContentPart]) -> list[str]:

@@ -11,12 +11,14 @@ from msgspec import Meta
 from tidegate.gateway.bodies import BodyReader, Rule, documented, not_honoured, refusal, says
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.openai import (
+    MAX_TOKEN_ID,
     MAX_TOKENS,
     Chunks,
     FinishReason,
     Flag,
     TextBody,
     TextCall,
+    VocabularyId,
     all_logprobs,
     encode,
     finish_reason,
@@ -28,9 +30,7 @@ from tidegate.messages.work import Prompt, Segment, TextPrompt, TokenLogprob, To
 
 MAX_SEQUENCES = 1024  # prompts x n of one call
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default
-MAX_TOKEN_ID = (1 << 31) - 1
 PROMPT = "a text, a list of texts, a list of token ids, or a list of lists of token ids"
-TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 _TOKEN_IDS = {
     "type": "array",
     "minItems": 1,
@@ -66,7 +66,7 @@ class CompletionBody(TextBody, kw_only=True, forbid_unknown_fields=True):
     RULES: ClassVar[tuple[Rule, ...]] = (*TextBody.RULES, _ZERO_NEEDS_ECHO)
 
     prompt: Annotated[
-        str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)],
+        str | Annotated[list[str | VocabularyId | list[VocabularyId]], Meta(min_length=1)],
         documented(PROMPT, {"anyOf": _PROMPT_FORMS}),
     ]
     max_tokens: Annotated[
@@ -75,6 +75,9 @@ class CompletionBody(TextBody, kw_only=True, forbid_unknown_fields=True):
     logprobs: Annotated[Annotated[int, Meta(ge=0, le=5)] | None, says("a whole number from 0 to 5")] = None
     echo: Flag = None
     best_of: Annotated[Any, not_honoured("choices are not ranked; use n and choose yourself", 1)] = None
+    add_special_tokens: Annotated[
+        Any, not_honoured("the tokenizer decides; send token ids instead, or leave it out", True)
+    ] = None
     suffix: Annotated[Any, not_honoured("insertion is not supported; leave it out", "")] = None
 
 

@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/metrics` and `/`: open to anyone who reaches the address."""
+"""`/livez`, `/health`, `/version`, `/readyz`, `/metrics` and `/`: open to anyone who reaches the address."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class Readiness(BaseModel):
     missing: list[Missing]
 
 
+class Version(BaseModel):
+    version: str
+
+
 class Welcome(BaseModel):
     name: str
     version: str
@@ -51,6 +55,24 @@ def routes(services: Services) -> APIRouter:
     )
     async def livez() -> Liveness:
         return Liveness(status="ok")
+
+    @router.get(
+        "/health",
+        operation_id="health",
+        summary="The same under vLLM's name",
+        response_description="It runs",
+    )
+    async def health() -> Liveness:
+        return Liveness(status="ok")
+
+    @router.get(
+        "/version",
+        operation_id="version",
+        summary="Tidegate's version",
+        response_description="The version",
+    )
+    async def version() -> Version:
+        return Version(version=__version__)
 
     @router.get(
         "/readyz",
@@ -100,8 +122,7 @@ async def _missing(services: Services) -> list[Missing]:
 async def _read_queues(services: Services) -> None:
     """Refresh the gauges that are read from the queue, at scrape time only."""
     metrics = services.metrics
-    metrics.waiting.clear()
-    metrics.running.clear()
+    metrics.clear_queues()
     metrics.replicas.clear()
     entries = services.registry.models().values()
     for entry in entries:
@@ -114,5 +135,4 @@ async def _read_queues(services: Services) -> None:
     for (model, revision), depth in zip(queues, depths, strict=True):
         if isinstance(depth, BaseException):
             continue  # Redis is away: the gauges are absent, the counters are still worth having
-        metrics.waiting.labels(model, revision).set(depth.waiting)
-        metrics.running.labels(model, revision).set(depth.running)
+        metrics.queue(model, revision, waiting=depth.waiting, running=depth.running)

@@ -11,6 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from tests.unit.engines.transformers import choices
 from tidegate.engines.transformers import sampling as sampling_module
@@ -27,12 +36,16 @@ from tidegate.engines.transformers.sampling import (
 from tidegate.messages.work import Sampling
 
 VOCABULARY = 50
+PROMPT = [3, 4, 4, 9]
+END_IDS = (0, 48, VOCABULARY + 7)  # the last one is beyond the embedding
 
 
 class Row:
     def __init__(self, sampling: Sampling, generated: list[int]) -> None:
         self.sampling = sampling
         self.generated = generated
+        self.prompt = PROMPT
+        self.end_ids = END_IDS
         self.steps = needed_steps(self)
 
 
@@ -213,3 +226,65 @@ def test_logits_that_are_not_finite_are_told(bad: float) -> None:
     logits = some_logits(2)
     logits[1, 7] = bad
     assert choose(logits, [a_row(temperature=0.0), a_row(temperature=0.0)]).finite == [1, 0]
+
+
+def stepped(logits: torch.Tensor, row: Row) -> torch.Tensor:
+    """What the steps of one row make of its logits."""
+    values = logits.clone()
+    for step in STEPS:
+        if step in row.steps:
+            values = step.apply(values, [row.steps[step]])
+    return values
+
+
+PROCESSORS: list[tuple[dict[str, Any], list[LogitsProcessor]]] = [
+    ({"temperature": 0.0, "repetition_penalty": 1.3}, [RepetitionPenaltyLogitsProcessor(1.3)]),
+    (
+        {"temperature": 0.0, "min_tokens": 4},
+        [MinNewTokensLengthLogitsProcessor(len(PROMPT), 4, [0, 48], device="cpu")],
+    ),
+    ({"top_k": 5}, [TemperatureLogitsWarper(1.0), TopKLogitsWarper(5)]),
+    ({"top_k": 500}, [TemperatureLogitsWarper(1.0)]),
+    ({"temperature": 0.7, "min_p": 0.2}, [TemperatureLogitsWarper(0.7), MinPLogitsWarper(0.2)]),
+    (
+        {"temperature": 1.3, "repetition_penalty": 0.8, "min_p": 0.05, "top_k": 7, "top_p": 0.6},
+        [
+            RepetitionPenaltyLogitsProcessor(0.8),
+            TemperatureLogitsWarper(1.3),
+            MinPLogitsWarper(0.05),
+            TopKLogitsWarper(7),
+            TopPLogitsWarper(0.6),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("sampling", "processors"), PROCESSORS)
+@pytest.mark.parametrize("generated", [[], [5, 5, 6], [1, 2, 3, 4]])
+def test_vllms_parameters_do_what_transformers_processors_do(
+    sampling: dict[str, Any], processors: list[LogitsProcessor], generated: list[int]
+) -> None:
+    logits = some_logits(1, seed=11)
+    seen = torch.tensor([[*PROMPT, *generated]])
+    expected = logits.clone()
+    for processor in processors:
+        expected = processor(seen, expected)
+    row = a_row(**({"temperature": 1.0} | sampling))
+    row.generated.extend(generated)
+    values = stepped(logits, row)
+    if row.sampling.temperature > 0:
+        expected = torch.softmax(expected, -1)
+        assert torch.equal(values > 0, expected > 0)
+        values = values / values.sum()
+    torch.testing.assert_close(values, expected)
+
+
+def test_logit_bias_is_added_and_minus_100_bans() -> None:
+    logits = some_logits(1)
+    best = int(logits.argmax())
+    values = stepped(logits, a_row(temperature=0.0, logit_bias=((best, -100.0), (7, 1.5))))
+    expected = logits.clone()
+    expected[0, best] -= 100
+    expected[0, 7] += 1.5
+    torch.testing.assert_close(values, expected)
+    assert choose(logits, [a_row(temperature=0.0, logit_bias=((7, 100.0),))]).ids == [7]

@@ -14,9 +14,10 @@ def a_token(text: str, logprob: float | None = -0.5) -> TokenLogprob:
 
 
 def events(raw: bytes) -> list[tuple[str, bytes]]:
-    """(id, data) of each event."""
+    """(id, data) of each event; the id is empty where none was sent."""
     found = []
     for block in raw.split(b"\n\n")[:-1]:
-        event_id, data = block.split(b"\n")
+        lines = block.split(b"\n")
+        event_id, data = lines if len(lines) == 2 else (b"", *lines)
         found.append((event_id.removeprefix(b"id: ").decode(), data.removeprefix(b"data: ")))
     return found

@@ -41,11 +41,20 @@ def test_chat_chunks_are_openais_and_hold_the_text(texts: list[str]) -> None:
     raw += rendered.render(0, Segment("x", len(texts), finish=Finish("stop")))
     found = events(raw)
     chunks = [ChatCompletionChunk.model_validate_json(data, strict=True) for _, data in found]
-    assert [event_id for event_id, _ in found] == [f"chatcmpl-1/{i + 1}" for i in range(len(found))]
+    assert {event_id for event_id, _ in found} == {""}
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "".join(texts)
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
     assert {chunk.model for chunk in chunks} == {'m"é'}
+
+
+def test_event_ids_count_up_for_who_asks() -> None:
+    rendered = ChatEvents(
+        AnswerHead("chatcmpl-1", 5, "m", "r1", has_event_ids=True), has_usage=True, has_logprobs=False
+    )
+    raw = rendered.render(0, a_segment("t", finish=STOP)) + rendered.end(Usage(1, 2, 3))
+    ids = [event_id for event_id, _ in events(raw.removesuffix(b"data: [DONE]\n\n"))]
+    assert ids == [f"chatcmpl-1/{number}" for number in (1, 2, 3, 4)]
 
 
 def test_each_choice_begins_with_its_role() -> None:
