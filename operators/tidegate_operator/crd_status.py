@@ -58,7 +58,7 @@ Conditions = Annotated[
 
 
 class ModelStatus(Strict):
-    """What the operator found and did last."""
+    """The state that the operator found and made last."""
 
     observed_generation: Count | None = Field(
         default=None, description="The metadata.generation that this status was made from."
@@ -106,7 +106,7 @@ class ModelStatus(Strict):
 
 
 class PoolStatus(Strict):
-    """What the operator found and did last."""
+    """The state that the operator found and made last."""
 
     observed_generation: Count | None = Field(
         default=None, description="The metadata.generation that this status was made from."

@@ -32,7 +32,7 @@ OURS = "app.kubernetes.io/managed-by=tidegate-operator"
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """Where the API server serves a kind, and what of it the cache holds."""
+    """The place where the API server serves a kind, and what of it the cache holds."""
 
     api_version: str
     plural: str

@@ -250,7 +250,7 @@ def _pod(
 
 
 def _queue_variable(defaults: RayDefaults) -> list[dict[str, Any]]:
-    """Where the queue is, from a Secret: what Serve stores then names only the variable. The head needs it
+    """The queue's address from a Secret: what Serve stores then names only the variable. The head needs it
     too: Serve's controller asks for the queue's depths."""
     if defaults.queue_secret is None:
         return []

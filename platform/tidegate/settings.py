@@ -181,7 +181,7 @@ _LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*:\d+", re.DOTALL)
 
 
 def _is_service_link(name: str, value: str) -> bool:
-    """Whether Kubernetes put this into a pod beside a Service whose name begins with `tidegate`."""
+    """True where Kubernetes put this into a pod beside a Service whose name begins with `tidegate`."""
     if _LINK_NAME.fullmatch(name):
         return True
     return name.endswith("_PORT") and _LINK_ADDRESS.fullmatch(value) is not None

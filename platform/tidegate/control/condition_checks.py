@@ -132,7 +132,7 @@ def conditions(facts: Facts) -> list[Condition]:
 
 
 def change_refused(facts: Facts) -> Verdict | None:
-    """What ran before goes on. A model that was never valid never comes so far."""
+    """A refused change: what ran before goes on. A model that was never valid never comes so far."""
     return Verdict("False", *facts.refused) if facts.refused is not None else None
 
 

@@ -54,7 +54,7 @@ class ApplicationState:
 
 @dataclass(frozen=True, slots=True)
 class ServeState:
-    """What Serve reports. `controller` is empty while no Serve controller runs."""
+    """Serve's report. `controller` is empty while no Serve controller runs."""
 
     controller: str = ""
     applications: Mapping[str, ApplicationState] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class SourceState:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the pool's largest machine has. 0 bytes of memory: not known."""
+    """The capacity of the pool's largest machine. 0 bytes of memory: not known."""
 
     cpus: float
     gpus: float
@@ -103,7 +103,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class PodProblem:
-    """Why a pod does not run, in a sentence with its remedy. `reason` is one of `reasons.Reason`.
+    """The reason why a pod does not run, in a sentence with its remedy. `reason` is one of `reasons.Reason`.
 
     `group` is the worker group that it is in (empty: the head, which concerns every model of the pool);
     `container` is empty where the whole pod is concerned, `pod` where it could not even be made.

@@ -1,4 +1,4 @@
-"""Which group of workers each revision runs in, and which share of a GPU it gets there. Pure.
+"""Packing gives each revision a group of workers and a share of a GPU there. Pure.
 
 Ray sees a replica's GPU as a number of whole GPUs or a fraction of one, and knows nothing of GPU memory. So
 memory is turned into a fraction here, and what fits is decided here too: a revision that Ray could never
@@ -32,7 +32,7 @@ NAMED_IN_MESSAGE = 4  # revisions that a sentence names
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Where one revision's replicas run. `memory_cap_bytes` bounds each engine (GPU memory where `gpus` is
+    """The place of one revision's replicas. `memory_cap_bytes` bounds each engine (GPU memory where `gpus` is
     above 0, else host memory; 0: no bound). `memory_bytes` is host memory that Ray reserves. JSON in the
     records of the host."""
 
@@ -44,7 +44,7 @@ class Placement(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What the replicas of one revision ask for. `pinned` is the group where they run already."""
+    """The needs of one revision's replicas. `pinned` is the group where they run already."""
 
     key: RevisionKey
     spec: ModelSpec
@@ -67,7 +67,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class _Seat:
-    """What one replica takes of one worker. `hundredths` above `WHOLE` are whole GPUs."""
+    """The share of one worker that a replica takes. `hundredths` above `WHOLE` are whole GPUs."""
 
     hundredths: int
     cpus_milli: int
@@ -175,14 +175,14 @@ def _candidates(need: Need, rooms: Mapping[str, _Room]) -> list[_Room] | Refusal
 
 
 def wants_gpu(spec: ModelSpec) -> bool:
-    """Whether a replica runs on a GPU, where no group is named."""
+    """True where the spec wants a GPU, whatever group it gets."""
     if spec.device == "auto":
         return spec.resources.gpus > 0 or bool(spec.resources.gpu_memory)
     return spec.device == "cuda"
 
 
 def _seat_in(need: Need, group: Group) -> _Seat | Refusal:
-    """What one replica takes of a worker of `group`, or why it can never fit one."""
+    """Return what one replica takes of a worker of `group`, or why it can never fit one."""
     wanted = need.spec.resources
     memory = size_bytes(wanted.memory)
     if wanted.cpus > group.cpus:
@@ -318,7 +318,7 @@ def _fill(worker: _Worker, gpus: list[int], seat: _Seat, sign: int) -> None:
 
 
 def _no_room(need: Need, seat: _Seat, room: _Room, missing: int) -> Refusal:
-    """What is taken of the group, and by whom, in a sentence."""
+    """Say what is taken of the group, and by whom."""
     group, count = room.group, need.copies
     whose = "The replica needs" if count == 1 else f"{missing} of {count} replicas find no place; each needs"
     remedy = f"raise maxWorkers of the group, or shrink or delete a model of the pool {need.spec.pool!r}."

@@ -216,7 +216,7 @@ class WorkerGroup(Strict):
 
 
 class WeightCache(Strict):
-    """Where downloaded checkpoints stay, for every pod of the Pool."""
+    """The place where downloaded checkpoints stay, for every pod of the Pool."""
 
     claim: str = Field(
         default="",

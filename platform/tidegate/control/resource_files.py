@@ -35,7 +35,7 @@ _KINDS: Mapping[str, type[Model] | type[Pool]] = {"Model": Model, "Pool": Pool}
 
 @dataclass(frozen=True, slots=True)
 class ResourceFile:
-    """What one file holds. With `problems` the file is refused whole and the lists are empty."""
+    """The contents of one file. With `problems` the file is refused whole and the lists are empty."""
 
     path: Path
     models: tuple[Model, ...] = ()
@@ -183,7 +183,7 @@ def _refused(path: Path, value: str, remedy: str) -> ResourceFile:
 
 
 class _NotRead(Exception):
-    """What was found in the place of a file, and the remedy."""
+    """Say what was found in the place of a file, and the remedy."""
 
 
 def _text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What the classes of `resources.py` and `pool_schema.py` are made of: names, quantities, rules.
+"""The parts of which `resources.py` and `pool_schema.py` are made: names, quantities, rules.
 
 pydantic checks local files, an API server checks what is applied to a cluster. Bounds of single fields mean
 the same in both. A rule over several fields is written twice, side by side: as a validator, and as a `Rule`
@@ -43,7 +43,7 @@ class Open(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What the API server refuses: `holds` is CEL over the value that carries the rule.
+    """A rule that the API server keeps: `holds` is CEL over the value that carries the rule.
 
     `field` is the path below that value which the refusal names (".source"); empty: the value itself.
     """
@@ -68,7 +68,7 @@ def keyed_by(name: str) -> JsonDict:
 
 
 def refuse_repeats(names: Sequence[str], field: str) -> None:
-    """What `keyed_by` says, for pydantic."""
+    """Check what `keyed_by` says, for pydantic."""
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{field} {', '.join(map(repr, repeated))} is given twice; each must differ")

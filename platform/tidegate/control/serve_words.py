@@ -1,4 +1,4 @@
-"""What Ray Serve says of an application that it gave up, as one sentence with its remedy. Pure.
+"""Ray Serve's words of an application that it gave up, as one sentence with its remedy. Pure.
 
 Serve repeats Ray's own account of a replica's end, which for want of memory is a page of numbers.
 """

@@ -15,7 +15,7 @@ DEFAULT_TENANT = "default"
 
 
 def sent_key(authorization: str | None, api_key: str | None) -> str | None:
-    """What `find_tenant` takes. Azure's clients send the bare key as `api-key`."""
+    """Return what `find_tenant` takes. Azure's clients send the bare key as `api-key`."""
     return f"Bearer {api_key}" if authorization is None and api_key is not None else authorization
 
 

@@ -45,8 +45,8 @@ FEWEST_CONNECTIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class DoorLimits:
-    """What all connections of a gateway share. `quiet` holds those without a request on its way, the
-    longest quiet first."""
+    """The connections of one gateway share this. `quiet` holds those without a request on its way, the longest
+    quiet first."""
 
     head_bytes: int
     head_seconds: float
@@ -57,7 +57,7 @@ class DoorLimits:
 
 
 def door_class(settings: Settings) -> type[asyncio.Protocol]:
-    """What uvicorn makes a protocol with, for each connection of one gateway."""
+    """Return what uvicorn makes a protocol with, for each connection of one gateway."""
     limits = DoorLimits(
         settings.max_head_bytes,
         settings.head_timeout_seconds,

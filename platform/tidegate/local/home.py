@@ -123,7 +123,7 @@ class Home:
 
     @property
     def is_ours(self) -> bool:
-        """Whether what lies here was made by Tidegate: it has the marker, or what a platform from before the
+        """True where Tidegate made what lies here: it has the marker, or what a platform from before the
         marker leaves."""
         before = (self.lock, self.records, self.data / "redis" / "appendonlydir")
         return self.marker.is_file() or any(path.exists() for path in before)

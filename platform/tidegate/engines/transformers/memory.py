@@ -1,4 +1,4 @@
-"""How much memory there is, and how many requests its KV cache holds."""
+"""Measures memory, and how many requests a KV cache in it holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the KV cache may take and how many requests of full length that is."""
+    """The bytes that the KV cache may take, and how many requests of full length that is."""
 
     bytes: int
     slots: int
@@ -44,7 +44,7 @@ def runtime_bytes(device: str) -> int:
 
 
 def within_cap(free_bytes: int, cap_bytes: int, weights_bytes: int, device: str) -> int:
-    """What may still be taken of `free_bytes` under a cap on all that the engine takes; no cap: all of it."""
+    """Return what of `free_bytes` a cap on the whole engine still leaves; no cap: all of it."""
     if not cap_bytes:
         return free_bytes
     return max(0, min(free_bytes, cap_bytes - int(weights_bytes * WEIGHTS_OVERHEAD) - runtime_bytes(device)))
