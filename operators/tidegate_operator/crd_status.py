@@ -58,7 +58,7 @@ Conditions = Annotated[
 
 
 class ModelStatus(Strict):
-    """The state that the operator found and made last."""
+    """The findings and the last actions of the operator."""
 
     observed_generation: Count | None = Field(
         default=None, description="The metadata.generation that this status was made from."
@@ -106,7 +106,7 @@ class ModelStatus(Strict):
 
 
 class PoolStatus(Strict):
-    """The state that the operator found and made last."""
+    """The findings and the last actions of the operator."""
 
     observed_generation: Count | None = Field(
         default=None, description="The metadata.generation that this status was made from."

@@ -45,8 +45,8 @@ FEWEST_CONNECTIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class DoorLimits:
-    """The connections of one gateway share this. `quiet` holds those without a request on its way, the longest
-    quiet first."""
+    """The connections of one gateway share this. `quiet` holds those without a request on its way, the
+    longest quiet first."""
 
     head_bytes: int
     head_seconds: float
