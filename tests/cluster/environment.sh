@@ -37,7 +37,7 @@ make_environment() { # make_environment FOLDER EXTRAS
 }
 
 mkdir -p "$ENVIRONMENTS"
-for environment in light:operator ray:local,s3; do
+for environment in light:operator ray:local; do
   name=${environment%:*} extras=${environment#*:}
   key=$({ echo "$asked $extras" && cat "$CHECKOUT/constraints.txt" && "$PYTHON" -VV && uname -m; } | sha)
   folder=$ENVIRONMENTS/$name-$key
