@@ -3,7 +3,6 @@
 TidegateError
 ├── InvalidRequest            400  a field of the request is wrong; names it
 ├── AuthenticationFailed      401
-├── PermissionRefused         403
 ├── ModelNotFound             404  names the models that exist
 ├── HostRefused               403  without keys: a name that is not this machine's
 ├── RequestTimeout            408  a head or body that does not come
@@ -89,10 +88,6 @@ class AuthenticationFailed(RequestError):
 
     def headers(self) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
-
-
-class PermissionRefused(RequestError):
-    reason, status, type, code = "PermissionRefused", 403, "permission_error", "forbidden"
 
 
 class ModelNotFound(RequestError):

@@ -125,9 +125,6 @@ class ReplicaLoop:
             return f"{self.failure.reason}: {self.failure.message}"
         return self._engine.health()
 
-    def held_count(self) -> int:
-        return len(self._held)
-
     async def drain(self) -> None:
         """Claim no more, let what runs finish within `drain_seconds`, hand back the rest, and close."""
         self._can_claim = False

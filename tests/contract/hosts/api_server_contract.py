@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import pytest
 
+from tidegate_operator.apply import Writer
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Object
 from tidegate_operator.kinds import Kind
 
 SPEC = {"engine": {"name": "simulated"}}
 
 
-class Api(Protocol):
-    """What of `tidegate_operator.cluster.Cluster` the contract is about."""
+class Api(Writer, Protocol):
+    """The part of `tidegate_operator.cluster.Cluster` that the contract is about."""
 
     async def list(self, kind: Kind, namespace: str, selector: str = "") -> tuple[list[Object], int]: ...
-
-    async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object: ...
-
-    async def apply(self, kind: Kind, manifest: Mapping[str, Any]) -> Object: ...
-
-    async def apply_status(
-        self, kind: Kind, body: Mapping[str, Any], status: Mapping[str, Any]
-    ) -> Object: ...
-
-    async def set_finalizers(
-        self, kind: Kind, body: Mapping[str, Any], finalizers: Sequence[str]
-    ) -> Object: ...
-
-    async def patch(
-        self, kind: Kind, body: Mapping[str, Any], operations: Sequence[Mapping[str, Any]]
-    ) -> Object: ...
-
-    async def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object: ...
-
-    async def delete(self, kind: Kind, body: Mapping[str, Any]) -> None: ...
 
 
 class Calls:

@@ -12,6 +12,7 @@ A field that is in none of them is unknown and refused by name.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -166,7 +167,7 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     priority: Annotated[Any, not_honoured("calls wait in the order they come; leave it out", 0)] = None
 
 
-class TextCall:
+class TextCall(ABC):
     """A call of either endpoint. `top_logprobs`: alternatives per token; None: no logprobs."""
 
     __slots__ = ("_prompts", "_sampling", "_seed", "has_usage", "is_streamed", "model", "n", "top_logprobs")
@@ -218,8 +219,8 @@ class TextCall:
         about = (head.call_id, self.answer_object, head.created, head.model)
         return encode(self.answer_type(*about, made, usage, head.revision))
 
-    def choice(self, index: int, segments: Sequence[Segment]) -> msgspec.Struct:
-        raise NotImplementedError
+    @abstractmethod
+    def choice(self, index: int, segments: Sequence[Segment]) -> msgspec.Struct: ...
 
 
 class Chunks:
