@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.checkpoints import tiny
-from tests.engine_requests import a_request, run, run_one, run_steps
+from tests.engine_requests import a_request, add, run, run_one, run_steps
 from tidegate.engines.base import Engine
 
 PROMPT = "The gate opens when"
@@ -97,7 +97,7 @@ def test_stop_strings_and_logprobs_survive_a_continuation(llama: Engine, steps: 
 def test_a_log_that_is_complete_finishes_at_once(llama: Engine) -> None:
     request = a_request("r", PROMPT, max_tokens=5)
     done = run_one(llama, request)
-    output = llama.add(request, done.log)
+    output = add(llama, request, done.log)
     assert output is not None
     assert (output.finish, output.output.token_ids) == (done.finish, [])
     assert not llama.has_work()
@@ -107,7 +107,7 @@ def test_abort_frees_the_slot_and_disturbs_nobody(llama: Engine) -> None:
     free = llama.free_slots()
     alone = run_one(llama, a_request("stays", PROMPT, max_tokens=20))
     for name in ("goes", "stays", "never starts"):
-        assert llama.add(a_request(name, PROMPT if name == "stays" else "another", max_tokens=20), []) is None
+        assert add(llama, a_request(name, PROMPT if name == "stays" else "another", max_tokens=20)) is None
     llama.abort("never starts")
     tokens: list[int] = []
     for step in range(20):
@@ -122,9 +122,9 @@ def test_abort_frees_the_slot_and_disturbs_nobody(llama: Engine) -> None:
 
 
 def test_a_request_starts_at_the_step_after_its_arrival(llama: Engine) -> None:
-    llama.add(a_request("first", PROMPT, max_tokens=8), [])
+    add(llama, a_request("first", PROMPT, max_tokens=8))
     llama.step()
-    llama.add(a_request("second", "another one", max_tokens=3), [])
+    add(llama, a_request("second", "another one", max_tokens=3))
     assert {output.request_id for output in llama.step()} == {"first", "second"}
     llama.abort("first")
     llama.abort("second")
@@ -174,7 +174,7 @@ def test_characters_are_never_broken(llama: Engine) -> None:
 def test_more_requests_than_fit_one_prefill_join_over_several_steps(load: Callable[..., Engine]) -> None:
     engine = load("llama", args={"prefill_tokens_per_step": 10})
     for index in range(4):
-        engine.add(a_request(str(index), [5, 6, 7, 8], max_tokens=4), [])
+        add(engine, a_request(str(index), [5, 6, 7, 8], max_tokens=4))
     assert [len(engine.step()) for _ in range(2)] == [2, 4]
 
 

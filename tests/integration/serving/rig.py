@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from tests.engine_requests import add
 from tests.waiting import await_until
 from tidegate.engines.simulated import SimulatedEngine
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
@@ -55,7 +56,7 @@ def undisturbed(request: Request) -> str:
     """What an engine that nobody disturbs answers."""
     engine = SimulatedEngine(EngineSpec("simulated", args={"step_ms": 0.0}))
     engine.load()
-    assert engine.add(request, []) is None
+    assert add(engine, request) is None
     text = ""
     while engine.has_work():
         text += "".join(output.output.text for output in engine.step())

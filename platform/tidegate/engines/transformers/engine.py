@@ -13,6 +13,7 @@ that step.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import LoadReport, StepOutput
+from tidegate.engines.base import LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, refusal
 from tidegate.engines.transformers.args import TransformersArgs
@@ -34,7 +35,7 @@ from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
+from tidegate.messages.work import Finish, Request, Segment
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
@@ -95,17 +96,16 @@ class TransformersEngine:
     def free_slots(self) -> int:
         return self._scheduler.free_slots()
 
-    def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
+    async def prepare(self, request: Request) -> Prepared | Finish:
         try:
-            prompt = prompt_ids(request, self._tokenizer, self._vocabulary_size)
+            prompt = await asyncio.to_thread(prompt_ids, request, self._tokenizer, self._vocabulary_size)
         except PromptError as error:
-            return StepOutput(request.id, NO_TOKENS, 0, refusal("InvalidPrompt", str(error)))
+            return refusal("InvalidPrompt", str(error))
         limit = completion_limit(len(prompt), request.work.sampling.max_tokens, self._context_length)
-        if isinstance(limit, Finish):
-            return StepOutput(request.id, NO_TOKENS, len(prompt), limit)
-        sequence = RunningSequence(
-            request, prompt, log, limit=limit, end_ids=self._end_ids, vocabulary=self._vocabulary
-        )
+        return limit if isinstance(limit, Finish) else Prepared(request, prompt, limit)
+
+    def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
+        sequence = RunningSequence(prepared, log, end_ids=self._end_ids, vocabulary=self._vocabulary)
         if (ended := sequence.ended_in_log()) is not None:
             return ended
         self._scheduler.add(sequence)

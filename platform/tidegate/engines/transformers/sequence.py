@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import StepOutput
+from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.sampling import needed_steps, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
@@ -16,7 +16,6 @@ from tidegate.messages.work import (
     NO_TOKENS,
     ChatPrompt,
     Finish,
-    Request,
     Segment,
     TextPrompt,
     TokenLogprob,
@@ -29,20 +28,19 @@ class RunningSequence:
 
     def __init__(
         self,
-        request: Request,
-        prompt: list[int],
+        prepared: Prepared,
         log: Sequence[Segment],
         *,
-        limit: int,
         end_ids: Collection[int],
         vocabulary: Vocabulary,
     ) -> None:
+        request = prepared.request
         self.id = request.id
         self.request = request
-        self.prompt = prompt
+        self.prompt = list(prepared.prompt)
         self.generated = [token for segment in log for token in segment.output.token_ids]
         self.sampling = request.work.sampling
-        self._limit = limit
+        self._limit = prepared.limit
         self._end_ids = {*(() if self.sampling.ignore_eos else end_ids), *self.sampling.stop_token_ids}
         self._vocabulary = vocabulary
         self._lead_text = self._echoed() if self.sampling.echo and not log else ""
