@@ -23,7 +23,6 @@ from tidegate.messages.work import (
     TokenPrompt,
 )
 
-
 _loops = ThreadPoolExecutor(1)
 
 

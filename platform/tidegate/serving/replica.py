@@ -6,27 +6,27 @@ Who runs where. The engine has a thread of its own (`engine_thread`); everything
                           ^ cancel                  ^ abort                  │
                           └─ cancelled, lease lost ─┘          lost ids <────┘
 
-At most one claim, one emit, one renewal and one beat are in flight. Each request is prepared by a task of its
-own (`Engine.prepare`: its prompt becomes tokens, in a process beside), so a slow one holds up nobody. A claim is made when there is room and
-the queue may hold something: after a wake (the store repeats one that was lost) and while claims come back
-full. Leases are renewed by the tick, so a long step does not cost them. No timer lies on the way of a
-request: wake, claim, prepare, add, step and emit follow each other directly.
+At most one claim, one emit, one renewal and one beat are in flight. Each request is prepared by a task of
+its own (`Engine.prepare`: its prompt becomes tokens, in a process beside), so a slow one holds up nobody. A
+claim is made when there is room and the queue may hold something: after a wake (the store repeats one that
+was lost) and while claims come back full. Leases are renewed by the tick, so a long step does not cost them.
+No timer lies on the way of a request: wake, claim, prepare, add, step and emit follow each other directly.
 
 What may interleave. A request can be cancelled, lost to another replica or claimed anew by this one at any
 await, also while its output is on the way. `_held` is the truth: output for an id that is not there is
 dropped, and so is output older than the hand-over of the present holder (`EngineThread`'s tickets).
 
 What always holds.
-- Late binding: requests claimed and not finished, those that are still being prepared included, never exceed the engine's slots, but for those whose slot
-  frees with the very next token (`slots`).
+- Late binding: requests claimed and not finished, those that are still being prepared included, never exceed
+  the engine's slots, but for those whose slot frees with the very next token (`slots`).
 - A request is in `_held` exactly from its claim to the acknowledged write of its finish, or until it is
   given up (cancelled, lease lost, handed back). Everything in `_held` is renewed.
 - `Held.preparing` is set exactly until the request is handed over or refused; who gives a request up cancels
   the one or aborts the other (`_stop`).
 - After a failure (crash, hang) nothing is claimed or written. The leases of what the engine had go back as
-  faults in one call; what it never saw (in preparation, or in a claim that was in flight) is merely handed
-  back, so nobody takes it for the poison. The registry gets the reason, and `ended` tells the owner, who ends the process. A new process is the only
-  state that is surely clean, and Serve starts it.
+  faults in one call. What it never saw (in preparation, or in a claim that was in flight) is merely handed
+  back, so nobody takes it for the poison. The registry gets the reason, and `ended` tells the owner, who ends
+  the process. A new process is the only state that is surely clean, and Serve starts it.
 """
 
 from __future__ import annotations

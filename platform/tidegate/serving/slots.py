@@ -19,7 +19,7 @@ from tidegate.messages.work import Claim
 
 
 class Slots:
-    """Knows requests by the ticket of their hand-over (see `engine_thread`), and before it only their number."""
+    """Knows requests by the ticket of their hand-over (see `engine_thread`); before, it only counts them."""
 
     def __init__(self, slots: int) -> None:
         self.total = slots
