@@ -12,6 +12,7 @@ TidegateError
 ├── QueueFull                 429  with Retry-After
 ├── ModelUnavailable          503  with the model's own sentence
 ├── QueueUnavailable          503  Redis is away; the client is not told how
+│   └── QueueOutOfMemory           Redis refuses what makes it larger
 ├── GatewayStopping           503
 ├── TooManyConnections        503
 ├── GenerationFailed          500  the engine failed on an accepted request
@@ -135,6 +136,10 @@ class QueueUnavailable(RequestError):
         body = super().body()
         body["error"]["message"] = self.SHOWN
         return body
+
+
+class QueueOutOfMemory(QueueUnavailable):
+    SHOWN = "The queue has no memory left. Send the request again in some seconds."
 
 
 class GatewayStopping(RequestError):

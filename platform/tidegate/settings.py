@@ -117,14 +117,21 @@ class Settings(ProcessSettings):
         20_000, description="Requests waiting and running in all; above it 429."
     )
     total_max_bytes: Count = Field(
-        512 * 1024 * 1024, description="Bytes of all requests waiting and running; above it 429."
+        512 * 1024 * 1024,
+        description="Bytes of all requests waiting and running, and of what those that run have generated; "
+        "above it 429, and the largest answers end.",
+    )
+    key_share: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="Share of a model's queue, in requests and in bytes, that one key may hold; above it "
+        "429. With 1 a single key can fill it.",
     )
     tenant_max_requests: Count = Field(
         10_000, description="Requests waiting and running of one tenant; above it 429."
     )
-    tenant_max_bytes: Count = Field(
-        512 * 1024 * 1024, description="Bytes of one tenant's requests waiting and running; above it 429."
-    )
+    tenant_max_bytes: Count = Field(384 * 1024 * 1024, description="The same of one tenant's requests.")
 
     hold_status_seconds: Seconds = Field(
         5.0, description="How long a stream's status line waits for the first token or a refusal."

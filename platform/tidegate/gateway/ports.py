@@ -22,6 +22,10 @@ class RequestQueue(Protocol):
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None: ...
 
+    def forget(self, request_ids: Sequence[str]) -> None:
+        """Nobody reads these requests any more: what has ended of them need not be kept."""
+        ...
+
     async def replay(self, request_id: str) -> list[Segment] | None:
         """The request's whole log so far; None where the request is not known (any more)."""
         ...

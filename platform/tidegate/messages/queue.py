@@ -18,9 +18,12 @@ class QueueLimits(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Upper limits that one atomic submit checks, each over waiting and running requests."""
+    """Upper limits that one atomic submit checks, each over waiting and running requests and what those that
+    run have written. `key_...`: what one key may hold of the model's queue."""
 
     model: QueueLimits
+    key_max_requests: int
+    key_max_bytes: int
     tenant_max_requests: int
     tenant_max_bytes: int
     total_max_requests: int
@@ -52,7 +55,7 @@ class Accepted:
 class Rejected:
     """Nothing was written. `bound` says which limit the call would pass."""
 
-    bound: Literal["model", "tenant", "total"]
+    bound: Literal["model", "key", "tenant", "total"]
     unit: Literal["requests", "bytes"]
     limit: int
     depth: Depth

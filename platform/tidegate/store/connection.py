@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.errors import ConfigError, QueueOutOfMemory, QueueUnavailable
 from tidegate.store.address import Address, Endpoint, parse_url
 from tidegate.store.sentinel import find_master
 from tidegate.store.wire import Argument, ConnectionLost, ReplyError, Wire
@@ -34,9 +34,10 @@ logger = logging.getLogger(__name__)
 OLDEST_VERSION = (7, 0)
 FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 1.0
-# Errors of a server that is there but cannot serve now: it loads its file, was demoted, or has no room.
+FULL_RETRY_SECONDS = 5.0  # told to clients while Redis has no memory left
+# Errors of a server that is there but cannot serve now: it loads its file, or was demoted.
 TRANSIENT_KINDS = frozenset(
-    {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "OOM", "MISCONF", "BUSY", "TRYAGAIN"}
+    {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "TRYAGAIN"}
 )
 
 
@@ -128,6 +129,10 @@ class Connection:
             except ReplyError as error:
                 if error.kind == "READONLY":
                     wire.abort()  # another server is the master now
+                if error.kind == "OOM":
+                    raise QueueOutOfMemory(
+                        f"Redis has no memory left: {error}", retry_after_seconds=FULL_RETRY_SECONDS
+                    ) from error
                 if error.kind in TRANSIENT_KINDS:
                     raise QueueUnavailable(f"Redis cannot serve now: {error}") from error
                 raise

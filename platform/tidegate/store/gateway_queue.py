@@ -13,6 +13,7 @@ although it may have been written, is withdrawn (cancelled) as soon as Redis can
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +41,7 @@ ENOUGH_CALLS = 8  # that gathered: they go although others are in flight
 MOST_IN_FLIGHT = 4  # groups
 MOST_BYTES_ON_THE_WAY = 128 * 1024 * 1024  # one call alone may have more
 FULL_RETRY_SECONDS = 1.0
+FORGET_SECONDS = 0.5  # in which answers that were read gather before they leave Redis together
 MOST_WITHDRAWN = 10_000  # remembered while Redis is away
 
 
@@ -75,6 +77,8 @@ class GatewayQueue:
         self._is_commit_due = False  # one of them has yet to take its first group
         self._unwanted: list[str] = []
         self._withdrawing: asyncio.Task[None] | None = None
+        self._read: list[str] = []
+        self._forgetting: asyncio.Task[None] | None = None
         self._stop_listening: list[Callable[[], None]] = []
 
     async def start(self, deliver: Callable[[list[Segment]], None], lost: Callable[[], None]) -> None:
@@ -113,6 +117,12 @@ class GatewayQueue:
         if request_ids:
             await self._scripts.cancel(request_ids, reason)
 
+    def forget(self, request_ids: Sequence[str]) -> None:
+        """See `RequestQueue.forget`. What is lost here goes when its time to live is over."""
+        self._read += request_ids[: MOST_WITHDRAWN - len(self._read)]
+        if self._read and (self._forgetting is None or self._forgetting.done()):
+            self._forgetting = asyncio.get_running_loop().create_task(self._forget())
+
     async def replay(self, request_id: str) -> list[Segment] | None:
         log, exists = await asyncio.gather(
             self._connection.call("GET", f"{self._prefix}log:{request_id}", repeat=True),
@@ -146,7 +156,7 @@ class GatewayQueue:
         self._connection.unsubscribe(names.gateway_channel(self._key_prefix, self._gateway_id))
         await self._data_watch.close()
         await self._sweeper.close()
-        await end_tasks(*self._commits, self._withdrawing)
+        await end_tasks(*self._commits, self._withdrawing, self._forgetting)
         self._refuse(self._gathered, QueueUnavailable("The gateway is closing."))
         self._gathered.clear()
 
@@ -214,6 +224,14 @@ class GatewayQueue:
                 self._unwanted += call.encoded.request_ids
             if not call.result.done():
                 call.result.set_exception(error)
+
+    async def _forget(self) -> None:
+        while self._read:
+            await asyncio.sleep(FORGET_SECONDS)
+            read, self._read = self._read, []
+            with contextlib.suppress(QueueUnavailable):
+                for at in range(0, len(read), MOST_REQUESTS):
+                    await self._scripts.forget(read[at : at + MOST_REQUESTS])
 
     def _withdraw_soon(self) -> None:
         if self._unwanted and (self._withdrawing is None or self._withdrawing.done()):
