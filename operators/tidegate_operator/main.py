@@ -102,6 +102,7 @@ def build(
         serves,
         Troubles(cluster),
         settings.replica_settings,
+        settings.queue_url,
         settings.ray_defaults,
     )
     reconciler = Reconciler(gatherer, Applier(cluster, cache, registry, serves, settings.pod_name))

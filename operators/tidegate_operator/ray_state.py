@@ -79,6 +79,12 @@ def kuberay_version(pods: Iterable[Body]) -> str:
     return ""
 
 
+def has_variable(cluster: Body, *names: str) -> bool:
+    """Tell whether the head's container of a cluster is given one of these variables."""
+    pod = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    return any(item.get("name") in names for item in pod["containers"][0].get("env") or ())
+
+
 def ray_version(cluster: Body | None) -> str:
     return str(((cluster or {}).get("spec") or {}).get("rayVersion") or "")
 
