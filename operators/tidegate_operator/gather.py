@@ -129,7 +129,7 @@ class Gatherer:
         of_namespace = self.cache.of("Pod", namespace)
         pods = {name_of(item): ray_state.pods_of(of_namespace, name_of(item)) for item in live}
         views, (sources, problems), (stored, outage) = await asyncio.gather(
-            self._serve_views(live),
+            self._serve_views(live, pods),
             self._objects_say(namespace, models, pool, live, of_namespace, pods),
             self._store_says(models, pool),
         )
@@ -154,8 +154,10 @@ class Gatherer:
             queue_url=self.queue_url,
         )
 
-    async def _serve_views(self, clusters: Sequence[Body]) -> dict[str, ServeView]:
-        views = await asyncio.gather(*(self.serves.view(item) for item in clusters))
+    async def _serve_views(
+        self, clusters: Sequence[Body], pods: Mapping[str, Sequence[Body]]
+    ) -> dict[str, ServeView]:
+        views = await asyncio.gather(*(self.serves.view(item, pods[name_of(item)]) for item in clusters))
         return dict(zip(map(name_of, clusters), views, strict=True))
 
     async def _objects_say(

@@ -4,7 +4,8 @@ A generation is named by a hash over everything that needs new pods. What change
 it: bounds on workers, the time after which an idle one goes. Replicas run on workers only (the head has no
 CPUs for them), each in the group that its placement names through a Ray resource of that name.
 
-Ray runs without a token (`RAY_AUTH_MODE=disabled`); the chart's NetworkPolicies close its ports instead.
+Whoever speaks to Ray may run code in its pods. KubeRay makes a token for each cluster, in a Secret of its
+own, and tells it to all of Ray's containers (`authOptions`); the chart's NetworkPolicies are the second lock.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ AUTOSCALER_RESOURCES = {
     "requests": {"cpu": "50m", "memory": "256Mi"},
     "limits": {"cpu": "500m", "memory": "512Mi"},
 }
-RAY_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def cluster_name(pool: str, generation: str) -> str:
@@ -136,6 +137,7 @@ def groups_of(spec: PoolSpec) -> tuple[Group, ...]:
 def _spec(spec: PoolSpec, defaults: RayDefaults, labels: Mapping[str, str]) -> dict[str, Any]:
     return {
         "rayVersion": spec.ray_version or defaults.ray_version,
+        "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": _autoscaler(spec, defaults),
         **_fault_tolerance(spec, defaults),
@@ -239,6 +241,7 @@ def _pod(
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"})  # noqa: S108
     return {
         **pull_secrets(spec),
+        "enableServiceLinks": False,
         "securityContext": pod_security(spec),
         "containers": [
             {

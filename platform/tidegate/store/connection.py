@@ -245,8 +245,7 @@ class Connection:
             if error.kind in REFUSED_KINDS:
                 raise ConfigError(
                     f"redis_url: {self.address} refuses the user or the password: {error}; set "
-                    "REDIS_USERNAME and REDIS_PASSWORD, or the Secret that they come from, to what that server "
-                    "knows"
+                    "REDIS_USERNAME and REDIS_PASSWORD, or the Secret that they come from, as it has them"
                 ) from error
             if error.kind in ("ERR", "NOPROTO") and "unknown command" in str(error).lower():
                 raise _too_old(self.address, "older than 6.0") from error

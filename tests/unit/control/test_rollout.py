@@ -20,7 +20,6 @@ from tidegate.control.rollout import (
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ReplicaStats, RevisionReport
 
-
 NOBODY = Observation(serve=None)
 
 

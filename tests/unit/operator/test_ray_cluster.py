@@ -101,6 +101,8 @@ class TestManifest:
         assert pod["nodeSelector"] == {"gpu": "a100"}
         assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
         assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert made["spec"]["headGroupSpec"]["template"]["spec"]["enableServiceLinks"] is False
 
     def test_the_heads_state_lies_in_redis(self) -> None:
         options = manifest()["spec"]["gcsFaultToleranceOptions"]
@@ -153,11 +155,12 @@ class TestManifest:
         # The autoscaler runs in the same image, so it needs the environment that is mounted into it.
         assert mounts[0] in made["spec"]["autoscalerOptions"]["volumeMounts"]
 
-    def test_authentication_is_said(self) -> None:
+    def test_ray_asks_for_a_token(self) -> None:
         made = manifest(env=[{"name": "RAY_USAGE_STATS_ENABLED", "value": "1"}])
+        assert made["spec"]["authOptions"] == {"mode": "token"}
         for each in (container(made), container(made, 0), made["spec"]["autoscalerOptions"]):
             values = {item["name"]: item["value"] for item in each["env"]}
-            assert values["RAY_AUTH_MODE"] == "disabled"
+            assert "RAY_AUTH_MODE" not in values, "KubeRay would leave it as it is"
             assert values["RAY_USAGE_STATS_ENABLED"] == "1", "the pool's own variables win"
             assert len(values) == len(each["env"])
 
