@@ -164,7 +164,7 @@ def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing
     if is_found(model, source) and (too_big is None or packing is not None):
         record = record.with_revision(_wanted(model, record.revisions.get(target), target, source))
     record, failed = judged(record, seen, now)
-    record = replace(record, weights=weights_after(Rollout(record, target)))
+    record = replace(record, weights=weights_after(Rollout(record, target, seen)))
     record, gone = retired(record, target, seen, now)
     record = seated(record, packing)
     live = [

@@ -111,6 +111,8 @@ class Reason(StrEnum):
     ServeUnavailable = "ServeUnavailable", DEGRADED, "Ray Serve does not answer."
     RedisUnreachable = ("RedisUnreachable", DEGRADED,
         "The queue's Redis does not answer; requests are refused until it does.")
+    RedisRefused = ("RedisRefused", DEGRADED,
+        "The queue's Redis refuses the password, or is one that Tidegate cannot use; requests are refused.")
     KubeRayMissing = ("KubeRayMissing", DEGRADED,
         "The cluster has no KubeRay, or one that Tidegate does not know.")
     ImagePullFailed = "ImagePullFailed", DEGRADED, "A pod's image cannot be pulled."

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tidegate.replica_args import PolicyArgs, find_redis_url
+from tidegate.replica_args import PolicyArgs
 from tidegate.serving.queue_watch import Sighting, shared_watch
 
 FRESH_SECONDS = 3.0  # an older sighting decides nothing
@@ -67,7 +67,7 @@ class QueueDepthPolicy:
     def __init__(self, **args: Any) -> None:
         """`args` are the fields of `PolicyArgs`."""
         found = msgspec.convert(args, PolicyArgs)
-        self._watch = shared_watch(find_redis_url(found.redis_url), found.key_prefix)
+        self._watch = shared_watch(found.redis_url, found.key_prefix)
         self._queue = (found.model, found.revision)
         self._tokens_total = -1
 

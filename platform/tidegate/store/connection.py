@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tidegate.errors import ConfigError, QueueOutOfMemory, QueueUnavailable
+from tidegate.errors import ConfigError, QueueOutOfMemory, QueueRefused, QueueUnavailable
 from tidegate.store.address import Address, Endpoint, parse_url
 from tidegate.store.sentinel import find_master
 from tidegate.store.wire import Argument, ConnectionLost, ReplyError, Wire
@@ -35,6 +35,7 @@ OLDEST_VERSION = (7, 0)
 FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 1.0
 FULL_RETRY_SECONDS = 5.0  # told to clients while Redis has no memory left
+REFUSED_KINDS = ("WRONGPASS", "NOAUTH", "NOPERM")
 # Errors of a server that is there but cannot serve now: it loads its file, or was demoted.
 TRANSIENT_KINDS = frozenset(
     {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "TRYAGAIN"}
@@ -51,7 +52,7 @@ class Script:
 
 class Connection:
     """Use as `async with Connection(url) as connection`, which opens it at once, or let the first command
-    open it; `close` it at the end.
+    open it; `close` it at the end. A `url` that may change is a function, asked at each connect.
 
     `patience_seconds` bounds how long a command waits for a lost connection to come back,
     `call_timeout_seconds` how long a server may be silent with commands in flight.
@@ -59,14 +60,15 @@ class Connection:
 
     def __init__(
         self,
-        url: str,
+        url: str | Callable[[], str],
         *,
         name: str = "tidegate",
         patience_seconds: float = 2.0,
         connect_timeout_seconds: float = 2.0,
         call_timeout_seconds: float = 5.0,
     ) -> None:
-        self.address = parse_url(url)
+        self._find_url = url if callable(url) else None
+        self.address = parse_url(url() if callable(url) else url)
         self._name = re.sub(r"[^!-~]", "-", name)
         self._patience_seconds = patience_seconds
         self._connect_timeout_seconds = connect_timeout_seconds
@@ -75,6 +77,7 @@ class Connection:
         self._ready = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None  # the first connect, or all that follow a loss
         self._was_open = False
+        self._refusal = ""  # what the server, or the address, said to the last attempt to reconnect
         self._is_closed = False
         self._channels: dict[bytes, Callable[[bytes], None]] = {}
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
@@ -179,11 +182,13 @@ class Connection:
             try:
                 await self._open_once()
             except ConfigError as error:  # to a command no more than a reason for being away
-                raise QueueUnavailable(error.message) from error
+                raise QueueRefused(error.message) from error
         elif not self._is_closed:
             with contextlib.suppress(TimeoutError):  # reported below, as what it means
                 await asyncio.wait_for(self._ready.wait(), self._patience_seconds)
         if self._wire is None or not self._ready.is_set():
+            if self._refusal:
+                raise QueueRefused(self._refusal)
             raise QueueUnavailable(f"Redis at {self.address} is away.")
         return self._wire
 
@@ -207,6 +212,8 @@ class Connection:
 
     async def _connect(self) -> Wire:
         """A connection to the master that is greeted, checked and subscribed."""
+        if self._find_url is not None:
+            self.address = parse_url(self._find_url())
         async with asyncio.timeout(self._connect_timeout_seconds):
             endpoint = (self.address.host, self.address.port)
             if self.address.sentinels:
@@ -240,9 +247,10 @@ class Connection:
         try:
             found = await wire.send("HELLO", 3, *self.address.credentials.command, "SETNAME", self._name)
         except ReplyError as error:
-            if error.kind in ("WRONGPASS", "NOAUTH"):
+            if error.kind in REFUSED_KINDS:
                 raise ConfigError(
-                    f"redis_url: {self.address}: {error}; put user and password in the URL"
+                    f"redis_url: {self.address} refuses the user or the password: {error}; set "
+                    "REDIS_USERNAME and REDIS_PASSWORD, or the Secret that they come from, as it has them"
                 ) from error
             if error.kind in ("ERR", "NOPROTO") and "unknown command" in str(error).lower():
                 raise _too_old(self.address, "older than 6.0") from error
@@ -295,9 +303,12 @@ class Connection:
             try:
                 self._wire = await self._connect()
                 break
-            except (OSError, TimeoutError, ReplyError, ConfigError, QueueUnavailable):
-                # Also a ConfigError: what was usable at start becomes so again, or an operator sees us away.
-                backoff = await _pause(backoff)
+            except (OSError, TimeoutError, ReplyError, QueueUnavailable):
+                self._refusal = ""
+            except ConfigError as error:  # a password that is being changed
+                self._refusal = error.message
+            backoff = await _pause(backoff)
+        self._refusal = ""
         self._ready.set()
         self.tell_reconnected()
 
