@@ -18,6 +18,7 @@ from tidegate.engines.base import Engine
 from tidegate.gateway.calls import build_requests
 from tidegate.gateway.dialects.base import AnswerHead, count_usage
 from tidegate.gateway.dialects.completions import Completions
+from tidegate.messages.registry import Key
 
 HEAD = AnswerHead("cmpl-1", 5, "m", "r1")
 QUESTIONS = [
@@ -39,7 +40,9 @@ def ends_often(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.Temp
 def complete(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
     """Take a body through dialect and engine, as gateway and replica do."""
     call = Completions().read(json.dumps({"model": "m", **body}).encode())
-    requests = build_requests(call, HEAD, tenant="t", gateway="g", created=0.0, deadline=1e12, random_seed=1)
+    requests = build_requests(
+        call, HEAD, key=Key("k", "k", "t", 0.0, ""), gateway="g", created=0.0, deadline=1e12, random_seed=1
+    )
     results = run(engine, requests)
     finishes = [results[request.id].finish for request in requests]
     assert all(finish is not None and finish.reason in ("stop", "length") for finish in finishes)
