@@ -12,8 +12,8 @@ class PromptError(Exception):
     """The prompt cannot be rendered. The message is for the client."""
 
 
-def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[int]:
-    """Return the prompt's token ids, never empty. Raises `PromptError`."""
+def check_token_ids(request: Request, vocabulary_size: int) -> None:
+    """Refuse token ids that the model has not. Raises `PromptError`."""
     sampling = request.work.sampling
     for name, named in (
         ("logit_bias", [token for token, _ in sampling.logit_bias]),
@@ -23,16 +23,33 @@ def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[i
             raise PromptError(
                 f"{name}: token id {highest} is outside the vocabulary of {vocabulary_size} tokens."
             )
-    match request.work.prompt:
-        case ChatPrompt(messages):
-            ids = render_chat(messages, tokenizer, request.model)
-        case TextPrompt(text):
-            ids = [int(token) for token in tokenizer(text)["input_ids"]]
-        case TokenPrompt(token_ids):
-            wrong = next((token for token in token_ids if not 0 <= token < vocabulary_size), None)
-            if wrong is not None:
-                raise PromptError(f"Token id {wrong} is outside the vocabulary of {vocabulary_size} tokens.")
-            ids = list(token_ids)
+    if isinstance(request.work.prompt, TokenPrompt):
+        ids = request.work.prompt.token_ids
+        for token in (min(ids, default=0), max(ids, default=0)):
+            if not 0 <= token < vocabulary_size:
+                raise PromptError(f"Token id {token} is outside the vocabulary of {vocabulary_size} tokens.")
+
+
+def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
+    """Return the text to tokenize. Raises `PromptError`."""
+    return prompt.text if isinstance(prompt, TextPrompt) else render_chat(prompt.messages, tokenizer, model)
+
+
+def tokenize(text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any) -> list[int]:
+    """Return the ids of what `render` made of `prompt`: a template writes special tokens itself. May be empty
+    (see `or_start`)."""
+    encoded = tokenizer(
+        text,
+        add_special_tokens=isinstance(prompt, TextPrompt),
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return [int(token) for token in encoded["input_ids"]]
+
+
+def or_start(ids: list[int], tokenizer: Any) -> list[int]:
+    """Return the ids, or where there are none the token that texts start from. Raises `PromptError`."""
     if ids:
         return ids
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -41,7 +58,7 @@ def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[i
     return [int(start)]
 
 
-def render_chat(messages: list[dict[str, Any]], tokenizer: Any, model: str) -> list[int]:
+def render_chat(messages: list[dict[str, Any]], tokenizer: Any, model: str) -> str:
     """Write chat messages as the checkpoint's template does, ready for the assistant's turn."""
     if not tokenizer.chat_template:
         raise PromptError(
@@ -49,12 +66,11 @@ def render_chat(messages: list[dict[str, Any]], tokenizer: Any, model: str) -> l
         )
     flat = [flatten(message) for message in messages]
     try:
-        ids = tokenizer.apply_chat_template(
-            flat, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        return str(tokenizer.apply_chat_template(flat, add_generation_prompt=True, tokenize=False))
+    except MemoryError:
+        raise
     except Exception as error:  # templates raise what they like (jinja2 errors, TypeError, ...)
         raise PromptError(f"The chat template of {model!r} refuses these messages: {error}") from error
-    return [int(token) for token in ids]
 
 
 def flatten(message: Mapping[str, Any]) -> dict[str, Any]:
