@@ -192,8 +192,8 @@ class ConfigError(TidegateError):
 
 
 class SourceError(TidegateError):
-    """A model source cannot be resolved. `source_reason`: SourceNotFound, SourceFormat, NoSpace, Offline,
-    Unauthorized, ChecksumMismatch, SourceUnavailable."""
+    """A model source cannot be resolved. `source_reason`: SourceNotFound, SourceFormat, UnsupportedModel,
+    NoSpace, Offline, Unauthorized, ChecksumMismatch, SourceUnavailable."""
 
     reason = "SourceError"
 
