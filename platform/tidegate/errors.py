@@ -12,7 +12,8 @@ TidegateError
 ├── QueueFull                 429  with Retry-After
 ├── ModelUnavailable          503  with the model's own sentence
 ├── QueueUnavailable          503  Redis is away; the client is not told how
-│   └── QueueOutOfMemory           Redis refuses what makes it larger
+│   ├── QueueOutOfMemory           Redis refuses what makes it larger
+│   └── QueueReadOnly              Redis refuses every write
 ├── GatewayStopping           503
 ├── TooManyConnections        503
 ├── GenerationFailed          500  the engine failed on an accepted request
@@ -140,6 +141,10 @@ class QueueUnavailable(RequestError):
 
 class QueueOutOfMemory(QueueUnavailable):
     SHOWN = "The queue has no memory left. Send the request again in some seconds."
+
+
+class QueueReadOnly(QueueUnavailable):
+    pass
 
 
 class GatewayStopping(RequestError):

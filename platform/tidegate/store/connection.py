@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tidegate.errors import ConfigError, QueueOutOfMemory, QueueUnavailable
+from tidegate.errors import ConfigError, QueueOutOfMemory, QueueReadOnly, QueueUnavailable
 from tidegate.store.address import Address, Endpoint, parse_url
 from tidegate.store.sentinel import find_master
 from tidegate.store.wire import Argument, ConnectionLost, ReplyError, Wire
@@ -35,10 +35,10 @@ OLDEST_VERSION = (7, 0)
 FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 1.0
 FULL_RETRY_SECONDS = 5.0  # told to clients while Redis has no memory left
-# Errors of a server that is there but cannot serve now: it loads its file, or was demoted.
-TRANSIENT_KINDS = frozenset(
-    {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "TRYAGAIN"}
-)
+# Errors of a server that is there but takes no writes: it was demoted, or cannot keep them safe.
+READ_ONLY_KINDS = frozenset({"READONLY", "NOREPLICAS", "MISCONF"})
+# Errors of a server that is there but cannot serve now, as while it loads its file.
+TRANSIENT_KINDS = frozenset({"LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class Connection:
         self._wire: Wire | None = None
         self._ready = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None  # the first connect, or all that follow a loss
+        self._trouble: Exception | None = None  # why the last reconnect failed
         self._was_open = False
         self._is_closed = False
         self._channels: dict[bytes, Callable[[bytes], None]] = {}
@@ -133,6 +134,8 @@ class Connection:
                     raise QueueOutOfMemory(
                         f"Redis has no memory left: {error}", retry_after_seconds=FULL_RETRY_SECONDS
                     ) from error
+                if error.kind in READ_ONLY_KINDS:
+                    raise QueueReadOnly(f"Redis takes no writes now: {error}") from error
                 if error.kind in TRANSIENT_KINDS:
                     raise QueueUnavailable(f"Redis cannot serve now: {error}") from error
                 raise
@@ -184,7 +187,10 @@ class Connection:
             with contextlib.suppress(TimeoutError):  # reported below, as what it means
                 await asyncio.wait_for(self._ready.wait(), self._patience_seconds)
         if self._wire is None or not self._ready.is_set():
-            raise QueueUnavailable(f"Redis at {self.address} is away.")
+            if isinstance(self._trouble, QueueReadOnly):
+                raise QueueReadOnly(self._trouble.message)
+            why = f": {_sentence(self._trouble)}" if self._trouble else ""
+            raise QueueUnavailable(f"Redis at {self.address} is away{why}.")
         return self._wire
 
     async def _open_once(self) -> None:
@@ -256,7 +262,7 @@ class Connection:
                 "use a standalone server"
             )
         if found.get(b"role") not in (b"master", b"primary"):
-            raise QueueUnavailable(f"Redis at {self.address} is a read-only replica.")
+            raise QueueReadOnly(f"Redis at {self.address} is a read-only replica.")
         if self.address.db:
             await wire.send("SELECT", self.address.db)
         await wire.send("PING")  # answers LOADING while the server reads its file
@@ -295,9 +301,11 @@ class Connection:
             try:
                 self._wire = await self._connect()
                 break
-            except (OSError, TimeoutError, ReplyError, ConfigError, QueueUnavailable):
+            except (OSError, TimeoutError, ReplyError, ConfigError, QueueUnavailable) as error:
                 # Also a ConfigError: what was usable at start becomes so again, or an operator sees us away.
+                self._trouble = error
                 backoff = await _pause(backoff)
+        self._trouble = None
         self._ready.set()
         self.tell_reconnected()
 
