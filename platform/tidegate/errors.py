@@ -13,6 +13,7 @@ TidegateError
 ├── ModelUnavailable          503  with the model's own sentence
 ├── QueueUnavailable          503  Redis is away; the client is not told how
 │   ├── QueueOutOfMemory           Redis refuses what makes it larger
+│   ├── QueueReadOnly              Redis refuses every write
 │   └── QueueRefused               Redis refuses us; it does not pass by itself
 ├── GatewayStopping           503
 ├── TooManyConnections        503
@@ -141,6 +142,10 @@ class QueueUnavailable(RequestError):
 
 class QueueOutOfMemory(QueueUnavailable):
     SHOWN = "The queue has no memory left. Send the request again in some seconds."
+
+
+class QueueReadOnly(QueueUnavailable):
+    pass
 
 
 class QueueRefused(QueueUnavailable):

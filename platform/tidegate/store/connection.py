@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tidegate.errors import ConfigError, QueueOutOfMemory, QueueRefused, QueueUnavailable
+from tidegate.errors import ConfigError, QueueOutOfMemory, QueueReadOnly, QueueRefused, QueueUnavailable
 from tidegate.store.address import Address, Endpoint, parse_url
 from tidegate.store.sentinel import find_master
 from tidegate.store.wire import Argument, ConnectionLost, ReplyError, Wire
@@ -36,10 +36,10 @@ FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 1.0
 FULL_RETRY_SECONDS = 5.0  # told to clients while Redis has no memory left
 REFUSED_KINDS = ("WRONGPASS", "NOAUTH", "NOPERM")
-# Errors of a server that is there but cannot serve now: it loads its file, or was demoted.
-TRANSIENT_KINDS = frozenset(
-    {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "MISCONF", "BUSY", "TRYAGAIN"}
-)
+# Errors of a server that is there but takes no writes: it was demoted, or cannot keep them safe.
+READ_ONLY_KINDS = frozenset({"READONLY", "NOREPLICAS", "MISCONF"})
+# Errors of a server that is there but cannot serve now, as while it loads its file.
+TRANSIENT_KINDS = frozenset({"LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class Connection:
         self._wire: Wire | None = None
         self._ready = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None  # the first connect, or all that follow a loss
+        self._trouble: Exception | None = None  # why the last reconnect failed
         self._was_open = False
-        self._refusal = ""  # what the server, or the address, said to the last attempt to reconnect
         self._is_closed = False
         self._channels: dict[bytes, Callable[[bytes], None]] = {}
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
@@ -136,6 +136,8 @@ class Connection:
                     raise QueueOutOfMemory(
                         f"Redis has no memory left: {error}", retry_after_seconds=FULL_RETRY_SECONDS
                     ) from error
+                if error.kind in READ_ONLY_KINDS:
+                    raise QueueReadOnly(f"Redis takes no writes now: {error}") from error
                 if error.kind in TRANSIENT_KINDS:
                     raise QueueUnavailable(f"Redis cannot serve now: {error}") from error
                 raise
@@ -187,9 +189,12 @@ class Connection:
             with contextlib.suppress(TimeoutError):  # reported below, as what it means
                 await asyncio.wait_for(self._ready.wait(), self._patience_seconds)
         if self._wire is None or not self._ready.is_set():
-            if self._refusal:
-                raise QueueRefused(self._refusal)
-            raise QueueUnavailable(f"Redis at {self.address} is away.")
+            if isinstance(self._trouble, ConfigError):
+                raise QueueRefused(self._trouble.message)
+            if isinstance(self._trouble, QueueReadOnly):
+                raise QueueReadOnly(self._trouble.message)
+            why = f": {_sentence(self._trouble)}" if self._trouble else ""
+            raise QueueUnavailable(f"Redis at {self.address} is away{why}.")
         return self._wire
 
     async def _open_once(self) -> None:
@@ -264,7 +269,7 @@ class Connection:
                 "use a standalone server"
             )
         if found.get(b"role") not in (b"master", b"primary"):
-            raise QueueUnavailable(f"Redis at {self.address} is a read-only replica.")
+            raise QueueReadOnly(f"Redis at {self.address} is a read-only replica.")
         if self.address.db:
             await wire.send("SELECT", self.address.db)
         await wire.send("PING")  # answers LOADING while the server reads its file
@@ -303,12 +308,11 @@ class Connection:
             try:
                 self._wire = await self._connect()
                 break
-            except (OSError, TimeoutError, ReplyError, QueueUnavailable):
-                self._refusal = ""
-            except ConfigError as error:  # a password that is being changed
-                self._refusal = error.message
-            backoff = await _pause(backoff)
-        self._refusal = ""
+            except (OSError, TimeoutError, ReplyError, ConfigError, QueueUnavailable) as error:
+                # Also a ConfigError: a password is being changed, or an operator sees us refused.
+                self._trouble = error
+                backoff = await _pause(backoff)
+        self._trouble = None
         self._ready.set()
         self.tell_reconnected()
 

@@ -22,18 +22,18 @@ from typing import cast
 
 from tidegate.errors import QueueFull, QueueUnavailable
 from tidegate.messages.codec import decode_segments
-from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
+from tidegate.messages.queue import Accepted, Bounds, Depth, Place, QueueHealth, Rejected
 from tidegate.messages.work import Request, Segment
 from tidegate.replica_args import Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.data_watch import DataWatch
+from tidegate.store.health import HealthWatch
 from tidegate.store.scripts import Scripts, SubmitCall
 from tidegate.store.sweeper import Sweeper
 from tidegate.store.wire import ConnectionLost
 from tidegate.tasks import end_tasks
 
-PING_SECONDS = 1.0
 # Of one grouped submit, so that no script call holds Redis up. A single call may be larger.
 MOST_REQUESTS = 500
 MOST_BYTES = 4 * 1024 * 1024
@@ -70,6 +70,7 @@ class GatewayQueue:
         self._scripts = Scripts(connection, key_prefix, times)
         self._gateway_id = gateway_id
         self._sweeper = Sweeper(connection, key_prefix=key_prefix, times=times, gateway=gateway_id)
+        self._health = HealthWatch(connection, key_prefix=key_prefix)
         self._data_watch = DataWatch(connection, key_prefix=key_prefix)
         self._gathered: deque[_Call] = deque()
         self._commits: set[asyncio.Task[None]] = set()
@@ -93,6 +94,7 @@ class GatewayQueue:
         await self._data_watch.start()
         await self._sweeper.sweep()
         self._sweeper.start()
+        await self._health.look()  # the log names what is wrong with it
 
     async def submit(self, requests: Sequence[Request], bounds: Bounds) -> Accepted | Rejected:
         """One atomic step for all requests of a call, which share model, revision, tenant and gateway.
@@ -143,17 +145,14 @@ class GatewayQueue:
         depths, _ = await self._scripts.depths([names.queue_name(model, revision)])
         return depths[0]
 
-    async def ping(self) -> None:
-        try:
-            async with asyncio.timeout(PING_SECONDS):
-                await self._connection.call("PING")
-        except TimeoutError as error:
-            raise QueueUnavailable("Redis does not answer within a second.") from error
+    async def health(self) -> QueueHealth:
+        return await self._health.look()
 
     async def close(self) -> None:
         for stop in self._stop_listening:
             stop()
         self._connection.unsubscribe(names.gateway_channel(self._key_prefix, self._gateway_id))
+        await self._health.close()
         await self._data_watch.close()
         await self._sweeper.close()
         await end_tasks(*self._commits, self._withdrawing, self._forgetting)

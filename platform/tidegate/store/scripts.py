@@ -75,6 +75,7 @@ DEPTHS = load("depths", READS)
 BEAT = load("beat", FREES)
 BEATING = load("beating", READS)
 PUT = load("put", FREES)
+PROBE = load("probe", MAY_GROW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +238,10 @@ class Scripts:
         """The statistics of the replicas that are listed."""
         found: list[bytes] = await self._run(BEATING)
         return found
+
+    async def probe(self) -> None:
+        """Raises what a submit would raise now."""
+        await self._run(PROBE)
 
     async def put(self, what: str, name: str, text: bytes) -> None:
         """Write a model, key or report: few and small, and a revoked key must not wait for memory."""

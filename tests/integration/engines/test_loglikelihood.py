@@ -41,7 +41,7 @@ def complete(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
     """Take a body through dialect and engine, as gateway and replica do."""
     call = Completions().read(json.dumps({"model": "m", **body}).encode())
     requests = build_requests(
-        call, HEAD, key=Key("k", "k", "t", 0.0, ""), gateway="g", created=0.0, deadline=1e12, random_seed=1
+        call, HEAD, key=Key("k", "k", "t", 0.0), gateway="g", created=0.0, deadline=1e12, random_seed=1
     )
     results = run(engine, requests)
     finishes = [results[request.id].finish for request in requests]
