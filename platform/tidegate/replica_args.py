@@ -26,6 +26,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 EngineName = Literal["transformers", "simulated"]
 
 FROM_ENVIRONMENT = "env:"  # begins a `redis_url` that names a variable instead
+SLOTS_UNTIL_KNOWN = 16  # of a revision that never reported how many its engine has
 REDIS_VARIABLE = "TG_REDIS_URL"  # the one that hosts set for Ray's processes
 REDIS_FOLDER_VARIABLE = "TG_REDIS_FOLDER"  # a mounted Secret with the files below
 URL_FILE, PASSWORD_FILE = "url", "password"

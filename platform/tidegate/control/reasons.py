@@ -94,6 +94,8 @@ class Reason(StrEnum):
     NoSuchPool = "NoSuchPool", SCHEDULED, "The Pool that the model names does not exist."
     PoolFull = ("PoolFull", PROGRESSING,
         "The pool's maxLiveRevisions is reached; the revision waits for a place.")
+    WaitingForRoom = ("WaitingForRoom", PROGRESSING,
+        "Models at work hold the room of the pool; the replica starts when one of them goes to zero.", PASSES)
     Queued = "Queued", PROGRESSING, "The revision waits for its turn to be built.", PASSES
     ClusterRecreating = ("ClusterRecreating", PROGRESSING,
         "The pool's old Ray cluster goes before the new one comes; requests wait.", PASSES)
