@@ -21,7 +21,12 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 
-_OWN_LIMITS = {"ReaderTooSlow": "reader_too_slow", "AnswerTooLarge": "answer_too_large"}
+# Faults that have a sentence for the client, and their codes.
+_TOLD = {
+    "ReaderTooSlow": "reader_too_slow",
+    "AnswerTooLarge": "answer_too_large",
+    "ChatTemplateInvalid": "chat_template_invalid",
+}
 
 
 def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError:
@@ -35,7 +40,7 @@ def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError
         )
     if finish.code == "ContextLengthExceeded":
         return InvalidRequest(finish.message, param=prompt_field, code="context_length_exceeded")
-    if code := _OWN_LIMITS.get(finish.code):
+    if code := _TOLD.get(finish.code):
         return GenerationFailed(finish.message, code=code)
     if finish.code == "InvalidPrompt":
         return InvalidRequest(finish.message, param=prompt_field, code="invalid_prompt")

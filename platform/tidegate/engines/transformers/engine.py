@@ -33,6 +33,7 @@ from tidegate.engines.transformers.scheduler import Scheduler
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
+from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
 from tidegate.replica_args import EngineSpec
@@ -60,7 +61,9 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
-        self._end_ids = end_ids(model, tokenizer)
+        named_ends = end_ids(model, tokenizer)
+        tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
+        self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         layers, token_bytes, can_share = measure_kv(model)
         cap = spec.memory_cap_bytes
@@ -89,7 +92,7 @@ class TransformersEngine:
             context_length=self._context_length,
             precision=loaded.precision,
             device=loaded.device,
-            notes=(*loaded.notes, *notes),
+            notes=(*loaded.notes, *tokenizer_notes, *notes),
         )
 
     def free_slots(self) -> int:
@@ -99,7 +102,7 @@ class TransformersEngine:
         try:
             prompt = prompt_ids(request, self._tokenizer, self._vocabulary_size)
         except PromptError as error:
-            return StepOutput(request.id, NO_TOKENS, 0, refusal("InvalidPrompt", str(error)))
+            return StepOutput(request.id, NO_TOKENS, 0, refusal(error.code, str(error)))
         limit = completion_limit(len(prompt), request.work.sampling.max_tokens, self._context_length)
         if isinstance(limit, Finish):
             return StepOutput(request.id, NO_TOKENS, len(prompt), limit)

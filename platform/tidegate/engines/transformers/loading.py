@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes, torch_share, within_cap
+from tidegate.engines.transformers.tokenizer import load_tokenizer
 from tidegate.errors import SourceError
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
@@ -49,7 +50,7 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     limit_memory(device, spec.memory_cap_bytes)
     check_weights_fit(weights_bytes, within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device), device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint.path)
     if checkpoint.quantization == "gptq":
         model, notes = load_gptq(checkpoint, precision, device)
     else:
@@ -144,22 +145,6 @@ def check_architecture(checkpoint: Checkpoint) -> None:
         raise EngineLoadError(
             "UnsupportedModel", f"{what} is not a causal language model; this engine serves only those."
         )
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint.path,
-            local_files_only=True,
-            trust_remote_code=False,
-            clean_up_tokenization_spaces=False,
-        )
-    except Exception as error:  # missing files surface as OSError, ValueError, ImportError, KeyError, ...
-        raise EngineLoadError(
-            "TokenizerMissing", f"The tokenizer of {checkpoint.path} cannot be loaded: {first_line(error)}"
-        ) from error
 
 
 def load_plain(checkpoint: Checkpoint, precision: str, device: str) -> tuple[Any, list[str]]:
