@@ -26,7 +26,12 @@ _PROMPT_REFUSALS = {
     "InvalidPrompt": "invalid_prompt",
     "PromptTooCostly": "prompt_too_costly",
 }
-_OWN_LIMITS = {"ReaderTooSlow": "reader_too_slow", "AnswerTooLarge": "answer_too_large"}
+# Faults that have a sentence for the client, and their codes.
+_TOLD = {
+    "ReaderTooSlow": "reader_too_slow",
+    "AnswerTooLarge": "answer_too_large",
+    "ChatTemplateInvalid": "chat_template_invalid",
+}
 
 
 def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError:
@@ -38,7 +43,7 @@ def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError
             finish.message or f"The model {model!r} was removed while the request waited.",
             code="request_cancelled",
         )
-    if code := _OWN_LIMITS.get(finish.code):
+    if code := _TOLD.get(finish.code):
         return GenerationFailed(finish.message, code=code)
     if code := _PROMPT_REFUSALS.get(finish.code):
         return InvalidRequest(finish.message, param=prompt_field, code=code)

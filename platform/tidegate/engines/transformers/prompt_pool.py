@@ -28,7 +28,8 @@ import msgspec
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.limits import refusal
 from tidegate.engines.transformers import prompt_process
-from tidegate.engines.transformers.prompt_process import HELLO, LENGTH, REPLIES, Reply, Task
+from tidegate.engines.transformers.prompt_process import LENGTH, REPLIES, Reply, Task
+from tidegate.engines.transformers.tokenizer import broken_template_note
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +89,15 @@ class PromptPool:
             prompt_process.RENDER_SECONDS + prompt_process.tokenize_seconds(context_length)
         )
 
-    def wait_ready(self) -> None:
-        """Block until the first worker answers. Raises `EngineLoadError`."""
+    def wait_ready(self, vocabulary_size: int) -> list[str]:
+        """Block until the first worker answers; returns notes on the chat template.
+
+        Raises `EngineLoadError`."""
         assert self._crew is not None
         lane = self._crew.idle[-1]
         lane.settimeout(START_SECONDS)
         try:
-            prompt_process.send(lane, HELLO)
+            prompt_process.send(lane, msgspec.msgpack.encode(Task("", None, None, vocabulary_size)))
             frame = prompt_process.receive(lane)
         except OSError:
             frame = None
@@ -105,7 +108,9 @@ class PromptPool:
                 "replica's log says why.",
             )
         lane.setblocking(False)
-        self.most_characters_per_token = REPLIES.decode(frame).most_characters_per_token
+        reply = REPLIES.decode(frame)
+        self.most_characters_per_token = reply.most_characters_per_token
+        return [broken_template_note(reply.finish.message)] if reply.finish is not None else reply.notes
 
     def close(self) -> None:
         """End the process. What it has in hand comes back refused."""

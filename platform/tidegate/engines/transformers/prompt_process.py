@@ -39,7 +39,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal
-from tidegate.engines.transformers.prompts import PromptError, or_start, render, tokenize
+from tidegate.engines.transformers.prompts import PromptError, render, tokenize
 from tidegate.messages.work import ChatPrompt, Finish, TextPrompt
 
 RENDER_SECONDS = 2.0  # of CPU time
@@ -50,13 +50,15 @@ MEMORY_BYTES_PER_TOKEN = 1 << 12
 MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please send a shorter one."
 
 LENGTH = struct.Struct("<I")
-HELLO = b""  # asks for nothing but a reply: what is known of the tokenizer
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
+    """Holds a prompt to prepare. None: what is known of the tokenizer is asked for, and of its template."""
+
     model: str
-    prompt: TextPrompt | ChatPrompt
+    prompt: TextPrompt | ChatPrompt | None
     max_tokens: int | None
+    vocabulary_size: int
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
@@ -65,6 +67,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     ids: list[int] = []
     finish: Finish | None = None
     most_characters_per_token: int = 0
+    notes: list[str] = []
 
 
 def tokenize_seconds(context_length: int) -> float:
@@ -77,26 +80,34 @@ class Prompts:
     def __init__(self, tokenizer: Any, context_length: int, most_characters_per_token: int) -> None:
         self._tokenizer = tokenizer
         self._context_length = context_length
-        self._most_characters_per_token = most_characters_per_token
+        self.most_characters_per_token = most_characters_per_token
 
     def reply(self, frame: bytes) -> Reply:
-        if frame == HELLO:
-            return Reply(most_characters_per_token=self._most_characters_per_token)
         try:
-            return self._prepare(TASKS.decode(frame))
+            task = TASKS.decode(frame)
+            if task.prompt is None:
+                return self._known(task.vocabulary_size)
+            return self._prepare(task, task.prompt)
         except PromptError as error:
-            return Reply(finish=refusal("InvalidPrompt", str(error)))
+            return Reply(finish=refusal(error.code, str(error)))
         except MemoryError:
             return Reply(finish=refusal("PromptTooCostly", MEMORY_MESSAGE))
 
-    def _prepare(self, task: Task) -> Reply:
+    def _known(self, vocabulary_size: int) -> Reply:
+        from tidegate.engines.transformers.tokenizer import template_note
+
+        with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+            notes = template_note(self._tokenizer, vocabulary_size)
+        return Reply(most_characters_per_token=self.most_characters_per_token, notes=notes)
+
+    def _prepare(self, task: Task, prompt: TextPrompt | ChatPrompt) -> Reply:
         context_length = self._context_length
         with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
-            text = render(task.prompt, self._tokenizer, task.model)
-        if finish := proved_too_long(len(text), self._most_characters_per_token, context_length):
+            text = render(prompt, self._tokenizer, task.model)
+        if finish := proved_too_long(len(text), self.most_characters_per_token, context_length):
             return Reply(finish=finish)
         with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(context_length)):
-            ids = or_start(tokenize(text, task.prompt, self._tokenizer), self._tokenizer)
+            ids = tokenize(text, prompt, self._tokenizer, task.model, task.vocabulary_size)
         limit = completion_limit(len(ids), task.max_tokens, context_length)
         return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids)
 
@@ -126,7 +137,8 @@ def main(words: list[str]) -> None:
         if code in (-signal.SIGKILL, -signal.SIGTERM):
             os.killpg(0, signal.SIGKILL)
         try:
-            send(lane, msgspec.msgpack.encode(Reply(finish=finish_of_death(code, context_length))))
+            reply = Reply([], finish_of_death(code, context_length), prompts.most_characters_per_token)
+            send(lane, msgspec.msgpack.encode(reply))
         except OSError:  # nobody waits for it any more
             continue
         workers[fork(prompts, lane, lanes, context_length)] = lane

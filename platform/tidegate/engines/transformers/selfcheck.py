@@ -54,7 +54,7 @@ def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) ->
             layers=layers,
             max_rows=max(max_rows, len(rows)),
             max_length=context_length,
-            pad_id=loaded.tokenizer.pad_token_id or 0,
+            pad_id=pad_id(loaded),
             makes_masks=makes_masks,
         )
         try:
@@ -74,6 +74,13 @@ def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) ->
             f"(tolerance {verdict.tolerance:.2g} in {loaded.precision}).",
         )
     return single, [f"Requests run one by one, which is slower: {reason}."]
+
+
+def pad_id(loaded: Loaded) -> int:
+    """Return the token of empty places; some tokenizers have one that the model does not know."""
+    named = loaded.tokenizer.pad_token_id
+    known = int(loaded.model.get_input_embeddings().weight.shape[0])
+    return int(named) if named is not None and 0 <= named < known else 0
 
 
 def probe_rows(tokenizer: Any, context_length: int) -> list[list[int]]:
