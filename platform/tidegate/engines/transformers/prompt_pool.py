@@ -37,7 +37,6 @@ LANES = 4
 LARGE_LANES = 2
 LARGE_BYTES = 1 << 16
 START_SECONDS = 120.0  # on a machine that loads weights beside
-END_SECONDS = 1.0
 PATIENCE = 10.0  # of a starved machine: a reply may take so many times its CPU time
 TRIES = 2
 # Small, quiet, and without threads, which do not survive a fork.
@@ -64,15 +63,12 @@ class Crew:
             ours.setblocking(False)
             end.close()
 
-    def end(self, patience_seconds: float = 0.0) -> None:
-        """Close the idle lanes, and kill what then still runs; who waits at another lane sees it close."""
+    def end(self) -> None:
+        """Kill the session and close the idle lanes. Who waits at another lane sees it close."""
+        os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        self._process.wait()
         for lane in self.idle:
             lane.close()
-        try:
-            self._process.wait(patience_seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
 
 
 class PromptPool:
@@ -116,7 +112,8 @@ class PromptPool:
         """End the process. What it has in hand comes back refused."""
         self._is_closed = True
         if self._crew is not None:
-            self._crew.end(END_SECONDS)
+            self._crew.end()
+            self._crew = None
 
     async def prepare(self, task: Task) -> Reply:
         """Never raises; ends within the bounds of a worker and the patience with the machine."""
@@ -155,7 +152,7 @@ class PromptPool:
                 reply = REPLIES.decode(await _receive(lane, size))
         except BaseException as error:
             lane.close()
-            if self._crew is crew and not self._is_closed:  # the first one that notices
+            if self._crew is crew:  # the first one that notices
                 log.warning("prompts need a new process: %r", error)
                 self._crew = None
                 crew.end()
