@@ -223,6 +223,6 @@ async def test_close_leaves_nobody_behind_and_no_caller_waiting(engine: Transfor
 def test_a_folder_without_a_tokenizer_stops_the_load(tmp_path: Path) -> None:
     pool = PromptPool(tmp_path, 128)
     with pytest.raises(EngineLoadError, match="did not start") as caught:
-        pool.wait_ready()
+        pool.wait_ready(512)
     pool.close()
     assert caught.value.reason == "TokenizerMissing"

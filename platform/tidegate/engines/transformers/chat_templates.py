@@ -31,6 +31,8 @@ def render(messages: list[dict[str, Any]], tokenizer: Any) -> str:
     in_parts = roles_in_parts(tokenizer)
     try:
         return write([shaped(message, message.get("role") in in_parts) for message in messages], tokenizer)
+    except MemoryError:
+        raise
     except Exception as error:  # templates raise what they like (jinja2 errors, TypeError, ...)
         raise MessagesRefused(str(error) or type(error).__name__) from error
 
