@@ -26,6 +26,7 @@ from tidegate.errors import (
 )
 from tidegate.gateway import admission, sse
 from tidegate.gateway.asgi import (
+    DEPLOYMENT,
     EVENT_STREAM,
     ClientLeft,
     Header,
@@ -39,6 +40,7 @@ from tidegate.gateway.asgi import (
     text_header,
 )
 from tidegate.gateway.auth import find_tenant, sent_key
+from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.metrics import UNKNOWN_MODEL
@@ -121,6 +123,8 @@ class _Exchange:
         sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
         tenant = find_tenant(sent, services.keys, no_auth=services.settings.no_auth)
         body = await read_body(scope, self._receive, services.settings.max_body_bytes)
+        if deployment := scope.get(DEPLOYMENT):
+            body = with_model(body, deployment)
         try:
             call = self._dialect.read(body)
         except InvalidRequest:
