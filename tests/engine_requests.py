@@ -110,10 +110,10 @@ def run_one(engine: Engine, request: Request, log: list[Segment] | None = None) 
     return run(engine, [request], logs={request.id: log or []})[request.id]
 
 
-def run_steps(engine: Engine, request: Request, steps: int) -> Result:
+def run_steps(engine: Engine, request: Request, steps: int, log: list[Segment] | None = None) -> Result:
     """Run one request for a few steps, then abort it: what a killed replica leaves behind."""
     result = Result()
-    assert add(engine, request) is None
+    assert add(engine, request, log or []) is None
     for _ in range(steps):
         for output in engine.step():
             result.take(output)

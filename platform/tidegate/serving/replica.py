@@ -90,6 +90,7 @@ class ReplicaLoop:
         self._held: dict[str, Held] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._idle_since = self._started
 
         self._can_claim = False
         self._may_wait = False  # the queue may hold a request for us
@@ -279,6 +280,7 @@ class ReplicaLoop:
         self._slots.end(held.ticket)
         if not self._held:
             self._idle.set()
+            self._idle_since = time.time()
 
     def _leases(self, of: Callable[[Held], object] = lambda _: True) -> list[tuple[str, int]]:
         return [(held.id, held.attempt) for held in self._held.values() if of(held)]
@@ -339,6 +341,7 @@ class ReplicaLoop:
             tokens_total=tokens,
             tokens_per_second=round((tokens - before) / max(0.05, now - since), 1),
             draining=not self._can_claim,
+            idle_since=0.0 if self._held else self._idle_since,
         )
 
     def _watch(self) -> None:

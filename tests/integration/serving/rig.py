@@ -30,7 +30,7 @@ LEASE_SECONDS = 1.0
 SWEEP = Times(
     orphan_seconds=3600, sweep_interval_seconds=0.2, sweep_pause_seconds=1.5, sweep_grace_seconds=1.0
 )
-BOUNDS = Bounds(QueueLimits(max_requests=10_000), 10_000, 1 << 30, 10_000, 1 << 30)
+BOUNDS = Bounds(QueueLimits(max_requests=10_000), *(10_000, 1 << 30) * 3)
 _ids = itertools.count()
 
 

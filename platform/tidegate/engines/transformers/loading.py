@@ -21,6 +21,7 @@ from tidegate.errors import SourceError
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
 from tidegate.sources.facts import PRECISION_BYTES, DecoderShape
+from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, unknown_type
 
 QUANTIZED_PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 NAMED_IN_MESSAGE = 5
@@ -66,15 +67,13 @@ def open_checkpoint(path: Path, quantization: str) -> Checkpoint:
     """
     try:
         checkpoint = read_checkpoint(path)
+        check_servable(checkpoint)
     except FilesMissing as error:
         raise EngineLoadError("WeightsMissing", error.message) from error
     except SourceError as error:
-        raise EngineLoadError("WeightsWrong", error.message) from error
+        reason = UNSUPPORTED if error.source_reason == UNSUPPORTED else "WeightsWrong"
+        raise EngineLoadError(reason, error.message) from error
     found = checkpoint.quantization
-    if found not in ("none", "gptq"):
-        raise EngineLoadError(
-            "UnsupportedModel", f"The checkpoint is quantized with {found}; this engine serves GPTQ only."
-        )
     if quantization not in ("auto", found):
         what = "is quantized with GPTQ" if found == "gptq" else "is not quantized"
         raise EngineLoadError(
@@ -125,26 +124,13 @@ def check_architecture(checkpoint: Checkpoint) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    kind = checkpoint.model_type
-    named = [str(name) for name in checkpoint.config.get("architectures") or []]
-    what = f"{named[0]} ({kind})" if named else repr(kind)
-    if kind not in CONFIG_MAPPING_NAMES:
-        own_code = (
-            " It brings code of its own, which is never run." if checkpoint.config.get("auto_map") else ""
-        )
-        raise EngineLoadError(
-            "UnsupportedModel", f"The installed transformers has no architecture {kind!r}.{own_code}"
-        )
-    if checkpoint.config.get("is_encoder_decoder"):
-        raise EngineLoadError(
-            "UnsupportedModel", f"{what} is an encoder-decoder; this engine serves decoders only."
-        )
-    decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ())
+    if checkpoint.model_type not in CONFIG_MAPPING_NAMES:
+        raise EngineLoadError(UNSUPPORTED, unknown_type(checkpoint).message)
+    heads = [str(name) for name in checkpoint.config.get("architectures") or []]
+    decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(checkpoint.model_type, ())
     allowed = {decoders} if isinstance(decoders, str) else set(decoders)
-    if not allowed or (named and not allowed.intersection(named)):
-        raise EngineLoadError(
-            "UnsupportedModel", f"{what} is not a causal language model; this engine serves only those."
-        )
+    if not allowed or (heads and not allowed.intersection(heads)):
+        raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
 
 
 def load_plain(checkpoint: Checkpoint, precision: str, device: str) -> tuple[Any, list[str]]:

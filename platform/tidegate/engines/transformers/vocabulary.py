@@ -6,8 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tidegate.engines.detokenizer import REPLACEMENT, ByteDetokenizer, Detokenizer, WindowDetokenizer
+from tidegate.engines.detokenizer import (
+    REPLACEMENT,
+    ByteDetokenizer,
+    Detokenizer,
+    WindowDetokenizer,
+)
 
+LONGEST_TAIL = 64  # tokens of a prompt without one that is whole in itself: bytes of rare characters
 PROBE = "Tides rise twice a day: 12 h 25 min apart.\n\n  naïve café, 潮汐 🌊!"
 
 
@@ -40,12 +46,22 @@ class Vocabulary:
         raw = self.piece(token_id)
         return raw.decode(errors="replace"), raw
 
-    def detokenizer(self, *, strip_first_space: bool) -> Detokenizer:
+    @property
+    def has_silent_space(self) -> bool:
+        """True where a text's first token may begin with a space that the text does not show."""
+        return self._to_bytes is _spaced
+
+    def detokenizer(self, *, strip_first_space: bool, after: Sequence[int] = ()) -> Detokenizer:
         """Make a fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts
-        before a first word is none."""
+        before a first word is none. `after`: it goes on behind these tokens, maybe inside a character."""
+        made: Detokenizer
         if self._to_bytes is None:
-            return WindowDetokenizer(self.decode)
-        return ByteDetokenizer(self.piece, strip_first_space=strip_first_space and self._to_bytes is _spaced)
+            made = WindowDetokenizer(self.decode)
+        else:
+            made = ByteDetokenizer(self.piece, strip_first_space=strip_first_space and self.has_silent_space)
+        for token_id in self._tail(after):
+            made.push(token_id)
+        return made
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decode as the tokenizer itself does, special tokens skipped."""
@@ -58,6 +74,18 @@ class Vocabulary:
     def is_silent(self, token_ids: Sequence[int]) -> bool:
         """True where the tokens are all special: what follows begins a text."""
         return all(token_id in self._special for token_id in token_ids)
+
+    def _tail(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the last tokens that what follows may depend on, back to one that is whole in itself. A
+        special token ends a character."""
+        tail: list[int] = []
+        for token_id in reversed(token_ids[-LONGEST_TAIL:]):
+            if token_id in self._special:
+                break
+            tail.insert(0, token_id)
+            if REPLACEMENT not in self.shown(token_id)[0]:
+                break
+        return tail
 
     def _look_up(self, token_id: int) -> bytes:
         if self._to_bytes is None:
