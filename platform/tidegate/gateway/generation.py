@@ -27,6 +27,7 @@ from tidegate.errors import (
 )
 from tidegate.gateway import admission, sse
 from tidegate.gateway.asgi import (
+    DEPLOYMENT,
     EVENT_STREAM,
     ClientLeft,
     Header,
@@ -40,6 +41,7 @@ from tidegate.gateway.asgi import (
     text_header,
 )
 from tidegate.gateway.auth import find_key, sent_key
+from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.metrics import UNKNOWN_MODEL
@@ -122,6 +124,8 @@ class _Exchange:
         sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
         key = find_key(sent, services.keys, no_auth=services.settings.no_auth)
         body = await read_body(scope, self._receive, services.settings.max_body_bytes)
+        if deployment := scope.get(DEPLOYMENT):
+            body = with_model(body, deployment)
         try:
             call = self._dialect.read(body)
         except InvalidRequest:

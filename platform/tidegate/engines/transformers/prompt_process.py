@@ -38,36 +38,47 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from tidegate.engines.limits import completion_limit, proved_too_long, refusal
-from tidegate.engines.transformers.prompts import PromptError, render, tokenize
-from tidegate.messages.work import ChatPrompt, Finish, TextPrompt
+from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
+from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
+from tidegate.messages.work import (
+    Detokenize,
+    Finish,
+    Generate,
+    Tokenize,
+    TokenLogprob,
+    TokenPrompt,
+    Tokens,
+    Work,
+)
 
 RENDER_SECONDS = 2.0  # of CPU time
 TOKENIZE_SECONDS = 2.0  # of CPU time, and for each token of the context:
 TOKENIZE_SECONDS_PER_TOKEN = 5e-5  # some 25 times what a byte-level BPE takes
 MEMORY_BYTES = 1 << 29  # what a worker may take on top of what it shares, and for each token of the context:
 MEMORY_BYTES_PER_TOKEN = 1 << 12
+MOST_TOKENS = 1 << 18  # of a prompt that is shown as tokens, or of tokens that are shown as text
 MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please send a shorter one."
 
 LENGTH = struct.Struct("<I")
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
-    """Holds a prompt to prepare. None: what is known of the tokenizer is asked for, and of its template."""
+    """Holds work to prepare. None: what is known of the tokenizer is asked for, and of its template."""
 
     model: str
-    prompt: TextPrompt | ChatPrompt | None
-    max_tokens: int | None
+    work: Work | None
     vocabulary_size: int
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
-    """Holds a prompt's token ids, or the end of its request."""
+    """Holds a prompt's token ids, the whole answer, or the end of its request."""
 
     ids: list[int] = []
     finish: Finish | None = None
     most_characters_per_token: int = 0
     notes: list[str] = []
+    bad_words: list[list[int]] = []
+    answer: Tokens | None = None
 
 
 def tokenize_seconds(context_length: int) -> float:
@@ -85,9 +96,9 @@ class Prompts:
     def reply(self, frame: bytes) -> Reply:
         try:
             task = TASKS.decode(frame)
-            if task.prompt is None:
+            if task.work is None:
                 return self._known(task.vocabulary_size)
-            return self._prepare(task, task.prompt)
+            return self._prepare(task, task.work)
         except PromptError as error:
             return Reply(finish=refusal(error.code, str(error)))
         except MemoryError:
@@ -100,16 +111,45 @@ class Prompts:
             notes = template_note(self._tokenizer, vocabulary_size)
         return Reply(most_characters_per_token=self.most_characters_per_token, notes=notes)
 
-    def _prepare(self, task: Task, prompt: TextPrompt | ChatPrompt) -> Reply:
-        context_length = self._context_length
-        with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
-            text = render(prompt, self._tokenizer, task.model)
-        if finish := proved_too_long(len(text), self.most_characters_per_token, context_length):
+    def _prepare(self, task: Task, work: Work) -> Reply:
+        prompt, tokenizer, text = work.prompt, self._tokenizer, ""
+        if not isinstance(prompt, TokenPrompt):
+            with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+                text = render(prompt, tokenizer, task.model)
+        if (
+            isinstance(work, Generate)
+            and work.sampling.truncate_prompt is None
+            and (finish := proved_too_long(len(text), self.most_characters_per_token, self._context_length))
+        ):
             return Reply(finish=finish)
-        with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(context_length)):
-            ids = tokenize(text, prompt, self._tokenizer, task.model, task.vocabulary_size)
-        limit = completion_limit(len(ids), task.max_tokens, context_length)
-        return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids)
+        with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(self._context_length)):
+            ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else tokenize(text, prompt, tokenizer)
+            if not isinstance(work, Generate):
+                return answered(work, ids, tokenizer)
+            bad_words = bad_word_ids(work.sampling.bad_words, tokenizer)
+            ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
+        ids = list(truncated(ids, work.sampling, self._context_length))
+        limit = completion_limit(len(ids), work, self._context_length)
+        return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids, bad_words=bad_words)
+
+
+def answered(work: Tokenize | Detokenize, ids: list[int], tokenizer: Any) -> Reply:
+    """Answer what asks for no more than its tokens."""
+    if len(ids) > MOST_TOKENS:
+        return Reply(
+            finish=refusal(
+                "InvalidPrompt",
+                f"This prompt has {len(ids)} tokens, at most {MOST_TOKENS} are taken at once.",
+            )
+        )
+    if isinstance(work, Detokenize):
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Reply(answer=Tokens(text=text))
+    if not work.has_strings:
+        return Reply(answer=Tokens(prompt_ids=ids))
+    names = tokenizer.convert_ids_to_tokens(ids)
+    strings = [TokenLogprob(token, name or "", None, b"") for token, name in zip(ids, names, strict=True)]
+    return Reply(answer=Tokens(prompt_ids=ids, prompt_logprobs=strings))
 
 
 TASKS = msgspec.msgpack.Decoder(Task)

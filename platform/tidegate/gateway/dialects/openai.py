@@ -119,7 +119,7 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     logit_bias: Annotated[
         LogitBias | None,
         documented(
-            "added to the logits of tokens: at most 1024 token ids, each with a number from -100 to 100",
+            "at most 1024 token ids, each with a number from -100 to 100 that is added to its logit",
             {"anyOf": [{"type": "null"}, _LOGIT_BIAS]},
         ),
     ] = None
