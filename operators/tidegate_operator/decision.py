@@ -15,6 +15,7 @@ import msgspec
 from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, ServeState, SourceState
+from tidegate.control.packing import Refusal
 from tidegate.control.plan import (
     PROGRESSING_SECONDS,
     SETTLED_SECONDS,
@@ -27,7 +28,7 @@ from tidegate.control.reasons import READY, Reason
 from tidegate.control.resources import Pool
 from tidegate.control.serve_config import application_configs
 from tidegate.messages.registry import Condition, ModelEntry
-from tidegate.replica_args import ReplicaSettings
+from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
 from tidegate_operator import ray_state, upgrade
 from tidegate_operator.cache import Body
 from tidegate_operator.moving import Move
@@ -53,11 +54,6 @@ STARTING_SECONDS = 1.0  # a Ray cluster takes half a minute
 OUTAGE_SECONDS = 2.0
 FINALIZER = "tidegate.dev/drain"
 
-WITHOUT_REDIS = (
-    "Requests are refused until it answers; look at its pod, or at externalRedis in the release's values. "
-    "Tidegate comes back by itself."
-)
-
 Manifest = Mapping[str, Any]
 NO_CHANGES = RegistryChanges()
 
@@ -68,8 +64,9 @@ class Gathered:
     None where its spec is refused and was never valid. By the names of `clusters` (the Pool's RayClusters,
     oldest first): what their Serves say, their pods, and what keeps these from running.
 
-    `stored` is what Redis holds; None: it does not answer, and `outage` says why. `since_write` says how many
-    seconds ago the status of an object (by uid) was written.
+    `stored` is what Redis holds; None: it does not answer, and `outage` says why (reason, sentence).
+    `since_write` says how many seconds ago the status of an object (by uid) was written. `queue_url` is what
+    replicas were told before their pods said it.
     """
 
     namespace: str
@@ -84,11 +81,12 @@ class Gathered:
     problems: Mapping[str, Sequence[PodProblem]]
     sources: Mapping[RevisionKey, SourceState]
     stored: Observation | None
-    outage: str
+    outage: Refusal
     since_write: Mapping[str, float]
     has_kuberay: bool
     defaults: RayDefaults
     replicas: ReplicaSettings
+    queue_url: str
 
     @property
     def entries(self) -> Mapping[str, ModelEntry]:
@@ -251,12 +249,10 @@ def _with_pool(found: Gathered, pool: Pool, now: float) -> Decision:
 
 def _outage(found: Gathered, ray: RayView, now: float) -> Decision:
     """Nothing can be found out of models now; what keeps Ray up goes on."""
-    message = f"{found.outage} {WITHOUT_REDIS}"
     statuses = {
-        each.name: outage_status(each.status, each.generation, Reason.RedisUnreachable, message, now)
-        for each in found.runnable
+        each.name: outage_status(each.status, each.generation, *found.outage, now) for each in found.runnable
     }
-    ready = condition(READY, "False", Reason.RedisUnreachable, message)
+    ready = condition(READY, "False", *found.outage)
     of_pool = _pool_write(found, ready, found.pool_problems, pool_numbers(ray, None), now)
     return Decision(objects=_model_writes(found, statuses) + of_pool, pause_seconds=OUTAGE_SECONDS)
 
@@ -333,10 +329,20 @@ def _serve_writes(found: Gathered, ray: RayView, part: Move) -> Iterator[ServeWr
     """The active cluster's Serve holds what has moved there; those that retire keep what they are still
     needed for."""
     if ray.choice.active is not None and (state := ray.view.state) is not None:
-        yield ServeWrite(ray.choice.active, application_configs(part.new, found.replicas), state)
+        yield ServeWrite(
+            ray.choice.active, application_configs(part.new, _replicas(found, ray.choice.active)), state
+        )
     for old in ray.choice.retiring:
         if (state := ray.states[name_of(old)]) is not None:
             yield ServeWrite(old, upgrade.kept_configs(state, part.old), state)
+
+
+def _replicas(found: Gathered, cluster: Body) -> ReplicaSettings:
+    """Return what the replicas of a cluster are told. In pods of the version before nothing says where the
+    queue is: until the next cluster takes over they are told in their arguments."""
+    if ray_state.has_variable(cluster, REDIS_VARIABLE, REDIS_FOLDER_VARIABLE):
+        return found.replicas
+    return msgspec.structs.replace(found.replicas, redis_url=found.queue_url)
 
 
 def _pause(plan: PoolPlan, ray: RayView, now: float) -> float:

@@ -17,10 +17,12 @@ from typing import Protocol
 
 from tidegate.control.desired import revision_of
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, SourceState
+from tidegate.control.packing import Refusal
 from tidegate.control.plan import queues_of
+from tidegate.control.reasons import Reason
 from tidegate.control.resources import Pool
 from tidegate.control_round import Depths, Registry, observe_store
-from tidegate.errors import QueueUnavailable
+from tidegate.errors import QueueRefused, QueueUnavailable
 from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache, is_deleting, labels
@@ -39,6 +41,13 @@ log = logging.getLogger(__name__)
 
 EVENTS_SECONDS = 5.0
 NODES_SECONDS = 30.0
+
+NO_OUTAGE: Refusal = ("", "")
+REDIS_AWAY = (
+    "Requests are refused until it answers; look at its pod, or at externalRedis in the release's values. "
+    "Tidegate comes back by itself."
+)
+REDIS_REFUSED = "Requests are refused until then; look at redis or externalRedis in the release's values."
 
 
 class Lister(Protocol):
@@ -105,6 +114,7 @@ class Gatherer:
     serves: Serves
     troubles: Troubles
     replicas: ReplicaSettings
+    queue_url: str
     defaults: RayDefaults
 
     async def gather(self, key: Key, since_write: Mapping[str, float]) -> Gathered:
@@ -119,7 +129,7 @@ class Gatherer:
         of_namespace = self.cache.of("Pod", namespace)
         pods = {name_of(item): ray_state.pods_of(of_namespace, name_of(item)) for item in live}
         views, (sources, problems), (stored, outage) = await asyncio.gather(
-            self._serve_views(live),
+            self._serve_views(live, pods),
             self._objects_say(namespace, models, pool, live, of_namespace, pods),
             self._store_says(models, pool),
         )
@@ -141,10 +151,13 @@ class Gatherer:
             has_kuberay="RayCluster" not in self.cache.missing,
             defaults=self.defaults,
             replicas=self.replicas,
+            queue_url=self.queue_url,
         )
 
-    async def _serve_views(self, clusters: Sequence[Body]) -> dict[str, ServeView]:
-        views = await asyncio.gather(*(self.serves.view(item) for item in clusters))
+    async def _serve_views(
+        self, clusters: Sequence[Body], pods: Mapping[str, Sequence[Body]]
+    ) -> dict[str, ServeView]:
+        views = await asyncio.gather(*(self.serves.view(item, pods[name_of(item)]) for item in clusters))
         return dict(zip(map(name_of, clusters), views, strict=True))
 
     async def _objects_say(
@@ -187,18 +200,20 @@ class Gatherer:
 
     async def _store_says(
         self, models: Sequence[ModelObject], pool: Pool | None
-    ) -> tuple[Observation | None, str]:
+    ) -> tuple[Observation | None, Refusal]:
         """Return what Redis holds of this pool's models alone, so that a reconcile costs what its pool costs;
         or why it does not answer."""
         ours = {each.name: each.model for each in models if each.model is not None}
         if pool is None and not ours:
-            return Observation(None), ""
+            return Observation(None), NO_OUTAGE
         records = {each.name: each.record for each in models if each.name in ours and each.record is not None}
         try:
             queues = queues_of(ours.values(), records)
-            return await observe_store(self.registry, self.depths, queues, ours), ""
+            return await observe_store(self.registry, self.depths, queues, ours), NO_OUTAGE
+        except QueueRefused as error:
+            return None, (Reason.RedisRefused, f"{error.message}. {REDIS_REFUSED}")
         except QueueUnavailable as error:
-            return None, error.message
+            return None, (Reason.RedisUnreachable, f"{error.message} {REDIS_AWAY}")
 
 
 def _is_recorded(each: ModelObject, revision: str) -> bool:

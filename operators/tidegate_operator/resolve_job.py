@@ -89,6 +89,7 @@ def resolve_job(
         **_nodes(model, spec),
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
         "securityContext": pod_security(spec),
         "containers": [
             {

@@ -64,6 +64,8 @@ class Reason(StrEnum):
     SourceNotFound = "SourceNotFound", WEIGHTS_AVAILABLE, "Nothing lies at the source's address."
     SourceFormat = ("SourceFormat", WEIGHTS_AVAILABLE,
         "What lies there is not a checkpoint that the engine takes.")
+    UnsupportedModel = ("UnsupportedModel", WEIGHTS_AVAILABLE,
+        "The checkpoint is of an architecture or a quantization that is not served.")
     Offline = "Offline", WEIGHTS_AVAILABLE, "The source needs the network and the network is off."
     Unauthorized = "Unauthorized", WEIGHTS_AVAILABLE, "The source refuses the token, or needs one."
     NoSpace = "NoSpace", WEIGHTS_AVAILABLE, "The disk has no room for the download."
@@ -92,6 +94,8 @@ class Reason(StrEnum):
     NoSuchPool = "NoSuchPool", SCHEDULED, "The Pool that the model names does not exist."
     PoolFull = ("PoolFull", PROGRESSING,
         "The pool's maxLiveRevisions is reached; the revision waits for a place.")
+    WaitingForRoom = ("WaitingForRoom", PROGRESSING,
+        "Models at work hold the room of the pool; the replica starts when one of them goes to zero.", PASSES)
     Queued = "Queued", PROGRESSING, "The revision waits for its turn to be built.", PASSES
     ClusterRecreating = ("ClusterRecreating", PROGRESSING,
         "The pool's old Ray cluster goes before the new one comes; requests wait.", PASSES)
@@ -111,6 +115,8 @@ class Reason(StrEnum):
     ServeUnavailable = "ServeUnavailable", DEGRADED, "Ray Serve does not answer."
     RedisUnreachable = ("RedisUnreachable", DEGRADED,
         "The queue's Redis does not answer; requests are refused until it does.")
+    RedisRefused = ("RedisRefused", DEGRADED,
+        "The queue's Redis refuses the password, or is one that Tidegate cannot use; requests are refused.")
     KubeRayMissing = ("KubeRayMissing", DEGRADED,
         "The cluster has no KubeRay, or one that Tidegate does not know.")
     ImagePullFailed = "ImagePullFailed", DEGRADED, "A pod's image cannot be pulled."

@@ -29,6 +29,19 @@ def completion_limit(prompt_tokens: int, max_tokens: int | None, context_length:
     )
 
 
+def proved_too_long(characters: int, most_characters_per_token: int, context_length: int) -> Finish | None:
+    """Refuse a text whose length alone proves that its tokens exceed the context, before they are counted.
+    `most_characters_per_token` 0 proves nothing."""
+    if characters <= most_characters_per_token * context_length or not most_characters_per_token:
+        return None
+    return refusal(
+        "ContextLengthExceeded",
+        f"This model's maximum context length is {context_length} tokens. However, your prompt has "
+        f"{characters} characters, which are at least {-(-characters // most_characters_per_token)} tokens. "
+        "Please reduce its length.",
+    )
+
+
 def refusal(code: str, message: str, prompt_tokens: int = 0) -> Finish:
     """Make the finish of a request that cannot run."""
     return Finish("error", code=code, message=message, prompt_tokens=prompt_tokens)

@@ -1,7 +1,8 @@
 """Holds back what of an answer may not be seen yet: text, and log probabilities with it.
 
-An entry of the log probabilities goes out with the text of its token: what a stop string swallows is
-not shown there either. Pushing the same pieces again rebuilds the same state.
+An entry of the log probabilities goes out with the text of its token, and with the end of the answer where
+a stop string swallows that text: every token that counts has its entry. Pushing the same pieces again
+rebuilds the same state.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class OutputBuffer:
         return text, self._due() if self._entries else []
 
     def _due(self) -> list[TokenLogprob]:
-        """Take the entries whose token has begun to show, or that show nothing where nothing is held."""
+        """Take the entries whose token has begun to show, or of which nothing is still to come."""
         due = []
-        is_all_out = self._released == self._seen and not self.stopped
+        is_all_out = self.stopped or self._released == self._seen
         while self._entries and (is_all_out or self._entries[0][0] < self._released):
             due.append(self._entries.popleft()[1])
         return due

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tidegate.engines.base import EngineLoadError, LoadReport, StepOutput
+from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit
 from tidegate.engines.stop_buffer import StopBuffer
@@ -123,13 +123,16 @@ class SimulatedEngine:
     def free_slots(self) -> int:
         return self._slots - len(self._rows)
 
-    def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
+    async def prepare(self, request: Request) -> Prepared | Finish:
+        count = self._prompt_tokens(request)
+        limit = completion_limit(count, request.work.sampling.max_tokens, self._context_length)
+        return limit if isinstance(limit, Finish) else Prepared(request, range(count), limit)
+
+    def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
+        request, limit = prepared.request, prepared.limit
         sampling = request.work.sampling
         prompt = self._prompt_text(request)
-        count = self._prompt_tokens(request, prompt)
-        limit = completion_limit(count, sampling.max_tokens, self._context_length)
-        if isinstance(limit, Finish):
-            return StepOutput(request.id, NO_TOKENS, count, limit)
+        count = len(prepared.prompt)
         limit_reason: Literal["stop", "length"] = "length"
         if sampling.max_tokens is None and not sampling.ignore_eos and self._args.answer_tokens <= limit:
             limit, limit_reason = self._args.answer_tokens, "stop"
@@ -293,12 +296,11 @@ class SimulatedEngine:
             case TokenPrompt(token_ids):
                 return "".join(self._words[token % len(self._words)] for token in token_ids)
 
-    @staticmethod
-    def _prompt_tokens(request: Request, prompt: str) -> int:
+    def _prompt_tokens(self, request: Request) -> int:
         """Count exactly for token prompts; text counts one token per four characters begun."""
         if isinstance(request.work.prompt, TokenPrompt):
             return len(request.work.prompt.token_ids)
-        return len(prompt) // 4 + 1
+        return len(self._prompt_text(request)) // 4 + 1
 
     def _prompt_logprobs(self, row: Row) -> list[TokenLogprob]:
         tokens = [self._stream[(row.offset - 1 - back) & STREAM_MASK] for back in range(row.prompt_tokens)]

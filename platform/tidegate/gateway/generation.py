@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from tidegate.gateway.asgi import (
     send_json,
     text_header,
 )
-from tidegate.gateway.auth import find_tenant, sent_key
+from tidegate.gateway.auth import find_key, sent_key
 from tidegate.gateway.calls import build_requests, new_id, new_seed
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.metrics import UNKNOWN_MODEL
@@ -119,7 +120,7 @@ class _Exchange:
     async def run(self) -> None:
         services, scope = self._services, self._scope
         sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
-        tenant = find_tenant(sent, services.keys, no_auth=services.settings.no_auth)
+        key = find_key(sent, services.keys, no_auth=services.settings.no_auth)
         body = await read_body(scope, self._receive, services.settings.max_body_bytes)
         try:
             call = self._dialect.read(body)
@@ -137,7 +138,7 @@ class _Exchange:
         requests = build_requests(
             call,
             head,
-            tenant=tenant,
+            key=key,
             gateway=services.gateway_id,
             created=now,
             deadline=now + budget,
@@ -180,6 +181,8 @@ class _Exchange:
         settings = self._services.settings
         return Bounds(
             entry.limits,
+            math.ceil(entry.limits.max_requests * settings.key_share),
+            math.ceil(entry.limits.max_bytes * settings.key_share),
             settings.tenant_max_requests,
             settings.tenant_max_bytes,
             settings.total_max_requests,

@@ -21,7 +21,17 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 
-_OWN_LIMITS = {"ReaderTooSlow": "reader_too_slow", "AnswerTooLarge": "answer_too_large"}
+_PROMPT_REFUSALS = {
+    "ContextLengthExceeded": "context_length_exceeded",
+    "InvalidPrompt": "invalid_prompt",
+    "PromptTooCostly": "prompt_too_costly",
+}
+# Faults that have a sentence for the client, and their codes.
+_TOLD = {
+    "ReaderTooSlow": "reader_too_slow",
+    "AnswerTooLarge": "answer_too_large",
+    "ChatTemplateInvalid": "chat_template_invalid",
+}
 
 
 def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError:
@@ -33,12 +43,10 @@ def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError
             finish.message or f"The model {model!r} was removed while the request waited.",
             code="request_cancelled",
         )
-    if finish.code == "ContextLengthExceeded":
-        return InvalidRequest(finish.message, param=prompt_field, code="context_length_exceeded")
-    if code := _OWN_LIMITS.get(finish.code):
+    if code := _TOLD.get(finish.code):
         return GenerationFailed(finish.message, code=code)
-    if finish.code == "InvalidPrompt":
-        return InvalidRequest(finish.message, param=prompt_field, code="invalid_prompt")
+    if code := _PROMPT_REFUSALS.get(finish.code):
+        return InvalidRequest(finish.message, param=prompt_field, code=code)
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
     return GenerationFailed(
         f"The model {model!r} failed on this request ({finish.code or 'EngineError'}). "

@@ -83,6 +83,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     priority: int  # higher first; 0 is the default
     cost: int  # estimated tokens (input + output), corrected later by the replica
     work: Generate
+    key: str = ""  # id of the key that sent it
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -38,8 +38,9 @@ class Held:
 
     id: str
     attempt: int
-    ticket: int  # of the order that handed it to the engine
     seq: int  # of the next segment
+    preparing: asyncio.Task[None] | None = None
+    ticket: int = 0  # of the order that handed it to the engine; 0: the engine never saw it
     is_finished: bool = False  # the engine is done with it
 
 

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import struct
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tidegate.errors import SourceError
-from tidegate.sources.facts import DecoderShape, StoredWeights, auto_precision, decoder_shape
+from tidegate.sources.facts import DecoderShape, StoredWeights, auto_precision, decoder_shape, text_config
+from tidegate.sources.tensors import LFS_POINTER, MOST_LFS_BYTES, StoredTensor, lfs_pointer, read_header
 
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
-MAX_HEADER_BYTES = 100 * 1024 * 1024  # the safetensors format's own bound
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE, INDEX_ENDING = "model.safetensors", ".safetensors.index.json"
+INDEX = f"model{INDEX_ENDING}"
+ADAPTER = "adapter_config.json"
+SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
+# Where writers put a quantization beside config.json, and the method that such a file is of if it names none.
+QUANTIZATION_FILES = {
+    "quantize_config.json": "gptq",
+    "quantization_config.json": "",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+# What tells a quantization by a field of its own, where it names no method.
+METHOD_FIELDS = {
+    "bits": "gptq",
+    "w_bit": "awq",
+    "load_in_4bit": "bitsandbytes",
+    "load_in_8bit": "bitsandbytes",
+}
 OTHER_FORMATS = {
     ".bin": "PyTorch .bin",
     ".pt": "PyTorch .pt",
@@ -32,17 +49,19 @@ class FilesMissing(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder as its config and headers describe it. `files` maps names to sizes in bytes; `values` and
-    `stored_bytes` count what the tensors hold, by stored type."""
+    """A folder as its config and headers describe it. `files` maps names to sizes in bytes, `quantizations`
+    the files that describe one to what they say."""
 
     path: Path
     config: Mapping[str, Any]
-    quantization_config: Mapping[str, Any] | None
+    quantizations: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, int]
     weight_files: tuple[str, ...]
-    tensor_names: frozenset[str]
-    values: Mapping[str, int]
-    stored_bytes: Mapping[str, int]
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        return frozenset(self.tensors)
 
     @property
     def model_type(self) -> str:
@@ -54,10 +73,9 @@ class Checkpoint:
 
     @property
     def quantization(self) -> str:
-        """none, gptq, or another method's own name; auto-gptq names no method."""
-        if self.quantization_config is None:
-            return "none"
-        return str(self.quantization_config.get("quant_method") or "gptq").lower()
+        """none, gptq, or another method's own name; `unknown` where a quantization names none."""
+        found = [quantization_method(file, config) for file, config in self.quantizations.items()]
+        return next((method for method in found if method != "gptq"), found[0] if found else "none")
 
     @property
     def auto_precision(self) -> str:
@@ -68,12 +86,21 @@ class Checkpoint:
         return decoder_shape(self.config)
 
     @property
+    def values(self) -> Counter[str]:
+        """How many numbers are stored in each type."""
+        found: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            found[tensor.kind] += tensor.count
+        return found
+
+    @property
     def weights(self) -> StoredWeights:
         """Loading converts the floats of a plain checkpoint, and nothing of a quantized one."""
-        converted = {kind for kind in self.values if self.quantization == "none" and _is_float(kind)}
+        is_converted = self.quantization == "none"
+        floats = [each for each in self.tensors.values() if is_converted and _is_float(each.kind)]
+        every = sum(tensor.size for tensor in self.tensors.values())
         return StoredWeights(
-            sum(self.values[kind] for kind in converted),
-            sum(size for kind, size in self.stored_bytes.items() if kind not in converted),
+            sum(tensor.count for tensor in floats), every - sum(tensor.size for tensor in floats)
         )
 
     @property
@@ -103,66 +130,98 @@ def read_checkpoint(folder: Path, uri: str = "") -> Checkpoint:
     except OSError as error:
         raise SourceError("SourceNotFound", f"{folder} cannot be read: {error.strerror}.") from error
     if "config.json" not in files:
-        raise FilesMissing("SourceFormat", _no_config(uri, files))
+        raise FilesMissing("SourceFormat", _no_config(uri, folder, files))
+    _check_small_files(folder, files)
     config = _json_object(folder / "config.json")
     weight_files = _weight_files(uri, folder, files)
-    names: set[str] = set()
-    values: dict[str, int] = {}
-    stored_bytes: dict[str, int] = {}
-    for file in weight_files:
-        for name, (kind, count, size) in _tensors(folder / file).items():
-            names.add(name)
-            values[kind] = values.get(kind, 0) + count
-            stored_bytes[kind] = stored_bytes.get(kind, 0) + size
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict):
-        own_file = "quantize_config.json"  # where auto-gptq writes it
-        quantization = _json_object(folder / own_file) if own_file in files else None
-    return Checkpoint(
-        folder, config, quantization, files, weight_files, frozenset(names), values, stored_bytes
-    )
+    tensors = _tensors(uri, [folder / file for file in weight_files])
+    return Checkpoint(folder, config, _quantizations(folder, config, files), files, weight_files, tensors)
+
+
+def quantization_method(file: str, config: Mapping[str, Any]) -> str:
+    """Return the method that a description of a quantization is of; some name none."""
+    named = config.get("quant_method") or config.get("method") or QUANTIZATION_FILES.get(file)
+    told = (METHOD_FIELDS[field] for field in METHOD_FIELDS if config.get(field))
+    return str(named or next(told, "unknown")).lower()
+
+
+def _quantizations(
+    folder: Path, config: Mapping[str, Any], files: Mapping[str, int]
+) -> Mapping[str, Mapping[str, Any]]:
+    found = {name: _json_object(folder / name) for name in QUANTIZATION_FILES if name in files}
+    for part in (config, text_config(config)):
+        for place in ("quantization_config", "compression_config"):
+            if isinstance(part.get(place), dict):
+                return {"config.json": part[place], **found}
+    return found
+
+
+def _check_small_files(folder: Path, files: Mapping[str, int]) -> None:
+    """Refuse pointers of git-LFS: a clone without LFS leaves them in the place of every larger file."""
+    for name, size in files.items():
+        if size <= MOST_LFS_BYTES and "/" not in name:
+            with (folder / name).open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise lfs_pointer(folder / name)
 
 
 def _weight_files(uri: str, folder: Path, files: Mapping[str, int]) -> tuple[str, ...]:
     """Return the files that are loaded: some folders hold the same weights twice, under two names."""
-    weights = tuple(name for name in files if name.endswith(".safetensors") and "/" not in name)
+    weights = tuple(
+        name
+        for name in files
+        if name.endswith(".safetensors") and "/" not in name and not name.startswith("adapter_model")
+    )
     if not weights:
-        raise FilesMissing("SourceFormat", _no_safetensors(uri, files))
-    if INDEX not in files:
-        return (SINGLE,) if SINGLE in files else weights
+        raise FilesMissing("SourceFormat", _no_safetensors(uri, folder, files))
+    # auto-gptq calls its index as its weights.
+    others = [name for name in files if name.endswith(INDEX_ENDING) and "/" not in name]
+    index = INDEX if INDEX in files else min(others, default="")
+    if SINGLE in files and index != INDEX:
+        return (SINGLE,)
+    if not index:
+        return (_only_file(uri, weights),)
     try:
-        shards = {str(name) for name in _json_object(folder / INDEX)["weight_map"].values()}
+        shards = {str(name) for name in _json_object(folder / index)["weight_map"].values()}
     except (KeyError, AttributeError) as error:
-        raise SourceError("SourceFormat", f"{folder / INDEX} cannot be read: {error!r}.") from error
+        raise SourceError("SourceFormat", f"{folder / index} cannot be read: {error!r}.") from error
     missing = sorted(shards - set(files))
     if missing:
         raise FilesMissing(
-            "SourceNotFound", f"{uri} lacks {len(missing)} of its weight files: {missing[0]}, ..."
+            "SourceNotFound",
+            f"{uri} lacks {len(missing)} of the {len(shards)} weight files that {index} names: "
+            f"{_first(missing)}; copy them too.",
         )
     return tuple(sorted(shards))
 
 
-def _tensors(path: Path) -> dict[str, tuple[str, int, int]]:
-    """Return (type, values, bytes) of each tensor, from a safetensors header."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER_BYTES:
-                raise ValueError("the header is too long")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        found: dict[str, tuple[str, int, int]] = {}
-        end = 0
-        for name, tensor in header.items():
-            start, stop = tensor["data_offsets"]
-            end = max(end, stop)
-            found[name] = (str(tensor["dtype"]), math.prod(tensor["shape"]), stop - start)
-        if path.stat().st_size < 8 + length + end:
-            raise ValueError("the file ends too early")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        message = f"{path} is not a whole safetensors file: {error}; download or copy it again."
-        raise SourceError("SourceFormat", message) from error
+def _only_file(uri: str, weights: Sequence[str]) -> str:
+    """Return the one weight file of a checkpoint, whatever its name: auto-gptq's tells bits and groups."""
+    if len(weights) == 1 and not SHARD.fullmatch(weights[0]):
+        return weights[0]
+    raise FilesMissing(
+        "SourceFormat",
+        f"{uri} holds the weight files {_first(weights)} and no {INDEX}, which says what belongs together: "
+        "copy it too, or save the model again.",
+    )
+
+
+def _tensors(uri: str, files: Sequence[Path]) -> dict[str, StoredTensor]:
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name in found:
+                raise SourceError(
+                    "SourceFormat",
+                    f"{uri} holds {name} twice, in {found[name].file.name} and in {file.name}: only one "
+                    "of these files is of this checkpoint; copy it again, or save the model again.",
+                )
+            found[name] = tensor
     return found
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _is_float(kind: str) -> bool:
@@ -174,29 +233,41 @@ def _json_object(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError("it is too large for a configuration file")
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError("SourceFormat", f"{path} cannot be read: {error}.") from error
     if not isinstance(found, dict):
         raise SourceError("SourceFormat", f"{path} is not a JSON object.")
     return found
 
 
-def _no_config(uri: str, files: Mapping[str, int]) -> str:
+def _no_config(uri: str, folder: Path, files: Mapping[str, int]) -> str:
     if not files:
         return f"{uri} is empty; a checkpoint folder holds config.json and *.safetensors."
+    if ADAPTER in files:
+        return _adapter(uri, folder)
     other = _other_format(files)
     if other:
         return f"{uri} holds {other} files; Tidegate reads Hugging Face folders with *.safetensors."
     return f"{uri} has no config.json; give the folder that directly holds it."
 
 
-def _no_safetensors(uri: str, files: Mapping[str, int]) -> str:
+def _no_safetensors(uri: str, folder: Path, files: Mapping[str, int]) -> str:
+    if ADAPTER in files:
+        return _adapter(uri, folder)
     other = _other_format(files)
     if other:
         return (
             f"{uri} holds its weights only as {other}; Tidegate reads *.safetensors, so convert them first."
         )
     return f"{uri} has a config.json but no *.safetensors weights."
+
+
+def _adapter(uri: str, folder: Path) -> str:
+    base = _json_object(folder / ADAPTER).get("base_model_name_or_path")
+    return (
+        f"{uri} is an adapter ({ADAPTER}) and no model of its own: merge it into its base model"
+        f"{f' {base}' if base else ''} (peft's merge_and_unload) and give the folder of the result."
+    )
 
 
 def _other_format(files: Mapping[str, int]) -> str:

@@ -11,12 +11,16 @@ from tidegate.errors import SourceError
 from tidegate.sources.checkpoint import read_checkpoint
 from tidegate.sources.facts import Resolved
 from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, Fetch, Progress, Storage, scheme_of
+from tidegate.sources.servable import check_servable
 
 READ_BYTES = 1 << 20
 
 
 def resolve(uri: str, storage: Storage | None = None, progress: Progress | None = None) -> Resolved:
-    """Find a checkpoint, and download what is missing of it where it lies elsewhere. Raises `SourceError`."""
+    """Find a checkpoint, download what is missing of it if it lies elsewhere, and refuse what nobody serves.
+
+    Raises `SourceError`.
+    """
     scheme = SCHEMES.get(scheme_of(uri))
     if scheme is None:
         raise SourceError("SourceNotFound", f"{uri} is no source; {KNOWN_SCHEMES}.")
@@ -24,6 +28,7 @@ def resolve(uri: str, storage: Storage | None = None, progress: Progress | None 
     fetch = cast(Fetch, import_module(f"tidegate.sources.{scheme.module}").fetch)
     folder, commit = fetch(uri, storage or Storage(), progress)
     checkpoint = read_checkpoint(folder, uri)
+    check_servable(checkpoint)
     return Resolved(
         uri=uri,
         path=str(folder),

@@ -198,7 +198,9 @@ class OperatorRig:
         self.api.changed = self._watch
         for kind, body in self.api.everything():
             self._watch(kind, "MODIFIED", body)
-        self._serves = Serves(lambda service, namespace, cluster: cluster, self._connect)
+        self._serves = Serves(
+            lambda service, namespace, cluster: cluster, self.api, lambda url, token: self._connect(url)
+        )
         gatherer = Gatherer(
             self.cache,
             ResourceReader(self.cache),
@@ -207,6 +209,7 @@ class OperatorRig:
             self._serves,
             Troubles(self.api),
             REPLICAS,
+            "redis://queue",
             DEFAULTS,
         )
         applier = Applier(self.api, self.cache, self.store, self._serves, "operator-0", self.clock)

@@ -104,7 +104,6 @@ def test_weights_that_lie_there_twice_are_counted_once(tmp_path: Path) -> None:
     safetensors(tmp_path / "original" / "model.safetensors", {"w3": ("BF16", [99])})
     assert read_checkpoint(tmp_path).tensor_names == frozenset({"w"})
     (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
-    assert read_checkpoint(tmp_path).tensor_names == frozenset({"w", "w2"})
     index = {"weight_map": {"w": "model-1.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     found = read_checkpoint(tmp_path)

@@ -16,10 +16,12 @@ from transformers.utils import logging as transformers_logging
 
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes, torch_share, within_cap
+from tidegate.engines.transformers.tokenizer import first_line, load_tokenizer
 from tidegate.errors import SourceError
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
 from tidegate.sources.facts import PRECISION_BYTES, DecoderShape
+from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, unknown_type
 
 QUANTIZED_PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 NAMED_IN_MESSAGE = 5
@@ -49,7 +51,7 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     limit_memory(device, spec.memory_cap_bytes)
     check_weights_fit(weights_bytes, within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device), device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint.path)
     if checkpoint.quantization == "gptq":
         model, notes = load_gptq(checkpoint, precision, device)
     else:
@@ -65,15 +67,13 @@ def open_checkpoint(path: Path, quantization: str) -> Checkpoint:
     """
     try:
         checkpoint = read_checkpoint(path)
+        check_servable(checkpoint)
     except FilesMissing as error:
         raise EngineLoadError("WeightsMissing", error.message) from error
     except SourceError as error:
-        raise EngineLoadError("WeightsWrong", error.message) from error
+        reason = UNSUPPORTED if error.source_reason == UNSUPPORTED else "WeightsWrong"
+        raise EngineLoadError(reason, error.message) from error
     found = checkpoint.quantization
-    if found not in ("none", "gptq"):
-        raise EngineLoadError(
-            "UnsupportedModel", f"The checkpoint is quantized with {found}; this engine serves GPTQ only."
-        )
     if quantization not in ("auto", found):
         what = "is quantized with GPTQ" if found == "gptq" else "is not quantized"
         raise EngineLoadError(
@@ -124,42 +124,13 @@ def check_architecture(checkpoint: Checkpoint) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    kind = checkpoint.model_type
-    named = [str(name) for name in checkpoint.config.get("architectures") or []]
-    what = f"{named[0]} ({kind})" if named else repr(kind)
-    if kind not in CONFIG_MAPPING_NAMES:
-        own_code = (
-            " It brings code of its own, which is never run." if checkpoint.config.get("auto_map") else ""
-        )
-        raise EngineLoadError(
-            "UnsupportedModel", f"The installed transformers has no architecture {kind!r}.{own_code}"
-        )
-    if checkpoint.config.get("is_encoder_decoder"):
-        raise EngineLoadError(
-            "UnsupportedModel", f"{what} is an encoder-decoder; this engine serves decoders only."
-        )
-    decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ())
+    if checkpoint.model_type not in CONFIG_MAPPING_NAMES:
+        raise EngineLoadError(UNSUPPORTED, unknown_type(checkpoint).message)
+    heads = [str(name) for name in checkpoint.config.get("architectures") or []]
+    decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(checkpoint.model_type, ())
     allowed = {decoders} if isinstance(decoders, str) else set(decoders)
-    if not allowed or (named and not allowed.intersection(named)):
-        raise EngineLoadError(
-            "UnsupportedModel", f"{what} is not a causal language model; this engine serves only those."
-        )
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint.path,
-            local_files_only=True,
-            trust_remote_code=False,
-            clean_up_tokenization_spaces=False,
-        )
-    except Exception as error:  # missing files surface as OSError, ValueError, ImportError, KeyError, ...
-        raise EngineLoadError(
-            "TokenizerMissing", f"The tokenizer of {checkpoint.path} cannot be loaded: {first_line(error)}"
-        ) from error
+    if not allowed or (heads and not allowed.intersection(heads)):
+        raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
 
 
 def load_plain(checkpoint: Checkpoint, precision: str, device: str) -> tuple[Any, list[str]]:
@@ -264,8 +235,3 @@ def some(names: list[str]) -> str:
     """Show the first few names."""
     more = len(names) - NAMED_IN_MESSAGE
     return ", ".join(names[:NAMED_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

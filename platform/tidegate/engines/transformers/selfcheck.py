@@ -138,7 +138,7 @@ def failed(model: Any, what: str) -> EngineLoadError:
 def pad_id(tokenizer: Any, vocabulary: int) -> int:
     """Return a token to fill up short rows with, which nothing ever attends to."""
     found = tokenizer.pad_token_id
-    return found if found is not None and found < vocabulary else 0
+    return found if found is not None and 0 <= found < vocabulary else 0
 
 
 def probe_rows(tokenizer: Any, longest: int, vocabulary: int) -> list[list[int]]:

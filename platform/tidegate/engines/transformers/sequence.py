@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
-from tidegate.engines.base import StepOutput
+from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.sampling import needed_steps, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
@@ -16,7 +17,6 @@ from tidegate.messages.work import (
     NO_TOKENS,
     ChatPrompt,
     Finish,
-    Request,
     Segment,
     TextPrompt,
     TokenLogprob,
@@ -29,28 +29,26 @@ class RunningSequence:
 
     def __init__(
         self,
-        request: Request,
-        prompt: list[int],
+        prepared: Prepared,
         log: Sequence[Segment],
         *,
-        limit: int,
         end_ids: Collection[int],
         vocabulary: Vocabulary,
     ) -> None:
+        request = prepared.request
         self.id = request.id
         self.request = request
-        self.prompt = prompt
+        self.prompt = list(prepared.prompt)
         self.generated = [token for segment in log for token in segment.output.token_ids]
         self.sampling = request.work.sampling
-        self._limit = limit
+        self._limit = prepared.limit
         self._end_ids = {*(() if self.sampling.ignore_eos else end_ids), *self.sampling.stop_token_ids}
         self._vocabulary = vocabulary
         self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
         self._begin_answer()
         for token in self.generated:
-            if token not in self._end_ids:
-                self._answer.push(self._detokenizer.push(token))
+            self._push(token)
         self.steps = needed_steps(self)
 
     @property
@@ -95,23 +93,19 @@ class RunningSequence:
         prompt_length = len(self.prompt)
         if self._lead_text or (self.sampling.echo and not self.generated):
             text, raw = self._vocabulary.shown(self.prompt[0])
-            self._lead_logprobs = [
-                TokenLogprob(self.prompt[0], text, None, raw),
-                *entries[: prompt_length - 1],
-            ]
+            lead = [TokenLogprob(self.prompt[0], text, None, raw), *entries[: prompt_length - 1]]
+            if b"".join([entry.raw for entry in lead]).decode(errors="replace") == " " + self._lead_text:
+                first = next(place for place, entry in enumerate(lead) if entry.raw)
+                lead[first] = without_first_space(lead[first])
+            self._lead_logprobs = lead
         self._begin_answer()
         for token, entry in zip(self.generated, entries[prompt_length - 1 :], strict=True):
-            if token not in self._end_ids:
-                self._answer.push(self._detokenizer.push(token), entry)
+            self._push(token, entry)
 
     def accept(self, token: int, logprob: tuple[float, list[tuple[int, float]]] | None) -> StepOutput:
         """Add a chosen token; return what that lets out, and the finish if it is the last."""
         self.generated.append(token)
-        text = ""
-        entries: list[TokenLogprob] = []
-        if token not in self._end_ids:
-            entry = self._entry(token, *logprob) if logprob is not None else None
-            text, entries = self._answer.push(self._detokenizer.push(token), entry)
+        text, entries = self._push(token, None if logprob is None else self._entry(token, *logprob))
         return self._output([token], text, entries, self._finish_after(token))
 
     def end_without_token(self) -> StepOutput:
@@ -129,11 +123,21 @@ class RunningSequence:
         return StepOutput(self.id, NO_TOKENS, len(self.prompt), finish)
 
     def _begin_answer(self) -> None:
-        is_first_text = isinstance(self.request.work.prompt, ChatPrompt) or self._vocabulary.is_silent(
-            self.prompt
+        is_chat = isinstance(self.request.work.prompt, ChatPrompt)
+        is_first_text = is_chat or self._vocabulary.is_silent(self.prompt)
+        self._detokenizer = self._vocabulary.detokenizer(
+            strip_first_space=is_first_text, after=() if is_chat else self.prompt
         )
-        self._detokenizer = self._vocabulary.detokenizer(strip_first_space=is_first_text)
+        self._has_silent_space = is_first_text and self._vocabulary.has_silent_space
         self._answer = OutputBuffer(self.sampling.stop)
+
+    def _push(self, token: int, entry: TokenLogprob | None = None) -> tuple[str, list[TokenLogprob]]:
+        """Add a token to the answer. One that ends it has no text, but counts and has its entry."""
+        piece = "" if token in self._end_ids else self._detokenizer.push(token)
+        if entry is not None and entry.raw and self._has_silent_space:
+            self._has_silent_space = False
+            entry = without_first_space(entry)
+        return self._answer.push(piece, entry)
 
     def _finish_after(self, token: int) -> Finish | None:
         if self._answer.stopped or token in self._end_ids:
@@ -168,3 +172,8 @@ class RunningSequence:
             return prompt.text
         detokenizer = self._vocabulary.detokenizer(strip_first_space=True)
         return "".join(map(detokenizer.push, self.prompt))
+
+
+def without_first_space(entry: TokenLogprob) -> TokenLogprob:
+    """Leave out the space that the text does not show, so that the bytes of all tokens are the text's."""
+    return replace(entry, raw=entry.raw.removeprefix(b" "))

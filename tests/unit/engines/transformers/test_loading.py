@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.sources.builders import LLAMA, write
+from tests.unit.sources.builders import LLAMA, write, write_gptq
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.loading import context_length, open_checkpoint
 from tidegate.sources.facts import DecoderShape
@@ -20,11 +20,10 @@ def refused(folder: Path, quantization: str = "auto") -> EngineLoadError:
 
 
 def test_gptq_is_found_in_either_file(tmp_path: Path) -> None:
-    named = LLAMA | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-    assert open_checkpoint(write(tmp_path, named), "auto").quantization == "gptq"
-    write(tmp_path)
-    assert open_checkpoint(tmp_path, "none").quantization == "none"
-    (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 128}))
+    assert open_checkpoint(write_gptq(tmp_path), "auto").quantization == "gptq"
+    assert refused(tmp_path, "none").reason == "InvalidEngineArgs"
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 32}))
     assert open_checkpoint(tmp_path, "gptq").quantization == "gptq"
     assert refused(tmp_path, "none").reason == "InvalidEngineArgs"
 

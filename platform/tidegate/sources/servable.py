@@ -1,0 +1,101 @@
+"""Says what is not served, as far as a checkpoint's files prove it.
+
+Resolving refuses it before a replica starts; the engine, which asks again and knows its library, refuses it
+with the same sentences.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from tidegate.errors import SourceError
+from tidegate.sources.checkpoint import Checkpoint
+from tidegate.sources.gptq import check_gptq
+
+UNSUPPORTED = "UnsupportedModel"
+# Ends of the names of classes that generate no text; a bare `...Model` has no head to choose tokens with.
+OTHER_HEADS = (
+    "ForMaskedLM",
+    "ForPreTraining",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "Model",
+)
+LANGUAGE_HEAD = "LMHeadModel"
+# Tensors of float8 and integer weights that mean nothing without them.
+SCALES = ("weight_scale", "weight_scale_inv", "scale_weight", "absmax", "SCB")
+
+
+def check_servable(checkpoint: Checkpoint) -> None:
+    """Raise `SourceError` for what cannot be served: `UnsupportedModel`, or what is wrong in the files."""
+    _check_quantization(checkpoint)
+    known = registered_types()
+    if known and (not checkpoint.model_type or f'"{checkpoint.model_type}"' not in known):
+        raise unknown_type(checkpoint)
+    if checkpoint.config.get("is_encoder_decoder"):
+        raise SourceError(
+            UNSUPPORTED, f"{named(checkpoint)} is an encoder-decoder; this engine serves decoders only."
+        )
+    heads = [str(name) for name in checkpoint.config.get("architectures") or []]
+    if heads and all(head.endswith(OTHER_HEADS) and not head.endswith(LANGUAGE_HEAD) for head in heads):
+        raise not_causal(checkpoint)
+    if checkpoint.quantization == "gptq":
+        check_gptq(checkpoint)
+
+
+def unknown_type(checkpoint: Checkpoint) -> SourceError:
+    own_code = " It brings code of its own, which is never run." if checkpoint.config.get("auto_map") else ""
+    return SourceError(
+        UNSUPPORTED,
+        f"The installed transformers has no architecture {checkpoint.model_type!r} (model_type in "
+        f"config.json).{own_code}",
+    )
+
+
+def not_causal(checkpoint: Checkpoint) -> SourceError:
+    return SourceError(
+        UNSUPPORTED, f"{named(checkpoint)} is not a causal language model; this engine serves only those."
+    )
+
+
+def named(checkpoint: Checkpoint) -> str:
+    kind = checkpoint.model_type
+    return f"{checkpoint.architecture} ({kind})" if checkpoint.config.get("architectures") else repr(kind)
+
+
+@cache
+def registered_types() -> str:
+    """Return the text of transformers' lists of architectures; empty where it is not installed.
+
+    Importing them costs seconds, and what looks at sources carries no model library.
+    """
+    library = find_spec("transformers")
+    if library is None or library.origin is None:
+        return ""
+    lists = Path(library.origin).parent / "models" / "auto"
+    files = [lists / name for name in ("configuration_auto.py", "auto_mappings.py")]
+    return "".join(file.read_text() for file in files if file.is_file())
+
+
+def _check_quantization(checkpoint: Checkpoint) -> None:
+    method = checkpoint.quantization
+    if method == "none":
+        for name, tensor in checkpoint.tensors.items():
+            if name.endswith((".qweight", *SCALES)):
+                raise SourceError(
+                    "SourceFormat",
+                    f"{tensor.file} holds {name}, so its weights are quantized, but neither config.json "
+                    "(quantization_config) nor a quantize_config.json says how: copy that too.",
+                )
+    elif method != "gptq":
+        where = ", ".join(checkpoint.quantizations)
+        raise SourceError(
+            UNSUPPORTED,
+            f"The checkpoint is quantized with {method} ({where}); this engine serves GPTQ only: take the "
+            "model's GPTQ version or the one that is not quantized.",
+        )
