@@ -25,6 +25,7 @@ from tests.checkpoints import (
 )
 from tests.engine_requests import a_request, run
 from tidegate.engines.base import EngineLoadError, LoadReport
+from tidegate.engines.transformers.batch import RowByRow
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.replica_args import EngineSpec
 
@@ -84,13 +85,98 @@ BATCHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 16.0, 20.0],
+    "original_max_position_embeddings": WINDOW,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+MLA = {
+    **SMALL,
+    "num_key_value_heads": HEADS,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+INDEXER = {"index_topk": 32, "index_n_heads": 2, "index_head_dim": 16}
+STATES = {"hidden_size": 64, "num_hidden_layers": 2}
 # One by one, and a word of the reason why.
 ALONE: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     # Its temperature counts what the cache holds, a row's padding with it.
     "llama4_text": ("llama4_text", {**LLAMA4, "attn_temperature_tuning": True}, "batched logits differ"),
+    # Past a length, all rows of a batch would get other rotary factors.
+    "phi3": (
+        "phi3",
+        {**SMALL, "rope_parameters": LONGROPE, "original_max_position_embeddings": WINDOW},
+        "contextLength 64 or less",
+    ),
+    "phimoe": (
+        "phimoe",
+        {
+            **SMALL,
+            **EXPERTS,
+            "rope_parameters": {**LONGROPE, "short_mscale": 1.1, "long_mscale": 1.3},
+            "original_max_position_embeddings": WINDOW,
+        },
+        "contextLength 64 or less",
+    ),
+    "llama": ("llama", {**SMALL, "rope_parameters": LONGROPE}, "contextLength 64 or less"),
+    # Caches of other kinds.
+    "deepseek_v32": ("deepseek_v32", {**MLA, **INDEXER}, "its cache has layers of another kind"),
+    "glm_moe_dsa": ("glm_moe_dsa", {**MLA, **INDEXER}, "its cache has layers of another kind"),
+    "mamba": ("mamba", {**STATES, "state_size": 8}, "its cache has layers of another kind"),
+    "mamba2": (
+        "mamba2",
+        {**STATES, "state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 32},
+        "its cache has layers of another kind",
+    ),
+    "lfm2": (
+        "lfm2",
+        {**SMALL, "layer_types": ["conv", "full_attention"]},
+        "its cache has layers of another kind",
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        {
+            **SMALL,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+        "its cache has layers of another kind",
+    ),
+    "jamba": (
+        "jamba",
+        {
+            **SMALL,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 2,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+        },
+        "its cache has layers of another kind",
+    ),
 }
 PROMPTS = (7, 50, 90, 23, 130)  # tokens
-LENGTHS = (70, 30, 20, 60, 10)
+LENGTHS = (60, 20, 8, 45, 6)
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +218,7 @@ def generated(folder: Path, prompt: list[int], length: int) -> list[int]:
 
 def assert_equals_generate(engine: TransformersEngine, folder: Path) -> None:
     expected = [generated(folder, prompt, length) for prompt, length in zip(prompts(), LENGTHS, strict=True)]
-    assert len({token for tokens in expected for token in tokens}) > 5
+    assert len({token for tokens in expected for token in tokens}) > 3
     requests = [
         a_request(str(index), prompt, max_tokens=length)
         for index, (prompt, length) in enumerate(zip(prompts(), LENGTHS, strict=True))
@@ -168,3 +254,22 @@ def test_positions_that_generate_does_not_give_are_refused_by_name(
         loaded(made(kind, {**SMALL, "is_decoder": True}))
     assert caught.value.reason == "SelfCheckFailed"
     assert f"({kind})" in caught.value.message
+
+
+def test_dynamic_factors_follow_from_the_row_alone(made: Callable[..., Path]) -> None:
+    """Past `max_position_embeddings`, where rows of other lengths leave other factors behind."""
+    folder = made("llama", {**SMALL, "max_position_embeddings": WINDOW, "rope_parameters": DYNAMIC})
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    batch = RowByRow(model)
+    chosen = [[int(row.argmax())] for row in batch.join(prompts())]
+    for _ in range(39):
+        logits = batch.decode(torch.tensor([tokens[-1] for tokens in chosen]))
+        for tokens, row in zip(chosen, logits, strict=True):
+            tokens.append(int(row.argmax()))
+    assert chosen == [generated(folder, prompt, 40) for prompt in prompts()]
+
+
+def test_rows_below_the_switch_of_rotary_factors_run_together(made: Callable[..., Path]) -> None:
+    kind, size, _ = ALONE["phi3"]
+    _, report = loaded(made(kind, size), context_length=WINDOW)
+    assert report.notes == ()

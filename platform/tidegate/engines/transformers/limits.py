@@ -65,7 +65,7 @@ def rotary_switch(model: Any) -> int | None:
     found = []
     for parameters in _rope_parameters(text):
         kind = parameters.get("rope_type")
-        if kind == "longrope":
+        if kind == "longrope" or "long_mscale" in parameters:  # phimoe's own
             found.append(parameters.get(ORIGINAL) or getattr(text, ORIGINAL, None))
         elif kind == "dynamic" and not parameters.get("alpha"):  # hunyuan's, which are fixed
             found.append(text.max_position_embeddings)
