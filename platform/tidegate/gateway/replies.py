@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from tidegate.control.reasons import Reason
 from tidegate.errors import (
     GenerationFailed,
     InvalidRequest,
@@ -58,7 +59,9 @@ def waiting_comment(position: Place, entry: ModelEntry) -> bytes:
     """The queue position as an event-stream comment; empty where the request waits no more."""
     if position.ahead is None:
         return b""
-    return sse.waiting_comment(position.ahead + 1, _estimated_wait_seconds(position.ahead, position, entry))
+    why = f"{entry.reason}: {entry.message}" if _waits_for_room(entry) else ""
+    wait = _estimated_wait_seconds(position.ahead, position, entry)
+    return sse.waiting_comment(position.ahead + 1, wait, why)
 
 
 def waiting_headers(position: Place, entry: ModelEntry) -> list[Header]:
@@ -72,6 +75,13 @@ def waiting_headers(position: Place, entry: ModelEntry) -> list[Header]:
 
 
 def _estimated_wait_seconds(ahead: int, position: Place, entry: ModelEntry) -> float | None:
-    """Seconds until the request starts; None where neither drain rate nor waking time is known."""
+    """Seconds until the request starts; None where neither drain rate nor waking time is known, or nobody
+    knows when others have done their work."""
+    if _waits_for_room(entry):
+        return None
     wait = admission.predicted_wait_seconds(ahead + 1, position.depth, entry)
     return wait if wait > 0 else None
+
+
+def _waits_for_room(entry: ModelEntry) -> bool:
+    return entry.reason == Reason.WaitingForRoom and not entry.replicas_ready
