@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tidegate.control.reasons import PROGRESSING
@@ -28,6 +28,7 @@ from tidegate_operator.status_patch import is_trouble
 log = logging.getLogger(__name__)
 
 MAX_NOTE_CHARACTERS = 1000
+MOST_REFUSALS = 1000  # that are remembered
 WRITES_AT_ONCE = 4  # of one pool's objects
 CONTROLLER = "tidegate.dev/operator"
 
@@ -73,6 +74,7 @@ class Applier:
         self._instance = instance
         self._clock = clock
         self._written_at: dict[str, float] = {}  # when a status was written, by uid
+        self.refusals: dict[tuple[Kind, str, str], str] = {}  # of what is to be made, by namespace and name
 
     def since_write(self) -> dict[str, float]:
         """Return how many seconds ago the status of an object (by uid) was written."""
@@ -91,9 +93,8 @@ class Applier:
         for job in decision.jobs:
             await self._start(job)
         for manifest in decision.new_clusters:
-            answer = await self._cluster.apply("RayCluster", manifest)
-            log.info("RayCluster %s is made", name_of(manifest))
-            self._cache.put("RayCluster", answer)
+            if await self._make("RayCluster", manifest, self._cluster.apply):
+                log.info("RayCluster %s is made", name_of(manifest))
         for cluster, operations in decision.patches:
             await self._patch(cluster, operations)
         has_sent = [
@@ -153,12 +154,30 @@ class Applier:
                 await self._event(body, item)
 
     async def _start(self, job: Manifest) -> None:
+        with contextlib.suppress(
+            ApiConflict
+        ):  # the one before it is still being removed, or the watch is behind
+            await self._make("Job", job, self._cluster.create)
+
+    async def _make(
+        self, kind: Kind, manifest: Manifest, write: Callable[[Kind, Manifest], Awaitable[Object]]
+    ) -> bool:
+        """Make an object. What refuses it, as a quota does, is remembered to be told. Returns whether it is
+        made."""
+        key = (kind, manifest["metadata"]["namespace"], name_of(manifest))
         try:
-            self._cache.put("Job", await self._cluster.create("Job", job))
+            answer = await write(kind, manifest)
         except ApiConflict:
-            return  # the one before it is still being removed, or the watch is behind
+            raise
         except ApiError as error:
-            log.error("apply: %s", error.message)
+            if self.refusals.get(key) != error.message:
+                log.error("apply: %s", error.message)
+                self.refusals = dict(list(self.refusals.items())[-MOST_REFUSALS:])
+            self.refusals[key] = error.message
+            return False
+        self.refusals.pop(key, None)
+        self._cache.put(kind, answer)
+        return True
 
     async def _patch(self, cluster: Body, operations: Sequence[Mapping[str, Any]]) -> None:
         try:

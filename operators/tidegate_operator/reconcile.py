@@ -29,7 +29,7 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one pool. Returns after how many seconds to do it again; None: when something changes."""
-        found = await self._gatherer.gather(key, self._applier.since_write())
+        found = await self._gatherer.gather(key, self._applier.since_write(), self._applier.refusals)
         decision = decide(found, self._now())
         if await self._applier.apply(decision, found.entries):
             return PROGRESSING_SECONDS  # Serve has something to say soon

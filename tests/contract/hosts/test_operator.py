@@ -314,6 +314,29 @@ async def test_a_ray_cluster_that_kuberay_cannot_clean_up_after_is_freed(rig: Op
 # Sources ---------------------------------------------------------------------------------------------------
 
 
+async def test_what_a_quota_refuses_is_told_in_its_words_and_tried_again(rig: OperatorRig) -> None:
+    rig.declare("Pool", "default", {"weightCache": {"claim": "weights"}})
+    source = {"engine": {"name": "transformers"}, "source": {"uri": "hf://owner/name@main"}}
+    rig.declare("Model", "one", source)
+    quota = "exceeded quota: small, requested: count/{0}=1, used: count/{0}=2, limited: count/{0}=2"
+    rig.api.refused = {"Job": quota.format("jobs.batch"), "RayCluster": quota.format("rayclusters.ray.io")}
+    await rounds(rig, 3)
+    for name, kind in (("RayCluster", "Pool"), ("Job", "Model")):
+        told = rig.condition(kind, "default" if kind == "Pool" else "one", "Ready")
+        assert told.reason == "PodsRefused"
+        assert rig.api.refused[name] in told.message
+    weights = rig.condition("Model", "one", "WeightsAvailable")
+    assert (weights.status, weights.reason) == ("False", "PodsRefused")
+    rig.journal.clear()
+    await rounds(rig, 3)
+    assert rig.journal == [], "the same is not written again"
+    rig.api.refused = {}
+    await rounds(rig, SETTLED)
+    assert len(clusters(rig)) == 1
+    assert rig.condition("Pool", "default", "Ready").reason == "ClusterReady"
+    assert rig.condition("Model", "one", "WeightsAvailable").reason == "Resolving"
+
+
 async def test_a_source_is_resolved_by_one_job_and_its_answer_kept(rig: OperatorRig) -> None:
     rig.declare("Pool", "default", {"weightCache": {"claim": "weights"}})
     source = {"engine": {"name": "transformers"}, "source": {"uri": "hf://owner/name@main"}}
