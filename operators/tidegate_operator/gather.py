@@ -58,6 +58,16 @@ class Lister(Protocol):
     ) -> tuple[list[Object], int]: ...
 
 
+class Written(Protocol):
+    """The part of `Applier` that is used here: what the API server refused of the last writes, the namespaces
+    that end, and how many seconds ago each status was written."""
+
+    refusals: dict[tuple[Kind, str, str], str]
+    ending: set[str]
+
+    def since_write(self) -> dict[str, float]: ...
+
+
 class Troubles:
     """Finds what keeps pods from running, with the Events and nodes that explain it."""
 
@@ -124,15 +134,12 @@ class Gatherer:
     queue_url: str
     defaults: RayDefaults
 
-    async def gather(
-        self, key: Key, since_write: Mapping[str, float], refusals: Mapping[tuple[Kind, str, str], str]
-    ) -> Gathered:
-        """`refusals` are what the API server said of objects that it does not take."""
+    async def gather(self, key: Key, written: Written) -> Gathered:
         namespace, name = key
         models = self.reader.models(namespace, name)
         body = self.cache.get("Pool", namespace, name)
-        if body is not None and is_deleting(body):
-            body = None
+        if body is not None and (is_deleting(body) or namespace in written.ending):
+            body = None  # in a namespace that ends nobody waits for requests: rights there go any moment
         pool, refusal = self.reader.pool(body) if body is not None else (None, "")
         clusters = self.cache.of("RayCluster", namespace, lambda item: labels(item).get(POOL_LABEL) == name)
         live = [item for item in clusters if not is_deleting(item)] if pool is not None else []
@@ -140,7 +147,7 @@ class Gatherer:
         pods = {name_of(item): ray_state.pods_of(of_namespace, name_of(item)) for item in live}
         views, (sources, problems), (stored, outage) = await asyncio.gather(
             self._serve_views(live, pods),
-            self._objects_say(namespace, models, pool, live, of_namespace, pods, refusals),
+            self._objects_say(namespace, models, pool, live, of_namespace, pods, written.refusals),
             self._store_says(models, pool),
         )
         return Gathered(
@@ -157,12 +164,12 @@ class Gatherer:
             sources=sources,
             stored=stored,
             outage=outage,
-            since_write=since_write,
+            since_write=written.since_write(),
             has_kuberay="RayCluster" not in self.cache.missing,
             defaults=self.defaults,
             replicas=self.replicas,
             queue_url=self.queue_url,
-            refusals=refusals,
+            refusals=written.refusals,
         )
 
     async def _serve_views(

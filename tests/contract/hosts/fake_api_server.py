@@ -31,7 +31,7 @@ class FakeApiServer:
         self.journal: Journal = journal if journal is not None else []
         self.counted: list[tuple[str, str]] = []  # every such write as (kind, verb)
         self.changed: Changed = lambda *_: None
-        self.refused: dict[Kind, str] = {}
+        self.refused: dict[Kind, ApiError] = {}
 
     async def list(
         self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
@@ -132,7 +132,7 @@ class FakeApiServer:
 
     def _fresh(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
         if kind in self.refused:
-            raise ApiError(self.refused[kind])
+            raise self.refused[kind]
         meta = {
             **manifest["metadata"],
             "uid": f"uid-{self._version + 1}",
