@@ -206,7 +206,8 @@ class _Exchange:
                 self._is_status_out = True
                 await send_json(self._send, 200, body)
             case Failed(_, finish):
-                raise failure_error(finish, self._dialect.prompt_field, admitted.entry.name)
+                entry = self._as_it_is(admitted.entry)
+                raise failure_error(finish, self._dialect.prompt_field, entry)
             case _:
                 raise ClientLeft
 
@@ -239,7 +240,7 @@ class _Exchange:
                     case Failed(segments, finish):
                         if self._is_status_out:
                             await self._write(opened, _rendered(events, segments))
-                        raise failure_error(finish, self._dialect.prompt_field, entry.name)
+                        raise failure_error(finish, self._dialect.prompt_field, self._as_it_is(entry))
                     case Ended(segments):
                         if first_token is None:
                             first_token = time.perf_counter() - self._started

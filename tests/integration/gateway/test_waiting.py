@@ -81,6 +81,16 @@ async def test_where_others_hold_the_room_the_reason_is_told_and_no_estimate_is_
     assert f": waiting, position 1, WaitingForRoom: {why}" in seen
 
 
+async def test_who_waited_in_vain_for_room_is_told_who_held_it(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post(PATH, CHAT))
+    [claim] = await gateway.replica.next()
+    await gateway.put_model(replicas_ready=0, reason="WaitingForRoom", message="It is held by other.")
+    await gateway.replica.say(claim, "", "expired", message="It waited past its deadline.")
+    response = await call
+    assert response.status_code == 504
+    assert response.json()["error"]["message"] == "It waited past its deadline. It is held by other."
+
+
 async def test_a_stream_is_data_lines_unless_ids_are_asked_for(gateway: Gateway) -> None:
     """`vllm bench serve` and parsers like it take a chunk for `data:` and JSON, whatever stands before."""
     call = asyncio.create_task(gateway.post(PATH, STREAM))

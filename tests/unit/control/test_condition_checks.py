@@ -208,6 +208,13 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
     (checks.building, facts(NEW, **serve(application(replicas=ONE_REPLICA))), None, "", ""),
     (checks.building, facts(PROVED, **serve(application(status="DEPLOYING"))), "True", "Building", ""),
     (checks.building, facts(PROVED, **serve(application())), None, "", ""),
+    (
+        checks.building,
+        facts(PROVED, **serve(application(status="DEPLOYING", replicas=ONE_REPLICA))),
+        None,
+        "",
+        "",
+    ),
     (checks.loading, facts(NEW), "True", "Loading", ""),
     (checks.loading, facts(PROVED), None, "", ""),
     (checks.old_revision_draining, facts(OLD, PROVED), "True", "Draining", ""),

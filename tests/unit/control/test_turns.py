@@ -254,6 +254,62 @@ def test_what_was_granted_stays_granted_until_it_stands() -> None:
     assert found.granted == {("late", "r"): 1, ("early", "r"): 0}
 
 
+shares = st.builds(
+    seat_of, st.sampled_from([0, 0.1, 0.34, 0.67, 1, 2]), st.sampled_from([0, 0.5, 1, 3]), st.integers(0, 4)
+)
+any_claims = st.lists(
+    st.builds(
+        lambda seat, ending, present, least, load, more, flags, idle: {
+            "seat": seat,
+            "holding": ending + present,
+            "present": present,
+            "least": least,
+            "due": max(least, load),
+            "wanted": max(least, load) + more,
+            "most": max(least, load) + 2 * more,
+            "is_entitled": flags[0],
+            "is_proof": flags[1] and not least,
+            "waits_since": float(idle),
+            "idle_since": float(idle) if not max(least, load) and flags[2] else None,
+        },
+        shares,
+        st.integers(0, 1),
+        st.integers(0, 2),
+        st.integers(0, 2),
+        st.integers(0, 1),
+        st.integers(0, 2),
+        st.tuples(st.booleans(), st.booleans(), st.booleans()),
+        st.integers(1, 90),
+    ),
+    max_size=10,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_claims, st.integers(1, 3), st.integers(0, 2))
+def test_of_any_claims(wishes: list[dict[str, Any]], workers: int, gpus: int) -> None:
+    claims = [claim(f"m{number}", **wish) for number, wish in enumerate(wishes)]
+    group = Group("g", gpus, 24 * GIB, workers, 0, 4, 8)
+    found = take_turns(claims, [group], now=100.0)
+    by_key = {each.key: each for each in claims}
+    assert found.granted.keys() == by_key.keys()
+    for key, granted in found.granted.items():
+        asking = by_key[key]
+        assert asking.present <= granted <= max(asking.most, asking.present), "nobody is cut down"
+        assert (key in found.waiting) == (granted < asking.due)
+    assert all(by_key[key].idle_since is not None for key in found.leaving), "nobody at work goes"
+    assert not found.leaving or found.waiting, "nobody goes for nothing"
+    extra = {key for key in by_key if found.granted[key] > by_key[key].present}
+    held = [
+        (by_key[key], granted + by_key[key].holding - by_key[key].present)
+        for key, granted in found.granted.items()
+    ]
+    if extra:
+        assert sum(each.seat.cpus_milli * count for each, count in held) <= workers * 4000
+        assert sum(each.seat.hundredths * count for each, count in held) <= workers * gpus * 100
+        assert sum(each.seat.memory_bytes * count for each, count in held) <= workers * 8
+
+
 sizes = st.sampled_from([0.5, 1, 1, 2, 3])
 events = st.lists(
     st.tuples(st.integers(0, 9), st.integers(1, 12), st.integers(1, 6)), min_size=1, max_size=25
