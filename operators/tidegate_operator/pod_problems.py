@@ -116,10 +116,9 @@ def refused_pod(job: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> 
     refused = _newest(events, name, uid, ("FailedCreate",))
     if refused is None:
         return ""
-    cause = _cause(str(refused.get("message") or "").removeprefix("Error creating: "))
+    cause = as_sentence(str(refused.get("message") or "").removeprefix("Error creating: "))
     return (
-        f"Kubernetes refuses the pod of the Job {name}, which looks at the source: {cause} {REFUSED_REMEDY} "
-        "It is tried again by itself."
+        f"Kubernetes refuses the pod of the Job {name}, which looks at the source: {cause} {REFUSED_REMEDY}"
     )
 
 
@@ -129,7 +128,7 @@ def cluster_problems(ray_cluster: Mapping[str, Any]) -> tuple[PodProblem, ...]:
     status = ray_cluster.get("status") or {}
     for item in status.get("conditions") or []:
         if item.get("type") == "ReplicaFailure" and item.get("status") == "True":
-            cause = _cause(item.get("message") or item.get("reason"))
+            cause = as_sentence(item.get("message") or item.get("reason"))
             return (
                 PodProblem(
                     "",
@@ -146,7 +145,7 @@ def _of_pod(
 ) -> list[PodProblem]:
     name, group, status = pod["metadata"]["name"], _group(pod), pod.get("status") or {}
     if status.get("phase") == "Failed" and status.get("reason") == "Evicted":
-        cause = _cause(status.get("message"))
+        cause = as_sentence(status.get("message"))
         return [PodProblem(name, "", "Evicted", f"Pod {name} was taken off its node: {cause}", group)]
     if problem := _unscheduled(pod, nodes):
         return [PodProblem(name, "", *problem, group)]
@@ -212,7 +211,10 @@ def _of_container(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple
     state = container.get("state") or {}
     waiting = state.get("waiting") or {}
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
-    reason, cause = str(waiting.get("reason") or ""), _cause(waiting.get("message") or waiting.get("reason"))
+    reason, cause = (
+        str(waiting.get("reason") or ""),
+        as_sentence(waiting.get("message") or waiting.get("reason")),
+    )
     if reason in IMAGE_REASONS:
         return (
             "ImagePullFailed",
@@ -245,7 +247,7 @@ def _of_container(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple
 def _how(container: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     times = int(container.get("restartCount") or 0)
     code = f"with exit code {ended['exitCode']}" if "exitCode" in ended else "by itself"
-    cause = _cause(ended.get("message")) if ended.get("message") else ""
+    cause = as_sentence(ended.get("message")) if ended.get("message") else ""
     again = f" (restarted {times} times)" if times else ""
     return f"{code}{again}{f': {cause}' if cause else ''}".rstrip(".")
 
@@ -264,7 +266,7 @@ def _unscheduled(pod: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> 
             continue
         if item.get("reason") == "SchedulingGated":
             return None
-        cause = _cause(item.get("message"))
+        cause = as_sentence(item.get("message"))
         if "persistentvolumeclaim" in cause.lower():
             named = re.search(r'persistentvolumeclaim "([^"]+)"', cause, re.I)
             remedy = f"Create the claim {named[1]}." if named and "not found" in cause else "Check the claim."
@@ -323,7 +325,7 @@ def _unmounted(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> t
     failed = _newest(events, name, uid, VOLUME_EVENTS)
     if failed is None:
         return None
-    cause = _cause(failed.get("message"))
+    cause = as_sentence(failed.get("message"))
     named = _NAMED.search(cause)
     if named and "not found" in cause and named[1].lower() in ("secret", "configmap"):
         return "SecretMissing", f"Pod {name} cannot start: {cause} Create {named[1].lower()} {named[2]}."
@@ -345,7 +347,7 @@ def _is_about(reference: Mapping[str, Any], name: str, uid: str | None) -> bool:
     return reference.get("name") == name and (not uid or not reference.get("uid") or reference["uid"] == uid)
 
 
-def _cause(text: Any) -> str:
+def as_sentence(text: Any) -> str:
     """Return a foreign message as one sentence of bounded length."""
     words = " ".join(str(text or "no reason was given").split())[:MAX_CAUSE_CHARACTERS]
     return words if words.endswith((".", "!", "?")) else f"{words}."
