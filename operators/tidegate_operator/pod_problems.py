@@ -104,7 +104,9 @@ def reported(found: Sequence[PodProblem], ended: Mapping[str, Ended]) -> tuple[P
         for problem in found
         if not problem.may_be_idle or (problem.group in ended and ended[problem.group].is_certain)
     ]
-    groups = {problem.group for problem in now}
+    groups = list(dict.fromkeys(problem.group for problem in now))
+    # What a pod waits for that came in another's place is how it is now; how the other ended comes after it.
+    now.sort(key=lambda problem: (groups.index(problem.group), problem.reason in ENDED))
     past = [item.problem for group, item in ended.items() if item.is_certain and group not in groups]
     return (*now, *past)
 
@@ -271,11 +273,13 @@ def _unscheduled(pod: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> 
             named = re.search(r'persistentvolumeclaim "([^"]+)"', cause, re.I)
             remedy = f"Create the claim {named[1]}." if named and "not found" in cause else "Check the claim."
             return "VolumeMissing", f"Pod {name} waits for a volume: {cause} {remedy}"
+        cordoned = "were unschedulable" in cause  # the scheduler's word for it
+        remedy = "Let pods onto the cordoned node again (kubectl uncordon), add" if cordoned else "Add"
         lacking = list(dict.fromkeys(found.rstrip(".") for found in _INSUFFICIENT.findall(cause)))
         asks = "; ".join(_lack(resource, pod, nodes) for resource in lacking)
         return (
             "Unschedulable",
-            f"Pod {name} finds no node: {asks + '; ' if asks else ''}{cause} Add a node, or change the "
+            f"Pod {name} finds no node: {asks + '; ' if asks else ''}{cause} {remedy} a node, or change the "
             "group's size, nodeSelector or tolerations in the Pool.",
         )
     return None
