@@ -82,10 +82,14 @@ async def test_in_a_namespace_that_ends_nobody_is_waited_for(rig: OperatorRig) -
     revision = await serving(rig)
     rig.store.waiting[("one", revision)] = 1
     rig.api.refused["Event"] = ApiEnding("models is being terminated")
-    rig.remove("one")
+    rig.model("two")  # its first Event is refused
     await rounds(rig, 2)
+    for name in ("one", "two"):
+        assert body(rig, name)["metadata"]["finalizers"] == [], "before it is deleted itself"
+        assert name not in rig.store.entries
+    assert clusters(rig) == []
+    rig.remove("one")
     assert rig.api.get("Model", "one") is None
-    assert "one" not in rig.store.entries
 
 
 async def test_a_deleted_model_goes_in_any_case_when_its_time_is_over(rig: OperatorRig) -> None:
