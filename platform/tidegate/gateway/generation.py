@@ -57,7 +57,7 @@ from tidegate.gateway.stream import (
     Waiting,
 )
 from tidegate.messages.queue import Bounds, Rejected
-from tidegate.messages.registry import ModelEntry
+from tidegate.messages.registry import Key, ModelEntry
 from tidegate.messages.work import Segment
 from tidegate.telemetry import fields
 
@@ -123,16 +123,11 @@ class _Exchange:
         services, scope = self._services, self._scope
         sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
         key = find_key(sent, services.keys, no_auth=services.settings.no_auth)
-        body = await read_body(scope, self._receive, services.settings.max_body_bytes)
-        if deployment := scope.get(DEPLOYMENT):
-            body = with_model(body, deployment)
-        try:
-            call = self._dialect.read(body)
-        except InvalidRequest:
-            self.model_label = _known_model(body, services.registry.models())
-            raise
-        entry = admission.find_model(call.model, services.registry.models())
-        self.model_label = entry.name
+        call = await self._read_call(key)
+        models = services.registry.models()
+        if call.model in models:
+            self.model_label = call.model  # a refusal counts under it as well
+        entry = admission.find_model(call.model, models)
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
 
         now = time.time()
@@ -152,10 +147,12 @@ class _Exchange:
         cancel_reason: str | None = "the gateway gave the call up"
         watcher: asyncio.Task[None] | None = None
         try:
-            outcome = await services.queue.submit(requests, self._bounds(entry))
+            submitting = services.queue.submit(requests, self._bounds(entry))
+            del requests  # they live as long as they are on their way, and not as long as the answer
+            outcome = await submitting
             if isinstance(outcome, Rejected):
                 cancel_reason = None
-                raise admission.queue_full(outcome, entry, len(requests))
+                raise admission.queue_full(outcome, entry, len(opened.requests))
             services.calls.submitted(opened)
             admission.check_wait(outcome.waiting_ahead, outcome.depth, entry, budget)
             admitted = _Admitted(call, head, entry, opened)
@@ -168,6 +165,20 @@ class _Exchange:
             if watcher is not None:
                 watcher.cancel()
             services.calls.close(opened, cancel_reason)
+
+    async def _read_call(self, key: Key) -> Call:
+        """Read and check the body, which is free again as soon as this returns."""
+        services = self._services
+        async with services.intake.body(key.id) as held:
+            body = await read_body(self._scope, self._receive, services.settings.max_body_bytes, held.count)
+            if deployment := self._scope.get(DEPLOYMENT):
+                body = with_model(body, deployment)
+            async with services.intake.turn() if held.is_large else contextlib.nullcontext():
+                try:
+                    return self._dialect.read(body)
+                except InvalidRequest:
+                    self.model_label = _known_model(body, services.registry.models())
+                    raise
 
     async def refuse(self, error: RequestError) -> None:
         """Answer with an error; a client that is gone gets none."""

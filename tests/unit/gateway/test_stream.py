@@ -51,12 +51,13 @@ class Logs:
         self.cancelled: list[str] = []
         self.forgotten: list[str] = []
 
-    async def replay(self, request_id: str) -> list[Segment] | None:
+    async def replay(self, request_id: str, from_seq: int = 0) -> list[Segment] | None:
         await asyncio.sleep(0)
         if self.failures:
             self.failures -= 1
             raise QueueUnavailable("away")
-        return self.logs.get(request_id)
+        log = self.logs.get(request_id)
+        return None if log is None else [segment for segment in log if segment.seq >= from_seq]
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None:
         if self.failures:

@@ -64,7 +64,7 @@ class Call(Protocol):
     is_streamed: bool
 
     def asks(self, random_seed: int) -> list[Ask]:
-        """One for each sequence, in the order of the answer's choices."""
+        """One for each sequence, in the order of the answer's choices. Asked once: the prompts go with it."""
         ...
 
     def events(self, head: AnswerHead) -> Events: ...

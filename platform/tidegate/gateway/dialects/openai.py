@@ -212,7 +212,9 @@ class TextCall(ABC):
         )
 
     def asks(self, random_seed: int) -> list[Ask]:
-        return generate_asks(self._prompts, self.n, self._sampling, self._seed, random_seed)
+        # The prompts may be large, and the call lives as long as its answer.
+        prompts, self._prompts = self._prompts, ()
+        return generate_asks(prompts, self.n, self._sampling, self._seed, random_seed)
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         made = [self.choice(index, segments) for index, segments in enumerate(choices)]
