@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate.engines.base import Engine, StepOutput
+from tidegate.engines.transformers.prompts import check_token_ids, render, tokenize, usable
 from tidegate.messages.work import (
     NO_TOKENS,
     ChatPrompt,
@@ -79,6 +80,17 @@ def add(engine: Engine, request: Request, log: list[Segment] | None = None) -> S
     if isinstance(prepared, Finish):
         return StepOutput(request.id, NO_TOKENS, prepared.prompt_tokens, prepared)
     return engine.add(prepared, log or [])
+
+
+def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[int]:
+    """Make a request's prompt token ids, as an engine and its process beside it do together."""
+    check_token_ids(request, tokenizer, vocabulary_size)
+    prompt = request.work.prompt
+    if isinstance(prompt, TokenPrompt):
+        ids = prompt.token_ids
+    else:
+        ids = tokenize(render(prompt, tokenizer, request.model), prompt, tokenizer)
+    return usable(ids, prompt, tokenizer, request.model, vocabulary_size)
 
 
 def run(

@@ -31,10 +31,12 @@ from tidegate.messages.registry import Condition, ModelEntry
 from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
 from tidegate_operator import ray_state, upgrade
 from tidegate_operator.cache import Body
+from tidegate_operator.kinds import Kind
 from tidegate_operator.moving import Move
 from tidegate_operator.objects import ModelObject
+from tidegate_operator.pod_problems import REFUSED_REMEDY
 from tidegate_operator.pod_template import RayDefaults
-from tidegate_operator.ray_cluster import generation_of, groups_of, in_place_patch, ray_cluster
+from tidegate_operator.ray_cluster import cluster_name, generation_of, groups_of, in_place_patch, ray_cluster
 from tidegate_operator.ray_view import RayView, ServeView, name_of, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.resolve_job import resolve_job
 from tidegate_operator.status_patch import (
@@ -65,6 +67,7 @@ class Gathered:
     oldest first): what their Serves say, their pods, and what keeps these from running.
 
     `stored` is what Redis holds; None: it does not answer, and `outage` says why (reason, sentence).
+    `refusals` are what the API server said of objects that it did not take, by kind, namespace and name.
     `since_write` says how many seconds ago the status of an object (by uid) was written. `queue_url` is what
     replicas were told before their pods said it.
     """
@@ -87,6 +90,7 @@ class Gathered:
     defaults: RayDefaults
     replicas: ReplicaSettings
     queue_url: str
+    refusals: Mapping[tuple[Kind, str, str], str]
 
     @property
     def entries(self) -> Mapping[str, ModelEntry]:
@@ -102,6 +106,13 @@ class Gathered:
     def pool_problems(self) -> tuple[PodProblem, ...]:
         """A refused spec of a Pool that stands as it last was, reported as problems of its pods are."""
         return (PodProblem("", "", Reason.InvalidConfig, self.refusal),) if self.refusal else ()
+
+    def cluster_refused(self, generation: str) -> tuple[PodProblem, ...]:
+        """A RayCluster that the API server does not take."""
+        name = cluster_name(self.name, generation)
+        said = self.refusals.get(("RayCluster", self.namespace, name))
+        text = f"Kubernetes refuses the RayCluster {name}: {said} {REFUSED_REMEDY}"
+        return (PodProblem("", "", Reason.PodsRefused, text),) if said else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +277,11 @@ def _observation(found: Gathered, stored: Observation, pool: Pool, ray: RayView,
         sources=found.sources,
         groups=groups_of(pool.spec),
         workers=ray_state.worker_pods(ray.pods),
-        pod_problems=tuple(found.problems[name_of(active)]) if active is not None else (),
+        pod_problems=(
+            tuple(found.problems[name_of(active)])
+            if active is not None
+            else found.cluster_refused(ray.generation)
+        ),
         rejected=ray.view.rejected,
     )
 
@@ -285,7 +300,8 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
         )
         for name, entry in plan.entries.items()
     }
-    problems, numbers = found.pool_problems + seen.pod_problems, pool_numbers(ray, len(plan.applications))
+    problems = found.pool_problems + (found.cluster_refused(ray.generation) or seen.pod_problems)
+    numbers = pool_numbers(ray, len(plan.applications))
     return Decision(
         objects=_model_writes(found, statuses)
         + _pool_write(found, pool_ready(ray, now), problems, numbers, now),
@@ -347,7 +363,7 @@ def _replicas(found: Gathered, cluster: Body) -> ReplicaSettings:
 
 def _pause(plan: PoolPlan, ray: RayView, now: float) -> float:
     if ray.view.state is None:
-        return STARTING_SECONDS
+        return SETTLED_SECONDS if ray.choice.create else STARTING_SECONDS
     if ray.choice.retiring or ray.choice.wanted is not ray.choice.active:
         return PROGRESSING_SECONDS
     return plan.pause_seconds(now, ray_state.next_slow_at(ray.pods, now))

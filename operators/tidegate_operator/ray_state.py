@@ -108,10 +108,12 @@ def slow_pods(pods: Iterable[Body], now: float) -> list[Body]:
     return [
         pod
         for pod in pods
-        if (pod.get("status") or {}).get("phase") == "Pending"
-        and not is_deleting(pod)
-        and now - _created(pod) >= SLOW_SECONDS
+        if (pod.get("status") or {}).get("phase") == "Pending" and not is_deleting(pod) and is_slow(pod, now)
     ]
+
+
+def is_slow(body: Body, now: float) -> bool:
+    return now - _created(body) >= SLOW_SECONDS
 
 
 def next_slow_at(pods: Iterable[Body], now: float) -> float | None:

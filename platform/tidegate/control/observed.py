@@ -76,6 +76,7 @@ class SourceState:
     weights: StoredWeights = field(default_factory=StoredWeights)
     commit: str = ""
     digest: str = ""
+    is_unasked: bool = False  # nobody looks at it: to be asked again
 
 
 @dataclass(frozen=True, slots=True)

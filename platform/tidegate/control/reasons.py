@@ -87,9 +87,9 @@ class Reason(StrEnum):
         "One replica needs more GPU memory than its share or a GPU has.")
     MemoryUnknown = ("MemoryUnknown", SCHEDULED,
         "The memory of a replica cannot be computed from the checkpoint.")
-    GpusTaken = "GpusTaken", SCHEDULED, "The group's GPUs are taken by other models."
-    CpusTaken = "CpusTaken", SCHEDULED, "The group's CPU cores are taken by other models."
-    MemoryTaken = "MemoryTaken", SCHEDULED, "The group's memory is taken by other models."
+    GpusTaken = "GpusTaken", SCHEDULED, "The group's GPUs are taken by models that are always there."
+    CpusTaken = "CpusTaken", SCHEDULED, "The group's CPU cores are taken by models that are always there."
+    MemoryTaken = "MemoryTaken", SCHEDULED, "The group's memory is taken by models that are always there."
     Unschedulable = "Unschedulable", SCHEDULED, "Kubernetes finds no node for a pod of the pool."
     NoSuchPool = "NoSuchPool", SCHEDULED, "The Pool that the model names does not exist."
     PoolFull = ("PoolFull", PROGRESSING,

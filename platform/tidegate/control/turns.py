@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from tidegate.control.observed import Group, RevisionKey
 from tidegate.control.packing import listed
-from tidegate.control.room import MILLI, WHOLE, Room, Seat
+from tidegate.control.room import MILLI, WHOLE, Room, Seat, Spot
 from tidegate.control.sizing import gib
 
 
@@ -138,18 +138,16 @@ def _give_the_rest(claims: Sequence[Claim], given: dict[RevisionKey, int], rooms
     """What load asks for, then one replica for each that sleeps, so that it wakes without being asked after,
     then what may come."""
     may_have = [claim for claim in claims if not claim.is_waiting or given[claim.key] >= claim.due]
-    for goal in (
-        lambda claim: claim.wanted,
-        lambda claim: min(1, claim.most),
-        lambda claim: claim.most,
-    ):
-        for claim in may_have:
-            while given[claim.key] < goal(claim) and _take_in_all(rooms, claim.seat, 1):
-                given[claim.key] += 1
+    goals = [(claim, claim.wanted) for claim in may_have]
+    goals += [(claim, min(1, claim.most)) for claim in may_have]
+    goals += [(claim, claim.most) for claim in may_have]
+    for claim, goal in goals:
+        while given[claim.key] < goal and _take_in_all(rooms, claim.seat, 1):
+            given[claim.key] += 1
 
 
 def _take_in_all(rooms: Sequence[Room], seat: Seat, copies: int) -> bool:
-    taken = []
+    taken: list[tuple[Room, list[Spot]]] = []
     for room in rooms:
         spots = room.take(seat, copies)
         if spots is None:

@@ -30,7 +30,7 @@ class LoadReport:
 
 class EngineLoadError(Exception):
     """Loading or self-check failed. `reason` is CamelCase: WeightsMissing, WeightsWrong, UnsupportedModel,
-    OutOfMemory, SelfCheckFailed, TokenizerMissing, InvalidEngineArgs."""
+    OutOfMemory, SelfCheckFailed, TokenizerMissing, TokenizerWrong, InvalidEngineArgs."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

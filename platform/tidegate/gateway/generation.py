@@ -226,7 +226,7 @@ class _Exchange:
                             hold.cancel()
                         await self._write(opened, _rendered(events, delivered.segments))
                     case Waiting(position):
-                        await self._write(opened, waiting_comment(position, entry))
+                        await self._write(opened, waiting_comment(position, self._as_it_is(entry)))
                     case Signal.HEARTBEAT_DUE:
                         await self._write(opened, sse.HEARTBEAT)
                     case Signal.HOLD_OVER:
@@ -261,7 +261,11 @@ class _Exchange:
                 position = (await self._services.queue.places([asked]))[0]
         except (RequestError, TimeoutError):
             return []
-        return waiting_headers(position, admitted.entry)
+        return waiting_headers(position, self._as_it_is(admitted.entry))
+
+    def _as_it_is(self, entry: ModelEntry) -> ModelEntry:
+        """Return what the registry says now of the model that the call was admitted to."""
+        return self._services.registry.models().get(entry.name, entry)
 
     async def _begin(self, opened: OpenCall, headers: Iterable[Header]) -> None:
         self._is_status_out = True

@@ -214,8 +214,8 @@ def test_since_when_it_waits_is_kept_and_forgotten() -> None:
     pool.tick()
     began = pool.now - 1
     plan = pool.ticks(5)
-    assert plan.records["b"].lead.waits_since == began
-    assert pool.ticks(LONG).records["b"].lead.waits_since == 0
+    assert [kept.waits_since for kept in plan.records["b"].serving] == [began]
+    assert [kept.waits_since for kept in pool.ticks(LONG).records["b"].serving] == [0]
 
 
 def claim(name: str, **changes: Any) -> Claim:
@@ -260,15 +260,15 @@ events = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(sizes, st.integers(1, 3), st.sampled_from([0, 0, 0, 1])), min_size=1, max_size=10),
     st.integers(3, 5),
-    st.booleans(),
+    st.sampled_from([0, 1, 2]),
     events,
 )
 def test_room_is_never_given_twice_nobody_is_ended_at_work_and_every_request_is_answered(
-    crowd: list[tuple[float, int, int]], cpus: int, is_cluster: bool, asked: list[tuple[int, int, int]]
+    crowd: list[tuple[float, int, int]], cpus: int, workers: int, asked: list[tuple[int, int, int]]
 ) -> None:
     """`LivingPool` asserts the room with every tick."""
     models = []
@@ -279,7 +279,9 @@ def test_room_is_never_given_twice_nobody_is_ended_at_work_and_every_request_is_
     largest = max(size for size, _, _ in crowd)
     if fixed + largest > cpus:  # otherwise some can never run
         models = [sleeper(each.name, cpus=each.spec.resources.cpus) for each in models]
-    pool = cluster(*models, group=Group("cpu", cpus=cpus)) if is_cluster else laptop(*models, cpus=cpus)
+    pool = laptop(*models, cpus=cpus)
+    if workers:
+        pool = cluster(*models, group=Group("cpu", max_workers=workers, cpus=cpus))
     assert ready(pool.ticks(30 + 12 * len(models))) == {each.name for each in models}
     for number, seconds, pause in asked:
         pool.ask(models[number % len(models)].name, seconds)

@@ -29,12 +29,13 @@ from tidegate.engines.transformers.loading import context_length, free_bytes, lo
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
-from tidegate.engines.transformers.prompts import PromptError, check_token_ids, or_start
+from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
 from tidegate.engines.transformers.sampling import Chosen, choose
 from tidegate.engines.transformers.scheduler import Scheduler
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
+from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import Finish, Generate, Request, Segment, TextPrompt, TokenPrompt, Tokens
 from tidegate.replica_args import EngineSpec
@@ -70,7 +71,9 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
-        self._end_ids = end_ids(model, tokenizer)
+        named_ends = end_ids(model, tokenizer)
+        tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
+        self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         layers, token_bytes, can_share = measure_kv(model)
         cap = spec.memory_cap_bytes
@@ -92,7 +95,7 @@ class TransformersEngine:
         )
         if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
             choose_threads(self._batch, usable_cores(), slots)
-        self._prompts.wait_ready()
+        template_notes = self._prompts.wait_ready(self._vocabulary_size)
         return LoadReport(
             weights_bytes=loaded.weights_bytes,
             kv_bytes_per_token=token_bytes,
@@ -100,7 +103,7 @@ class TransformersEngine:
             context_length=self._context_length,
             precision=loaded.precision,
             device=loaded.device,
-            notes=(*loaded.notes, *notes),
+            notes=(*loaded.notes, *tokenizer_notes, *template_notes, *notes),
         )
 
     def free_slots(self) -> int:
@@ -108,10 +111,10 @@ class TransformersEngine:
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
         try:
-            check_token_ids(request, self._vocabulary_size)
+            check_token_ids(request, self._tokenizer, self._vocabulary_size)
             reply = await self._reply(request)
         except PromptError as error:
-            return refusal("InvalidPrompt", str(error))
+            return refusal(error.code, str(error))
         if (ended := reply.finish or reply.answer) is not None:
             return ended
         assert isinstance(request.work, Generate)  # others have their answer
@@ -124,13 +127,13 @@ class TransformersEngine:
         if isinstance(work, Generate):
             prompt, sampling = work.prompt, work.sampling
             if isinstance(prompt, TokenPrompt) and not sampling.bad_words:
-                ids = or_start(prompt.token_ids, self._tokenizer)
+                ids = prompt.token_ids or start_ids(self._tokenizer)
                 return Reply(list(truncated(ids, sampling, self._context_length)))
             if isinstance(prompt, TextPrompt) and sampling.truncate_prompt is None:
                 most = self._prompts.most_characters_per_token
                 if finish := proved_too_long(len(prompt.text), most, self._context_length):
                     return Reply(finish=finish)
-        return await self._prompts.prepare(Task(request.model, work))
+        return await self._prompts.prepare(Task(request.model, work, self._vocabulary_size))
 
     def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
         sequence = RunningSequence(prepared, log, end_ids=self._end_ids, vocabulary=self._vocabulary)

@@ -28,7 +28,8 @@ import msgspec
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.limits import refusal
 from tidegate.engines.transformers import prompt_process
-from tidegate.engines.transformers.prompt_process import HELLO, LENGTH, REPLIES, Reply, Task
+from tidegate.engines.transformers.prompt_process import LENGTH, REPLIES, Reply, Task
+from tidegate.engines.transformers.tokenizer import broken_template_note
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ LANES = 4
 LARGE_LANES = 2
 LARGE_BYTES = 1 << 16
 START_SECONDS = 120.0  # on a machine that loads weights beside
-END_SECONDS = 1.0
 PATIENCE = 10.0  # of a starved machine: a reply may take so many times its CPU time
 TRIES = 2
 # Small, quiet, and without threads, which do not survive a fork.
@@ -63,15 +63,12 @@ class Crew:
             ours.setblocking(False)
             end.close()
 
-    def end(self, patience_seconds: float = 0.0) -> None:
-        """Close the idle lanes, and kill what then still runs; who waits at another lane sees it close."""
+    def end(self) -> None:
+        """Kill the session and close the idle lanes. Who waits at another lane sees it close."""
+        os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        self._process.wait()
         for lane in self.idle:
             lane.close()
-        try:
-            self._process.wait(patience_seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
 
 
 class PromptPool:
@@ -88,13 +85,15 @@ class PromptPool:
             prompt_process.RENDER_SECONDS + prompt_process.tokenize_seconds(context_length)
         )
 
-    def wait_ready(self) -> None:
-        """Block until the first worker answers. Raises `EngineLoadError`."""
+    def wait_ready(self, vocabulary_size: int) -> list[str]:
+        """Block until the first worker answers; returns notes on the chat template.
+
+        Raises `EngineLoadError`."""
         assert self._crew is not None
         lane = self._crew.idle[-1]
         lane.settimeout(START_SECONDS)
         try:
-            prompt_process.send(lane, HELLO)
+            prompt_process.send(lane, msgspec.msgpack.encode(Task("", None, vocabulary_size)))
             frame = prompt_process.receive(lane)
         except OSError:
             frame = None
@@ -105,13 +104,16 @@ class PromptPool:
                 "replica's log says why.",
             )
         lane.setblocking(False)
-        self.most_characters_per_token = REPLIES.decode(frame).most_characters_per_token
+        reply = REPLIES.decode(frame)
+        self.most_characters_per_token = reply.most_characters_per_token
+        return [broken_template_note(reply.finish.message)] if reply.finish is not None else reply.notes
 
     def close(self) -> None:
         """End the process. What it has in hand comes back refused."""
         self._is_closed = True
         if self._crew is not None:
-            self._crew.end(END_SECONDS)
+            self._crew.end()
+            self._crew = None
 
     async def prepare(self, task: Task) -> Reply:
         """Never raises; ends within the bounds of a worker and the patience with the machine."""
@@ -150,7 +152,7 @@ class PromptPool:
                 reply = REPLIES.decode(await _receive(lane, size))
         except BaseException as error:
             lane.close()
-            if self._crew is crew and not self._is_closed:  # the first one that notices
+            if self._crew is crew:  # the first one that notices
                 log.warning("prompts need a new process: %r", error)
                 self._crew = None
                 crew.end()

@@ -39,7 +39,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
-from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, or_start, render, tokenize
+from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
 from tidegate.messages.work import (
     Detokenize,
     Finish,
@@ -60,12 +60,14 @@ MOST_TOKENS = 1 << 18  # of a prompt that is shown as tokens, or of tokens that 
 MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please send a shorter one."
 
 LENGTH = struct.Struct("<I")
-HELLO = b""  # asks for nothing but a reply: what is known of the tokenizer
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
+    """Holds work to prepare. None: what is known of the tokenizer is asked for, and of its template."""
+
     model: str
-    work: Work
+    work: Work | None
+    vocabulary_size: int
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
@@ -74,6 +76,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     ids: list[int] = []
     finish: Finish | None = None
     most_characters_per_token: int = 0
+    notes: list[str] = []
     bad_words: list[list[int]] = []
     answer: Tokens | None = None
 
@@ -88,27 +91,35 @@ class Prompts:
     def __init__(self, tokenizer: Any, context_length: int, most_characters_per_token: int) -> None:
         self._tokenizer = tokenizer
         self._context_length = context_length
-        self._most_characters_per_token = most_characters_per_token
+        self.most_characters_per_token = most_characters_per_token
 
     def reply(self, frame: bytes) -> Reply:
-        if frame == HELLO:
-            return Reply(most_characters_per_token=self._most_characters_per_token)
         try:
-            return self._prepare(TASKS.decode(frame))
+            task = TASKS.decode(frame)
+            if task.work is None:
+                return self._known(task.vocabulary_size)
+            return self._prepare(task, task.work)
         except PromptError as error:
-            return Reply(finish=refusal("InvalidPrompt", str(error)))
+            return Reply(finish=refusal(error.code, str(error)))
         except MemoryError:
             return Reply(finish=refusal("PromptTooCostly", MEMORY_MESSAGE))
 
-    def _prepare(self, task: Task) -> Reply:
-        work, prompt, tokenizer, text = task.work, task.work.prompt, self._tokenizer, ""
+    def _known(self, vocabulary_size: int) -> Reply:
+        from tidegate.engines.transformers.tokenizer import template_note
+
+        with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+            notes = template_note(self._tokenizer, vocabulary_size)
+        return Reply(most_characters_per_token=self.most_characters_per_token, notes=notes)
+
+    def _prepare(self, task: Task, work: Work) -> Reply:
+        prompt, tokenizer, text = work.prompt, self._tokenizer, ""
         if not isinstance(prompt, TokenPrompt):
             with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
                 text = render(prompt, tokenizer, task.model)
         if (
             isinstance(work, Generate)
             and work.sampling.truncate_prompt is None
-            and (finish := proved_too_long(len(text), self._most_characters_per_token, self._context_length))
+            and (finish := proved_too_long(len(text), self.most_characters_per_token, self._context_length))
         ):
             return Reply(finish=finish)
         with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(self._context_length)):
@@ -116,7 +127,8 @@ class Prompts:
             if not isinstance(work, Generate):
                 return answered(work, ids, tokenizer)
             bad_words = bad_word_ids(work.sampling.bad_words, tokenizer)
-        ids = list(truncated(or_start(ids, tokenizer), work.sampling, self._context_length))
+            ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
+        ids = list(truncated(ids, work.sampling, self._context_length))
         limit = completion_limit(len(ids), work, self._context_length)
         return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids, bad_words=bad_words)
 
@@ -165,7 +177,8 @@ def main(words: list[str]) -> None:
         if code in (-signal.SIGKILL, -signal.SIGTERM):
             os.killpg(0, signal.SIGKILL)
         try:
-            send(lane, msgspec.msgpack.encode(Reply(finish=finish_of_death(code, context_length))))
+            reply = Reply([], finish_of_death(code, context_length), prompts.most_characters_per_token)
+            send(lane, msgspec.msgpack.encode(reply))
         except OSError:  # nobody waits for it any more
             continue
         workers[fork(prompts, lane, lanes, context_length)] = lane

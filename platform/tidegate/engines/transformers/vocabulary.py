@@ -27,7 +27,9 @@ class Vocabulary:
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         } | set(tokenizer.all_special_ids)
         self._pieces: dict[int, bytes] = {}
-        self._to_bytes = _bytes_rule(tokenizer)
+        decoders = _decoders(tokenizer)
+        self._to_bytes = _bytes_rule(decoders)
+        self._strips = any(map(_strips_first_space, decoders))
         if self._to_bytes is not None and not self._agrees_with_tokenizer():
             self._to_bytes = None
 
@@ -51,7 +53,7 @@ class Vocabulary:
     @property
     def has_silent_space(self) -> bool:
         """True where a text's first token may begin with a space that the text does not show."""
-        return self._to_bytes is _spaced
+        return self._to_bytes is _spaced and self._strips
 
     def detokenizer(
         self, *, strip_first_space: bool, after: Sequence[int] = (), skips_special: bool = True
@@ -105,13 +107,24 @@ class Vocabulary:
         return REPLACEMENT in expected or text.removeprefix(" ") == expected.removeprefix(" ")
 
 
-def _bytes_rule(tokenizer: Any) -> Callable[[str], bytes] | None:
-    """Choose by the tokenizer's decoder how a token's string gives its bytes; None for other kinds."""
+def _decoders(tokenizer: Any) -> list[dict[str, Any]]:
+    """Return the steps from tokens to text, none for a tokenizer of another make."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
-        return None
+        return []
     decoder = json.loads(backend.decoder.__getstate__())
-    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    parts: list[dict[str, Any]] = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    return parts
+
+
+def _strips_first_space(part: dict[str, Any]) -> bool:
+    if part["type"] == "Strip":
+        return bool(part["content"] == " " and part["start"])
+    return part["type"] == "Metaspace" and part.get("prepend_scheme") != "never"
+
+
+def _bytes_rule(parts: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
+    """Choose by the decoder's steps how a token's string gives its bytes; None for other kinds."""
     kinds = {part["type"] for part in parts}
     if kinds == {"ByteLevel"}:
         return _byte_level
