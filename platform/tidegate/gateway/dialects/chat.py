@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -105,6 +105,9 @@ _NO_UNKNOWN_BUT_IN_ANSWERS = {
 }
 Message.RULES = (Rule(lambda _: None, _NO_UNKNOWN_BUT_IN_ANSWERS),)
 
+Messages = Annotated[list[Message], Meta(min_length=1)]
+MESSAGES = "a list of at least one message with role and content"
+
 
 def _check_limits(body: ChatBody) -> None:
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
@@ -127,14 +130,14 @@ _ONE_LIMIT = Rule(
 )
 
 
-def _check_end(body: ChatBody) -> None:
+def _check_end(body: Templated) -> None:
     if body.continue_final_message and body.add_generation_prompt:
         raise refusal(
             "continue_final_message", True, "it excludes add_generation_prompt: true; send one of them"
         )
 
 
-_ONE_END = Rule(
+ONE_END = Rule(
     _check_end,
     {
         "anyOf": [
@@ -145,7 +148,7 @@ _ONE_END = Rule(
 )
 
 
-def _check_template_args(body: ChatBody) -> None:
+def _check_template_args(body: Any) -> None:
     args = body.chat_template_kwargs or {}
     if name := next((name for name in args if name in _NOT_VARIABLES), None):
         raise refusal(
@@ -166,6 +169,11 @@ def _is_small(args: dict[str, Any]) -> bool:
     return not level and len(encode(args)) <= _MOST_ARGS_BYTES
 
 
+TemplateArgs = Annotated[
+    Annotated[dict[Annotated[str, Meta(max_length=64)], Any], Meta(max_length=32)] | None,
+    says("at most 32 variables of the model's chat template, such as enable_thinking"),
+]
+OtherTemplate = Annotated[Any, not_honoured("the model's own is used; leave it out")]
 _MOST_ARGS_BYTES = 1 << 14
 # What a request says elsewhere, or what the call that renders a template takes for itself.
 _NOT_VARIABLES = frozenset(
@@ -189,14 +197,8 @@ _NOT_VARIABLES = frozenset(
         "truncation",
     ]
 )
-_TEMPLATE_ARGS = Rule(
-    _check_template_args,
-    {
-        "properties": {
-            "chat_template_kwargs": {"propertyNames": {"not": {"enum": sorted(_NOT_VARIABLES)}}},
-        }
-    },
-)
+# Which names are reserved, and the size of it all, the document leaves out.
+TEMPLATE_ARGS = Rule(_check_template_args, {})
 
 
 class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
@@ -206,14 +208,11 @@ class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
         *TextBody.RULES,
         needs("top_logprobs", "logprobs"),
         _ONE_LIMIT,
-        _ONE_END,
-        _TEMPLATE_ARGS,
+        ONE_END,
+        TEMPLATE_ARGS,
     )
 
-    messages: Annotated[
-        Annotated[list[Message], Meta(min_length=1)],
-        says("a list of at least one message with role and content"),
-    ]
+    messages: Annotated[Messages, says(MESSAGES)]
     max_tokens: Annotated[Limit | None, says("a whole number of tokens to generate at most")] = None
     max_completion_tokens: Annotated[
         Limit | None, says("tokens to generate at most, a whole number; left out: up to the context length")
@@ -236,11 +235,8 @@ class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
         Annotated[list[dict[str, str]], Meta(max_length=256)] | None,
         says("at most 256 objects of texts, which the model's chat template may show"),
     ] = None
-    chat_template: Annotated[Any, not_honoured("the model's own is used; leave it out")] = None
-    chat_template_kwargs: Annotated[
-        Annotated[dict[Annotated[str, Meta(max_length=64)], Any], Meta(max_length=32)] | None,
-        says("at most 32 variables of the model's chat template, such as enable_thinking"),
-    ] = None
+    chat_template: OtherTemplate = None
+    chat_template_kwargs: TemplateArgs = None
     include_reasoning: Annotated[
         Any, not_honoured("reasoning is part of the text; use true or leave it out", True)
     ] = None
@@ -308,7 +304,7 @@ class ChatCompletion(msgspec.Struct):
 class Chat:
     path = "/v1/chat/completions"
     id_prefix = "chatcmpl-"
-    prompt_field = "messages"
+    may_stream = True
     operation_id, summary = "create_chat_completion", "Answer a conversation"
     body, answer = ChatBody, ChatCompletion
     answer_description = "The answer, or its events where stream is true"
@@ -320,25 +316,17 @@ class Chat:
 
 class ChatCall(TextCall):
     __slots__ = ("_echoed", "_role")
+    prompt_field = "messages"
     answer_type, answer_object, has_one_prompt = ChatCompletion, "chat.completion", True
 
     def __init__(self, body: ChatBody) -> None:
         messages = chat_messages(body.messages)
         last = messages[-1]
-        is_continued = bool(body.continue_final_message)
-        begins_turn = not is_continued if body.add_generation_prompt is None else body.add_generation_prompt
-        self._role = "assistant" if begins_turn else last["role"]
+        self._role = "assistant" if begins_turn(body) else last["role"]
         self._echoed = last["content"] if body.echo and last["role"] == self._role else ""
-        prompt = ChatPrompt(
-            messages,
-            add_generation_prompt=begins_turn,
-            continue_final_message=is_continued,
-            add_special_tokens=bool(body.add_special_tokens),
-            template_args=_template_args(body),
-        )
         super().__init__(
             body,
-            [prompt],
+            [chat_prompt(body, messages, _template_args(body))],
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
@@ -363,6 +351,33 @@ def _template_args(body: ChatBody) -> dict[str, Any]:
     if (effort := body.reasoning_effort) is not None:
         args = {"enable_thinking": effort != "none", **args, "reasoning_effort": effort}
     return args
+
+
+class Templated(Protocol):
+    """The fields of a body that say how messages are written."""
+
+    @property
+    def add_generation_prompt(self) -> bool | None: ...
+    @property
+    def continue_final_message(self) -> bool | None: ...
+    @property
+    def add_special_tokens(self) -> bool | None: ...
+
+
+def begins_turn(body: Templated) -> bool:
+    if body.add_generation_prompt is None:
+        return not body.continue_final_message
+    return body.add_generation_prompt
+
+
+def chat_prompt(body: Templated, messages: list[dict[str, Any]], args: dict[str, Any]) -> ChatPrompt:
+    return ChatPrompt(
+        messages,
+        add_generation_prompt=begins_turn(body),
+        continue_final_message=bool(body.continue_final_message),
+        add_special_tokens=bool(body.add_special_tokens),
+        template_args=args,
+    )
 
 
 class ChatEvents(Chunks):

@@ -141,7 +141,7 @@ class Completion(msgspec.Struct):
 class Completions:
     path = "/v1/completions"
     id_prefix = "cmpl-"
-    prompt_field = "prompt"
+    may_stream = True
     operation_id, summary = "create_completion", "Continue a text"
     body, answer = CompletionBody, Completion
     answer_description = "The continuation, or its events where stream is true"
@@ -153,6 +153,7 @@ class Completions:
 
 class CompletionCall(TextCall):
     __slots__ = ("_choices", "_echo", "_wanted")
+    prompt_field = "prompt"
     answer_type, answer_object, has_one_prompt = Completion, "text_completion", False
 
     def __init__(self, body: CompletionBody) -> None:

@@ -71,7 +71,8 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     continuous_usage_stats: bool | None = None
 
 
-def _check_prompt_logprobs(body: TextBody) -> None:
+def _check_streaming(body: TextBody) -> None:
+    needs("stream_options", "stream").check(body)
     if body.prompt_logprobs is not None and body.stream:
         raise refusal("prompt_logprobs", body.prompt_logprobs, "they are not streamed; use stream: false")
 
@@ -82,26 +83,25 @@ def _check_truncation(body: TextBody) -> None:
 
 
 TRUNCATE = "how many of the prompt's last tokens are kept, 1 or more; -1: as many as the context holds"
-_NOT_STREAMED = Rule(
-    _check_prompt_logprobs,
+_STREAMED_OR_NOT = Rule(
+    _check_streaming,
     {
         "anyOf": [
-            {"properties": {"prompt_logprobs": {"type": "null"}}},
-            {"properties": {"stream": {"enum": [False, None]}}},
+            {
+                "properties": {"stream": {"const": True}, "prompt_logprobs": {"type": "null"}},
+                "required": ["stream"],
+            },
+            {"properties": {"stream": {"enum": [False, None]}, "stream_options": {"type": "null"}}},
         ]
     },
 )
-_KEEPS_SOMETHING = Rule(_check_truncation, {"properties": {"truncate_prompt_tokens": {"not": {"const": 0}}}})
+_KEEPS_SOMETHING = Rule(_check_truncation, {})
 
 
 class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """Chat completions and completions share these fields."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        needs("stream_options", "stream"),
-        _NOT_STREAMED,
-        _KEEPS_SOMETHING,
-    )
+    RULES: ClassVar[tuple[Rule, ...]] = (_STREAMED_OR_NOT, _KEEPS_SOMETHING)
 
     model: Annotated[
         str, Meta(min_length=1, max_length=256, description="the name of a model that GET /v1/models lists")
@@ -166,9 +166,18 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         TopLogprobs | None,
         says(f"alternatives for each token of the prompt, a whole number from 0 to {MAX_TOP_LOGPROBS}"),
     ] = None
-    truncate_prompt_tokens: Annotated[Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | None, says(TRUNCATE)] = (
-        None
-    )
+    truncate_prompt_tokens: Annotated[
+        Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | None,
+        documented(
+            TRUNCATE,
+            {
+                "anyOf": [
+                    {"enum": [-1, None]},
+                    {"type": "integer", "minimum": 1, "maximum": MAX_TOKENS},
+                ]
+            },
+        ),
+    ] = None
     return_token_ids: Flag = None
     return_tokens_as_token_ids: Flag = None
     allowed_token_ids: Annotated[
