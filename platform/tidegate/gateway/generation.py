@@ -133,7 +133,9 @@ class _Exchange:
         now = time.time()
         call_id = self._dialect.id_prefix + new_id()
         revision = admission.choose_revision(entry.revisions, call_id)
-        head = AnswerHead(call_id, int(now), entry.name, revision, _wants_event_ids(scope))
+        head = AnswerHead(
+            call_id, int(now), entry.name, revision, _wants_event_ids(scope), entry.context_length
+        )
         requests = build_requests(
             call,
             head,
@@ -213,12 +215,13 @@ class _Exchange:
                     choices[index].append(segment)
                 usage = count_usage(admitted.opened.finishes(), admitted.call.n)
                 body = admitted.call.answer(admitted.head, choices, usage)
-                self._record(admitted, usage, None)
+                if usage.total_tokens:  # none where no model ran
+                    self._record(admitted, usage, None)
                 self._is_status_out = True
                 await send_json(self._send, 200, body)
             case Failed(_, finish):
                 entry = self._as_it_is(admitted.entry)
-                raise failure_error(finish, self._dialect.prompt_field, entry)
+                raise failure_error(finish, admitted.call.prompt_field, entry)
             case _:
                 raise ClientLeft
 
@@ -251,7 +254,7 @@ class _Exchange:
                     case Failed(segments, finish):
                         if self._is_status_out:
                             await self._write(opened, _rendered(events, segments))
-                        raise failure_error(finish, self._dialect.prompt_field, self._as_it_is(entry))
+                        raise failure_error(finish, admitted.call.prompt_field, self._as_it_is(entry))
                     case Ended(segments):
                         if first_token is None:
                             first_token = time.perf_counter() - self._started
