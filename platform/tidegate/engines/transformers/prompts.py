@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tidegate.errors import MOST_CHARACTERS, shortened
 from tidegate.messages.work import ChatPrompt, Request, TextPrompt, TokenPrompt
 
 
@@ -70,7 +71,8 @@ def render_chat(messages: list[dict[str, Any]], tokenizer: Any, model: str) -> s
     except MemoryError:
         raise
     except Exception as error:  # templates raise what they like (jinja2 errors, TypeError, ...)
-        raise PromptError(f"The chat template of {model!r} refuses these messages: {error}") from error
+        why = shortened(str(error), MOST_CHARACTERS // 2)  # a template may raise with all of the messages
+        raise PromptError(f"The chat template of {model!r} refuses these messages: {why}") from error
 
 
 def flatten(message: Mapping[str, Any]) -> dict[str, Any]:
