@@ -115,6 +115,8 @@ async def test_event_ids_count_up_for_who_asks(gateway: Gateway, headers: dict[s
 FAILURES: list[tuple[FinishReason, str, int, str | None, str | None]] = [
     ("error", "ContextLengthExceeded", 400, "context_length_exceeded", "messages"),
     ("error", "InvalidPrompt", 400, "invalid_prompt", "messages"),
+    ("error", "PromptTooCostly", 400, "prompt_too_costly", "messages"),
+    ("error", "PromptFailed", 500, "generation_failed", None),
     ("error", "PoisonRequest", 500, "generation_failed", None),
     ("expired", "Expired", 504, "deadline_exceeded", None),
     ("cancelled", "ModelRemoved", 503, "request_cancelled", None),
