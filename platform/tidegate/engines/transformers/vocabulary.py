@@ -22,9 +22,12 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = {
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-        } | set(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder
+        self._special = {token_id for token_id, token in added.items() if token.special} | set(
+            tokenizer.all_special_ids
+        )
+        self._added = {token_id: str(token) for token_id, token in added.items() if not token.special}
+        self._known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._pieces: dict[int, bytes] = {}
         decoders = _decoders(tokenizer)
         self._to_bytes = _bytes_rule(decoders)
@@ -66,11 +69,10 @@ class Vocabulary:
         return made
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Decode as the tokenizer itself does, special tokens skipped."""
+        """Decode as the tokenizer itself does, special tokens and ids without a token skipped."""
+        known = [token_id for token_id in token_ids if token_id < self._known]
         return str(
-            self._tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            self._tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
 
     def is_silent(self, token_ids: Sequence[int]) -> bool:
@@ -90,8 +92,12 @@ class Vocabulary:
         return tail
 
     def _look_up(self, token_id: int) -> bytes:
+        if token_id >= self._known:  # an embedding is often larger than the tokenizer
+            return b""
         if self._to_bytes is None:
             return self.decode([token_id]).encode()
+        if self._to_bytes is _byte_level and token_id in self._added:
+            return self._added[token_id].encode()  # not written in the alphabet of bytes
         token = self._tokenizer.convert_ids_to_tokens(token_id)
         return b"" if token is None else self._to_bytes(token)
 
