@@ -7,8 +7,6 @@ one plain message of a user is broken for every client.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -17,11 +15,6 @@ from jinja2 import TemplateError
 
 WORD = "tidegate"  # what a template that shows a message's content must show
 ROLES = ("user", "system", "assistant")
-PROBE_SECONDS = 5
-
-
-class Endless(Exception):
-    """The template does not come to an end."""
 
 
 class TemplateFault(Exception):
@@ -53,9 +46,7 @@ def template_fault(tokenizer: Any) -> str:
     """Say what is wrong with the template; empty where nothing is."""
     question = [{"role": "user", "content": WORD}]
     try:
-        write_in_time(question, tokenizer)
-    except Endless as error:
-        return str(error)
+        write(question, tokenizer)
     except Exception as error:
         # Its own sentence, by raise_exception: it works, and wants more than a question.
         if type(error) is TemplateError or roles_in_parts(tokenizer):
@@ -84,26 +75,9 @@ def roles_in_parts(tokenizer: Any) -> frozenset[str]:
 
 def shows(messages: list[dict[str, Any]], tokenizer: Any) -> bool:
     try:
-        return WORD in write_in_time(messages, tokenizer).lower()
+        return WORD in write(messages, tokenizer).lower()
     except Exception:
         return False
-
-
-def write_in_time(messages: list[dict[str, Any]], tokenizer: Any) -> str:
-    """Write a message or two to try the template, which may loop. Raises `Endless`."""
-    end = time.monotonic() + PROBE_SECONDS
-
-    def trace(_frame: object, _event: str, _arg: object) -> Any:
-        if time.monotonic() > end:
-            raise Endless(f"it takes longer than {PROBE_SECONDS} s to write one message")
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        return write(messages, tokenizer)
-    finally:
-        sys.settrace(before)
 
 
 def write(messages: list[dict[str, Any]], tokenizer: Any) -> str:

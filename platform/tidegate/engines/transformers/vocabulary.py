@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tidegate.engines.detokenizer import (
@@ -22,10 +23,10 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._special = {
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        } | set(tokenizer.all_special_ids)
         added = tokenizer.added_tokens_decoder
-        self._special = {token_id for token_id, token in added.items() if token.special} | set(
-            tokenizer.all_special_ids
-        )
         self._added = {token_id: str(token) for token_id, token in added.items() if not token.special}
         self._known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._pieces: dict[int, bytes] = {}
@@ -43,11 +44,12 @@ class Vocabulary:
             self._pieces[token_id] = piece
         return piece
 
-    def shown(self, token_id: int) -> tuple[str, bytes]:
+    def shown(self, token_id: int, *, skips_special: bool = True) -> tuple[str, bytes]:
         """Show a token on its own, as log probabilities do. Special tokens have a name but no bytes, so that
         the bytes of all tokens are those of the text."""
         if token_id in self._special:
-            return str(self._tokenizer.convert_ids_to_tokens(token_id)), b""
+            name = str(self._tokenizer.convert_ids_to_tokens(token_id))
+            return name, b"" if skips_special else name.encode()
         raw = self.piece(token_id)
         return raw.decode(errors="replace"), raw
 
@@ -56,23 +58,27 @@ class Vocabulary:
         """True where a text's first token may begin with a space that the text does not show."""
         return self._to_bytes is _spaced and self._strips
 
-    def detokenizer(self, *, strip_first_space: bool, after: Sequence[int] = ()) -> Detokenizer:
+    def detokenizer(
+        self, *, strip_first_space: bool, after: Sequence[int] = (), skips_special: bool = True
+    ) -> Detokenizer:
         """Make a fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts
         before a first word is none. `after`: it goes on behind these tokens, maybe inside a character."""
         made: Detokenizer
         if self._to_bytes is None:
-            made = WindowDetokenizer(self.decode)
+            made = WindowDetokenizer(partial(self.decode, skips_special=skips_special))
         else:
-            made = ByteDetokenizer(self.piece, strip_first_space=strip_first_space and self.has_silent_space)
+            piece = self.piece if skips_special else lambda token: self.shown(token, skips_special=False)[1]
+            made = ByteDetokenizer(piece, strip_first_space=strip_first_space and self.has_silent_space)
         for token_id in self._tail(after):
             made.push(token_id)
         return made
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Decode as the tokenizer itself does, special tokens and ids without a token skipped."""
-        known = [token_id for token_id in token_ids if token_id < self._known]
+    def decode(self, token_ids: Sequence[int], *, skips_special: bool = True) -> str:
+        """Decode as the tokenizer itself does."""
         return str(
-            self._tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self._tokenizer.decode(
+                list(token_ids), skip_special_tokens=skips_special, clean_up_tokenization_spaces=False
+            )
         )
 
     def is_silent(self, token_ids: Sequence[int]) -> bool:

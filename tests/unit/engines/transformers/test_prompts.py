@@ -144,14 +144,10 @@ def test_a_template_that_writes_what_the_model_does_not_know_is_at_fault(tokeniz
         "{{ messages[0].content.no.such.field }}",
         "{{ messages[0].text }}",
         {"tool_use": "{{ messages[0].content }}"},
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ messages }}",
     ],
-    ids=["syntax", "filter", "undefined", "shows nothing", "no default", "endless"],
+    ids=["syntax", "filter", "undefined", "shows nothing", "no default"],
 )
-def test_a_broken_template_is_not_the_clients_fault(
-    tokenizer: Any, form: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tidegate.engines.transformers.chat_templates.PROBE_SECONDS", 1)
+def test_a_broken_template_is_not_the_clients_fault(tokenizer: Any, form: Any) -> None:
     tokenizer.chat_template = form
     error = refused(user("hello"), tokenizer)
     assert error.code == "ChatTemplateInvalid"
