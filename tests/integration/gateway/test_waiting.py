@@ -117,6 +117,7 @@ FAILURES: list[tuple[FinishReason, str, int, str | None, str | None]] = [
     ("error", "InvalidPrompt", 400, "invalid_prompt", "messages"),
     ("error", "PromptTooCostly", 400, "prompt_too_costly", "messages"),
     ("error", "PromptFailed", 500, "generation_failed", None),
+    ("error", "ChatTemplateInvalid", 500, "chat_template_invalid", None),
     ("error", "PoisonRequest", 500, "generation_failed", None),
     ("expired", "Expired", 504, "deadline_exceeded", None),
     ("cancelled", "ModelRemoved", 503, "request_cancelled", None),
@@ -142,7 +143,7 @@ async def test_a_failure_before_the_first_token_is_a_status(
     error = response.json()["error"]
     assert (error["code"], error["param"]) == (error_code, param)
     assert response.headers["x-request-id"]
-    assert ("secret inside" in error["message"]) is (status != 500)
+    assert ("secret inside" in error["message"]) is (status != 500 or code == "ChatTemplateInvalid")
 
 
 async def test_an_error_after_the_first_token_travels_in_the_stream(gateway: Gateway) -> None:
