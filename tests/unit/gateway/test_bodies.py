@@ -273,6 +273,7 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (5, 0.1, 1.2)
     assert (sampling.min_tokens, sampling.ignore_eos, sampling.stop_token_ids) == (3, True, (1, 2))
     assert dict(sampling.logit_bias) == {5: -100, 7: 1.5}
+    assert sampling.left_out == ("top_p",)
     assert read({"top_k": -1}).asks(7)[0].work.sampling.top_k == 0
     # A whole number as a float makes the body be read a second time.
     assert dict(read(fields | {"top_k": 5.0}).asks(7)[0].work.sampling.logit_bias) == {5: -100, 7: 1.5}

@@ -23,7 +23,7 @@ from tidegate.gateway.bodies import RequestBody, Rule, documented, needs, not_ho
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.sse import text_json
-from tidegate.messages.work import Finish, Prompt, Sampling, Segment, TokenLogprob
+from tidegate.messages.work import MODEL_DEFAULTS, Finish, Prompt, Sampling, Segment, TokenLogprob
 
 MAX_CHOICES = 128
 MAX_STOP = 4
@@ -209,6 +209,7 @@ class TextCall(ABC):
             min_tokens=body.min_tokens or 0,
             stop_token_ids=tuple(body.stop_token_ids or ()),
             logit_bias=tuple((body.logit_bias or {}).items()),
+            left_out=tuple(name for name in MODEL_DEFAULTS if getattr(body, name) is None),
         )
 
     def asks(self, random_seed: int) -> list[Ask]:
