@@ -359,6 +359,7 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
     plain = read({}).asks(7)[0].work.sampling
     assert (plain.includes_stop, plain.skips_special, plain.returns_prompt_ids) == (False, True, False)
     assert (plain.prompt_logprobs, plain.truncate_prompt) == (None, None)
+    assert sampling.left_out == ("top_p",)
     assert read({"top_k": -1}).asks(7)[0].work.sampling.top_k == 0
     # A whole number as a float makes the body be read a second time.
     assert dict(read(fields | {"top_k": 5.0}).asks(7)[0].work.sampling.logit_bias) == {5: -100, 7: 1.5}

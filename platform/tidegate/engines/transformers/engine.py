@@ -25,6 +25,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
+from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.loading import context_length, free_bytes, load, open_checkpoint
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
@@ -74,6 +75,7 @@ class TransformersEngine:
         named_ends = end_ids(model, tokenizer)
         tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
         self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
+        self._generation = GenerationRules(model, self._end_ids)
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         layers, token_bytes, can_share = measure_kv(model)
         cap = spec.memory_cap_bytes
@@ -103,13 +105,14 @@ class TransformersEngine:
             context_length=self._context_length,
             precision=loaded.precision,
             device=loaded.device,
-            notes=(*loaded.notes, *tokenizer_notes, *template_notes, *notes),
+            notes=(*loaded.notes, *tokenizer_notes, *template_notes, *self._generation.notes, *notes),
         )
 
     def free_slots(self) -> int:
         return self._scheduler.free_slots()
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        request = self._generation.applied(request)
         try:
             check_token_ids(request, self._tokenizer, self._vocabulary_size)
             reply = await self._reply(request)
@@ -136,7 +139,13 @@ class TransformersEngine:
         return await self._prompts.prepare(Task(request.model, work, self._vocabulary_size))
 
     def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
-        sequence = RunningSequence(prepared, log, end_ids=self._end_ids, vocabulary=self._vocabulary)
+        sequence = RunningSequence(
+            prepared,
+            log,
+            end_ids=self._end_ids,
+            vocabulary=self._vocabulary,
+            rules=self._generation.of_prompt(len(prepared.prompt)),
+        )
         if (ended := sequence.ended_in_log()) is not None:
             return ended
         self._scheduler.add(sequence)
@@ -164,7 +173,7 @@ class TransformersEngine:
         self._scheduler = self._empty_scheduler(slots=0)
         if hasattr(self, "_prompts"):
             self._prompts.close()
-        for name in ("_batch", "_tokens"):
+        for name in ("_batch", "_tokens", "_generation"):
             if hasattr(self, name):
                 delattr(self, name)
         if torch.cuda.is_available():
@@ -232,6 +241,7 @@ def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     for value in (
         getattr(model.generation_config, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
+        getattr(model.config.get_text_config(decoder=True), "eos_token_id", None),
         tokenizer.eos_token_id,
     ):
         found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])

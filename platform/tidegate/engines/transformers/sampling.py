@@ -2,7 +2,7 @@
 
 A row passes the steps of `STEPS` that its request needs, in that order, and then the choice:
 
-    logits -> AllowedTokens -> BadWords -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties
+    logits -> AllowedTokens -> BadWords -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties -> ModelRules
         -> Temperature -> probabilities -> MinP -> TopK -> TopP -> inverse CDF at uniform(seed, position)
 
 The cumulative distribution runs over the vocabulary in id order, so tiny differences in the logits (another
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tidegate.engines.noise import uniform
+from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.messages.work import Sampling
 
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
@@ -41,6 +42,8 @@ class Row(Protocol):
     @property
     def bad_words(self) -> Sequence[Sequence[int]]: ...
     @property
+    def rules(self) -> Rules | None: ...
+    @property
     def generated(self) -> Sequence[int]: ...
     @property
     def steps(self) -> Mapping[type[LogitStep], LogitStep]: ...
@@ -56,7 +59,7 @@ class LogitStep(ABC):
 
     @staticmethod
     @abstractmethod
-    def is_needed(sampling: Sampling) -> bool: ...
+    def is_needed(row: Row) -> bool: ...
 
     @classmethod
     @abstractmethod
@@ -113,8 +116,8 @@ class MinTokens(LogitStep):
         self._end_ids = sorted(row.end_ids)
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return sampling.min_tokens > 0
+    def is_needed(row: Row) -> bool:
+        return row.sampling.min_tokens > 0
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -133,8 +136,8 @@ class LogitBias(LogitStep):
         self._biases = [bias for _, bias in row.sampling.logit_bias]
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.logit_bias)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.logit_bias)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -153,8 +156,8 @@ class RepetitionPenalty(LogitStep):
         self._counted = 0  # tokens of `generated`
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return sampling.repetition_penalty != 1
+    def is_needed(row: Row) -> bool:
+        return row.sampling.repetition_penalty != 1
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -177,8 +180,8 @@ class Penalties(LogitStep):
         self._penalties: Tensor | None = None  # [vocabulary]
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.presence_penalty or sampling.frequency_penalty)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.presence_penalty or row.sampling.frequency_penalty)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -198,12 +201,33 @@ class Penalties(LogitStep):
         return self._penalties
 
 
+class ModelRules(LogitStep):
+    """Applies what the model's generation config rules for every answer."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._prompt = list(row.prompt)
+        self._rules = row.rules
+
+    @staticmethod
+    def is_needed(row: Row) -> bool:
+        return row.rules is not None
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        for index, step in enumerate(steps):
+            assert step._rules is not None
+            ids = torch.tensor([[*step._prompt, *step.generated]], dtype=torch.long, device=values.device)
+            values[index] = step._rules(ids, values[index : index + 1])[0]
+        return values
+
+
 class Temperature(LogitStep):
     """Turns logits into probabilities. Rows without it take the likeliest token."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return sampling.temperature >= GREEDY_BELOW
+    def is_needed(row: Row) -> bool:
+        return row.sampling.temperature >= GREEDY_BELOW
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -215,8 +239,8 @@ class MinP(LogitStep):
     """Zeroes tokens that are less likely than `min_p` of the likeliest one."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return Temperature.is_needed(sampling) and sampling.min_p > 0
+    def is_needed(row: Row) -> bool:
+        return Temperature.is_needed(row) and row.sampling.min_p > 0
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -228,8 +252,8 @@ class TopK(LogitStep):
     """Zeroes all but the `top_k` likeliest tokens; those as likely as the last of them stay."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return Temperature.is_needed(sampling) and sampling.top_k > 0
+    def is_needed(row: Row) -> bool:
+        return Temperature.is_needed(row) and row.sampling.top_k > 0
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -243,8 +267,8 @@ class TopP(LogitStep):
     """Zeroes all but the likeliest tokens that together reach `top_p`; at least one stays."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return Temperature.is_needed(sampling) and sampling.top_p < 1
+    def is_needed(row: Row) -> bool:
+        return Temperature.is_needed(row) and row.sampling.top_p < 1
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -262,6 +286,7 @@ STEPS: tuple[type[LogitStep], ...] = (
     LogitBias,
     RepetitionPenalty,
     Penalties,
+    ModelRules,
     Temperature,
     MinP,
     TopK,
@@ -270,7 +295,7 @@ STEPS: tuple[type[LogitStep], ...] = (
 
 
 def needed_steps(row: Row) -> dict[type[LogitStep], LogitStep]:
-    return {step: step(row) for step in STEPS if step.is_needed(row.sampling)}
+    return {step: step(row) for step in STEPS if step.is_needed(row)}
 
 
 @dataclass(frozen=True, slots=True)

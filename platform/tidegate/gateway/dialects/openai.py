@@ -24,7 +24,7 @@ from tidegate.gateway.bodies import RequestBody, Rule, documented, needs, not_ho
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.sse import text_json
-from tidegate.messages.work import Finish, Prompt, Sampling, Segment, TokenLogprob
+from tidegate.messages.work import MODEL_DEFAULTS, Finish, Prompt, Sampling, Segment, TokenLogprob
 
 MAX_CHOICES = 128
 MAX_STOP = 4
@@ -270,6 +270,7 @@ class TextCall(ABC):
             allowed_token_ids=tuple(body.allowed_token_ids or ()),
             bad_words=tuple(body.bad_words or ()),
             truncate_prompt=body.truncate_prompt_tokens,
+            left_out=tuple(name for name in MODEL_DEFAULTS if getattr(body, name) is None),
         )
 
     def asks(self, random_seed: int) -> list[Ask]:

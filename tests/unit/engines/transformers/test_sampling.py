@@ -46,6 +46,7 @@ class Row:
         self.generated = generated
         self.prompt = PROMPT
         self.end_ids = END_IDS
+        self.rules = None
         self.steps = needed_steps(self)
 
 
@@ -97,7 +98,7 @@ def test_nucleus_keeps_the_fewest_that_reach_top_p() -> None:
     probabilities = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).repeat(3, 1)
     kept = TopP.apply(probabilities, [TopP(a_row(top_p=top_p)) for top_p in (0.5, 0.6, 0.0)])
     assert (kept > 0).sum(-1).tolist() == [1, 2, 1]
-    assert not TopP.is_needed(Sampling(seed=1, top_p=1.0))
+    assert not TopP.is_needed(a_row(top_p=1.0))
 
 
 def test_a_token_outside_the_nucleus_is_never_drawn() -> None:
@@ -164,8 +165,8 @@ class NeverTokenZero(LogitStep):
     """What a new parameter brings, here asked for by a stop string."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return sampling.stop == ("zero",)
+    def is_needed(row: sampling_module.Row) -> bool:
+        return row.sampling.stop == ("zero",)
 
     @classmethod
     def apply(cls, values: torch.Tensor, steps: Sequence[Self]) -> torch.Tensor:
