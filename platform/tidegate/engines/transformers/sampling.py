@@ -3,7 +3,8 @@
 A row passes the steps of `STEPS` that its request needs, in that order, and then the choice:
 
     logits -> AllowedTokens -> BadWords -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties
-        -> ModelRules -> Temperature -> probabilities -> MinP -> TopK -> TopP -> inverse CDF at uniform(seed, position)
+        -> ModelRules -> Temperature -> probabilities -> MinP -> TopK -> TopP
+        -> inverse CDF at uniform(seed, position)
 
 The cumulative distribution runs over the vocabulary in id order, so tiny differences in the logits (another
 batch, another replica) move its borders by as little and almost never change the token. A row that needs no
@@ -75,8 +76,8 @@ class AllowedTokens(LogitStep):
         self._ids = list(row.sampling.allowed_token_ids)
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.allowed_token_ids)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.allowed_token_ids)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -95,8 +96,8 @@ class BadWords(LogitStep):
         self._words = [list(word) for word in row.bad_words]
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.bad_words)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.bad_words)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
