@@ -288,8 +288,9 @@ async def run_for(seconds: float, *work: Awaitable[None]) -> None:
 def table(when: str, noticed: Noticed) -> str:
     lines = [f"| the innocent, {when} | times | p99 s | worst s |", "| --- | --- | --- | --- |"]
     for name in ("gaps", "first_tokens", "wholes", "lives"):
-        values = sorted(getattr(noticed, name)) or [float("nan")]
-        lines.append(f"| {name} | {len(values)} | {values[int(len(values) * 0.99)]:.3f} | {values[-1]:.3f} |")
+        values = sorted(getattr(noticed, name))
+        p99, worst = (values[int(len(values) * 0.99)], values[-1]) if values else (float("nan"), float("nan"))
+        lines.append(f"| {name} | {len(values)} | {p99:.3f} | {worst:.3f} |")
     return "\n".join([*lines, "", f"failures: {dict(noticed.failures) or 'none'}", ""])
 
 
