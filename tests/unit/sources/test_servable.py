@@ -87,7 +87,8 @@ def test_methods_that_stand_in_a_file_of_their_own(
     [
         {"a.qweight": ("I32", [4, 32])},
         {"a.weight": ("F8_E4M3", [8]), "a.weight_scale_inv": ("F32", [1])},
-        {"a.weight": ("I32", [8]), "a.weight.absmax": ("F32", [1])},
+        {"a.w": ("U8", [8]), "a.weight.absmax": ("F32", [1])},
+        {"a.weight": ("I8", [8])},
     ],
 )
 def test_quantized_weights_that_nobody_describes(tmp_path: Path, tensors: Tensors) -> None:
