@@ -80,18 +80,32 @@ OTHERS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 
 def tiny(folder: Path, arch: str, *, dtype: str = "float32", with_template: bool = True) -> Path:
     """Write the checkpoint of `arch` (a key of DECODERS or OTHERS) to `folder`, which is returned."""
-    import torch
-    from transformers import AutoConfig, GenerationConfig
-    from transformers.models.auto import modeling_auto
-
     if arch in DECODERS:
         kind, size = DECODERS[arch]
         auto = "AutoModelForCausalLM"
     else:
         kind, auto, size = OTHERS[arch]
-    config = AutoConfig.for_model(
-        kind, vocab_size=VOCABULARY, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, **size
-    )
+    save_model(folder, kind, size, auto=auto, dtype=dtype)
+    save_tokenizer(folder, with_template=with_template)
+    return folder
+
+
+def save_model(
+    folder: Path,
+    kind: str,
+    size: Mapping[str, Any],
+    *,
+    auto: str = "AutoModelForCausalLM",
+    dtype: str = "float32",
+) -> None:
+    """Write a model of type `kind`: its config, weights and generation config. A composite one takes the
+    vocabulary in its `text_config`."""
+    import torch
+    from transformers import AutoConfig, GenerationConfig
+    from transformers.models.auto import modeling_auto
+
+    ids = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    config = AutoConfig.for_model(kind, **(size if "text_config" in size else {**ids, **size}))
     model = getattr(modeling_auto, auto).from_config(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -102,8 +116,6 @@ def tiny(folder: Path, arch: str, *, dtype: str = "float32", with_template: bool
     if model.can_generate():
         model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder)
-    save_tokenizer(folder, with_template=with_template)
-    return folder
 
 
 def save_tokenizer(folder: Path, *, with_template: bool = True) -> None:

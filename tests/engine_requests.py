@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate.engines.base import Engine, StepOutput
+from tidegate.engines.transformers.prompts import check_token_ids, render, tokenize, usable
 from tidegate.messages.work import (
+    NO_TOKENS,
     ChatPrompt,
     Finish,
     Generate,
@@ -19,6 +23,8 @@ from tidegate.messages.work import (
     TokenLogprob,
     TokenPrompt,
 )
+
+_loops = ThreadPoolExecutor(1)
 
 
 def a_request(request_id: str, prompt: str | list[int] | list[dict[str, Any]], **sampling: Any) -> Request:
@@ -68,6 +74,25 @@ class Result:
         )
 
 
+def add(engine: Engine, request: Request, log: list[Segment] | None = None) -> StepOutput | None:
+    """Prepare a request and add it, as a replica does. Also where an event loop runs on this thread."""
+    prepared = _loops.submit(asyncio.run, engine.prepare(request)).result()
+    if isinstance(prepared, Finish):
+        return StepOutput(request.id, NO_TOKENS, prepared.prompt_tokens, prepared)
+    return engine.add(prepared, log or [])
+
+
+def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[int]:
+    """Make a request's prompt token ids, as an engine and its process beside it do together."""
+    check_token_ids(request, tokenizer, vocabulary_size)
+    prompt = request.work.prompt
+    if isinstance(prompt, TokenPrompt):
+        ids = prompt.token_ids
+    else:
+        ids = tokenize(render(prompt, tokenizer, request.model), prompt, tokenizer)
+    return usable(ids, prompt, tokenizer, request.model, vocabulary_size)
+
+
 def run(
     engine: Engine,
     requests: Sequence[Request],
@@ -82,7 +107,7 @@ def run(
     for step in range(most_steps):
         while waiting and (apart == 0 or step % apart == 0):
             request = waiting.pop(0)
-            if (output := engine.add(request, (logs or {}).get(request.id, []))) is not None:
+            if (output := add(engine, request, (logs or {}).get(request.id))) is not None:
                 results[request.id].take(output)
             if apart:
                 break
@@ -97,10 +122,10 @@ def run_one(engine: Engine, request: Request, log: list[Segment] | None = None) 
     return run(engine, [request], logs={request.id: log or []})[request.id]
 
 
-def run_steps(engine: Engine, request: Request, steps: int) -> Result:
+def run_steps(engine: Engine, request: Request, steps: int, log: list[Segment] | None = None) -> Result:
     """Run one request for a few steps, then abort it: what a killed replica leaves behind."""
     result = Result()
-    assert engine.add(request, []) is None
+    assert add(engine, request, log or []) is None
     for _ in range(steps):
         for output in engine.step():
             result.take(output)

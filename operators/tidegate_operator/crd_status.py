@@ -178,6 +178,7 @@ MEANINGS = {
     "RevisionRecord.shape": "What the checkpoint's config says of its size.",
     "RevisionRecord.stored_weights": "What of the checkpoint is loaded.",
     "RevisionRecord.placement": "Where the replicas run.",
+    "RevisionRecord.waits_since": "When a replica found no room (unix seconds; 0: none waits).",
     "DecoderShape.layers": "Decoder layers.",
     "DecoderShape.kv_heads": "Heads of keys and values per layer.",
     "DecoderShape.head_dim": "Width of one head.",

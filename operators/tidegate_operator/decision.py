@@ -15,6 +15,7 @@ import msgspec
 from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, ServeState, SourceState
+from tidegate.control.packing import Refusal
 from tidegate.control.plan import (
     PROGRESSING_SECONDS,
     SETTLED_SECONDS,
@@ -27,13 +28,15 @@ from tidegate.control.reasons import READY, Reason
 from tidegate.control.resources import Pool
 from tidegate.control.serve_config import application_configs
 from tidegate.messages.registry import Condition, ModelEntry
-from tidegate.replica_args import ReplicaSettings
+from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
 from tidegate_operator import ray_state, upgrade
 from tidegate_operator.cache import Body
+from tidegate_operator.kinds import Kind
 from tidegate_operator.moving import Move
 from tidegate_operator.objects import ModelObject
+from tidegate_operator.pod_problems import REFUSED_REMEDY
 from tidegate_operator.pod_template import RayDefaults
-from tidegate_operator.ray_cluster import generation_of, groups_of, in_place_patch, ray_cluster
+from tidegate_operator.ray_cluster import cluster_name, generation_of, groups_of, in_place_patch, ray_cluster
 from tidegate_operator.ray_view import RayView, ServeView, name_of, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.resolve_job import resolve_job
 from tidegate_operator.status_patch import (
@@ -53,11 +56,6 @@ STARTING_SECONDS = 1.0  # a Ray cluster takes half a minute
 OUTAGE_SECONDS = 2.0
 FINALIZER = "tidegate.dev/drain"
 
-WITHOUT_REDIS = (
-    "Requests are refused until it answers; look at its pod, or at externalRedis in the release's values. "
-    "Tidegate comes back by itself."
-)
-
 Manifest = Mapping[str, Any]
 NO_CHANGES = RegistryChanges()
 
@@ -68,8 +66,10 @@ class Gathered:
     None where its spec is refused and was never valid. By the names of `clusters` (the Pool's RayClusters,
     oldest first): what their Serves say, their pods, and what keeps these from running.
 
-    `stored` is what Redis holds; None: it does not answer, and `outage` says why. `since_write` says how many
-    seconds ago the status of an object (by uid) was written.
+    `stored` is what Redis holds; None: it does not answer, and `outage` says why (reason, sentence).
+    `refusals` are what the API server said of objects that it did not take, by kind, namespace and name.
+    `since_write` says how many seconds ago the status of an object (by uid) was written. `queue_url` is what
+    replicas were told before their pods said it.
     """
 
     namespace: str
@@ -84,11 +84,13 @@ class Gathered:
     problems: Mapping[str, Sequence[PodProblem]]
     sources: Mapping[RevisionKey, SourceState]
     stored: Observation | None
-    outage: str
+    outage: Refusal
     since_write: Mapping[str, float]
     has_kuberay: bool
     defaults: RayDefaults
     replicas: ReplicaSettings
+    queue_url: str
+    refusals: Mapping[tuple[Kind, str, str], str]
 
     @property
     def entries(self) -> Mapping[str, ModelEntry]:
@@ -104,6 +106,13 @@ class Gathered:
     def pool_problems(self) -> tuple[PodProblem, ...]:
         """A refused spec of a Pool that stands as it last was, reported as problems of its pods are."""
         return (PodProblem("", "", Reason.InvalidConfig, self.refusal),) if self.refusal else ()
+
+    def cluster_refused(self, generation: str) -> tuple[PodProblem, ...]:
+        """A RayCluster that the API server does not take."""
+        name = cluster_name(self.name, generation)
+        said = self.refusals.get(("RayCluster", self.namespace, name))
+        text = f"Kubernetes refuses the RayCluster {name}: {said} {REFUSED_REMEDY}"
+        return (PodProblem("", "", Reason.PodsRefused, text),) if said else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,12 +260,10 @@ def _with_pool(found: Gathered, pool: Pool, now: float) -> Decision:
 
 def _outage(found: Gathered, ray: RayView, now: float) -> Decision:
     """Nothing can be found out of models now; what keeps Ray up goes on."""
-    message = f"{found.outage} {WITHOUT_REDIS}"
     statuses = {
-        each.name: outage_status(each.status, each.generation, Reason.RedisUnreachable, message, now)
-        for each in found.runnable
+        each.name: outage_status(each.status, each.generation, *found.outage, now) for each in found.runnable
     }
-    ready = condition(READY, "False", Reason.RedisUnreachable, message)
+    ready = condition(READY, "False", *found.outage)
     of_pool = _pool_write(found, ready, found.pool_problems, pool_numbers(ray, None), now)
     return Decision(objects=_model_writes(found, statuses) + of_pool, pause_seconds=OUTAGE_SECONDS)
 
@@ -270,7 +277,11 @@ def _observation(found: Gathered, stored: Observation, pool: Pool, ray: RayView,
         sources=found.sources,
         groups=groups_of(pool.spec),
         workers=ray_state.worker_pods(ray.pods),
-        pod_problems=tuple(found.problems[name_of(active)]) if active is not None else (),
+        pod_problems=(
+            tuple(found.problems[name_of(active)])
+            if active is not None
+            else found.cluster_refused(ray.generation)
+        ),
         rejected=ray.view.rejected,
     )
 
@@ -289,7 +300,8 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
         )
         for name, entry in plan.entries.items()
     }
-    problems, numbers = found.pool_problems + seen.pod_problems, pool_numbers(ray, len(plan.applications))
+    problems = found.pool_problems + (found.cluster_refused(ray.generation) or seen.pod_problems)
+    numbers = pool_numbers(ray, len(plan.applications))
     return Decision(
         objects=_model_writes(found, statuses)
         + _pool_write(found, pool_ready(ray, now), problems, numbers, now),
@@ -333,15 +345,25 @@ def _serve_writes(found: Gathered, ray: RayView, part: Move) -> Iterator[ServeWr
     """The active cluster's Serve holds what has moved there; those that retire keep what they are still
     needed for."""
     if ray.choice.active is not None and (state := ray.view.state) is not None:
-        yield ServeWrite(ray.choice.active, application_configs(part.new, found.replicas), state)
+        yield ServeWrite(
+            ray.choice.active, application_configs(part.new, _replicas(found, ray.choice.active)), state
+        )
     for old in ray.choice.retiring:
         if (state := ray.states[name_of(old)]) is not None:
             yield ServeWrite(old, upgrade.kept_configs(state, part.old), state)
 
 
+def _replicas(found: Gathered, cluster: Body) -> ReplicaSettings:
+    """Return what the replicas of a cluster are told. In pods of the version before nothing says where the
+    queue is: until the next cluster takes over they are told in their arguments."""
+    if ray_state.has_variable(cluster, REDIS_VARIABLE, REDIS_FOLDER_VARIABLE):
+        return found.replicas
+    return msgspec.structs.replace(found.replicas, redis_url=found.queue_url)
+
+
 def _pause(plan: PoolPlan, ray: RayView, now: float) -> float:
     if ray.view.state is None:
-        return STARTING_SECONDS
+        return SETTLED_SECONDS if ray.choice.create else STARTING_SECONDS
     if ray.choice.retiring or ray.choice.wanted is not ray.choice.active:
         return PROGRESSING_SECONDS
     return plan.pause_seconds(now, ray_state.next_slow_at(ray.pods, now))

@@ -17,10 +17,12 @@ from typing import Protocol
 
 from tidegate.control.desired import revision_of
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, SourceState
+from tidegate.control.packing import Refusal
 from tidegate.control.plan import queues_of
+from tidegate.control.reasons import Reason
 from tidegate.control.resources import Pool
 from tidegate.control_round import Depths, Registry, observe_store
-from tidegate.errors import QueueUnavailable
+from tidegate.errors import QueueRefused, QueueUnavailable
 from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import ray_state
 from tidegate_operator.cache import Body, Cache, is_deleting, labels
@@ -31,7 +33,7 @@ from tidegate_operator.objects import ModelObject, ResourceReader
 from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, reported
 from tidegate_operator.pod_template import POOL_LABEL, RayDefaults
 from tidegate_operator.ray_view import ServeView, name_of
-from tidegate_operator.resolve_job import job_name, no_job_needed, read_job
+from tidegate_operator.resolve_job import job_name, no_job_needed, read_job, refused_job
 from tidegate_operator.serves import Serves
 from tidegate_operator.work_queue import Key
 
@@ -39,6 +41,13 @@ log = logging.getLogger(__name__)
 
 EVENTS_SECONDS = 5.0
 NODES_SECONDS = 30.0
+
+NO_OUTAGE: Refusal = ("", "")
+REDIS_AWAY = (
+    "Requests are refused until it answers; look at its pod, or at externalRedis in the release's values. "
+    "Tidegate comes back by itself."
+)
+REDIS_REFUSED = "Requests are refused until then; look at redis or externalRedis in the release's values."
 
 
 class Lister(Protocol):
@@ -49,25 +58,34 @@ class Lister(Protocol):
     ) -> tuple[list[Object], int]: ...
 
 
+class Written(Protocol):
+    """The part of `Applier` that is used here: what the API server refused of the last writes, the namespaces
+    that end, and how many seconds ago each status was written."""
+
+    refusals: dict[tuple[Kind, str, str], str]
+    ending: set[str]
+
+    def since_write(self) -> dict[str, float]: ...
+
+
 class Troubles:
     """Finds what keeps pods from running, with the Events and nodes that explain it."""
 
     def __init__(self, cluster: Lister) -> None:
         self._cluster = cluster
-        self._events: dict[str, tuple[float, list[Object]]] = {}
+        self._events: dict[tuple[str, str], tuple[float, list[Object]]] = {}  # by namespace and kind
         self._nodes: tuple[float, list[Object]] = (float("-inf"), [])
         self._ended: dict[str, dict[str, Ended]] = {}  # by RayCluster's uid and group
 
     async def events(self, namespace: str, pods: Sequence[Body]) -> Sequence[Object]:
         """Warnings about pods of the namespace, where some of `pods` are slow."""
-        if not ray_state.slow_pods(pods, time.time()):
-            return ()
-        at, found = self._events.get(namespace, (float("-inf"), []))
-        if time.monotonic() - at >= EVENTS_SECONDS:
-            chosen = "involvedObject.kind=Pod,type=Warning"
-            found = await self._asked("CoreEvent", namespace, chosen)
-            self._events[namespace] = (time.monotonic(), found)
-        return found
+        return await self._warnings(namespace, "Pod") if ray_state.slow_pods(pods, time.time()) else ()
+
+    async def job_events(self, namespace: str, job: Body, pods: Sequence[Body]) -> Sequence[Object]:
+        """Warnings about Jobs of the namespace, where this one should have a pod by now; else about pods."""
+        if not pods and ray_state.is_slow(job, time.time()):
+            return await self._warnings(namespace, "Job")
+        return await self.events(namespace, pods)
 
     async def problems(self, namespace: str, cluster: Body, pods: Sequence[Body]) -> tuple[PodProblem, ...]:
         nodes: Sequence[Object] = ()
@@ -80,6 +98,14 @@ class Troubles:
         uid = cluster["metadata"]["uid"]
         ended = self._ended[uid] = ended_badly(found, self._ended.get(uid, {}), pods, time.time())
         return (*reported(found, ended), *cluster_problems(cluster))
+
+    async def _warnings(self, namespace: str, kind: str) -> list[Object]:
+        at, found = self._events.get((namespace, kind), (float("-inf"), []))
+        if time.monotonic() - at >= EVENTS_SECONDS:
+            chosen = f"involvedObject.kind={kind},type=Warning"
+            found = await self._asked("CoreEvent", namespace, chosen)
+            self._events[namespace, kind] = (time.monotonic(), found)
+        return found
 
     def keep(self, clusters: Sequence[Body]) -> None:
         """Forget clusters that are gone."""
@@ -105,22 +131,23 @@ class Gatherer:
     serves: Serves
     troubles: Troubles
     replicas: ReplicaSettings
+    queue_url: str
     defaults: RayDefaults
 
-    async def gather(self, key: Key, since_write: Mapping[str, float]) -> Gathered:
+    async def gather(self, key: Key, written: Written) -> Gathered:
         namespace, name = key
         models = self.reader.models(namespace, name)
         body = self.cache.get("Pool", namespace, name)
-        if body is not None and is_deleting(body):
-            body = None
+        if body is not None and (is_deleting(body) or namespace in written.ending):
+            body = None  # in a namespace that ends nobody waits for requests: rights there go any moment
         pool, refusal = self.reader.pool(body) if body is not None else (None, "")
         clusters = self.cache.of("RayCluster", namespace, lambda item: labels(item).get(POOL_LABEL) == name)
         live = [item for item in clusters if not is_deleting(item)] if pool is not None else []
         of_namespace = self.cache.of("Pod", namespace)
         pods = {name_of(item): ray_state.pods_of(of_namespace, name_of(item)) for item in live}
         views, (sources, problems), (stored, outage) = await asyncio.gather(
-            self._serve_views(live),
-            self._objects_say(namespace, models, pool, live, of_namespace, pods),
+            self._serve_views(live, pods),
+            self._objects_say(namespace, models, pool, live, of_namespace, pods, written.refusals),
             self._store_says(models, pool),
         )
         return Gathered(
@@ -137,14 +164,18 @@ class Gatherer:
             sources=sources,
             stored=stored,
             outage=outage,
-            since_write=since_write,
+            since_write=written.since_write(),
             has_kuberay="RayCluster" not in self.cache.missing,
             defaults=self.defaults,
             replicas=self.replicas,
+            queue_url=self.queue_url,
+            refusals=written.refusals,
         )
 
-    async def _serve_views(self, clusters: Sequence[Body]) -> dict[str, ServeView]:
-        views = await asyncio.gather(*(self.serves.view(item) for item in clusters))
+    async def _serve_views(
+        self, clusters: Sequence[Body], pods: Mapping[str, Sequence[Body]]
+    ) -> dict[str, ServeView]:
+        views = await asyncio.gather(*(self.serves.view(item, pods[name_of(item)]) for item in clusters))
         return dict(zip(map(name_of, clusters), views, strict=True))
 
     async def _objects_say(
@@ -155,18 +186,24 @@ class Gatherer:
         clusters: Sequence[Body],
         of_namespace: Sequence[Body],
         pods: Mapping[str, Sequence[Body]],
+        refusals: Mapping[tuple[Kind, str, str], str],
     ) -> tuple[dict[RevisionKey, SourceState], dict[str, Sequence[PodProblem]]]:
         """Return how far the Jobs that resolve sources are, and what keeps the pods of each cluster down."""
         if pool is None:
             return {}, {}
-        sources = await self._sources(namespace, models, pool, of_namespace)
+        sources = await self._sources(namespace, models, pool, of_namespace, refusals)
         problems: dict[str, Sequence[PodProblem]] = {}
         for item in clusters:
             problems[name_of(item)] = await self.troubles.problems(namespace, item, pods[name_of(item)])
         return sources, problems
 
     async def _sources(
-        self, namespace: str, models: Sequence[ModelObject], pool: Pool, of_namespace: Sequence[Body]
+        self,
+        namespace: str,
+        models: Sequence[ModelObject],
+        pool: Pool,
+        of_namespace: Sequence[Body],
+        refusals: Mapping[tuple[Kind, str, str], str],
     ) -> dict[RevisionKey, SourceState]:
         found: dict[RevisionKey, SourceState] = {}
         for each in models:
@@ -176,29 +213,34 @@ class Gatherer:
             revision = revision_of(model.spec)
             if _is_recorded(each, revision):
                 continue  # a finished Job goes by itself, its pod first: it then seems to have failed
-            job = self.cache.get("Job", namespace, job_name(model.name, revision))
+            name = job_name(model.name, revision)
+            job = self.cache.get("Job", namespace, name)
             if job is not None:
                 own = ray_state.pods_of_job(of_namespace, job["metadata"]["name"])
-                events = await self.troubles.events(namespace, own)
+                events = await self.troubles.job_events(namespace, job, own)
                 found[(model.name, revision)] = read_job(job, own, events)
             elif (known := no_job_needed(model, pool)) is not None:
                 found[(model.name, revision)] = known
+            elif refusal := refusals.get(("Job", namespace, name)):
+                found[(model.name, revision)] = refused_job(name, refusal)
         return found
 
     async def _store_says(
         self, models: Sequence[ModelObject], pool: Pool | None
-    ) -> tuple[Observation | None, str]:
+    ) -> tuple[Observation | None, Refusal]:
         """Return what Redis holds of this pool's models alone, so that a reconcile costs what its pool costs;
         or why it does not answer."""
         ours = {each.name: each.model for each in models if each.model is not None}
         if pool is None and not ours:
-            return Observation(None), ""
+            return Observation(None), NO_OUTAGE
         records = {each.name: each.record for each in models if each.name in ours and each.record is not None}
         try:
             queues = queues_of(ours.values(), records)
-            return await observe_store(self.registry, self.depths, queues, ours), ""
+            return await observe_store(self.registry, self.depths, queues, ours), NO_OUTAGE
+        except QueueRefused as error:
+            return None, (Reason.RedisRefused, f"{error.message}. {REDIS_REFUSED}")
         except QueueUnavailable as error:
-            return None, error.message
+            return None, (Reason.RedisUnreachable, f"{error.message} {REDIS_AWAY}")
 
 
 def _is_recorded(each: ModelObject, revision: str) -> bool:

@@ -63,7 +63,8 @@ RESOURCES: Mapping[Kind, Resource] = {
     "Node": Resource("v1", "nodes", is_namespaced=False),
     "Deployment": Resource("apps/v1", "deployments"),  # `uninstall` stops the operator's own
     "Lease": Resource("coordination.k8s.io/v1", "leases"),  # `uninstall` removes it
-    "Secret": Resource("v1", "secrets"),  # `uninstall` reads Helm's records in them
+    # Tokens of Ray clusters are read, by name; `uninstall` reads Helm's records.
+    "Secret": Resource("v1", "secrets"),
     "ConfigMap": Resource("v1", "configmaps"),
 }
 WATCHED: tuple[Kind, ...] = tuple(kind for kind, resource in RESOURCES.items() if resource.is_watched)

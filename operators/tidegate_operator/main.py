@@ -67,7 +67,7 @@ async def run(settings: OperatorSettings) -> int:
         # Opened by the first call: the operator starts and tells the truth also while Redis is away.
         redis = Connection(settings.redis_url, name="tidegate-operator")
         stack.push_async_callback(redis.close)
-        serves = Serves(settings.serve_url)
+        serves = Serves(settings.serve_url, cluster)
         stack.push_async_callback(serves.close)
         controller = build(settings, cluster, redis, serves, metrics, liveness)
         leading = asyncio.create_task(
@@ -102,9 +102,11 @@ def build(
         serves,
         Troubles(cluster),
         settings.replica_settings,
+        settings.queue_url,
         settings.ray_defaults,
     )
-    reconciler = Reconciler(gatherer, Applier(cluster, cache, registry, serves, settings.pod_name))
+    applier = Applier(cluster, cache, registry, serves, settings.pod_name, settings.own_namespace)
+    reconciler = Reconciler(gatherer, applier)
     informers = Informers(cluster, handler, liveness, settings.watched_namespaces)
     return Controller(settings, cache, queue, handler, informers, reconciler, metrics, liveness)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ ENDED = frozenset({"OutOfMemory", "CrashLoop", "Evicted"})
 ENDED_SECONDS = 60.0
 CLOCK_SECONDS = 2.0  # creation times have whole seconds, of another clock
 MAX_CAUSE_CHARACTERS = 600
+REFUSED_REMEDY = "Change the Pool, its namespace's quota or limits, or its Pod Security level."
 _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]+)")
 _NAMED = re.compile(r"""(secret|configmap|persistentvolumeclaim) "?([a-z0-9][a-z0-9./-]*[a-z0-9])"?""", re.I)
 
@@ -108,6 +109,20 @@ def reported(found: Sequence[PodProblem], ended: Mapping[str, Ended]) -> tuple[P
     return (*now, *past)
 
 
+def refused_pod(job: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> str:
+    """Return what Kubernetes says of a Job's pod that it does not even make, which only Events tell; empty:
+    nothing."""
+    name, uid = job["metadata"]["name"], job["metadata"].get("uid")
+    refused = _newest(events, name, uid, ("FailedCreate",))
+    if refused is None:
+        return ""
+    cause = _cause(str(refused.get("message") or "").removeprefix("Error creating: "))
+    return (
+        f"Kubernetes refuses the pod of the Job {name}, which looks at the source: {cause} {REFUSED_REMEDY} "
+        "It is tried again by itself."
+    )
+
+
 def cluster_problems(ray_cluster: Mapping[str, Any]) -> tuple[PodProblem, ...]:
     """Return what KubeRay says of pods that it could not even make: quota, Pod Security, a bad template."""
     name = str((ray_cluster.get("metadata") or {}).get("name") or "")
@@ -120,8 +135,7 @@ def cluster_problems(ray_cluster: Mapping[str, Any]) -> tuple[PodProblem, ...]:
                     "",
                     "",
                     "PodsRefused",
-                    f"Kubernetes refuses pods of the Ray cluster {name}: {cause} Change the Pool, its "
-                    "namespace's quota or its Pod Security level.",
+                    f"Kubernetes refuses pods of the Ray cluster {name}: {cause} {REFUSED_REMEDY}",
                 ),
             )
     return ()
@@ -306,18 +320,25 @@ def _shown(resource: str, amount: float) -> str:
 def _unmounted(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> tuple[str, str] | None:
     """Read the newest event that says that a volume of this pod cannot be mounted."""
     name, uid = pod["metadata"]["name"], pod["metadata"].get("uid")
-    failed = [
-        event
-        for event in events
-        if event.get("reason") in VOLUME_EVENTS and _is_about(event.get("involvedObject") or {}, name, uid)
-    ]
-    if not failed:
+    failed = _newest(events, name, uid, VOLUME_EVENTS)
+    if failed is None:
         return None
-    cause = _cause(max(failed, key=lambda event: str(event.get("lastTimestamp") or "")).get("message"))
+    cause = _cause(failed.get("message"))
     named = _NAMED.search(cause)
     if named and "not found" in cause and named[1].lower() in ("secret", "configmap"):
         return "SecretMissing", f"Pod {name} cannot start: {cause} Create {named[1].lower()} {named[2]}."
     return "VolumeMissing", f"Pod {name} cannot start: {cause} Check the Pool's volumes and weightCache."
+
+
+def _newest(
+    events: Sequence[Mapping[str, Any]], name: str, uid: str | None, reasons: Collection[str]
+) -> Mapping[str, Any] | None:
+    found = (
+        event
+        for event in events
+        if event.get("reason") in reasons and _is_about(event.get("involvedObject") or {}, name, uid)
+    )
+    return max(found, key=lambda event: str(event.get("lastTimestamp") or ""), default=None)
 
 
 def _is_about(reference: Mapping[str, Any], name: str, uid: str | None) -> bool:

@@ -16,6 +16,8 @@ from tidegate.control.pool_schema import PoolSpec
 
 WEIGHTS_FOLDER = "/var/lib/tidegate/weights"
 WEIGHTS_VOLUME = "tidegate-weights"
+QUEUE_FOLDER = "/etc/tidegate/queue"
+QUEUE_VOLUME = "tidegate-queue"
 SHARED_MEMORY_VOLUME = "tidegate-shared-memory"
 USER_ID = 1000  # of the Ray image; also the group that a claim's files are given to
 
@@ -29,14 +31,17 @@ REVISION_LABEL = "tidegate.dev/revision"
 class RayDefaults:
     """Defaults of what a Pool leaves open. `redis_address` is that of the Redis in which Ray's head keeps its
     state ("redis://host:6379"; empty: none), `redis_password` the (Secret, key) of its password, where it has
-    one. `queue_secret` is the (Secret, key) of the queue's URL, where replicas are to get it from there.
+    one. `queue_url` is where replicas find the queue, without a password; that, or the whole URL, is in a
+    (Secret, key).
     """
 
     image: str
     ray_version: str
     redis_address: str = ""
     redis_password: tuple[str, str] | None = None
-    queue_secret: tuple[str, str] | None = None
+    queue_url: str = ""
+    queue_url_secret: tuple[str, str] | None = None
+    queue_password_secret: tuple[str, str] | None = None
 
 
 def common_labels(component: str) -> dict[str, str]:

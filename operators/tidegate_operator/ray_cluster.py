@@ -4,7 +4,8 @@ A generation is named by a hash over everything that needs new pods. What change
 it: bounds on workers, the time after which an idle one goes. Replicas run on workers only (the head has no
 CPUs for them), each in the group that its placement names through a Ray resource of that name.
 
-Ray runs without a token (`RAY_AUTH_MODE=disabled`); the chart's NetworkPolicies close its ports instead.
+Whoever speaks to Ray may run code in its pods. KubeRay makes a token for each cluster, in a Secret of its
+own, and tells it to all of Ray's containers (`authOptions`); the chart's NetworkPolicies are the second lock.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any
 from tidegate.control.observed import Group
 from tidegate.control.pool_schema import Pool, PoolSpec, WorkerGroup
 from tidegate.control.serve_config import group_resource
-from tidegate.replica_args import REDIS_VARIABLE
+from tidegate.replica_args import PASSWORD_FILE, REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, URL_FILE
 from tidegate_operator.pod_template import (
     GENERATION_LABEL,
     POOL_LABEL,
+    QUEUE_FOLDER,
+    QUEUE_VOLUME,
     SHARED_MEMORY_VOLUME,
     RayDefaults,
     common_labels,
@@ -49,7 +52,7 @@ AUTOSCALER_RESOURCES = {
     "requests": {"cpu": "50m", "memory": "256Mi"},
     "limits": {"cpu": "500m", "memory": "512Mi"},
 }
-RAY_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def cluster_name(pool: str, generation: str) -> str:
@@ -134,6 +137,7 @@ def groups_of(spec: PoolSpec) -> tuple[Group, ...]:
 def _spec(spec: PoolSpec, defaults: RayDefaults, labels: Mapping[str, str]) -> dict[str, Any]:
     return {
         "rayVersion": spec.ray_version or defaults.ray_version,
+        "authOptions": {"mode": "token"},
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": _autoscaler(spec, defaults),
         **_fault_tolerance(spec, defaults),
@@ -223,23 +227,27 @@ def _pod(
     container: str, resources: Mapping[str, Any], spec: PoolSpec, defaults: RayDefaults
 ) -> dict[str, Any]:
     """Return the pod's spec. Ray's container is the first, as KubeRay wants it."""
-    variables = {**RAY_ENVIRONMENT, **{item["name"]: item["value"] for item in weights_environment(spec)}}
-    all_volumes, mounts = volumes(spec), volume_mounts(spec)
+    variables = {
+        **RAY_ENVIRONMENT,
+        **_queue_variables(defaults),
+        **{item["name"]: item["value"] for item in weights_environment(spec)},
+    }
+    all_volumes, mounts = [*volumes(spec), *_queue_volume(defaults)], volume_mounts(spec)
+    if _queue_volume(defaults):
+        mounts.append({"name": QUEUE_VOLUME, "mountPath": QUEUE_FOLDER, "readOnly": True})
     if spec.shared_memory:
         shared = {"medium": "Memory", "sizeLimit": spec.shared_memory}
         all_volumes.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": shared})
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"})  # noqa: S108
     return {
         **pull_secrets(spec),
+        "enableServiceLinks": False,
         "securityContext": pod_security(spec),
         "containers": [
             {
                 "name": container,
                 **image_of(spec, defaults),
-                "env": [
-                    *({"name": name, "value": value} for name, value in variables.items()),
-                    *_queue_variable(defaults),
-                ],
+                "env": [{"name": name, "value": value} for name, value in variables.items()],
                 "resources": dict(resources),
                 "securityContext": container_security(),
                 **({"volumeMounts": mounts} if mounts else {}),
@@ -249,13 +257,23 @@ def _pod(
     }
 
 
-def _queue_variable(defaults: RayDefaults) -> list[dict[str, Any]]:
-    """The queue's address from a Secret: what Serve stores then names only the variable. The head needs it
-    too: Serve's controller asks for the queue's depths."""
-    if defaults.queue_secret is None:
-        return []
-    name, key = defaults.queue_secret
-    return [{"name": REDIS_VARIABLE, "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}]
+def _queue_variables(defaults: RayDefaults) -> dict[str, str]:
+    """Say where the queue is: what Serve stores then names only the variable. The head needs it too: Serve's
+    controller asks for the queue's depths."""
+    url = {REDIS_VARIABLE: defaults.queue_url} if defaults.queue_url else {}
+    return url | ({REDIS_FOLDER_VARIABLE: QUEUE_FOLDER} if _queue_volume(defaults) else {})
+
+
+def _queue_volume(defaults: RayDefaults) -> list[dict[str, Any]]:
+    """The queue's password, or whole URL, as a file: the kubelet writes a changed Secret into it, and whoever
+    connects anew reads it. No pod is restarted for that."""
+    held = {URL_FILE: defaults.queue_url_secret, PASSWORD_FILE: defaults.queue_password_secret}
+    sources = [
+        {"secret": {"name": found[0], "items": [{"key": found[1], "path": path}]}}
+        for path, found in held.items()
+        if found is not None
+    ]
+    return [{"name": QUEUE_VOLUME, "projected": {"sources": sources}}] if sources else []
 
 
 def _ray_cpus(group: WorkerGroup) -> int:

@@ -79,6 +79,26 @@ def kuberay_version(pods: Iterable[Body]) -> str:
     return ""
 
 
+def token_secret(pods: Iterable[Body]) -> tuple[str, str] | None:
+    """Return the (Secret, key) of the token that Ray asks for, as the head is told it; None: it asks for
+    none, or there is no head now."""
+    for pod in pods:
+        if labels(pod).get(NODE_TYPE_LABEL) != "head" or is_deleting(pod):
+            continue
+        for container in (pod.get("spec") or {}).get("containers") or ():
+            for variable in container.get("env") or ():
+                reference = (variable.get("valueFrom") or {}).get("secretKeyRef")
+                if variable.get("name") == "RAY_AUTH_TOKEN" and reference:
+                    return str(reference["name"]), str(reference["key"])
+    return None
+
+
+def has_variable(cluster: Body, *names: str) -> bool:
+    """Tell whether the head's container of a cluster is given one of these variables."""
+    pod = cluster["spec"]["headGroupSpec"]["template"]["spec"]
+    return any(item.get("name") in names for item in pod["containers"][0].get("env") or ())
+
+
 def ray_version(cluster: Body | None) -> str:
     return str(((cluster or {}).get("spec") or {}).get("rayVersion") or "")
 
@@ -88,10 +108,12 @@ def slow_pods(pods: Iterable[Body], now: float) -> list[Body]:
     return [
         pod
         for pod in pods
-        if (pod.get("status") or {}).get("phase") == "Pending"
-        and not is_deleting(pod)
-        and now - _created(pod) >= SLOW_SECONDS
+        if (pod.get("status") or {}).get("phase") == "Pending" and not is_deleting(pod) and is_slow(pod, now)
     ]
+
+
+def is_slow(body: Body, now: float) -> bool:
+    return now - _created(body) >= SLOW_SECONDS
 
 
 def next_slow_at(pods: Iterable[Body], now: float) -> float | None:

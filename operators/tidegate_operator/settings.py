@@ -8,13 +8,14 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from tidegate.replica_args import FROM_ENVIRONMENT, REDIS_VARIABLE, ReplicaSettings
+from tidegate.replica_args import FROM_ENVIRONMENT, REDIS_VARIABLE, ReplicaSettings, without_password
 from tidegate.settings import ProcessSettings, Seconds
 from tidegate_operator.pod_template import RayDefaults
 
 OWN_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 SERVE_URL_TEMPLATE = "http://{service}.{namespace}.svc:8265"
 
+SecretKey = Annotated[str, Field(pattern=r"^$|^[^/]+/[^/]+$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
 
@@ -26,11 +27,13 @@ class OperatorSettings(ProcessSettings):
         "", description="The same Redis as replicas reach it; empty: as the operator does."
     )
 
-    replica_redis_secret: str = Field(
+    replica_redis_password_secret: SecretKey = Field(
         "",
-        pattern=r"^$|^[^/]+/[^/]+$",
-        description="`SECRET/KEY` in each namespace of Pools that holds that address: Ray's pods then get it "
-        "from there, and what Serve stores and logs has no password; empty: Serve's configuration says it.",
+        description="`SECRET/KEY` of its password in each namespace of Pools. Ray's pods mount it: what "
+        "Serve stores and logs, and the manifests of pods, hold none.",
+    )
+    replica_redis_url_secret: SecretKey = Field(
+        "", description="`SECRET/KEY` of the whole address instead, in each namespace of Pools."
     )
 
     # Names of models are global to the gateways, so one operator serves all namespaces.
@@ -50,9 +53,7 @@ class OperatorSettings(ProcessSettings):
     gcs_redis_address: str = Field(
         "", description="`HOST:PORT` of the Redis that keeps the state of Ray heads; empty: none is kept."
     )
-    gcs_redis_password_secret: str = Field(
-        "", pattern=r"^$|^[^/]+/[^/]+$", description="`SECRET/KEY` of its password."
-    )
+    gcs_redis_password_secret: SecretKey = Field("", description="`SECRET/KEY` of its password.")
     serve_url_template: str = Field(
         SERVE_URL_TEMPLATE, description="Where the dashboard of a RayCluster answers."
     )
@@ -96,21 +97,26 @@ class OperatorSettings(ProcessSettings):
 
     @property
     def ray_defaults(self) -> RayDefaults:
-        secret, _, key = self.gcs_redis_password_secret.partition("/")
-        queue_secret, _, queue_key = self.replica_redis_secret.partition("/")
+        url_secret = _secret_key(self.replica_redis_url_secret)
         return RayDefaults(
             image=self.ray_image,
             ray_version=self.ray_version,
             redis_address=self.gcs_redis_address,
-            redis_password=(secret, key) if secret else None,
-            queue_secret=(queue_secret, queue_key) if queue_secret else None,
+            redis_password=_secret_key(self.gcs_redis_password_secret),
+            queue_url="" if url_secret else without_password(self.queue_url),
+            queue_url_secret=url_secret,
+            queue_password_secret=_secret_key(self.replica_redis_password_secret),
         )
 
     @property
+    def queue_url(self) -> str:
+        """The address as replicas reach it, with the password where the operator has it."""
+        return self.replica_redis_url or self.redis_url
+
+    @property
     def replica_settings(self) -> ReplicaSettings:
-        given = f"{FROM_ENVIRONMENT}{REDIS_VARIABLE}" if self.replica_redis_secret else ""
         return ReplicaSettings(
-            redis_url=given or self.replica_redis_url or self.redis_url,
+            redis_url=f"{FROM_ENVIRONMENT}{REDIS_VARIABLE}",
             key_prefix=self.key_prefix,
             times=self.times,
         )
@@ -118,3 +124,8 @@ class OperatorSettings(ProcessSettings):
     def serve_url(self, service: str, namespace: str, cluster: str) -> str:
         """Return the address at which the Ray dashboard of one RayCluster answers."""
         return self.serve_url_template.format(service=service, namespace=namespace, cluster=cluster)
+
+
+def _secret_key(given: str) -> tuple[str, str] | None:
+    name, _, key = given.partition("/")
+    return (name, key) if name else None

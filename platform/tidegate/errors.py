@@ -12,6 +12,9 @@ TidegateError
 ├── QueueFull                 429  with Retry-After
 ├── ModelUnavailable          503  with the model's own sentence
 ├── QueueUnavailable          503  Redis is away; the client is not told how
+│   ├── QueueOutOfMemory           Redis refuses what makes it larger
+│   ├── QueueReadOnly              Redis refuses every write
+│   └── QueueRefused               Redis refuses us; it does not pass by itself
 ├── GatewayStopping           503
 ├── TooManyConnections        503
 ├── GenerationFailed          500  the engine failed on an accepted request
@@ -135,6 +138,19 @@ class QueueUnavailable(RequestError):
         body = super().body()
         body["error"]["message"] = self.SHOWN
         return body
+
+
+class QueueOutOfMemory(QueueUnavailable):
+    SHOWN = "The queue has no memory left. Send the request again in some seconds."
+
+
+class QueueReadOnly(QueueUnavailable):
+    pass
+
+
+class QueueRefused(QueueUnavailable):
+    """Redis is there and will not serve us: a wrong password, a server that Tidegate cannot use. It does not
+    pass by itself. To a client it is the same."""
 
 
 class GatewayStopping(RequestError):

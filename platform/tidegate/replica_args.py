@@ -8,7 +8,10 @@ description, those bounds and that default (`tidegate.settings`).
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -23,20 +26,61 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 EngineName = Literal["transformers", "simulated"]
 
 FROM_ENVIRONMENT = "env:"  # begins a `redis_url` that names a variable instead
+SLOTS_UNTIL_KNOWN = 16  # of a revision that never reported how many its engine has
 REDIS_VARIABLE = "TG_REDIS_URL"  # the one that hosts set for Ray's processes
+REDIS_FOLDER_VARIABLE = "TG_REDIS_FOLDER"  # a mounted Secret with the files below
+URL_FILE, PASSWORD_FILE = "url", "password"
+
+_URL = re.compile(
+    r"(?P<scheme>[^/]*://)(?:(?P<user>[^/?#:]*)(?::(?P<password>[^/?#]*))?@)?(?P<rest>.*)", re.DOTALL
+)
 
 
 def find_redis_url(given: str) -> str:
     """The URL that is given, or that of the variable named (`env:NAME`): Serve stores and logs its config, so
-    no password may stand in it. Raises `ConfigError` where there is no such variable."""
+    no password may stand in it. A folder that the environment names may hold the URL or its password: it is
+    read each time, because a Secret may change. Raises `ConfigError` where there is no such variable."""
     if not given.startswith(FROM_ENVIRONMENT):
         return given
     name = given.removeprefix(FROM_ENVIRONMENT)
-    if not (url := os.environ.get(name, "")):
+    folder = os.environ.get(REDIS_FOLDER_VARIABLE, "")
+    url = _held(folder, URL_FILE) or os.environ.get(name, "")
+    if not url:
         raise ConfigError(
             f"redis_url: {given}: the process has no variable {name}; set it for Ray's processes"
         )
-    return url
+    return with_credentials(url, "", _held(folder, PASSWORD_FILE))
+
+
+def with_credentials(url: str, username: str, password: str) -> str:
+    """Return `url` with this user and password, as they are, in place of its own; an empty one leaves it."""
+    parts = _URL.fullmatch(url)
+    if parts is None or not (username or password):
+        return url
+    user = quote(username, safe="") if username else parts["user"] or ""
+    secret = quote(password, safe="") if password else parts["password"] or ""
+    return f"{parts['scheme']}{user}:{secret}@{parts['rest']}"
+
+
+def without_password(url: str) -> str:
+    parts = _URL.fullmatch(url)
+    if parts is None or parts["password"] is None:
+        return url
+    return (
+        f"{parts['scheme']}{parts['user']}@{parts['rest']}"
+        if parts["user"]
+        else parts["scheme"] + parts["rest"]
+    )
+
+
+def cut(secret: str) -> str:
+    """Return a secret without the line break that editors and `echo` put at its end."""
+    return secret.rstrip("\r\n")
+
+
+def _held(folder: str, name: str) -> str:
+    path = Path(folder, name)
+    return cut(path.read_text(encoding="utf-8")) if folder and path.exists() else ""
 
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):

@@ -25,6 +25,10 @@ class ServeUnavailable(TidegateError):
     reason = "ServeUnavailable"
 
 
+class ServeUnauthorized(ServeUnavailable):
+    """The Ray dashboard does not take the token; another one may help."""
+
+
 class ServeRejected(TidegateError):
     """Serve refused the config (HTTP 400). `message` is Serve's own text; nothing has changed."""
 
@@ -74,6 +78,8 @@ class ServeApi:
         text = response.text[:MAX_ERROR_CHARACTERS]
         if response.status_code == httpx.codes.BAD_REQUEST:
             raise ServeRejected(f"Ray Serve refused the config: {text}")
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise ServeUnauthorized(f"Ray Serve's API refuses the token: {response.status_code}: {text}")
         if not response.is_success:
             raise ServeUnavailable(f"Ray Serve's API answered {response.status_code}: {text}")
         return response

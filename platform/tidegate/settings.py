@@ -19,9 +19,11 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tidegate.errors import ConfigError, FieldProblem
-from tidegate.replica_args import DEFAULT_TIMES, KEY_PREFIX, Times
+from tidegate.replica_args import DEFAULT_TIMES, KEY_PREFIX, Times, cut, with_credentials
 
 PREFIX = "TIDEGATE_"
+# Taken together, where Tidegate's own name of the first is not set.
+PLAIN_VARIABLES = ("REDIS_URL", "REDIS_USERNAME", "REDIS_PASSWORD")
 # Set by Tidegate for its own child processes or by build tooling; not settings of a process.
 INTERNAL_VARIABLES = frozenset({"TIDEGATE_INSTANCE"})
 
@@ -41,6 +43,13 @@ class ProcessSettings(BaseSettings):
     )
 
     redis_url: str
+    redis_username: str = Field("", description="Its user, in place of the one in the URL.")
+    redis_password: str = Field(
+        "",
+        repr=False,
+        description="Its password as it is, not percent-encoded, in place of the one in the URL; a line "
+        "break at its end is cut.",
+    )
     key_prefix: str = Field(
         KEY_PREFIX,
         pattern=r"^[a-z0-9-]{1,32}$",
@@ -57,10 +66,18 @@ class ProcessSettings(BaseSettings):
     @field_validator("redis_url", "replica_redis_url", check_fields=False)
     @classmethod
     def _redis_scheme(cls, value: str) -> str:
+        value = cut(value)
         if value and not re.match(r"(rediss?(\+sentinel)?|unix)://", value):
             raise ValueError(
                 "use redis://host:port/db, rediss://, unix:///path.sock or redis+sentinel://host,host/master/db"
             )
+        return value
+
+    @field_validator("redis_username", "redis_password")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if re.search(r"[\x00-\x1f\x7f]", value := cut(value)):
+            raise ValueError("it holds a line break or another control character; write it anew")
         return value
 
 
@@ -117,14 +134,21 @@ class Settings(ProcessSettings):
         20_000, description="Requests waiting and running in all; above it 429."
     )
     total_max_bytes: Count = Field(
-        512 * 1024 * 1024, description="Bytes of all requests waiting and running; above it 429."
+        512 * 1024 * 1024,
+        description="Bytes of all requests waiting and running, and of what those that run have generated; "
+        "above it 429, and the largest answers end.",
+    )
+    key_share: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="Share of a model's queue, in requests and in bytes, that one key may hold; above it "
+        "429. With 1 a single key can fill it.",
     )
     tenant_max_requests: Count = Field(
         10_000, description="Requests waiting and running of one tenant; above it 429."
     )
-    tenant_max_bytes: Count = Field(
-        512 * 1024 * 1024, description="Bytes of one tenant's requests waiting and running; above it 429."
-    )
+    tenant_max_bytes: Count = Field(384 * 1024 * 1024, description="The same of one tenant's requests.")
 
     hold_status_seconds: Seconds = Field(
         5.0, description="How long a stream's status line waits for the first token or a refusal."
@@ -157,21 +181,31 @@ def read_settings(kind: type[AnySettings], environ: Mapping[str, str] | None = N
         for name, value in environ.items()
         if name.startswith(PREFIX) and name not in INTERNAL_VARIABLES and not _is_service_link(name, value)
     }
-    if "REDIS_URL" in environ and "redis_url" not in values:
-        values["redis_url"] = environ["REDIS_URL"]
+    if "redis_url" not in values and PLAIN_VARIABLES[0] in environ:
+        values |= {name.lower(): environ[name] for name in PLAIN_VARIABLES if name in environ}
     known = variables(kind)
     problems = [
         FieldProblem(
-            f"{PREFIX}{name.upper()}", repr(value), "no such setting; known: " + ", ".join(sorted(known))
+            f"{PREFIX}{name.upper()}",
+            _shown(name, value),
+            "no such setting; known: " + ", ".join(sorted(known)),
         )
         for name, value in values.items()
         if name not in known
+    ]
+    problems += [
+        FieldProblem(
+            f"{PREFIX}{name.upper()}", _shown(name, values[name]), f"set {PREFIX}REDIS_URL beside it"
+        )
+        for name in ("redis_username", "redis_password")
+        if values.get(name) and not values.get("redis_url")
     ]
     times = _checked(CHECKED_TIMES, values, problems)
     settings = _checked(kind, values, problems)
     if times is None or settings is None or problems:
         raise ConfigError("; ".join(map(str, problems)), problems)
-    return settings.model_copy(update={"times": Times(**times.model_dump())})
+    url = with_credentials(settings.redis_url, settings.redis_username, settings.redis_password)
+    return settings.model_copy(update={"times": Times(**times.model_dump()), "redis_url": url})
 
 
 _LINK_NAME = re.compile(
@@ -218,9 +252,15 @@ def _checked(
         return None
 
 
+def _shown(name: str, value: Any) -> str:
+    """Return a value for a message; of one that may hold a password, that there is one."""
+    may_hold = re.search("password|secret|token|key$", name, re.I) or "@" in str(value)
+    return "***" if may_hold and value else repr(value)
+
+
 def _problem(item: ErrorDetails) -> FieldProblem:
     name = f"{PREFIX}{str(item['loc'][0]).upper()}"
     if item["type"] == "missing":  # its input would be all settings, secrets among them
         return FieldProblem(name, "missing", "set it")
     # Pydantic's message without the kind of error in front.
-    return FieldProblem(name, repr(item.get("input")), item["msg"].removeprefix("Value error, "))
+    return FieldProblem(name, _shown(name, item.get("input")), item["msg"].removeprefix("Value error, "))

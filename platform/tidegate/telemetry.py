@@ -28,6 +28,8 @@ SEGMENTS = "tidegate_gateway_segments"
 REPLAYS = "tidegate_gateway_replays"
 REQUESTS_WAITING = "tidegate_num_requests_waiting"
 REQUESTS_RUNNING = "tidegate_num_requests_running"
+QUEUE_STATE = "tidegate_queue_state"
+QUEUE_MAY_EVICT = "tidegate_queue_may_evict"
 MODEL_REPLICAS = "tidegate_model_replicas"
 
 # OpenTelemetry's advised bucket bounds for the two latency histograms, in seconds.

@@ -21,7 +21,7 @@ import openai
 import orjson
 import pytest
 
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, CommandFailed
 from tests.cluster.conftest import NAMESPACES
 from tests.cluster.figures import Figures
 from tests.cluster.load import Load, Part, Tally
@@ -186,6 +186,48 @@ def test_what_kubectl_shows_is_the_state(platform: Platform) -> None:
         SIMULATED: ("True", "Serving", "simulated"),
     }
     assert shown[BF16]["REPLICAS"] == "1/1"
+
+
+def test_ray_asks_for_a_token_and_knows_no_password(platform: Platform) -> None:
+    """Neither what Serve stores nor what Ray has written in any of its pods holds the queue's password; and
+    who has no token is refused by each of Ray's doors."""
+    release = platform.release
+    cluster = release.cluster
+    password = cluster.secret("tidegate-redis", "password", NAMESPACE)
+    (head,) = release.pods(HEAD)
+    name, address = head["metadata"]["name"], head["status"]["podIP"]
+    dashboard = f"http://{address}:8265"
+    for path in ("/api/serve/applications/", "/api/jobs/", "/nodes?view=summary"):
+        assert httpx.get(f"{dashboard}{path}", timeout=30, trust_env=False).status_code == 401
+    job = {"entrypoint": "id"}
+    assert httpx.post(f"{dashboard}/api/jobs/", json=job, timeout=30, trust_env=False).status_code == 401
+    token = cluster.secret(head["metadata"]["labels"]["ray.io/cluster"], "auth_token", NAMESPACE)
+    headers = {"Authorization": f"Bearer {token}"}
+    stored = httpx.get(f"{dashboard}/api/serve/applications/", headers=headers, timeout=30, trust_env=False)
+    assert stored.status_code == 200
+    assert "env:TG_REDIS_URL" in stored.text
+    assert password not in stored.text
+    for pod in [head, *release.pods(WORKER)]:
+        assert password not in str(pod)
+        command = (
+            "exec",
+            "-n",
+            NAMESPACE,
+            pod["metadata"]["name"],
+            "--",
+            "grep",
+            "-rlF",
+            password,
+            "/tmp/ray",
+        )
+        with pytest.raises(CommandFailed, match="exit code 1"):
+            cluster.kubectl(*command)
+    driver = "import ray; ray.init(address='auto'); print('in')"
+    script = f'env -u RAY_AUTH_TOKEN RAY_AUTH_MODE=disabled python -c "{driver}"'
+    with pytest.raises(CommandFailed):
+        cluster.kubectl(
+            "exec", "-n", NAMESPACE, name, "-c", "ray-head", "--", "timeout", "60", "sh", "-c", script
+        )
 
 
 def test_a_model_goes_to_zero_and_a_held_request_brings_it_back(platform: Platform) -> None:

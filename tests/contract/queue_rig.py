@@ -42,6 +42,8 @@ _ids = itertools.count()
 def bounds(**changes: Any) -> Bounds:
     values: dict[str, Any] = {
         "model": QueueLimits(),
+        "key_max_requests": 10_000,
+        "key_max_bytes": 1 << 30,
         "tenant_max_requests": 10_000,
         "tenant_max_bytes": 1 << 30,
         "total_max_requests": 10_000,

@@ -23,6 +23,8 @@ SIZE = len(encode_request(a_request()))
     [
         ({"model": QueueLimits(max_requests=2)}, "model", "requests", 2),
         ({"model": QueueLimits(max_bytes=2 * SIZE + 50)}, "model", "bytes", 2 * SIZE + 50),
+        ({"key_max_requests": 2}, "key", "requests", 2),
+        ({"key_max_bytes": 2 * SIZE + 50}, "key", "bytes", 2 * SIZE + 50),
         ({"tenant_max_requests": 2}, "tenant", "requests", 2),
         ({"tenant_max_bytes": 2 * SIZE + 50}, "tenant", "bytes", 2 * SIZE + 50),
         ({"total_max_requests": 2}, "total", "requests", 2),
@@ -68,6 +70,100 @@ async def test_bounds_of_one_model_or_tenant_leave_others_alone(rig: Rig) -> Non
     await accept(gateway, a_request(model="other"), limits=limits)
     assert isinstance(await gateway.submit([a_request(model="third")], limits), Rejected)
     await accept(gateway, a_request(model="third", tenant="second"), limits=limits)
+
+
+async def test_what_one_key_may_hold_is_counted_for_each_model_by_itself(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    limits = bounds(key_max_requests=1)
+    await accept(gateway, a_request(key="a"), limits=limits)
+    assert isinstance(await gateway.submit([a_request(key="a")], limits), Rejected)
+    await accept(gateway, a_request(key="b"), limits=limits)
+    await accept(gateway, a_request(key="a", model="other"), limits=limits)
+
+
+KIB = 1024
+BYTE_BOUNDS = {
+    "model": {"model": QueueLimits(max_bytes=64 * KIB)},
+    "key": {"key_max_bytes": 64 * KIB},
+    "tenant": {"tenant_max_bytes": 64 * KIB},
+    "total": {"total_max_bytes": 64 * KIB},
+}
+
+
+@pytest.mark.parametrize("bound", BYTE_BOUNDS)
+async def test_what_runs_is_charged_for_what_it_writes(rig: Rig, bound: str) -> None:
+    gateway, _ = await rig.gateway()
+    replica = await rig.replica()
+    limits = bounds(**BYTE_BOUNDS[bound])
+    await accept(gateway, a_request(), limits=limits)
+    [claim] = await replica.queue.claim(1)
+    await replica.queue.emit([(1, a_token(claim, 0, "x" * 40 * KIB))])
+    large = a_request(prompt=TextPrompt("y" * 30 * KIB))
+    refused = await gateway.submit([large], limits)
+    assert isinstance(refused, Rejected)
+    assert (refused.bound, refused.unit) == (bound, "bytes")
+    await replica.queue.emit([(1, a_token(claim, 1, finish="stop"))])
+    await accept(gateway, large, limits=limits)
+
+
+@pytest.mark.parametrize("bound", BYTE_BOUNDS)
+async def test_past_a_bound_the_largest_answer_ends_and_the_others_go_on(rig: Rig, bound: str) -> None:
+    gateway, ear = await rig.gateway()
+    replica = await rig.replica()
+    large, small, third = a_request(), a_request(), a_request()
+    await accept(gateway, large, small, third, limits=bounds(**BYTE_BOUNDS[bound]))
+    await replica.queue.claim(3)
+    step = "x" * 6 * KIB
+    for seq in range(10):
+        assert await replica.queue.emit([(1, a_token(large, seq, step))]) == []
+    assert await replica.queue.emit([(1, a_token(small, 0, step)), (1, a_token(large, 10, step))]) == [
+        large.id
+    ]
+    await await_until(lambda: replica.cancelled == [large.id])
+    finish = await await_until(lambda: ear.finish_of(large.id))
+    assert finish is not None
+    assert (finish.reason, finish.code) == ("error", "AnswerTooLarge")
+    assert str(64 * KIB) in finish.message
+    assert [segment.seq for segment in ear.of(large.id)] == list(range(11))
+    assert await replica.queue.emit([(1, a_token(small, 1, step)), (1, a_token(third, 0, step))]) == []
+    assert ear.finish_of(small.id) is None
+
+
+async def test_what_was_charged_moves_with_the_request_to_another_replica(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    replica, other = await rig.replica(), await rig.replica()
+    limits = bounds(total_max_bytes=64 * KIB)
+    request, large = a_request(), a_request(prompt=TextPrompt("y" * 30 * KIB))
+    await accept(gateway, request, limits=limits)
+    await replica.queue.claim(1)
+    await replica.queue.emit([(1, a_token(request, 0, "x" * 40 * KIB))])
+    await replica.queue.hand_back([(request.id, 1)], "r")
+    assert isinstance(await gateway.submit([large], limits), Rejected)
+    [claim] = await other.queue.claim(1)
+    await other.queue.emit([(claim.attempt, a_token(request, 1, "x" * 5 * KIB))])
+    assert isinstance(await gateway.submit([large], limits), Rejected)
+    await gateway.cancel([request.id], "left")
+    await accept(gateway, large, limits=limits)
+
+
+async def test_what_has_ended_can_be_forgotten_and_nothing_else(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    replica = await rig.replica()
+    ended, running, waiting = a_request(), a_request(), a_request()
+    await accept(gateway, ended, running, waiting)
+    await replica.queue.claim(2)
+    await replica.queue.emit([(1, a_token(ended, 0, finish="stop")), (1, a_token(running, 0))])
+    gateway.forget([ended.id, running.id, waiting.id, "unknown"])
+
+    async def is_gone() -> bool:
+        return await gateway.replay(ended.id) is None
+
+    await await_until(is_gone)
+    # The same final segment again, after a lost reply: nobody waits for it any more.
+    assert await replica.queue.emit([(1, a_token(ended, 0, finish="stop"))]) == [ended.id]
+    assert len(await gateway.replay(running.id) or ()) == 1
+    assert await gateway.replay(waiting.id) == []
+    await replica.queue.emit([(1, a_token(running, 1, finish="stop"))])
 
 
 async def test_a_request_past_its_deadline_never_reaches_an_engine(rig: Rig) -> None:

@@ -80,7 +80,7 @@ class QueueHistory(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 4), priority=st.integers(-2, 2), tenant=st.sampled_from(["a", "b"]))
     def submit(self, count: int, priority: int, tenant: str) -> None:
-        requests = [a_request(priority=priority, tenant=tenant) for _ in range(count)]
+        requests = [a_request(priority=priority, tenant=tenant, key="of " + tenant) for _ in range(count)]
         limits = bounds(model=QueueLimits(max_requests=MAX_REQUESTS))
         outcome = self.wait(self.gateway.submit(requests, limits))
         fits = len(self.open_ones()) + count <= MAX_REQUESTS
@@ -116,7 +116,7 @@ class QueueHistory(RuleBasedStateMachine):
         for e in self.running():
             if e.holder == replica and data.draw(st.booleans()):
                 reason: FinishReason | None = data.draw(st.sampled_from([None, None, None, "stop", "error"]))
-                step.append((e.attempt, a_token(e.request, e.emitted, finish=reason)))
+                step.append((e.attempt, a_token(e.request, e.emitted, "x" * 1500, finish=reason)))
                 e.emitted += 1
                 if reason:
                     e.holder, e.ended = None, "done" if reason == "stop" else "failed"
@@ -192,15 +192,21 @@ class QueueHistory(RuleBasedStateMachine):
         for number, names in enumerate(held):
             assert {n.decode() for n in names} == {e.request.id for e in self.running() if e.holder == number}
         assert {n.decode() for n in await call("SMEMBERS", prefix + "open:gw")} == waiting | running
+        logged = {e.request.id: await call("STRLEN", f"{prefix}log:{e.request.id}") for e in self.open_ones()}
+        written = {request_id: size - size % 4096 for request_id, size in logged.items()}
         sizes = {e.request.id: len(encode_request(e.request)) for e in self.open_ones()}
         for key, ids in (
             ("total", list(sizes)),
             ("queue:" + QUEUE, list(sizes)),
             ("tenant:a", [e.request.id for e in self.open_ones() if e.request.tenant == "a"]),
             ("tenant:b", [e.request.id for e in self.open_ones() if e.request.tenant == "b"]),
+            (f"share:{QUEUE}:of a", [e.request.id for e in self.open_ones() if e.request.tenant == "a"]),
         ):
-            counted = [int(n or 0) for n in await call("HMGET", prefix + key, "requests", "bytes")]
-            assert counted == [len(ids), sum(sizes[request_id] for request_id in ids)]
+            counted = [int(n or 0) for n in await call("HMGET", prefix + key, "requests", "bytes", "written")]
+            assert counted == [
+                len(ids),
+                *(sum(of[request_id] for request_id in ids) for of in (sizes, written)),
+            ]
         logs = await asyncio.gather(*map(self.gateway.replay, self.expected))
         states = await asyncio.gather(*(call("HGET", f"{prefix}req:{i}", "state") for i in self.expected))
         for e, log, state in zip(self.expected.values(), logs, map(bytes.decode, states), strict=True):

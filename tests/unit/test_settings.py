@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tidegate.errors import ConfigError
 from tidegate.settings import Settings, load_settings
+from tidegate.store.address import parse_url
 
 
 def test_defaults_need_nothing() -> None:
@@ -28,6 +29,50 @@ def test_the_plain_redis_url_yields_to_tidegates_own() -> None:
     assert load_settings({"REDIS_URL": "redis://a"}).redis_url == "redis://a"
     both = {"REDIS_URL": "redis://a", "TIDEGATE_REDIS_URL": "redis://b"}
     assert load_settings(both).redis_url == "redis://b"
+
+
+@pytest.mark.parametrize("password", ["p@ss/w#rd:%41 +e", "p@ss/w#rd:%41 +e\n", "p@ss/w#rd:%41 +e\r\n"])
+@pytest.mark.parametrize("prefix", ["", "TIDEGATE_"])
+def test_user_and_password_apart_are_taken_as_they_are(prefix: str, password: str) -> None:
+    given = {f"{prefix}REDIS_URL": "rediss://a:1/2?ssl_cert_reqs=none", f"{prefix}REDIS_PASSWORD": password}
+    alone = parse_url(load_settings(given).redis_url)
+    assert (alone.credentials.username, alone.credentials.password) == ("", "p@ss/w#rd:%41 +e")
+    both = parse_url(load_settings({**given, f"{prefix}REDIS_USERNAME": "a/b@c"}).redis_url)
+    assert (both.host, both.port, both.db, both.credentials.username) == ("a", 1, 2, "a/b@c")
+    assert both.credentials.password == "p@ss/w#rd:%41 +e"
+
+
+def test_what_stands_apart_replaces_what_the_url_says() -> None:
+    given = {"REDIS_URL": "redis+sentinel://me:old@a,b/queue", "REDIS_PASSWORD": "new"}
+    found = parse_url(load_settings(given).redis_url)
+    assert (found.credentials.username, found.credentials.password) == ("me", "new")
+    socket = parse_url(load_settings({"REDIS_URL": "unix:///a.sock", "REDIS_PASSWORD": "p@/"}).redis_url)
+    assert (socket.path, socket.credentials.password) == ("/a.sock", "p@/")
+
+
+def test_a_password_needs_its_url() -> None:
+    with pytest.raises(ConfigError, match="set TIDEGATE_REDIS_URL beside it"):
+        load_settings({"TIDEGATE_REDIS_PASSWORD": "secret"})
+    mine = {"TIDEGATE_REDIS_URL": "redis://a", "REDIS_PASSWORD": "another server's"}
+    assert load_settings(mine).redis_url == "redis://a"
+    assert load_settings({"REDIS_PASSWORD": "another server's"}).redis_url == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TIDEGATE_REDIS_URL", "http://:hunter2@a"),
+        ("TIDEGATE_REDIS_PASSWORD", "hunter2\nhunter2"),
+        ("TIDEGATE_REDIS_PASS_WORD", "redis://:hunter2@a"),
+        ("TIDEGATE_REDISPASSWORD", "hunter2"),
+        ("TIDEGATE_API_KEY", "hunter2"),
+    ],
+)
+def test_a_wrong_value_that_may_be_a_password_is_not_shown(name: str, value: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings({"TIDEGATE_REDIS_URL": "redis://a", name: value})
+    assert name in refused.value.message
+    assert "hunter2" not in refused.value.message
 
 
 def test_sentinels_may_name_redis() -> None:

@@ -71,23 +71,42 @@ app.kubernetes.io/component: {{ .component }}
 {{- if and (not .Values.redis.enabled) .Values.externalRedis.tls.enabled .Values.externalRedis.tls.caSecret }}true{{ end -}}
 {{- end }}
 
-{{- /* REDIS_URL, put together by the kubelet so that no manifest holds the password. */ -}}
+{{- /* Where the queue is, and its user and password apart: no manifest holds the password, and in no URL would one
+       with special characters have to be encoded. */ -}}
 {{- define "tidegate.redisEnv" -}}
 {{- $external := .Values.externalRedis -}}
+{{- if $external.existingSecretUrlKey | and (not .Values.redis.enabled) -}}
+{{- $secret := required "externalRedis.existingSecretUrlKey needs externalRedis.existingSecret" $external.existingSecret -}}
+{{- include "tidegate.fromSecret" (dict "name" "REDIS_URL" "secret" $secret "key" $external.existingSecretUrlKey) }}
+{{- else -}}
+- name: REDIS_URL
+  value: {{ include "tidegate.redisUrl" . }}
+{{- with $external.username | and (not .Values.redis.enabled) }}
+- name: REDIS_USERNAME
+  value: {{ $external.username | quote }}
+{{- end }}
+{{- with include "tidegate.queueSecret" . }}
+{{- if $external.existingSecretUsernameKey | and (not $.Values.redis.enabled) }}
+{{ include "tidegate.fromSecret" (dict "name" "REDIS_USERNAME" "secret" . "key" $external.existingSecretUsernameKey) }}
+{{- end }}
+{{ include "tidegate.fromSecret" (dict "name" "REDIS_PASSWORD" "secret" . "key" (include "tidegate.queueSecretKey" $)) }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- /* One variable. Arguments: name, secret, key. */ -}}
+{{- define "tidegate.fromSecret" -}}
+- name: {{ .name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret }}
+      key: {{ .key }}
+{{- end }}
+
+{{- define "tidegate.redisUrl" -}}
+{{- $external := .Values.externalRedis -}}
 {{- if .Values.redis.enabled -}}
-- name: REDIS_PASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ include "tidegate.redisSecret" . }}
-      key: {{ .Values.redis.auth.existingSecretKey }}
-- name: REDIS_URL
-  value: redis://:$(REDIS_PASSWORD)@{{ include "tidegate.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6379/0
-{{- else if $external.existingSecretUrlKey -}}
-- name: REDIS_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ required "externalRedis.existingSecretUrlKey needs externalRedis.existingSecret" $external.existingSecret }}
-      key: {{ $external.existingSecretUrlKey }}
+redis://{{ include "tidegate.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6379/0
 {{- else -}}
 {{- $scheme := ternary "rediss" "redis" $external.tls.enabled -}}
 {{- $place := "" -}}
@@ -103,17 +122,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- $place = printf "%s:%d" (required "externalRedis.host: redis.enabled is false, so say where Redis is, or set externalRedis.sentinel or externalRedis.existingSecretUrlKey" $external.host) (int $external.port) -}}
 {{- end -}}
 {{- end -}}
-{{- $user := $external.username | urlquery -}}
-{{- if $external.existingSecret -}}
-{{- $user = printf "%s:$(REDIS_PASSWORD)" $user -}}
-- name: REDIS_PASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ $external.existingSecret }}
-      key: {{ $external.existingSecretPasswordKey }}
-{{ end -}}
-- name: REDIS_URL
-  value: {{ printf "%s://%s%s/%d%s" $scheme (ternary (printf "%s@" $user) "" (ne $user "")) $place (int $external.database) (ternary "?ssl_ca_certs=/etc/tidegate/redis-ca/ca.crt" "" (eq (include "tidegate.isCaMounted" .) "true")) }}
+{{- printf "%s://%s/%d%s" $scheme $place (int $external.database) (ternary "?ssl_ca_certs=/etc/tidegate/redis-ca/ca.crt" "" (eq (include "tidegate.isCaMounted" .) "true")) -}}
 {{- end -}}
 {{- end }}
 
@@ -225,6 +234,13 @@ priorityClassName: {{ . }}
 {{- /* The Secret of the queue's password or URL; empty: there is none. */ -}}
 {{- define "tidegate.queueSecret" -}}
 {{- if .Values.redis.enabled -}}{{ include "tidegate.redisSecret" . }}{{- else -}}{{ .Values.externalRedis.existingSecret }}{{- end -}}
+{{- end }}
+
+{{- /* The key of the password in it, or of the URL. */ -}}
+{{- define "tidegate.queueSecretKey" -}}
+{{- if .Values.redis.enabled -}}{{ .Values.redis.auth.existingSecretKey }}
+{{- else -}}{{ .Values.externalRedis.existingSecretUrlKey | default .Values.externalRedis.existingSecretPasswordKey }}
+{{- end -}}
 {{- end }}
 
 {{- define "tidegate.caSecret" -}}

@@ -203,6 +203,7 @@ def _status_record(settings: Settings, found: Snapshot) -> dict[str, Any]:
         "processes": msgspec.to_builtins(found.parts),
         "models": {model.name: model.reason for model in found.models},
         "problems": msgspec.to_builtins(found.problems),
+        "queue": found.queue,
     }
 
 
@@ -229,6 +230,7 @@ def _status_text(settings: Settings, found: Snapshot) -> str:
         f"files    {', '.join(running.paths)}",
         f"models   {ready} of {len(found.models)} ready",
         *(f"refused  {problem.field}: {problem.value}: {problem.remedy}" for problem in found.problems),
+        *(f"queue    {sentence}" for sentence in found.queue),
         "",
         table(["PROCESS", "PID", "MEMORY", "RUNS", "RESTARTS"], rows),
     ]

@@ -43,15 +43,16 @@ class Verdict:
 @dataclass(frozen=True)
 class Facts:
     """One model at one moment. `target` is the revision that its spec asks for. `misfit` says why the target,
-    or one of its replicas, finds no place; `waiting` why it is not in Serve though it should be; `refused`
-    why a newer spec is not what runs. `found` holds the conditions of the chains that ran before."""
+    or one of its replicas, finds no place; `waiting` why it lacks a replica that it should have, or is not in
+    Serve yet, by revision; `refused` why a newer spec is not what runs. `found` holds the conditions of the
+    chains that ran before."""
 
     model: Model
     record: ModelRecord
     target: str
     source: SourceState | None
     misfit: Refusal | None
-    waiting: Reason | None
+    waiting: Mapping[str, Refusal]
     seen: Observation
     is_deleting: bool = False
     refused: Refusal | None = None
@@ -236,7 +237,8 @@ def waiting_to_retry(facts: Facts) -> Verdict | None:
 
 
 def waiting_for_its_turn(facts: Facts) -> Verdict | None:
-    return Verdict("True", facts.waiting) if facts.waiting is not None else None
+    waiting = facts.waiting.get(facts.target)
+    return Verdict("True", *waiting) if waiting is not None else None
 
 
 def cluster_starting(facts: Facts) -> Verdict | None:
@@ -366,6 +368,14 @@ def without_replicas(facts: Facts) -> Verdict | None:
     return Verdict("False", degraded.reason, degraded.message) if degraded.status == "True" else None
 
 
+def kept_asleep(facts: Facts) -> Verdict | None:
+    """A request waits, and so does the replica that should take it."""
+    for kept in facts.shown:
+        if (waiting := facts.waiting.get(kept.revision)) is not None:
+            return Verdict("False", *waiting)
+    return None
+
+
 def asleep(facts: Facts) -> Verdict | None:
     may_sleep = facts.model.spec.scaling.min_replicas == 0 and facts.replicas_wanted == 0
     return Verdict("True", Reason.Asleep) if may_sleep else None
@@ -410,5 +420,5 @@ CHAINS: Mapping[str, tuple[Check, ...]] = {
         application_rebuilt,
         healthy,
     ),
-    READY: (deleting, place_lost, unproven, serving, without_replicas, asleep, waking),
+    READY: (deleting, place_lost, unproven, serving, without_replicas, kept_asleep, asleep, waking),
 }

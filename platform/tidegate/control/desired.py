@@ -37,6 +37,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     `spec` as on the wire: it keeps an old revision alive after its file has changed. `attempt_at` is when
     the current try began (unix seconds; 0: none runs), `failures` counts tries that failed in a row,
     `retry_at` when the next may begin. `placement` is where its replicas run in a cluster; it stays there.
+    `waits_since` is when a replica that it must have found no room (0: it does not wait).
     """
 
     revision: str
@@ -55,6 +56,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     shape: DecoderShape = DecoderShape()
     stored_weights: StoredWeights = StoredWeights()
     placement: Placement | None = None
+    waits_since: float = 0.0
 
     @property
     def is_proved(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -76,6 +76,7 @@ class SourceState:
     weights: StoredWeights = field(default_factory=StoredWeights)
     commit: str = ""
     digest: str = ""
+    is_unasked: bool = False  # nobody looks at it: to be asked again
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,11 @@ class Observation:
 
     def ready_replicas(self, model: str, revision: str) -> int:
         """Count the replicas that take requests."""
-        return self._ready[model, revision]
+        return len(self.beating(model, revision))
+
+    def beating(self, model: str, revision: str) -> Sequence[ReplicaStats]:
+        """Return the statistics of the replicas that take requests."""
+        return self._beating[model, revision]
 
     def unfinished(self, model: str, revisions: Iterable[str]) -> int | None:
         """Count the requests that wait or run; None where one queue's depth is not known."""
@@ -170,5 +175,9 @@ class Observation:
         return sum(known) if len(known) == len(depths) else None
 
     @cached_property
-    def _ready(self) -> Counter[RevisionKey]:
-        return Counter((stats.model, stats.revision) for stats in self.replicas if not stats.draining)
+    def _beating(self) -> Mapping[RevisionKey, Sequence[ReplicaStats]]:
+        found: defaultdict[RevisionKey, list[ReplicaStats]] = defaultdict(list)
+        for stats in self.replicas:
+            if not stats.draining:
+                found[stats.model, stats.revision].append(stats)
+        return found

@@ -5,29 +5,27 @@ memory is turned into a fraction here, and what fits is decided here too: a revi
 place would wait there for ever without a word.
 
 Revisions are seated one after the other: those that have a group keep it, then the serving ones, then by
-age. Each takes as many seats as it has replicas at least (one, if it may sleep). A seat lies within one
-worker and a shared one within one GPU; among those that fit, the fullest is taken, as Ray does it. Ray seats
-replicas in the order in which they start, so a very fragmented group may still keep one waiting; the
-deployment's message, which the status shows, then says so.
+age. Each takes as many seats as it has replicas at least. One that may sleep takes none: it needs a group
+where one replica fits beside all those that are always there, which later ones must leave room for. Whose
+turn it is to have replicas there is decided in `turns`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from tidegate.control.observed import Group, RevisionKey, SourceState
 from tidegate.control.resources import ModelSpec
+from tidegate.control.room import MILLI, WHOLE, Room, Seat, Spot, seat_of
 from tidegate.control.schema_types import size_bytes
 from tidegate.control.sizing import UnknownArchitecture, gib, replica_bytes
 
 Refusal = tuple[str, str]  # (reason, sentence)
 
-WHOLE = 100  # a GPU in hundredths, the steps in which one is shared
-MILLI = 1000
 NAMED_IN_MESSAGE = 4  # revisions that a sentence names
 
 
@@ -44,35 +42,27 @@ class Placement(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The needs of one revision's replicas. `pinned` is the group where they run already."""
+    """The needs of one revision's replicas. `copies` are always there (0: it may sleep). `pinned` is the
+    group that it has already; one that sleeps (`is_asleep`) loses it where it could not wake any more."""
 
     key: RevisionKey
     spec: ModelSpec
     source: SourceState | None
     copies: int = 1
     pinned: str = ""
+    is_asleep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
     """A revision with both a placement and a refusal keeps its place, but not all its replicas find one.
 
-    `gpu_load` gives the hundredths taken of each GPU in use, by group.
+    `gpu_load` gives the hundredths of each GPU in use that are always taken, by group.
     """
 
     placements: Mapping[RevisionKey, Placement]
     refusals: Mapping[RevisionKey, Refusal]
     gpu_load: Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Seat:
-    """The share of one worker that a replica takes. `hundredths` above `WHOLE` are whole GPUs."""
-
-    hundredths: int
-    cpus_milli: int
-    memory_bytes: int
-    text: str  # how its accelerator memory adds up
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +72,34 @@ class _Share:
 
 
 @dataclass(slots=True)
-class _Worker:
-    gpus: list[int]  # hundredths taken
-    cpus_milli: int = 0
-    memory_bytes: int = 0
+class _Hall:
+    """A group while it is being filled. `room` holds what is always there and `crowd` also one replica of
+    each revision that may sleep, as far as they find room together."""
 
-
-@dataclass(slots=True)
-class _Room:
-    """A group while it is being filled. Workers are opened one by one."""
-
-    group: Group
-    workers: list[_Worker] = field(default_factory=list)
+    room: Room
+    crowd: Room
     holders: dict[RevisionKey, int] = field(default_factory=dict)  # hundredths in all
+    sleepers: dict[RevisionKey, Seat] = field(default_factory=dict)
+
+    @property
+    def group(self) -> Group:
+        return self.room.group
 
 
 def place(needs: Sequence[Need], groups: Sequence[Group]) -> Packing:
     """Seat `needs` in their order; those with a group come first."""
-    rooms = {group.name: _Room(group) for group in groups}
+    halls = {group.name: _Hall(Room(group), Room(group)) for group in groups}
     placements: dict[RevisionKey, Placement] = {}
     refusals: dict[RevisionKey, Refusal] = {}
     for need in sorted(needs, key=lambda need: not need.pinned):
-        found = _seat(need, rooms)
+        found = _seat(need, halls)
         if found.placement is not None:
             placements[need.key] = found.placement
         if found.refusal is not None:
             refusals[need.key] = found.refusal
     load = {
-        name: tuple(taken for worker in room.workers for taken in worker.gpus) for name, room in rooms.items()
+        name: tuple(taken for worker in hall.room.workers for taken in worker.gpus)
+        for name, hall in halls.items()
     }
     return Packing(placements, refusals, load)
 
@@ -120,42 +110,49 @@ class _Found:
     refusal: Refusal | None = None
 
 
-def _seat(need: Need, rooms: Mapping[str, _Room]) -> _Found:
-    candidates = _candidates(need, rooms)
+def _seat(need: Need, halls: Mapping[str, _Hall]) -> _Found:
+    candidates = _candidates(need, halls)
     if isinstance(candidates, tuple):
         return _Found(refusal=candidates)
     refusals: list[Refusal] = []
-    for room in candidates:
-        seat = _seat_in(need, room.group)
-        if isinstance(seat, tuple):
+    seats: list[tuple[_Hall, Seat]] = []
+    for hall in candidates:
+        seat = _seat_in(need, hall.group)
+        if isinstance(seat, Seat):
+            seats.append((hall, seat))
+        else:
             refusals.append(seat)
-            continue
-        is_kept = need.pinned == room.group.name
-        refusal = _take(room, need, seat, keep_some=is_kept)
-        if refusal is None:
-            return _Found(_placement(seat, room.group))
-        if is_kept:
-            return _Found(_placement(seat, room.group), refusal)
+    for hall, seat in seats if need.copies else sorted(seats, key=_crowding):
+        is_kept = need.pinned == hall.group.name and not need.is_asleep
+        refusal = _take(hall, need, seat, keep_some=is_kept)
+        if refusal is None or is_kept:
+            return _Found(_placement(seat, hall.group), refusal)
         refusals.append(refusal)
     # The last candidate is the largest: what fails even there says most.
     return _Found(refusal=refusals[-1])
 
 
-def _candidates(need: Need, rooms: Mapping[str, _Room]) -> list[_Room] | Refusal:
+def _crowding(item: tuple[_Hall, Seat]) -> float:
+    """Sort groups where all could be awake together first, then those with the fewest sleepers a worker."""
+    hall, seat = item
+    return 0.0 if hall.crowd.fits(seat) else 1 + len(hall.sleepers) / max(1, hall.group.max_workers)
+
+
+def _candidates(need: Need, halls: Mapping[str, _Hall]) -> list[_Hall] | Refusal:
     """Groups to try, best first; never an empty list."""
     wanted = need.spec.resources.accelerator
-    names = ", ".join(rooms) or "none"
+    names = ", ".join(halls) or "none"
     if wanted:
-        if wanted not in rooms:
+        if wanted not in halls:
             return (
                 "NoSuchGroup",
                 f"spec.resources.accelerator names the group {wanted!r}, but the pool {need.spec.pool!r} "
                 f"has: {names}.",
             )
-        return [rooms[wanted]]
+        return [halls[wanted]]
     with_gpus = sorted(
-        (room for room in rooms.values() if room.group.gpus_per_worker),
-        key=lambda room: room.group.gpu_memory_bytes,
+        (hall for hall in halls.values() if hall.group.gpus_per_worker),
+        key=lambda hall: hall.group.gpu_memory_bytes,
     )
     if wants_gpu(need.spec):
         if not with_gpus:
@@ -166,10 +163,10 @@ def _candidates(need: Need, rooms: Mapping[str, _Room]) -> list[_Room] | Refusal
             )
         found = with_gpus
     else:
-        found = [room for room in rooms.values() if not room.group.gpus_per_worker] or with_gpus
+        found = [hall for hall in halls.values() if not hall.group.gpus_per_worker] or with_gpus
         if not found:
             return "NoSuchGroup", f"The pool {need.spec.pool!r} has no group of workers; add one."
-    kept = [room for room in found if room.group.name == need.pinned]
+    kept = [hall for hall in found if hall.group.name == need.pinned]
     # A group that no longer fits, as after a change of the pool, is left for another.
     return kept if kept and not isinstance(_seat_in(need, kept[0].group), tuple) else found
 
@@ -181,7 +178,7 @@ def wants_gpu(spec: ModelSpec) -> bool:
     return spec.device == "cuda"
 
 
-def _seat_in(need: Need, group: Group) -> _Seat | Refusal:
+def _seat_in(need: Need, group: Group) -> Seat | Refusal:
     """Return what one replica takes of a worker of `group`, or why it can never fit one."""
     wanted = need.spec.resources
     memory = size_bytes(wanted.memory)
@@ -197,13 +194,13 @@ def _seat_in(need: Need, group: Group) -> _Seat | Refusal:
             f"One replica reserves {gib(memory)} of memory (spec.resources.memory) and a worker of group "
             f"{group.name} has {gib(group.memory_bytes)} for replicas; raise the group's memory.",
         )
-    hundredths, text = 0, ""
+    share = _Share(0, "")
     if wants_gpu(need.spec) or (wanted.accelerator and group.gpus_per_worker and need.spec.device != "cpu"):
-        share = _gpu_share(need, group)
-        if isinstance(share, tuple):
-            return share
-        hundredths, text = share.hundredths, share.text
-    return _Seat(hundredths, math.ceil(round(wanted.cpus * MILLI, 6)), memory, text)
+        found = _gpu_share(need, group)
+        if isinstance(found, tuple):
+            return found
+        share = found
+    return seat_of(share.hundredths / WHOLE, wanted.cpus, memory, share.text)
 
 
 def _gpu_share(need: Need, group: Group) -> _Share | Refusal:
@@ -248,102 +245,68 @@ def _gpu_share(need: Need, group: Group) -> _Share | Refusal:
     )
 
 
-def _take(room: _Room, need: Need, seat: _Seat, *, keep_some: bool) -> Refusal | None:
+def _take(hall: _Hall, need: Need, seat: Seat, *, keep_some: bool) -> Refusal | None:
     """Seat all copies, or say what is missing. Those that found a place keep it only with `keep_some`."""
-    taken: list[tuple[_Worker, list[int]]] = []
-    while len(taken) < need.copies:
-        spot = _best_spot(room, seat)
-        if spot is None:
-            break
-        worker, gpus = spot
-        _fill(worker, gpus, seat, 1)
-        taken.append(spot)
-    room.holders[need.key] = seat.hundredths * len(taken)
+    if not need.copies:
+        return _take_a_turn(hall, need, seat)
+    taken: list[Spot] = []
+    while len(taken) < need.copies and (spot := _beside_sleepers(hall, seat)) is not None:
+        taken += spot
+    if len(taken) == need.copies or keep_some:
+        hall.holders[need.key] = seat.hundredths * len(taken)
+        hall.crowd.take(seat, len(taken))
     if len(taken) == need.copies:
         return None
-    refusal = _no_room(need, seat, room, need.copies - len(taken))
+    refusal = _no_room(need, seat, hall, need.copies - len(taken))
     if not keep_some:
-        del room.holders[need.key]
-        for worker, gpus in taken:
-            _fill(worker, gpus, seat, -1)
+        hall.room.give_back(seat, taken)
     return refusal
 
 
-def _best_spot(room: _Room, seat: _Seat) -> tuple[_Worker, list[int]] | None:
-    """The fullest worker and GPU that `seat` fits; a new worker where none does and there may be one."""
-    best: tuple[int, _Worker, list[int]] | None = None
-    for worker in room.workers:
-        gpus = _fitting_gpus(worker, seat)
-        if gpus is None or not _has_host_room(room.group, worker, seat):
-            continue
-        left = sum(WHOLE - taken for taken in worker.gpus) if seat.hundredths > WHOLE else 0
-        if len(gpus) == 1:
-            left = WHOLE - worker.gpus[gpus[0]]
-        if best is None or left < best[0]:
-            best = (left, worker, gpus)
-    if best is not None:
-        return best[1], best[2]
-    if len(room.workers) >= room.group.max_workers:
-        return None
-    fresh = _Worker([0] * room.group.gpus_per_worker)
-    room.workers.append(fresh)
-    gpus = _fitting_gpus(fresh, seat)
-    return (fresh, gpus) if gpus is not None else None
+def _take_a_turn(hall: _Hall, need: Need, seat: Seat) -> Refusal | None:
+    """One replica must fit beside what is always there."""
+    if not hall.room.fits(seat):
+        return _no_room(need, seat, hall, 1)
+    hall.sleepers[need.key] = seat
+    hall.crowd.take(seat)
+    return None
 
 
-def _fitting_gpus(worker: _Worker, seat: _Seat) -> list[int] | None:
-    """Indices of the GPUs that `seat` would lie on; an empty list where it needs none."""
-    if not seat.hundredths:
-        return []
-    if seat.hundredths > WHOLE:
-        free = [index for index, taken in enumerate(worker.gpus) if not taken]
-        count = seat.hundredths // WHOLE
-        return free[:count] if len(free) >= count else None
-    open_gpus = [index for index, taken in enumerate(worker.gpus) if taken + seat.hundredths <= WHOLE]
-    return [max(open_gpus, key=lambda index: worker.gpus[index])] if open_gpus else None
+def _beside_sleepers(hall: _Hall, seat: Seat) -> list[Spot] | None:
+    """Seat one copy where each that may sleep could still wake."""
+    taken = hall.room.take(seat)
+    if taken is None or all(hall.room.fits(other) for other in {*hall.sleepers.values()}):
+        return taken
+    hall.room.give_back(seat, taken)
+    return None
 
 
-def _has_host_room(group: Group, worker: _Worker, seat: _Seat) -> bool:
-    memory = worker.memory_bytes + seat.memory_bytes
-    return worker.cpus_milli + seat.cpus_milli <= group.cpus * MILLI and (
-        not group.memory_bytes or memory <= group.memory_bytes
-    )
-
-
-def _fill(worker: _Worker, gpus: list[int], seat: _Seat, sign: int) -> None:
-    for index in gpus:
-        worker.gpus[index] += sign * min(seat.hundredths, WHOLE)
-    worker.cpus_milli += sign * seat.cpus_milli
-    worker.memory_bytes += sign * seat.memory_bytes
-
-
-def _no_room(need: Need, seat: _Seat, room: _Room, missing: int) -> Refusal:
+def _no_room(need: Need, seat: Seat, hall: _Hall, missing: int) -> Refusal:
     """Say what is taken of the group, and by whom."""
-    group, count = room.group, need.copies
-    whose = "The replica needs" if count == 1 else f"{missing} of {count} replicas find no place; each needs"
+    group, workers, count = hall.group, hall.room.workers, need.copies
+    whose = "The replica needs" if count < 2 else f"{missing} of {count} replicas find no place; each needs"
     remedy = f"raise maxWorkers of the group, or shrink or delete a model of the pool {need.spec.pool!r}."
-    if seat.hundredths and all(_fitting_gpus(worker, seat) is None for worker in room.workers):
+    locks_out = hall.room.fits(seat)
+    if locks_out:
+        names = sorted({name for name, _ in hall.sleepers})
+        remedy = f"beside it {listed(names)} could never wake: {remedy}"
+    if seat.hundredths and (locks_out or not hall.room.fits(replace(seat, cpus_milli=0, memory_bytes=0))):
         total = group.max_workers * group.gpus_per_worker
-        taken = sum(taken for worker in room.workers for taken in worker.gpus)
-        holders = _holders(room, need.key)
+        taken = sum(taken for worker in workers for taken in worker.gpus)
         return (
             "GpusTaken",
             f"{whose} {seat.hundredths / WHOLE:g} GPU of group {group.name} ({seat.text}; a GPU has "
             f"{gib(group.gpu_memory_bytes)}), and of its {total} GPU{'s' if total > 1 else ''} "
-            f"{taken / WHOLE:g} are taken ({holders}): {remedy}",
+            f"{taken / WHOLE:g} are taken ({_holders(hall, need.key)}): {remedy}",
         )
-    memory = sum(worker.memory_bytes for worker in room.workers)
-    if (
-        seat.memory_bytes
-        and group.memory_bytes
-        and all(worker.memory_bytes + seat.memory_bytes > group.memory_bytes for worker in room.workers)
-    ):
+    memory = sum(worker.memory_bytes for worker in workers)
+    if seat.memory_bytes and not hall.room.fits(replace(seat, cpus_milli=0, hundredths=0)):
         return (
             "MemoryTaken",
             f"{whose} {gib(seat.memory_bytes)} of memory in group {group.name}, and of its "
             f"{gib(group.max_workers * group.memory_bytes)} {gib(memory)} are taken: {remedy}",
         )
-    cpus = sum(worker.cpus_milli for worker in room.workers) / MILLI
+    cpus = sum(worker.cpus_milli for worker in workers) / MILLI
     return (
         "CpusTaken",
         f"{whose} {need.spec.resources.cpus:g} CPU cores in group {group.name}, and of its "
@@ -351,11 +314,19 @@ def _no_room(need: Need, seat: _Seat, room: _Room, missing: int) -> Refusal:
     )
 
 
-def _holders(room: _Room, asking: RevisionKey) -> str:
-    largest = sorted((item for item in room.holders.items() if item[1]), key=lambda item: -item[1])
+def _holders(hall: _Hall, asking: RevisionKey) -> str:
+    largest = sorted((item for item in hall.holders.items() if item[1]), key=lambda item: -item[1])
     named = [f"{_named(key, asking)} {taken / WHOLE:g}" for key, taken in largest[:NAMED_IN_MESSAGE]]
     more = len(largest) - len(named)
     return (", ".join(named) or "none by a model") + (f" and {more} more" if more > 0 else "")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names in a sentence's words."""
+    more = len(names) - NAMED_IN_MESSAGE
+    if more > 0:
+        return ", ".join(names[:NAMED_IN_MESSAGE]) + f" and {more} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _named(key: RevisionKey, asking: RevisionKey) -> str:
@@ -364,6 +335,6 @@ def _named(key: RevisionKey, asking: RevisionKey) -> str:
     return f"its own revision {key[1]}" if key[0] == asking[0] else key[0]
 
 
-def _placement(seat: _Seat, group: Group) -> Placement:
+def _placement(seat: Seat, group: Group) -> Placement:
     gpu_bytes = group.gpu_memory_bytes * seat.hundredths // WHOLE
     return Placement(group.name, seat.hundredths / WHOLE, gpu_bytes or seat.memory_bytes, seat.memory_bytes)

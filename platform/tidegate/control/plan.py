@@ -5,8 +5,10 @@ For each model: resolve its source, decide on a revision, let it prove itself wh
 proved itself leaves Serve at once and is tried again later; the old one stays.
 
 In a cluster each revision also needs a place in a group of workers (`seating`); one that finds none never
-reaches Serve, and its conditions say so. A model that is being deleted takes no new requests, finishes those
-it has within a limit, and is then named in `PoolPlan.drained`.
+reaches Serve, and its conditions say so. Where not all fit at once they take turns (`turns`).
+
+A model that is being deleted takes no new requests, finishes those it has within a limit, and is then named
+in `PoolPlan.drained`.
 
 The host applies a plan and observes again; nothing lasts but `PoolPlan.records`, so a host that starts anew
 goes on where the last one stopped.
@@ -27,16 +29,18 @@ from tidegate.control.packing import Packing, Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.rollout import SWITCH_SECONDS, Rollout, retired, weights_after
-from tidegate.control.seating import is_found, pack, seated, source_of
+from tidegate.control.seating import claim, is_found, pack, places, seated, source_of
 from tidegate.control.serve_config import Application
 from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
+from tidegate.control.turns import Claim, Turns, take_turns
 from tidegate.messages.registry import ModelEntry
 
 DRAIN_LIMIT_SECONDS = 300.0  # how long the requests of a deleted model may take to end
 
 PROGRESSING_SECONDS = 0.5
 SETTLED_SECONDS = 3.0  # drift is found at the latest after it
+TURNS_SECONDS = 1.0  # while some sleep that do not all fit: one that is asked needs a decision to wake
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +130,11 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
     drained = tuple(step.name for step in steps if _is_drained(step, seen, now))
     steps = [step for step in steps if step.name not in drained]
 
-    admitted, waiting = _admit(steps, snapshot)
-    records = {step.name: _begun(step, admitted, now) for step in steps}
+    claims = [each for step in steps for each in _claims(step, seen, now)]
+    # What holds room is Serve's to say; while it is silent nothing is written to it either.
+    turns = take_turns(claims, places(seen), now) if seen.serve is not None else Turns()
+    admitted, waiting = _admit(steps, snapshot, turns)
+    records = {step.name: _begun(step, admitted, turns, now) for step in steps}
     facts = (_facts(step, records[step.name], waiting, snapshot) for step in steps)
     entries = {each.model.name: entry_of(each, now) for each in facts}
     forgotten = dict.fromkeys(name for name in (*snapshot.records, *seen.entries) if name not in records)
@@ -140,10 +147,10 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
             put=tuple(entry for name, entry in entries.items() if entry != seen.entries.get(name)),
         ),
         resolve=tuple((step.name, step.target) for step in steps if _needs_resolving(step, seen)),
-        applications=tuple(app for step in steps for app in _applications(step, admitted)),
+        applications=tuple(app for step in steps for app in _applications(step, admitted, turns)),
         drained=drained,
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
-        next_at=_next_at(steps, now),
+        next_at=_next_at(steps, claims, turns, now),
     )
 
 
@@ -164,7 +171,7 @@ def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing
     if is_found(model, source) and (too_big is None or packing is not None):
         record = record.with_revision(_wanted(model, record.revisions.get(target), target, source))
     record, failed = judged(record, seen, now)
-    record = replace(record, weights=weights_after(Rollout(record, target)))
+    record = replace(record, weights=weights_after(Rollout(record, target, seen)))
     record, gone = retired(record, target, seen, now)
     record = seated(record, packing)
     live = [
@@ -225,10 +232,18 @@ def _is_drained(step: _Step, seen: Observation, now: float) -> bool:
     return age_seconds >= SWITCH_SECONDS and seen.unfinished(step.name, revisions) == 0
 
 
+def _claims(step: _Step, seen: Observation, now: float) -> Iterator[Claim]:
+    is_deleting = step.deleting_since is not None
+    for revision in step.live:
+        kept = step.record.revisions[revision]
+        spec = recorded_spec(kept, step.model.spec)
+        yield claim(step.record, kept, spec, seen, now, is_deleting=is_deleting)
+
+
 def _admit(
-    steps: Sequence[_Step], snapshot: PoolSnapshot
-) -> tuple[set[RevisionKey], dict[RevisionKey, Reason]]:
-    """Choose the live revisions that may stand in Serve now, and say why others wait.
+    steps: Sequence[_Step], snapshot: PoolSnapshot, turns: Turns
+) -> tuple[set[RevisionKey], dict[RevisionKey, Refusal]]:
+    """Choose the live revisions that may stand in Serve now, and say why others wait, or lack a replica.
 
     What stands already stays. Revisions with traffic come before new ones, each in reading order.
     """
@@ -240,29 +255,41 @@ def _admit(
     standing = {key: state for key, _ in wanted if (state := seen.application(*key)) is not None}
     admitted = set(standing)
     unbuilt = sum(not state.is_built for state in standing.values())
-    waiting: dict[RevisionKey, Reason] = {}
+    waiting: dict[RevisionKey, Refusal] = {
+        key: (Reason.WaitingForRoom, why) for key, why in turns.waiting.items()
+    }
+    unproved = {
+        (step.name, name) for step in steps for name in step.live if not step.record.revisions[name].is_proved
+    }
     for key, _ in sorted((item for item in wanted if item[0] not in standing), key=lambda item: not item[1]):
+        if key in unproved and turns.granted.get(key) == 0:
+            continue  # nothing could prove it
         if len(admitted) >= pool.max_live_revisions:
-            waiting[key] = Reason.PoolFull
+            waiting[key] = (Reason.PoolFull, "")
         elif unbuilt >= max_unbuilt:
-            waiting[key] = Reason.Queued
+            waiting[key] = (Reason.Queued, "")
         else:
             admitted.add(key)
             unbuilt += 1
     return admitted, waiting
 
 
-def _begun(step: _Step, admitted: set[RevisionKey], now: float) -> ModelRecord:
-    """Return the step's record with the attempts that begin now."""
+def _begun(step: _Step, admitted: set[RevisionKey], turns: Turns, now: float) -> ModelRecord:
+    """Return the step's record with the attempts, and the waits for room, that begin or end now."""
     record = step.record
-    for revision in step.live:
-        kept = record.revisions[revision]
-        if (step.name, revision) in admitted and not kept.attempt_at:
-            record = record.with_revision(replace(kept, attempt_at=now))
+    for revision, kept in record.revisions.items():
+        key = (step.name, revision)
+        begins = key in admitted and revision in step.live and not kept.attempt_at
+        kept = replace(
+            kept,
+            attempt_at=now if begins else kept.attempt_at,
+            waits_since=(kept.waits_since or now) if key in turns.waiting else 0.0,
+        )
+        record = record.with_revision(kept)
     return record
 
 
-def _applications(step: _Step, admitted: set[RevisionKey]) -> Iterator[Application]:
+def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iterator[Application]:
     for revision in step.live:
         if (step.name, revision) not in admitted:
             continue
@@ -274,11 +301,13 @@ def _applications(step: _Step, admitted: set[RevisionKey]) -> Iterator[Applicati
             kept.checkpoint,
             keep_awake=not kept.is_proved and step.deleting_since is None,
             placement=kept.placement,
+            granted=turns.granted.get((step.name, revision)),
+            leaves=(step.name, revision) in turns.leaving,
         )
 
 
 def _facts(
-    step: _Step, record: ModelRecord, waiting: Mapping[RevisionKey, Reason], snapshot: PoolSnapshot
+    step: _Step, record: ModelRecord, waiting: Mapping[RevisionKey, Refusal], snapshot: PoolSnapshot
 ) -> Facts:
     return Facts(
         model=step.model,
@@ -286,7 +315,11 @@ def _facts(
         target=step.target,
         source=step.source,
         misfit=step.misfit,
-        waiting=waiting.get((step.name, step.target)),
+        waiting={
+            revision: waiting[step.name, revision]
+            for revision in record.revisions
+            if (step.name, revision) in waiting
+        },
         seen=snapshot.seen,
         is_deleting=step.deleting_since is not None,
         refused=snapshot.refused.get(step.name),
@@ -296,14 +329,17 @@ def _facts(
 def _needs_resolving(step: _Step, seen: Observation) -> bool:
     if step.model.spec.source is None or step.deleting_since is not None:
         return False
-    return (step.name, step.target) not in seen.sources and step.target not in step.record.revisions
+    known = seen.sources.get((step.name, step.target))
+    return (known is None or known.is_unasked) and step.target not in step.record.revisions
 
 
-def _next_at(steps: Sequence[_Step], now: float) -> float | None:
+def _next_at(steps: Sequence[_Step], claims: Sequence[Claim], turns: Turns, now: float) -> float | None:
     times = [kept.retry_at for step in steps for kept in step.record.revisions.values()]
     for step in steps:
         if step.deleting_since is not None:
             times += [step.deleting_since + SWITCH_SECONDS, step.deleting_since + DRAIN_LIMIT_SECONDS]
+    if any(turns.granted.get(each.key, each.most) < each.most for each in claims):
+        times.append(now + TURNS_SECONDS)
     return min((at for at in times if at > now), default=None)
 
 

@@ -87,13 +87,15 @@ class Reason(StrEnum):
         "One replica needs more GPU memory than its share or a GPU has.")
     MemoryUnknown = ("MemoryUnknown", SCHEDULED,
         "The memory of a replica cannot be computed from the checkpoint.")
-    GpusTaken = "GpusTaken", SCHEDULED, "The group's GPUs are taken by other models."
-    CpusTaken = "CpusTaken", SCHEDULED, "The group's CPU cores are taken by other models."
-    MemoryTaken = "MemoryTaken", SCHEDULED, "The group's memory is taken by other models."
+    GpusTaken = "GpusTaken", SCHEDULED, "The group's GPUs are taken by models that are always there."
+    CpusTaken = "CpusTaken", SCHEDULED, "The group's CPU cores are taken by models that are always there."
+    MemoryTaken = "MemoryTaken", SCHEDULED, "The group's memory is taken by models that are always there."
     Unschedulable = "Unschedulable", SCHEDULED, "Kubernetes finds no node for a pod of the pool."
     NoSuchPool = "NoSuchPool", SCHEDULED, "The Pool that the model names does not exist."
     PoolFull = ("PoolFull", PROGRESSING,
         "The pool's maxLiveRevisions is reached; the revision waits for a place.")
+    WaitingForRoom = ("WaitingForRoom", PROGRESSING,
+        "Models at work hold the room of the pool; the replica starts when one of them goes to zero.", PASSES)
     Queued = "Queued", PROGRESSING, "The revision waits for its turn to be built.", PASSES
     ClusterRecreating = ("ClusterRecreating", PROGRESSING,
         "The pool's old Ray cluster goes before the new one comes; requests wait.", PASSES)
@@ -113,6 +115,8 @@ class Reason(StrEnum):
     ServeUnavailable = "ServeUnavailable", DEGRADED, "Ray Serve does not answer."
     RedisUnreachable = ("RedisUnreachable", DEGRADED,
         "The queue's Redis does not answer; requests are refused until it does.")
+    RedisRefused = ("RedisRefused", DEGRADED,
+        "The queue's Redis refuses the password, or is one that Tidegate cannot use; requests are refused.")
     KubeRayMissing = ("KubeRayMissing", DEGRADED,
         "The cluster has no KubeRay, or one that Tidegate does not know.")
     ImagePullFailed = "ImagePullFailed", DEGRADED, "A pod's image cannot be pulled."

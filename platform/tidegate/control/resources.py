@@ -227,7 +227,8 @@ class QueueBounds(Strict):
         default=64 * 1024 * 1024,
         ge=1024,
         le=1 << 40,
-        description="Bytes of requests waiting and running; more are refused (429).",
+        description="Bytes of requests waiting and running, and of what those that run have generated; more "
+        "are refused (429), and the largest answers end.",
     )
     max_wait_seconds: float = Field(
         default=300.0, ge=1, le=86_400, description="Longest wait of a request before it expires (504)."

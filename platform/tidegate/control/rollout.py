@@ -25,6 +25,7 @@ class Rollout:
 
     record: ModelRecord
     target: str
+    seen: Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,21 @@ def proved(rollout: Rollout) -> GateResult:
     return GateResult("advance", "Proved", f"Revision {rollout.target} has proved itself.")
 
 
-GATES: tuple[Gate, ...] = (proved,)
+def answers(rollout: Rollout) -> GateResult:
+    """Hold while the target's replica, whose proof is in, does not say yet that it takes requests, and those
+    of the revisions before it do: the model would not be ready for that moment."""
+    name, seen = rollout.record.name, rollout.seen
+    state = seen.application(name, rollout.target)
+    is_asleep = state is not None and state.wanted_replicas == 0
+    others = [revision for revision in rollout.record.weights if revision != rollout.target]
+    if seen.ready_replicas(name, rollout.target) or is_asleep:
+        return GateResult("advance", "Answers", f"Revision {rollout.target} takes requests.")
+    if not any(seen.ready_replicas(name, revision) for revision in others):
+        return GateResult("advance", "NothingToLose", "No other revision takes requests either.")
+    return GateResult("hold", "Starting", f"Revision {rollout.target} takes no requests yet.")
+
+
+GATES: tuple[Gate, ...] = (proved, answers)
 
 
 def decide(rollout: Rollout) -> GateResult:

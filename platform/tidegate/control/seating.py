@@ -1,15 +1,25 @@
-"""The revisions that need a place in a cluster, in their order, and the places that they have. Pure."""
+"""The revisions that need a place in a cluster, in their order, and what each asks of its place now. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from tidegate.control.desired import ModelRecord, recorded_spec, revision_of
-from tidegate.control.observed import Observation, SourceState
+from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of
+from tidegate.control.observed import Capacity, Group, Observation, SourceState
 from tidegate.control.packing import Need, Packing, place
 from tidegate.control.resources import Model, ModelSpec
+from tidegate.control.room import Seat, seat_of
+from tidegate.control.serve_config import ordered
+from tidegate.control.turns import Claim
+from tidegate.messages.registry import ReplicaStats
+from tidegate.replica_args import SLOTS_UNTIL_KNOWN
+
+# So long without a request, one that has worked counts as idle: callers that ask one after the other should
+# not find it gone each time.
+REST_SECONDS = 5.0
 
 
 def pack(
@@ -31,9 +41,9 @@ def pack(
             if not kept.is_proved and (revision != target or now < kept.retry_at):
                 continue
             found = source if revision == target and is_found(model, source) else kept.source
-            needs.append(_need(record, revision, recorded_spec(kept, model.spec), found, kept.group))
+            needs.append(_need(record, revision, recorded_spec(kept, model.spec), found, kept.group, seen))
         if target not in record.revisions and model.name not in deleting and is_found(model, source):
-            needs.append(_need(record, target, model.spec, source, ""))
+            needs.append(_need(record, target, model.spec, source, "", seen))
     needs.sort(key=lambda item: item[0])
     return place([need for _, need in needs], seen.groups)
 
@@ -68,10 +78,85 @@ def seated(record: ModelRecord, packing: Packing | None) -> ModelRecord:
     return replace(record, revisions=revisions)
 
 
+def places(seen: Observation) -> Sequence[Group]:
+    """Return the groups of workers; on one machine the machine is the only one, without a name."""
+    return seen.groups or (_machine(seen.capacity),)
+
+
+def claim(
+    record: ModelRecord,
+    kept: RevisionRecord,
+    spec: ModelSpec,
+    seen: Observation,
+    now: float,
+    *,
+    is_deleting: bool,
+) -> Claim:
+    """Return what a revision that should stand asks of its group."""
+    key, scaling = (record.name, kept.revision), spec.scaling
+    state, depth = seen.application(*key), seen.depths.get(key)
+    load = depth.waiting + depth.running if depth is not None else 0
+    least_ordered, may_start = ordered(state.config) if state is not None else (0, False)
+    replicas = state.replicas if state is not None else ()
+    ending = sum(replica.state == "STOPPING" for replica in replicas)
+    wanted = state.wanted_replicas if state is not None else 0
+    present = max(len(replicas) - ending, wanted, least_ordered)
+    must_prove = not kept.is_proved and not is_deleting
+    due = max(scaling.min_replicas, 1 if must_prove or load else 0)
+    most = max(scaling.max_replicas, due)
+    slots = kept.proof.slots if kept.proof is not None else 0
+    in_flight = scaling.target_in_flight or slots or SLOTS_UNTIL_KNOWN
+    may_leave = not due and depth is not None and kept.is_proved
+    return Claim(
+        key=key,
+        group=kept.group,
+        seat=_seat(spec, kept),
+        holding=present + ending,
+        present=present,
+        least=scaling.min_replicas,
+        due=due,
+        wanted=min(most, max(due, math.ceil(load / in_flight))),
+        most=most,
+        created=record.created,
+        waits_since=kept.waits_since,
+        is_entitled=may_start,
+        is_proof=must_prove and not load,
+        tried_at=kept.attempt_at,
+        idle_since=_idle_since(seen.beating(*key), now) if may_leave else None,
+    )
+
+
+def _machine(capacity: Capacity) -> Group:
+    return Group("", gpus_per_worker=math.floor(capacity.gpus), cpus=capacity.cpus)
+
+
+def _seat(spec: ModelSpec, kept: RevisionRecord) -> Seat:
+    if kept.placement is None:
+        return seat_of(spec.resources.gpus, spec.resources.cpus, 0)
+    return seat_of(kept.placement.gpus, spec.resources.cpus, kept.placement.memory_bytes)
+
+
+def _idle_since(replicas: Sequence[ReplicaStats], now: float) -> float | None:
+    """Return since when none of these has had a request; None where one works, or has just worked. One that
+    never had any need not rest, nor one that is still loading."""
+    if any(stats.running for stats in replicas):
+        return None
+    since = max((stats.idle_since or stats.started for stats in replicas), default=now)
+    has_worked = any(stats.tokens_total for stats in replicas)
+    return since if now - since >= REST_SECONDS or not has_worked else None
+
+
 def _need(
-    record: ModelRecord, revision: str, spec: ModelSpec, source: SourceState | None, pinned: str
+    record: ModelRecord,
+    revision: str,
+    spec: ModelSpec,
+    source: SourceState | None,
+    pinned: str,
+    seen: Observation,
 ) -> tuple[tuple[bool, int], Need]:
     """Return what a revision asks for, behind its rank: those with traffic first, then by age."""
     order = (revision not in record.weights, record.created)
-    copies = max(1, spec.scaling.min_replicas)
-    return order, Need((record.name, revision), spec, source, copies, pinned)
+    copies = spec.scaling.min_replicas
+    state = seen.application(record.name, revision)
+    is_asleep = not copies and (state is None or not state.replicas)
+    return order, Need((record.name, revision), spec, source, copies, pinned, is_asleep)

@@ -28,6 +28,9 @@ DEPLOYMENT = "Replica"
 # `target_ongoing_requests` must be above 0. A model's targetInFlight is a whole number, so a value below 1
 # is free to say "the engine's own slots".
 ENGINE_SLOTS_TARGET = 0.5
+# A delay that Serve never sees the end of: the revision may not grow. Serve skips the delay where no replica
+# runs; there the policy obeys it.
+HELD_SECONDS = 1e9
 SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than drain time and this
 # Each worker of a group has one whole unit of the group's own resource; a replica takes so much of it, only
 # to be kept there.
@@ -37,7 +40,9 @@ GROUP_UNIT = 0.001
 @dataclass(frozen=True, slots=True)
 class Application:
     """One revision as it should stand in Serve. `keep_awake` holds at least one replica, as for a revision
-    that has yet to prove itself. `placement` is None on one machine, where the spec's own numbers count."""
+    that has yet to prove itself. `placement` is None on one machine, where the spec's own numbers count.
+    `granted` is how many replicas it may have now (None: as many as its scaling says); with `leaves` it goes
+    to zero as soon as it is idle, and stays there."""
 
     model: str
     revision: str
@@ -45,6 +50,8 @@ class Application:
     checkpoint: str  # local folder; empty for the simulated engine
     keep_awake: bool
     placement: Placement | None = None
+    granted: int | None = None
+    leaves: bool = False
 
     @property
     def name(self) -> str:
@@ -137,15 +144,25 @@ def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -
 
 def autoscaling_config(application: Application, args: ReplicaArgs) -> dict[str, Any]:
     scaling = application.spec.scaling
+    granted = scaling.max_replicas if application.granted is None else application.granted
+    is_held = application.leaves or not granted
     return {
-        "min_replicas": max(scaling.min_replicas, 1 if application.keep_awake else 0),
-        "max_replicas": scaling.max_replicas,
+        "min_replicas": min(granted, max(scaling.min_replicas, 1 if application.keep_awake else 0)),
+        "max_replicas": max(1, min(granted, scaling.max_replicas)),
         "target_ongoing_requests": float(scaling.target_in_flight) or ENGINE_SLOTS_TARGET,
-        "upscale_delay_s": 0.0,
-        "downscale_delay_s": scaling.scale_down_seconds,
-        "downscale_to_zero_delay_s": scaling.idle_seconds,
+        "upscale_delay_s": HELD_SECONDS if is_held else 0.0,
+        "downscale_delay_s": 0.0 if application.leaves else scaling.scale_down_seconds,
+        "downscale_to_zero_delay_s": 0.0 if application.leaves else scaling.idle_seconds,
         "policy": {
             "policy_function": POLICY_PATH,
             "policy_kwargs": msgspec.to_builtins(msgspec.convert(args, PolicyArgs, from_attributes=True)),
         },
     }
+
+
+def ordered(config: Mapping[str, Any] | None) -> tuple[int, bool]:
+    """Return what Serve was told by this config of an application: how many replicas it keeps at least, and
+    whether it may start the first."""
+    deployments = (config or {}).get("deployments") or [{}]
+    scaling = deployments[0].get("autoscaling_config") or {}
+    return int(scaling.get("min_replicas") or 0), scaling.get("upscale_delay_s") == 0.0

@@ -2,16 +2,17 @@
 
 An engine owns batching. It is driven by exactly one thread (the replica's engine thread), which calls
 `load` once and then, in a loop, `add` and `abort` for what has arrived and `step` while `has_work`.
-No method is called concurrently with another, so engines hold no locks. `health` alone may be called
-from another thread.
+None of these is called concurrently with another, so engines hold no locks. Two methods run elsewhere:
+`prepare` on the event loop, for many requests at once, and `health` on any thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tidegate.messages.work import Finish, Request, Segment, Tokens
+from tidegate.messages.work import Finish, Generate, Request, Segment, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class LoadReport:
 
 class EngineLoadError(Exception):
     """Loading or self-check failed. `reason` is CamelCase: WeightsMissing, WeightsWrong, UnsupportedModel,
-    OutOfMemory, SelfCheckFailed, TokenizerMissing, InvalidEngineArgs."""
+    OutOfMemory, SelfCheckFailed, TokenizerMissing, TokenizerWrong, InvalidEngineArgs."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -50,6 +51,21 @@ class StepOutput:
     finish: Finish | None
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that may run: its prompt is tokens, and leaves room in the context for `limit` more."""
+
+    request: Request
+    prompt: Sequence[int]  # token ids; only their number counts where an engine makes its tokens up
+    limit: int
+    bad_words: Sequence[Sequence[int]] = ()  # the last token of each may not come after the others
+
+    @property
+    def work(self) -> Generate:
+        assert isinstance(self.request.work, Generate)
+        return self.request.work
+
+
 class Engine(Protocol):
     def load(self) -> LoadReport:
         """Load and prove the model. Slow. Raises `EngineLoadError`."""
@@ -59,14 +75,22 @@ class Engine(Protocol):
         """Count the requests that `add` would take now."""
         ...
 
-    def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
+    async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        """Render and tokenize the prompt, after `load`. Depends on nothing that a step changes, never holds
+        the event loop or the engine thread up, and ends within a bound of time, whatever was sent.
+
+        Returns a `Finish` where the request itself cannot run (reason "error", code `InvalidPrompt`,
+        `ContextLengthExceeded`, ...), and `Tokens` where they are the whole answer, to which no step adds.
+        Never raises for a bad request.
+        """
+        ...
+
+    def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
         """Take a request into the batch; it starts with the next `step`.
 
         `log` is what earlier attempts emitted: generation continues after its last token as if never
         interrupted (sampling noise, penalties, stop buffer, partial characters). Returns a finished
-        `StepOutput` where the request itself cannot run (reason "error", code `InvalidPrompt` or
-        `ContextLengthExceeded`, ...), or where the log already completes it; None where it was taken.
-        Never raises for a bad request.
+        `StepOutput` where the log already completes it; None where it was taken.
         """
         ...
 

@@ -112,6 +112,7 @@ def queue_full(rejected: Rejected, entry: ModelEntry, sequences: int) -> QueueFu
     """
     whose = {
         "model": f"The queue of the model {entry.name!r} is full",
+        "key": f"Your key's share of the queue of the model {entry.name!r} is full",
         "tenant": "Your tenant's share of the queue is full",
         "total": "The queue is full",
     }[rejected.bound]

@@ -19,7 +19,8 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-REQUEST_ID = "tidegate.request_id"  # key of the scope
+REQUEST_ID = "tidegate.request_id"  # keys of the scope
+DEPLOYMENT = "tidegate.deployment"  # the model, where the path names it
 JSON = (b"content-type", b"application/json")
 EVENT_STREAM: tuple[Header, ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -9,20 +9,21 @@ from fastapi.security.http import HTTPBase
 
 from tidegate.errors import AuthenticationFailed, ConfigError, FieldProblem
 from tidegate.gateway.ports import KeyRing
+from tidegate.messages.registry import Key
 from tidegate.settings import Settings
 
-DEFAULT_TENANT = "default"
+NO_KEY = Key(id="", name="", tenant="default", created=0.0)
 
 
 def sent_key(authorization: str | None, api_key: str | None) -> str | None:
-    """Return what `find_tenant` takes. Azure's clients send the bare key as `api-key`."""
+    """Return what `find_key` takes. Azure's clients send the bare key as `api-key`."""
     return f"Bearer {api_key}" if authorization is None and api_key is not None else authorization
 
 
-def find_tenant(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> str:
-    """The tenant of the key in an `Authorization` header. Raises `AuthenticationFailed`."""
+def find_key(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> Key:
+    """The key in an `Authorization` header. Raises `AuthenticationFailed`."""
     if no_auth:
-        return DEFAULT_TENANT
+        return NO_KEY
     if authorization is None:
         raise AuthenticationFailed(
             "No API key was sent. Send the header 'Authorization: Bearer KEY'; "
@@ -37,10 +38,10 @@ def find_tenant(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> s
         raise AuthenticationFailed(
             "The API key is wrong or was revoked. 'tidegate keys list' shows valid ones."
         )
-    return key.tenant
+    return key
 
 
-class TenantOfKey(HTTPBase):
+class KnownKey(HTTPBase):
     """The same as a dependency of FastAPI's routes, which puts the scheme into the document."""
 
     def __init__(self, keys: KeyRing, settings: Settings) -> None:
@@ -48,9 +49,9 @@ class TenantOfKey(HTTPBase):
         self._keys = keys
         self._no_auth = settings.no_auth
 
-    async def __call__(self, request: Request) -> str:  # type: ignore[override]
+    async def __call__(self, request: Request) -> Key:  # type: ignore[override]
         sent = sent_key(request.headers.get("authorization"), request.headers.get("api-key"))
-        return find_tenant(sent, self._keys, no_auth=self._no_auth)
+        return find_key(sent, self._keys, no_auth=self._no_auth)
 
 
 def check_no_auth(settings: Settings) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 
 from tidegate.gateway.dialects.base import AnswerHead, Call
+from tidegate.messages.registry import Key
 from tidegate.messages.work import Request
 
 
@@ -14,7 +15,7 @@ def build_requests(
     call: Call,
     head: AnswerHead,
     *,
-    tenant: str,
+    key: Key,
     gateway: str,
     created: float,
     deadline: float,
@@ -24,7 +25,8 @@ def build_requests(
     return [
         Request(
             id=f"{head.call_id}.{index}",
-            tenant=tenant,
+            tenant=key.tenant,
+            key=key.id,
             model=head.model,
             revision=head.revision,
             gateway=gateway,

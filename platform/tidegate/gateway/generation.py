@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from tidegate.errors import (
 )
 from tidegate.gateway import admission, sse
 from tidegate.gateway.asgi import (
+    DEPLOYMENT,
     EVENT_STREAM,
     ClientLeft,
     Header,
@@ -38,7 +40,8 @@ from tidegate.gateway.asgi import (
     send_json,
     text_header,
 )
-from tidegate.gateway.auth import find_tenant, sent_key
+from tidegate.gateway.auth import find_key, sent_key
+from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.metrics import UNKNOWN_MODEL
@@ -119,8 +122,10 @@ class _Exchange:
     async def run(self) -> None:
         services, scope = self._services, self._scope
         sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
-        tenant = find_tenant(sent, services.keys, no_auth=services.settings.no_auth)
+        key = find_key(sent, services.keys, no_auth=services.settings.no_auth)
         body = await read_body(scope, self._receive, services.settings.max_body_bytes)
+        if deployment := scope.get(DEPLOYMENT):
+            body = with_model(body, deployment)
         try:
             call = self._dialect.read(body)
         except InvalidRequest:
@@ -137,7 +142,7 @@ class _Exchange:
         requests = build_requests(
             call,
             head,
-            tenant=tenant,
+            key=key,
             gateway=services.gateway_id,
             created=now,
             deadline=now + budget,
@@ -180,6 +185,8 @@ class _Exchange:
         settings = self._services.settings
         return Bounds(
             entry.limits,
+            math.ceil(entry.limits.max_requests * settings.key_share),
+            math.ceil(entry.limits.max_bytes * settings.key_share),
             settings.tenant_max_requests,
             settings.tenant_max_bytes,
             settings.total_max_requests,
@@ -219,7 +226,7 @@ class _Exchange:
                             hold.cancel()
                         await self._write(opened, _rendered(events, delivered.segments))
                     case Waiting(position):
-                        await self._write(opened, waiting_comment(position, entry))
+                        await self._write(opened, waiting_comment(position, self._as_it_is(entry)))
                     case Signal.HEARTBEAT_DUE:
                         await self._write(opened, sse.HEARTBEAT)
                     case Signal.HOLD_OVER:
@@ -254,7 +261,11 @@ class _Exchange:
                 position = (await self._services.queue.places([asked]))[0]
         except (RequestError, TimeoutError):
             return []
-        return waiting_headers(position, admitted.entry)
+        return waiting_headers(position, self._as_it_is(admitted.entry))
+
+    def _as_it_is(self, entry: ModelEntry) -> ModelEntry:
+        """Return what the registry says now of the model that the call was admitted to."""
+        return self._services.registry.models().get(entry.name, entry)
 
     async def _begin(self, opened: OpenCall, headers: Iterable[Header]) -> None:
         self._is_status_out = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 
 from tidegate import telemetry
+from tidegate.messages.queue import QueueHealth, QueueState
 
 UNKNOWN_MODEL = "-"  # names that clients invent never become labels
 
@@ -87,6 +89,12 @@ class GatewayMetrics:
         self.replicas = Gauge(
             telemetry.MODEL_REPLICAS, "Replicas of a model", ["model", "state"], registry=registry
         )
+        self._queue_state = Gauge(
+            telemetry.QUEUE_STATE, "1 for what the queue's Redis is", ["state"], registry=registry
+        )
+        self._queue_may_evict = Gauge(
+            telemetry.QUEUE_MAY_EVICT, "1 where its maxmemory-policy is not noeviction", registry=registry
+        )
         # vLLM's well-known names, for dashboards and scalers that look for them.
         label = ["model_name"]
         self._vllm_waiting = Gauge(
@@ -157,6 +165,11 @@ class GatewayMetrics:
         metrics.vllm_first_token.observe(first_token_seconds)
         if len(finish_reasons) == 1 and generation_tokens > 1:
             metrics.per_token.observe((duration_seconds - first_token_seconds) / (generation_tokens - 1))
+
+    def queue_health(self, health: QueueHealth) -> None:
+        for state in get_args(QueueState):
+            self._queue_state.labels(state).set(state == health.state)
+        self._queue_may_evict.set(bool(health.eviction))
 
     def clear_queues(self) -> None:
         for gauge in (self.waiting, self.running, self._vllm_waiting, self._vllm_running):

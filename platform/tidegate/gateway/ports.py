@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
+from tidegate.messages.queue import Accepted, Bounds, Depth, Place, QueueHealth, Rejected
 from tidegate.messages.registry import Key, ModelEntry
 from tidegate.messages.work import Request, Segment
 
@@ -22,6 +22,10 @@ class RequestQueue(Protocol):
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None: ...
 
+    def forget(self, request_ids: Sequence[str]) -> None:
+        """Nobody reads these requests any more: what has ended of them need not be kept."""
+        ...
+
     async def replay(self, request_id: str) -> list[Segment] | None:
         """The request's whole log so far; None where the request is not known (any more)."""
         ...
@@ -32,8 +36,8 @@ class RequestQueue(Protocol):
 
     async def depth(self, model: str, revision: str) -> Depth: ...
 
-    async def ping(self) -> None:
-        """Raises `QueueUnavailable` where Redis does not answer within a second."""
+    async def health(self) -> QueueHealth:
+        """Say within two seconds what the queue can do now. Nothing is asked twice within a second."""
         ...
 
     async def close(self) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from tidegate.control.reasons import Reason
 from tidegate.errors import (
     GenerationFailed,
     InvalidRequest,
@@ -21,7 +22,17 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 
-_OWN_LIMITS = {"ReaderTooSlow": "reader_too_slow", "AnswerTooLarge": "answer_too_large"}
+_PROMPT_REFUSALS = {
+    "ContextLengthExceeded": "context_length_exceeded",
+    "InvalidPrompt": "invalid_prompt",
+    "PromptTooCostly": "prompt_too_costly",
+}
+# Faults that have a sentence for the client, and their codes.
+_TOLD = {
+    "ReaderTooSlow": "reader_too_slow",
+    "AnswerTooLarge": "answer_too_large",
+    "ChatTemplateInvalid": "chat_template_invalid",
+}
 
 
 def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError:
@@ -33,12 +44,10 @@ def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError
             finish.message or f"The model {model!r} was removed while the request waited.",
             code="request_cancelled",
         )
-    if finish.code == "ContextLengthExceeded":
-        return InvalidRequest(finish.message, param=prompt_field, code="context_length_exceeded")
-    if code := _OWN_LIMITS.get(finish.code):
+    if code := _TOLD.get(finish.code):
         return GenerationFailed(finish.message, code=code)
-    if finish.code == "InvalidPrompt":
-        return InvalidRequest(finish.message, param=prompt_field, code="invalid_prompt")
+    if code := _PROMPT_REFUSALS.get(finish.code):
+        return InvalidRequest(finish.message, param=prompt_field, code=code)
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
     return GenerationFailed(
         f"The model {model!r} failed on this request ({finish.code or 'EngineError'}). "
@@ -50,7 +59,9 @@ def waiting_comment(position: Place, entry: ModelEntry) -> bytes:
     """The queue position as an event-stream comment; empty where the request waits no more."""
     if position.ahead is None:
         return b""
-    return sse.waiting_comment(position.ahead + 1, _estimated_wait_seconds(position.ahead, position, entry))
+    why = f"{entry.reason}: {entry.message}" if _waits_for_room(entry) else ""
+    wait = _estimated_wait_seconds(position.ahead, position, entry)
+    return sse.waiting_comment(position.ahead + 1, wait, why)
 
 
 def waiting_headers(position: Place, entry: ModelEntry) -> list[Header]:
@@ -64,6 +75,13 @@ def waiting_headers(position: Place, entry: ModelEntry) -> list[Header]:
 
 
 def _estimated_wait_seconds(ahead: int, position: Place, entry: ModelEntry) -> float | None:
-    """Seconds until the request starts; None where neither drain rate nor waking time is known."""
+    """Seconds until the request starts; None where neither drain rate nor waking time is known, or nobody
+    knows when others have done their work."""
+    if _waits_for_room(entry):
+        return None
     wait = admission.predicted_wait_seconds(ahead + 1, position.depth, entry)
     return wait if wait > 0 else None
+
+
+def _waits_for_room(entry: ModelEntry) -> bool:
+    return entry.reason == Reason.WaitingForRoom and not entry.replicas_ready

@@ -256,6 +256,7 @@ class OpenCalls:
         if call.unfinished and cancel_reason is not None:
             running = [request.id for request in call.requests if request.finish is None]
             self._spawn(self._cancel(running, cancel_reason))
+        self._queue.forget([request.id for request in call.requests if request.finish is not None])
         # The two point to each other, and a whole answer hangs on them: it goes now, without the collector.
         call.requests = []
         call.drop()
@@ -351,6 +352,8 @@ class OpenCalls:
         except QueueUnavailable as error:
             # The requests end by their own limits; nobody reads their results.
             logger.warning("could not cancel %d requests: %s", len(request_ids), error.message)
+            return
+        self._queue.forget(request_ids)
 
     async def _watch_silence(self) -> None:
         loop = asyncio.get_running_loop()

@@ -23,9 +23,11 @@ from tidegate.local.home import Home, Problem, ProcessRecord, Running, read_reco
 from tidegate.local.host import model_state
 from tidegate.local.keeping import leave_nothing, only_one
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
+from tidegate.messages.queue import QueueHealth
 from tidegate.messages.registry import ModelEntry
 from tidegate.settings import PREFIX, Settings
 from tidegate.store.connection import Connection
+from tidegate.store.health import HealthWatch
 from tidegate.store.registry import Registry
 
 POLL_SECONDS = 0.1
@@ -56,6 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     parts: list[Part] = []
     models: list[ModelEntry] = []
     problems: list[Problem] = []
+    queue: list[str] = []  # what is wrong with it
     leftovers: int = 0
 
 
@@ -132,9 +135,10 @@ async def status(settings: Settings) -> Snapshot:
         async with Connection(running.redis_url, name="tidegate-status") as connection:
             found = await Registry(connection, key_prefix=running.key_prefix).read_models()
             models = sorted(found.values(), key=lambda entry: entry.name)
+            health = await HealthWatch(connection, key_prefix=running.key_prefix).look()
     except QueueUnavailable:
-        models = []  # Redis is on its way up or down; the parts say so
-    return Snapshot(running, parts, models, list(running.problems))
+        health = QueueHealth("away")
+    return Snapshot(running, parts, models, list(running.problems), list(health.troubles().values()))
 
 
 def _end_orphans(home: Home) -> None:

@@ -16,11 +16,45 @@ class QueueLimits(msgspec.Struct, frozen=True):
     max_wait_seconds: float = 300.0
 
 
+QueueState = Literal["ok", "slow", "full", "read-only", "away"]
+_STATES: dict[QueueState, str] = {
+    "slow": "The queue's Redis takes longer than a second to answer.",
+    "full": "The queue's Redis has no memory left (maxmemory): what is new is refused.",
+    "read-only": "The queue's Redis takes no writes now: what is new is refused.",
+    "away": "The queue's Redis cannot be used now; the log says why.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QueueHealth:
+    """The queue's Redis as it was found. `eviction`: its `maxmemory-policy`, where that may evict."""
+
+    state: QueueState = "ok"
+    eviction: str = ""
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.state in ("ok", "slow")
+
+    def troubles(self) -> dict[str, str]:
+        """A sentence for each thing that is not as it should be, by a word for it."""
+        found = {} if self.state == "ok" else {"redis": _STATES[self.state]}
+        if self.eviction:
+            found["maxmemory-policy"] = (
+                f"The queue's Redis may evict requests: its maxmemory-policy is {self.eviction}. "
+                "Set it to noeviction."
+            )
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Upper limits that one atomic submit checks, each over waiting and running requests."""
+    """Upper limits that one atomic submit checks, each over waiting and running requests and what those that
+    run have written. `key_...`: what one key may hold of the model's queue."""
 
     model: QueueLimits
+    key_max_requests: int
+    key_max_bytes: int
     tenant_max_requests: int
     tenant_max_bytes: int
     total_max_requests: int
@@ -52,7 +86,7 @@ class Accepted:
 class Rejected:
     """Nothing was written. `bound` says which limit the call would pass."""
 
-    bound: Literal["model", "tenant", "total"]
+    bound: Literal["model", "key", "tenant", "total"]
     unit: Literal["requests", "bytes"]
     limit: int
     depth: Depth

@@ -25,6 +25,7 @@ class ReplicaStats(msgspec.Struct, frozen=True):
     tokens_total: int
     tokens_per_second: float  # generated, over the last few seconds
     draining: bool = False
+    idle_since: float = 0.0  # since when it has no request (unix seconds); 0: it has some
 
 
 class RevisionReport(msgspec.Struct, frozen=True):

@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from tidegate.replica_args import PolicyArgs, find_redis_url
+from tidegate.replica_args import SLOTS_UNTIL_KNOWN, PolicyArgs
 from tidegate.serving.queue_watch import Sighting, shared_watch
 
 FRESH_SECONDS = 3.0  # an older sighting decides nothing
-SLOTS_UNTIL_KNOWN = 16  # of a revision that never reported how many its engine has
 
 Reason = Literal["QueueUnknown", "WakeUp", "ScaleUp", "Steady", "ScaleDown", "Active", "Idle"]
 
@@ -67,7 +66,7 @@ class QueueDepthPolicy:
     def __init__(self, **args: Any) -> None:
         """`args` are the fields of `PolicyArgs`."""
         found = msgspec.convert(args, PolicyArgs)
-        self._watch = shared_watch(find_redis_url(found.redis_url), found.key_prefix)
+        self._watch = shared_watch(found.redis_url, found.key_prefix)
         self._queue = (found.model, found.revision)
         self._tokens_total = -1
 
@@ -79,6 +78,8 @@ class QueueDepthPolicy:
         if sighting is None or time.monotonic() - sighting.at > FRESH_SECONDS:
             return present, {"reason": "QueueUnknown"}
         target = float(ctx.config.get_target_ongoing_requests())
+        most = int(ctx.capacity_adjusted_max_replicas)
+        is_held = ctx.config.upscale_delay_s > 0  # the pool has no room for more (`control.serve_config`)
         decision = desired_replicas(
             waiting=sighting.waiting,
             running=sighting.running,
@@ -86,7 +87,7 @@ class QueueDepthPolicy:
             target_in_flight=target if target >= 1 else sighting.slots or SLOTS_UNTIL_KNOWN,
             is_active=self._was_active(sighting),
             minimum=int(ctx.capacity_adjusted_min_replicas),
-            maximum=int(ctx.capacity_adjusted_max_replicas),
+            maximum=min(most, present) if is_held else most,
         )
         return decision.replicas, {
             "reason": decision.reason,

@@ -28,8 +28,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tidegate.engines.base import Engine, LoadReport, StepOutput
-from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
+from tidegate.engines.base import Engine, LoadReport, Prepared, StepOutput
+from tidegate.messages.work import NO_TOKENS, Finish, Segment
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,12 @@ class Crash:
 
 @dataclass(frozen=True, slots=True)
 class _Add:
-    request: Request
+    prepared: Prepared
     history: list[Segment]
+
+    @property
+    def request_id(self) -> str:
+        return self.prepared.request.id
 
 
 class EngineThread:
@@ -87,9 +91,9 @@ class EngineThread:
         self._thread.start()
         return await loaded
 
-    def hand_over(self, request: Request, history: list[Segment]) -> int:
+    def hand_over(self, prepared: Prepared, history: list[Segment]) -> int:
         """Give a request to the engine; returns the ticket of this order."""
-        return self._order(_Add(request, history))
+        return self._order(_Add(prepared, history))
 
     def abort(self, request_id: str) -> int:
         return self._order(request_id)
@@ -170,7 +174,7 @@ class EngineThread:
             self._waiting.append(order)
             return
         for waiting in self._waiting:
-            if waiting.request.id == order:
+            if waiting.request_id == order:
                 self._waiting.remove(waiting)
                 return
         self._engine.abort(order)
@@ -184,15 +188,13 @@ class EngineThread:
     def _add(self, order: _Add) -> StepOutput | None:
         """Engines do not raise for a bad request; one that does loses that request, not all of them."""
         try:
-            return self._engine.add(order.request, order.history)
+            return self._engine.add(order.prepared, order.history)
         except MemoryError:
             raise
         except Exception as error:
-            log.exception("engine refused request %s by raising", order.request.id)
-            self._engine.abort(order.request.id)
-            message = f"The engine could not take this request ({type(error).__name__})."
-            finish = Finish("error", "EngineError", message)
-            return StepOutput(order.request.id, NO_TOKENS, 0, finish)
+            log.exception("engine refused request %s by raising", order.request_id)
+            self._engine.abort(order.request_id)
+            return StepOutput(order.request_id, NO_TOKENS, 0, refused_by_raising(error))
 
     def _close_engine(self) -> None:
         try:
@@ -208,6 +210,11 @@ class EngineThread:
             loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop closed in between: nobody is left to tell
             log.debug("event loop is closed; a delivery was dropped")
+
+
+def refused_by_raising(error: Exception) -> Finish:
+    """Make the finish of a request at which the engine raised, which no engine should."""
+    return Finish("error", "EngineError", f"The engine could not take this request ({type(error).__name__}).")
 
 
 def describe_crash(error: BaseException) -> Crash:

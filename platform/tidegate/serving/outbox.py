@@ -38,8 +38,9 @@ class Held:
 
     id: str
     attempt: int
-    ticket: int  # of the order that handed it to the engine
     seq: int  # of the next segment
+    preparing: asyncio.Task[None] | None = None
+    ticket: int = 0  # of the order that handed it to the engine; 0: the engine never saw it
     is_finished: bool = False  # the engine is done with it
 
 
@@ -149,5 +150,11 @@ def merged(segment: Segment, output: StepOutput) -> Segment:
     """Put the next output of the same request behind `segment`."""
     old, new = segment.output, output.output
     logprobs = old.logprobs + new.logprobs if new.logprobs else old.logprobs
-    both = Tokens(old.token_ids + new.token_ids, old.text + new.text, logprobs)
+    both = Tokens(
+        old.token_ids + new.token_ids,
+        old.text + new.text,
+        logprobs,
+        old.prompt_ids or new.prompt_ids,
+        old.prompt_logprobs or new.prompt_logprobs,
+    )
     return Segment(segment.request_id, segment.seq, output.finish, both, segment.prompt_tokens)

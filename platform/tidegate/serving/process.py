@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,7 +43,9 @@ class ReplicaProcess:
     def __init__(self, args: ReplicaArgs) -> None:
         self.args = args
         self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
-        self.connection = Connection(find_redis_url(args.redis_url), name=f"tidegate-replica-{args.model}")
+        self.connection = Connection(
+            partial(find_redis_url, args.redis_url), name=f"tidegate-replica-{args.model}"
+        )
         self.registry = Registry(self.connection, key_prefix=args.key_prefix, times=args.times)
 
     async def start(self) -> LoadReport:

@@ -16,9 +16,11 @@ import functools
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import ReplicaStats
+from tidegate.replica_args import find_redis_url
 from tidegate.store.connection import Connection
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry
@@ -55,7 +57,7 @@ def shared_watch(redis_url: str, key_prefix: str) -> QueueWatch:
 class QueueWatch:
     def __init__(self, redis_url: str, key_prefix: str) -> None:
         self._connection = Connection(
-            redis_url,
+            partial(find_redis_url, redis_url),
             name="tidegate-autoscaler",
             patience_seconds=0.05,
             connect_timeout_seconds=POLL_TIMEOUT_SECONDS,

@@ -2,27 +2,31 @@
 
 Who runs where. The engine has a thread of its own (`engine_thread`); everything here runs on the event loop:
 
-    wake ──> claim ──hand_over──> engine thread ──Delivery──> outbox ──> emit (one write per step)
-                                        ^ abort                  │
-              cancelled, lease lost ────┘          lost ids <────┘
+    wake ──> claim ──> prepare ──hand_over──> engine thread ──Delivery──> outbox ──> emit (one write per step)
+                          ^ cancel                  ^ abort                  │
+                          └─ cancelled, lease lost ─┘          lost ids <────┘
 
-At most one claim, one emit, one renewal and one beat are in flight. A claim is made when there is room and
-the queue may hold something: after a wake (the store repeats one that was lost) and while claims come back
-full. Leases are renewed by the tick, so a long step does not cost them. No timer lies on the way of a
-request: wake, claim, add, step and emit follow each other directly.
+At most one claim, one emit, one renewal and one beat are in flight. Each request is prepared by a task of
+its own (`Engine.prepare`: its prompt becomes tokens, in a process beside), so a slow one holds up nobody. A
+claim is made when there is room and the queue may hold something: after a wake (the store repeats one that
+was lost) and while claims come back full. Leases are renewed by the tick, so a long step does not cost them.
+No timer lies on the way of a request: wake, claim, prepare, add, step and emit follow each other directly.
 
 What may interleave. A request can be cancelled, lost to another replica or claimed anew by this one at any
 await, also while its output is on the way. `_held` is the truth: output for an id that is not there is
 dropped, and so is output older than the hand-over of the present holder (`EngineThread`'s tickets).
 
 What always holds.
-- Late binding: requests claimed and not finished never exceed the engine's slots, but for those whose slot
-  frees with the very next token (`slots`).
+- Late binding: requests claimed and not finished, those that are still being prepared included, never exceed
+  the engine's slots, but for those whose slot frees with the very next token (`slots`).
 - A request is in `_held` exactly from its claim to the acknowledged write of its finish, or until it is
   given up (cancelled, lease lost, handed back). Everything in `_held` is renewed.
-- After a failure (crash, hang) nothing is claimed or written; all leases go back as faults in one call,
-  the registry gets the reason, and `ended` tells the owner, who ends the process. A new process is the only
-  state that is surely clean, and Serve starts it.
+- `Held.preparing` is set exactly until the request is handed over or refused; who gives a request up cancels
+  the one or aborts the other (`_stop`).
+- After a failure (crash, hang) nothing is claimed or written. The leases of what the engine had go back as
+  faults in one call. What it never saw (in preparation, or in a claim that was in flight) is merely handed
+  back, so nobody takes it for the poison. The registry gets the reason, and `ended` tells the owner, who ends
+  the process. A new process is the only state that is surely clean, and Serve starts it.
 """
 
 from __future__ import annotations
@@ -39,13 +43,13 @@ from typing import Any
 
 import msgspec
 
-from tidegate.engines.base import Engine, LoadReport
+from tidegate.engines.base import Engine, LoadReport, Prepared, StepOutput
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import ReplicaStats, RevisionReport
-from tidegate.messages.work import Claim, Segment
+from tidegate.messages.work import NO_TOKENS, Claim, Finish, Segment
 from tidegate.replica_args import ReplicaArgs
 from tidegate.serving import reports
-from tidegate.serving.engine_thread import Crash, Delivery, EngineThread
+from tidegate.serving.engine_thread import Crash, Delivery, EngineThread, refused_by_raising
 from tidegate.serving.outbox import Held, Outbox
 from tidegate.serving.ports import LeaseQueue, ReplicaRegistry
 from tidegate.serving.slots import Slots, tokens_left
@@ -53,6 +57,7 @@ from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
+ANSWERED = Finish("stop")  # of what needed no step
 LAST_WORDS_SECONDS = 3.0  # what a failed replica may spend on telling so
 RETRY_SECONDS = 0.5
 
@@ -86,6 +91,7 @@ class ReplicaLoop:
         self._held: dict[str, Held] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._idle_since = self._started
 
         self._can_claim = False
         self._may_wait = False  # the queue may hold a request for us
@@ -156,6 +162,10 @@ class ReplicaLoop:
             while self._may_wait and self._can_claim and (room := self._slots.room()) > 0:
                 self._may_wait = False  # a wake during the call sets it again
                 claims = await self._queue.claim(room)
+                if self.failure is not None:
+                    leases = [(claim.request.id, claim.attempt) for claim in claims]
+                    await self._queue.hand_back(leases, self.failure.reason)
+                    return
                 if len(claims) >= room:
                     self._may_wait = True
                 for claim in claims:
@@ -174,13 +184,34 @@ class ReplicaLoop:
         request = claim.request
         if request.id in self._held:  # lost through an outage and claimed anew by ourselves
             self._give_up(request.id)
-        if request.id in self._cancelled_early or self.failure is not None:
+        if request.id in self._cancelled_early:
             return
-        ticket = self._thread.hand_over(request, claim.log)
-        self._slots.hand_over(ticket, tokens_left(claim))
-        seq = claim.log[-1].seq + 1 if claim.log else 0
-        self._held[request.id] = Held(request.id, claim.attempt, ticket, seq)
+        held = Held(request.id, claim.attempt, claim.log[-1].seq + 1 if claim.log else 0)
+        held.preparing = asyncio.get_running_loop().create_task(self._prepare(held, claim))
+        self._held[request.id] = held
+        self._slots.begin()
         self._idle.clear()
+
+    async def _prepare(self, held: Held, claim: Claim) -> None:
+        """Make a claimed request ready and hand it over. Who gives it up meanwhile cancels this."""
+        try:
+            prepared = await self._engine.prepare(claim.request)
+        except Exception as error:
+            log.exception("engine could not prepare request %s", held.id)
+            prepared = refused_by_raising(error)
+        if self.failure is not None:
+            return
+        held.preparing = None
+        self._slots.prepared()
+        if not isinstance(prepared, Prepared):
+            held.is_finished = True
+            output, finish = (NO_TOKENS, prepared) if isinstance(prepared, Finish) else (prepared, ANSWERED)
+            self._outbox.put(held, StepOutput(held.id, output, finish.prompt_tokens, finish))
+            self._outbox.send()
+            self._claim_soon()
+            return
+        held.ticket = self._thread.hand_over(prepared, claim.log)
+        self._slots.hand_over(held.ticket, tokens_left(claim))
 
     # -- what the engine produced -----------------------------------------------------------------
 
@@ -191,8 +222,8 @@ class ReplicaLoop:
         slots.deliver(delivery.ticket, delivery.free_slots)
         for output in delivery.outputs:
             held = self._held.get(output.request_id)
-            if held is None or held.ticket > delivery.ticket or held.is_finished:
-                continue
+            if held is None or held.is_finished or not 0 < held.ticket <= delivery.ticket:
+                continue  # of an earlier life of this id, or after its end
             tokens = len(output.output.token_ids)
             if output.finish is not None:
                 held.is_finished = True
@@ -235,18 +266,26 @@ class ReplicaLoop:
     def _give_up(self, request_id: str) -> None:
         held = self._held[request_id]
         self._outbox.drop(request_id)
-        if not held.is_finished:
-            self._thread.abort(request_id)
+        self._stop(held)
         self._forget(held)
+
+    def _stop(self, held: Held) -> None:
+        if held.preparing is not None:
+            held.preparing.cancel()
+            held.preparing = None
+            self._slots.prepared()
+        elif not held.is_finished:
+            self._thread.abort(held.id)
 
     def _forget(self, held: Held) -> None:
         del self._held[held.id]
         self._slots.end(held.ticket)
         if not self._held:
             self._idle.set()
+            self._idle_since = time.time()
 
-    def _leases(self) -> list[tuple[str, int]]:
-        return [(held.id, held.attempt) for held in self._held.values()]
+    def _leases(self, of: Callable[[Held], object] = lambda _: True) -> list[tuple[str, int]]:
+        return [(held.id, held.attempt) for held in self._held.values() if of(held)]
 
     # -- the tick: leases, beats, the watchdog ----------------------------------------------------
 
@@ -304,6 +343,7 @@ class ReplicaLoop:
             tokens_total=tokens,
             tokens_per_second=round((tokens - before) / max(0.05, now - since), 1),
             draining=not self._can_claim,
+            idle_since=0.0 if self._held else self._idle_since,
         )
 
     def _watch(self) -> None:
@@ -338,7 +378,11 @@ class ReplicaLoop:
                 await self._outbox.flush(LAST_WORDS_SECONDS / 2)
                 if self._claiming is not None:
                     await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
-                await self._queue.fault(self._leases(), f"{crash.reason}: {crash.message}")
+                # First what cannot be at fault: a suspect among it must not take the blame for the others.
+                await self._queue.hand_back(self._leases(lambda held: not held.ticket), crash.reason)
+                await self._queue.fault(
+                    self._leases(lambda held: held.ticket), f"{crash.reason}: {crash.message}"
+                )
                 if self._report is not None:
                     report = reports.ended(self._report, crash, socket.gethostname(), time.time())
                     await self._registry.report(report)
@@ -352,10 +396,8 @@ class ReplicaLoop:
                 self.ended.set_result(crash)
 
     async def _hand_back_all(self) -> None:
-        leases = self._leases()
-        for request_id, _ in leases:
-            if not self._held[request_id].is_finished:
-                self._thread.abort(request_id)
+        for held in self._held.values():
+            self._stop(held)
         flushed = await self._outbox.flush(LAST_WORDS_SECONDS)
         remaining = self._leases()
         if not remaining:
@@ -367,7 +409,8 @@ class ReplicaLoop:
             log.warning("could not hand back, the leases will expire: %s", error.message)
 
     async def _close(self) -> None:
-        await end_tasks(self._ticking, *self._side_tasks.values())
+        preparing = [held.preparing for held in self._held.values()]
+        await end_tasks(self._ticking, *self._side_tasks.values(), *preparing)
         await self._outbox.close()
         await self._thread.close(patience_seconds=5.0)
         try:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.errors import ConfigError, QueueOutOfMemory, QueueReadOnly, QueueRefused, QueueUnavailable
 from tidegate.store.address import Address, Endpoint, parse_url
 from tidegate.store.sentinel import find_master
 from tidegate.store.wire import Argument, ConnectionLost, ReplyError, Wire
@@ -34,10 +34,12 @@ logger = logging.getLogger(__name__)
 OLDEST_VERSION = (7, 0)
 FIRST_BACKOFF_SECONDS = 0.05
 LONGEST_BACKOFF_SECONDS = 1.0
-# Errors of a server that is there but cannot serve now: it loads its file, was demoted, or has no room.
-TRANSIENT_KINDS = frozenset(
-    {"LOADING", "READONLY", "MASTERDOWN", "NOREPLICAS", "OOM", "MISCONF", "BUSY", "TRYAGAIN"}
-)
+FULL_RETRY_SECONDS = 5.0  # told to clients while Redis has no memory left
+REFUSED_KINDS = ("WRONGPASS", "NOAUTH", "NOPERM")
+# Errors of a server that is there but takes no writes: it was demoted, or cannot keep them safe.
+READ_ONLY_KINDS = frozenset({"READONLY", "NOREPLICAS", "MISCONF"})
+# Errors of a server that is there but cannot serve now, as while it loads its file.
+TRANSIENT_KINDS = frozenset({"LOADING", "MASTERDOWN", "BUSY", "TRYAGAIN"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Script:
 
 class Connection:
     """Use as `async with Connection(url) as connection`, which opens it at once, or let the first command
-    open it; `close` it at the end.
+    open it; `close` it at the end. A `url` that may change is a function, asked at each connect.
 
     `patience_seconds` bounds how long a command waits for a lost connection to come back,
     `call_timeout_seconds` how long a server may be silent with commands in flight.
@@ -58,14 +60,15 @@ class Connection:
 
     def __init__(
         self,
-        url: str,
+        url: str | Callable[[], str],
         *,
         name: str = "tidegate",
         patience_seconds: float = 2.0,
         connect_timeout_seconds: float = 2.0,
         call_timeout_seconds: float = 5.0,
     ) -> None:
-        self.address = parse_url(url)
+        self._find_url = url if callable(url) else None
+        self.address = parse_url(url() if callable(url) else url)
         self._name = re.sub(r"[^!-~]", "-", name)
         self._patience_seconds = patience_seconds
         self._connect_timeout_seconds = connect_timeout_seconds
@@ -73,6 +76,7 @@ class Connection:
         self._wire: Wire | None = None
         self._ready = asyncio.Event()
         self._connecting: asyncio.Task[None] | None = None  # the first connect, or all that follow a loss
+        self._trouble: Exception | None = None  # why the last reconnect failed
         self._was_open = False
         self._is_closed = False
         self._channels: dict[bytes, Callable[[bytes], None]] = {}
@@ -128,6 +132,12 @@ class Connection:
             except ReplyError as error:
                 if error.kind == "READONLY":
                     wire.abort()  # another server is the master now
+                if error.kind == "OOM":
+                    raise QueueOutOfMemory(
+                        f"Redis has no memory left: {error}", retry_after_seconds=FULL_RETRY_SECONDS
+                    ) from error
+                if error.kind in READ_ONLY_KINDS:
+                    raise QueueReadOnly(f"Redis takes no writes now: {error}") from error
                 if error.kind in TRANSIENT_KINDS:
                     raise QueueUnavailable(f"Redis cannot serve now: {error}") from error
                 raise
@@ -174,12 +184,17 @@ class Connection:
             try:
                 await self._open_once()
             except ConfigError as error:  # to a command no more than a reason for being away
-                raise QueueUnavailable(error.message) from error
+                raise QueueRefused(error.message) from error
         elif not self._is_closed:
             with contextlib.suppress(TimeoutError):  # reported below, as what it means
                 await asyncio.wait_for(self._ready.wait(), self._patience_seconds)
         if self._wire is None or not self._ready.is_set():
-            raise QueueUnavailable(f"Redis at {self.address} is away.")
+            if isinstance(self._trouble, ConfigError):
+                raise QueueRefused(self._trouble.message)
+            if isinstance(self._trouble, QueueReadOnly):
+                raise QueueReadOnly(self._trouble.message)
+            why = f": {_sentence(self._trouble)}" if self._trouble else ""
+            raise QueueUnavailable(f"Redis at {self.address} is away{why}.")
         return self._wire
 
     async def _open_once(self) -> None:
@@ -202,6 +217,8 @@ class Connection:
 
     async def _connect(self) -> Wire:
         """A connection to the master that is greeted, checked and subscribed."""
+        if self._find_url is not None:
+            self.address = parse_url(self._find_url())
         async with asyncio.timeout(self._connect_timeout_seconds):
             endpoint = (self.address.host, self.address.port)
             if self.address.sentinels:
@@ -235,9 +252,10 @@ class Connection:
         try:
             found = await wire.send("HELLO", 3, *self.address.credentials.command, "SETNAME", self._name)
         except ReplyError as error:
-            if error.kind in ("WRONGPASS", "NOAUTH"):
+            if error.kind in REFUSED_KINDS:
                 raise ConfigError(
-                    f"redis_url: {self.address}: {error}; put user and password in the URL"
+                    f"redis_url: {self.address} refuses the user or the password: {error}; set "
+                    "REDIS_USERNAME and REDIS_PASSWORD, or the Secret that they come from, as it has them"
                 ) from error
             if error.kind in ("ERR", "NOPROTO") and "unknown command" in str(error).lower():
                 raise _too_old(self.address, "older than 6.0") from error
@@ -251,7 +269,7 @@ class Connection:
                 "use a standalone server"
             )
         if found.get(b"role") not in (b"master", b"primary"):
-            raise QueueUnavailable(f"Redis at {self.address} is a read-only replica.")
+            raise QueueReadOnly(f"Redis at {self.address} is a read-only replica.")
         if self.address.db:
             await wire.send("SELECT", self.address.db)
         await wire.send("PING")  # answers LOADING while the server reads its file
@@ -290,9 +308,11 @@ class Connection:
             try:
                 self._wire = await self._connect()
                 break
-            except (OSError, TimeoutError, ReplyError, ConfigError, QueueUnavailable):
-                # Also a ConfigError: what was usable at start becomes so again, or an operator sees us away.
+            except (OSError, TimeoutError, ReplyError, ConfigError, QueueUnavailable) as error:
+                # Also a ConfigError: a password is being changed, or an operator sees us refused.
+                self._trouble = error
                 backoff = await _pause(backoff)
+        self._trouble = None
         self._ready.set()
         self.tell_reconnected()
 

@@ -13,6 +13,7 @@ although it may have been written, is withdrawn (cancelled) as soon as Redis can
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -21,18 +22,18 @@ from typing import cast
 
 from tidegate.errors import QueueFull, QueueUnavailable
 from tidegate.messages.codec import decode_segments
-from tidegate.messages.queue import Accepted, Bounds, Depth, Place, Rejected
+from tidegate.messages.queue import Accepted, Bounds, Depth, Place, QueueHealth, Rejected
 from tidegate.messages.work import Request, Segment
 from tidegate.replica_args import Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.data_watch import DataWatch
+from tidegate.store.health import HealthWatch
 from tidegate.store.scripts import Scripts, SubmitCall
 from tidegate.store.sweeper import Sweeper
 from tidegate.store.wire import ConnectionLost
 from tidegate.tasks import end_tasks
 
-PING_SECONDS = 1.0
 # Of one grouped submit, so that no script call holds Redis up. A single call may be larger.
 MOST_REQUESTS = 500
 MOST_BYTES = 4 * 1024 * 1024
@@ -40,6 +41,7 @@ ENOUGH_CALLS = 8  # that gathered: they go although others are in flight
 MOST_IN_FLIGHT = 4  # groups
 MOST_BYTES_ON_THE_WAY = 128 * 1024 * 1024  # one call alone may have more
 FULL_RETRY_SECONDS = 1.0
+FORGET_SECONDS = 0.5  # in which answers that were read gather before they leave Redis together
 MOST_WITHDRAWN = 10_000  # remembered while Redis is away
 
 
@@ -68,6 +70,7 @@ class GatewayQueue:
         self._scripts = Scripts(connection, key_prefix, times)
         self._gateway_id = gateway_id
         self._sweeper = Sweeper(connection, key_prefix=key_prefix, times=times, gateway=gateway_id)
+        self._health = HealthWatch(connection, key_prefix=key_prefix)
         self._data_watch = DataWatch(connection, key_prefix=key_prefix)
         self._gathered: deque[_Call] = deque()
         self._commits: set[asyncio.Task[None]] = set()
@@ -75,6 +78,8 @@ class GatewayQueue:
         self._is_commit_due = False  # one of them has yet to take its first group
         self._unwanted: list[str] = []
         self._withdrawing: asyncio.Task[None] | None = None
+        self._read: list[str] = []
+        self._forgetting: asyncio.Task[None] | None = None
         self._stop_listening: list[Callable[[], None]] = []
 
     async def start(self, deliver: Callable[[list[Segment]], None], lost: Callable[[], None]) -> None:
@@ -89,6 +94,7 @@ class GatewayQueue:
         await self._data_watch.start()
         await self._sweeper.sweep()
         self._sweeper.start()
+        await self._health.look()  # the log names what is wrong with it
 
     async def submit(self, requests: Sequence[Request], bounds: Bounds) -> Accepted | Rejected:
         """One atomic step for all requests of a call, which share model, revision, tenant and gateway.
@@ -113,6 +119,12 @@ class GatewayQueue:
         if request_ids:
             await self._scripts.cancel(request_ids, reason)
 
+    def forget(self, request_ids: Sequence[str]) -> None:
+        """See `RequestQueue.forget`. What is lost here goes when its time to live is over."""
+        self._read += request_ids[: MOST_WITHDRAWN - len(self._read)]
+        if self._read and (self._forgetting is None or self._forgetting.done()):
+            self._forgetting = asyncio.get_running_loop().create_task(self._forget())
+
     async def replay(self, request_id: str) -> list[Segment] | None:
         log, exists = await asyncio.gather(
             self._connection.call("GET", f"{self._prefix}log:{request_id}", repeat=True),
@@ -133,20 +145,17 @@ class GatewayQueue:
         depths, _ = await self._scripts.depths([names.queue_name(model, revision)])
         return depths[0]
 
-    async def ping(self) -> None:
-        try:
-            async with asyncio.timeout(PING_SECONDS):
-                await self._connection.call("PING")
-        except TimeoutError as error:
-            raise QueueUnavailable("Redis does not answer within a second.") from error
+    async def health(self) -> QueueHealth:
+        return await self._health.look()
 
     async def close(self) -> None:
         for stop in self._stop_listening:
             stop()
         self._connection.unsubscribe(names.gateway_channel(self._key_prefix, self._gateway_id))
+        await self._health.close()
         await self._data_watch.close()
         await self._sweeper.close()
-        await end_tasks(*self._commits, self._withdrawing)
+        await end_tasks(*self._commits, self._withdrawing, self._forgetting)
         self._refuse(self._gathered, QueueUnavailable("The gateway is closing."))
         self._gathered.clear()
 
@@ -214,6 +223,14 @@ class GatewayQueue:
                 self._unwanted += call.encoded.request_ids
             if not call.result.done():
                 call.result.set_exception(error)
+
+    async def _forget(self) -> None:
+        while self._read:
+            await asyncio.sleep(FORGET_SECONDS)
+            read, self._read = self._read, []
+            with contextlib.suppress(QueueUnavailable):
+                for at in range(0, len(read), MOST_REQUESTS):
+                    await self._scripts.forget(read[at : at + MOST_REQUESTS])
 
     def _withdraw_soon(self) -> None:
         if self._unwanted and (self._withdrawing is None or self._withdrawing.done()):

@@ -19,6 +19,7 @@ from tidegate.messages.registry import Key
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
+from tidegate.store.scripts import Scripts
 
 SECRET_PREFIX = "tg-"  # noqa: S105 - what a secret starts with
 SHOWN_CHARACTERS = 8
@@ -34,6 +35,7 @@ class Keys:
 
     def __init__(self, connection: Connection, *, key_prefix: str) -> None:
         self._connection = connection
+        self._scripts = Scripts(connection, key_prefix)
         self._name = names.prefix(key_prefix) + "keys"
         self._channel = names.change_channel(key_prefix, "keys")
         self._by_digest: dict[str, Key] = {}
@@ -60,7 +62,7 @@ class Keys:
         _check_name("tenant", tenant, MAX_TENANT_CHARACTERS)
         secret = SECRET_PREFIX + secrets.token_urlsafe(32)
         key = _new_key(secret, name, tenant, time.time() if now is None else now)
-        await self._write(digest(secret), key)
+        await self._scripts.put("keys", digest(secret), _encode(key))
         return key, secret
 
     async def register(self, secret: str, name: str, tenant: str = "default") -> bool:
@@ -89,13 +91,9 @@ class Keys:
         for hashed, key in (await self._read()).items():
             if key.id == key_id:
                 revoked = key if key.revoked else replace(key, revoked=time.time() if now is None else now)
-                await self._write(hashed, revoked)
+                await self._scripts.put("keys", hashed, _encode(revoked))
                 return revoked
         raise ConfigError(f"No key has the id {key_id!r}; `tidegate keys list` shows them.")
-
-    async def _write(self, hashed: str, key: Key) -> None:
-        await self._connection.call("HSET", self._name, hashed, _encode(key), repeat=True)
-        await self._connection.call("PUBLISH", self._channel, hashed, repeat=True)
 
     async def _read(self) -> dict[str, Key]:
         found = await self._connection.call("HGETALL", self._name, repeat=True)

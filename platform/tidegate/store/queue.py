@@ -14,8 +14,11 @@ Where things are ({prefix}: in front of each)
     suspects:{queue}    zset     the same for waiting requests that may have killed a replica
     leases              zset     running id by expiry      deadlines  zset  waiting id by deadline
         (waiting, suspects and deadlines are the waiting line: `lua/waiting.lua` alone touches them)
-    held:{replica}      hash     running id to "attempt seq suspect gateway", what changes with every token
-    queue:{queue}, tenant:{tenant}, total   hash   requests and bytes, waiting and running together; drain
+    held:{replica}      hash     running id to "attempt seq suspect gateway written", what changes with every
+                                 token
+    queue:{queue}, share:{queue}:{key}, tenant:{tenant}, total
+                        hash     requests and bytes, waiting and running together, and the bytes that those
+                                 which run have written; drain
     open:{gateway}      set      unfinished ids            gateways   zset  gateway by last heartbeat
     replica:{replica}   hash     its last claim, its suspect          swept  hash  the last sweep
     gw:{gateway}, rep:{replica}, wake:{queue}, changed:{what}   channels
@@ -59,6 +62,13 @@ Death and poison
     A request that lost three replicas after emitting (a poison further down its stream) is a suspect too,
     and only its end clears it. The note of a replica's suspect outlives the suspect's own judgement, because
     the other leases of the dead replica may be judged later.
+
+Memory
+    What is submitted and what is generated count against the same bounds: of a model, of one key's share of
+    it, of a tenant, and in all. A submit that would pass one is refused; a running request whose log would,
+    ends where it holds more than its equal part, so that the largest answers end and the others go on. Where
+    Redis itself has no memory left, submits are refused and everything else goes on, because it frees some;
+    the largest logs end there too. What a gateway has read to its end is forgotten at once (`forget`).
 
 Time
     Leases, deadlines and heartbeats are kept in the server's time; a submit carries its sender's clock, so

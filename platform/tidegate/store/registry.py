@@ -74,8 +74,7 @@ class Registry:
         }
 
     async def put_model(self, entry: ModelEntry) -> None:
-        await self._connection.call("HSET", self._prefix + "models", entry.name, _encode(entry), repeat=True)
-        await self._publish(entry.name)
+        await self._scripts.put("models", entry.name, _encode(entry))
 
     async def delete_model(self, name: str, message: str = "") -> None:
         """Forget a model, its reports and its queues. Waiting requests are cancelled with `message`; running
@@ -116,7 +115,7 @@ class Registry:
 
     async def report(self, report: RevisionReport) -> None:
         queue = names.queue_name(report.model, report.revision)
-        await self._connection.call("HSET", self._prefix + "reports", queue, _encode(report), repeat=True)
+        await self._scripts.put("reports", queue, _encode(report))
 
     async def replicas(self) -> list[ReplicaStats]:
         """The replicas that have beaten within the last seconds, by name."""

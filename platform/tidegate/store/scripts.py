@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from tidegate.errors import RequestTooLarge
+from tidegate.errors import QueueOutOfMemory, RequestTooLarge
 from tidegate.messages.codec import (
     decode_request,
     decode_segments,
@@ -31,13 +31,16 @@ from tidegate.store.connection import Connection, Script
 from tidegate.store.wire import Argument
 
 SHARED = ("base", "waiting", "common")
+# The first line of each. Where Redis has no memory left, what frees some in the end goes on.
+MAY_GROW, FREES, READS = "#!lua", "#!lua flags=allow-oom", "#!lua flags=no-writes"
 RECORD_SECONDS = 3600  # a replica's own record outlives its leases by far, and no longer
 SUBMIT_FIELDS = 7  # of the reply, per call
 
 
-def load(name: str) -> Script:
-    """A script with those parts of the shared files that it uses: Redis makes all functions of a script anew
-    each time it runs. A part is what stands between two empty lines; it uses only parts before it."""
+def load(name: str, first_line: str) -> Script:
+    """A script behind its first line, with those parts of the shared files that it uses: Redis makes all
+    functions of a script anew each time it runs. A part is what stands between two empty lines; it uses only
+    parts before it."""
     folder = files("tidegate.store") / "lua"
     shared = "\n\n".join((folder / f"{part}.lua").read_text("utf-8").strip() for part in SHARED)
     text = (folder / f"{name}.lua").read_text("utf-8")
@@ -45,6 +48,7 @@ def load(name: str) -> Script:
     for part in reversed(shared.split("\n\n")):
         if not used.isdisjoint(_locals(part)):
             text, used = f"{part}\n\n{text}", used | _words(part)
+    text = f"{first_line}\n{text}"
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -58,22 +62,25 @@ def _locals(lua: str) -> frozenset[str]:
     return frozenset(name.strip() for listed in defined for name in listed.split(","))
 
 
-SUBMIT = load("submit")
-CLAIM = load("claim")
-EMIT = load("emit")
-RENEW = load("renew")
-RELEASE = load("release")
-CANCEL = load("cancel")
-DROP = load("drop")
-SWEEP = load("sweep")
-DEPTHS = load("depths")
-BEAT = load("beat")
-BEATING = load("beating")
+SUBMIT = load("submit", MAY_GROW)
+CLAIM = load("claim", FREES)
+EMIT, EMIT_WHEN_FULL = load("emit", MAY_GROW), load("emit", FREES)
+RENEW = load("renew", FREES)
+RELEASE = load("release", FREES)
+CANCEL = load("cancel", FREES)
+FORGET = load("forget", FREES)
+DROP = load("drop", FREES)
+SWEEP = load("sweep", FREES)
+DEPTHS = load("depths", READS)
+BEAT = load("beat", FREES)
+BEATING = load("beating", READS)
+PUT = load("put", FREES)
+PROBE = load("probe", MAY_GROW)
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitCall:
-    """One call of `submit`, encoded: requests that share model, revision, tenant and gateway."""
+    """One call of `submit`, encoded: requests that share model, revision, tenant, key and gateway."""
 
     request_ids: list[str]
     size_bytes: int
@@ -86,9 +93,12 @@ class SubmitCall:
             len(requests),
             names.queue_name(first.model, first.revision),
             first.tenant,
+            first.key,
             first.gateway,
             bounds.model.max_requests,
             bounds.model.max_bytes,
+            bounds.key_max_requests,
+            bounds.key_max_bytes,
             bounds.tenant_max_requests,
             bounds.tenant_max_bytes,
             bounds.total_max_requests,
@@ -107,7 +117,7 @@ def _encoded_prompts(requests: Sequence[Request], bounds: Bounds) -> dict[int, b
     """Each prompt by its identity, encoded once: the choices of a call share one. Raises `RequestTooLarge`
     before the requests are made for what no empty queue would take."""
     limit, whose = min(
-        (bounds.model.max_bytes, f"the queue of the model {requests[0].model!r}"),
+        (bounds.key_max_bytes, f"one key's share of the queue of the model {requests[0].model!r}"),
         (bounds.tenant_max_bytes, "a tenant's share of the queue"),
         (bounds.total_max_bytes, "the queue"),
     )
@@ -154,13 +164,18 @@ class Scripts:
         return [Claim(decode_request(body), attempt, decode_segments(log)) for attempt, body, log in reply]
 
     async def emit(self, replica: str, segments: Sequence[tuple[int, Segment]]) -> list[str]:
-        """Write (attempt, segment) pairs; returns the ids whose attempt is not current."""
+        """Write (attempt, segment) pairs; returns the ids whose attempt is not current. Where Redis has no
+        memory left, the requests with the largest logs end instead."""
         arguments: list[Argument] = []
         for attempt, segment in segments:
             reason = segment.finish.reason if segment.finish is not None else ""
             framed = frame(encode_segment(segment))
             arguments += (segment.request_id, attempt, segment.seq, reason, framed)
-        return _ids(await self._run(EMIT, self._times.expire_seconds, replica, *arguments))
+        ttl = self._times.expire_seconds
+        try:
+            return _ids(await self._run(EMIT, ttl, replica, 0, *arguments))
+        except QueueOutOfMemory:
+            return _ids(await self._run(EMIT_WHEN_FULL, ttl, replica, 1, *arguments))
 
     async def renew(self, replica: str, leases: Sequence[tuple[str, int]]) -> list[str]:
         """Renew (id, attempt) leases; returns the ids that are no longer this replica's."""
@@ -177,6 +192,10 @@ class Scripts:
 
     async def cancel(self, request_ids: Sequence[str], message: str) -> None:
         await self._run(CANCEL, message, self._times.expire_seconds, *request_ids)
+
+    async def forget(self, request_ids: Sequence[str]) -> None:
+        """Remove what has ended, before its time to live is over."""
+        await self._run(FORGET, *request_ids)
 
     async def drop(self, queue: str, *, code: str, message: str, most: int) -> int:
         """Cancel up to `most` that wait in a queue that goes away; returns how many are left."""
@@ -219,6 +238,14 @@ class Scripts:
         """The statistics of the replicas that are listed."""
         found: list[bytes] = await self._run(BEATING)
         return found
+
+    async def probe(self) -> None:
+        """Raises what a submit would raise now."""
+        await self._run(PROBE)
+
+    async def put(self, what: str, name: str, text: bytes) -> None:
+        """Write a model, key or report: few and small, and a revoked key must not wait for memory."""
+        await self._run(PUT, what, name, text)
 
     async def _run(self, script: Script, *arguments: Argument) -> Any:
         return await self._connection.run(script, self._prefix, *arguments, repeat=True)

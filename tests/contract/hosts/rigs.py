@@ -79,7 +79,9 @@ class LaptopRig:
         self.journal: Journal = []
         self.store = FakeStore(self.clock, self.journal)
         self.faults = Faults()
-        self.serve = FakeServe(self.store, self.faults, self.clock, journal=self.journal)
+        self.serve = FakeServe(
+            self.store, self.faults, self.clock, journal=self.journal, queues=self.store.waiting
+        )
         self.outage = ""
         self.changed = asyncio.Event()
         self.published = asyncio.Event()  # set with the first entry that gateways read
@@ -198,7 +200,9 @@ class OperatorRig:
         self.api.changed = self._watch
         for kind, body in self.api.everything():
             self._watch(kind, "MODIFIED", body)
-        self._serves = Serves(lambda service, namespace, cluster: cluster, self._connect)
+        self._serves = Serves(
+            lambda service, namespace, cluster: cluster, self.api, lambda url, token: self._connect(url)
+        )
         gatherer = Gatherer(
             self.cache,
             ResourceReader(self.cache),
@@ -207,9 +211,10 @@ class OperatorRig:
             self._serves,
             Troubles(self.api),
             REPLICAS,
+            "redis://queue",
             DEFAULTS,
         )
-        applier = Applier(self.api, self.cache, self.store, self._serves, "operator-0", self.clock)
+        applier = Applier(self.api, self.cache, self.store, self._serves, "operator-0", "default", self.clock)
         self.reconciler = Reconciler(gatherer, applier, self.clock)
 
     async def round(self) -> None:
@@ -237,7 +242,7 @@ class OperatorRig:
     def _connect(self, cluster: str) -> FakeServe:
         if cluster not in self.serves:
             self.serves[cluster] = FakeServe(
-                self.store, self.faults, self.clock, cluster, journal=self.journal
+                self.store, self.faults, self.clock, cluster, journal=self.journal, queues=self.store.waiting
             )
         return self.serves[cluster]
 

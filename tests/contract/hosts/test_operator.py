@@ -11,7 +11,7 @@ import pytest
 from tests.contract.hosts.rigs import OperatorRig, condition, entry, rounds
 from tests.contract.hosts.test_hosts import SETTLED, revisions_in_serve, serving
 from tidegate.control.plan import DRAIN_LIMIT_SECONDS
-from tidegate_operator.cluster import Object
+from tidegate_operator.cluster import ApiEnding, ApiError, Object
 from tidegate_operator.decision import FINALIZER
 from tidegate_operator.ray_state import STUCK_SECONDS
 
@@ -72,6 +72,17 @@ async def test_a_deleted_model_stays_until_its_requests_have_ended(rig: Operator
     assert not entry(rig, "one").accepts
     assert revisions_in_serve(rig, "one") == {revision}
     rig.store.waiting.clear()
+    await rounds(rig, 2)
+    assert rig.api.get("Model", "one") is None
+    assert "one" not in rig.store.entries
+
+
+async def test_in_a_namespace_that_ends_nobody_is_waited_for(rig: OperatorRig) -> None:
+    """The rights there go with everything else, so there is one moment to take the finalizer away."""
+    revision = await serving(rig)
+    rig.store.waiting[("one", revision)] = 1
+    rig.api.refused["Event"] = ApiEnding("models is being terminated")
+    rig.remove("one")
     await rounds(rig, 2)
     assert rig.api.get("Model", "one") is None
     assert "one" not in rig.store.entries
@@ -312,6 +323,32 @@ async def test_a_ray_cluster_that_kuberay_cannot_clean_up_after_is_freed(rig: Op
 
 
 # Sources ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_quota_refuses_is_told_in_its_words_and_tried_again(rig: OperatorRig) -> None:
+    rig.declare("Pool", "default", {"weightCache": {"claim": "weights"}})
+    source = {"engine": {"name": "transformers"}, "source": {"uri": "hf://owner/name@main"}}
+    rig.declare("Model", "one", source)
+    quota = "exceeded quota: small, requested: count/{0}=1, used: count/{0}=2, limited: count/{0}=2"
+    rig.api.refused = {
+        "Job": ApiError(quota.format("jobs.batch")),
+        "RayCluster": ApiError(quota.format("rayclusters.ray.io")),
+    }
+    await rounds(rig, 3)
+    for name, kind in (("RayCluster", "Pool"), ("Job", "Model")):
+        told = rig.condition(kind, "default" if kind == "Pool" else "one", "Ready")
+        assert told.reason == "PodsRefused"
+        assert rig.api.refused[name].message in told.message
+    weights = rig.condition("Model", "one", "WeightsAvailable")
+    assert (weights.status, weights.reason) == ("False", "PodsRefused")
+    rig.journal.clear()
+    await rounds(rig, 3)
+    assert rig.journal == [], "the same is not written again"
+    rig.api.refused = {}
+    await rounds(rig, SETTLED)
+    assert len(clusters(rig)) == 1
+    assert rig.condition("Pool", "default", "Ready").reason == "ClusterReady"
+    assert rig.condition("Model", "one", "WeightsAvailable").reason == "Resolving"
 
 
 async def test_a_source_is_resolved_by_one_job_and_its_answer_kept(rig: OperatorRig) -> None:

@@ -28,11 +28,18 @@ from tests.integration.chart.rendered import (
     pod_templates,
 )
 from tests.waiting import wait_until
-from tidegate.settings import load_settings, read_settings
+from tidegate.settings import Settings, load_settings, read_settings
 from tidegate.store.address import parse_url
 from tidegate_operator import kinds
+from tidegate_operator.settings import OperatorSettings
 
 WATCHED = ["models-a", "models-b"]  # by the value set "everything"
+LOGIN = {
+    "redis-login/url": "rediss://whole",
+    "redis-login/password": "p@ss/w#rd:%41 +e\n",
+    "redis-login/user": "we:rd@user/\n",
+}
+ENCODED = "p%40ss%2Fw%23rd%3A%2541%20%2Be"
 PASSWORDS = [
     b"s3cret",
     b"p@ss/w#rd:%41 +e",
@@ -109,7 +116,7 @@ class TestEverySet:
                 for container in containers(item["spec"]["template"]):
                     assert {mount["name"] for mount in container["volumeMounts"]} <= known
 
-    def test_roles_name_what_they_need_and_no_secrets(self, objects: list[Object]) -> None:
+    def test_roles_name_what_they_need_and_list_no_secrets(self, objects: list[Object]) -> None:
         bound = {item["roleRef"]["name"] for item in objects if item["kind"] == "ClusterRoleBinding"}
         wide = [
             item["rules"]
@@ -121,11 +128,14 @@ class TestEverySet:
             for rule in item.get("rules", []) if item["kind"] in ("Role", "ClusterRole") else []:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
                 assert not {"pods/exec", "roles", "rolebindings"} & set(rule["resources"])
-                if "secrets" in rule["resources"]:
-                    # Helm's own records of this release, and only for the hook that asks them.
-                    assert item["metadata"]["labels"]["app.kubernetes.io/component"] == "uninstall"
-                    assert rule["verbs"] == ["get"]
+                if "secrets" not in rule["resources"]:
+                    continue
+                assert rule["verbs"] == ["get"]
+                # The operator reads tokens of Ray clusters, whose names nobody knows yet; the hook Helm's own
+                # records of this release.
+                if item["metadata"]["labels"]["app.kubernetes.io/component"] != "operator":
                     names = rule["resourceNames"]
+                    assert item["metadata"]["labels"]["app.kubernetes.io/component"] == "uninstall"
                     assert all(name.startswith(f"sh.helm.release.v1.{RELEASE}.v") for name in names)
 
     def test_the_operator_may_list_and_watch_every_kind_that_it_watches(self, objects: list[Object]) -> None:
@@ -179,8 +189,6 @@ class TestEverySet:
         assert address.credentials.password in ("s3cret", "pass")
 
     def test_the_operator_accepts_its_environment(self, objects: list[Object]) -> None:
-        from tidegate_operator.settings import OperatorSettings
-
         deployment = one(objects, "Deployment", _name(objects, "operator"))
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         variables = environment(container, {"redis-login/url": "redis://r"})
@@ -214,21 +222,61 @@ def _name(objects: list[Object], component: str) -> str:
 
 
 class TestRedis:
-    def url(self, helm: Helm, values: str, component: str = "gateway") -> str:
-        objects = helm.objects(values)
+    def url(self, helm: Helm, values: str, component: str = "gateway", *arguments: str) -> str:
+        objects = helm.objects(values, *arguments)
         container = one(objects, "Deployment", _name(objects, component))["spec"]["template"]["spec"][
             "containers"
         ][0]
-        return environment(container, {"redis-login/url": "rediss://whole"})["REDIS_URL"]
+        kind = Settings if component == "gateway" else OperatorSettings
+        return read_settings(kind, environment(container, LOGIN)).redis_url
 
     def test_the_built_in_one(self, helm: Helm) -> None:
         for component in ("gateway", "operator"):
             url = self.url(helm, "defaults", component)
             assert url == "redis://:s3cret@tidegate-redis.system.svc:6379/0"
 
+    def test_any_password_and_user_reach_every_process(self, helm: Helm) -> None:
+        """The gateway, the operator, and Ray's pods by what the operator makes of it."""
+        wanted = ("tide gate", "p@ss/w#rd:%41 +e")
+        user = "--set=externalRedis.existingSecretUsernameKey=user"
+        for arguments, name in (((), "tide gate"), ((user,), "we:rd@user/")):
+            objects = helm.objects("external-redis", *arguments)
+            for component in ("gateway", "operator"):
+                url = self.url(helm, "external-redis", component, *arguments)
+                found = parse_url(url.partition("?")[0].replace("rediss", "redis")).credentials
+                assert (found.username, found.password) == (name, wanted[1])
+            text = yaml.safe_dump([item for item in objects if item["kind"] == "Deployment"])
+            assert "p@ss" not in text
+
+    @pytest.mark.parametrize(
+        ("values", "url", "secrets"),
+        [
+            ("defaults", "redis://tidegate-redis.system.svc:6379/0", (None, ("tidegate-redis", "password"))),
+            ("own-secrets", "redis://tide-redis.system.svc:6379/0", (None, ("redis-login", "pass"))),
+            (
+                "external-redis-sentinel",
+                "redis+sentinel://tidegate@sentinel-0.redis.svc:26379,sentinel-1.redis.svc:26379/queue/0",
+                (None, ("redis-login", "password")),
+            ),
+            ("external-redis-url", "", (("redis-login", "url"), None)),
+        ],
+    )
+    def test_rays_pods_are_told_without_the_password(
+        self, values: str, url: str, secrets: tuple[object, object], helm: Helm
+    ) -> None:
+        objects = helm.objects(values)
+        container = one(objects, "Deployment", _name(objects, "operator"))["spec"]["template"]["spec"][
+            "containers"
+        ][0]
+        settings = read_settings(OperatorSettings, environment(container, LOGIN))
+        found = settings.ray_defaults
+        assert found.queue_url == url
+        assert (found.queue_url_secret, found.queue_password_secret) == secrets
+        assert settings.replica_settings.redis_url == "env:TG_REDIS_URL"
+
     def test_an_external_one_with_tls_and_a_user(self, helm: Helm) -> None:
         assert self.url(helm, "external-redis") == (
-            "rediss://tide+gate:s3cret@redis.example.com:6380/3?ssl_ca_certs=/etc/tidegate/redis-ca/ca.crt"
+            f"rediss://tide%20gate:{ENCODED}@redis.example.com:6380/3?ssl_ca_certs=/etc/tidegate/redis-ca/ca.crt"
         )
         objects = helm.objects("external-redis")
         assert not [item for item in objects if item["kind"] == "StatefulSet"]
@@ -236,7 +284,7 @@ class TestRedis:
     def test_sentinels(self, helm: Helm) -> None:
         url = self.url(helm, "external-redis-sentinel")
         hosts = "sentinel-0.redis.svc:26379,sentinel-1.redis.svc:26379"
-        assert url == f"redis+sentinel://tidegate:s3cret@{hosts}/queue/0"
+        assert url == f"redis+sentinel://tidegate:{ENCODED}@{hosts}/queue/0"
         assert parse_url(url).master == "queue"
         done = helm.template("--set=redis.enabled=false", "--set=externalRedis.sentinel.master=queue")
         assert done.returncode != 0
@@ -263,11 +311,10 @@ class TestRedis:
             for value in secret["data"].values():
                 assert value not in others
 
-    def test_ray_pods_find_the_gcs_password_where_they_run(self, helm: Helm) -> None:
+    @pytest.mark.parametrize("name", ["tidegate-redis", "tidegate-gcs-redis"])
+    def test_ray_pods_find_the_passwords_where_they_run(self, name: str, helm: Helm) -> None:
         objects = helm.objects("everything")
-        found = [
-            one(objects, "Secret", "tidegate-gcs-redis", namespace) for namespace in [NAMESPACE, *WATCHED]
-        ]
+        found = [one(objects, "Secret", name, namespace) for namespace in [NAMESPACE, *WATCHED]]
         assert len({item["data"]["password"] for item in found}) == 1
 
     def test_data_outlives_a_restart_but_not_the_release(self, helm: Helm) -> None:
@@ -573,6 +620,7 @@ class TestOptions:
 
     def test_alerts_ask_for_metrics_that_there_are(self, helm: Helm) -> None:
         from tidegate import telemetry
+        from tidegate_operator.cache import Cache
         from tidegate_operator.metrics import Metrics
 
         text = yaml.safe_dump(one(helm.objects("everything"), "PrometheusRule", "tidegate")["spec"])
@@ -581,7 +629,9 @@ class TestOptions:
             for name in re.findall(r"\b(?:tidegate|gen_ai)_[a-z_]+\b(?=\{)", text)
         }
         known = {value for value in vars(telemetry).values() if isinstance(value, str)}
-        known |= set(re.findall(r"^# HELP (\S+)", Metrics().text().decode(), re.MULTILINE))
+        metrics = Metrics()
+        metrics.show(Cache(), (), bool)
+        known |= set(re.findall(r"^# HELP (\S+)", metrics.text().decode(), re.MULTILINE))
         known |= {re.sub(r"_(total|bucket)$", "", value) for value in known}
         assert {"tidegate_operator_leading", "tidegate_model_replicas", "tidegate_requests"} <= asked
         assert asked <= known

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import DECODERS, tiny
-from tests.engine_requests import a_request, run
+from tests.engine_requests import a_request, add, run
 from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import selfcheck
@@ -306,7 +306,7 @@ def test_memory_that_runs_out_in_a_step_is_the_engines_failure(
     def fail(*_args: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("out of memory")
 
-    engine.add(a_request("r", [5, 6], max_tokens=9), [])
+    add(engine, a_request("r", [5, 6], max_tokens=9))
     engine.step()
     monkeypatch.setattr(ArenaBatch, "decode", fail)
     with pytest.raises(torch.OutOfMemoryError):

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.checkpoints import tiny
-from tests.engine_requests import a_request, run, run_one, run_steps
+from tests.engine_requests import a_request, add, run, run_one, run_steps
 from tidegate.engines.base import Engine
+from tidegate.messages.work import Segment
 
 PROMPT = "The gate opens when"
 
@@ -67,7 +68,7 @@ def test_echo_without_tokens_gives_the_prompt_and_its_logprobs(llama: Engine) ->
     assert scored.finish.completion_tokens == 0
 
 
-def test_a_stop_string_is_cut_and_its_logprobs_with_it(llama: Engine) -> None:
+def test_a_stop_string_is_cut_and_its_tokens_count(llama: Engine) -> None:
     whole = run_one(llama, a_request("r", PROMPT, max_tokens=40))
     stop = whole.text[12:17]
     result = run_one(llama, a_request("r", PROMPT, max_tokens=40, stop=(stop,), top_logprobs=0))
@@ -75,7 +76,7 @@ def test_a_stop_string_is_cut_and_its_logprobs_with_it(llama: Engine) -> None:
     assert result.finish.reason == "stop"
     assert result.text == whole.text[: whole.text.index(stop)]
     assert result.finish.completion_tokens == len(result.tokens) < len(whole.tokens)
-    assert len(result.logprobs) <= len(result.tokens)
+    assert [item.token_id for item in result.logprobs] == result.tokens
 
 
 @pytest.mark.parametrize("steps", range(1, 12, 2))
@@ -97,7 +98,7 @@ def test_stop_strings_and_logprobs_survive_a_continuation(llama: Engine, steps: 
 def test_a_log_that_is_complete_finishes_at_once(llama: Engine) -> None:
     request = a_request("r", PROMPT, max_tokens=5)
     done = run_one(llama, request)
-    output = llama.add(request, done.log)
+    output = add(llama, request, done.log)
     assert output is not None
     assert (output.finish, output.output.token_ids) == (done.finish, [])
     assert not llama.has_work()
@@ -107,7 +108,7 @@ def test_abort_frees_the_slot_and_disturbs_nobody(llama: Engine) -> None:
     free = llama.free_slots()
     alone = run_one(llama, a_request("stays", PROMPT, max_tokens=20))
     for name in ("goes", "stays", "never starts"):
-        assert llama.add(a_request(name, PROMPT if name == "stays" else "another", max_tokens=20), []) is None
+        assert add(llama, a_request(name, PROMPT if name == "stays" else "another", max_tokens=20)) is None
     llama.abort("never starts")
     tokens: list[int] = []
     for step in range(20):
@@ -122,9 +123,9 @@ def test_abort_frees_the_slot_and_disturbs_nobody(llama: Engine) -> None:
 
 
 def test_a_request_starts_at_the_step_after_its_arrival(llama: Engine) -> None:
-    llama.add(a_request("first", PROMPT, max_tokens=8), [])
+    add(llama, a_request("first", PROMPT, max_tokens=8))
     llama.step()
-    llama.add(a_request("second", "another one", max_tokens=3), [])
+    add(llama, a_request("second", "another one", max_tokens=3))
     assert {output.request_id for output in llama.step()} == {"first", "second"}
     llama.abort("first")
     llama.abort("second")
@@ -171,10 +172,29 @@ def test_characters_are_never_broken(llama: Engine) -> None:
     assert expected in (result.text, result.text + "\N{REPLACEMENT CHARACTER}")
 
 
+@pytest.mark.parametrize("cut", range(1, 10))
+@pytest.mark.parametrize("echo", [False, True])
+def test_an_answer_goes_on_inside_a_character_of_the_prompt(
+    llama: Engine, checkpoints: Callable[[str], Path], cut: int, echo: bool
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints("llama"))
+    tokens = tokenizer("tide 潮汐 🌊")["input_ids"]
+    begun, rest = tokens[:-cut], tokens[-cut:]
+    log: list[Segment] = []
+    whole = "" if echo else tokenizer.decode(begun).rstrip("\ufffd")
+    for number, token in enumerate(rest):
+        request = a_request("r", begun, max_tokens=99, echo=echo, logit_bias=((token, 100.0),))
+        result = run_steps(llama, request, 1, log)
+        whole += result.text
+        log.append(Segment("r", number, None, result.log[0].output, len(begun)))
+        assert result.tokens == [token]
+    assert whole == "tide 潮汐 🌊"
+
+
 def test_more_requests_than_fit_one_prefill_join_over_several_steps(load: Callable[..., Engine]) -> None:
     engine = load("llama", args={"prefill_tokens_per_step": 10})
     for index in range(4):
-        engine.add(a_request(str(index), [5, 6, 7, 8], max_tokens=4), [])
+        add(engine, a_request(str(index), [5, 6, 7, 8], max_tokens=4))
     assert [len(engine.step()) for _ in range(2)] == [2, 4]
 
 

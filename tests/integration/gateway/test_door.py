@@ -23,7 +23,7 @@ from tests.integration.gateway.rig import CHAT, MODEL, REVISION, Gateway, open_g
 from tests.integration.gateway.test_process import address, environment, gateway_process
 from tests.redis_server import RedisServer
 from tests.waiting import await_until, wait_until
-from tidegate.errors import QueueUnavailable
+from tidegate.errors import QueueOutOfMemory
 from tidegate.gateway.stream import OpenCall
 from tidegate.messages.work import Request
 from tidegate.store.connection import Connection
@@ -472,7 +472,8 @@ async def test_a_503_shows_nothing_of_redis(own_redis: RedisServer, key_prefix: 
         await admin.call("CONFIG", "SET", "maxmemory", "1")
         for is_streamed in (False, True):
             full = await gateway.post(PATH, CHAT | {"stream": is_streamed})
-            assert (full.status_code, full.json()["error"]["message"]) == (503, QueueUnavailable.SHOWN)
+            assert (full.status_code, full.json()["error"]["message"]) == (503, QueueOutOfMemory.SHOWN)
+            assert full.headers["retry-after"] == "5"
         own_redis.kill()
         for gone in (await gateway.post(PATH, CHAT), await gateway.http.get("/readyz")):
             assert gone.status_code == 503

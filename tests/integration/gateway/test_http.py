@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.integration.gateway.rig import CHAT, MODEL, Gateway, open_gateway
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
+from tidegate.store.connection import Connection
 
 PATH = "/v1/chat/completions"
 KEYED = [("POST", PATH), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", f"/v1/models/{MODEL}")]
@@ -123,10 +125,18 @@ async def test_without_redis_the_gateway_says_what_is_missing(
     own_redis: RedisServer, key_prefix: str
 ) -> None:
     async with open_gateway(own_redis.url, key_prefix) as gateway:
-        assert (await gateway.http.get("/readyz")).json() == {"ready": True, "missing": []}
+        assert (await gateway.http.get("/readyz")).json() == {
+            "ready": True,
+            "missing": [],
+            "notes": [],
+        }
         own_redis.kill()
+
+        async def is_not_ready() -> bool:
+            return (await gateway.http.get("/readyz")).status_code == 503
+
+        await await_until(is_not_ready)
         not_ready = await gateway.http.get("/readyz")
-        assert not_ready.status_code == 503
         assert [item["what"] for item in not_ready.json()["missing"]] == ["redis"]
         refused = await gateway.post(PATH, CHAT)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_unavailable")
@@ -138,6 +148,59 @@ async def test_without_redis_the_gateway_says_what_is_missing(
             return (await gateway.http.get("/readyz")).status_code == 200
 
         assert await await_until(is_ready)
+
+
+async def test_a_slow_redis_takes_no_gateway_away(own_redis: RedisServer, key_prefix: str) -> None:
+    async with open_gateway(own_redis.url, key_prefix) as gateway:
+        own_redis.pause()
+        try:
+            body: dict[str, Any] = {}
+
+            async def is_noted() -> bool:
+                answer = await gateway.http.get("/readyz")
+                body.update(answer.json() | {"status": answer.status_code})
+                return bool(body["notes"] or body["missing"])
+
+            await await_until(is_noted)
+        finally:
+            own_redis.resume()
+        assert (body["status"], body["ready"], body["missing"]) == (200, True, [])
+        assert "longer than a second" in body["notes"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "state", "word"),
+    [("maxmemory", "1", "full", "memory"), ("min-replicas-to-write", "1", "read-only", "no writes")],
+)
+async def test_a_redis_that_refuses_what_is_new_is_named(
+    own_redis: RedisServer, key_prefix: str, setting: str, value: str, state: str, word: str
+) -> None:
+    async with open_gateway(own_redis.url, key_prefix) as gateway, Connection(own_redis.url) as admin:
+        await admin.call("CONFIG", "SET", setting, value)
+
+        async def is_not_ready() -> bool:
+            return (await gateway.http.get("/readyz")).status_code == 503
+
+        await await_until(is_not_ready)
+        [missing] = (await gateway.http.get("/readyz")).json()["missing"]
+        assert missing["what"] == "redis"
+        assert word in missing["message"]
+        assert f'tidegate_queue_state{{state="{state}"}} 1.0' in (await gateway.http.get("/metrics")).text
+        assert (await gateway.post(PATH, CHAT)).status_code == 503
+        assert (await gateway.http.get("/livez")).status_code == 200
+
+
+async def test_a_policy_that_evicts_requests_is_named(
+    own_redis: RedisServer, key_prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Connection(own_redis.url) as admin:
+        await admin.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    async with open_gateway(own_redis.url, key_prefix) as gateway:
+        body = (await gateway.http.get("/readyz")).json()
+        assert (body["ready"], [note["what"] for note in body["notes"]]) == (True, ["maxmemory-policy"])
+        assert "allkeys-lru" in body["notes"][0]["message"]
+        assert "allkeys-lru" in caplog.text
+        assert "tidegate_queue_may_evict 1.0" in (await gateway.http.get("/metrics")).text
 
 
 async def test_the_docs_page_needs_nothing_from_outside(gateway: Gateway) -> None:

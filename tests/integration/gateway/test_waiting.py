@@ -64,6 +64,23 @@ async def test_the_estimate_is_told_where_the_model_sleeps(impatient: Gateway) -
     assert ": waiting, position 1, estimated wait 12 s" in seen
 
 
+async def test_where_others_hold_the_room_the_reason_is_told_and_no_estimate_is_made_up(
+    impatient: Gateway,
+) -> None:
+    why = "A replica needs 1 CPU core, which is held by other."
+    await impatient.put_model(replicas_ready=0, wake_seconds=12.0, reason="WaitingForRoom", message=why)
+    async with impatient.http.stream("POST", PATH, json=STREAM) as response:
+        assert response.headers["x-tidegate-queue-position"] == "1"
+        assert "x-tidegate-estimated-wait-seconds" not in response.headers
+        seen: list[str] = []
+        lines = response.aiter_lines()
+        while not any(line.startswith(": waiting") for line in seen):
+            seen.append(await anext(lines))
+        await impatient.replica.answer("awake")
+        assert any("awake" in line for line in [line async for line in lines])
+    assert f": waiting, position 1, WaitingForRoom: {why}" in seen
+
+
 async def test_a_stream_is_data_lines_unless_ids_are_asked_for(gateway: Gateway) -> None:
     """`vllm bench serve` and parsers like it take a chunk for `data:` and JSON, whatever stands before."""
     call = asyncio.create_task(gateway.post(PATH, STREAM))

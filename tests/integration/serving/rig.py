@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+from tests.engine_requests import add
 from tests.waiting import await_until
 from tidegate.engines.simulated import SimulatedEngine
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
@@ -29,7 +30,7 @@ LEASE_SECONDS = 1.0
 SWEEP = Times(
     orphan_seconds=3600, sweep_interval_seconds=0.2, sweep_pause_seconds=1.5, sweep_grace_seconds=1.0
 )
-BOUNDS = Bounds(QueueLimits(max_requests=10_000), 10_000, 1 << 30, 10_000, 1 << 30)
+BOUNDS = Bounds(QueueLimits(max_requests=10_000), *(10_000, 1 << 30) * 3)
 _ids = itertools.count()
 
 
@@ -55,7 +56,7 @@ def undisturbed(request: Request) -> str:
     """What an engine that nobody disturbs answers."""
     engine = SimulatedEngine(EngineSpec("simulated", args={"step_ms": 0.0}))
     engine.load()
-    assert engine.add(request, []) is None
+    assert add(engine, request) is None
     text = ""
     while engine.has_work():
         text += "".join(output.output.text for output in engine.step())

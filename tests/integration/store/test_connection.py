@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
-from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.errors import ConfigError, QueueRefused, QueueUnavailable
+from tidegate.replica_args import find_redis_url
 from tidegate.store.connection import Connection
 from tidegate.store.scripts import Scripts
 from tidegate.store.wire import ReplyError
@@ -39,7 +41,7 @@ async def test_nobody_there_is_said_at_once(own_redis: RedisServer) -> None:
 async def test_a_password_is_asked_for_and_used(own_redis: RedisServer) -> None:
     async with Connection(own_redis.url) as connection:
         await connection.call("CONFIG", "SET", "requirepass", "s3cret")
-    with pytest.raises(ConfigError, match="put user and password in the URL"):
+    with pytest.raises(ConfigError, match="set REDIS_USERNAME and REDIS_PASSWORD"):
         await Connection(own_redis.url).open()
     with pytest.raises(ConfigError, match="WRONGPASS"):
         await Connection(own_redis.url.replace("unix://", "unix://:wrong@")).open()
@@ -120,9 +122,41 @@ async def test_to_a_command_a_wrong_password_is_no_more_than_being_away(own_redi
     await connection.close()
 
 
+async def refusal(connection: Connection) -> str:
+    try:
+        await connection.call("PING")
+    except QueueRefused as error:
+        return error.message
+    except QueueUnavailable:
+        pass  # it was in flight, or has not been refused yet
+    return ""
+
+
+async def test_a_password_that_changes_is_told_as_refused_until_it_is_known(
+    own_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray's processes find it: a Secret's file, read at each connect."""
+    (tmp_path / "password").write_text("p@ss/w#rd:%41 +e\n")
+    monkeypatch.setenv("TG_REDIS_URL", own_redis.url)
+    monkeypatch.setenv("TG_REDIS_FOLDER", str(tmp_path))
+    own_redis.ask("CONFIG SET requirepass 'p@ss/w#rd:%41 +e'")
+    connection = Connection(partial(find_redis_url, "env:TG_REDIS_URL"), patience_seconds=0.2)
+    await connection.open()
+    await connection.call("CONFIG", "SET", "requirepass", "another")
+    await connection.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+    said = await await_until(partial(refusal, connection))
+    assert "WRONGPASS" in said
+    assert "REDIS_PASSWORD" in said
+    assert "p@ss" not in said
+    (tmp_path / "password").write_text("another")
+    await await_until(lambda: connection.is_connected)
+    assert await connection.call("PING") == b"PONG"
+    await connection.close()
+
+
 async def test_opening_may_wait_for_a_server_and_not_for_a_password(own_redis: RedisServer) -> None:
     own_redis.ask("CONFIG SET requirepass s3cret")
-    with pytest.raises(ConfigError, match="put user and password in the URL"):
+    with pytest.raises(ConfigError, match="set REDIS_USERNAME and REDIS_PASSWORD"):
         await Connection(own_redis.url).open(within_seconds=20)
     own_redis.kill()
     connection = Connection(own_redis.url)

@@ -50,7 +50,7 @@ def facts(*revisions: RevisionRecord, weights: dict[str, int] | None = None, **c
     """One model `m` whose spec asks for `new`. Fields of `Observation` are given by their names."""
     seen = {name: changes.pop(name) for name in list(changes) if name in Observation.__dataclass_fields__}
     seen = {"serve": ServeState("c"), **seen}
-    plain: dict[str, Any] = {"model": model("m"), "source": None, "misfit": None, "waiting": None}
+    plain: dict[str, Any] = {"model": model("m"), "source": None, "misfit": None, "waiting": {}}
     record = ModelRecord("m", 1, weights or {}, {kept.revision: kept for kept in revisions})
     return Facts(record=record, target="new", seen=Observation(**seen), **{**plain, **changes})
 
@@ -192,7 +192,7 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
     ),
     (checks.waiting_to_retry, facts(revision("new", retry_at=NOW, attempt_at=NOW)), None, "", ""),
     (checks.waiting_to_retry, facts(revision("new", is_proved=True, retry_at=NOW)), None, "", ""),
-    (checks.waiting_for_its_turn, facts(NEW, waiting=Reason.Queued), "True", "Queued", ""),
+    (checks.waiting_for_its_turn, facts(NEW, waiting={"new": (Reason.Queued, "")}), "True", "Queued", ""),
     (checks.waiting_for_its_turn, facts(NEW), None, "", ""),
     (checks.cluster_starting, facts(NEW, serve=None, groups=GROUPS), "True", "ClusterStarting", ""),
     (checks.cluster_starting, facts(NEW, serve=None), None, "", ""),
@@ -336,6 +336,14 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
         "",
     ),
     (checks.without_replicas, facts(found=FOUND), None, "", ""),
+    (
+        checks.kept_asleep,
+        facts(PROVED, **SERVES, waiting={"new": (Reason.WaitingForRoom, "Held by a.")}),
+        "False",
+        "WaitingForRoom",
+        "Held by a.",
+    ),
+    (checks.kept_asleep, facts(PROVED, **SERVES), None, "", ""),
     (checks.asleep, facts(PROVED, model=SLEEPER, **SERVES), "True", "Asleep", ""),
     (checks.asleep, facts(PROVED, **SERVES), None, "", ""),
     (

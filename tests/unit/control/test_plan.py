@@ -132,7 +132,12 @@ class TestChange:
         world.report("one", new)
         world.status(f"one--{new}", "RUNNING")
         plan = world.step()
+        assert plan.entries["one"].revisions == {old: 100}, "its replica takes no requests yet"
+        assert plan.entries["one"].ready
+        world.replica("one", new)
+        plan = world.step()
         assert plan.entries["one"].revisions == {new: 100}
+        assert plan.entries["one"].ready
         world.depth("one", old, 0, 2)
         world.now += SWITCH_SECONDS
         assert f"one--{old}" in standing(world.step())

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.control.builders import NOW
 from tidegate.control import rollout
 from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord, traffic_of
-from tidegate.control.observed import Observation
+from tidegate.control.observed import ApplicationState, Observation, ServeState, application_name
 from tidegate.control.rollout import (
     SWITCH_SECONDS,
     GateResult,
@@ -18,7 +18,16 @@ from tidegate.control.rollout import (
     weights_after,
 )
 from tidegate.messages.queue import Depth
-from tidegate.messages.registry import RevisionReport
+from tidegate.messages.registry import ReplicaStats, RevisionReport
+
+NOBODY = Observation(serve=None)
+
+
+def with_replicas(*revisions: str, wanted: int = 1) -> Observation:
+    """Replicas of these revisions take requests; the new one's application wants so many."""
+    application = ApplicationState(application_name("m", "new"), "RUNNING", wanted_replicas=wanted)
+    stats = tuple(ReplicaStats(name, "m", name, 1, "n", NOW, NOW, 1, 0, 0, 0.0) for name in revisions)
+    return Observation(ServeState("c", {application.name: application}), replicas=stats)
 
 
 def revision(name: str, *, is_proved: bool, retired_at: float = 0.0) -> RevisionRecord:
@@ -37,26 +46,49 @@ UNPROVED = revision("new", is_proved=False)
 class TestGates:
     @pytest.mark.parametrize("revisions", [(OLD,), (OLD, UNPROVED)], ids=["unknown", "not proved"])
     def test_proved_holds_until_there_is_a_proof(self, revisions: tuple[RevisionRecord, ...]) -> None:
-        result = proved(Rollout(record({"old": WHOLE}, *revisions), "new"))
+        result = proved(Rollout(record({"old": WHOLE}, *revisions), "new", NOBODY))
         assert (result.action, result.reason) == ("hold", "Unproven")
         assert "new" in result.message
 
     def test_proved_advances_with_a_proof(self) -> None:
-        assert proved(Rollout(record({"old": WHOLE}, OLD, NEW), "new")).action == "advance"
+        assert proved(Rollout(record({"old": WHOLE}, OLD, NEW), "new", NOBODY)).action == "advance"
+
+    @pytest.mark.parametrize(
+        ("seen", "action"),
+        [
+            (with_replicas("old"), "hold"),
+            (with_replicas("old", "new"), "advance"),
+            (with_replicas(), "advance"),
+            (with_replicas("old", wanted=0), "advance"),
+            (NOBODY, "advance"),
+        ],
+        ids=["starting", "both", "neither", "asleep", "nothing known"],
+    )
+    def test_it_waits_for_a_replica_that_takes_requests(self, seen: Observation, action: str) -> None:
+        """Else the model is not ready between the proof and the first sign of life."""
+        moving = Rollout(record({"old": WHOLE}, OLD, NEW), "new", seen)
+        assert decide(moving).action == action
+        assert weights_after(moving) == {"new" if action == "advance" else "old": WHOLE}
+
+    def test_a_revision_that_serves_stays(self) -> None:
+        serving = Rollout(record({"new": WHOLE}, OLD, NEW), "new", with_replicas("old"))
+        assert weights_after(serving) == {"new": WHOLE}
 
     def test_the_first_gate_that_holds_decides(self, monkeypatch: pytest.MonkeyPatch) -> None:
         held = GateResult("hold", "TooSlow", "It is slow.")
         monkeypatch.setattr(rollout, "GATES", (proved, lambda _: held, lambda _: GateResult("hold", "X", "")))
-        ready = Rollout(record({"old": WHOLE}, OLD, NEW), "new")
+        ready = Rollout(record({"old": WHOLE}, OLD, NEW), "new", NOBODY)
         assert decide(ready) == held
         assert weights_after(ready) == {"old": WHOLE}
-        assert decide(Rollout(record({"old": WHOLE}, OLD, UNPROVED), "new")).reason == "Unproven"
+        assert decide(Rollout(record({"old": WHOLE}, OLD, UNPROVED), "new", NOBODY)).reason == "Unproven"
 
     def test_traffic_moves_as_a_whole_once_all_advance(self) -> None:
-        assert weights_after(Rollout(record({"old": WHOLE}, OLD, NEW), "new")) == {"new": WHOLE}
-        assert weights_after(Rollout(record({"old": 60, "older": 40}, OLD, NEW), "new")) == {"new": WHOLE}
-        assert weights_after(Rollout(record({"old": WHOLE}, OLD, UNPROVED), "new")) == {"old": WHOLE}
-        assert weights_after(Rollout(record({}, UNPROVED), "new")) == {}
+        assert weights_after(Rollout(record({"old": WHOLE}, OLD, NEW), "new", NOBODY)) == {"new": WHOLE}
+        assert weights_after(Rollout(record({"old": 60, "older": 40}, OLD, NEW), "new", NOBODY)) == {
+            "new": WHOLE
+        }
+        assert weights_after(Rollout(record({"old": WHOLE}, OLD, UNPROVED), "new", NOBODY)) == {"old": WHOLE}
+        assert weights_after(Rollout(record({}, UNPROVED), "new", NOBODY)) == {}
 
 
 class TestRetiring:

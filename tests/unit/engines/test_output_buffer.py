@@ -19,11 +19,11 @@ def test_an_entry_goes_out_with_its_text() -> None:
     assert answer.push("x", entry(3)) == ("STx", [entry(1), entry(2), entry(3)])
 
 
-def test_what_a_stop_string_swallows_is_not_shown_in_entries() -> None:
+def test_a_token_that_a_stop_string_swallows_counts_and_has_its_entry() -> None:
     answer = OutputBuffer(["STOP"])
     answer.push("aST", entry(0))
     text, entries = answer.push("OP", entry(1))
-    assert (text, entries, answer.stopped) == ("", [], True)
+    assert (text, entries, answer.stopped) == ("", [entry(1)], True)
 
 
 def test_flush_gives_what_was_held() -> None:
@@ -41,11 +41,12 @@ def test_a_token_without_text_goes_out_where_nothing_is_held() -> None:
 def test_every_entry_goes_out_once_and_in_order(pieces: list[str]) -> None:
     answer = OutputBuffer(["SSS"])
     out: list[TokenLogprob] = []
+    number = -1
     for number, piece in enumerate(pieces):
         out += answer.push(piece, entry(number))[1]
         if answer.stopped:
             break
     else:
+        number = len(pieces) - 1
         out += answer.flush()[1]
-        assert [item.token_id for item in out] == list(range(len(pieces)))
-    assert [item.token_id for item in out] == list(range(len(out)))
+    assert [item.token_id for item in out] == list(range(number + 1))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_requests import a_request, run, run_one, run_steps
+from tests.engine_requests import a_request, add, run, run_one, run_steps
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.simulated import SimulatedEngine
 from tidegate.replica_args import EngineSpec
@@ -101,8 +101,8 @@ def test_max_tokens_zero_gives_the_echo_alone() -> None:
 
 def test_slots_and_abort() -> None:
     engine = an_engine(slots=2)
-    engine.add(a_request("a", "x"), [])
-    engine.add(a_request("b", "x"), [])
+    add(engine, a_request("a", "x"))
+    add(engine, a_request("b", "x"))
     assert engine.free_slots() == 0
     engine.abort("a")
     engine.abort("unknown")
@@ -113,7 +113,7 @@ def test_slots_and_abort() -> None:
 def test_fault_crash_and_error() -> None:
     fault = {"marker": "BOOM", "kind": "crash", "at_token": 2}
     engine = an_engine(test_fault=fault)
-    engine.add(a_request("r", "now BOOM"), [])
+    add(engine, a_request("r", "now BOOM"))
     assert len(engine.step() + engine.step()) == 2
     with pytest.raises(RuntimeError, match="crash"):
         engine.step()
@@ -128,7 +128,7 @@ def test_fault_crash_and_error() -> None:
 
 def test_fault_hang_lasts_until_close() -> None:
     engine = an_engine(test_fault={"marker": "WAIT", "kind": "hang"})
-    engine.add(a_request("r", "WAIT"), [])
+    add(engine, a_request("r", "WAIT"))
     ended = threading.Event()
 
     def step() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tidegate.errors import AuthenticationFailed, ConfigError
-from tidegate.gateway.auth import check_no_auth, find_tenant, is_loopback
+from tidegate.gateway.auth import check_no_auth, find_key, is_loopback
 from tidegate.messages.registry import Key
 from tidegate.settings import Settings
 
@@ -17,17 +17,17 @@ class OneKey:
 
 @pytest.mark.parametrize("authorization", ["Bearer tg-right", "bearer tg-right", "BEARER   tg-right "])
 def test_the_key_names_the_tenant(authorization: str) -> None:
-    assert find_tenant(authorization, OneKey(), no_auth=False) == "acme"
+    assert find_key(authorization, OneKey(), no_auth=False).tenant == "acme"
 
 
 @pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Bearer tg-wrong", "tg-right"])
 def test_everything_else_is_refused(authorization: str | None) -> None:
     with pytest.raises(AuthenticationFailed):
-        find_tenant(authorization, OneKey(), no_auth=False)
+        find_key(authorization, OneKey(), no_auth=False)
 
 
 def test_without_auth_there_is_one_tenant() -> None:
-    assert find_tenant(None, OneKey(), no_auth=True) == "default"
+    assert find_key(None, OneKey(), no_auth=True).tenant == "default"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])

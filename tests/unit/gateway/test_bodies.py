@@ -14,7 +14,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
 from tidegate.errors import InvalidRequest
-from tidegate.gateway.bodies import BodyReader, NotHonoured, not_honoured_fields
+from tidegate.gateway.bodies import BodyReader, NotHonoured, not_honoured_fields, with_model
 from tidegate.gateway.dialects.chat import Chat, ChatBody
 from tidegate.gateway.dialects.completions import CompletionBody, Completions, prompt_list
 from tidegate.messages.work import ChatPrompt, Generate, TextPrompt, TokenPrompt
@@ -147,6 +147,65 @@ def test_every_field_says_what_to_send(body: type[ChatBody] | type[CompletionBod
 def test_an_unknown_field_is_refused_by_name() -> None:
     error = refuse_chat(CHAT | {"ignore_eoss": True})
     assert (error.param, error.error_code) == ("ignore_eoss", "unknown_parameter")
+
+
+def test_an_unknown_field_that_is_null_passes() -> None:
+    body = CHAT | {"guided_json": None, "stream": True, "stream_options": {"x": None, "include_usage": True}}
+    body["messages"] = [{"role": "user", "content": "hi", "colour": None}]
+    assert read_chat(orjson.dumps(body)).has_usage
+    assert read_completion(orjson.dumps(COMPLETION | {"guided_json": None, "temperature": 1})).n == 1
+    assert refuse_chat(body | {"guided_json": {}}).param == "guided_json"
+    assert refuse_chat(body | {"stream_options": {"x": 1}}).param == "stream_options.x"
+
+
+def test_unknown_fields_of_an_answer_in_the_history_pass() -> None:
+    answer = {"role": "assistant", "content": "Hi", "grounding": {"a": [1]}, "score": 0.5}
+    history = [*CHAT["messages"], answer, {"role": "user", "content": "more"}]
+    prompt = read_chat(orjson.dumps(CHAT | {"messages": history})).asks(7)[0].work.prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert [message["content"] for message in prompt.messages] == ["hi", "Hi", "more"]
+    history[2]["images"] = ["x"]
+    assert refuse_chat(CHAT | {"messages": history}).param == "messages[2].images"
+
+
+def test_a_body_nested_too_deeply_is_refused_the_second_time_too() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    for field in (b'"n":1.0', b'"x":null'):
+        raw = b'{"model":"m","messages":[{"role":"user","content":"x"}],%b,"tools":%b}' % (field, deep)
+        assert "nested too deeply" in refuse_chat(raw).message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "shown"),
+    [
+        ({"metadata": {"ok": "1", "name": 1}}, "metadata.name", "1: expected str, got int"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a", "length <= 512"),
+        ({"metadata": {"k" * 65: "x"}}, "metadata." + "k" * 65, "length <= 64"),
+        ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "length <= 16"),
+        ({"logit_bias": {"5": 1, "6": 101}}, "logit_bias.6", "101: expected float <= 100"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x", "expected int"),
+    ],
+)
+def test_of_a_map_the_wrong_pair_is_named(fields: dict[str, Any], param: str, shown: str) -> None:
+    error = refuse_chat(CHAT | fields)
+    assert error.param == param
+    assert error.message.startswith(f"{param}: ") and shown in error.message
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\udc00", r"\uD83D", r"\ud800\u0041", r"\ud83d\ud83d\ude00"])
+@pytest.mark.parametrize("after", ["", "x", "xxxxxxxxxx", r"\n"])
+def test_half_a_character_is_told_as_such(half: str, after: str) -> None:
+    raw = rb'{"model":"m","messages":[{"role":"user","content":"\ud83d\ude00 \\ud800 %b"}]}'
+    error = refuse_chat(raw % (half + after).encode())
+    assert error.error_code == "invalid_json"
+    assert f"{half[:6]} at byte {raw.index(b'%b')} is half a character" in error.message
+
+
+def test_the_model_of_the_path_stands_in_the_body() -> None:
+    for body in ({"n": 1}, {"model": "other", "n": 1}):
+        assert orjson.loads(with_model(orjson.dumps(body), 'm"é')) == {"model": 'm"é', "n": 1}
+    for broken in (b"[1]", b"{", b"\xff"):
+        assert with_model(broken, "m") == broken
 
 
 def test_advisory_fields_pass() -> None:

@@ -13,10 +13,11 @@ from tidegate.gateway.dialects.base import AnswerHead, Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
 from tidegate.messages.codec import decode_request, encode_request
+from tidegate.messages.registry import Key
 from tidegate.messages.work import ChatPrompt, Request
 
 HEAD = AnswerHead("cmpl-x", 100, "m", "r1")
-ORIGIN = {"tenant": "acme", "gateway": "gw-1"}
+ORIGIN: dict[str, Any] = {"key": Key("key_1", "ci", "acme", 0.0), "gateway": "gw-1"}
 
 
 def requests_of(body: dict[str, Any], random_seed: int = 7) -> list[Request]:

@@ -49,6 +49,7 @@ class Logs:
         self.logs = logs
         self.failures = failures
         self.cancelled: list[str] = []
+        self.forgotten: list[str] = []
 
     async def replay(self, request_id: str) -> list[Segment] | None:
         await asyncio.sleep(0)
@@ -61,6 +62,9 @@ class Logs:
         if self.failures:
             raise QueueUnavailable("away")
         self.cancelled += request_ids
+
+    def forget(self, request_ids: Sequence[str]) -> None:
+        self.forgotten += request_ids
 
 
 def table(logs: Logs) -> OpenCalls:

@@ -343,6 +343,7 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         shape=DecoderShape(1, 2, 3, 4, 5, 6),
         stored_weights=StoredWeights(1, 2),
         placement=Placement("l4", 0.5, 1, 2),
+        waits_since=4.0,
     )
     status = record_on_wire(ModelRecord("m", 1, {"0123456789": 100}, {record.revision: record}))
     written = status["revisions"][0]

@@ -40,6 +40,10 @@ GPU_GROUP = {
 }
 
 
+MINE = [{"name": "mine", "emptyDir": {}}]
+MINE_AT = [{"name": "mine", "mountPath": "/mine"}]
+
+
 def pool(name: str = "main", **spec: Any) -> Pool:
     return Pool.model_validate(
         {"apiVersion": "tidegate.dev/v1alpha1", "kind": "Pool", "metadata": {"name": name}, "spec": spec}
@@ -97,6 +101,8 @@ class TestManifest:
         assert pod["nodeSelector"] == {"gpu": "a100"}
         assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
         assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        assert made["spec"]["headGroupSpec"]["template"]["spec"]["enableServiceLinks"] is False
 
     def test_the_heads_state_lies_in_redis(self) -> None:
         options = manifest()["spec"]["gcsFaultToleranceOptions"]
@@ -149,11 +155,12 @@ class TestManifest:
         # The autoscaler runs in the same image, so it needs the environment that is mounted into it.
         assert mounts[0] in made["spec"]["autoscalerOptions"]["volumeMounts"]
 
-    def test_authentication_is_said(self) -> None:
+    def test_ray_asks_for_a_token(self) -> None:
         made = manifest(env=[{"name": "RAY_USAGE_STATS_ENABLED", "value": "1"}])
+        assert made["spec"]["authOptions"] == {"mode": "token"}
         for each in (container(made), container(made, 0), made["spec"]["autoscalerOptions"]):
             values = {item["name"]: item["value"] for item in each["env"]}
-            assert values["RAY_AUTH_MODE"] == "disabled"
+            assert "RAY_AUTH_MODE" not in values, "KubeRay would leave it as it is"
             assert values["RAY_USAGE_STATS_ENABLED"] == "1", "the pool's own variables win"
             assert len(values) == len(each["env"])
 
@@ -249,13 +256,40 @@ def test_claims_are_found_where_they_are_mounted() -> None:
     assert claim_folder(spec, "other") == ""
 
 
-def test_every_ray_container_gets_the_queue_from_a_secret_where_one_is_named() -> None:
-    defaults = replace(DEFAULTS, queue_secret=("tidegate-queue", "url"))
+@pytest.mark.parametrize(
+    ("queue", "url", "files"),
+    [
+        ({"queue_url": "redis://u@h/0"}, "redis://u@h/0", {}),
+        ({"queue_url": "redis://h", "queue_password_secret": ("q", "pw")}, "redis://h", {"pw": "password"}),
+        ({"queue_url_secret": ("q", "address")}, None, {"address": "url"}),
+    ],
+)
+def test_every_ray_container_is_told_where_the_queue_is(
+    queue: dict[str, Any], url: str | None, files: dict[str, str]
+) -> None:
+    defaults = replace(DEFAULTS, **queue)
+    made = ray_cluster(
+        pool(groups=[{"name": "a"}], volumes=MINE, volumeMounts=MINE_AT), "apps", "1", defaults
+    )
+    for group in (None, 0):
+        found = container(made, group)
+        variables = {item["name"]: item["value"] for item in found["env"]}
+        assert variables.get("TG_REDIS_URL") == url
+        assert ("TG_REDIS_FOLDER" in variables) is bool(files)
+        part = made["spec"]["headGroupSpec"] if group is None else made["spec"]["workerGroupSpecs"][0]
+        mounted = {
+            item["key"]: item["path"]
+            for volume in part["template"]["spec"]["volumes"]
+            for source in volume.get("projected", {}).get("sources", [])
+            for item in source["secret"]["items"]
+        }
+        assert mounted == files
+        folders = {mount["name"]: mount["mountPath"] for mount in found["volumeMounts"]}
+        assert folders.get("tidegate-queue") == variables.get("TG_REDIS_FOLDER")
+    assert "tidegate-queue" not in [
+        mount["name"] for mount in made["spec"]["autoscalerOptions"]["volumeMounts"]
+    ]
     spec = pool(groups=[{"name": "a"}]).spec
-    made = ray_cluster(pool(groups=[{"name": "a"}]), "apps", "12345678", defaults)
-    secret = {"secretKeyRef": {"name": "tidegate-queue", "key": "url"}}
-    for each in (container(made), container(made, 0)):
-        assert {"name": "TG_REDIS_URL", "valueFrom": secret} in each["env"]
     assert generation_of(spec, defaults) != generation_of(spec, DEFAULTS)
 
 

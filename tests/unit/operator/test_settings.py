@@ -44,17 +44,21 @@ def test_a_missing_setting_is_named_without_showing_the_others() -> None:
     assert "secret" not in caught.value.message
 
 
-def test_replicas_may_read_the_address_from_a_secret() -> None:
-    found = settings(TIDEGATE_REPLICA_REDIS_SECRET="tidegate-queue/url")
+def test_replicas_read_the_password_or_the_address_from_a_secret() -> None:
+    given = {"REDIS_URL": "redis://me@h/1", "REDIS_PASSWORD": "p@/"}
+    found = settings(**given, TIDEGATE_REPLICA_REDIS_PASSWORD_SECRET="tidegate-redis/password")
+    assert found.redis_url == "redis://me:p%40%2F@h/1"
     assert found.replica_settings.redis_url == "env:TG_REDIS_URL"
-    assert found.ray_defaults.queue_secret == ("tidegate-queue", "url")
-    assert settings().ray_defaults.queue_secret is None
+    assert found.ray_defaults.queue_url == "redis://me@h/1"
+    assert found.ray_defaults.queue_password_secret == ("tidegate-redis", "password")
+    whole = settings(TIDEGATE_REPLICA_REDIS_URL_SECRET="tidegate-queue/url").ray_defaults
+    assert (whole.queue_url, whole.queue_url_secret) == ("", ("tidegate-queue", "url"))
 
 
 def test_replicas_may_reach_redis_at_another_address() -> None:
     found = settings(TIDEGATE_REPLICA_REDIS_URL="redis://other:6379")
-    assert found.replica_settings.redis_url == "redis://other:6379"
-    assert settings().replica_settings.redis_url == ENOUGH["REDIS_URL"]
+    assert found.ray_defaults.queue_url == found.queue_url == "redis://other:6379"
+    assert settings().ray_defaults.queue_url == ENOUGH["REDIS_URL"]
 
 
 def test_the_serve_url_is_that_of_the_head_service() -> None:

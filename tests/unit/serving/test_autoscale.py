@@ -101,6 +101,7 @@ class FakeWatch:
 @dataclass
 class Config:
     target: float = 0.5
+    upscale_delay_s: float = 0.0
 
     def get_target_ongoing_requests(self) -> float:
         return self.target
@@ -149,6 +150,15 @@ def test_a_target_below_one_means_the_engines_slots(watch: FakeWatch) -> None:
     watch.sighting = sighting(waiting=9)
     assert make_policy()(Context())[0] == 3
     assert make_policy()(Context(config=Config(target=9)))[0] == 1
+
+
+def test_what_is_held_does_not_grow_and_keeps_what_works(watch: FakeWatch) -> None:
+    watch.sighting = sighting(waiting=9)
+    held = Config(upscale_delay_s=1e9)
+    assert make_policy()(Context(target_num_replicas=0, config=held))[0] == 0
+    assert make_policy()(Context(target_num_replicas=2, config=held))[0] == 2
+    watch.sighting = sighting()
+    assert make_policy()(Context(target_num_replicas=2, config=held))[0] == 0
 
 
 def test_requests_too_short_to_be_seen_keep_the_last_replica(watch: FakeWatch) -> None:

@@ -7,9 +7,13 @@ import pytest
 
 from tests.integration.serving.rig import a_request
 from tests.waiting import await_until
-from tidegate.engines.base import EngineLoadError, LoadReport, StepOutput
+from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.messages.work import Finish, Request, Segment, Tokens
 from tidegate.serving.engine_thread import Crash, Delivery, EngineThread, describe_crash
+
+
+def prepared(request: Request) -> Prepared:
+    return Prepared(request, [1], 20)
 
 
 @dataclass
@@ -35,13 +39,16 @@ class ScriptedEngine:
     def free_slots(self) -> int:
         return self.slots - len(self.running)
 
-    def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
+    async def prepare(self, request: Request) -> Prepared | Finish:
+        return prepared(request)
+
+    def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
         self.threads.add(threading.current_thread().name)
         if self.add_error is not None:
             raise self.add_error
         if self.free_slots() < 1:
             raise AssertionError("added without a free slot")
-        self.running.append(request.id)
+        self.running.append(prepared.request.id)
         return None
 
     def abort(self, request_id: str) -> None:
@@ -82,7 +89,7 @@ async def test_everything_happens_on_the_one_thread_and_close_ends_it() -> None:
     report = await bench.thread.start()
     assert report.slots == 2
     request = a_request()
-    bench.thread.hand_over(request, [])
+    bench.thread.hand_over(prepared(request), [])
     bench.engine.steps.release()
     await await_until(lambda: bench.deliveries)
     assert bench.deliveries[0] == Delivery([StepOutput(request.id, Tokens([1], "x"), 0, None)], 1, 1)
@@ -96,7 +103,7 @@ async def test_what_finds_no_slot_waits_in_order_and_an_abort_finds_it() -> None
     await bench.thread.start()
     first, second, third = a_request(), a_request(), a_request()
     for request in (first, second, third):
-        bench.thread.hand_over(request, [])
+        bench.thread.hand_over(prepared(request), [])
     bench.engine.steps.release(2)
     await await_until(lambda: bench.deliveries and bench.deliveries[-1].ticket == 3)
     assert bench.deliveries[-1].free_slots == -2
@@ -114,7 +121,7 @@ async def test_a_paused_thread_does_not_step_but_carries_out_orders() -> None:
     bench.engine.steps.release(1000)
     bench.thread.pause(True)
     request = a_request()
-    bench.thread.hand_over(request, [])
+    bench.thread.hand_over(prepared(request), [])
     await await_until(lambda: bench.deliveries)
     assert bench.deliveries == [Delivery([], 1, 1)]
     bench.thread.pause(False)
@@ -127,7 +134,7 @@ async def test_busy_since_is_set_while_a_step_runs() -> None:
     bench = Bench(ScriptedEngine())
     await bench.thread.start()
     assert bench.thread.busy_since is None
-    bench.thread.hand_over(a_request(), [])
+    bench.thread.hand_over(prepared(a_request()), [])
     await await_until(lambda: bench.thread.busy_since is not None)
     bench.thread.abort(a_request().id)
     await bench.close()
@@ -137,7 +144,7 @@ async def test_busy_since_is_set_while_a_step_runs() -> None:
 async def test_a_step_that_raises_ends_the_thread_with_its_reason() -> None:
     bench = Bench(ScriptedEngine(step_error=ValueError("bad shape")))
     await bench.thread.start()
-    bench.thread.hand_over(a_request(), [])
+    bench.thread.hand_over(prepared(a_request()), [])
     bench.engine.steps.release()
     await await_until(lambda: bench.crashes)
     assert bench.crashes == [Crash("EngineCrashed", "The engine failed in a step: ValueError: bad shape")]
@@ -149,7 +156,7 @@ async def test_an_add_that_raises_loses_only_that_request() -> None:
     bench = Bench(ScriptedEngine(add_error=KeyError("template")))
     await bench.thread.start()
     request = a_request()
-    bench.thread.hand_over(request, [])
+    bench.thread.hand_over(prepared(request), [])
     await await_until(lambda: bench.deliveries)
     (output,) = bench.deliveries[0].outputs
     assert output.finish == Finish(

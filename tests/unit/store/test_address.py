@@ -77,6 +77,37 @@ def test_wrong_urls_are_refused_by_name(url: str) -> None:
         parse_url(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:p@ss/w#rd:%41 +e@h:6379/0",
+        "redis://u:hun/ter@h/0",
+        "redis://u:hun#ter@h/0",
+        "redis://u:hun?ter@h/0",
+        "redis://u:1/0#hunter@h",
+        "redis://u:1?hunter@h",
+        "redis://u:hun:ter/@h",
+        "redis+sentinel://u:hun/ter@one,two/queue/0",
+        "redis+sentinel://u:hunter@one:hunter/queue/0",
+        "unix://u:hunter@/run/redis.sock?db=hunter",
+        "hunter",
+        "redis:hunter@h",
+        "://hunter@h",
+    ],
+)
+def test_what_a_raw_password_does_to_a_url_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_url(url)
+    for part in ("hunter", "hun", "ter@", "ss/w", "w#rd", "%41"):
+        assert part not in caught.value.message
+    assert "REDIS_PASSWORD" in caught.value.message
+
+
+def test_an_at_sign_alone_does_no_harm() -> None:
+    assert parse_url("redis://:p@ss@h").credentials.password == "p@ss"
+    assert parse_url("redis+sentinel://:p@ss@one,two/queue").credentials.password == "p@ss"
+
+
 def test_a_password_is_shown_nowhere() -> None:
     assert "hunter2" not in repr(parse_url("redis://u:hunter2@h"))
     sentinels = "redis+sentinel://u:hunter2@one,two/{}?sentinel_password=hunter3"

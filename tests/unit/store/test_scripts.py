@@ -11,10 +11,15 @@ def test_every_lua_file_is_a_script_and_each_carries_what_it_uses_of_the_shared_
     folder = files("tidegate.store") / "lua"
     found = {entry.name.removesuffix(".lua") for entry in folder.iterdir()} - set(scripts.SHARED)
     loaded = {name.lower(): script for name, script in vars(scripts).items() if isinstance(script, Script)}
+    when_full = loaded.pop("emit_when_full")
     assert set(loaded) == found
+    assert when_full.text.splitlines()[1:] == loaded["emit"].text.splitlines()[1:]
     base = (folder / "base.lua").read_text("utf-8").split("\n\n")[0]
     for name, script in loaded.items():
-        assert script.text.startswith(base)
+        first_line, _, rest = script.text.partition("\n")
+        assert rest.startswith(base if name != "probe" else "-- Does nothing")
+        # Where memory is full, these are refused and the others are not.
+        assert (first_line == "#!lua") == (name in ("submit", "emit", "probe"))
         assert script.text.endswith((folder / f"{name}.lua").read_text("utf-8"))
         assert script.sha == hashlib.sha1(script.text.encode()).hexdigest()
     assert "local function lose(" in loaded["sweep"].text

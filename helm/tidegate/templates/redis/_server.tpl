@@ -187,3 +187,26 @@ tcpSocket:
   port: redis
 {{- end -}}
 {{- end }}
+
+{{- /* Its password, unless somebody else has written it, wherever Ray's pods read it. Arguments: context, name, values,
+       secret. */ -}}
+{{- define "tidegate.serverSecret" -}}
+{{- if not .values.auth.existingSecret }}
+{{- $arguments := . }}
+{{- $key := .values.auth.existingSecretKey }}
+{{- $password := include "tidegate.kept" (dict "context" .context "secret" .secret "key" $key "length" 40) }}
+{{- range $namespace := append (include "tidegate.namespaces" .context | fromJsonArray) .context.Release.Namespace | uniq }}
+apiVersion: v1
+kind: Secret
+metadata:
+  name: {{ $arguments.secret }}
+  namespace: {{ $namespace }}
+  labels:
+    {{- include "tidegate.labels" (dict "context" $arguments.context "component" $arguments.name) | nindent 4 }}
+type: Opaque
+data:
+  {{ $key }}: {{ $password }}
+---
+{{- end }}
+{{- end }}
+{{- end }}

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
 from tidegate.engines.transformers.kv import Arena
 
@@ -161,44 +163,86 @@ def takes_masks(model: Any) -> bool:
     for the device. And where there is none it leaves the mask out: on CPU PyTorch's SDPA with grouped heads
     is three times slower then (measured in bfloat16: 670 against 200 microseconds for 16 rows).
     """
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    text = model.config.get_text_config(decoder=True)
     return (
         bool(getattr(model, "_supports_attention_backend", False))
-        and getattr(config, "_attn_implementation", "") == "sdpa"
-        and not getattr(config, "sliding_window", None)
-        and kinds == {"full_attention"}
+        and getattr(text, "_attn_implementation", "") == "sdpa"
+        and set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        and not text.is_heterogeneous  # its layers may have windows of their own
+        and not getattr(text, "sliding_window", None)
+        and not getattr(text, "attention_chunk_size", None)
     )
 
 
+@dataclass(slots=True)
+class OwnRow:
+    """A row as `generate` keeps it: all its tokens [1, tokens], and what it hands on from step to step."""
+
+    ids: Tensor
+    kwargs: dict[str, Any]
+
+
 class RowByRow:
+    """Runs each row by the hooks of transformers' own `generate`: what a family needs beside ids (a cache of
+    its own kind, a cache that starts anew where rotary factors change) lives there."""
+
     def __init__(self, model: Any) -> None:
-        self._forward = Forward(model)
-        self._config = model.config
-        self._caches: list[Any] = []
+        self._model = model
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_keep = "logits_to_keep" in accepted
+        self._rotaries = [module for module in model.modules() if hasattr(module, "max_seq_len_cached")]
+        self._rows: list[OwnRow] = []
 
     @property
     def count(self) -> int:
-        return len(self._caches)
+        return len(self._rows)
 
     def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
         longest = max(map(len, sequences))
-        caches, logits = [], []
-        for sequence in sequences:
-            cache = DynamicCache(config=self._config)
-            ids = torch.tensor([list(sequence)], dtype=torch.long, device=self._forward.device)
-            row = self._forward(ids, cache=cache, all_logits=all_logits)
+        rows = [self._begin(sequence) for sequence in sequences]
+        logits = []
+        for row in rows:
+            keep = {"logits_to_keep": 1} if self._takes_keep and not all_logits else {}
+            found = self._forward(row, is_first_iteration=True, **keep)
             if all_logits:
-                row = torch.nn.functional.pad(row, (0, 0, longest - len(sequence), 0))
-            caches.append(cache)
-            logits.append(row)
-        self._caches += caches
+                logits.append(torch.nn.functional.pad(found, (0, 0, longest - found.shape[1], 0)))
+            else:
+                logits.append(found[:, -1])
+        self._rows += rows
         return torch.cat(logits)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        ids = tokens.view(-1, 1, 1)
-        return torch.cat([self._forward(ids[row], cache=cache) for row, cache in enumerate(self._caches)])
+        logits = []
+        for row, token in zip(self._rows, tokens.view(-1, 1, 1), strict=True):
+            row.ids = torch.cat((row.ids, token), dim=-1)
+            logits.append(self._forward(row, next_sequence_length=1)[:, -1])
+        return torch.cat(logits)
 
     def leave(self, row: int, *, clear: bool = False) -> None:  # noqa: ARG002 - caches are not shared
-        self._caches[row] = self._caches[-1]
-        self._caches.pop()
+        self._rows[row] = self._rows[-1]
+        self._rows.pop()
+
+    def _begin(self, sequence: Sequence[int]) -> OwnRow:
+        ids = torch.tensor([list(sequence)], dtype=torch.long, device=self._model.device)
+        kwargs: dict[str, Any] = {"use_cache": True}
+        if self._takes_positions:
+            kwargs["position_ids"] = self._model._prepare_position_ids_for_generation(ids, {})
+        # Not with its generation config: a static cache that it names would hold full length for each row.
+        self._model._prepare_cache_for_generation(
+            GenerationConfig(), kwargs, GenerationMode.GREEDY_SEARCH, 1, 0
+        )
+        return OwnRow(ids, kwargs)
+
+    def _forward(self, row: OwnRow, **step: Any) -> Tensor:
+        """Return logits [1, tokens, vocabulary] of the row's new tokens."""
+        for rotary in self._rotaries:
+            # Dynamic factors follow from this row's length alone, not from what a longer one before it left.
+            for name in [name for name in vars(rotary) if name.endswith("max_seq_len_cached")]:
+                setattr(rotary, name, 0)
+        with torch.inference_mode():
+            inputs = self._model.prepare_inputs_for_generation(row.ids, **row.kwargs, **step)
+            output = self._model(**inputs, return_dict=True)
+        row.kwargs = self._model._update_model_kwargs_for_generation(output, row.kwargs)
+        logits: Tensor = output.logits
+        return logits

@@ -20,21 +20,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import LoadReport, StepOutput
+from tidegate.engines.base import LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
-from tidegate.engines.limits import completion_limit, refusal
+from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
 from tidegate.engines.transformers.loading import context_length, free_bytes, load, open_checkpoint
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
-from tidegate.engines.transformers.prompts import PromptError, prompt_ids
+from tidegate.engines.transformers.prompt_pool import PromptPool
+from tidegate.engines.transformers.prompt_process import Reply, Task
+from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
 from tidegate.engines.transformers.sampling import Chosen, choose
 from tidegate.engines.transformers.scheduler import Scheduler
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
+from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages.work import NO_TOKENS, Finish, Request, Segment
+from tidegate.messages.work import Finish, Generate, Request, Segment, TextPrompt, TokenPrompt, Tokens
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
@@ -51,16 +54,26 @@ class TransformersEngine:
         self._tokens: Tensor  # [rows], the last token of each
 
     def load(self) -> LoadReport:
+        try:
+            return self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> LoadReport:
         spec, args = self._spec, self._args
         torch.set_num_threads(args.threads or usable_cores())
         checkpoint = open_checkpoint(Path(spec.path), spec.quantization)
         self._context_length = context_length(checkpoint.shape, spec.context_length)
+        self._prompts = PromptPool(checkpoint.path, self._context_length)  # loads beside the weights
         loaded = load(checkpoint, spec)
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
-        self._end_ids = end_ids(model, tokenizer)
+        named_ends = end_ids(model, tokenizer)
+        tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
+        self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         layers, token_bytes, can_share = measure_kv(model)
         cap = spec.memory_cap_bytes
@@ -82,6 +95,7 @@ class TransformersEngine:
         )
         if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
             choose_threads(self._batch, usable_cores(), slots)
+        template_notes = self._prompts.wait_ready(self._vocabulary_size)
         return LoadReport(
             weights_bytes=loaded.weights_bytes,
             kv_bytes_per_token=token_bytes,
@@ -89,23 +103,40 @@ class TransformersEngine:
             context_length=self._context_length,
             precision=loaded.precision,
             device=loaded.device,
-            notes=(*loaded.notes, *notes),
+            notes=(*loaded.notes, *tokenizer_notes, *template_notes, *notes),
         )
 
     def free_slots(self) -> int:
         return self._scheduler.free_slots()
 
-    def add(self, request: Request, log: list[Segment]) -> StepOutput | None:
+    async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
         try:
-            prompt = prompt_ids(request, self._tokenizer, self._vocabulary_size)
+            check_token_ids(request, self._tokenizer, self._vocabulary_size)
+            reply = await self._reply(request)
         except PromptError as error:
-            return StepOutput(request.id, NO_TOKENS, 0, refusal("InvalidPrompt", str(error)))
-        limit = completion_limit(len(prompt), request.work.sampling.max_tokens, self._context_length)
-        if isinstance(limit, Finish):
-            return StepOutput(request.id, NO_TOKENS, len(prompt), limit)
-        sequence = RunningSequence(
-            request, prompt, log, limit=limit, end_ids=self._end_ids, vocabulary=self._vocabulary
-        )
+            return refusal(error.code, str(error))
+        if (ended := reply.finish or reply.answer) is not None:
+            return ended
+        assert isinstance(request.work, Generate)  # others have their answer
+        limit = completion_limit(len(reply.ids), request.work, self._context_length)
+        return limit if isinstance(limit, Finish) else Prepared(request, reply.ids, limit, reply.bad_words)
+
+    async def _reply(self, request: Request) -> Reply:
+        """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
+        work = request.work
+        if isinstance(work, Generate):
+            prompt, sampling = work.prompt, work.sampling
+            if isinstance(prompt, TokenPrompt) and not sampling.bad_words:
+                ids = prompt.token_ids or start_ids(self._tokenizer)
+                return Reply(list(truncated(ids, sampling, self._context_length)))
+            if isinstance(prompt, TextPrompt) and sampling.truncate_prompt is None:
+                most = self._prompts.most_characters_per_token
+                if finish := proved_too_long(len(prompt.text), most, self._context_length):
+                    return Reply(finish=finish)
+        return await self._prompts.prepare(Task(request.model, work, self._vocabulary_size))
+
+    def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
+        sequence = RunningSequence(prepared, log, end_ids=self._end_ids, vocabulary=self._vocabulary)
         if (ended := sequence.ended_in_log()) is not None:
             return ended
         self._scheduler.add(sequence)
@@ -131,6 +162,8 @@ class TransformersEngine:
 
     def close(self) -> None:
         self._scheduler = self._empty_scheduler(slots=0)
+        if hasattr(self, "_prompts"):
+            self._prompts.close()
         for name in ("_batch", "_tokens"):
             if hasattr(self, name):
                 delattr(self, name)

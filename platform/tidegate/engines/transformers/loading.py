@@ -29,6 +29,7 @@ from tidegate.engines.transformers.memory import (
     torch_share,
     within_cap,
 )
+from tidegate.engines.transformers.tokenizer import first_line, load_tokenizer
 from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
@@ -55,7 +56,7 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     """Load model and tokenizer onto the device that `spec` asks for. Raises `EngineLoadError`."""
     check_architecture(checkpoint)
     # Before the tokenizer, which reads the config too and would be blamed for it.
-    config, skeleton = load_config(checkpoint)
+    skeleton = load_skeleton(checkpoint)
     device = choose_device(spec.device)
     precision = checkpoint.auto_precision if spec.precision == "auto" else spec.precision
     if precision not in PRECISION_BYTES:
@@ -67,9 +68,9 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     room = within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device)
     check_weights_fit(weights_bytes, room, device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint.path)
     if checkpoint.quantization == "gptq":
-        model, notes = load_gptq(checkpoint, config, skeleton, precision, device, room)
+        model, notes = load_gptq(checkpoint, skeleton, precision, device, room)
     else:
         model, notes = from_pretrained(checkpoint, precision, device)
     model.eval()
@@ -151,15 +152,15 @@ def check_architecture(checkpoint: Checkpoint) -> None:
         raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
 
 
-def load_config(checkpoint: Checkpoint) -> tuple[Any, Any]:
-    """Return the config and the architecture that it describes, without weights."""
+def load_skeleton(checkpoint: Checkpoint) -> Any:
+    """Return the architecture that the config describes, without weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         config.__dict__.pop("quantization_config", None)
         with torch.device("meta"):
-            return config, AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config)
     except Exception as error:  # each architecture checks its own fields, and raises what it likes
         raise EngineLoadError(
             "WeightsWrong",
@@ -175,33 +176,18 @@ def fields_of(error: Exception, config: Mapping[str, Any]) -> str:
     return f" ({some(names)})" if isinstance(error, KeyError) and names else ""
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint.path,
-            local_files_only=True,
-            trust_remote_code=False,
-            clean_up_tokenization_spaces=False,
-        )
-    except Exception as error:  # missing files surface as OSError, ValueError, ImportError, KeyError, ...
-        raise EngineLoadError(
-            "TokenizerMissing", f"The tokenizer of {checkpoint.path} cannot be loaded: {first_line(error)}"
-        ) from error
-
-
 def from_pretrained(
     checkpoint: Checkpoint,
     precision: str,
     device: str,
     *,
     weights: Mapping[str, Any] | None = None,
-    config: Any = None,
+    skeleton: Any = None,
 ) -> tuple[Any, list[str]]:
     """Load by transformers, which renames and fuses what its architecture holds otherwise.
 
-    `weights` stand for the files' where these do not hold them as they are computed with.
+    `weights` stand for the files' where these do not hold them as they are computed with; `skeleton` is then
+    the architecture.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -212,8 +198,9 @@ def from_pretrained(
                 checkpoint.path, local_files_only=True, trust_remote_code=False, **how
             )
         else:
-            architecture = AutoModelForCausalLM._model_mapping[type(config)]
-            model, info = architecture.from_pretrained(None, config=config, state_dict=dict(weights), **how)
+            model, info = type(skeleton).from_pretrained(
+                None, config=skeleton.config, state_dict=dict(weights), **how
+            )
             if "generation_config.json" in checkpoint.files:
                 model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
         model.to(device)
@@ -231,7 +218,7 @@ def from_pretrained(
 
 
 def load_gptq(
-    checkpoint: Checkpoint, config: Any, skeleton: Any, precision: str, device: str, room: int
+    checkpoint: Checkpoint, skeleton: Any, precision: str, device: str, room: int
 ) -> tuple[Any, list[str]]:
     """Load packed weights where a kernel computes with them, and unpack them into `room` bytes elsewhere."""
     settings = read_settings(checkpoint)
@@ -252,7 +239,7 @@ def load_gptq(
     size = unpacked_bytes(checkpoint, layers, precision)
     check_weights_fit(size, room, device)
     weights = unpacked_weights(checkpoint, settings, layers, skeleton)
-    model, notes = from_pretrained(checkpoint, precision, device, weights=weights, config=config)
+    model, notes = from_pretrained(checkpoint, precision, device, weights=weights, skeleton=skeleton)
     return model, [*notes, f"The weights are unpacked to {precision} and take {gib(size)}: {reason}."]
 
 
@@ -318,8 +305,3 @@ def told(error: BaseException) -> str:
     """Say a library's error, which may be a bare key or many lines, within bounds."""
     words = " ".join(str(error).split()).removesuffix(".")
     return shortened(f"{type(error).__name__}: {words}", MOST_TOLD)
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

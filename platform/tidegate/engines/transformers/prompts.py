@@ -1,65 +1,160 @@
-"""Turns a request's prompt into token ids, with the checkpoint's own chat template and tokenizer."""
+"""Turns a request's prompt into token ids, with the checkpoint's own chat template and tokenizer.
+
+A prompt of any kind is what the client wrote, behind what the tokenizer puts before a text: an end token that
+some tokenizers put after every text would end the prompt before it goes on, and a start token that the client
+or the template wrote is not put there twice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from tidegate.messages.work import ChatPrompt, Request, TextPrompt, TokenPrompt
+from tidegate.engines.transformers import chat_templates
+from tidegate.engines.transformers.chat_templates import MessagesRefused, TemplateFault
+from tidegate.messages.work import ChatPrompt, Generate, Prompt, Request, TextPrompt, TokenPrompt
 
 
 class PromptError(Exception):
     """The prompt cannot be rendered. The message is for the client."""
 
+    def __init__(self, message: str, code: str = "InvalidPrompt") -> None:
+        super().__init__(message)
+        self.code = code
 
-def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[int]:
-    """Return the prompt's token ids, never empty. Raises `PromptError`."""
-    sampling = request.work.sampling
-    for name, named in (
-        ("logit_bias", [token for token, _ in sampling.logit_bias]),
-        ("stop_token_ids", sampling.stop_token_ids),
-    ):
+
+def check_token_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> None:
+    """Refuse token ids that the model has not. Raises `PromptError`."""
+    named_by: dict[str, Sequence[int]] = {}
+    if isinstance(request.work, Generate):
+        sampling = request.work.sampling
+        named_by = {
+            "logit_bias": [token for token, _ in sampling.logit_bias],
+            "stop_token_ids": sampling.stop_token_ids,
+            "allowed_token_ids": sampling.allowed_token_ids,
+        }
+    for name, named in named_by.items():
         if (highest := max(named, default=0)) >= vocabulary_size:
             raise PromptError(
                 f"{name}: token id {highest} is outside the vocabulary of {vocabulary_size} tokens."
             )
-    match request.work.prompt:
-        case ChatPrompt(messages):
-            ids = render_chat(messages, tokenizer, request.model)
-        case TextPrompt(text):
-            ids = [int(token) for token in tokenizer(text)["input_ids"]]
-        case TokenPrompt(token_ids):
-            wrong = next((token for token in token_ids if not 0 <= token < vocabulary_size), None)
-            if wrong is not None:
-                raise PromptError(f"Token id {wrong} is outside the vocabulary of {vocabulary_size} tokens.")
-            ids = list(token_ids)
-    if ids:
-        return ids
+    if isinstance(request.work.prompt, TokenPrompt):
+        check_known(request.work.prompt.token_ids, tokenizer, vocabulary_size)
+
+
+def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
+    """Return the text to tokenize. Raises `PromptError`."""
+    if isinstance(prompt, TextPrompt):
+        return prompt.text
+    if not tokenizer.chat_template:
+        raise PromptError(
+            f"The model {model!r} has no chat template: use /v1/completions, or add one to its tokenizer."
+        )
+    try:
+        return chat_templates.render(prompt, tokenizer)
+    except TemplateFault as error:
+        raise broken_template(model, str(error)) from error
+    except MessagesRefused as error:
+        raise PromptError(f"The chat template of {model!r} refuses these messages: {error}") from error
+
+
+def tokenize(text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any) -> list[int]:
+    """Return the ids of what `render` made of `prompt`. May be empty (see `usable`)."""
+    return text_ids(text, tokenizer) if prompt.add_special_tokens else encoded(text, tokenizer)
+
+
+def usable(ids: list[int], prompt: Prompt, tokenizer: Any, model: str, vocabulary_size: int) -> list[int]:
+    """Return the ids, or where there are none the token that texts start from. Raises `PromptError`, also for
+    one that the model has no embedding for."""
+    ids = ids or start_ids(tokenizer)
+    try:
+        check_known(ids, tokenizer, vocabulary_size)
+    except PromptError as error:
+        if isinstance(prompt, ChatPrompt) and outside(ids, vocabulary_size) in plain_chat_ids(tokenizer):
+            raise broken_template(model, str(error)) from error
+        raise
+    return ids
+
+
+def check_known(ids: Sequence[int], tokenizer: Any, vocabulary_size: int) -> None:
+    if (token := outside(ids, vocabulary_size)) is not None:
+        raise PromptError(
+            f"{known_as(token, tokenizer)} is outside the vocabulary of {vocabulary_size} tokens."
+        )
+
+
+def text_ids(text: str, tokenizer: Any) -> list[int]:
+    """Encode a text that is to go on."""
+    before, after = frame(tokenizer)
+    ids = encoded(text, tokenizer)
+    return [*(() if tuple(ids[: len(before)]) == before else before), *ids, *after]
+
+
+@lru_cache(maxsize=4)
+def frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the tokens that the tokenizer puts before and after a text, but for one that ends it."""
+    text = encoded("a", tokenizer)
+    whole = [int(token) for token in tokenizer("a")["input_ids"]]
+    start = next(at for at in range(len(whole)) if whole[at : at + len(text)] == text)
+    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return tuple(whole[:start]), tuple(token for token in whole[start + len(text) :] if token not in ends)
+
+
+def encoded(text: str, tokenizer: Any) -> list[int]:
+    """Encode a text and nothing around it."""
+    found = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return [int(token) for token in found["input_ids"]]
+
+
+def start_ids(tokenizer: Any) -> list[int]:
+    """Return the token that an empty prompt goes on from. Raises `PromptError`."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise PromptError("The prompt is empty, and the model's tokenizer has no token to start from.")
     return [int(start)]
 
 
-def render_chat(messages: list[dict[str, Any]], tokenizer: Any, model: str) -> list[int]:
-    """Write chat messages as the checkpoint's template does, ready for the assistant's turn."""
-    if not tokenizer.chat_template:
-        raise PromptError(
-            f"The model {model!r} has no chat template: use /v1/completions, or add one to its tokenizer."
-        )
-    flat = [flatten(message) for message in messages]
+def outside(ids: Sequence[int], vocabulary_size: int) -> int | None:
+    """Return the first token that the model has no embedding for."""
+    if not ids or (min(ids) >= 0 and max(ids) < vocabulary_size):
+        return None
+    return next(token for token in ids if not 0 <= token < vocabulary_size)
+
+
+def known_as(token: int, tokenizer: Any) -> str:
+    name = tokenizer.convert_ids_to_tokens(token) if 0 <= token < len(tokenizer) else None
+    return f"Token id {token}" + (f" ({name!r})" if name is not None else "")
+
+
+def plain_chat_ids(tokenizer: Any) -> list[int]:
+    """Encode the least chat: what is in it, no client can leave out."""
     try:
-        ids = tokenizer.apply_chat_template(
-            flat, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except Exception as error:  # templates raise what they like (jinja2 errors, TypeError, ...)
-        raise PromptError(f"The chat template of {model!r} refuses these messages: {error}") from error
-    return [int(token) for token in ids]
+        least = ChatPrompt([{"role": "user", "content": ""}])
+        return encoded(chat_templates.render(least, tokenizer), tokenizer)
+    except (TemplateFault, MessagesRefused):
+        return []
 
 
-def flatten(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a message's content one string: text parts are joined, as templates expect."""
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return {**message, "content": "" if content is None else content}
+def bad_word_ids(words: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return each word's tokens, and those that it has behind a space where these are as many but others."""
+    found = []
+    for word in words:
+        alone, spaced = (encoded(space + word.lstrip(), tokenizer) for space in ("", " "))
+        found.append(alone)
+        if len(spaced) == len(alone) and spaced[:1] != alone[:1]:
+            found.append(spaced)
+    return [ids for ids in found if ids]
+
+
+def broken_template(model: str, fault: str) -> PromptError:
+    return PromptError(
+        f"The chat template of the model {model!r} is broken, so it serves /v1/completions only: {fault}",
+        "ChatTemplateInvalid",
+    )

@@ -12,7 +12,7 @@ in bfloat16, a mask or position that is off by one gives 0.1 to 1.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,21 @@ from torch import Tensor
 
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.batch import ArenaBatch, Batch, Forward, RowByRow, takes_masks
+from tidegate.engines.transformers.limits import (
+    NEUTRAL,
+    SMALL,
+    made_small,
+    named_bounds,
+    rotary_switch,
+    sparse_limit,
+)
 from tidegate.engines.transformers.loading import Loaded
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
 FORCED = 8  # tokens after each prompt
+LONGEST_PASSED = 512  # tokens of a bound that the probe passes at its true size
+ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 PROBE = (
     "The tide gate opens when the water inside stands higher than the sea, and closes before the flood. "
     "Twice a day it lets the river out: 1, 2, 3, 5, 8, 13 cubic metres per second, and no drop comes back."
@@ -45,43 +55,99 @@ class Verdict:
 def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; `layers` 0: the arena cannot hold this
     model's cache. Raises `EngineLoadError` (SelfCheckFailed)."""
-    model = loaded.model
-    rows = probe_rows(loaded.tokenizer, context_length)
-    reason = "its cache has layers of another kind than keys and values per token"
-    for makes_masks in ((True, False) if takes_masks(model) else (False,)) if layers else ():
-        arena = ArenaBatch(
-            model,
-            layers=layers,
-            max_rows=max(max_rows, len(rows)),
-            max_length=context_length,
-            pad_id=loaded.tokenizer.pad_token_id or 0,
-            makes_masks=makes_masks,
-        )
+    model, precision = loaded.model, loaded.precision
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    whole = min(context_length, sparse_limit(model) or context_length)
+    rows = probe_rows(loaded.tokenizer, whole, vocabulary)
+    bounds = named_bounds(model, context_length)
+    beyond = max((bounds[name] for name in unmoved(model, bounds, rows)), default=0)
+    if 0 < beyond <= LONGEST_PASSED:
+        rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
+    reason = why_alone(model, context_length, layers, beyond)
+    with made_small(model, bounds):
+        for makes_masks in (True, False) if takes_masks(model) else (False,):
+            if reason:
+                break
+            arena = ArenaBatch(
+                model,
+                layers=layers,
+                max_rows=max(max_rows, len(rows)),
+                max_length=context_length,
+                pad_id=pad_id(loaded.tokenizer, vocabulary),
+                makes_masks=makes_masks,
+            )
+            try:
+                verdict = check(model, arena, rows, precision)
+            except ERRORS as error:
+                reason = f"batched decoding raises {type(error).__name__}: {error}"
+                continue
+            if verdict.is_right:
+                return arena, []
+            reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
+        single = RowByRow(model)
         try:
-            verdict = check(model, arena, rows, loaded.precision)
-        except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-            reason = f"batched decoding raises {type(error).__name__}: {error}"
-            continue
-        if verdict.is_right:
-            return arena, []
-        reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
-    single = RowByRow(model)
-    verdict = check(model, single, rows, loaded.precision)
+            verdict = check(model, single, rows, precision)
+        except ERRORS as error:
+            raise failed(model, f"decoding raises {type(error).__name__}: {error}") from error
     if not verdict.is_right:
-        raise EngineLoadError(
-            "SelfCheckFailed",
-            f"Decoding does not give the model's own logits: they differ by {verdict.error:.2g} "
-            f"(tolerance {verdict.tolerance:.2g} in {loaded.precision}).",
+        raise failed(
+            model,
+            f"decoding does not give its own logits: they differ by {verdict.error:.2g} "
+            f"(tolerance {verdict.tolerance:.2g} in {precision})",
         )
-    return single, [f"Requests run one by one, which is slower: {reason}."]
+    notes = [f"Requests run one by one, which is slower: {reason}."]
+    if whole < context_length:
+        notes.append(f"Beyond {whole} tokens its attention is sparse, which no check proves.")
+    return single, notes
 
 
-def probe_rows(tokenizer: Any, context_length: int) -> list[list[int]]:
+def why_alone(model: Any, context_length: int, layers: int, beyond: int) -> str:
+    """Return why no batch is tried; empty: it is."""
+    if not layers:
+        return "its cache has layers of another kind than keys and values per token"
+    switch = rotary_switch(model)
+    if switch and switch < context_length:
+        return (
+            f"beyond {switch} tokens its rotary factors change, for all rows of a batch at once "
+            f"(contextLength {switch} or less lets them run together)"
+        )
+    if beyond > LONGEST_PASSED:
+        return f"the check cannot pass its window of {beyond} tokens"
+    return ""
+
+
+def unmoved(model: Any, bounds: Mapping[str, int], rows: Sequence[Sequence[int]]) -> list[str]:
+    """Return the bounds of attention that the check must pass at their true size: making them small changes
+    no logits."""
+    longest = max(rows, key=len)
+    names = [name for name in bounds if not NEUTRAL.search(name)]
+    found = []
+    for name in names:
+        with made_small(model, {name: SMALL}):
+            small = plain_logits(model, [longest])[0]
+        if torch.equal(small, plain_logits(model, [longest])[0]):
+            found.append(name)
+    return found
+
+
+def failed(model: Any, what: str) -> EngineLoadError:
+    kind = f"{type(model).__name__} ({model.config.model_type})"
+    return EngineLoadError("SelfCheckFailed", f"{kind} cannot be served rightly here: {what}.")
+
+
+def pad_id(tokenizer: Any, vocabulary: int) -> int:
+    """Return a token to fill up short rows with, which nothing ever attends to."""
+    found = tokenizer.pad_token_id
+    return found if found is not None and 0 <= found < vocabulary else 0
+
+
+def probe_rows(tokenizer: Any, longest: int, vocabulary: int) -> list[list[int]]:
     """Return token ids of the probe's rows, each a prompt and the tokens to force after it."""
-    text = [int(token) for token in tokenizer(PROBE, add_special_tokens=False)["input_ids"]] or [0]
+    named = (int(token) for token in tokenizer(PROBE, add_special_tokens=False)["input_ids"])
+    text = [token for token in named if token < vocabulary] or [0]
     rows = []
     for index, length in enumerate(PROMPT_LENGTHS):
-        wanted = max(2, min(length + FORCED, context_length))
+        wanted = max(2, min(length + FORCED, longest))
         rotated = text[index * 7 % len(text) :] + text
         rows.append((rotated * (wanted // len(rotated) + 1))[:wanted])
     return rows

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from tidegate.engines.detokenizer import REPLACEMENT, ByteDetokenizer, Detokenizer, WindowDetokenizer
+from tidegate.engines.detokenizer import (
+    REPLACEMENT,
+    ByteDetokenizer,
+    Detokenizer,
+    WindowDetokenizer,
+)
 
+LONGEST_TAIL = 64  # tokens of a prompt without one that is whole in itself: bytes of rare characters
 PROBE = "Tides rise twice a day: 12 h 25 min apart.\n\n  naïve café, 潮汐 🌊!"
 
 
@@ -20,7 +27,9 @@ class Vocabulary:
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         } | set(tokenizer.all_special_ids)
         self._pieces: dict[int, bytes] = {}
-        self._to_bytes = _bytes_rule(tokenizer)
+        decoders = _decoders(tokenizer)
+        self._to_bytes = _bytes_rule(decoders)
+        self._strips = any(map(_strips_first_space, decoders))
         if self._to_bytes is not None and not self._agrees_with_tokenizer():
             self._to_bytes = None
 
@@ -32,32 +41,58 @@ class Vocabulary:
             self._pieces[token_id] = piece
         return piece
 
-    def shown(self, token_id: int) -> tuple[str, bytes]:
+    def shown(self, token_id: int, *, skips_special: bool = True) -> tuple[str, bytes]:
         """Show a token on its own, as log probabilities do. Special tokens have a name but no bytes, so that
         the bytes of all tokens are those of the text."""
         if token_id in self._special:
-            return str(self._tokenizer.convert_ids_to_tokens(token_id)), b""
+            name = str(self._tokenizer.convert_ids_to_tokens(token_id))
+            return name, b"" if skips_special else name.encode()
         raw = self.piece(token_id)
         return raw.decode(errors="replace"), raw
 
-    def detokenizer(self, *, strip_first_space: bool) -> Detokenizer:
-        """Make a fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts
-        before a first word is none."""
-        if self._to_bytes is None:
-            return WindowDetokenizer(self.decode)
-        return ByteDetokenizer(self.piece, strip_first_space=strip_first_space and self._to_bytes is _spaced)
+    @property
+    def has_silent_space(self) -> bool:
+        """True where a text's first token may begin with a space that the text does not show."""
+        return self._to_bytes is _spaced and self._strips
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Decode as the tokenizer itself does, special tokens skipped."""
+    def detokenizer(
+        self, *, strip_first_space: bool, after: Sequence[int] = (), skips_special: bool = True
+    ) -> Detokenizer:
+        """Make a fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts
+        before a first word is none. `after`: it goes on behind these tokens, maybe inside a character."""
+        made: Detokenizer
+        if self._to_bytes is None:
+            made = WindowDetokenizer(partial(self.decode, skips_special=skips_special))
+        else:
+            piece = self.piece if skips_special else lambda token: self.shown(token, skips_special=False)[1]
+            made = ByteDetokenizer(piece, strip_first_space=strip_first_space and self.has_silent_space)
+        for token_id in self._tail(after):
+            made.push(token_id)
+        return made
+
+    def decode(self, token_ids: Sequence[int], *, skips_special: bool = True) -> str:
+        """Decode as the tokenizer itself does."""
         return str(
             self._tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                list(token_ids), skip_special_tokens=skips_special, clean_up_tokenization_spaces=False
             )
         )
 
     def is_silent(self, token_ids: Sequence[int]) -> bool:
         """True where the tokens are all special: what follows begins a text."""
         return all(token_id in self._special for token_id in token_ids)
+
+    def _tail(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the last tokens that what follows may depend on, back to one that is whole in itself. A
+        special token ends a character."""
+        tail: list[int] = []
+        for token_id in reversed(token_ids[-LONGEST_TAIL:]):
+            if token_id in self._special:
+                break
+            tail.insert(0, token_id)
+            if REPLACEMENT not in self.shown(token_id)[0]:
+                break
+        return tail
 
     def _look_up(self, token_id: int) -> bytes:
         if self._to_bytes is None:
@@ -72,13 +107,24 @@ class Vocabulary:
         return REPLACEMENT in expected or text.removeprefix(" ") == expected.removeprefix(" ")
 
 
-def _bytes_rule(tokenizer: Any) -> Callable[[str], bytes] | None:
-    """Choose by the tokenizer's decoder how a token's string gives its bytes; None for other kinds."""
+def _decoders(tokenizer: Any) -> list[dict[str, Any]]:
+    """Return the steps from tokens to text, none for a tokenizer of another make."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
-        return None
+        return []
     decoder = json.loads(backend.decoder.__getstate__())
-    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    parts: list[dict[str, Any]] = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    return parts
+
+
+def _strips_first_space(part: dict[str, Any]) -> bool:
+    if part["type"] == "Strip":
+        return bool(part["content"] == " " and part["start"])
+    return part["type"] == "Metaspace" and part.get("prepend_scheme") != "never"
+
+
+def _bytes_rule(parts: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
+    """Choose by the decoder's steps how a token's string gives its bytes; None for other kinds."""
     kinds = {part["type"] for part in parts}
     if kinds == {"ByteLevel"}:
         return _byte_level

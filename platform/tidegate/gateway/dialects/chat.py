@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -55,6 +55,15 @@ class ContentPart(msgspec.Struct, kw_only=True):
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Of an answer that is sent back unknown fields are not read: servers put what they like into answers."""
+
+    UNKNOWN: ClassVar[bool] = True
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+
+    @staticmethod
+    def reads_no_more(message: Mapping[str, Any]) -> bool:
+        return message.get("role") == "assistant"
+
     role: Annotated[
         Literal["system", "developer", "user", "assistant", "tool", "function"],
         documented(ROLES, {"enum": ["system", "developer", "user", "assistant"]}),
@@ -79,6 +88,18 @@ class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tool_calls: Annotated[Any, _IN_A_MESSAGE] = None
     function_call: Annotated[Any, _IN_A_MESSAGE] = None
     tool_call_id: Annotated[Any, _IN_A_MESSAGE] = None
+
+
+_NO_UNKNOWN_BUT_IN_ANSWERS = {
+    "anyOf": [
+        {"properties": {"role": {"const": "assistant"}}},
+        {
+            "properties": {name: {} for name in Message.__struct_fields__},
+            "additionalProperties": {"type": "null"},
+        },
+    ]
+}
+Message.RULES = (Rule(lambda _: None, _NO_UNKNOWN_BUT_IN_ANSWERS),)
 
 
 def _check_limits(body: ChatBody) -> None:

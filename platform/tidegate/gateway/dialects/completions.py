@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -31,6 +32,7 @@ from tidegate.messages.work import Prompt, Segment, TextPrompt, TokenLogprob, To
 MAX_SEQUENCES = 1024  # prompts x n of one call
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default
 PROMPT = "a text, a list of texts, a list of token ids, or a list of lists of token ids"
+_utf8 = codecs.getincrementaldecoder("utf-8")
 _TOKEN_IDS = {
     "type": "array",
     "minItems": 1,
@@ -178,21 +180,21 @@ class CompletionEvents(Chunks):
 class TextOffsets:
     """Turns tokens into completions logprobs and counts the characters before each, over a whole choice.
 
-    A token may hold part of a character. A character is counted with the token that begins it, so a token
-    that begins inside one has that character's offset.
+    A token may hold part of a character. A character is counted once it is complete, so a token that begins
+    inside one has that character's offset.
     """
 
-    __slots__ = ("_characters",)
+    __slots__ = ("_characters", "_decode")
 
     def __init__(self) -> None:
         self._characters = 0
+        self._decode = _utf8("replace").decode
 
     def logprobs(self, tokens: Iterable[TokenLogprob], top: int) -> CompletionLogprobs:
         result = CompletionLogprobs([], [], [] if top else None, [])
         for token in tokens:
-            begins_inside = bool(token.raw) and _continues(token.raw[0])
-            result.text_offset.append(max(0, self._characters - begins_inside))
-            self._characters += sum(not _continues(byte) for byte in token.raw)
+            result.text_offset.append(self._characters)
+            self._characters += len(self._decode(token.raw))
             name = _token_name(token.token, token.raw)
             result.tokens.append(name)
             result.token_logprobs.append(None if token.logprob is None else finite(token.logprob))
@@ -201,8 +203,12 @@ class TextOffsets:
             if token.logprob is None:
                 result.top_logprobs.append(None)
                 continue
-            best = {_token_name(text, raw): finite(value) for _, text, value, raw in token.top}
-            best.setdefault(name, finite(token.logprob))
+            best: dict[str, float] = {}
+            for text, value, raw in [
+                *(item[1:] for item in token.top),
+                (token.token, token.logprob, token.raw),
+            ]:
+                best.setdefault(_token_name(text, raw), finite(value))  # two tokens may have one name
             result.top_logprobs.append(best)
         return result
 
@@ -228,8 +234,3 @@ def _token_name(text: str, raw: bytes) -> str:
     if "\ufffd" not in text:
         return text
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-
-
-def _continues(byte: int) -> bool:
-    """True for the second and later bytes of a UTF-8 character."""
-    return byte & 0xC0 == 0x80

@@ -15,15 +15,18 @@ _CHARACTERS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
 
 
-def generate_asks(prompts: Sequence[Prompt], n: int, sampling: Sampling, first_seed: int) -> list[Ask]:
-    """All choices of the first prompt first. Choice k uses `first_seed` + k, whatever `sampling` holds."""
+def generate_asks(
+    prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int | None, random_seed: int
+) -> list[Ask]:
+    """All choices of the first prompt first. Choice k of every prompt uses `seed` + k, so that a prompt has
+    the same answers in any company; without a seed no two of the call share one."""
     asks = []
-    seed = first_seed
-    for prompt in prompts:
+    for place, prompt in enumerate(prompts):
+        first_seed = random_seed + place * n if seed is None else seed
         cost = estimated_tokens(prompt, sampling.max_tokens)
-        for _ in range(n):
-            asks.append(Ask(Generate(prompt, replace(sampling, seed=seed & SEED_MASK)), cost))
-            seed += 1
+        for choice in range(n):
+            own = replace(sampling, seed=(first_seed + choice) & SEED_MASK)
+            asks.append(Ask(Generate(prompt, own), cost))
     return asks
 
 

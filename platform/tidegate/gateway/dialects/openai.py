@@ -100,7 +100,8 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     temperature: Annotated[Temperature | None, says("a number from 0 (greedy) to 2; left out: 1")] = None
     top_p: Annotated[Share | None, says("a number from 0 to 1; left out: 1")] = None
     seed: Annotated[
-        Seed | None, says("a 64-bit whole number; choice k uses seed + k; left out: drawn at random")
+        Seed | None,
+        says("a 64-bit whole number; choice k of a prompt uses seed + k; left out: drawn at random"),
     ] = None
     stop: Annotated[
         StopString | StopStrings | None, says(f"a non-empty text, or a list of at most {MAX_STOP} of them")
@@ -118,7 +119,7 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     logit_bias: Annotated[
         LogitBias | None,
         documented(
-            "added to the logits of tokens: at most 1024 token ids, each with a number from -100 to 100",
+            "at most 1024 token ids, each with a number from -100 to 100 that is added to its logit",
             {"anyOf": [{"type": "null"}, _LOGIT_BIAS]},
         ),
     ] = None
@@ -211,8 +212,7 @@ class TextCall(ABC):
         )
 
     def asks(self, random_seed: int) -> list[Ask]:
-        first_seed = random_seed if self._seed is None else self._seed
-        return generate_asks(self._prompts, self.n, self._sampling, first_seed)
+        return generate_asks(self._prompts, self.n, self._sampling, self._seed, random_seed)
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         made = [self.choice(index, segments) for index, segments in enumerate(choices)]

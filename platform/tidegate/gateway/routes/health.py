@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -12,26 +11,26 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from tidegate import __version__
-from tidegate.errors import RequestError
 from tidegate.gateway.services import Services
-
-logger = logging.getLogger("tidegate.gateway")
 
 
 class Liveness(BaseModel):
     status: Literal["ok"]
 
 
-class Missing(BaseModel):
-    """One thing that keeps the gateway from serving."""
+class Trouble(BaseModel):
+    """One thing that is not as it should be."""
 
     what: str
     message: str
 
 
 class Readiness(BaseModel):
+    """`missing` keeps the gateway from serving, `notes` do not."""
+
     ready: bool
-    missing: list[Missing]
+    missing: list[Trouble]
+    notes: list[Trouble]
 
 
 class Version(BaseModel):
@@ -82,9 +81,11 @@ def routes(services: Services) -> APIRouter:
         responses={503: {"model": Readiness, "description": "Not ready: `missing` says why"}},
     )
     async def readyz(response: Response) -> Readiness:
-        missing = await _missing(services)
+        health = await services.queue.health()  # no model is fine: the gateway then answers 404
+        troubles = [Trouble(what=what, message=message) for what, message in health.troubles().items()]
+        missing = [] if health.takes_requests else troubles[:1]
         response.status_code = 503 if missing else 200
-        return Readiness(ready=not missing, missing=missing)
+        return Readiness(ready=not missing, missing=missing, notes=troubles[len(missing) :])
 
     @router.get(
         "/metrics",
@@ -109,19 +110,10 @@ def routes(services: Services) -> APIRouter:
     return router
 
 
-async def _missing(services: Services) -> list[Missing]:
-    """No model is fine: the gateway then answers 404 and names none."""
-    try:
-        await services.queue.ping()
-    except RequestError as error:
-        logger.warning("not ready: %s", error.message)
-        return [Missing(what="redis", message="The queue's Redis cannot be used now; the log says why.")]
-    return []
-
-
 async def _read_queues(services: Services) -> None:
     """Refresh the gauges that are read from the queue, at scrape time only."""
     metrics = services.metrics
+    metrics.queue_health(await services.queue.health())
     metrics.clear_queues()
     metrics.replicas.clear()
     entries = services.registry.models().values()

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict
 
 from tidegate.gateway.admission import find_listed
-from tidegate.gateway.auth import TenantOfKey
+from tidegate.gateway.auth import KnownKey
 from tidegate.gateway.openapi import error_responses
 from tidegate.gateway.services import Services
 from tidegate.messages.registry import ModelEntry
@@ -48,7 +48,7 @@ class ModelList(BaseModel):
 
 
 def routes(services: Services) -> APIRouter:
-    router = APIRouter(tags=["models"], dependencies=[Depends(TenantOfKey(services.keys, services.settings))])
+    router = APIRouter(tags=["models"], dependencies=[Depends(KnownKey(services.keys, services.settings))])
 
     @router.get(
         "/v1/models",

@@ -45,7 +45,7 @@ local function lease(id, is_suspect)
   local attempt = tonumber(f.attempt) + 1
   call('HSET', P .. 'req:' .. id, 'state', 'running', 'attempt', attempt, 'mark', f.seq, 'replica', replica)
   held[#held + 1] = id
-  held[#held + 1] = pack_lease(attempt, f.seq, is_suspect, f.gateway)
+  held[#held + 1] = pack_lease(attempt, f.seq, is_suspect, f.gateway, f.written)
   expiries[#expiries + 1] = now + lease_seconds
   expiries[#expiries + 1] = id
   ids[#ids + 1] = id

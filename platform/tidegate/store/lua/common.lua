@@ -1,22 +1,29 @@
 -- Requests, leases and counters, for all scripts. What ends, is counted or published is gathered for flush().
 local DEATHS_TO_POISON, LOSSES_TO_SUSPECT = 2, 3
 
-local tallies = { queue = {}, tenant = {} } -- name -> {requests, bytes}
-local total = { 0, 0 }
+local tallies = {} -- name of a counter -> {requests, bytes, written, what it counts}
 local departures = {} -- queue -> running requests that ended in this script
 local outbox = {} -- gateway -> framed segments
 local drops = {} -- replica -> ids it must stop
 local unleased = {} -- replica -> ids whose lease ended
 local closed = {} -- gateway -> ids that ended
 
-local function tally(queue, tenant, requests, bytes)
-  local q = tallies.queue[queue]
-  if not q then q = { 0, 0 }; tallies.queue[queue] = q end
-  local t = tallies.tenant[tenant]
-  if not t then t = { 0, 0 }; tallies.tenant[tenant] = t end
-  q[1] = q[1] + requests; q[2] = q[2] + bytes
-  t[1] = t[1] + requests; t[2] = t[2] + bytes
-  total[1] = total[1] + requests; total[2] = total[2] + bytes
+-- Logs are charged in whole pages, so that most steps of an engine charge nothing.
+local PAGE = 4096
+local function charged(written) return written - written % PAGE end
+
+-- A request counts in each of these: its queue, its key's share of that queue, its tenant, and all.
+local COUNTERS = { 'queue', 'share', 'tenant', 'total' }
+local function counters_of(f)
+  return { P .. 'queue:' .. f.queue, P .. 'share:' .. f.queue .. ':' .. f.key, P .. 'tenant:' .. f.tenant, P .. 'total' }
+end
+
+local function tally(f, requests, bytes, written)
+  for i, name in ipairs(counters_of(f)) do
+    local t = tallies[name]
+    if not t then t = { 0, 0, 0, COUNTERS[i] }; tallies[name] = t end
+    t[1] = t[1] + requests; t[2] = t[2] + bytes; t[3] = t[3] + written
+  end
 end
 
 local function post(gateway, framed) add(outbox, gateway, framed) end
@@ -46,21 +53,13 @@ local function flush(now)
   end
   for gateway, ids in pairs(closed) do call_with('SREM', P .. 'open:' .. gateway, ids) end
   for queue, n in pairs(departures) do note_departures(queue, n, now) end
-  for queue, t in pairs(tallies.queue) do
-    local key = P .. 'queue:' .. queue
-    local left = call('HINCRBY', key, 'requests', t[1])
-    call('HINCRBY', key, 'bytes', t[2])
-    if left <= 0 and call('HEXISTS', key, 'gone') == 1 then call('DEL', key) end
-  end
-  for tenant, t in pairs(tallies.tenant) do
-    local key = P .. 'tenant:' .. tenant
-    local left = call('HINCRBY', key, 'requests', t[1])
-    call('HINCRBY', key, 'bytes', t[2])
-    if left <= 0 then call('DEL', key) end
-  end
-  if total[1] ~= 0 then
-    call('HINCRBY', P .. 'total', 'requests', total[1])
-    call('HINCRBY', P .. 'total', 'bytes', total[2])
+  for name, t in pairs(tallies) do
+    if t[2] ~= 0 then call('HINCRBY', name, 'bytes', t[2]) end
+    if t[3] ~= 0 then call('HINCRBY', name, 'written', t[3]) end
+    local left = t[1] == 0 and 1 or call('HINCRBY', name, 'requests', t[1])
+    if left <= 0 and t[4] ~= 'total' and (t[4] ~= 'queue' or call('HEXISTS', name, 'gone') == 1) then
+      call('DEL', name)
+    end
   end
   for gateway, frames in pairs(outbox) do
     call('PUBLISH', P .. 'gw:' .. gateway, table.concat(frames))
@@ -91,37 +90,40 @@ local function settle(id, state, f, seq, framed, ttl)
   call('HSET', key, 'state', state, 'seq', seq + 1)
   call('EXPIRE', key, ttl)
   add(closed, f.gateway, id)
-  tally(f.queue, f.tenant, -1, -f.bytes)
+  tally(f, -1, -f.bytes, -charged(f.written))
   post(f.gateway, framed)
 end
 
 -- What changes with every token of a running request stands in its replica's hash, so that an engine step
 -- reads and writes the leases of its whole batch with one command each.
-local function pack_lease(attempt, seq, is_suspect, gateway)
-  return attempt .. ' ' .. seq .. (is_suspect and ' 1 ' or ' 0 ') .. gateway
+local function pack_lease(attempt, seq, is_suspect, gateway, written)
+  return attempt .. ' ' .. seq .. (is_suspect and ' 1 ' or ' 0 ') .. gateway .. ' ' .. written
 end
 
+-- A replica of the version before writes no bytes.
 local function unpack_lease(record)
   if not record then return false end
-  local attempt, seq, suspect, gateway = string.match(record, '^(%d+) (%d+) (%d) (.*)$')
-  return { attempt = attempt, seq = tonumber(seq), suspect = suspect == '1', gateway = gateway }
+  local attempt, seq, suspect, gateway, written = string.match(record, '^(%d+) (%d+) (%d) (%S*) ?(%d*)$')
+  return { attempt = attempt, seq = tonumber(seq), suspect = suspect == '1', gateway = gateway,
+    written = tonumber(written) or 0 }
 end
 
--- The request without its lease: of a running one, `seq` is older than the truth.
+-- The request without its lease: of a running one, `seq` and `written` are older than the truth.
 local function read_record(id, and_body)
   local r = call('HMGET', P .. 'req:' .. id, 'state', 'queue', 'tenant', 'gateway', 'bytes', 'attempt', 'seq',
-    'mark', 'replica', 'score', 'deadline', 'deaths', 'losses', and_body and 'body' or 'state')
+    'mark', 'replica', 'score', 'deadline', 'deaths', 'losses', 'key', 'limits', 'written', and_body and 'body' or 'state')
   if not r[1] then return nil end
   return { state = r[1], queue = r[2], tenant = r[3], gateway = r[4], bytes = tonumber(r[5]), attempt = r[6],
     seq = tonumber(r[7]), mark = tonumber(r[8] or 0), replica = r[9], score = r[10],
-    deadline = tonumber(r[11]), deaths = tonumber(r[12] or 0), losses = tonumber(r[13] or 0), body = r[14] }
+    deadline = tonumber(r[11]), deaths = tonumber(r[12] or 0), losses = tonumber(r[13] or 0),
+    key = r[14] or '', limits = r[15], written = tonumber(r[16] or 0), body = r[17] }
 end
 
 local function read(id)
   local f = read_record(id)
   if f and f.state == 'running' then
     local lease = unpack_lease(call('HGET', P .. 'held:' .. f.replica, id))
-    if lease then f.seq = lease.seq end
+    if lease then f.seq, f.written = lease.seq, lease.written end
   end
   return f
 end
@@ -155,7 +157,7 @@ end
 -- deadline any more.
 local function requeue(id, f)
   end_lease(id, f)
-  call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'seq', f.seq)
+  call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'seq', f.seq, 'written', f.written)
   local is_suspect = f.deaths >= 1 or f.losses >= LOSSES_TO_SUSPECT
   rejoin(f.queue, id, f.score, is_suspect, f.seq == 0 and f.deadline)
 end

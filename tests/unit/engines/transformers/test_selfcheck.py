@@ -20,7 +20,7 @@ def tokenizer(text: str, **_options: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("context_length", [4, 16, 1024])
 def test_probe_rows_fit_the_context(context_length: int) -> None:
-    rows = probe_rows(tokenizer, context_length)
+    rows = probe_rows(tokenizer, context_length, 1000)
     assert len({len(row) for row in rows}) == (4 if context_length > 100 else len({len(row) for row in rows}))
     assert all(2 <= len(row) <= context_length for row in rows)
     assert max(map(len, rows)) == min(context_length, 33 + FORCED)
@@ -38,3 +38,8 @@ def test_a_verdict_is_right_within_its_tolerance() -> None:
     assert Verdict(1e-5, TOLERANCE["float32"]).is_right
     assert not Verdict(0.1, TOLERANCE["bfloat16"]).is_right
     assert not Verdict(float("inf"), TOLERANCE["bfloat16"]).is_right
+
+
+def test_probe_rows_stay_within_the_embedding() -> None:
+    assert {token for row in probe_rows(tokenizer, 64, 5) for token in row} <= set(range(5))
+    assert probe_rows(lambda *_args, **_options: {"input_ids": [7]}, 4, 5) == [[0] * 4] * 4

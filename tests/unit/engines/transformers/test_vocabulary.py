@@ -82,6 +82,36 @@ def test_a_continuation_keeps_the_space_between_prompt_and_answer() -> None:
     assert incremental(vocabulary, ids, strip_first_space=False) == " the tide rises"
 
 
+@settings(deadline=None)
+@given(text=st.text(st.characters(exclude_characters="\ufffd", codec="utf-8"), max_size=30), data=st.data())
+@pytest.mark.parametrize("way", ["bytes", "window"])
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCEPIECE], ids=["byte level", "sentencepiece"])
+def test_a_continuation_begins_where_the_prompt_ends(tokenizer: Any, way: str, text: str, data: Any) -> None:
+    """Even inside a character: what is whole in prompt and answer together is never lost."""
+    ids = tokenizer("a " + text, add_special_tokens=False)["input_ids"]
+    cut = data.draw(st.integers(1, len(ids)))
+    vocabulary = Vocabulary(tokenizer)
+    if way == "window":
+        vocabulary._to_bytes = None
+    shown = incremental(vocabulary, ids[:cut])
+    detokenizer = vocabulary.detokenizer(strip_first_space=False, after=ids[:cut])
+    assert shown + "".join(map(detokenizer.push, ids[cut:])) == vocabulary.decode(ids)
+
+
+def test_a_word_goes_on_behind_the_prompt() -> None:
+    ids = WORD_PIECE("tides", add_special_tokens=False)["input_ids"]
+    assert len(ids) > 1
+    detokenizer = Vocabulary(WORD_PIECE).detokenizer(strip_first_space=False, after=ids[:-1])
+    assert detokenizer.push(ids[-1]) == "s"
+
+
+def test_a_special_token_ends_a_character() -> None:
+    half = SENTENCEPIECE.convert_tokens_to_ids("<0xE6>")
+    letter = SENTENCEPIECE.convert_tokens_to_ids("a")
+    vocabulary = Vocabulary(SENTENCEPIECE)
+    assert vocabulary.detokenizer(strip_first_space=False, after=[half, 0]).push(letter) == "a"
+
+
 def test_special_tokens_are_silent_but_have_a_name() -> None:
     vocabulary = Vocabulary(BYTE_LEVEL)
     assert vocabulary.piece(0) == b""

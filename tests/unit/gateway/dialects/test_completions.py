@@ -56,6 +56,13 @@ def test_the_chosen_token_is_among_the_likeliest_of_completions() -> None:
     assert logprobs.token_logprobs == [-3.0, None]
 
 
+def test_of_two_tokens_with_one_name_the_likelier_counts() -> None:
+    token = TokenLogprob(
+        1, "a", -0.1, b"a", [(1, "a", -0.1, b"a"), (2, "b", -2.5, b"b"), (3, "a", -3.0, b"a")]
+    )
+    assert TextOffsets().logprobs([token], 3).top_logprobs == [{"a": -0.1, "b": -2.5}]
+
+
 def test_completion_chunks_carry_the_reason_with_the_last_text() -> None:
     rendered = CompletionEvents(HEAD, has_usage=False, top=None, choices=1)
     assert rendered.render(0, Segment("x", 0, output=Tokens([1], ""))) == b""

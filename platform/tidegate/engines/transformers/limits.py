@@ -1,0 +1,91 @@
+"""Finds what a configuration bounds by a number of tokens, and makes the bounds small for a while.
+
+A model may be right up to its window and wrong beyond it, and no short prompt tells. Passing a window of
+4,096 tokens takes minutes on a CPU; so the self-check makes the bounds small instead. Where they stand they
+are asked for at every call (masks and caches read the configuration, a few layers a copy of their own), so a
+short prompt passes them as a long one passes the true ones. A bound that something else was made of when
+the model was (gpt_neo's mask) does not follow; that shows, as making it small changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+SMALL = 12  # tokens: some of the probe's rows stay below, one passes it while it decodes
+BOUNDS = re.compile(r"window|chunk_size$|^local_attention$|floor_scale$|_n_floor$")
+NO_BOUNDS = re.compile(r"max_window_layers|pattern|feed_forward|lm_head")
+NEUTRAL = re.compile(r"^(mamba_)?chunk_size$|floor")  # how a state is scanned, from where a scale grows
+SPARSE = "index_topk"  # keys that an indexer picks; ties among them make a model contradict itself
+FULL_ONLY = {"full_attention"}
+ORIGINAL = "original_max_position_embeddings"
+
+
+def named_bounds(model: Any, context_length: int) -> dict[str, int]:
+    """Return the fields that bound attention or a scan within the context, with their smallest value."""
+    text = model.config.get_text_config(decoder=True)
+    if set(vars(text).get("layer_types") or ()) == FULL_ONLY:
+        return {}  # a window that no layer uses
+    found: dict[str, int] = {}
+    for fields in _places(text):
+        for name, value in fields.items():
+            if type(value) is int and BOUNDS.search(name) and not NO_BOUNDS.search(name) and value > SMALL:
+                found[name] = min(value, found.get(name, value))
+    return {name: value for name, value in found.items() if value < context_length}
+
+
+@contextmanager
+def made_small(model: Any, bounds: Mapping[str, int]) -> Iterator[None]:
+    """Let `bounds` be SMALL, in the configuration and in layers that hold a copy."""
+    places: list[MutableMapping[str, Any]] = [
+        *_places(model.config.get_text_config(decoder=True)),
+        *(module.__dict__ for module in model.modules()),
+    ]
+    held = [
+        (fields, name, fields[name])
+        for fields in places
+        for name in bounds
+        if type(fields.get(name)) is int and fields[name] > SMALL
+    ]
+    try:
+        for fields, name, _ in held:
+            fields[name] = SMALL
+        yield
+    finally:
+        for fields, name, value in held:
+            fields[name] = value
+
+
+def rotary_switch(model: Any) -> int | None:
+    """Return after how many tokens a row's rotary factors change, all of its own and its neighbours' at
+    once; None where they never do."""
+    text = model.config.get_text_config(decoder=True)
+    found = []
+    for parameters in _rope_parameters(text):
+        kind = parameters.get("rope_type")
+        if kind == "longrope" or "long_mscale" in parameters:  # phimoe's own
+            found.append(parameters.get(ORIGINAL) or getattr(text, ORIGINAL, None))
+        elif kind == "dynamic" and not parameters.get("alpha"):  # hunyuan's, which are fixed
+            found.append(text.max_position_embeddings)
+    return min((int(value) for value in found if value), default=None)
+
+
+def sparse_limit(model: Any) -> int | None:
+    """Return up to how many tokens sparse attention sees every key; None where attention is not sparse."""
+    fields = (fields.get(SPARSE) for fields in _places(model.config.get_text_config(decoder=True)))
+    return min((value for value in fields if type(value) is int), default=None)
+
+
+def _places(text: Any) -> list[MutableMapping[str, Any]]:
+    """Where a configuration holds fields: its own, and those of layers that differ."""
+    layers = text._heterogeneity_spec.per_layer_overrides.values() if text.is_heterogeneous else ()
+    return [vars(text), *layers]
+
+
+def _rope_parameters(text: Any) -> list[Mapping[str, Any]]:
+    """Return the rotary parameters, of which there may be one set for each type of layer."""
+    whole = getattr(text, "rope_parameters", None) or {}
+    inner = [value for value in whole.values() if isinstance(value, Mapping)]
+    return inner if inner and "rope_type" not in whole else [whole]

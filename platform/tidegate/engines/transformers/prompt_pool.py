@@ -1,0 +1,175 @@
+"""The replica's end of the process that prepares its prompts (`prompt_process`).
+
+Who runs where. Whoever loads and closes the engine makes the pool, waits until it is ready and closes it;
+`prepare` runs on the event loop, for any number of requests at once. Each takes a seat, which stands for a
+lane, and gives it back with the reply, even where nobody waits for that any more: a lane never carries two.
+
+What always holds.
+- `LANES` prompts are prepared at a time and at most `LARGE_LANES` of them are large, so one that takes long
+  keeps no small one waiting. Who waits for a seat waits in order.
+- A reply comes within the worker's budgets of CPU time. Where it does not (the machine is starved or stopped)
+  or the lane closes, the whole crew is replaced and what it had in hand is tried once more, then refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+
+from tidegate.engines.base import EngineLoadError
+from tidegate.engines.limits import refusal
+from tidegate.engines.transformers import prompt_process
+from tidegate.engines.transformers.prompt_process import LENGTH, REPLIES, Reply, Task
+from tidegate.engines.transformers.tokenizer import broken_template_note
+
+log = logging.getLogger(__name__)
+
+LANES = 4
+LARGE_LANES = 2
+LARGE_BYTES = 1 << 16
+START_SECONDS = 120.0  # on a machine that loads weights beside
+PATIENCE = 10.0  # of a starved machine: a reply may take so many times its CPU time
+TRIES = 2
+# Small, quiet, and without threads, which do not survive a fork.
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+class Crew:
+    """A nursery with its workers, and the lanes to them that carry nothing."""
+
+    def __init__(self, path: Path, context_length: int) -> None:
+        pairs = [socket.socketpair() for _ in range(LANES)]
+        theirs = [end.fileno() for _, end in pairs]
+        words = [sys.executable, "-m", prompt_process.__name__, str(path), str(context_length)]
+        # A session of its own: `end` reaches the workers too, and no Ctrl-C does.
+        self._process = subprocess.Popen(  # noqa: S603  # our own module
+            [*words, *map(str, theirs)],
+            env=os.environ | ENVIRONMENT,
+            pass_fds=theirs,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.idle = [end for end, _ in pairs]
+        for ours, end in pairs:
+            ours.setblocking(False)
+            end.close()
+
+    def end(self) -> None:
+        """Kill the session and close the idle lanes. Who waits at another lane sees it close."""
+        os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        self._process.wait()
+        for lane in self.idle:
+            lane.close()
+
+
+class PromptPool:
+    def __init__(self, path: Path, context_length: int) -> None:
+        """Start the process, which loads the tokenizer meanwhile."""
+        self.most_characters_per_token = 0  # until `wait_ready`
+        self._path, self._context_length = path, context_length
+        self._crew: Crew | None = Crew(path, context_length)
+        self._is_closed = False
+        self._seats = asyncio.Semaphore(LANES)
+        self._large_seats = asyncio.Semaphore(LARGE_LANES)
+        self._exchanges: set[asyncio.Task[Reply | None]] = set()
+        self._reply_seconds = PATIENCE * (
+            prompt_process.RENDER_SECONDS + prompt_process.tokenize_seconds(context_length)
+        )
+
+    def wait_ready(self, vocabulary_size: int) -> list[str]:
+        """Block until the first worker answers; returns notes on the chat template.
+
+        Raises `EngineLoadError`."""
+        assert self._crew is not None
+        lane = self._crew.idle[-1]
+        lane.settimeout(START_SECONDS)
+        try:
+            prompt_process.send(lane, msgspec.msgpack.encode(Task("", None, vocabulary_size)))
+            frame = prompt_process.receive(lane)
+        except OSError:
+            frame = None
+        if frame is None:
+            raise EngineLoadError(
+                "TokenizerMissing",
+                f"The process that prepares prompts with the tokenizer of {self._path} did not start; the "
+                "replica's log says why.",
+            )
+        lane.setblocking(False)
+        reply = REPLIES.decode(frame)
+        self.most_characters_per_token = reply.most_characters_per_token
+        return [broken_template_note(reply.finish.message)] if reply.finish is not None else reply.notes
+
+    def close(self) -> None:
+        """End the process. What it has in hand comes back refused."""
+        self._is_closed = True
+        if self._crew is not None:
+            self._crew.end()
+            self._crew = None
+
+    async def prepare(self, task: Task) -> Reply:
+        """Never raises; ends within the bounds of a worker and the patience with the machine."""
+        frame = msgspec.msgpack.encode(task)
+        seats = [self._seats] if len(frame) <= LARGE_BYTES else [self._large_seats, self._seats]
+        for _ in range(TRIES):
+            if (reply := await self._ask(frame, seats)) is not None:
+                return reply
+        return Reply(
+            finish=refusal("PromptFailed", f"{TRIES} processes that prepared this prompt ended over it.")
+        )
+
+    async def _ask(self, frame: bytes, seats: list[asyncio.Semaphore]) -> Reply | None:
+        """Returns None where the crew ended. An exchange that has begun goes on when its caller leaves."""
+        async with AsyncExitStack() as stack:
+            for seat in seats:
+                await stack.enter_async_context(seat)
+            exchange = asyncio.get_running_loop().create_task(self._exchange(frame))
+            self._exchanges.add(exchange)
+            exchange.add_done_callback(self._exchanges.discard)
+            for seat in seats:
+                exchange.add_done_callback(lambda _, seat=seat: seat.release())  # type: ignore[misc]
+            stack.pop_all()  # the seats are the exchange's now
+        return await asyncio.shield(exchange)
+
+    async def _exchange(self, frame: bytes) -> Reply | None:
+        if self._is_closed:
+            return None
+        crew = self._crew = self._crew or Crew(self._path, self._context_length)
+        lane = crew.idle.pop()
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._reply_seconds):
+                await loop.sock_sendall(lane, LENGTH.pack(len(frame)) + frame)
+                (size,) = LENGTH.unpack(await _receive(lane, LENGTH.size))
+                reply = REPLIES.decode(await _receive(lane, size))
+        except BaseException as error:
+            lane.close()
+            if self._crew is crew:  # the first one that notices
+                log.warning("prompts need a new process: %r", error)
+                self._crew = None
+                crew.end()
+            if isinstance(error, (OSError, TimeoutError)):
+                return None
+            raise
+        crew.idle.append(lane)
+        return reply
+
+
+async def _receive(lane: socket.socket, size: int) -> bytes:
+    """Raises `ConnectionResetError` where the lane is closed."""
+    got = bytearray()
+    loop = asyncio.get_running_loop()
+    while len(got) < size:
+        part = await loop.sock_recv(lane, min(size - len(got), 1 << 20))
+        if not part:
+            raise ConnectionResetError("the process ended")
+        got += part
+    return bytes(got)

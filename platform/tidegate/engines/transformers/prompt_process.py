@@ -1,0 +1,273 @@
+"""The process beside a replica that renders and tokenizes its prompts: `python -m` this module.
+
+Who runs where. The *nursery* (this process) loads the tokenizer once, forks one *worker* for each lane, and
+from then on only waits for workers that end. A lane is a socket whose other end the replica holds
+(`prompt_pool`): a worker reads one request at a time from it and writes one reply.
+
+    replica ──lane 0──> worker ─┐
+            ──lane 1──> worker ─┼─ forked by the nursery, again after each death
+            ──lane 2──> worker ─┘
+
+A chat template is a program, and a tokenizer may take minutes: neither can be stopped from within Python. So
+each has a budget of CPU time that the kernel itself ends, with a signal that says which one it was: SIGVTALRM
+while rendering, SIGPROF while tokenizing. The nursery then answers in the dead worker's place and forks the
+next one, which takes milliseconds because the tokenizer is there already.
+
+What always holds.
+- Every request that a worker took up gets one reply, the worker's or the nursery's. A worker ends by itself
+  only while it works, so its last request is the one that is answered. Who else ends one (SIGKILL, SIGTERM)
+  may do so between two requests: then all end, and the replica sees every lane close.
+- Only the worker of a lane, and the nursery, hold its end: a lane without both reads as closed.
+- Lanes that the replica closes end their workers, and the last of these the nursery: nobody stays behind.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
+from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
+from tidegate.messages.work import (
+    Detokenize,
+    Finish,
+    Generate,
+    Tokenize,
+    TokenLogprob,
+    TokenPrompt,
+    Tokens,
+    Work,
+)
+
+RENDER_SECONDS = 2.0  # of CPU time
+TOKENIZE_SECONDS = 2.0  # of CPU time, and for each token of the context:
+TOKENIZE_SECONDS_PER_TOKEN = 5e-5  # some 25 times what a byte-level BPE takes
+MEMORY_BYTES = 1 << 29  # what a worker may take on top of what it shares, and for each token of the context:
+MEMORY_BYTES_PER_TOKEN = 1 << 12
+MOST_TOKENS = 1 << 18  # of a prompt that is shown as tokens, or of tokens that are shown as text
+MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please send a shorter one."
+
+LENGTH = struct.Struct("<I")
+
+
+class Task(msgspec.Struct, frozen=True, array_like=True):
+    """Holds work to prepare. None: what is known of the tokenizer is asked for, and of its template."""
+
+    model: str
+    work: Work | None
+    vocabulary_size: int
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True):
+    """Holds a prompt's token ids, the whole answer, or the end of its request."""
+
+    ids: list[int] = []
+    finish: Finish | None = None
+    most_characters_per_token: int = 0
+    notes: list[str] = []
+    bad_words: list[list[int]] = []
+    answer: Tokens | None = None
+
+
+def tokenize_seconds(context_length: int) -> float:
+    return TOKENIZE_SECONDS + TOKENIZE_SECONDS_PER_TOKEN * context_length
+
+
+class Prompts:
+    """Prepares prompts within the bounds of a worker."""
+
+    def __init__(self, tokenizer: Any, context_length: int, most_characters_per_token: int) -> None:
+        self._tokenizer = tokenizer
+        self._context_length = context_length
+        self.most_characters_per_token = most_characters_per_token
+
+    def reply(self, frame: bytes) -> Reply:
+        try:
+            task = TASKS.decode(frame)
+            if task.work is None:
+                return self._known(task.vocabulary_size)
+            return self._prepare(task, task.work)
+        except PromptError as error:
+            return Reply(finish=refusal(error.code, str(error)))
+        except MemoryError:
+            return Reply(finish=refusal("PromptTooCostly", MEMORY_MESSAGE))
+
+    def _known(self, vocabulary_size: int) -> Reply:
+        from tidegate.engines.transformers.tokenizer import template_note
+
+        with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+            notes = template_note(self._tokenizer, vocabulary_size)
+        return Reply(most_characters_per_token=self.most_characters_per_token, notes=notes)
+
+    def _prepare(self, task: Task, work: Work) -> Reply:
+        prompt, tokenizer, text = work.prompt, self._tokenizer, ""
+        if not isinstance(prompt, TokenPrompt):
+            with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+                text = render(prompt, tokenizer, task.model)
+        if (
+            isinstance(work, Generate)
+            and work.sampling.truncate_prompt is None
+            and (finish := proved_too_long(len(text), self.most_characters_per_token, self._context_length))
+        ):
+            return Reply(finish=finish)
+        with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(self._context_length)):
+            ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else tokenize(text, prompt, tokenizer)
+            if not isinstance(work, Generate):
+                return answered(work, ids, tokenizer)
+            bad_words = bad_word_ids(work.sampling.bad_words, tokenizer)
+            ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
+        ids = list(truncated(ids, work.sampling, self._context_length))
+        limit = completion_limit(len(ids), work, self._context_length)
+        return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids, bad_words=bad_words)
+
+
+def answered(work: Tokenize | Detokenize, ids: list[int], tokenizer: Any) -> Reply:
+    """Answer what asks for no more than its tokens."""
+    if len(ids) > MOST_TOKENS:
+        return Reply(
+            finish=refusal(
+                "InvalidPrompt",
+                f"This prompt has {len(ids)} tokens, at most {MOST_TOKENS} are taken at once.",
+            )
+        )
+    if isinstance(work, Detokenize):
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Reply(answer=Tokens(text=text))
+    if not work.has_strings:
+        return Reply(answer=Tokens(prompt_ids=ids))
+    names = tokenizer.convert_ids_to_tokens(ids)
+    strings = [TokenLogprob(token, name or "", None, b"") for token, name in zip(ids, names, strict=True)]
+    return Reply(answer=Tokens(prompt_ids=ids, prompt_logprobs=strings))
+
+
+TASKS = msgspec.msgpack.Decoder(Task)
+REPLIES = msgspec.msgpack.Decoder(Reply)
+
+
+def main(words: list[str]) -> None:
+    """Arguments: the checkpoint's folder, its context length, the descriptors of the lanes."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
+    from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
+
+    path, context_length = Path(words[0]), int(words[1])
+    lanes = [socket.socket(fileno=int(word)) for word in words[2:]]
+    tokenizer = load_tokenizer(path)
+    prompts = Prompts(tokenizer, context_length, most_characters_per_token(tokenizer))
+    gc.collect()
+    gc.freeze()  # or the workers' collections would copy all of it
+    workers = {fork(prompts, lane, lanes, context_length): lane for lane in lanes}
+    while workers:
+        pid, status = os.wait()
+        lane = workers.pop(pid)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:  # the replica closed the lane
+            continue
+        if code in (-signal.SIGKILL, -signal.SIGTERM):
+            os.killpg(0, signal.SIGKILL)
+        try:
+            reply = Reply([], finish_of_death(code, context_length), prompts.most_characters_per_token)
+            send(lane, msgspec.msgpack.encode(reply))
+        except OSError:  # nobody waits for it any more
+            continue
+        workers[fork(prompts, lane, lanes, context_length)] = lane
+
+
+def finish_of_death(code: int, context_length: int) -> Finish:
+    """Say why a worker's request ends, from the worker's exit code."""
+    if code == -signal.SIGVTALRM:
+        return refusal(
+            "PromptTooCostly",
+            f"The model's chat template took more than {RENDER_SECONDS:g} s of CPU time over these messages.",
+        )
+    if code == -signal.SIGPROF:
+        return refusal(
+            "PromptTooCostly",
+            f"This prompt takes more than {tokenize_seconds(context_length):.3g} s of CPU time to tokenize. "
+            "Please send a shorter one.",
+        )
+    if code == -signal.SIGABRT:  # how the tokenizer's own allocations end
+        return refusal("PromptTooCostly", MEMORY_MESSAGE)
+    return refusal("PromptFailed", f"The process that prepared this prompt ended with {code}.")
+
+
+def fork(prompts: Prompts, lane: socket.socket, lanes: list[socket.socket], context_length: int) -> int:
+    """Returns the worker's pid."""
+    pid = os.fork()
+    if not pid:
+        work(prompts, lane, lanes, context_length)
+    return pid
+
+
+def work(prompts: Prompts, lane: socket.socket, lanes: list[socket.socket], context_length: int) -> NoReturn:
+    """Serve one lane until the replica closes it."""
+    code = 1
+    try:
+        for other in lanes:
+            if other is not lane:
+                other.close()
+        limit_memory(MEMORY_BYTES + MEMORY_BYTES_PER_TOKEN * context_length)
+        for number in (signal.SIGVTALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGVTALRM, signal.SIGPROF))
+        while (frame := receive(lane)) is not None:
+            send(lane, msgspec.msgpack.encode(prompts.reply(frame)))
+        code = 0
+    except OSError:  # the replica is gone
+        code = 0
+    except BaseException:  # a panic of the tokenizer is no Exception
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def limit_memory(more_bytes: int) -> None:
+    """Let this process grow by so much."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    limit = pages * resource.getpagesize() + more_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+@contextmanager
+def cpu_seconds(timer: int, seconds: float) -> Iterator[None]:
+    """End this process by the timer's signal where what follows takes longer."""
+    signal.setitimer(timer, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(timer, 0)
+
+
+def send(lane: socket.socket, frame: bytes) -> None:
+    lane.sendall(LENGTH.pack(len(frame)) + frame)
+
+
+def receive(lane: socket.socket) -> bytes | None:
+    """Returns None where the lane is closed."""
+    head = _receive(lane, LENGTH.size)
+    return None if head is None else _receive(lane, LENGTH.unpack(head)[0])
+
+
+def _receive(lane: socket.socket, size: int) -> bytes | None:
+    got = bytearray()
+    while len(got) < size:
+        part = lane.recv(min(size - len(got), 1 << 20))
+        if not part:
+            return None
+        got += part
+    return bytes(got)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
