@@ -13,6 +13,7 @@ from tests.unit.sources.builders import LLAMA, Tensors, safetensors, write
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.loading import open_checkpoint
 from tidegate.errors import SourceError
+from tidegate.replica_args import EngineSpec
 from tidegate.sources import servable
 from tidegate.sources.checkpoint import read_checkpoint
 from tidegate.sources.resolve import resolve
@@ -24,7 +25,7 @@ def refusal(folder: Path) -> tuple[str, str]:
     with pytest.raises(SourceError) as resolving:
         resolve(str(folder))
     with pytest.raises(EngineLoadError) as loading:
-        open_checkpoint(folder, "auto")
+        open_checkpoint(EngineSpec("transformers", path=str(folder)))
     assert loading.value.message == resolving.value.message
     return resolving.value.source_reason, resolving.value.message
 

@@ -33,13 +33,12 @@ from tidegate.engines.transformers.tokenizer import first_line, load_tokenizer
 from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
-from tidegate.sources.facts import PRECISION_BYTES, DecoderShape
+from tidegate.sources.facts import PRECISION_BYTES, contradiction
 from tidegate.sources.gptq import read_layers, read_settings
 from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, unknown_type
 
 NAMED_IN_MESSAGE = 5
 MOST_TOLD = 300  # characters of a library's error
-UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,38 +78,28 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     return Loaded(model, tokenizer, device, precision, held, notes)
 
 
-def open_checkpoint(path: Path, quantization: str) -> Checkpoint:
-    """Read a folder before anything heavy is loaded. `quantization` is what the spec asks for.
+def open_checkpoint(spec: EngineSpec) -> Checkpoint:
+    """Read a folder before anything heavy is loaded, and compare it with what the spec asks of it.
 
     Raises `EngineLoadError` with WeightsMissing, WeightsWrong, UnsupportedModel or InvalidEngineArgs.
     """
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(Path(spec.path))
         check_servable(checkpoint)
     except FilesMissing as error:
         raise EngineLoadError("WeightsMissing", error.message) from error
     except SourceError as error:
         reason = UNSUPPORTED if error.source_reason == UNSUPPORTED else "WeightsWrong"
         raise EngineLoadError(reason, error.message) from error
-    found = checkpoint.quantization
-    if quantization not in ("auto", found):
-        what = "is quantized with GPTQ" if found == "gptq" else "is not quantized"
-        raise EngineLoadError(
-            "InvalidEngineArgs",
-            f"quantization is {quantization}, but the checkpoint {what}: leave it out.",
-        )
+    amiss = contradiction(
+        checkpoint.shape,
+        checkpoint.quantization,
+        asked_context=spec.context_length,
+        asked_quantization=spec.quantization,
+    )
+    if amiss:
+        raise EngineLoadError("InvalidEngineArgs", amiss)
     return checkpoint
-
-
-def context_length(shape: DecoderShape, asked: int) -> int:
-    """Return the context to serve. `asked` 0 means the checkpoint's own; more than that is refused."""
-    if asked and shape.positions and asked > shape.positions:
-        raise EngineLoadError(
-            "InvalidEngineArgs",
-            f"contextLength is {asked}, but the checkpoint holds {shape.positions} positions: ask for at "
-            "most that.",
-        )
-    return asked or shape.positions or UNBOUNDED_CONTEXT
 
 
 def choose_device(asked: str) -> str:
