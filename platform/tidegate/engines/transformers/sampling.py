@@ -75,8 +75,8 @@ class AllowedTokens(LogitStep):
         self._ids = list(row.sampling.allowed_token_ids)
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.allowed_token_ids)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.allowed_token_ids)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -95,8 +95,8 @@ class BadWords(LogitStep):
         self._words = [list(word) for word in row.bad_words]
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.bad_words)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.bad_words)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
