@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import gzip
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ from tidegate.store.connection import Connection
 ATTACKED, INNOCENT = "attacked", "innocent"
 SHAPE = EngineShape(slots=64, step_ms=20)
 MAX_MEMORY = "1gb"  # of the chart's Redis
+CALM_SECONDS = 20.0  # before the attack: what the machine itself does to a caller
 MEGABYTE = 1_000_000
 CHAT = "/v1/chat/completions"
 
@@ -272,7 +274,6 @@ async def watch_memory(pids: dict[str, int], most: dict[str, int]) -> None:
 
 
 async def innocent(door: Door, noticed: Noticed) -> None:
-    """In a process of its own: the attackers' work must not delay its clock."""
     await asyncio.gather(
         innocent_streams(door, noticed), innocent_wholes(door, noticed), innocent_lives(door, noticed)
     )
@@ -284,14 +285,13 @@ async def run_for(seconds: float, *work: Awaitable[None]) -> None:
             await asyncio.gather(*work)
 
 
-def report(noticed: Noticed, most: dict[str, int], outcomes: Counter[str]) -> str:
-    lines = ["| noticed by the innocent | times | p99 s | worst s |", "| --- | --- | --- | --- |"]
+def table(when: str, noticed: Noticed) -> str:
+    lines = [f"| the innocent, {when} | times | p99 s | worst s |", "| --- | --- | --- | --- |"]
     for name in ("gaps", "first_tokens", "wholes", "lives"):
-        values = sorted(getattr(noticed, name)) or [float("nan")]
-        lines.append(f"| {name} | {len(values)} | {values[int(len(values) * 0.99)]:.3f} | {values[-1]:.3f} |")
-    lines.append(f"\nfailures: {dict(noticed.failures) or 'none'}")
-    lines += [f"{role}: at most {size / 1e6:.0f} MB" for role, size in most.items()]
-    return "\n".join([*lines, "", *(f"{what}: {count}" for what, count in sorted(outcomes.items()))])
+        values = sorted(getattr(noticed, name))
+        p99, worst = (values[int(len(values) * 0.99)], values[-1]) if values else (float("nan"), float("nan"))
+        lines.append(f"| {name} | {len(values)} | {p99:.3f} | {worst:.3f} |")
+    return "\n".join([*lines, "", f"failures: {dict(noticed.failures) or 'none'}", ""])
 
 
 @contextmanager
@@ -316,22 +316,27 @@ async def _limit_memory(redis_url: str) -> None:
 
 
 def attack(target: Target, other: Target, seconds: float) -> str:
-    """Attack `target` for so long; what the innocent of `other` noticed, as a table."""
-    import multiprocessing
-
+    """Attack `target` for so long; what the innocent of `other` noticed before and meanwhile, as tables."""
     door = Door(target.host, target.port, target.key, target.model)
     calm = Door(other.host, other.port, other.key, other.model)
     outcomes: Counter[str] = Counter()
     most: dict[str, int] = {}
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    caller = context.Process(target=_innocent_process, args=(calm, seconds, sending))
-    caller.start()
+    before = start_innocent(calm, CALM_SECONDS).recv()
+    meanwhile = start_innocent(calm, seconds)
     clients = [attack_forever(one, door, outcomes) for one, count in ATTACKS.items() for _ in range(count)]
     asyncio.run(run_for(seconds, watch_memory(dict(target.process_ids), most), *clients))
-    noticed: Noticed = receiving.recv()
-    caller.join()
-    return report(noticed, most, outcomes)
+    lines = [f"{role}: at most {size / 1e6:.0f} MB" for role, size in most.items()]
+    lines += ["", *(f"{what}: {count}" for what, count in sorted(outcomes.items()))]
+    return "\n".join([table("before", before), table("meanwhile", meanwhile.recv()), *lines])
+
+
+def start_innocent(door: Door, seconds: float) -> Any:
+    """Give a pipe that brings what the innocent caller noticed. It is a process of its own: the attackers'
+    work must not delay its clock."""
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    context.Process(target=_innocent_process, args=(door, seconds, sending), daemon=True).start()
+    return receiving
 
 
 def _innocent_process(door: Door, seconds: float, sending: Any) -> None:

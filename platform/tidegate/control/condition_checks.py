@@ -380,7 +380,8 @@ def kept_asleep(facts: Facts) -> Verdict | None:
 
 def asleep(facts: Facts) -> Verdict | None:
     may_sleep = facts.model.spec.scaling.min_replicas == 0 and facts.replicas_wanted == 0
-    return Verdict("True", Reason.Asleep) if may_sleep else None
+    is_asked = facts.seen.unfinished(facts.model.name, [kept.revision for kept in facts.shown])
+    return Verdict("True", Reason.Asleep) if may_sleep and not is_asked else None
 
 
 def waking(facts: Facts) -> Verdict | None:

@@ -66,6 +66,8 @@ class Reason(StrEnum):
         "What lies there is not a checkpoint that the engine takes.")
     UnsupportedModel = ("UnsupportedModel", WEIGHTS_AVAILABLE,
         "The checkpoint is of an architecture or a quantization that is not served.")
+    InvalidEngineArgs = ("InvalidEngineArgs", WEIGHTS_AVAILABLE,
+        "The spec asks of the checkpoint what it cannot give.")
     Offline = "Offline", WEIGHTS_AVAILABLE, "The source needs the network and the network is off."
     Unauthorized = "Unauthorized", WEIGHTS_AVAILABLE, "The source refuses the token, or needs one."
     NoSpace = "NoSpace", WEIGHTS_AVAILABLE, "The disk has no room for the download."

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import orjson
 
-from tidegate.errors import BodiesFull, InvalidRequest, RequestError, RequestTooLarge, UnsupportedMedia
+from tidegate.errors import InvalidRequest, RequestError, RequestTooLarge, UnsupportedMedia
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -127,8 +127,23 @@ async def _read_sent(scope: Scope, receive: Receive, limit_bytes: int, count: Ca
         gathered += message.get("body", b"")
         if len(gathered) > limit_bytes:
             raise _too_large(len(gathered), limit_bytes)
-        count(len(gathered))
+        try:
+            count(len(gathered))
+        except RequestError:
+            gathered.clear()
+            count(0)
+            # An answer before the end of the body would be lost in the reset that follows.
+            await _discard(message, receive)
+            raise
     return bytes(gathered)
+
+
+async def _discard(message: Message, receive: Receive) -> None:
+    """Read what is left of a body."""
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
 
 
 async def send_json(send: Send, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
@@ -144,7 +159,7 @@ async def send_json(send: Send, status: int, body: bytes, headers: Iterable[Head
 
 async def send_error(send: Send, error: RequestError) -> None:
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
-    if isinstance(error, RequestTooLarge | BodiesFull):
+    if error.status == 413:
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     await send_json(send, error.status, orjson.dumps(error.body()), headers)
 

@@ -42,7 +42,7 @@ MOST_IN_FLIGHT = 4  # groups
 MOST_BYTES_ON_THE_WAY = 128 * 1024 * 1024  # one call alone may have more
 FULL_RETRY_SECONDS = 1.0
 REPLAY_BYTES = 1024 * 1024  # of a log in one reply: over 32 MB Redis ends a connection that hears channels
-FORGET_SECONDS = 0.5  # in which answers that were read gather before they leave Redis together
+FORGET_SECONDS = 0.1  # in which answers that were read gather before they leave Redis together
 MOST_WITHDRAWN = 10_000  # remembered while Redis is away
 
 

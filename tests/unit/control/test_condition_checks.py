@@ -344,6 +344,13 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
     ),
     (checks.without_replicas, facts(found=FOUND), None, "", ""),
     (
+        checks.asleep,
+        facts(PROVED, **SERVES, model=SLEEPER, depths={("m", "new"): Depth(1, 0, 0.0)}),
+        None,
+        "",
+        "",
+    ),
+    (
         checks.kept_asleep,
         facts(PROVED, **SERVES, waiting={"new": (Reason.WaitingForRoom, "Held by a.")}),
         "False",

@@ -64,7 +64,7 @@ def test_thirty_models_of_one_core_on_ten_prove_themselves_in_turn_and_any_ten_a
     assert "held by m20, m21, m22, m23 and 6 more" in entry.message
     assert not plan.is_settled
     pool.ticks(2 * LONG)
-    assert pool.work[("m00", pool.records["m00"].lead.revision)] == []
+    assert pool.left("m00") == 0
     assert pool.ended_at_work == []
 
 
@@ -205,6 +205,18 @@ def test_where_not_all_fit_the_next_look_is_soon() -> None:
     assert plan.next_at == pool.now - 1 + TURNS_SECONDS
 
 
+def test_where_kubernetes_has_fewer_nodes_than_the_pool_may_take_they_take_turns_all_the_same() -> None:
+    models = [sleeper(f"m{number}") for number in range(6)]
+    pool = cluster(*models, group=Group("cpu", max_workers=5, cpus=1))
+    pool.nodes = 2
+    assert ready(pool.ticks(3 * LONG)) == {each.name for each in models}
+    for name in ("m0", "m3", "m5", "m1"):
+        pool.ask(name)
+        pool.ticks(LONG)
+        assert pool.left(name) == 0
+    assert pool.ended_at_work == []
+
+
 def test_since_when_it_waits_is_kept_and_forgotten() -> None:
     pool = laptop(sleeper("a"), sleeper("b"), cpus=1)
     pool.ticks(LONG)
@@ -224,6 +236,7 @@ def claim(name: str, **changes: Any) -> Claim:
         "group": "g",
         "seat": seat_of(0, 1, 0),
         "holding": 0,
+        "seated": changes.get("present", 0),
         "present": 0,
         "least": 0,
         "due": 0,

@@ -14,7 +14,6 @@ that step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from tidegate.engines.limits import completion_limit, proved_too_long, refusal, 
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
 from tidegate.engines.transformers.generation_rules import GenerationRules
-from tidegate.engines.transformers.loading import context_length, free_bytes, load, open_checkpoint
+from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
@@ -41,6 +40,8 @@ from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import Finish, Generate, Request, Segment, TextPrompt, TokenPrompt, Tokens
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
+
+UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 
 
 class TransformersEngine:
@@ -64,8 +65,8 @@ class TransformersEngine:
     def _load(self) -> LoadReport:
         spec, args = self._spec, self._args
         torch.set_num_threads(args.threads or usable_cores())
-        checkpoint = open_checkpoint(Path(spec.path), spec.quantization)
-        self._context_length = context_length(checkpoint.shape, spec.context_length)
+        checkpoint = open_checkpoint(spec)
+        self._context_length = spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
         self._prompts = PromptPool(checkpoint.path, self._context_length)  # loads beside the weights
         loaded = load(checkpoint, spec)
         model, tokenizer = loaded.model, loaded.tokenizer

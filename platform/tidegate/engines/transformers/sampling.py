@@ -2,8 +2,9 @@
 
 A row passes the steps of `STEPS` that its request needs, in that order, and then the choice:
 
-    logits -> AllowedTokens -> BadWords -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties -> ModelRules
-        -> Temperature -> probabilities -> MinP -> TopK -> TopP -> inverse CDF at uniform(seed, position)
+    logits -> AllowedTokens -> BadWords -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties
+        -> ModelRules -> Temperature -> probabilities -> MinP -> TopK -> TopP
+        -> inverse CDF at uniform(seed, position)
 
 The cumulative distribution runs over the vocabulary in id order, so tiny differences in the logits (another
 batch, another replica) move its borders by as little and almost never change the token. A row that needs no
