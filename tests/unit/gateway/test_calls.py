@@ -56,11 +56,14 @@ def test_costs_count_input_and_output() -> None:
     n=st.integers(1, 5),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_seeds_differ_and_fit_and_ids_follow_openais_order(prompts: int, n: int, seed: int) -> None:
+def test_choices_have_seeds_of_their_own_that_fit_and_ids_follow_openais_order(
+    prompts: int, n: int, seed: int
+) -> None:
     requests = requests_of({"prompt": [f"p{i}" for i in range(prompts)], "n": n, "seed": seed})
     assert [request.id for request in requests] == [f"cmpl-x.{i}" for i in range(prompts * n)]
     seeds = [request.work.sampling.seed for request in requests]
-    assert len(set(seeds)) == len(seeds)
+    assert len(set(seeds[:n])) == n
+    assert seeds == seeds[:n] * prompts
     assert all(0 <= value < 2**63 for value in seeds)
     assert [request.work.prompt for request in requests] == [
         requests[i * n].work.prompt for i in range(prompts) for _ in range(n)
