@@ -11,6 +11,7 @@ import pytest
 from tests.contract.hosts.rigs import OperatorRig, condition, entry, rounds
 from tests.contract.hosts.test_hosts import SETTLED, revisions_in_serve, serving
 from tidegate.control.plan import DRAIN_LIMIT_SECONDS
+from tidegate.errors import QueueRefused
 from tidegate_operator.cluster import ApiEnding, ApiError, Object
 from tidegate_operator.decision import FINALIZER
 from tidegate_operator.ray_state import STUCK_SECONDS
@@ -140,6 +141,21 @@ async def test_a_write_of_another_is_seen_before_the_next_decision(rig: Operator
     assert rig.conflicts == 1
     await rounds(rig, 3)
     assert body(rig, "one")["status"]["observedGeneration"] == newest["metadata"]["generation"]
+    assert entry(rig, "one").ready
+
+
+async def test_a_redis_that_refuses_us_is_not_said_to_come_back(rig: OperatorRig) -> None:
+    rig.store.is_away = True
+    rig.store.away = QueueRefused("redis_url: redis:6379 refuses the user or the password: WRONGPASS")
+    rig.model("one")
+    await rounds(rig, 2)
+    for kind, name in (("Model", "one"), ("Pool", "default")):
+        told = rig.condition(kind, name, "Ready")
+        assert told.reason == "RedisRefused"
+        assert "WRONGPASS" in told.message
+        assert "by itself" not in told.message
+    rig.store.is_away = False
+    await rounds(rig, SETTLED)
     assert entry(rig, "one").ready
 
 
