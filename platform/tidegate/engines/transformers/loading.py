@@ -6,7 +6,7 @@ out without an error. Code that a checkpoint brings along is never run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     check_weights_fit(weights_bytes, within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device), device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
     tokenizer = load_tokenizer(checkpoint.path)
+    check_padding(checkpoint.config)
     if checkpoint.quantization == "gptq":
         model, notes = load_gptq(checkpoint, precision, device)
     else:
@@ -144,6 +145,17 @@ def check_architecture(checkpoint: Checkpoint) -> None:
     if not allowed or (named and not allowed.intersection(named)):
         raise EngineLoadError(
             "UnsupportedModel", f"{what} is not a causal language model; this engine serves only those."
+        )
+
+
+def check_padding(config: Mapping[str, Any]) -> None:
+    """Refuse what no embedding can be made of. Raises WeightsWrong."""
+    pad, known = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(known, int) and pad >= known:
+        raise EngineLoadError(
+            "WeightsWrong",
+            f"config.json: pad_token_id is {pad}, but vocab_size is {known}: name a token that the model "
+            "has, or leave it out.",
         )
 
 
