@@ -24,6 +24,7 @@ What always holds.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import signal
@@ -42,6 +43,7 @@ from tidegate.engines.limits import completion_limit, proved_too_long, refusal
 from tidegate.engines.transformers.prompts import PromptError, or_start, render, tokenize
 from tidegate.messages.work import ChatPrompt, Finish, TextPrompt
 
+QUICK_SECONDS = 0.25  # of CPU time, to render and again to tokenize, at the first try
 RENDER_SECONDS = 2.0  # of CPU time
 TOKENIZE_SECONDS = 2.0  # of CPU time, and for each token of the context:
 TOKENIZE_SECONDS_PER_TOKEN = 5e-5  # some 25 times what a byte-level BPE takes
@@ -60,6 +62,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     model: str
     prompt: TextPrompt | ChatPrompt
     max_tokens: int | None
+    is_quick: bool = False  # must be done in QUICK_SECONDS, or is tried again without
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
@@ -94,11 +97,12 @@ class Prompts:
 
     def _prepare(self, task: Task) -> Reply:
         context_length = self.context_length
-        with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+        most = QUICK_SECONDS if task.is_quick else math.inf
+        with cpu_seconds(signal.ITIMER_VIRTUAL, min(most, RENDER_SECONDS)):
             text = render(task.prompt, self._tokenizer, task.model)
         if finish := proved_too_long(len(text), self._most_characters_per_token, context_length):
             return Reply(finish=finish)
-        with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(context_length)):
+        with cpu_seconds(signal.ITIMER_PROF, min(most, tokenize_seconds(context_length))):
             ids = or_start(tokenize(text, task.prompt, self._tokenizer), self._tokenizer)
         limit = completion_limit(len(ids), task.max_tokens, context_length)
         return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids)
