@@ -2,6 +2,7 @@
 
     tiny(folder, "gpt_neox")              config, safetensors, tokenizer, chat template
     quantized(folder, source)             its 4-bit GPTQ export by GPTQModel
+    packed(folder, source, bits=3)        the same by hand, in any form, and a plain twin of equal weights
     as_auto_gptq(folder, source)          the same in the form that auto-gptq wrote
 
 Weights are drawn so wide that the next token depends on the whole prompt.
@@ -15,6 +16,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from pydoc_data.topics import topics  # English prose from the standard library
+from types import MappingProxyType
 from typing import Any
 
 VOCABULARY, HIDDEN, HEADS, INNER, CONTEXT = 512, 128, 4, 256, 256
@@ -35,6 +37,7 @@ NEOX = {
     "max_position_embeddings": CONTEXT,
 }
 LLAMA = {**NEOX, "num_key_value_heads": 2}
+EXPERT = {"moe_intermediate_size": HIDDEN, "head_dim": HIDDEN // HEADS}
 FALCON = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": HEADS, "bias": False}
 NEO = {
     "hidden_size": HIDDEN,
@@ -51,6 +54,9 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("llama", LLAMA),
     "mistral": ("mistral", {**LLAMA, "sliding_window": 24}),
     "glm": ("glm", {**LLAMA, "head_dim": HIDDEN // HEADS}),
+    "phi3": ("phi3", LLAMA),
+    "mixtral": ("mixtral", {**LLAMA, "num_local_experts": 4}),
+    "qwen3_moe": ("qwen3_moe", {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2, **EXPERT}),
     "gpt_neox": ("gpt_neox", NEOX),
     "gptj": ("gptj", {**GPT, "rotary_dim": 16}),
     "gpt2": ("gpt2", GPT),
@@ -172,3 +178,93 @@ def as_auto_gptq(folder: Path, source: Path) -> Path:
     )
     (folder / "model.safetensors").rename(folder / f"gptq_model-{BITS}bit-{GROUP_SIZE}g.safetensors")
     return folder
+
+
+def packed(
+    folder: Path,
+    source: Path,
+    *,
+    bits: int = BITS,
+    group_size: int = GROUP_SIZE,
+    is_symmetric: bool = True,
+    is_ordered: bool = False,
+    stored_as: str = "gptq",
+    splits: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> tuple[Path, Path]:
+    """Round the layers of `source` and pack them as GPTQ does. Returns the checkpoint, and its twin: `source`
+    with the weights that the packed ones stand for. `splits` stores fused layers in parts, by their names."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    twin = folder.with_name(f"{folder.name}-twin")
+    for copy in (folder, twin):
+        shutil.copytree(source, copy)
+    plain, stored = load_file(source / "model.safetensors"), {}
+    for name, weight in sorted(plain.items()):
+        prefix, _, last = name.removesuffix(".weight").rpartition(".")
+        if not name.endswith(("_proj.weight", "w1.weight", "w2.weight", "w3.weight")):
+            stored[name] = weight
+            continue
+        rounded = []
+        for part, rows in zip(
+            splits.get(last, (last,)), weight.chunk(len(splits.get(last, "_"))), strict=True
+        ):
+            parts, meant = rounded_layer(rows, bits, group_size, is_symmetric, is_ordered, stored_as)
+            stored |= {f"{prefix}.{part}.{each}": tensor for each, tensor in parts.items()}
+            rounded.append(meant)
+        plain[name] = torch.cat(rounded)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(plain, twin / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": group_size,
+        "sym": is_symmetric,
+        "desc_act": is_ordered,
+        "checkpoint_format": stored_as,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, twin
+
+
+def rounded_layer(
+    weight: Any, bits: int, group_size: int, is_symmetric: bool, is_ordered: bool, stored_as: str
+) -> tuple[dict[str, Any], Any]:
+    """Return a layer's packed tensors and the weight that they stand for."""
+    import torch
+
+    outputs, inputs = weight.shape
+    most, size = (1 << bits) - 1, inputs if group_size == -1 else group_size
+    order = torch.arange(inputs) // size
+    if is_ordered:
+        order = order[torch.randperm(inputs, generator=torch.Generator().manual_seed(0))]
+    scales, zeros = torch.zeros(inputs // size, outputs), torch.zeros(inputs // size, outputs)
+    for group in range(inputs // size):
+        part = weight[:, order == group]
+        low, high = part.amin(1).clamp(max=-1e-4), part.amax(1).clamp(min=1e-4)
+        if is_symmetric:
+            high = torch.maximum(-low, high)
+            low = -high
+        scales[group] = ((high - low) / most).half().float()
+        zeros[group] = (most + 1) // 2 if is_symmetric else (-low / scales[group]).round().clamp(1, most)
+    codes = (weight.T / scales[order] + zeros[order]).round().clamp(0, most)
+    parts = {
+        "qweight": pack(codes, bits),
+        "qzeros": pack((zeros - int(stored_as == "gptq")).T, bits).T.contiguous(),
+        "scales": scales.half(),
+        "g_idx": order.int(),
+    }
+    return parts, ((codes - zeros[order]) * scales[order]).T.contiguous()
+
+
+def pack(codes: Any, bits: int) -> Any:
+    """Pack the rows of `codes` into words of 32 bits, as one stream, the lowest bits first."""
+    import torch
+
+    words = torch.zeros(len(codes) * bits // 32 + 1, codes.shape[1], dtype=torch.long)
+    for row, code in enumerate(codes.long()):
+        word, shift = divmod(row * bits, 32)
+        words[word] |= code << shift & 0xFFFFFFFF
+        words[word + 1] |= code >> (32 - shift)
+    return words[:-1].where(words[:-1] < 1 << 31, words[:-1] - (1 << 32)).int()

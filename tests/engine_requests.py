@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tidegate.engines.base import Engine, StepOutput
-from tidegate.engines.transformers.prompts import check_token_ids, known_ids, render, tokenize
+from tidegate.engines.transformers.prompts import check_token_ids, render, tokenize, usable
 from tidegate.messages.work import (
     NO_TOKENS,
     ChatPrompt,
@@ -84,12 +84,13 @@ def add(engine: Engine, request: Request, log: list[Segment] | None = None) -> S
 
 def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[int]:
     """Make a request's prompt token ids, as an engine and its process beside it do together."""
-    check_token_ids(request, vocabulary_size)
+    check_token_ids(request, tokenizer, vocabulary_size)
     prompt = request.work.prompt
     if isinstance(prompt, TokenPrompt):
-        return known_ids(prompt.token_ids, tokenizer, vocabulary_size)
-    text = render(prompt, tokenizer, request.model)
-    return tokenize(text, prompt, tokenizer, request.model, vocabulary_size)
+        ids = prompt.token_ids
+    else:
+        ids = tokenize(render(prompt, tokenizer, request.model), prompt, tokenizer)
+    return usable(ids, prompt, tokenizer, request.model, vocabulary_size)
 
 
 def run(

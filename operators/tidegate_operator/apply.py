@@ -11,16 +11,19 @@ import contextlib
 import datetime
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from tidegate.control.reasons import PROGRESSING
+from tidegate.control.conditions import condition
+from tidegate.control.reasons import DEGRADED, PROGRESSING
 from tidegate.control_round import Registry, publish
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator.cache import Body, Cache
-from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Object
+from tidegate_operator.cluster import ApiConflict, ApiEnding, ApiError, ApiGone, ApiUnavailable, Object
 from tidegate_operator.decision import Decision, Manifest, ObjectWrite
 from tidegate_operator.kinds import Kind
+from tidegate_operator.pod_problems import as_sentence
+from tidegate_operator.ray_state import created
 from tidegate_operator.ray_view import name_of
 from tidegate_operator.serves import Serves
 from tidegate_operator.status_patch import is_trouble
@@ -28,7 +31,9 @@ from tidegate_operator.status_patch import is_trouble
 log = logging.getLogger(__name__)
 
 MAX_NOTE_CHARACTERS = 1000
+MOST_REFUSALS = 1000  # that are remembered
 WRITES_AT_ONCE = 4  # of one pool's objects
+REGARDING = ("name", "namespace", "uid", "resourceVersion")
 CONTROLLER = "tidegate.dev/operator"
 
 
@@ -64,20 +69,36 @@ class Applier:
         registry: Registry,
         serves: Serves,
         instance: str,
+        own_namespace: str,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._cluster = cluster
         self._cache = cache
         self._registry = registry
         self._serves = serves
         self._instance = instance
+        self._own_namespace = own_namespace
         self._clock = clock
+        self._now = now
         self._written_at: dict[str, float] = {}  # when a status was written, by uid
+        self.refusals: dict[tuple[Kind, str, str], str] = {}  # of what is to be made, by namespace and name
+        # Namespaces whose deletion refused a write, and when (unix seconds).
+        self.ending: dict[str, float] = {}
 
     def since_write(self) -> dict[str, float]:
         """Return how many seconds ago the status of an object (by uid) was written."""
         now = self._clock()
         return {uid: now - at for uid, at in self._written_at.items()}
+
+    def ends(self, namespace: str, bodies: Iterable[Body]) -> bool:
+        """Tell whether a namespace is being deleted. Nothing is made in one that is: what is newer among
+        `bodies` is in another of its name."""
+        at = self.ending.get(namespace)
+        if at is not None and any(created(body) > at for body in bodies):
+            del self.ending[namespace]
+            return False
+        return at is not None
 
     def forget(self, uids: frozenset[str]) -> None:
         """Keep only what is known of these objects."""
@@ -91,9 +112,8 @@ class Applier:
         for job in decision.jobs:
             await self._start(job)
         for manifest in decision.new_clusters:
-            answer = await self._cluster.apply("RayCluster", manifest)
-            log.info("RayCluster %s is made", name_of(manifest))
-            self._cache.put("RayCluster", answer)
+            if await self._make("RayCluster", manifest, self._cluster.apply):
+                log.info("RayCluster %s is made", name_of(manifest))
         for cluster, operations in decision.patches:
             await self._patch(cluster, operations)
         has_sent = [
@@ -153,12 +173,33 @@ class Applier:
                 await self._event(body, item)
 
     async def _start(self, job: Manifest) -> None:
+        with contextlib.suppress(
+            ApiConflict
+        ):  # the one before it is still being removed, or the watch is behind
+            await self._make("Job", job, self._cluster.create)
+
+    async def _make(
+        self, kind: Kind, manifest: Manifest, write: Callable[[Kind, Manifest], Awaitable[Object]]
+    ) -> bool:
+        """Make an object. What refuses it, as a quota does, is remembered to be told. Returns whether it is
+        made."""
+        key = (kind, manifest["metadata"]["namespace"], name_of(manifest))
         try:
-            self._cache.put("Job", await self._cluster.create("Job", job))
+            answer = await write(kind, manifest)
         except ApiConflict:
-            return  # the one before it is still being removed, or the watch is behind
+            raise
+        except ApiEnding as error:
+            await self._note_ending(key[1], error)
+            return False
         except ApiError as error:
-            log.error("apply: %s", error.message)
+            if key not in self.refusals:
+                log.error("apply: %s", error.message)
+                self.refusals = dict(list(self.refusals.items())[-MOST_REFUSALS:])
+            self.refusals[key] = as_sentence(error.message.partition(": 403: ")[2] or error.message)
+            return False
+        self.refusals.pop(key, None)
+        self._cache.put(kind, answer)
+        return True
 
     async def _patch(self, cluster: Body, operations: Sequence[Mapping[str, Any]]) -> None:
         try:
@@ -180,8 +221,25 @@ class Applier:
         with contextlib.suppress(ApiGone):  # the watch tells
             self._cache.put(kind, await self._cluster.read(kind, body))
 
+    async def _note_ending(self, namespace: str, error: ApiEnding) -> None:
+        """Say once that a namespace ends, where Events can still be written."""
+        if namespace in self.ending:
+            return
+        self.ending[namespace] = self._now()
+        log.warning("the namespace %s is being deleted; its Models are let go: %s", namespace, error.message)
+        own = {"name": self._instance, "namespace": self._own_namespace}
+        note = condition(
+            DEGRADED,
+            "True",
+            "NamespaceEnding",
+            f"The namespace {namespace} is being deleted: its Models are let go, and it is skipped. Take it "
+            "out of operator.namespaces.",
+        )
+        if namespace != self._own_namespace:
+            await self._event({"apiVersion": "v1", "kind": "Pod", "metadata": own}, note)
+
     async def _event(self, body: Body, item: Condition) -> None:
-        """Best effort: an Event is a note for people and nothing is decided by it."""
+        """Best effort: an Event is a note for people. Nothing is decided by it but that a namespace ends."""
         meta = body["metadata"]
         stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         event = {
@@ -198,13 +256,12 @@ class Applier:
             "regarding": {
                 "apiVersion": body["apiVersion"],
                 "kind": body["kind"],
-                "name": meta["name"],
-                "namespace": meta["namespace"],
-                "uid": meta["uid"],
-                "resourceVersion": meta["resourceVersion"],
+                **{name: meta[name] for name in REGARDING if name in meta},
             },
         }
         try:
             await self._cluster.create("Event", event)
+        except ApiEnding as error:
+            await self._note_ending(meta["namespace"], error)
         except (ApiError, ApiConflict, ApiUnavailable) as error:
             log.warning("apply: %s", error.message)

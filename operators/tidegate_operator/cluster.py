@@ -61,6 +61,12 @@ class ApiConflict(ApiError):
     reason = "ApiConflict"
 
 
+class ApiEnding(ApiError):
+    """The namespace is being deleted, so nothing new is made in it."""
+
+    reason = "ApiNamespaceEnding"
+
+
 class ApiUnavailable(TidegateError):
     """The API server does not answer, or cannot now; whether a write was taken is unknown."""
 
@@ -273,9 +279,12 @@ _OWNER = {"fieldManager": FIELD_MANAGER}
 
 def _error(status: int, body: bytes, asked: str) -> TidegateError:
     """Return one of this module's errors, with the API server's own sentence."""
+    causes: list[Any] = []
     try:
-        message = str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(body)
+        message = str(found["message"])
+        causes = (found.get("details") or {}).get("causes") or []
+    except (ValueError, KeyError, TypeError, AttributeError):
         message = body.decode(errors="replace")
     sentence = f"{asked}: {status}: {message[:MAX_ERROR_CHARACTERS]}"
     if status == 404:
@@ -284,6 +293,8 @@ def _error(status: int, body: bytes, asked: str) -> TidegateError:
         return ApiExpired(sentence)
     if status == 409 or (status == 422 and _PATCH_FAILED in message):
         return ApiConflict(sentence)
+    if any(isinstance(cause, dict) and cause.get("reason") == "NamespaceTerminating" for cause in causes):
+        return ApiEnding(sentence)
     if status == 429 or status >= 500:
         return ApiUnavailable(sentence)
     return ApiError(sentence)

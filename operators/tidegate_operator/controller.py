@@ -45,6 +45,7 @@ class Controller:
     async def run(self) -> None:
         """Ends only with what one of its tasks raises."""
         self.metrics.leading.set(1)
+        self.metrics.show(self.cache, self.settings.watched_namespaces, self._is_followed)
         tasks = [asyncio.create_task(self.informers.run(), name="informers")]
         try:
             await self.informers.answered()
@@ -103,6 +104,9 @@ class Controller:
                 self.queue.add(key, pause)
             return "progressing" if pause is not None and pause < 1.0 else "settled"
         return "failed"
+
+    def _is_followed(self, namespace: str) -> bool:
+        return self.informers.is_ready(namespace) and not self.reconciler.is_ending(namespace)
 
     async def _resync(self) -> None:
         while True:

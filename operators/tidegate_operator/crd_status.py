@@ -185,6 +185,7 @@ MEANINGS = {
     "DecoderShape.hidden": "Width between layers.",
     "DecoderShape.vocab": "Tokens of the vocabulary.",
     "DecoderShape.positions": "Longest context that the checkpoint was trained for.",
+    "DecoderShape.longest": "Longest context that its rotary scaling covers, where that is more.",
     "StoredWeights.float_values": "Numbers that are loaded in the format that is computed in.",
     "StoredWeights.fixed_bytes": "Bytes that stay as they are stored.",
     "Placement.group": "The Pool's group.",

@@ -6,6 +6,7 @@ Events, Jobs, RayClusters, finalizers, and which cluster's Serve holds what.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -30,11 +31,13 @@ from tidegate.control.serve_config import application_configs
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
 from tidegate_operator import ray_state, upgrade
-from tidegate_operator.cache import Body
+from tidegate_operator.cache import Body, is_deleting
+from tidegate_operator.kinds import Kind
 from tidegate_operator.moving import Move
 from tidegate_operator.objects import ModelObject
+from tidegate_operator.pod_problems import REFUSED_REMEDY
 from tidegate_operator.pod_template import RayDefaults
-from tidegate_operator.ray_cluster import generation_of, groups_of, in_place_patch, ray_cluster
+from tidegate_operator.ray_cluster import cluster_name, generation_of, groups_of, in_place_patch, ray_cluster
 from tidegate_operator.ray_view import RayView, ServeView, name_of, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.resolve_job import resolve_job
 from tidegate_operator.status_patch import (
@@ -65,8 +68,9 @@ class Gathered:
     oldest first): what their Serves say, their pods, and what keeps these from running.
 
     `stored` is what Redis holds; None: it does not answer, and `outage` says why (reason, sentence).
-    `since_write` says how many seconds ago the status of an object (by uid) was written. `queue_url` is what
-    replicas were told before their pods said it.
+    `refusals` are what the API server said of objects that it did not take, by kind, namespace and name.
+    `is_ending`: the namespace is being deleted. `since_write` says how many seconds ago the status of an
+    object (by uid) was written. `queue_url` is what replicas were told before their pods said it.
     """
 
     namespace: str
@@ -87,6 +91,8 @@ class Gathered:
     defaults: RayDefaults
     replicas: ReplicaSettings
     queue_url: str
+    refusals: Mapping[tuple[Kind, str, str], str]
+    is_ending: bool
 
     @property
     def entries(self) -> Mapping[str, ModelEntry]:
@@ -102,6 +108,13 @@ class Gathered:
     def pool_problems(self) -> tuple[PodProblem, ...]:
         """A refused spec of a Pool that stands as it last was, reported as problems of its pods are."""
         return (PodProblem("", "", Reason.InvalidConfig, self.refusal),) if self.refusal else ()
+
+    def cluster_refused(self, generation: str) -> tuple[PodProblem, ...]:
+        """A RayCluster that the API server does not take."""
+        name = cluster_name(self.name, generation)
+        said = self.refusals.get(("RayCluster", self.namespace, name))
+        text = f"Kubernetes refuses the RayCluster {name}: {said} {REFUSED_REMEDY}"
+        return (PodProblem("", "", Reason.PodsRefused, text),) if said else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +163,8 @@ class Decision:
 
 
 def decide(found: Gathered, now: float) -> Decision:
+    if found.is_ending:
+        return _ending(found)
     if found.body is None:
         decision = _without_pool(found, now)
     elif found.pool is None:
@@ -165,13 +180,30 @@ def decide(found: Gathered, now: float) -> Decision:
     stuck = tuple(
         ObjectWrite("RayCluster", body, finalizers=kept)
         for body in found.clusters
-        if (kept := ray_state.stuck_finalizers(body, now)) is not None
+        if (kept := ray_state.stuck_finalizers(body, ray_state.STUCK_SECONDS, now)) is not None
     )
     going = [each for each in found.models if each.model is None and each.is_deleting]
     return replace(
         decision,
         objects=_model_writes(found, refused) + decision.objects,
         released=stuck + _released(going) + decision.released,
+    )
+
+
+def _ending(found: Gathered) -> Decision:
+    """Nothing new is made in a namespace that is being deleted, nor KubeRay's Job that cleans up after a
+    cluster, and the rights there go with all else. So everything is let go at once, requests or not."""
+    stored = found.stored is not None  # else a later sweep forgets them
+    going = [body for body in found.clusters if is_deleting(body)]
+    freed = [(body, ray_state.stuck_finalizers(body, 0.0, math.inf)) for body in going]
+    return Decision(
+        registry=RegistryChanges(
+            delete=tuple(each.name for each in found.runnable if stored and each.name in found.entries)
+        ),
+        released=_released(found.models)
+        + tuple(ObjectWrite("RayCluster", body, finalizers=kept) for body, kept in freed if kept is not None),
+        deleted=tuple(body for body in found.clusters if body not in going),
+        pause_seconds=STARTING_SECONDS if found.clusters or found.models else None,
     )
 
 
@@ -266,7 +298,11 @@ def _observation(found: Gathered, stored: Observation, pool: Pool, ray: RayView,
         sources=found.sources,
         groups=groups_of(pool.spec),
         workers=ray_state.worker_pods(ray.pods),
-        pod_problems=tuple(found.problems[name_of(active)]) if active is not None else (),
+        pod_problems=(
+            tuple(found.problems[name_of(active)])
+            if active is not None
+            else found.cluster_refused(ray.generation)
+        ),
         rejected=ray.view.rejected,
     )
 
@@ -285,7 +321,8 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
         )
         for name, entry in plan.entries.items()
     }
-    problems, numbers = found.pool_problems + seen.pod_problems, pool_numbers(ray, len(plan.applications))
+    problems = found.pool_problems + (found.cluster_refused(ray.generation) or seen.pod_problems)
+    numbers = pool_numbers(ray, len(plan.applications))
     return Decision(
         objects=_model_writes(found, statuses)
         + _pool_write(found, pool_ready(ray, now), problems, numbers, now),
@@ -347,7 +384,7 @@ def _replicas(found: Gathered, cluster: Body) -> ReplicaSettings:
 
 def _pause(plan: PoolPlan, ray: RayView, now: float) -> float:
     if ray.view.state is None:
-        return STARTING_SECONDS
+        return SETTLED_SECONDS if ray.choice.create else STARTING_SECONDS
     if ray.choice.retiring or ray.choice.wanted is not ray.choice.active:
         return PROGRESSING_SECONDS
     return plan.pause_seconds(now, ray_state.next_slow_at(ray.pods, now))

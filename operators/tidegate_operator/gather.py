@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,7 +33,7 @@ from tidegate_operator.objects import ModelObject, ResourceReader
 from tidegate_operator.pod_problems import Ended, cluster_problems, ended_badly, pod_problems, reported
 from tidegate_operator.pod_template import POOL_LABEL, RayDefaults
 from tidegate_operator.ray_view import ServeView, name_of
-from tidegate_operator.resolve_job import job_name, no_job_needed, read_job
+from tidegate_operator.resolve_job import job_name, no_job_needed, read_job, refused_job
 from tidegate_operator.serves import Serves
 from tidegate_operator.work_queue import Key
 
@@ -58,25 +58,35 @@ class Lister(Protocol):
     ) -> tuple[list[Object], int]: ...
 
 
+class Written(Protocol):
+    """The part of `Applier` that is used here: what the API server refused of the last writes, whether it did
+    so because the namespace ends, and how many seconds ago each status was written."""
+
+    refusals: dict[tuple[Kind, str, str], str]
+
+    def ends(self, namespace: str, bodies: Iterable[Body]) -> bool: ...
+
+    def since_write(self) -> dict[str, float]: ...
+
+
 class Troubles:
     """Finds what keeps pods from running, with the Events and nodes that explain it."""
 
     def __init__(self, cluster: Lister) -> None:
         self._cluster = cluster
-        self._events: dict[str, tuple[float, list[Object]]] = {}
+        self._events: dict[tuple[str, str], tuple[float, list[Object]]] = {}  # by namespace and kind
         self._nodes: tuple[float, list[Object]] = (float("-inf"), [])
         self._ended: dict[str, dict[str, Ended]] = {}  # by RayCluster's uid and group
 
     async def events(self, namespace: str, pods: Sequence[Body]) -> Sequence[Object]:
         """Warnings about pods of the namespace, where some of `pods` are slow."""
-        if not ray_state.slow_pods(pods, time.time()):
-            return ()
-        at, found = self._events.get(namespace, (float("-inf"), []))
-        if time.monotonic() - at >= EVENTS_SECONDS:
-            chosen = "involvedObject.kind=Pod,type=Warning"
-            found = await self._asked("CoreEvent", namespace, chosen)
-            self._events[namespace] = (time.monotonic(), found)
-        return found
+        return await self._warnings(namespace, "Pod") if ray_state.slow_pods(pods, time.time()) else ()
+
+    async def job_events(self, namespace: str, job: Body, pods: Sequence[Body]) -> Sequence[Object]:
+        """Warnings about Jobs of the namespace, where this one should have a pod by now; else about pods."""
+        if not pods and ray_state.is_slow(job, time.time()):
+            return await self._warnings(namespace, "Job")
+        return await self.events(namespace, pods)
 
     async def problems(self, namespace: str, cluster: Body, pods: Sequence[Body]) -> tuple[PodProblem, ...]:
         nodes: Sequence[Object] = ()
@@ -89,6 +99,14 @@ class Troubles:
         uid = cluster["metadata"]["uid"]
         ended = self._ended[uid] = ended_badly(found, self._ended.get(uid, {}), pods, time.time())
         return (*reported(found, ended), *cluster_problems(cluster))
+
+    async def _warnings(self, namespace: str, kind: str) -> list[Object]:
+        at, found = self._events.get((namespace, kind), (float("-inf"), []))
+        if time.monotonic() - at >= EVENTS_SECONDS:
+            chosen = f"involvedObject.kind={kind},type=Warning"
+            found = await self._asked("CoreEvent", namespace, chosen)
+            self._events[namespace, kind] = (time.monotonic(), found)
+        return found
 
     def keep(self, clusters: Sequence[Body]) -> None:
         """Forget clusters that are gone."""
@@ -117,20 +135,21 @@ class Gatherer:
     queue_url: str
     defaults: RayDefaults
 
-    async def gather(self, key: Key, since_write: Mapping[str, float]) -> Gathered:
+    async def gather(self, key: Key, written: Written) -> Gathered:
         namespace, name = key
         models = self.reader.models(namespace, name)
         body = self.cache.get("Pool", namespace, name)
         if body is not None and is_deleting(body):
             body = None
-        pool, refusal = self.reader.pool(body) if body is not None else (None, "")
+        is_ending = written.ends(namespace, [each.body for each in models] + ([body] if body else []))
+        pool, refusal = self.reader.pool(body) if body is not None and not is_ending else (None, "")
         clusters = self.cache.of("RayCluster", namespace, lambda item: labels(item).get(POOL_LABEL) == name)
         live = [item for item in clusters if not is_deleting(item)] if pool is not None else []
         of_namespace = self.cache.of("Pod", namespace)
         pods = {name_of(item): ray_state.pods_of(of_namespace, name_of(item)) for item in live}
         views, (sources, problems), (stored, outage) = await asyncio.gather(
             self._serve_views(live, pods),
-            self._objects_say(namespace, models, pool, live, of_namespace, pods),
+            self._objects_say(namespace, models, pool, live, of_namespace, pods, written.refusals),
             self._store_says(models, pool),
         )
         return Gathered(
@@ -147,11 +166,13 @@ class Gatherer:
             sources=sources,
             stored=stored,
             outage=outage,
-            since_write=since_write,
+            since_write=written.since_write(),
             has_kuberay="RayCluster" not in self.cache.missing,
             defaults=self.defaults,
             replicas=self.replicas,
             queue_url=self.queue_url,
+            refusals=written.refusals,
+            is_ending=is_ending,
         )
 
     async def _serve_views(
@@ -168,18 +189,24 @@ class Gatherer:
         clusters: Sequence[Body],
         of_namespace: Sequence[Body],
         pods: Mapping[str, Sequence[Body]],
+        refusals: Mapping[tuple[Kind, str, str], str],
     ) -> tuple[dict[RevisionKey, SourceState], dict[str, Sequence[PodProblem]]]:
         """Return how far the Jobs that resolve sources are, and what keeps the pods of each cluster down."""
         if pool is None:
             return {}, {}
-        sources = await self._sources(namespace, models, pool, of_namespace)
+        sources = await self._sources(namespace, models, pool, of_namespace, refusals)
         problems: dict[str, Sequence[PodProblem]] = {}
         for item in clusters:
             problems[name_of(item)] = await self.troubles.problems(namespace, item, pods[name_of(item)])
         return sources, problems
 
     async def _sources(
-        self, namespace: str, models: Sequence[ModelObject], pool: Pool, of_namespace: Sequence[Body]
+        self,
+        namespace: str,
+        models: Sequence[ModelObject],
+        pool: Pool,
+        of_namespace: Sequence[Body],
+        refusals: Mapping[tuple[Kind, str, str], str],
     ) -> dict[RevisionKey, SourceState]:
         found: dict[RevisionKey, SourceState] = {}
         for each in models:
@@ -189,13 +216,16 @@ class Gatherer:
             revision = revision_of(model.spec)
             if _is_recorded(each, revision):
                 continue  # a finished Job goes by itself, its pod first: it then seems to have failed
-            job = self.cache.get("Job", namespace, job_name(model.name, revision))
+            name = job_name(model.name, revision)
+            job = self.cache.get("Job", namespace, name)
             if job is not None:
                 own = ray_state.pods_of_job(of_namespace, job["metadata"]["name"])
-                events = await self.troubles.events(namespace, own)
+                events = await self.troubles.job_events(namespace, job, own)
                 found[(model.name, revision)] = read_job(job, own, events)
             elif (known := no_job_needed(model, pool)) is not None:
                 found[(model.name, revision)] = known
+            elif refusal := refusals.get(("Job", namespace, name)):
+                found[(model.name, revision)] = refused_job(name, refusal)
         return found
 
     async def _store_says(

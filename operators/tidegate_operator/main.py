@@ -105,7 +105,8 @@ def build(
         settings.queue_url,
         settings.ray_defaults,
     )
-    reconciler = Reconciler(gatherer, Applier(cluster, cache, registry, serves, settings.pod_name))
+    applier = Applier(cluster, cache, registry, serves, settings.pod_name, settings.own_namespace)
+    reconciler = Reconciler(gatherer, applier)
     informers = Informers(cluster, handler, liveness, settings.watched_namespaces)
     return Controller(settings, cache, queue, handler, informers, reconciler, metrics, liveness)
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from tidegate.control.reasons import READY
+from tidegate_operator.cache import Body, Cache, is_deleting, pool_of
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
@@ -39,9 +46,56 @@ class Metrics:
             "tidegate_operator_objects", "Objects that are known, by kind.", ["kind"], registry=self._registry
         )
 
+    def show(self, cache: Cache, namespaces: Iterable[str], is_followed: Callable[[str], bool]) -> None:
+        """Tell from now on which Models, Pools and namespaces are ready, as they are when asked."""
+        self._registry.register(_Readiness(cache, tuple(namespaces), is_followed))
+
     def count_write(self, kind: str, verb: str) -> None:
         self.writes.labels(kind, verb).inc()
 
     def text(self) -> bytes:
         """Return the exposition format of Prometheus."""
         return generate_latest(self._registry)
+
+
+class _Readiness(Collector):
+    """The label of the namespace is not `namespace`: Prometheus gives that to where it was read."""
+
+    def __init__(self, cache: Cache, namespaces: tuple[str, ...], is_followed: Callable[[str], bool]) -> None:
+        self._cache = cache
+        self._namespaces = namespaces
+        self._is_followed = is_followed
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return ()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        models = GaugeMetricFamily(
+            "tidegate_model_ready",
+            "1 while the Model is Ready.",
+            labels=["resource_namespace", "model", "pool"],
+        )
+        pools = GaugeMetricFamily(
+            "tidegate_pool_ready", "1 while the Pool is Ready.", labels=["resource_namespace", "pool"]
+        )
+        for kind, family in (("Model", models), ("Pool", pools)):
+            for body in self._cache.everywhere(kind):
+                if is_deleting(body):
+                    continue
+                name = str(body["metadata"]["name"])
+                labels = [str(body["metadata"]["namespace"]), name]
+                family.add_metric(labels + ([pool_of(body)] if kind == "Model" else []), _is_ready(body))
+        yield from (models, pools)
+        followed = GaugeMetricFamily(
+            "tidegate_namespace_ready",
+            "1 while the operator may follow the namespace, and it stays.",
+            labels=["resource_namespace"],
+        )
+        for namespace in self._namespaces:
+            followed.add_metric([namespace], self._is_followed(namespace))
+        yield followed
+
+
+def _is_ready(body: Body) -> bool:
+    conditions = (body.get("status") or {}).get("conditions") or ()
+    return any(item.get("type") == READY and item.get("status") == "True" for item in conditions)

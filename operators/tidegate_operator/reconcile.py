@@ -29,11 +29,14 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one pool. Returns after how many seconds to do it again; None: when something changes."""
-        found = await self._gatherer.gather(key, self._applier.since_write())
+        found = await self._gatherer.gather(key, self._applier)
         decision = decide(found, self._now())
         if await self._applier.apply(decision, found.entries):
             return PROGRESSING_SECONDS  # Serve has something to say soon
         return decision.pause_seconds
+
+    def is_ending(self, namespace: str) -> bool:
+        return namespace in self._applier.ending
 
     async def sweep(self) -> None:
         """Forget models of which no resource is left, as after a deletion that nobody drained. Raises

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidegate.control.observed import SourceState
+from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, Pool, PoolSpec, WorkerGroup
 from tidegate.control.source_answer import read_answer
 from tidegate.sources.schemes import SCHEMES, claim_and_path, scheme_of
-from tidegate_operator.pod_problems import pod_problems
+from tidegate_operator.pod_problems import REFUSED_REMEDY, pod_problems, refused_pod
 from tidegate_operator.pod_template import (
     MODEL_LABEL,
     POOL_LABEL,
@@ -123,7 +124,8 @@ def resolve_job(
 def read_job(
     job: Mapping[str, Any], pods: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()
 ) -> SourceState:
-    """Return how far the Job is. `pods` are this Job's, `events` those of its pods."""
+    """Return how far the Job is. `pods` are this Job's, `events` those of its pods or, without any, its
+    own."""
     for status in _container_statuses(pods):
         ended = (status.get("state") or {}).get("terminated")
         if ended is not None and (answer := read_answer(ended.get("message") or "")) is not None:
@@ -132,12 +134,25 @@ def read_job(
     if problems:
         return SourceState("failed", reason=problems[0].reason, message=problems[0].message)
     verdict = _verdict(job)
+    if verdict is None and not pods and (refused := refused_pod(job, events)):
+        # Kubernetes goes on trying, so it passes with what refuses it.
+        return SourceState("failed", reason=Reason.PodsRefused, message=refused)
     if verdict is None:
         return SourceState("resolving", message=f"The Job {job['metadata']['name']} looks at the source.")
     return SourceState(
         "failed",
         reason="JobFailed",
         message=f"The Job {job['metadata']['name']} ended without an answer: {verdict}",
+    )
+
+
+def refused_job(name: str, refusal: str) -> SourceState:
+    """Return the state of a source whose Job the API server does not take, in its words."""
+    return SourceState(
+        "failed",
+        reason=Reason.PodsRefused,
+        message=f"Kubernetes refuses the Job {name}, which looks at the source: {refusal} {REFUSED_REMEDY}",
+        is_unasked=True,
     )
 
 

@@ -189,8 +189,8 @@ def test_what_kubectl_shows_is_the_state(platform: Platform) -> None:
 
 
 def test_ray_asks_for_a_token_and_knows_no_password(platform: Platform) -> None:
-    """Neither what Serve stores nor what Ray has written in any of its pods holds the queue's password; and who
-    has no token is refused by each of Ray's doors."""
+    """Neither what Serve stores nor what Ray has written in any of its pods holds the queue's password; and
+    who has no token is refused by each of Ray's doors."""
     release = platform.release
     cluster = release.cluster
     password = cluster.secret("tidegate-redis", "password", NAMESPACE)

@@ -76,6 +76,7 @@ class SourceState:
     weights: StoredWeights = field(default_factory=StoredWeights)
     commit: str = ""
     digest: str = ""
+    is_unasked: bool = False  # nobody looks at it: to be asked again
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +173,11 @@ class Observation:
         depths = [self.depths.get((model, revision)) for revision in revisions]
         known = [depth.waiting + depth.running for depth in depths if depth is not None]
         return sum(known) if len(known) == len(depths) else None
+
+    @cached_property
+    def short_groups(self) -> frozenset[str]:
+        """The groups whose next worker finds no node: the workers that run are all their room."""
+        return frozenset(item.group for item in self.pod_problems if item.reason == "Unschedulable")
 
     @cached_property
     def _beating(self) -> Mapping[RevisionKey, Sequence[ReplicaStats]]:

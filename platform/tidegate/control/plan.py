@@ -329,7 +329,8 @@ def _facts(
 def _needs_resolving(step: _Step, seen: Observation) -> bool:
     if step.model.spec.source is None or step.deleting_since is not None:
         return False
-    return (step.name, step.target) not in seen.sources and step.target not in step.record.revisions
+    known = seen.sources.get((step.name, step.target))
+    return (known is None or known.is_unasked) and step.target not in step.record.revisions
 
 
 def _next_at(steps: Sequence[_Step], claims: Sequence[Claim], turns: Turns, now: float) -> float | None:

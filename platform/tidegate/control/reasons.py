@@ -66,6 +66,8 @@ class Reason(StrEnum):
         "What lies there is not a checkpoint that the engine takes.")
     UnsupportedModel = ("UnsupportedModel", WEIGHTS_AVAILABLE,
         "The checkpoint is of an architecture or a quantization that is not served.")
+    InvalidEngineArgs = ("InvalidEngineArgs", WEIGHTS_AVAILABLE,
+        "The spec asks of the checkpoint what it cannot give.")
     Offline = "Offline", WEIGHTS_AVAILABLE, "The source needs the network and the network is off."
     Unauthorized = "Unauthorized", WEIGHTS_AVAILABLE, "The source refuses the token, or needs one."
     NoSpace = "NoSpace", WEIGHTS_AVAILABLE, "The disk has no room for the download."
@@ -87,9 +89,9 @@ class Reason(StrEnum):
         "One replica needs more GPU memory than its share or a GPU has.")
     MemoryUnknown = ("MemoryUnknown", SCHEDULED,
         "The memory of a replica cannot be computed from the checkpoint.")
-    GpusTaken = "GpusTaken", SCHEDULED, "The group's GPUs are taken by other models."
-    CpusTaken = "CpusTaken", SCHEDULED, "The group's CPU cores are taken by other models."
-    MemoryTaken = "MemoryTaken", SCHEDULED, "The group's memory is taken by other models."
+    GpusTaken = "GpusTaken", SCHEDULED, "The group's GPUs are taken by models that are always there."
+    CpusTaken = "CpusTaken", SCHEDULED, "The group's CPU cores are taken by models that are always there."
+    MemoryTaken = "MemoryTaken", SCHEDULED, "The group's memory is taken by models that are always there."
     Unschedulable = "Unschedulable", SCHEDULED, "Kubernetes finds no node for a pod of the pool."
     NoSuchPool = "NoSuchPool", SCHEDULED, "The Pool that the model names does not exist."
     PoolFull = ("PoolFull", PROGRESSING,

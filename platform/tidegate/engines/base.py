@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tidegate.messages.work import Finish, Request, Segment, Tokens
+from tidegate.messages.work import Finish, Generate, Request, Segment, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,12 @@ class Prepared:
     request: Request
     prompt: Sequence[int]  # token ids; only their number counts where an engine makes its tokens up
     limit: int
+    bad_words: Sequence[Sequence[int]] = ()  # the last token of each may not come after the others
+
+    @property
+    def work(self) -> Generate:
+        assert isinstance(self.request.work, Generate)
+        return self.request.work
 
 
 class Engine(Protocol):
@@ -69,12 +75,13 @@ class Engine(Protocol):
         """Count the requests that `add` would take now."""
         ...
 
-    async def prepare(self, request: Request) -> Prepared | Finish:
+    async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
         """Render and tokenize the prompt, after `load`. Depends on nothing that a step changes, never holds
         the event loop or the engine thread up, and ends within a bound of time, whatever was sent.
 
         Returns a `Finish` where the request itself cannot run (reason "error", code `InvalidPrompt`,
-        `ContextLengthExceeded`, ...). Never raises for a bad request.
+        `ContextLengthExceeded`, ...), and `Tokens` where they are the whole answer, to which no step adds.
+        Never raises for a bad request.
         """
         ...
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from tidegate.messages.work import Finish
+from collections.abc import Sequence
+
+from tidegate.messages.work import ChatPrompt, Finish, Generate, Sampling
 
 
-def completion_limit(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int | Finish:
+def truncated(ids: Sequence[int], sampling: Sampling, context_length: int) -> Sequence[int]:
+    """Keep the last tokens of a prompt, as many as the request says."""
+    keep = sampling.truncate_prompt
+    if keep is None:
+        return ids
+    if keep < 0:
+        keep = max(1, context_length - (1 if sampling.max_tokens is None else sampling.max_tokens))
+    return ids[-keep:]
+
+
+def completion_limit(prompt_tokens: int, work: Generate, context_length: int) -> int | Finish:
     """Return the most tokens to generate, or the error that refuses the request, worded as OpenAI's API does.
 
     `max_tokens` None means up to the context length, of which at least one token must be left.
     """
+    max_tokens = work.sampling.max_tokens
+    what = "messages" if isinstance(work.prompt, ChatPrompt) else "prompt"
     room = context_length - prompt_tokens
     if max_tokens is None:
         if room >= 1:
             return room
-        asked = f"your messages resulted in {prompt_tokens} tokens. Please reduce the length of the messages."
+        asked = f"your {what} resulted in {prompt_tokens} tokens. Please reduce the length of the {what}."
     elif max_tokens <= room:
         return max_tokens
     else:
         asked = (
-            f"you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the messages, "
-            f"{max_tokens} in the completion). Please reduce the length of the messages or completion."
+            f"you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {what}, "
+            f"{max_tokens} in the completion). Please reduce the length of the {what} or completion."
         )
     return refusal(
         "ContextLengthExceeded",

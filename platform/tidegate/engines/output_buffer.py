@@ -17,21 +17,23 @@ from tidegate.messages.work import TokenLogprob
 class OutputBuffer:
     __slots__ = ("_entries", "_released", "_seen", "_stop", "stopped")
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stop = StopBuffer(stops) if stops else None
+    def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
+        self._stop = StopBuffer(stops, keeps_stop=keeps_stop) if stops else None
         self._entries: deque[tuple[int, TokenLogprob]] = deque()  # (characters before the token, entry)
         self._seen = 0  # characters pushed
         self._released = 0  # characters given out
         self.stopped = False
 
-    def push(self, piece: str, entry: TokenLogprob | None = None) -> tuple[str, list[TokenLogprob]]:
+    def push(
+        self, piece: str, entry: TokenLogprob | None = None, *, may_stop: bool = True
+    ) -> tuple[str, list[TokenLogprob]]:
         """Add one token's text and entry; return what may go out now."""
         if entry is not None:
             self._entries.append((self._seen, entry))
         self._seen += len(piece)
         text = piece
         if self._stop is not None:
-            text = self._stop.push(piece)
+            text = self._stop.push(piece, may_stop=may_stop)
             self.stopped = self._stop.stopped
         self._released += len(text)
         return text, self._due() if self._entries else []

@@ -17,18 +17,22 @@ import zlib
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
-from tidegate.engines.limits import completion_limit
+from tidegate.engines.limits import completion_limit, truncated
 from tidegate.engines.stop_buffer import StopBuffer
 from tidegate.messages.work import (
     NO_TOKENS,
     ChatPrompt,
+    Detokenize,
     Finish,
     Request,
+    Sampling,
     Segment,
     TextPrompt,
+    Tokenize,
     TokenLogprob,
     TokenPrompt,
     Tokens,
@@ -80,9 +84,9 @@ class Row(msgspec.Struct):
     limit: int
     limit_reason: Literal["stop", "length"]
     prompt_tokens: int
-    lead_text: str  # echo: goes out with the first token
-    lead_logprobs: list[TokenLogprob]
+    lead: Tokens  # of the prompt: goes out with the first token
     stop: StopBuffer | None
+    min_tokens: int
     top_logprobs: int | None
     fault: Fault | None
     is_plain: bool  # nothing but tokens, text and a limit
@@ -123,14 +127,20 @@ class SimulatedEngine:
     def free_slots(self) -> int:
         return self._slots - len(self._rows)
 
-    async def prepare(self, request: Request) -> Prepared | Finish:
-        count = self._prompt_tokens(request)
-        limit = completion_limit(count, request.work.sampling.max_tokens, self._context_length)
-        return limit if isinstance(limit, Finish) else Prepared(request, range(count), limit)
+    async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        work, count = request.work, self._prompt_tokens(request)
+        if isinstance(work, Detokenize):
+            return Tokens(text=self._prompt_text(request))
+        if isinstance(work, Tokenize):
+            shown = self._prompt_entries(request, count, None) if work.has_strings else []
+            return Tokens(prompt_ids=self._prompt_ids(request, count), prompt_logprobs=shown)
+        kept = truncated(range(count), work.sampling, self._context_length)
+        limit = completion_limit(len(kept), work, self._context_length)
+        return limit if isinstance(limit, Finish) else Prepared(request, kept, limit)
 
     def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
         request, limit = prepared.request, prepared.limit
-        sampling = request.work.sampling
+        sampling = prepared.work.sampling
         prompt = self._prompt_text(request)
         count = len(prepared.prompt)
         limit_reason: Literal["stop", "length"] = "length"
@@ -144,21 +154,19 @@ class SimulatedEngine:
             limit=limit,
             limit_reason=limit_reason,
             prompt_tokens=count,
-            lead_text="",
-            lead_logprobs=[],
-            stop=StopBuffer(sampling.stop) if sampling.stop else None,
+            lead=NO_TOKENS,
+            stop=StopBuffer(sampling.stop, keeps_stop=sampling.includes_stop) if sampling.stop else None,
+            min_tokens=sampling.min_tokens,
             top_logprobs=sampling.top_logprobs,
             fault=fault if fault and fault.marker in prompt else None,
             is_plain=False,
         )
-        if sampling.echo and not log:
-            row.lead_text = prompt
-            if sampling.top_logprobs is not None:
-                row.lead_logprobs = self._prompt_logprobs(row)
+        if not log:
+            row.lead = self._lead(request, sampling, count)
         if (finished := self._continue(row, log)) is not None:
             return finished
         row.is_plain = (
-            row.stop is None and row.top_logprobs is None and row.fault is None and not row.lead_text
+            row.stop is None and row.top_logprobs is None and row.fault is None and row.lead is NO_TOKENS
         )
         self._prefill_seconds += (
             self._args.prefill_ms + self._args.prefill_ms_per_1k * (count + row.position) / 1000
@@ -225,35 +233,38 @@ class SimulatedEngine:
         token = self._token(row)
         row.position += 1
         text = self._words[token]
-        logprobs = row.lead_logprobs
-        row.lead_logprobs = []
-        if row.top_logprobs is not None:
-            logprobs = [*logprobs, self._logprob(token, row.top_logprobs)]
+        logprobs = [] if row.top_logprobs is None else [self._logprob(token, row.top_logprobs)]
         finish = None
         if row.stop is not None:
-            text = row.stop.push(text)
+            text = row.stop.push(text, may_stop=row.position > row.min_tokens)
             if row.stop.stopped:
                 finish = self._finish(row, "stop")
         if finish is None and row.position >= row.limit:
             finish = self._finish(row, row.limit_reason)
             text += row.stop.flush() if row.stop is not None else ""
-        text, row.lead_text = row.lead_text + text, ""
-        return StepOutput(row.id, Tokens([token], text, logprobs), row.prompt_tokens, finish)
+        return self._behind_lead(row, [token], text, logprobs, finish)
 
     def _continue(self, row: Row, log: list[Segment]) -> StepOutput | None:
         """Bring `row` to where `log` ends. Returns its finished output where the log completes it."""
         for segment in log:
-            row.position += len(segment.output.token_ids)
-            if row.stop is not None:
-                for token in segment.output.token_ids:
-                    row.stop.push(self._words[token % len(self._words)])
+            for token in segment.output.token_ids:
+                row.position += 1
+                if row.stop is not None:
+                    word = self._words[token % len(self._words)]
+                    row.stop.push(word, may_stop=row.position > row.min_tokens)
         if row.stop is not None and row.stop.stopped:
             return StepOutput(row.id, NO_TOKENS, row.prompt_tokens, self._finish(row, "stop"))
         if row.position >= row.limit:
-            text = row.lead_text + (row.stop.flush() if row.stop is not None else "")
-            finish = self._finish(row, row.limit_reason)
-            return StepOutput(row.id, Tokens([], text, row.lead_logprobs), row.prompt_tokens, finish)
+            text = row.stop.flush() if row.stop is not None else ""
+            return self._behind_lead(row, [], text, [], self._finish(row, row.limit_reason))
         return None
+
+    def _behind_lead(
+        self, row: Row, tokens: list[int], text: str, logprobs: list[TokenLogprob], finish: Finish | None
+    ) -> StepOutput:
+        lead, row.lead = row.lead, NO_TOKENS
+        output = replace(lead, token_ids=tokens, text=lead.text + text, logprobs=lead.logprobs + logprobs)
+        return StepOutput(row.id, output, row.prompt_tokens, finish)
 
     def _finish(self, row: Row, reason: Literal["stop", "length", "error"]) -> Finish:
         is_error = reason == "error"
@@ -302,11 +313,36 @@ class SimulatedEngine:
             return len(request.work.prompt.token_ids)
         return len(self._prompt_text(request)) // 4 + 1
 
-    def _prompt_logprobs(self, row: Row) -> list[TokenLogprob]:
-        tokens = [self._stream[(row.offset - 1 - back) & STREAM_MASK] for back in range(row.prompt_tokens)]
-        entries = [self._logprob(token, row.top_logprobs or 0) for token in tokens]
-        first = entries[0]
-        return [TokenLogprob(first.token_id, first.token, None, first.raw), *entries[1:]]
+    def _lead(self, request: Request, sampling: Sampling, count: int) -> Tokens:
+        """Return what the request wants to see of its prompt."""
+        asked = sampling.prompt_logprobs
+        if not (sampling.echo or sampling.returns_prompt_ids or asked is not None):
+            return NO_TOKENS
+        has_logprobs = sampling.echo and sampling.top_logprobs is not None
+        return Tokens(
+            text=self._prompt_text(request) if sampling.echo else "",
+            logprobs=self._prompt_entries(request, count, sampling.top_logprobs) if has_logprobs else [],
+            prompt_ids=self._prompt_ids(request, count) if sampling.returns_prompt_ids else [],
+            prompt_logprobs=[] if asked is None else self._prompt_entries(request, count, asked),
+        )
+
+    def _prompt_ids(self, request: Request, count: int) -> list[int]:
+        """Return the last `count` tokens of the prompt, made up where it is text."""
+        if isinstance(request.work.prompt, TokenPrompt):
+            return request.work.prompt.token_ids[-count:]
+        end = stream_offset(self._prompt_text(request), 0)
+        return [self._stream[(end - back) & STREAM_MASK] for back in range(count, 0, -1)]
+
+    def _prompt_entries(self, request: Request, count: int, top: int | None) -> list[TokenLogprob]:
+        """`top` None: the tokens alone."""
+        ids = self._prompt_ids(request, count)
+        entries = [self._logprob(token % len(self._words), top or 0) for token in ids]
+        return [
+            replace(entry, token_id=token, rank=1)
+            if place and top is not None
+            else replace(entry, token_id=token, logprob=None, top=[])
+            for place, (token, entry) in enumerate(zip(ids, entries, strict=True))
+        ]
 
 
 def stream_offset(prompt: str, seed: int) -> int:

@@ -11,24 +11,27 @@ from collections.abc import Sequence
 
 
 class StopBuffer:
-    """Holds back the longest end of the text that could still become a stop string."""
+    """Holds back the longest end of the text that could still become a stop string. `keeps_stop`: the stop
+    string itself is released too."""
 
-    __slots__ = ("_held", "_longest", "_stops", "stopped")
+    __slots__ = ("_held", "_keeps_stop", "_longest", "_stops", "stopped")
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str] = (), *, keeps_stop: bool = False) -> None:
         self._stops = tuple(stop for stop in stops if stop)
+        self._keeps_stop = keeps_stop
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.stopped = False
 
-    def push(self, text: str) -> str:
-        """Add `text`; return what can be released now. After `stopped` nothing is."""
+    def push(self, text: str, *, may_stop: bool = True) -> str:
+        """Add `text`; return what can be released now. After `stopped` nothing is. Stop strings that are
+        complete with a text that may not stop are passed over."""
         if not self._stops:
             return text
         if self.stopped:
             return ""
         held = self._held + text
-        cut = self._first_stop(held)
+        cut = self._first_stop(held, len(self._held)) if may_stop else None
         if cut is not None:
             self.stopped = True
             self._held = ""
@@ -42,10 +45,15 @@ class StopBuffer:
         held, self._held = self._held, ""
         return held
 
-    def _first_stop(self, text: str) -> int | None:
-        """Find where the stop string begins that is complete first, if any is."""
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        return min(found)[1] if found else None
+    def _first_stop(self, text: str, searched: int) -> int | None:
+        """Find where the text is cut for the stop string that is complete first, if any is after what was
+        searched before."""
+        found = [
+            (at + len(stop), at)
+            for stop in self._stops
+            if (at := text.find(stop, max(0, searched + 1 - len(stop)))) >= 0
+        ]
+        return min(found)[0 if self._keeps_stop else 1] if found else None
 
     def _possible_beginning(self, text: str) -> int:
         """Return the length of the longest end of `text` that begins a stop string."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.middleware import Middleware
 
 from tidegate.gateway import docs
-from tidegate.gateway.asgi import ASGIApp, Receive, Scope, Send
+from tidegate.gateway.asgi import DEPLOYMENT, ASGIApp, Receive, Scope, Send
 from tidegate.gateway.browsers import Cors, OwnPagesOnly
 from tidegate.gateway.dialects import DIALECTS
 from tidegate.gateway.generation import GenerationEndpoint
@@ -83,15 +84,25 @@ class GatewayApp(FastAPI):
 
 
 def usual(scope: Scope) -> Scope:
-    """HEAD is routed as GET, and a path with a slash at its end as the path without. The server keeps the
-    scope that it made, so it leaves the body of an answer to HEAD out."""
+    """HEAD is routed as GET, a path with a slash at its end as the path without, and Azure's paths as those
+    of OpenAI. The server keeps the scope that it made, so it leaves the body of an answer to HEAD out."""
     if scope["type"] != "http":
         return scope
     path = scope["path"]
     changes: dict[str, Any] = {"method": "GET"} if scope["method"] == "HEAD" else {}
     if len(path) > 1 and path.endswith("/"):
-        changes["path"] = path[:-1]
+        changes["path"] = path = path[:-1]
+    if match := _AZURE.fullmatch(path):
+        changes["path"] = "/v1/" + (match["rest"] or match["of_deployment"])
+        if match["deployment"]:
+            changes[DEPLOYMENT] = match["deployment"]
     return {**scope, **changes} if changes else scope
+
+
+# `/openai/v1/...`, and before that one path a deployment, which is what a model is here.
+_AZURE = re.compile(
+    r"/openai/(?:v1/(?P<rest>.+)|deployments/(?P<deployment>.+?)/(?P<of_deployment>(?:chat/)?completions))"
+)
 
 
 def create_app(services: Services) -> GatewayApp:

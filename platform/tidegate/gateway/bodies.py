@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +27,7 @@ from tidegate.errors import InvalidRequest
 Body = TypeVar("Body", bound="RequestBody")
 REFERENCE = "#/components/schemas/{name}"
 _SHOWN_CHARACTERS = 80
+_SEARCHED_ITEMS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,17 @@ def reference(struct: str) -> dict[str, Any]:
     return {"$ref": REFERENCE.format(name=struct)}
 
 
+def with_model(raw: bytes, model: str) -> bytes:
+    """The body for a model that the path names, whatever model the body names. What is no object stays as it
+    is: its reader says so."""
+    try:
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return raw
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
+
+
 def not_honoured_fields(struct: type[msgspec.Struct]) -> dict[str, NotHonoured]:
     return {name: extra["rule"] for name, extra in _extras(_declared(struct)) if "rule" in extra}
 
@@ -100,8 +113,10 @@ def describe(struct: type[msgspec.Struct], components: dict[str, dict[str, Any]]
             )
             if extra.get("is_required") and name not in component.setdefault("required", []):
                 component["required"].append(name)
+        if component.get("additionalProperties") is False:
+            component["additionalProperties"] = getattr(kind.cls, "UNKNOWN", {"type": "null"})
         if rules := getattr(kind.cls, "RULES", ()):
-            component["allOf"] = [rule.schema for rule in rules]
+            component["allOf"] = [rule.schema for rule in rules if rule.schema]
 
 
 class BodyReader(Generic[Body]):
@@ -112,9 +127,11 @@ class BodyReader(Generic[Body]):
         self._checks = tuple(rule.check for rule in struct.RULES)
         self._not_honoured = not_honoured_fields(struct)
         # All of a body's values at once: the loop is for the few bodies that set one of them.
-        self._values = attrgetter(*self._not_honoured)
+        names = tuple(self._not_honoured)
+        self._values: Callable[[Body], Any] = attrgetter(*names) if names else lambda _: ()
         self._nothing = (None,) * len(self._not_honoured)
-        self._hints = dict(_hints(_declared(struct)))
+        self._declared = _declared(struct)
+        self._hints = dict(_hints(self._declared))
 
     def read(self, raw: bytes) -> Body:
         """Raises `InvalidRequest`, which names field, value and remedy."""
@@ -147,8 +164,8 @@ class BodyReader(Generic[Body]):
         try:
             return self._decoder.decode(raw)
         except msgspec.ValidationError as error:
-            if "got `float`" in str(error):
-                return self._decode_integral(raw)
+            if "got `float`" in str(error) or str(error).startswith(_UNKNOWN):
+                return self._decode_leniently(raw)
             raise self._explained(str(error), raw) from None
         except UnicodeDecodeError as error:
             raise InvalidRequest(
@@ -157,18 +174,28 @@ class BodyReader(Generic[Body]):
         except msgspec.DecodeError as error:
             sentence = str(error).rstrip(".")
             where = "" if "(byte" in sentence else f" (it ends at byte {len(raw)})"
+            remedy = ""
+            if surrogate := _lone_surrogate(raw):
+                sentence, where = f"{surrogate[1]} at byte {surrogate[0]} is half a character", ""
+                remedy = " Send both halves, or leave it out."
             raise InvalidRequest(
-                f"The body is not valid JSON: {sentence}{where}.", code="invalid_json"
+                f"The body is not valid JSON: {sentence}{where}.{remedy}", code="invalid_json"
             ) from None
         except RecursionError:
-            raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+            raise _too_deep() from None
 
-    def _decode_integral(self, raw: bytes) -> Body:
-        """Decode once more with 3.0 taken for 3: the same number in JSON Schema, but not to msgspec."""
+    def _decode_leniently(self, raw: bytes) -> Body:
+        """Decode once more with 3.0 taken for 3 (the same number in JSON Schema, but not to msgspec) and
+        without unknown fields that say nothing."""
         try:
-            return msgspec.convert(_integral(msgspec.json.decode(raw)), self._decoder.type, str_keys=True)
+            plain = _without_idle(self._declared, _integral(msgspec.json.decode(raw)))
+            return msgspec.convert(plain, self._decoder.type, str_keys=True)
         except msgspec.ValidationError as error:
             raise self._explained(str(error), raw) from None
+        except RecursionError:
+            raise _too_deep() from None
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
     def _explained(self, sentence: str, raw: bytes) -> InvalidRequest:
         """msgspec's sentence with the value that was found and what to send instead."""
@@ -191,11 +218,28 @@ class BodyReader(Generic[Body]):
             )
         try:
             param, value = _found(raw, param)
+            if isinstance(value, dict) and param in self._decoder.type.__struct_fields__:
+                param, value = self._wrong_item(param, value)
         except (msgspec.DecodeError, RecursionError):  # a number beyond every type, or nested too deeply
             found = ""
         else:
             found = f" {_shown(value)}:"
         return InvalidRequest(f"{param}:{found} {_lowered(what)}; send {self.hint(param)}.", param=param)
+
+    def _wrong_item(self, field: str, items: dict[str, Any]) -> tuple[str, Any]:
+        """Of a field that maps names to values, the first pair that is wrong."""
+        kind = get_type_hints(self._decoder.type, include_extras=True)[field]
+        alone = msgspec.defstruct("alone", [(field, kind)])
+        for name, value in islice(items.items(), _SEARCHED_ITEMS):
+            try:
+                msgspec.convert({field: {name: value}}, alone, str_keys=True)
+            except msgspec.ValidationError:
+                return f"{field}.{name[:_SHOWN_CHARACTERS]}", value
+        return field, items
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest("The body is nested too deeply.", code="invalid_json")
 
 
 def _declared(struct: type[msgspec.Struct]) -> declared.StructType:
@@ -237,6 +281,24 @@ def _hints(body: declared.StructType) -> Iterator[tuple[str, str]]:
                 yield path + field.encode_name, field.type.extra_json_schema["description"]
 
 
+def _without_idle(kind: declared.StructType, value: Any) -> Any:
+    """Leave out unknown fields that are null, and all of those where the struct says so (`reads_no_more`)."""
+    if not isinstance(value, dict):
+        return value
+    known = {field.encode_name: field.type for field in kind.fields}
+    is_lenient = getattr(kind.cls, "reads_no_more", lambda _: False)(value)
+    kept = {}
+    for name, item in value.items():
+        if name not in known:
+            if kind.forbid_unknown_fields and (item is None or is_lenient):
+                continue
+        elif struct := next(_structs_in(known[name]), None):
+            parts = item if isinstance(item, list) else None
+            item = _without_idle(struct, item) if parts is None else [_without_idle(struct, p) for p in parts]
+        kept[name] = item
+    return kept
+
+
 def _integral(value: Any) -> Any:
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
@@ -247,8 +309,23 @@ def _integral(value: Any) -> Any:
     return value
 
 
+_UNKNOWN = "Object contains unknown field"
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`(?:key in )?\$?(?P<path>.*)`)?$", re.DOTALL)
-_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(?P<name>.*)`")
+_UNKNOWN_FIELD = re.compile(_UNKNOWN + r" `(?P<name>.*)`")
+_ESCAPES = re.compile(
+    rb"""\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}  # a pair
+    |(\\u[dD][89a-fA-F][0-9a-fA-F]{2})  # half of one
+    |\\.""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def _lone_surrogate(raw: bytes) -> tuple[int, str] | None:
+    """The byte at which half of a surrogate pair stands, and the half."""
+    found = next((match for match in _ESCAPES.finditer(raw) if match[1]), None)
+    return None if found is None else (found.start(), found[1].decode())
+
+
 _MISSING_FIELD = re.compile(r"Object missing required field `(?P<name>.*)`")
 
 

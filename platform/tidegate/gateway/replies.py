@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from tidegate.control.reasons import Reason
 from tidegate.errors import (
     GenerationFailed,
     InvalidRequest,
@@ -34,13 +35,14 @@ _TOLD = {
 }
 
 
-def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError:
+def failure_error(finish: Finish, prompt_field: str, entry: ModelEntry) -> RequestError:
     """Say to the client why a request ended badly. A 5xx shows the stable code, not the inside."""
     if finish.reason == "expired":
-        return RequestExpired(finish.message or "The request waited longer than it may and never ran.")
+        said = finish.message or "The request waited longer than it may and never ran."
+        return RequestExpired(f"{said} {entry.message}" if _waits_for_room(entry) else said)
     if finish.reason == "cancelled":
         return ModelUnavailable(
-            finish.message or f"The model {model!r} was removed while the request waited.",
+            finish.message or f"The model {entry.name!r} was removed while the request waited.",
             code="request_cancelled",
         )
     if code := _TOLD.get(finish.code):
@@ -49,7 +51,7 @@ def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError
         return InvalidRequest(finish.message, param=prompt_field, code=code)
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
     return GenerationFailed(
-        f"The model {model!r} failed on this request ({finish.code or 'EngineError'}). "
+        f"The model {entry.name!r} failed on this request ({finish.code or 'EngineError'}). "
         "The log has the details under this answer's x-request-id."
     )
 
@@ -58,7 +60,9 @@ def waiting_comment(position: Place, entry: ModelEntry) -> bytes:
     """The queue position as an event-stream comment; empty where the request waits no more."""
     if position.ahead is None:
         return b""
-    return sse.waiting_comment(position.ahead + 1, _estimated_wait_seconds(position.ahead, position, entry))
+    why = f"{entry.reason}: {entry.message}" if _waits_for_room(entry) else ""
+    wait = _estimated_wait_seconds(position.ahead, position, entry)
+    return sse.waiting_comment(position.ahead + 1, wait, why)
 
 
 def waiting_headers(position: Place, entry: ModelEntry) -> list[Header]:
@@ -72,6 +76,13 @@ def waiting_headers(position: Place, entry: ModelEntry) -> list[Header]:
 
 
 def _estimated_wait_seconds(ahead: int, position: Place, entry: ModelEntry) -> float | None:
-    """Seconds until the request starts; None where neither drain rate nor waking time is known."""
+    """Seconds until the request starts; None where neither drain rate nor waking time is known, or nobody
+    knows when others have done their work."""
+    if _waits_for_room(entry):
+        return None
     wait = admission.predicted_wait_seconds(ahead + 1, position.depth, entry)
     return wait if wait > 0 else None
+
+
+def _waits_for_room(entry: ModelEntry) -> bool:
+    return entry.reason == Reason.WaitingForRoom and not entry.replicas_ready

@@ -14,9 +14,10 @@ def error_event(body: dict[str, object]) -> bytes:
     return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
-def waiting_comment(position: int, wait_seconds: float | None) -> bytes:
+def waiting_comment(position: int, wait_seconds: float | None, why: str = "") -> bytes:
+    """`why` is one line."""
     estimate = "" if wait_seconds is None else f", estimated wait {wait_seconds:.0f} s"
-    return f": waiting, position {position}{estimate}\n\n".encode()
+    return f": waiting, position {position}{estimate}{why and f', {why}'}\n\n".encode()
 
 
 _LINE_BREAKERS: Sequence[tuple[bytes, bytes]] = (

@@ -45,6 +45,13 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
+    includes_stop: bool = False  # the stop string, or end token, that ends the text is part of it
+    skips_special: bool = True  # special tokens have no text
+    prompt_logprobs: int | None = None  # as top_logprobs, of the prompt
+    returns_prompt_ids: bool = False
+    allowed_token_ids: tuple[int, ...] = ()  # none: all
+    bad_words: tuple[str, ...] = ()
+    truncate_prompt: int | None = None  # keep so many of its last tokens; -1: as many as fit
     left_out: tuple[str, ...] = ()  # of MODEL_DEFAULTS, what the client did not say
 
 
@@ -52,10 +59,15 @@ class ChatPrompt(msgspec.Struct, frozen=True, array_like=True, tag="chat"):
     """Messages as the client sent them (validated); the replica renders the chat template."""
 
     messages: list[dict[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False  # the answer goes on inside the last message
+    add_special_tokens: bool = False  # besides those that the template writes
+    template_args: dict[str, Any] = {}  # variables of the template
 
 
 class TextPrompt(msgspec.Struct, frozen=True, array_like=True, tag="text"):
     text: str
+    add_special_tokens: bool = True
 
 
 class TokenPrompt(msgspec.Struct, frozen=True, array_like=True, tag="t"):
@@ -70,6 +82,22 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
 
     prompt: Prompt
     sampling: Sampling
+
+
+class Tokenize(msgspec.Struct, frozen=True, array_like=True, tag="tokenize"):
+    """A prompt to count and show. The answer comes back as the prompt of `Tokens`, in one segment."""
+
+    prompt: Prompt
+    has_strings: bool = False  # each token as the vocabulary spells it, in `prompt_logprobs`
+
+
+class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag="detokenize"):
+    """Tokens whose text comes back as that of `Tokens`, in one segment."""
+
+    prompt: TokenPrompt
+
+
+Work = Generate | Tokenize | Detokenize
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -88,7 +116,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     deadline: float  # unix seconds; past it the request must not reach an engine
     priority: int  # higher first; 0 is the default
     cost: int  # estimated tokens (input + output), corrected later by the replica
-    work: Generate
+    work: Work
     key: str = ""  # id of the key that sent it
 
 
@@ -97,9 +125,10 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
     token_id: int
     token: str  # the token alone, decoded; bytes of a partial character as U+FFFD
-    logprob: float | None  # None only for the first prompt token under `echo`
+    logprob: float | None  # None only for the first token of a prompt, and where none was asked for
     raw: bytes
     top: list[tuple[int, str, float, bytes]] = []  # (token id, token, logprob, bytes), likeliest first
+    rank: int = 0  # of a prompt's token among all, from 1
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
@@ -122,6 +151,9 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     token_ids: list[int] = []
     text: str = ""
     logprobs: list[TokenLogprob] = []
+    # Both in the first segment alone, where asked for.
+    prompt_ids: list[int] = []
+    prompt_logprobs: list[TokenLogprob] = []
 
 
 NO_TOKENS = Tokens()

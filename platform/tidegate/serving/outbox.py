@@ -150,5 +150,11 @@ def merged(segment: Segment, output: StepOutput) -> Segment:
     """Put the next output of the same request behind `segment`."""
     old, new = segment.output, output.output
     logprobs = old.logprobs + new.logprobs if new.logprobs else old.logprobs
-    both = Tokens(old.token_ids + new.token_ids, old.text + new.text, logprobs)
+    both = Tokens(
+        old.token_ids + new.token_ids,
+        old.text + new.text,
+        logprobs,
+        old.prompt_ids or new.prompt_ids,
+        old.prompt_logprobs or new.prompt_logprobs,
+    )
     return Segment(segment.request_id, segment.seq, output.finish, both, segment.prompt_tokens)

@@ -43,7 +43,7 @@ from typing import Any
 
 import msgspec
 
-from tidegate.engines.base import Engine, LoadReport, StepOutput
+from tidegate.engines.base import Engine, LoadReport, Prepared, StepOutput
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import ReplicaStats, RevisionReport
 from tidegate.messages.work import NO_TOKENS, Claim, Finish, Segment
@@ -57,6 +57,7 @@ from tidegate.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
+ANSWERED = Finish("stop")  # of what needed no step
 LAST_WORDS_SECONDS = 3.0  # what a failed replica may spend on telling so
 RETRY_SECONDS = 0.5
 
@@ -202,9 +203,10 @@ class ReplicaLoop:
             return
         held.preparing = None
         self._slots.prepared()
-        if isinstance(prepared, Finish):
+        if not isinstance(prepared, Prepared):
             held.is_finished = True
-            self._outbox.put(held, StepOutput(held.id, NO_TOKENS, prepared.prompt_tokens, prepared))
+            output, finish = (NO_TOKENS, prepared) if isinstance(prepared, Finish) else (prepared, ANSWERED)
+            self._outbox.put(held, StepOutput(held.id, output, finish.prompt_tokens, finish))
             self._outbox.send()
             self._claim_soon()
             return

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from tidegate.messages.work import Claim
+from tidegate.messages.work import Claim, Generate
 
 
 class Slots:
@@ -67,5 +67,6 @@ class Slots:
 
 def tokens_left(claim: Claim) -> float:
     """Count the tokens until the request's own limit ends it; infinite where it has none."""
-    most = claim.request.work.sampling.max_tokens
+    work = claim.request.work
+    most = work.sampling.max_tokens if isinstance(work, Generate) else 0
     return math.inf if most is None else most - sum(len(segment.output.token_ids) for segment in claim.log)

@@ -18,7 +18,7 @@ from tidegate.sources.tensors import LFS_POINTER, MOST_LFS_BYTES, StoredTensor, 
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
 SINGLE, INDEX_ENDING = "model.safetensors", ".safetensors.index.json"
 INDEX = f"model{INDEX_ENDING}"
-ADAPTER = "adapter_config.json"
+ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
 SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
 # Where writers put a quantization beside config.json, and the method that such a file is of if it names none.
 QUANTIZATION_FILES = {
@@ -127,12 +127,15 @@ def read_checkpoint(folder: Path, uri: str = "") -> Checkpoint:
             for path in sorted(folder.rglob("*"))
             if path.is_file() and not path.name.startswith(".")
         }
+        _check_small_files(folder, files)
     except OSError as error:
-        raise SourceError("SourceNotFound", f"{folder} cannot be read: {error.strerror}.") from error
+        unread = error.filename or folder
+        raise SourceError("SourceNotFound", f"{unread} cannot be read: {error.strerror}.") from error
     if "config.json" not in files:
         raise FilesMissing("SourceFormat", _no_config(uri, folder, files))
-    _check_small_files(folder, files)
     config = _json_object(folder / "config.json")
+    if GENERATION in files:
+        _json_object(folder / GENERATION)  # transformers ignores one that is broken, and answers never end
     weight_files = _weight_files(uri, folder, files)
     tensors = _tensors(uri, [folder / file for file in weight_files])
     return Checkpoint(folder, config, _quantizations(folder, config, files), files, weight_files, tensors)

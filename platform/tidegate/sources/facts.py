@@ -18,6 +18,8 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 HIDDEN = ("hidden_size", "n_embd", "d_model")
+# The rotary scalings that stretch the positions trained by a factor, and where they name these.
+SCALINGS, TRAINED, MOST_FACTOR = ("linear", "dynamic", "yarn"), "original_max_position_embeddings", 1 << 16
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -30,6 +32,7 @@ class DecoderShape(msgspec.Struct, frozen=True):
     hidden: int = 0
     vocab: int = 0
     positions: int = 0  # the longest context that the checkpoint was trained for
+    longest: int = 0  # the longest that its rotary scaling covers, where that is more
 
     @property
     def is_known(self) -> bool:
@@ -100,7 +103,23 @@ def decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
         hidden=hidden,
         vocab=_first(text, ("vocab_size",)),
         positions=_first(text, POSITIONS),
+        longest=_scaled_positions(text),
     )
+
+
+def contradiction(
+    shape: DecoderShape, quantization: str, *, asked_context: int, asked_quantization: str
+) -> str:
+    """Say what a spec asks of a checkpoint that it cannot give; empty where it can. `quantization` is the
+    checkpoint's, and "" where nobody knows it."""
+    longest = max(shape.positions, shape.longest)
+    if longest and asked_context > longest:
+        found = f"the checkpoint holds {longest} positions"
+        return f"contextLength is {asked_context}, but {found}: ask for at most that."
+    if asked_quantization not in ("auto", quantization or asked_quantization):
+        what = "is not quantized" if quantization == "none" else "is quantized with GPTQ"
+        return f"quantization is {asked_quantization}, but the checkpoint {what}: leave it out."
+    return ""
 
 
 def kv_bytes_per_token(shape: DecoderShape, precision: str) -> int:
@@ -112,6 +131,18 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a config that describes the decoder, where a model has others beside it."""
     inner = config.get("text_config")
     return inner if isinstance(inner, Mapping) else config
+
+
+def _scaled_positions(config: Mapping[str, Any]) -> int:
+    """Return what the rotary scaling makes of the positions that were trained; 0: no more than these."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(scaling, Mapping) or (scaling.get("rope_type") or scaling.get("type")) not in SCALINGS:
+        return 0
+    factor, trained = (
+        scaling.get("factor"),
+        _first(scaling, (TRAINED,)) or _first(config, (TRAINED, *POSITIONS)),
+    )
+    return int(factor * trained) if isinstance(factor, (int, float)) and 1 < factor <= MOST_FACTOR else 0
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int:

@@ -24,7 +24,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from tidegate.errors import SourceError
-from tidegate.sources.checkpoint import Checkpoint
+from tidegate.sources.checkpoint import Checkpoint, FilesMissing
 from tidegate.sources.tensors import StoredTensor
 
 BITS = (2, 3, 4, 8)
@@ -126,7 +126,7 @@ def read_settings(checkpoint: Checkpoint) -> Settings:
 def read_layers(checkpoint: Checkpoint, settings: Settings) -> dict[str, Layer]:
     """Return the quantized layers by their names. Raises `SourceError` where tensors are missing or their
     shapes do not fit together."""
-    names = [name.removesuffix(".qweight") for name in checkpoint.tensors if name.endswith(".qweight")]
+    names = {name.rpartition(".")[0] for name in checkpoint.tensors if name.endswith((".qweight", ".qzeros"))}
     if not names:
         raise _wrong(
             f"{settings.source} says that the weights are quantized with GPTQ, but no tensor is named "
@@ -145,13 +145,14 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layer(tensors: Mapping[str, StoredTensor], name: str, settings: Settings) -> Layer:
-    qweight, *others = (tensors.get(f"{name}.{part}") for part in PARTS)
-    qzeros, scales, g_idx = others
-    assert qweight is not None
-    if qzeros is None or scales is None:
-        lacking = "qzeros" if qzeros is None else "scales"
-        raise _wrong(f"{qweight.file} holds {qweight.name} without {name}.{lacking}: copy it again.")
-    for tensor, kinds, sides in zip((qweight, *others), KINDS, SIDES, strict=True):
+    parts = qweight, qzeros, scales, g_idx = [tensors.get(f"{name}.{part}") for part in PARTS]
+    if qweight is None or qzeros is None or scales is None:
+        lacking = next(part for part, tensor in zip(PARTS, parts, strict=True) if tensor is None)
+        raise FilesMissing(
+            "SourceFormat",
+            f"The checkpoint lacks {name}.{lacking}, but holds its other parts: copy it again.",
+        )
+    for tensor, kinds, sides in zip(parts, KINDS, SIDES, strict=True):
         if tensor and (tensor.kind not in kinds or len(tensor.shape) != sides or not tensor.count):
             raise _wrong(
                 f"{tensor.name} in {tensor.file} is {tensor.kind} {list(tensor.shape)}, which GPTQ does not "
@@ -170,7 +171,7 @@ def _layer(tensors: Mapping[str, StoredTensor], name: str, settings: Settings) -
     inputs = rows * WORD_BITS // bits
     groups = groups or (1 if settings.group_size == -1 else ceil(inputs / settings.group_size))
     shapes = (groups, ceil(outputs * bits / WORD_BITS)), (groups, outputs), (inputs,)
-    for part, shape in zip(others, shapes, strict=True):
+    for part, shape in zip(parts[1:], shapes, strict=True):
         if part and part.shape != shape:
             raise _wrong(
                 f"{part.name} in {part.file} has shape {list(part.shape)}, but {qweight.name} "

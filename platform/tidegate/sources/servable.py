@@ -86,11 +86,12 @@ def _check_quantization(checkpoint: Checkpoint) -> None:
     method = checkpoint.quantization
     if method == "none":
         for name, tensor in checkpoint.tensors.items():
-            if name.endswith((".qweight", *SCALES)):
+            is_code = name.endswith(".weight") and tensor.kind.startswith(("I", "U"))
+            if is_code or name.endswith((".qweight", *SCALES)):
                 raise SourceError(
                     "SourceFormat",
-                    f"{tensor.file} holds {name}, so its weights are quantized, but neither config.json "
-                    "(quantization_config) nor a quantize_config.json says how: copy that too.",
+                    f"{tensor.file} holds {name} ({tensor.kind}), so its weights are quantized, but neither "
+                    "config.json (quantization_config) nor a quantize_config.json says how: copy that too.",
                 )
     elif method != "gptq":
         where = ", ".join(checkpoint.quantizations)

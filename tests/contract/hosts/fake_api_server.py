@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.contract.hosts.fake_store import Journal
-from tidegate_operator.cluster import ApiConflict, ApiGone, Object
+from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Object
 from tidegate_operator.kinds import Kind
 
 Objects = list[Object]
@@ -21,7 +21,8 @@ Changed = Callable[[Kind, str, Object], None]  # (kind, "MODIFIED" or "DELETED",
 
 
 class FakeApiServer:
-    """`changed` is told every change, as a watch is; `journal` gets every write that was taken."""
+    """`changed` is told every change, as a watch is; `journal` gets every write that was taken. `refused`
+    says, by kind, why none of it is made."""
 
     def __init__(self, now: Callable[[], float], journal: Journal | None = None) -> None:
         self._now = now
@@ -30,6 +31,7 @@ class FakeApiServer:
         self.journal: Journal = journal if journal is not None else []
         self.counted: list[tuple[str, str]] = []  # every such write as (kind, verb)
         self.changed: Changed = lambda *_: None
+        self.refused: dict[Kind, ApiError] = {}
 
     async def list(
         self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
@@ -129,6 +131,8 @@ class FakeApiServer:
         return past
 
     def _fresh(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
+        if kind in self.refused:
+            raise self.refused[kind]
         meta = {
             **manifest["metadata"],
             "uid": f"uid-{self._version + 1}",

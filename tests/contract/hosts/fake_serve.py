@@ -1,5 +1,6 @@
 """Ray Serve's REST API in memory: an application that is PUT runs at once, its revision proves itself and its
-replica beats, as replicas do. What is refused, broken, held back or away is set from the test."""
+replica beats, as replicas do. One that may sleep follows its queue. What is refused, broken, held back or
+away is set from the test."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from tests.contract.hosts.fake_store import Journal
+from msgspec.structs import replace
+
+from tests.contract.hosts.fake_store import Journal, Queue
 from tidegate.control.observed import ServeState
 from tidegate.control.serve_config import split_application_name
 from tidegate.messages.registry import ReplicaStats, RevisionReport
@@ -20,6 +23,8 @@ class Board(Protocol):
     async def report(self, report: RevisionReport) -> None: ...
 
     async def beat(self, stats: ReplicaStats) -> None: ...
+
+    async def gone(self, stats: ReplicaStats) -> None: ...
 
 
 class Faults:
@@ -42,12 +47,16 @@ class FakeServe:
         now: Callable[[], float],
         name: str = "ray",
         journal: Journal | None = None,
+        queues: Mapping[Queue, int] | None = None,
     ) -> None:
         self.journal: Journal = journal if journal is not None else []
         self._board = board
         self._faults = faults
         self._now = now
         self._name = name
+        self._queues = queues if queues is not None else {}
+        self._replicas: dict[str, int] = {}
+        self._worked_at: dict[str, float] = {}
         self._loading: set[str] = set()
         self.configs: dict[str, Mapping[str, Any]] = {}
         self.puts: list[list[str]] = []
@@ -72,6 +81,7 @@ class FakeServe:
         fresh = configs.keys() - self.configs.keys()
         self.configs = configs
         self._loading &= configs.keys()
+        self._scale()
         for name in fresh:
             if _key(name)[0] in self._faults.slow:
                 self._loading.add(name)
@@ -96,15 +106,36 @@ class FakeServe:
 
     async def beat(self) -> None:
         """All replicas say that they live."""
+        self._scale()
         now = self._now()
         beats = []
-        for name, config in self.configs.items():
+        for name in self.configs:
             model, revision = _key(name)
-            if model in self._faults.broken or name in self._loading or not _replicas(config):
+            if model in self._faults.broken or name in self._loading:
                 continue
             stats = ReplicaStats(f"{self._name}-{name}", model, revision, 1, "n", now, now, 4, 0, 0, 0.0)
-            beats.append(self._board.beat(stats))
+            if name in self._worked_at:
+                running = self._queues.get((model, revision), 0)
+                stats = replace(stats, running=running, tokens_total=1, idle_since=self._worked_at[name])
+            beats.append(self._board.beat(stats) if self._replicas[name] else self._board.gone(stats))
         await asyncio.gather(*beats)  # hundreds, one after the other, would take longer than a beat may
+
+    def _scale(self) -> None:
+        """As Serve does with our policy; load wants one replica, and what was never asked need not rest."""
+        before, self._replicas = self._replicas, {}
+        for name, config in self.configs.items():
+            scaling, present = config["deployments"][0]["autoscaling_config"], before.get(name, 0)
+            has_load = self._queues.get(_key(name), 0) > 0
+            if has_load and present:
+                self._worked_at[name] = self._now()
+            rested = self._now() - self._worked_at.get(name, float("-inf"))
+            if has_load and scaling["upscale_delay_s"] == 0:
+                wanted = 1
+            elif has_load or rested < scaling["downscale_to_zero_delay_s"]:
+                wanted = min(1, present)
+            else:
+                wanted = 0
+            self._replicas[name] = max(wanted, scaling["min_replicas"])
 
     async def _report(self, name: str) -> None:
         model, revision = _key(name)
@@ -124,7 +155,7 @@ class FakeServe:
         state = "STARTING" if name in self._loading else "RUNNING"
         replicas = [
             {"replica_id": f"{name}-{number}", "state": state, "pid": 1, "node_id": "n"}
-            for number in range(_replicas(config))
+            for number in range(self._replicas[name])
         ]
         deployment = {"target_num_replicas": len(replicas), "replicas": replicas, "message": ""}
         return {
@@ -139,7 +170,3 @@ def _key(name: str) -> tuple[str, str]:
     key = split_application_name(name)
     assert key is not None, name
     return key
-
-
-def _replicas(config: Mapping[str, Any]) -> int:
-    return int(config["deployments"][0]["autoscaling_config"]["min_replicas"])

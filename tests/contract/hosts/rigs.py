@@ -79,7 +79,9 @@ class LaptopRig:
         self.journal: Journal = []
         self.store = FakeStore(self.clock, self.journal)
         self.faults = Faults()
-        self.serve = FakeServe(self.store, self.faults, self.clock, journal=self.journal)
+        self.serve = FakeServe(
+            self.store, self.faults, self.clock, journal=self.journal, queues=self.store.waiting
+        )
         self.outage = ""
         self.changed = asyncio.Event()
         self.published = asyncio.Event()  # set with the first entry that gateways read
@@ -212,7 +214,9 @@ class OperatorRig:
             "redis://queue",
             DEFAULTS,
         )
-        applier = Applier(self.api, self.cache, self.store, self._serves, "operator-0", self.clock)
+        applier = Applier(
+            self.api, self.cache, self.store, self._serves, "operator-0", "default", self.clock, self.clock
+        )
         self.reconciler = Reconciler(gatherer, applier, self.clock)
 
     async def round(self) -> None:
@@ -240,7 +244,7 @@ class OperatorRig:
     def _connect(self, cluster: str) -> FakeServe:
         if cluster not in self.serves:
             self.serves[cluster] = FakeServe(
-                self.store, self.faults, self.clock, cluster, journal=self.journal
+                self.store, self.faults, self.clock, cluster, journal=self.journal, queues=self.store.waiting
             )
         return self.serves[cluster]
 

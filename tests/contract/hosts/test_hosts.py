@@ -10,6 +10,7 @@ from tests.contract.hosts.rigs import LaptopRig, OperatorRig, Rig, condition, en
 from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.observed import application_name
 from tidegate.control.rollout import SWITCH_SECONDS
+from tidegate.control.seating import REST_SECONDS
 
 SETTLED = 12  # rounds of a second within which everything here settles
 
@@ -219,3 +220,38 @@ async def test_a_host_that_starts_anew_writes_nothing_and_goes_on(rig: Rig) -> N
     rig.store.waiting.clear()
     await rounds(rig, SETTLED)
     assert len(revisions_in_serve(rig, "one")) == 1
+
+
+async def test_more_sleepers_than_room_prove_themselves_in_turn_and_then_take_turns(rig: Rig) -> None:
+    """Both hosts here have room for four replicas of a core."""
+    names = [f"m{number}" for number in range(6)]
+    for name in names:
+        rig.model(name, resources={"cpus": 1}, scaling={"minReplicas": 0, "maxReplicas": 1})
+    await rounds(rig, 3 * SETTLED)
+    assert {entry(rig, name).reason for name in names} == {"Asleep"}
+    queues = {name: (name, next(iter(entry(rig, name).revisions))) for name in names}
+    for name in names[:4]:
+        rig.store.waiting[queues[name]] = 1
+        await rounds(rig, 3)
+    assert [entry(rig, name).replicas_ready for name in names] == [1, 1, 1, 1, 0, 0]
+    # All work: nobody is sent away, and who waits is told why.
+    for name in names[4:]:
+        rig.store.waiting[queues[name]] = 1
+        await rounds(rig, SETTLED)
+        assert (entry(rig, name).ready, entry(rig, name).accepts) == (False, True)
+        assert entry(rig, name).reason == "WaitingForRoom"
+        assert "held by m0, m1, m2 and m3" in entry(rig, name).message
+    assert [entry(rig, name).replicas_ready for name in names] == [1, 1, 1, 1, 0, 0]
+    # The one that is idle longest gives way to the one that waits longest, also after a restart of the host.
+    for name in ("m2", "m1"):
+        rig.store.waiting[queues[name]] = 0
+        await rounds(rig, int(REST_SECONDS) - 1)
+        rig.start()
+    assert [entry(rig, name).replicas_ready for name in names] == [1, 1, 0, 1, 1, 0]
+    await rounds(rig, SETTLED)
+    assert [entry(rig, name).replicas_ready for name in names] == [1, 0, 0, 1, 1, 1]
+    assert {entry(rig, name).reason for name in ("m1", "m2")} == {"Asleep"}
+    # At rest there is nothing to write, and who is served has left the line.
+    rig.journal.clear()
+    await rounds(rig, 5)
+    assert rig.journal == []

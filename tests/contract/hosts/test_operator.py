@@ -11,7 +11,7 @@ import pytest
 from tests.contract.hosts.rigs import OperatorRig, condition, entry, rounds
 from tests.contract.hosts.test_hosts import SETTLED, revisions_in_serve, serving
 from tidegate.control.plan import DRAIN_LIMIT_SECONDS
-from tidegate_operator.cluster import Object
+from tidegate_operator.cluster import ApiEnding, ApiError, Object
 from tidegate_operator.decision import FINALIZER
 from tidegate_operator.ray_state import STUCK_SECONDS
 
@@ -75,6 +75,21 @@ async def test_a_deleted_model_stays_until_its_requests_have_ended(rig: Operator
     await rounds(rig, 2)
     assert rig.api.get("Model", "one") is None
     assert "one" not in rig.store.entries
+
+
+async def test_in_a_namespace_that_ends_nobody_is_waited_for(rig: OperatorRig) -> None:
+    """The rights there go with everything else, so there is one moment to take the finalizer away."""
+    revision = await serving(rig)
+    rig.store.waiting[("one", revision)] = 1
+    rig.api.refused["Event"] = ApiEnding("models is being terminated")
+    rig.model("two")  # its first Event is refused
+    await rounds(rig, 2)
+    for name in ("one", "two"):
+        assert body(rig, name)["metadata"]["finalizers"] == [], "before it is deleted itself"
+        assert name not in rig.store.entries
+    assert clusters(rig) == []
+    rig.remove("one")
+    assert rig.api.get("Model", "one") is None
 
 
 async def test_a_deleted_model_goes_in_any_case_when_its_time_is_over(rig: OperatorRig) -> None:
@@ -312,6 +327,32 @@ async def test_a_ray_cluster_that_kuberay_cannot_clean_up_after_is_freed(rig: Op
 
 
 # Sources ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_quota_refuses_is_told_in_its_words_and_tried_again(rig: OperatorRig) -> None:
+    rig.declare("Pool", "default", {"weightCache": {"claim": "weights"}})
+    source = {"engine": {"name": "transformers"}, "source": {"uri": "hf://owner/name@main"}}
+    rig.declare("Model", "one", source)
+    quota = "exceeded quota: small, requested: count/{0}=1, used: count/{0}=2, limited: count/{0}=2"
+    rig.api.refused = {
+        "Job": ApiError(quota.format("jobs.batch")),
+        "RayCluster": ApiError(quota.format("rayclusters.ray.io")),
+    }
+    await rounds(rig, 3)
+    for name, kind in (("RayCluster", "Pool"), ("Job", "Model")):
+        told = rig.condition(kind, "default" if kind == "Pool" else "one", "Ready")
+        assert told.reason == "PodsRefused"
+        assert rig.api.refused[name].message in told.message
+    weights = rig.condition("Model", "one", "WeightsAvailable")
+    assert (weights.status, weights.reason) == ("False", "PodsRefused")
+    rig.journal.clear()
+    await rounds(rig, 3)
+    assert rig.journal == [], "the same is not written again"
+    rig.api.refused = {}
+    await rounds(rig, SETTLED)
+    assert len(clusters(rig)) == 1
+    assert rig.condition("Pool", "default", "Ready").reason == "ClusterReady"
+    assert rig.condition("Model", "one", "WeightsAvailable").reason == "Resolving"
 
 
 async def test_a_source_is_resolved_by_one_job_and_its_answer_kept(rig: OperatorRig) -> None:

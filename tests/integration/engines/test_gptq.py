@@ -1,16 +1,18 @@
-"""4-bit GPTQ checkpoints, as GPTQModel and as auto-gptq wrote them."""
+"""GPTQ checkpoints, as GPTQModel and auto-gptq write them and in other forms, on kernels and unpacked."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.checkpoints import packed
 from tests.engine_requests import a_request, run
 from tidegate.engines.base import EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
@@ -20,9 +22,10 @@ from tidegate.replica_args import EngineSpec
 PROMPTS = ([5, 6, 7, 8, 9, 10], [40, 41], [100, 101, 102, 103])
 
 
-def loaded(path: Path) -> tuple[TransformersEngine, LoadReport]:
+def loaded(path: Path, **spec: Any) -> tuple[TransformersEngine, LoadReport]:
+    args = {"threads": 1}
     engine = create_engine(
-        EngineSpec("transformers", path=str(path), quantization="gptq", device="cpu", args={"threads": 1})
+        EngineSpec("transformers", path=str(path), quantization="gptq", device="cpu", args=args, **spec)
     )
     assert isinstance(engine, TransformersEngine)
     return engine, engine.load()
@@ -71,3 +74,91 @@ def test_a_quantized_weight_that_is_missing_is_refused(
         loaded(folder)
     assert caught.value.reason == "WeightsMissing"
     assert name.removesuffix("qweight") in caught.value.message
+
+
+def plain_logits(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        return torch.cat([model(torch.tensor([prompt])).logits[:, -1] for prompt in PROMPTS])
+
+
+@pytest.mark.parametrize(
+    ("arch", "how"),
+    [
+        ("llama", {"bits": 2, "group_size": 64}),
+        ("llama", {"bits": 3, "is_ordered": True}),
+        ("llama", {"bits": 8, "is_symmetric": False}),
+        ("llama", {"bits": 4, "group_size": -1}),
+        ("llama", {"bits": 3, "group_size": -1, "is_symmetric": False}),
+        ("llama", {"is_symmetric": False, "stored_as": "gptq_v2"}),
+        ("phi3", {}),
+        ("phi3", {"splits": {"gate_up_proj": ("gate_proj", "up_proj")}}),
+        ("glm", {"splits": {"gate_up_proj": ("gate_proj", "up_proj")}}),
+        ("mixtral", {"bits": 3}),
+        ("qwen3_moe", {"is_ordered": True}),
+    ],
+)
+def test_unpacked_weights_are_exactly_those_that_were_packed(
+    arch: str, how: dict[str, Any], checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, twin = packed(tmp_path / "packed", checkpoints(arch), **how)
+    engine, report = loaded(folder, precision="float32")
+    assert "The weights are unpacked to float32 and take" in report.notes[0]
+    assert "no kernel computes in float32" in report.notes[0]
+    torch.testing.assert_close(logits(engine), plain_logits(twin), rtol=1e-4, atol=1e-4)
+    assert report.weights_bytes >= sum(
+        weight.nbytes for weight in load_file(twin / "model.safetensors").values()
+    )
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("arch", "how", "told"),
+    [
+        ("llama", {"is_ordered": True}, ""),
+        ("llama", {"is_symmetric": False, "stored_as": "gptq_v2"}, ""),
+        ("llama", {"is_symmetric": False}, "no kernel reads asymmetric zero points of the format gptq"),
+        ("llama", {"bits": 8}, "no kernel on CPU computes with 8 bits in groups of 32"),
+        ("llama", {"group_size": -1}, "no kernel on CPU computes with 4 bits in groups of -1"),
+        ("phi3", {"splits": {"gate_up_proj": ("gate_proj", "up_proj")}}, ""),
+        ("glm", {}, "Missing required quantized weights"),
+        ("mixtral", {}, "Missing required quantized weights"),
+    ],
+)
+def test_half_precision_stays_packed_where_a_kernel_computes_with_it(
+    arch: str, how: dict[str, Any], told: str, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, twin = packed(tmp_path / "packed", checkpoints(arch), **how)
+    engine, report = loaded(folder, precision="bfloat16")
+    assert told in " ".join(report.notes)
+    assert bool(told) == bool(report.notes)
+    expected = plain_logits(twin)
+    spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
+    assert ((logits(engine) - expected).norm(dim=-1) / spread).max() < 0.05
+    engine.close()
+
+
+def test_a_kernel_that_computes_otherwise_is_not_used(
+    checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a library takes the zero points to be stored in the other format."""
+    from gptqmodel.models import loader
+
+    monkeypatch.setattr(loader, "convert_gptq_v1_to_v2_format", lambda model, **_: model)
+    folder, twin = packed(tmp_path / "packed", checkpoints("llama"))
+    engine, report = loaded(folder, precision="bfloat16")
+    assert "GPTQModel computes model.layers.0.mlp.down_proj wrong" in report.notes[0]
+    assert torch.nn.functional.cosine_similarity(logits(engine), plain_logits(twin)).min() > 0.99
+    engine.close()
+
+
+def test_scales_that_are_not_finite_are_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    folder, _ = packed(tmp_path / "packed", checkpoints("llama"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.scales"][0, 0] = torch.inf
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for precision in ("float32", "bfloat16"):
+        with pytest.raises(EngineLoadError) as caught:
+            loaded(folder, precision=precision)
+        assert caught.value.reason == "WeightsWrong"
+        assert f"model.layers.1.mlp.up_proj.scales in {folder / 'model.safetensors'}" in caught.value.message

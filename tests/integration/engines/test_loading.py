@@ -80,19 +80,63 @@ def test_an_unexpected_weight_is_told(copy: Callable[[str], Path]) -> None:
     assert report.kv_bytes_per_token == 2 * 2 * 2 * 32 * 4  # keys and values, layers, heads, size, bytes
 
 
-def test_weights_of_another_shape_are_refused(copy: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(
+    ("name", "found", "expected"),
+    [
+        ("model.norm.weight", [64], [128]),
+        ("model.layers.0.mlp.up_proj.weight", [128, 256], [256, 128]),
+        ("model.embed_tokens.weight", [500, 128], [512, 128]),
+    ],
+)
+def test_weights_of_another_shape_are_refused(
+    copy: Callable[[str], Path], name: str, found: list[int], expected: list[int]
+) -> None:
     folder = copy("llama")
-    change_weights(folder, lambda weights: weights.update({"model.norm.weight": torch.ones(64)}))
-    assert refused(folder).reason == "WeightsWrong"
-
-
-def test_weights_that_are_not_finite_are_refused(copy: Callable[[str], Path]) -> None:
-    folder = copy("llama")
-    change_weights(
-        folder, lambda weights: weights.update({"model.norm.weight": torch.full((128,), torch.nan)})
-    )
+    change_weights(folder, lambda weights: weights.update({name: torch.ones(found)}))
     error = refused(folder)
-    assert error.reason == "SelfCheckFailed"
+    assert error.reason == "WeightsWrong"
+    assert error.message.startswith(
+        f"{name} in {folder / 'model.safetensors'} has shape {found}, but {folder / 'config.json'} makes it "
+        f"{expected}"
+    )
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused(copy: Callable[[str], Path], value: float) -> None:
+    folder, name = copy("llama"), "model.layers.1.mlp.up_proj.weight"
+    change_weights(folder, lambda weights: weights[name].view(-1)[7].fill_(value))
+    error = refused(folder)
+    assert error.reason == "WeightsWrong"
+    assert f"{name} in {folder / 'model.safetensors'} holds NaN or infinite values" in error.message
+
+
+def test_weights_that_a_precision_cannot_hold_are_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy("llama")
+    change_weights(folder, lambda weights: weights["model.norm.weight"].view(-1)[7].fill_(1e6))
+    error = refused(folder, precision="float16")
+    assert (error.reason, "set precision to bfloat16" in error.message) == ("WeightsWrong", True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'rope_type'='yarn': {'factor'}"),
+        ({"rope_parameters": {"rope_type": "waves", "rope_theta": 1e4}}, "KeyError: 'waves' (rope_type)"),
+        ({"hidden_act": "bend"}, "KeyError: 'bend' (hidden_act)"),
+        ({"hidden_size": "128"}, "Field 'hidden_size' expected int, got str (value: '128')"),
+        ({"num_attention_heads": 5}, "is not a multiple of the number of attention heads (5)"),
+    ],
+)
+def test_half_a_config_is_told_by_its_file_and_not_as_the_tokenizers(
+    copy: Callable[[str], Path], changed: dict[str, Any], words: str
+) -> None:
+    folder = copy("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    error = refused(folder)
+    assert error.reason == "WeightsWrong"
+    assert error.message.startswith(f"{folder / 'config.json'} does not describe a llama: ")
+    assert words in error.message
 
 
 @pytest.mark.parametrize(

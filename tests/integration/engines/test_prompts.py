@@ -25,7 +25,7 @@ MISCHIEF = {
     "hoard": "{{ 'x' * 10**11 }}",
     "multiply": "{{ 'tide ' * 10**6 }}",
     "power": "{{ 9 ** ((8 + messages | length) ** 9) }}",
-    "raise": "{{ raise_exception('not today') }}",
+    "raise": "{{ raise_exception('not today' * 10**6) }}",
     "recurse": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
 }
 TEMPLATE = (
@@ -66,10 +66,8 @@ def nursery(engine: TransformersEngine) -> psutil.Process:
 
 
 def workers(engine: TransformersEngine) -> list[psutil.Process]:
-    found: list[psutil.Process] = (
-        wait_until(lambda: len(nursery(engine).children()) == LANES) and nursery(engine).children()
-    )
-    return found
+    wait_until(lambda: len(nursery(engine).children()) == LANES)
+    return list(nursery(engine).children())
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -117,6 +115,7 @@ async def test_other_mischief_is_refused_with_its_reason(
     assert isinstance(refused, Finish)
     assert refused.code == code
     assert sentence in refused.message
+    assert len(refused.message) < 2000
     assert isinstance(await chat(engine, "hello"), Prepared)
 
 
@@ -169,6 +168,17 @@ async def test_who_leaves_during_a_preparation_takes_no_lane_along(engine: Trans
     ids = [list(one.prompt) for one in made if isinstance(one, Prepared)]
     expected = [engine._tokenizer(f"The tide {number}")["input_ids"] for number in range(2 * LANES)]
     assert ids == expected
+
+
+async def test_a_worker_that_a_prompt_made_large_makes_room_for_a_fresh_one(
+    engine: TransformersEngine,
+) -> None:
+    before = {worker.pid for worker in workers(engine)}
+    refused = await chat(engine, "x" * 20_000_000)
+    assert isinstance(refused, Finish)
+    assert refused.code == "ContextLengthExceeded"
+    await await_until(lambda: len({worker.pid for worker in workers(engine)} - before) == 1)
+    assert isinstance(await chat(engine, "hello"), Prepared)
 
 
 @pytest.mark.parametrize("whom", ["a worker", "the nursery and a worker"])

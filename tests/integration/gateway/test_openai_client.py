@@ -222,3 +222,36 @@ async def test_errors_become_the_clients_exceptions(gateway: Gateway, client: op
     with pytest.raises(openai.AuthenticationError) as wrong:
         await client.with_options(api_key="tg-wrong").models.list()
     assert wrong.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize("model", [MODEL, "gpt-4o"])
+async def test_azures_client_finds_a_model_as_its_deployment(gateway: Gateway, model: str) -> None:
+    """Its path names the model, and its header is `api-key`."""
+    azure = openai.AsyncAzureOpenAI(
+        azure_endpoint=gateway.address,
+        azure_deployment=MODEL,
+        api_key=gateway.key,
+        api_version="2024-10-21",
+        max_retries=0,
+    )
+    chat = asyncio.create_task(
+        azure.chat.completions.create(model=model, messages=[{"role": "user", "content": "x"}])
+    )
+    await gateway.replica.answer("Hi")
+    assert (await chat).choices[0].message.content == "Hi"
+    text = asyncio.create_task(azure.completions.create(model=model, prompt="x"))
+    await gateway.replica.answer("Ho")
+    assert (await text).choices[0].text == "Ho"
+
+
+async def test_azures_later_paths_and_a_body_without_a_model(gateway: Gateway) -> None:
+    later = openai.AsyncOpenAI(base_url=f"{gateway.address}/openai/v1/", api_key=gateway.key, max_retries=0)
+    assert [model.id async for model in later.models.list()] == [MODEL]
+    path = f"/openai/deployments/{MODEL}/chat/completions?api-version=2024-10-21"
+    call = asyncio.create_task(gateway.post(path, {"messages": [{"role": "user", "content": "x"}]}))
+    await gateway.replica.answer("Hi")
+    assert (await call).json()["model"] == MODEL
+    missing = await gateway.post("/openai/deployments/none/completions", {"prompt": "x"})
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    embeddings = await gateway.post(f"/openai/deployments/{MODEL}/embeddings", {})
+    assert embeddings.status_code == 404

@@ -135,6 +135,23 @@ async def test_a_model_at_zero_wakes_for_a_request_and_sleeps_again(steady: Plat
     await steady.until("sleepy", lambda entry: entry.reason == "Asleep")
 
 
+async def test_four_that_sleep_take_turns_in_the_room_of_two(steady: Platform) -> None:
+    cores = ((os.cpu_count() or 1) - 0.5) / 2
+    names = [f"turn{number}" for number in range(4)]
+    for name in names:
+        scaling = {"minReplicas": 0, "maxReplicas": 1, "idleSeconds": 3600}
+        steady.define(name, resources={"cpus": cores}, scaling=scaling)
+    for name in names:
+        await steady.until(name, lambda entry: entry.ready, timeout=120.0)
+    for name in (*names, names[0]):
+        assert (await steady.ask(name)).status_code == 200
+    # The two that were asked last are awake, though nobody's idleSeconds are over.
+    awake = {stats.model for stats in await steady.replicas()} & {*names}
+    assert awake <= {names[3], names[0]}
+    for name in names:
+        assert (await steady.until(name, lambda entry: entry.ready)).reason in ("Serving", "Asleep")
+
+
 async def test_a_lost_application_comes_back(steady: Platform) -> None:
     async with ServeApi(steady.running.ray_url, token=steady.running.ray_token) as api:
         await api.put({"proxy_location": "Disabled", "applications": []})

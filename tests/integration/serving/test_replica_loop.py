@@ -226,6 +226,19 @@ async def test_the_proof_and_the_statistics_are_published(
     assert await registry.replicas() == []
 
 
+async def test_since_when_it_is_idle_is_published(ear: Ear, redis_url: str, key_prefix: str) -> None:
+    async with open_replica(redis_url, key_prefix, engine_args={"step_ms": 20.0}) as replica:
+        fresh = replica.loop.stats()
+        assert (fresh.idle_since, fresh.tokens_total) == (fresh.started, 0)
+        request = a_request(max_tokens=40)
+        await ear.submit(request)
+        await heard_from(ear, request, tokens=1)
+        assert replica.loop.stats().idle_since == 0
+        await ear.ended(request)
+        await await_until(lambda: replica.loop.stats().running == 0)
+        assert replica.loop.stats().idle_since > fresh.idle_since
+
+
 async def test_a_drained_replica_leaves_no_thread(redis_url: str, key_prefix: str) -> None:
     async with open_replica(redis_url, key_prefix):
         assert any(thread.name == "engine" for thread in threading.enumerate())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,18 +13,20 @@ from hypothesis import strategies as st
 
 from tests.unit.control.builders import model
 from tidegate.control.observed import Group
-from tidegate.control.packing import WHOLE, Need, Packing, Placement, place
+from tidegate.control.packing import Need, Packing, Placement, place
 from tidegate.control.reasons import Reason
+from tidegate.control.room import WHOLE
 
 GIB = 1 << 30
 GPU = Group("gpu", gpus_per_worker=1, gpu_memory_bytes=24 * GIB, max_workers=1, cpus=8, memory_bytes=32 * GIB)
 BIG = Group("big", gpus_per_worker=2, gpu_memory_bytes=80 * GIB, max_workers=1, cpus=8, memory_bytes=64 * GIB)
+GPU_TOO = replace(GPU, name="gpu-too")
 CPU = Group("cpu", max_workers=2, cpus=4, memory_bytes=8 * GIB)
 
 
-def need(name: str, *, copies: int = 1, pinned: str = "", **resources: Any) -> Need:
+def need(name: str, *, copies: int = 1, pinned: str = "", is_asleep: bool = False, **resources: Any) -> Need:
     spec = model(name, resources={"cpus": 0.1, **resources}).spec
-    return Need((name, "r"), spec, None, copies, pinned)
+    return Need((name, "r"), spec, None, copies, pinned, is_asleep)
 
 
 def refused(packing: Packing, name: str) -> tuple[str, str]:
@@ -161,6 +164,45 @@ def test_cpu_models_take_cores_and_reserved_memory() -> None:
     assert refused(packing, "2")[0] == "MemoryTaken"
 
 
+class TestThoseThatMaySleep:
+    def test_they_hold_nothing_and_all_have_a_place(self) -> None:
+        packing = place([need(str(number), gpuMemory="16Gi", copies=0) for number in range(9)], [GPU])
+        assert {item.gpus for item in packing.placements.values()} == {0.67}
+        assert (len(packing.placements), dict(packing.refusals), packing.gpu_load["gpu"]) == (9, {}, ())
+
+    def test_one_must_fit_beside_what_is_always_there(self) -> None:
+        fixed = need("fixed", gpuMemory="9Gi")
+        packing = place([fixed, need("small", gpuMemory="14Gi", copies=0)], [GPU])
+        assert packing.placements[("small", "r")].gpus == 0.59
+        packing = place([fixed, need("large", gpuMemory="15Gi", copies=0)], [GPU])
+        reason, message = refused(packing, "large")
+        assert (reason, "0.38 are taken (fixed 0.38)" in message) == ("GpusTaken", True)
+
+    def test_what_comes_later_leaves_them_room_to_wake(self) -> None:
+        sleeper = need("sleeper", cpus=3, copies=0, pinned="cpu", is_asleep=True)
+        packing = place([need("one", cpus=2), need("two", cpus=2), need("three", cpus=2), sleeper], [CPU])
+        assert {name for name, _ in packing.placements} == {"sleeper", "one", "two"}
+        reason, message = refused(packing, "three")
+        assert (reason, "beside it sleeper could never wake" in message) == ("CpusTaken", True)
+
+    def test_a_grown_one_that_is_older_takes_the_place_of_one_asleep_but_not_of_one_awake(self) -> None:
+        grown = need("grown", cpus=4, copies=2, pinned="cpu")
+        asleep = need("sleeper", cpus=1, copies=0, pinned="cpu", is_asleep=True)
+        assert refused(place([grown, asleep], [CPU]), "sleeper")[0] == "CpusTaken"
+        awake = need("sleeper", cpus=1, copies=0, pinned="cpu")
+        packing = place([grown, awake], [CPU])
+        assert packing.placements[awake.key].group == "cpu"
+        assert packing.refusals[awake.key][0] == "CpusTaken"
+
+    def test_they_spread_over_groups_as_far_as_there_is_room_for_all(self) -> None:
+        crowd = [need(str(number), gpuMemory="20Gi", copies=0) for number in range(6)]
+        found = [item.group for item in place(crowd, [BIG, GPU]).placements.values()]
+        assert found == ["gpu", "big", "big", "big", "big", "big"]
+        crowd = [need(str(number), gpuMemory="23Gi", copies=0) for number in range(12)]
+        placed = place(crowd, [GPU, GPU_TOO]).placements.values()
+        assert sorted(item.group for item in placed) == ["gpu"] * 6 + ["gpu-too"] * 6
+
+
 groups = st.lists(
     st.builds(
         lambda number, gpus, memory, workers, cpus: Group(
@@ -182,7 +224,7 @@ wishes = st.one_of(
     st.fixed_dictionaries({"memory": st.integers(1, 80).map(lambda size: f"{size}Gi")}),
     st.fixed_dictionaries({"cpus": st.floats(0, 9)}),
 )
-crowds = st.lists(st.tuples(wishes, st.integers(1, 4), st.booleans()), max_size=14)
+crowds = st.lists(st.tuples(wishes, st.integers(0, 4), st.booleans()), max_size=14)
 
 
 @settings(max_examples=300, deadline=None)

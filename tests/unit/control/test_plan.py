@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from tidegate.control.observed import Capacity, ServeState, SourceState
 from tidegate.control.plan import PoolPlan
 from tidegate.control.reasons import CONDITION_TYPES, Reason
 from tidegate.control.rollout import SWITCH_SECONDS
+from tidegate.sources.facts import DecoderShape
 
 
 def standing(plan: PoolPlan) -> list[str]:
@@ -65,6 +67,24 @@ class TestComingUp:
         plan = world.step("DEPLOYING")
         assert plan.applications[0].checkpoint == "/cache/w"
         assert (plan.entries["one"].quantization, plan.entries["one"].precision) == ("gptq", "float16")
+
+    @pytest.mark.parametrize(
+        ("asked", "words"),
+        [
+            ({"contextLength": 129}, "contextLength is 129, but the checkpoint holds 128 positions"),
+            ({"quantization": "gptq"}, "quantization is gptq, but the checkpoint is not quantized"),
+        ],
+    )
+    def test_what_a_checkpoint_cannot_give_is_refused_before_a_replica(
+        self, asked: dict[str, Any], words: str
+    ) -> None:
+        world = World(model(engine={"name": "transformers"}, source={"uri": "/w"}, **asked))
+        shape = DecoderShape(positions=128)
+        world.source(0, SourceState("resolved", "/w", 10, "none", "float16", shape=shape))
+        plan = world.step()
+        assert standing(plan) == []
+        assert told(plan, "one", "WeightsAvailable") == ("False", "InvalidEngineArgs")
+        assert words in plan.entries["one"].message
 
     def test_a_source_that_is_missing_is_the_models_status(self) -> None:
         world = World(model(engine={"name": "transformers"}, source={"uri": "/w"}))

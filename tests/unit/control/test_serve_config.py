@@ -14,8 +14,10 @@ from tests.unit.control.builders import REPLICAS, model
 from tidegate.control.packing import Placement
 from tidegate.control.resources import MAX_REPLICAS, Model
 from tidegate.control.serve_config import (
+    HELD_SECONDS,
     Application,
     application_config,
+    ordered,
     put_body,
     split_application_name,
 )
@@ -81,14 +83,16 @@ placements = st.none() | st.builds(
     st.integers(0, 1 << 44),
 )
 applications = st.builds(
-    lambda wanted, revision, path, awake, place: Application(
-        wanted.name, revision, wanted.spec, path, awake, place
+    lambda wanted, revision, path, awake, place, granted, leaves: Application(
+        wanted.name, revision, wanted.spec, path, awake, place, granted, leaves
     ),
     models(),
     revisions,
     st.sampled_from(["", "/models/x"]),
     st.booleans(),
     placements,
+    st.none() | st.integers(0, MAX_REPLICAS),
+    st.booleans(),
 )
 
 
@@ -101,12 +105,16 @@ def test_ray_accepts_everything(wanted: list[Application]) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(models(), scalings, st.booleans())
-def test_scaling_changes_rebuild_nothing(wanted: Model, scaling: dict[str, Any], awake: bool) -> None:
+@given(models(), scalings, st.booleans(), st.none() | st.integers(0, 3), st.booleans())
+def test_scaling_changes_rebuild_nothing(
+    wanted: Model, scaling: dict[str, Any], awake: bool, granted: int | None, leaves: bool
+) -> None:
     spec = wanted.spec
     changed = model(wanted.name, **{**spec.model_dump(mode="json", by_alias=True), "scaling": scaling})
     before = Application(wanted.name, "0123456789", spec, "", keep_awake=True)
-    after = Application(wanted.name, "0123456789", changed.spec, "", keep_awake=awake)
+    after = Application(
+        wanted.name, "0123456789", changed.spec, "", keep_awake=awake, granted=granted, leaves=leaves
+    )
     assert code_version(before) == code_version(after)
 
 
@@ -138,6 +146,35 @@ def test_an_unproved_revision_is_kept_awake() -> None:
         for awake in (True, False)
     ]
     assert counts == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("granted", "leaves", "told"),
+    [
+        (None, False, (2, 5, 0.0, 30.0, 300.0)),
+        (5, False, (2, 5, 0.0, 30.0, 300.0)),
+        (3, False, (2, 3, 0.0, 30.0, 300.0)),
+        (1, False, (1, 1, 0.0, 30.0, 300.0)),
+        (0, False, (0, 1, HELD_SECONDS, 30.0, 300.0)),
+        (2, True, (2, 2, HELD_SECONDS, 0.0, 0.0)),
+    ],
+)
+def test_what_is_granted_bounds_what_serve_starts(
+    granted: int | None, leaves: bool, told: tuple[float, ...]
+) -> None:
+    spec = model(scaling={"minReplicas": 2, "maxReplicas": 5}).spec
+    config = application_config(
+        Application("m", "r", spec, "", keep_awake=False, granted=granted, leaves=leaves), REPLICAS
+    )
+    scaling = config["deployments"][0]["autoscaling_config"]
+    names = ("min_replicas", "max_replicas", "upscale_delay_s", "downscale_delay_s")
+    assert tuple(scaling[name] for name in (*names, "downscale_to_zero_delay_s")) == told
+    assert ordered(config) == (told[0], told[2] == 0.0)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"deployments": []}, {"deployments": [{}]}])
+def test_of_a_config_that_is_not_ours_nothing_was_ordered(config: dict[str, Any] | None) -> None:
+    assert ordered(config) == (0, False)
 
 
 def test_no_target_means_the_engines_slots() -> None:

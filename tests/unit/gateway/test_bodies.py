@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -14,7 +15,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as CompletionParams
 
 from tidegate.errors import InvalidRequest
-from tidegate.gateway.bodies import BodyReader, NotHonoured, not_honoured_fields
+from tidegate.gateway.bodies import BodyReader, NotHonoured, not_honoured_fields, with_model
 from tidegate.gateway.dialects.chat import Chat, ChatBody
 from tidegate.gateway.dialects.completions import CompletionBody, Completions, prompt_list
 from tidegate.messages.work import ChatPrompt, Generate, TextPrompt, TokenPrompt
@@ -124,14 +125,13 @@ def test_what_is_not_honoured_is_refused_unless_it_means_nothing(name: str) -> N
 
 def test_true_is_not_one() -> None:
     assert refuse_chat(CHAT | {"parallel_tool_calls": 1}).param == "parallel_tool_calls"
-    assert refuse_completion(COMPLETION | {"best_of": True}).param == "best_of"
 
 
 def test_a_remedy_is_the_fields_own_description_or_that_of_its_parent() -> None:
     chat, completions = BodyReader(ChatBody), BodyReader(CompletionBody)
     assert (chat.hint("logprobs"), completions.hint("logprobs")) == (
         "true or false",
-        "a whole number from 0 to 5",
+        "a whole number from 0 to 20",
     )
     assert chat.hint("messages[3].role") == "one of system, developer, user, assistant"
     assert chat.hint("messages[3].content[1].type") == chat.hint("messages")
@@ -149,6 +149,65 @@ def test_an_unknown_field_is_refused_by_name() -> None:
     assert (error.param, error.error_code) == ("ignore_eoss", "unknown_parameter")
 
 
+def test_an_unknown_field_that_is_null_passes() -> None:
+    body = CHAT | {"guided_json": None, "stream": True, "stream_options": {"x": None, "include_usage": True}}
+    body["messages"] = [{"role": "user", "content": "hi", "colour": None}]
+    assert read_chat(orjson.dumps(body)).shown.has_usage
+    assert read_completion(orjson.dumps(COMPLETION | {"guided_json": None, "temperature": 1})).n == 1
+    assert refuse_chat(body | {"guided_json": {}}).param == "guided_json"
+    assert refuse_chat(body | {"stream_options": {"x": 1}}).param == "stream_options.x"
+
+
+def test_unknown_fields_of_an_answer_in_the_history_pass() -> None:
+    answer = {"role": "assistant", "content": "Hi", "grounding": {"a": [1]}, "score": 0.5}
+    history = [*CHAT["messages"], answer, {"role": "user", "content": "more"}]
+    prompt = read_chat(orjson.dumps(CHAT | {"messages": history})).asks(7)[0].work.prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert [message["content"] for message in prompt.messages] == ["hi", "Hi", "more"]
+    history[2]["images"] = ["x"]
+    assert refuse_chat(CHAT | {"messages": history}).param == "messages[2].images"
+
+
+def test_a_body_nested_too_deeply_is_refused_the_second_time_too() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    for field in (b'"n":1.0', b'"x":null'):
+        raw = b'{"model":"m","messages":[{"role":"user","content":"x"}],%b,"tools":%b}' % (field, deep)
+        assert "nested too deeply" in refuse_chat(raw).message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "shown"),
+    [
+        ({"metadata": {"ok": "1", "name": 1}}, "metadata.name", "1: expected str, got int"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a", "length <= 512"),
+        ({"metadata": {"k" * 65: "x"}}, "metadata." + "k" * 65, "length <= 64"),
+        ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "length <= 16"),
+        ({"logit_bias": {"5": 1, "6": 101}}, "logit_bias.6", "101: expected float <= 100"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x", "expected int"),
+    ],
+)
+def test_of_a_map_the_wrong_pair_is_named(fields: dict[str, Any], param: str, shown: str) -> None:
+    error = refuse_chat(CHAT | fields)
+    assert error.param == param
+    assert error.message.startswith(f"{param}: ") and shown in error.message
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\udc00", r"\uD83D", r"\ud800\u0041", r"\ud83d\ud83d\ude00"])
+@pytest.mark.parametrize("after", ["", "x", "xxxxxxxxxx", r"\n"])
+def test_half_a_character_is_told_as_such(half: str, after: str) -> None:
+    raw = rb'{"model":"m","messages":[{"role":"user","content":"\ud83d\ude00 \\ud800 %b"}]}'
+    error = refuse_chat(raw % (half + after).encode())
+    assert error.error_code == "invalid_json"
+    assert f"{half[:6]} at byte {raw.index(b'%b')} is half a character" in error.message
+
+
+def test_the_model_of_the_path_stands_in_the_body() -> None:
+    for body in ({"n": 1}, {"model": "other", "n": 1}):
+        assert orjson.loads(with_model(orjson.dumps(body), 'm"é')) == {"model": 'm"é', "n": 1}
+    for broken in (b"[1]", b"{", b"\xff"):
+        assert with_model(broken, "m") == broken
+
+
 def test_advisory_fields_pass() -> None:
     advisory = {
         "user": "u",
@@ -157,6 +216,10 @@ def test_advisory_fields_pass() -> None:
         "service_tier": "auto",
         "safety_identifier": "s",
         "prompt_cache_key": "p",
+        "request_id": "r",
+        "cache_salt": "s",
+        "priority": 0,
+        "spaces_between_special_tokens": False,
     }
     assert parse_chat(orjson.dumps(CHAT | advisory)).user == "u"
     assert parse_completion(orjson.dumps(COMPLETION | advisory)).user == "u"
@@ -166,7 +229,7 @@ def test_all_nulls_mean_the_defaults() -> None:
     nulls = {name: None for name in ChatBody.__struct_fields__ if name not in ("model", "messages")}
     call = read_chat(orjson.dumps(nulls | CHAT))
     [ask] = call.asks(7)
-    assert (call.n, call.is_streamed, call.has_usage, call.top_logprobs) == (1, False, False, None)
+    assert (call.n, call.is_streamed, call.shown.has_usage, call.top_logprobs) == (1, False, False, None)
     assert isinstance(ask.work, Generate)
     sampling = ask.work.sampling
     assert (sampling.max_tokens, sampling.stop, sampling.top_logprobs) == (None, (), None)
@@ -223,7 +286,12 @@ def test_prompts_of_no_form_are_refused(prompt: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 129}, "best_of"),
+        ({"best_of": True}, "best_of"),
+        ({"prompt": ["x"] * 9, "best_of": 120}, "best_of"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 5}, "max_completion_tokens"),
         ({"suffix": "x"}, "suffix"),
@@ -268,11 +336,29 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
         "ignore_eos": True,
         "stop_token_ids": [1, 2],
         "logit_bias": {"5": -100, "7": 1.5},
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "prompt_logprobs": 2,
+        "allowed_token_ids": [4, 5],
+        "bad_words": ["no"],
+        "truncate_prompt_tokens": -1,
+        "return_token_ids": True,
+        "stop": ["x"],
     }
     sampling = read(fields | {"temperature": 1}).asks(7)[0].work.sampling
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (5, 0.1, 1.2)
     assert (sampling.min_tokens, sampling.ignore_eos, sampling.stop_token_ids) == (3, True, (1, 2))
     assert dict(sampling.logit_bias) == {5: -100, 7: 1.5}
+    assert (sampling.includes_stop, sampling.skips_special, sampling.returns_prompt_ids) == (
+        True,
+        False,
+        True,
+    )
+    assert (sampling.prompt_logprobs, sampling.allowed_token_ids) == (2, (4, 5))
+    assert (sampling.bad_words, sampling.truncate_prompt) == (("no",), -1)
+    plain = read({}).asks(7)[0].work.sampling
+    assert (plain.includes_stop, plain.skips_special, plain.returns_prompt_ids) == (False, True, False)
+    assert (plain.prompt_logprobs, plain.truncate_prompt) == (None, None)
     assert sampling.left_out == ("top_p",)
     assert read({"top_k": -1}).asks(7)[0].work.sampling.top_k == 0
     # A whole number as a float makes the body be read a second time.
@@ -286,13 +372,72 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
         {"min_p": 2},
         {"repetition_penalty": 0},
         {"logit_bias": {"a": 1}},
-        {"min_tokens": 2, "stop": "x"},
+        {"prompt_logprobs": 21},
+        {"prompt_logprobs": -1},
+        {"prompt_logprobs": 0, "stream": True},
+        {"truncate_prompt_tokens": 0},
+        {"truncate_prompt_tokens": -2},
+        {"allowed_token_ids": []},
+        {"bad_words": [""]},
+        {"bad_words": ["x"] * 129},
+        {"priority": 1},
+        {"detokenize": False},
+        {"truncation_side": "right"},
+        {"chat_template": "{{ x }}"},
+        {"chat_template_kwargs": {"chat_template": "{{ x }}"}},
+        {"chat_template_kwargs": {"tokenize": True}},
+        {"chat_template_kwargs": {"x": "y" * 20_000}},
+        {"chat_template_kwargs": {"x": json.loads("[" * 20 + "]" * 20)}},
+        {"chat_template_kwargs": {"x" * 65: 1}},
+        {"continue_final_message": True, "add_generation_prompt": True},
+        {"documents": ["text"]},
+        {"reasoning_effort": "extreme"},
+        {"include_reasoning": False},
         {"use_beam_search": True},
         {"stop_token_ids": [-1]},
     ],
 )
 def test_sampling_fields_out_of_bounds_are_named(fields: dict[str, Any]) -> None:
     assert (refuse_chat(CHAT | fields).param or "").split("[")[0].split(".")[0] == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ChatPrompt(CHAT["messages"])),
+        ({"add_generation_prompt": False}, ChatPrompt(CHAT["messages"], add_generation_prompt=False)),
+        (
+            {"continue_final_message": True},
+            ChatPrompt(CHAT["messages"], add_generation_prompt=False, continue_final_message=True),
+        ),
+        ({"add_special_tokens": True}, ChatPrompt(CHAT["messages"], add_special_tokens=True)),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}, "documents": [{"title": "a"}]},
+            ChatPrompt(
+                CHAT["messages"], template_args={"enable_thinking": False, "documents": [{"title": "a"}]}
+            ),
+        ),
+        (
+            {"reasoning_effort": "none"},
+            ChatPrompt(
+                CHAT["messages"], template_args={"reasoning_effort": "none", "enable_thinking": False}
+            ),
+        ),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+            ChatPrompt(CHAT["messages"], template_args={"reasoning_effort": "low", "enable_thinking": False}),
+        ),
+    ],
+)
+def test_what_the_template_is_told(fields: dict[str, Any], expected: ChatPrompt) -> None:
+    [ask] = read_chat(orjson.dumps(CHAT | fields)).asks(7)
+    assert ask.work.prompt == expected
+
+
+def test_special_tokens_of_a_text_are_the_clients_choice() -> None:
+    for wanted in (True, False):
+        [ask] = read_completion(orjson.dumps(COMPLETION | {"add_special_tokens": wanted})).asks(7)
+        assert ask.work.prompt == TextPrompt("hi", add_special_tokens=wanted)
 
 
 json_values = st.recursive(

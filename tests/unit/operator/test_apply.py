@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.bodies import cluster_body, model_body
+from tests.unit.operator.bodies import NOW, cluster_body, model_body
 from tidegate_operator.apply import WRITES_AT_ONCE, Applier
 from tidegate_operator.cache import Cache
-from tidegate_operator.cluster import ApiConflict, ApiGone, ApiUnavailable, Object
+from tidegate_operator.cluster import ApiConflict, ApiEnding, ApiGone, ApiUnavailable, Object
 from tidegate_operator.decision import FINALIZER, Decision, ObjectWrite
 from tidegate_operator.kinds import Kind
 
@@ -89,7 +89,7 @@ class Taking(Behind):
 
 def applier(cluster: Behind, cache: Cache | None = None) -> Applier:
     """One that has no registry and no Serve: nothing may be asked of them here."""
-    return Applier(cluster, cache or Cache(), None, None, "operator-0")  # type: ignore[arg-type]
+    return Applier(cluster, cache or Cache(), None, None, "operator-0", "system")  # type: ignore[arg-type]
 
 
 async def apply(cluster: Behind, cache: Cache, **decision: Any) -> None:
@@ -173,9 +173,49 @@ async def test_a_status_lands_on_the_version_that_its_finalizer_made() -> None:
 
 async def test_the_age_of_a_status_counts_from_its_write() -> None:
     clock = [100.0]
-    one = Applier(Taking({}), Cache(), None, None, "o", lambda: clock[0])  # type: ignore[arg-type]
+    one = Applier(Taking({}), Cache(), None, None, "o", "system", lambda: clock[0])  # type: ignore[arg-type]
     await one.apply(Decision(objects=(ObjectWrite("Model", model_body(), {"waiting": 1}),)), {})
     clock[0] += 3
     assert one.since_write() == {"uid-models-one": 3.0}
     one.forget(frozenset())
     assert one.since_write() == {}
+
+
+class Ending(Taking):
+    """A cluster one of whose namespaces is being deleted. `events` are those that were taken."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__({})
+        self.namespace = namespace
+        self.events: list[Object] = []
+
+    async def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
+        if manifest["metadata"]["namespace"] == self.namespace:
+            raise ApiEnding(f"unable to create new content in namespace {self.namespace}")
+        self.events.append(dict(manifest))
+        return dict(manifest)
+
+
+async def test_a_namespace_that_ends_is_told_once_where_it_can_be() -> None:
+    body = model_body("one")
+    namespace = body["metadata"]["namespace"]
+    cluster = Ending(namespace)
+    one = Applier(cluster, Cache(), None, None, "operator-0", "system", now=lambda: NOW)  # type: ignore[arg-type]
+    ready = {"type": "Ready", "reason": "Serving", "message": "", "lastTransitionTime": ""}
+    for status in ("True", "False", "True"):
+        write = ObjectWrite("Model", body, {"conditions": [{**ready, "status": status}]})
+        await one.apply(Decision(objects=(write,)), {})
+    assert one.ends(namespace, [body])
+    (event,) = cluster.events
+    assert (event["metadata"]["namespace"], event["reason"], event["type"]) == (
+        "system",
+        "NamespaceEnding",
+        "Warning",
+    )
+    assert event["regarding"]["name"] == "operator-0"
+    assert namespace in event["note"]
+    newer = model_body("two")
+    newer["metadata"]["creationTimestamp"] = "2999-01-01T00:00:00Z"
+    assert one.ends(namespace, [])
+    assert not one.ends(namespace, [body, newer]), "it is another of that name"
+    assert not one.ends("another", [])

@@ -164,6 +164,23 @@ def test_a_pod_that_cannot_look(state: dict[str, Any], reason: str) -> None:
     assert (found.state, found.reason) == ("failed", reason)
 
 
+def test_a_pod_that_a_quota_refuses_is_told_with_the_quotas_sentence() -> None:
+    quota = 'pods "one-0123456789-x" is forbidden: exceeded quota: small, requested: limits.memory=2Gi'
+    event = {
+        "reason": "FailedCreate",
+        "message": f"Error creating: {quota}",
+        "involvedObject": {"kind": "Job", "name": "one-0123456789"},
+    }
+    other = {**event, "message": "another's", "involvedObject": {"kind": "Job", "name": "two-0123456789"}}
+    found = read_job(a_job(), [], [other, event])
+    assert (found.state, found.reason, found.is_unasked) == ("failed", "PodsRefused", False)
+    assert quota in found.message
+    assert "another's" not in found.message
+    running = of_pod(phase="Running", containerStatuses=[{"name": "resolve", "state": {"running": {}}}])
+    assert read_job(a_job(), [running], [event]).state == "resolving", "it passed"
+    assert read_job(a_job(FAILED), [], [event]).reason == "JobFailed"
+
+
 @pytest.mark.parametrize("verdict", [COMPLETE, FAILED])
 def test_a_job_without_an_answer_has_failed(verdict: dict[str, Any]) -> None:
     found = read_job(a_job(verdict), [])

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4}
+ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 Tensors = Mapping[str, tuple[str, list[int]]]  # name -> (stored type, shape)
 ONE_TENSOR: Tensors = {"w": ("BF16", [4, 2])}

@@ -177,3 +177,79 @@ def test_an_empty_folder_and_a_broken_config(tmp_path: Path) -> None:
     assert (isinstance(error, FilesMissing), "cannot be read" in error.message) == (False, True)
     (tmp_path / "config.json").write_text("[1]")
     assert "is not a JSON object" in refused(tmp_path).message
+
+
+def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+    safetensors(tmp_path / "adapter_model.safetensors")
+    expected = (
+        f"{tmp_path} is an adapter (adapter_config.json) and no model of its own: merge it into its base"
+    )
+    assert refused(tmp_path).message.startswith(f"{expected} model owner/base (peft's merge_and_unload)")
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    assert refused(tmp_path).message.startswith(expected)
+    safetensors(tmp_path / "model.safetensors")
+    assert read_checkpoint(tmp_path).weight_files == ("model.safetensors",)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json", "tokenizer.model"])
+def test_a_pointer_of_git_lfs_is_no_file(tmp_path: Path, file: str) -> None:
+    write(tmp_path)
+    (tmp_path / file).write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    )
+    message = refused(tmp_path).message
+    assert message.startswith(
+        f"{tmp_path / file} is a git-LFS pointer and not the file itself: run `git lfs pull`"
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        ["model-00001-of-00002.safetensors"],
+        ["a.safetensors", "b.safetensors"],
+    ],
+)
+def test_shards_need_their_index(tmp_path: Path, names: list[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    for name in names:
+        safetensors(tmp_path / name, {name: ("F32", [1])})
+    error = refused(tmp_path)
+    assert isinstance(error, FilesMissing)
+    assert f"holds the weight files {', '.join(names)} and no model.safetensors.index.json" in error.message
+    index = {"weight_map": {name: name for name in names}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert read_checkpoint(tmp_path).tensor_names == frozenset(names)
+
+
+def test_one_file_of_another_name_and_its_shards_are_read(tmp_path: Path) -> None:
+    """As auto-gptq calls them."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    safetensors(tmp_path / "gptq_model-4bit-128g.safetensors")
+    assert read_checkpoint(tmp_path).weight_files == ("gptq_model-4bit-128g.safetensors",)
+    index = {"weight_map": {"a": "gptq_model-4bit-128g-00001-of-00002.safetensors"}}
+    (tmp_path / "gptq_model-4bit-128g.safetensors.index.json").write_text(json.dumps(index))
+    assert "gptq_model-4bit-128g-00001-of-00002.safetensors; copy them too" in refused(tmp_path).message
+
+
+def test_a_tensor_that_lies_there_twice_is_named_with_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    for file in ("one.safetensors", "two.safetensors"):
+        safetensors(tmp_path / file)
+    index = {"weight_map": {"w": "one.safetensors", "v": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = refused(tmp_path).message
+    assert message.startswith(f"{tmp_path} holds w twice, in one.safetensors and in two.safetensors: ")
+
+
+def test_a_shape_that_does_not_fit_its_bytes_is_refused(tmp_path: Path) -> None:
+    weights = write(tmp_path) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b"[4, 2]", b"[4, 9]"))
+    assert "w has 16 bytes, but its shape [4, 9] of BF16 takes others" in refused(tmp_path).message
+
+
+def test_a_broken_generation_config_is_told(tmp_path: Path) -> None:
+    (write(tmp_path) / "generation_config.json").write_text("{")
+    assert f"{tmp_path / 'generation_config.json'} cannot be read" in refused(tmp_path).message

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from tidegate.sources.facts import (
+    TRAINED,
     DecoderShape,
     StoredWeights,
     auto_precision,
+    contradiction,
     decoder_shape,
     kv_bytes_per_token,
 )
@@ -83,6 +85,67 @@ def test_loading_converts_floats_only() -> None:
 )
 def test_the_shape_of_a_decoder(config: dict[str, Any], expected: tuple[int, ...]) -> None:
     assert decoder_shape(config) == DecoderShape(*expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 4096),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, 2048),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4, TRAINED: 512}}, 2048),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2}, TRAINED: 256}, 512),
+        ({"text_config": {"n_positions": 8, "rope_scaling": {"type": "linear", "factor": 2}}}, 16),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, TRAINED: 128}}, 0),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8}}}, 0),
+        ({"rope_scaling": {"type": "linear", "factor": "4"}}, 0),
+        ({"rope_scaling": {"type": "linear", "factor": 1e300}}, 0),
+        ({"rope_scaling": {"type": "linear"}}, 0),
+        ({"rope_scaling": "linear"}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_rotary_scaling_covers(config: dict[str, Any], longest: int) -> None:
+    assert decoder_shape({"max_position_embeddings": 1024} | config).longest == longest
+
+
+@pytest.mark.parametrize(
+    ("shape", "quantization", "context", "asked", "words"),
+    [
+        (DecoderShape(positions=128), "none", 128, "auto", ""),
+        (
+            DecoderShape(positions=128),
+            "none",
+            129,
+            "auto",
+            "contextLength is 129, but the checkpoint holds 128",
+        ),
+        (DecoderShape(positions=128, longest=512), "none", 512, "auto", ""),
+        (DecoderShape(positions=128, longest=512), "none", 513, "auto", "the checkpoint holds 512 positions"),
+        (DecoderShape(positions=128, longest=64), "none", 128, "none", ""),
+        (DecoderShape(), "none", 9000, "none", ""),
+        (DecoderShape(), "gptq", 0, "gptq", ""),
+        (
+            DecoderShape(),
+            "none",
+            0,
+            "gptq",
+            "quantization is gptq, but the checkpoint is not",
+        ),
+        (
+            DecoderShape(),
+            "gptq",
+            0,
+            "none",
+            "quantization is none, but the checkpoint is q",
+        ),
+        (DecoderShape(), "", 0, "gptq", ""),
+    ],
+)
+def test_what_a_checkpoint_cannot_give(
+    shape: DecoderShape, quantization: str, context: int, asked: str, words: str
+) -> None:
+    told = contradiction(shape, quantization, asked_context=context, asked_quantization=asked)
+    assert (words in told, bool(told)) == (True, bool(words))
 
 
 def test_a_tokens_keys_and_values() -> None:

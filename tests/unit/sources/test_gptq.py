@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.sources.builders import write_gptq
+from tests.unit.sources.builders import Tensors, safetensors, write_gptq
 from tidegate import demo
 from tidegate.errors import SourceError
-from tidegate.sources.checkpoint import read_checkpoint
+from tidegate.sources.checkpoint import FilesMissing, read_checkpoint
 from tidegate.sources.gptq import check_gptq, read_layers, read_settings
 
 ORDERED = {"desc_act": True}
@@ -107,10 +107,22 @@ def test_two_files_that_disagree(tmp_path: Path, file: str, field: str, other: o
     )
 
 
-def test_parts_that_are_missing_or_of_another_method(tmp_path: Path) -> None:
-    assert "holds layers.0.qweight without layers.0.scales" in refusal(write_gptq(tmp_path, without="scales"))
-    assert "holds layers.0.qweight without layers.0.qzeros" in refusal(write_gptq(tmp_path, without="qzeros"))
-    assert "no tensor is named *.qweight" in refusal(write_gptq(tmp_path, without="qweight"))
+@pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
+def test_a_part_that_is_missing_is_named(tmp_path: Path, part: str) -> None:
+    with pytest.raises(FilesMissing, match=rf"lacks layers\.0\.{part}, but holds its other parts"):
+        check_gptq(read_checkpoint(write_gptq(tmp_path, without=part)))
+
+
+def test_weights_of_another_method_are_refused(tmp_path: Path) -> None:
+    folder = write_gptq(tmp_path)
+    safetensors(folder / "model.safetensors", {"a.weight": ("F16", [4, 4])})
+    assert "no tensor is named *.qweight" in refusal(folder)
+    awq: Tensors = {"a.qweight": ("I32", [64, 4]), "a.qzeros": ("I32", [2, 4]), "a.scales": ("F16", [2, 32])}
+    safetensors(folder / "model.safetensors", awq)
+    assert "correct these there, or take the weights of it" in refusal(folder)
+    safetensors(folder / "model.safetensors", awq | {"a.qweight": ("F16", [8, 32])})
+    assert "a.qweight in " in refusal(folder)
+    assert "is F16 [8, 32], which GPTQ does not write" in refusal(folder)
 
 
 def test_layers_of_their_own_settings_are_read_by_their_shapes(tmp_path: Path) -> None:

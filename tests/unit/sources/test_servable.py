@@ -13,6 +13,7 @@ from tests.unit.sources.builders import LLAMA, Tensors, safetensors, write
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.loading import open_checkpoint
 from tidegate.errors import SourceError
+from tidegate.replica_args import EngineSpec
 from tidegate.sources import servable
 from tidegate.sources.checkpoint import read_checkpoint
 from tidegate.sources.resolve import resolve
@@ -24,7 +25,7 @@ def refusal(folder: Path) -> tuple[str, str]:
     with pytest.raises(SourceError) as resolving:
         resolve(str(folder))
     with pytest.raises(EngineLoadError) as loading:
-        open_checkpoint(folder, "auto")
+        open_checkpoint(EngineSpec("transformers", path=str(folder)))
     assert loading.value.message == resolving.value.message
     return resolving.value.source_reason, resolving.value.message
 
@@ -87,7 +88,8 @@ def test_methods_that_stand_in_a_file_of_their_own(
     [
         {"a.qweight": ("I32", [4, 32])},
         {"a.weight": ("F8_E4M3", [8]), "a.weight_scale_inv": ("F32", [1])},
-        {"a.weight": ("I32", [8]), "a.weight.absmax": ("F32", [1])},
+        {"a.w": ("U8", [8]), "a.weight.absmax": ("F32", [1])},
+        {"a.weight": ("I8", [8])},
     ],
 )
 def test_quantized_weights_that_nobody_describes(tmp_path: Path, tensors: Tensors) -> None:

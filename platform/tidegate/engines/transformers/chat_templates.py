@@ -13,6 +13,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from tidegate.messages.work import ChatPrompt
+
 WORD = "tidegate"  # what a template that shows a message's content must show
 ROLES = ("user", "system", "assistant")
 
@@ -25,12 +27,18 @@ class MessagesRefused(Exception):
     """The template does not take these messages. The message is for the client."""
 
 
-def render(messages: list[dict[str, Any]], tokenizer: Any) -> str:
-    """Write `messages`, ready for the assistant's turn. Raises `TemplateFault` or `MessagesRefused`."""
+def render(prompt: ChatPrompt, tokenizer: Any) -> str:
+    """Write the messages of `prompt`. Raises `TemplateFault` or `MessagesRefused`."""
     check_template(tokenizer)
     in_parts = roles_in_parts(tokenizer)
     try:
-        return write([shaped(message, message.get("role") in in_parts) for message in messages], tokenizer)
+        return write(
+            [shaped(message, message.get("role") in in_parts) for message in prompt.messages],
+            tokenizer,
+            add_generation_prompt=prompt.add_generation_prompt,
+            continue_final_message=prompt.continue_final_message,
+            **prompt.template_args,
+        )
     except MemoryError:
         raise
     except Exception as error:  # templates raise what they like (jinja2 errors, TypeError, ...)
@@ -82,8 +90,14 @@ def shows(messages: list[dict[str, Any]], tokenizer: Any) -> bool:
         return False
 
 
-def write(messages: list[dict[str, Any]], tokenizer: Any) -> str:
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+def write(
+    messages: list[dict[str, Any]], tokenizer: Any, *, add_generation_prompt: bool = True, **options: Any
+) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+        )
+    )
 
 
 def shaped(message: Mapping[str, Any], in_parts: bool) -> dict[str, Any]:

@@ -14,7 +14,6 @@ that step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +21,15 @@ from torch import Tensor
 
 from tidegate.engines.base import LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
-from tidegate.engines.limits import completion_limit, proved_too_long, refusal
+from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
 from tidegate.engines.transformers.generation_rules import GenerationRules
-from tidegate.engines.transformers.loading import context_length, free_bytes, load, open_checkpoint
+from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
-from tidegate.engines.transformers.prompt_process import Task
-from tidegate.engines.transformers.prompts import PromptError, check_token_ids, known_ids
+from tidegate.engines.transformers.prompt_process import Reply, Task
+from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
 from tidegate.engines.transformers.sampling import Chosen, choose
 from tidegate.engines.transformers.scheduler import Scheduler
 from tidegate.engines.transformers.selfcheck import prove
@@ -38,9 +37,11 @@ from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages.work import Finish, Request, Segment, TextPrompt, TokenPrompt
+from tidegate.messages.work import Finish, Generate, Request, Segment, TextPrompt, TokenPrompt, Tokens
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
+
+UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 
 
 class TransformersEngine:
@@ -64,8 +65,8 @@ class TransformersEngine:
     def _load(self) -> LoadReport:
         spec, args = self._spec, self._args
         torch.set_num_threads(args.threads or usable_cores())
-        checkpoint = open_checkpoint(Path(spec.path), spec.quantization)
-        self._context_length = context_length(checkpoint.shape, spec.context_length)
+        checkpoint = open_checkpoint(spec)
+        self._context_length = spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
         self._prompts = PromptPool(checkpoint.path, self._context_length)  # loads beside the weights
         loaded = load(checkpoint, spec)
         model, tokenizer = loaded.model, loaded.tokenizer
@@ -108,31 +109,32 @@ class TransformersEngine:
     def free_slots(self) -> int:
         return self._scheduler.free_slots()
 
-    async def prepare(self, request: Request) -> Prepared | Finish:
+    async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
         request = self._generation.applied(request)
         try:
-            check_token_ids(request, self._vocabulary_size)
-            ids = await self._prompt_ids(request)
+            check_token_ids(request, self._tokenizer, self._vocabulary_size)
+            reply = await self._reply(request)
         except PromptError as error:
             return refusal(error.code, str(error))
-        if isinstance(ids, Finish):
-            return ids
-        limit = completion_limit(len(ids), request.work.sampling.max_tokens, self._context_length)
-        return limit if isinstance(limit, Finish) else Prepared(request, ids, limit)
+        if (ended := reply.finish or reply.answer) is not None:
+            return ended
+        assert isinstance(request.work, Generate)  # others have their answer
+        limit = completion_limit(len(reply.ids), request.work, self._context_length)
+        return limit if isinstance(limit, Finish) else Prepared(request, reply.ids, limit, reply.bad_words)
 
-    async def _prompt_ids(self, request: Request) -> list[int] | Finish:
-        prompt, prompts = request.work.prompt, self._prompts
-        if isinstance(prompt, TokenPrompt):
-            return known_ids(prompt.token_ids, self._tokenizer, self._vocabulary_size)
-        if isinstance(prompt, TextPrompt) and (
-            finish := proved_too_long(
-                len(prompt.text), prompts.most_characters_per_token, self._context_length
-            )
-        ):
-            return finish
-        most = request.work.sampling.max_tokens
-        reply = await prompts.prepare(Task(request.model, prompt, most, self._vocabulary_size))
-        return reply.finish or reply.ids
+    async def _reply(self, request: Request) -> Reply:
+        """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
+        work = request.work
+        if isinstance(work, Generate):
+            prompt, sampling = work.prompt, work.sampling
+            if isinstance(prompt, TokenPrompt) and not sampling.bad_words:
+                ids = prompt.token_ids or start_ids(self._tokenizer)
+                return Reply(list(truncated(ids, sampling, self._context_length)))
+            if isinstance(prompt, TextPrompt) and sampling.truncate_prompt is None:
+                most = self._prompts.most_characters_per_token
+                if finish := proved_too_long(len(prompt.text), most, self._context_length):
+                    return Reply(finish=finish)
+        return await self._prompts.prepare(Task(request.model, work, self._vocabulary_size))
 
     def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
         sequence = RunningSequence(

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig
 
-from tidegate.messages.work import MODEL_DEFAULTS, Request
+from tidegate.messages.work import MODEL_DEFAULTS, Generate, Request
 
 Rules = Callable[[Tensor, Tensor], Tensor]  # (ids [1, tokens], logits [1, vocabulary]) -> logits
 MOST = {"temperature": 2.0, "top_p": 1.0, "top_k": math.inf, "min_p": 1.0, "repetition_penalty": math.inf}
@@ -75,7 +75,10 @@ class GenerationRules:
 
     def applied(self, request: Request) -> Request:
         """Fill in what the request leaves to the model."""
-        sampling = request.work.sampling
+        work = request.work
+        if not isinstance(work, Generate):
+            return request
+        sampling = work.sampling
         changes: dict[str, Any] = {
             name: self._defaults[name] for name in sampling.left_out if name in self._defaults
         }
@@ -83,7 +86,7 @@ class GenerationRules:
             changes["max_tokens"] = self._most
         if not changes:
             return request
-        return replace(request, work=replace(request.work, sampling=replace(sampling, **changes)))
+        return replace(request, work=replace(work, sampling=replace(sampling, **changes)))
 
     def of_prompt(self, tokens: int) -> Rules | None:
         """Return what rules the answer to a prompt of so many tokens; None: nothing."""

@@ -1,12 +1,12 @@
 """Loads a checkpoint's model and tokenizer, and refuses what would answer garbage.
 
-GPTQ goes through GPTQModel and never through `from_pretrained`, which leaves a falcon's quantized layers
-out without an error. Code that a checkpoint brings along is never run.
+GPTQ never goes through `from_pretrained` as it is stored: that leaves a falcon's quantized layers out without
+an error. Code that a checkpoint brings along is never run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,30 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from tidegate.engines.base import EngineLoadError
-from tidegate.engines.transformers.memory import check_weights_fit, free_host_bytes, torch_share, within_cap
+from tidegate.engines.transformers.gptq import (
+    load_packed,
+    read,
+    unpacked_bytes,
+    unpacked_weights,
+    why_unpacked,
+)
+from tidegate.engines.transformers.memory import (
+    check_weights_fit,
+    free_host_bytes,
+    gib,
+    torch_share,
+    within_cap,
+)
 from tidegate.engines.transformers.tokenizer import first_line, load_tokenizer
-from tidegate.errors import SourceError
+from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
-from tidegate.sources.facts import PRECISION_BYTES, DecoderShape
+from tidegate.sources.facts import PRECISION_BYTES, contradiction
+from tidegate.sources.gptq import read_layers, read_settings
 from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, unknown_type
 
-QUANTIZED_PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 NAMED_IN_MESSAGE = 5
-UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
+MOST_TOLD = 300  # characters of a library's error
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,8 @@ class Loaded:
 def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     """Load model and tokenizer onto the device that `spec` asks for. Raises `EngineLoadError`."""
     check_architecture(checkpoint)
+    # Before the tokenizer, which reads the config too and would be blamed for it.
+    skeleton = load_skeleton(checkpoint)
     device = choose_device(spec.device)
     precision = checkpoint.auto_precision if spec.precision == "auto" else spec.precision
     if precision not in PRECISION_BYTES:
@@ -49,49 +64,42 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
         )
     weights_bytes = checkpoint.weights.loaded_bytes(precision)
     limit_memory(device, spec.memory_cap_bytes)
-    check_weights_fit(weights_bytes, within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device), device)
+    room = within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device)
+    check_weights_fit(weights_bytes, room, device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
     tokenizer = load_tokenizer(checkpoint.path)
     if checkpoint.quantization == "gptq":
-        model, notes = load_gptq(checkpoint, precision, device)
+        model, notes = load_gptq(checkpoint, skeleton, precision, device, room)
     else:
-        model, notes = load_plain(checkpoint, precision, device)
+        model, notes = from_pretrained(checkpoint, precision, device)
     model.eval()
-    return Loaded(model, tokenizer, device, precision, weights_bytes, notes)
+    check_finite(model, checkpoint, precision)
+    held = max(weights_bytes, sum(weight.nbytes for weight in model.parameters()))
+    return Loaded(model, tokenizer, device, precision, held, notes)
 
 
-def open_checkpoint(path: Path, quantization: str) -> Checkpoint:
-    """Read a folder before anything heavy is loaded. `quantization` is what the spec asks for.
+def open_checkpoint(spec: EngineSpec) -> Checkpoint:
+    """Read a folder before anything heavy is loaded, and compare it with what the spec asks of it.
 
     Raises `EngineLoadError` with WeightsMissing, WeightsWrong, UnsupportedModel or InvalidEngineArgs.
     """
     try:
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(Path(spec.path))
         check_servable(checkpoint)
     except FilesMissing as error:
         raise EngineLoadError("WeightsMissing", error.message) from error
     except SourceError as error:
         reason = UNSUPPORTED if error.source_reason == UNSUPPORTED else "WeightsWrong"
         raise EngineLoadError(reason, error.message) from error
-    found = checkpoint.quantization
-    if quantization not in ("auto", found):
-        what = "is quantized with GPTQ" if found == "gptq" else "is not quantized"
-        raise EngineLoadError(
-            "InvalidEngineArgs",
-            f"quantization is {quantization}, but the checkpoint {what}: leave it out.",
-        )
+    amiss = contradiction(
+        checkpoint.shape,
+        checkpoint.quantization,
+        asked_context=spec.context_length,
+        asked_quantization=spec.quantization,
+    )
+    if amiss:
+        raise EngineLoadError("InvalidEngineArgs", amiss)
     return checkpoint
-
-
-def context_length(shape: DecoderShape, asked: int) -> int:
-    """Return the context to serve. `asked` 0 means the checkpoint's own; more than that is refused."""
-    if asked and shape.positions and asked > shape.positions:
-        raise EngineLoadError(
-            "InvalidEngineArgs",
-            f"contextLength is {asked}, but the checkpoint holds {shape.positions} positions: ask for at "
-            "most that.",
-        )
-    return asked or shape.positions or UNBOUNDED_CONTEXT
 
 
 def choose_device(asked: str) -> str:
@@ -133,96 +141,141 @@ def check_architecture(checkpoint: Checkpoint) -> None:
         raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
 
 
-def load_plain(checkpoint: Checkpoint, precision: str, device: str) -> tuple[Any, list[str]]:
-    from transformers import AutoModelForCausalLM
+def load_skeleton(checkpoint: Checkpoint) -> Any:
+    """Return the architecture that the config describes, without weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path,
-            dtype=getattr(torch, precision),
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
+        config.__dict__.pop("quantization_config", None)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # each architecture checks its own fields, and raises what it likes
+        raise EngineLoadError(
+            "WeightsWrong",
+            f"{checkpoint.path / 'config.json'} does not describe a {checkpoint.model_type}: "
+            f"{told(error)}{fields_of(error, checkpoint.config)}; correct it, or copy it again.",
+        ) from error
+
+
+def fields_of(error: Exception, config: Mapping[str, Any]) -> str:
+    """Name the fields that hold what a bare KeyError says."""
+    parts = [config, *(each for each in config.values() if isinstance(each, Mapping))]
+    names = [name for part in parts for name, value in part.items() if error.args and value == error.args[0]]
+    return f" ({some(names)})" if isinstance(error, KeyError) and names else ""
+
+
+def from_pretrained(
+    checkpoint: Checkpoint,
+    precision: str,
+    device: str,
+    *,
+    weights: Mapping[str, Any] | None = None,
+    skeleton: Any = None,
+) -> tuple[Any, list[str]]:
+    """Load by transformers, which renames and fuses what its architecture holds otherwise.
+
+    `weights` stand for the files' where these do not hold them as they are computed with; `skeleton` is then
+    the architecture.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    how = {"dtype": getattr(torch, precision), "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        if weights is None:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.path, local_files_only=True, trust_remote_code=False, **how
+            )
+        else:
+            model, info = type(skeleton).from_pretrained(
+                None, config=skeleton.config, state_dict=dict(weights), **how
+            )
+            if "generation_config.json" in checkpoint.files:
+                model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
         model.to(device)
     except torch.OutOfMemoryError as error:
-        raise EngineLoadError(
-            "OutOfMemory", f"The weights do not fit on {device}: {first_line(error)}"
-        ) from error
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError) as error:
-        raise EngineLoadError("WeightsWrong", f"Loading failed: {first_line(error)}") from error
+        raise out_of_memory(device, error) from error
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
+        raise EngineLoadError("WeightsWrong", f"Loading {checkpoint.path} failed: {told(error)}") from error
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     missing = sorted(set(info["missing_keys"]) - tied)
     if missing:
         raise missing_weights(missing)
-    if info["mismatched_keys"]:
-        names = [str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"]]
-        raise EngineLoadError("WeightsWrong", f"Weights of another shape than the config's: {some(names)}.")
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise wrong_shape(checkpoint, name, list(found), list(expected))
     return model, unexpected_note(info["unexpected_keys"])
 
 
-def load_gptq(checkpoint: Checkpoint, precision: str, device: str) -> tuple[Any, list[str]]:
-    notes = check_gptq_names(checkpoint)
-    try:
-        from gptqmodel import BACKEND, GPTQModel
-    except ImportError as error:
-        raise EngineLoadError(
-            "UnsupportedModel", 'GPTQ checkpoints need the extra "gptq": pip install "tidegate[gptq]".'
-        ) from error
-    # On CPU: PyTorch's own int4 kernel, which compiles nothing when it loads.
-    backend = BACKEND.GPTQ_TORCH_ATEN if device == "cpu" else BACKEND.AUTO
-    try:
-        wrapped = GPTQModel.load(
-            str(checkpoint.path),
-            device=device,
-            backend=backend,
-            dtype=getattr(torch, precision),
-            trust_remote_code=False,
-        )
-    except torch.OutOfMemoryError as error:
-        raise EngineLoadError(
-            "OutOfMemory", f"The weights do not fit on {device}: {first_line(error)}"
-        ) from error
-    except Exception as error:  # GPTQModel raises whatever its kernels and readers do
-        raise EngineLoadError("WeightsWrong", f"GPTQModel cannot load it: {first_line(error)}") from error
-    return wrapped.model, notes
+def load_gptq(
+    checkpoint: Checkpoint, skeleton: Any, precision: str, device: str, room: int
+) -> tuple[Any, list[str]]:
+    """Load packed weights where a kernel computes with them, and unpack them into `room` bytes elsewhere."""
+    settings = read_settings(checkpoint)
+    layers = read_layers(checkpoint, settings)
+    reason = why_unpacked(settings, precision, device)
+    if not reason:
+        try:
+            model, unused = load_packed(checkpoint, settings, layers, precision, device)
+            return model, unexpected_note(unused)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(device, error) from error
+        except ImportError as error:
+            raise EngineLoadError(
+                UNSUPPORTED, 'GPTQ checkpoints need the extra "gptq": pip install "tidegate[gptq]".'
+            ) from error
+        except Exception as error:  # GPTQModel raises whatever its kernels and readers do
+            reason = told(error)
+    size = unpacked_bytes(checkpoint, layers, precision)
+    check_weights_fit(size, room, device)
+    weights = unpacked_weights(checkpoint, settings, layers, skeleton)
+    model, notes = from_pretrained(checkpoint, precision, device, weights=weights, skeleton=skeleton)
+    return model, [*notes, f"The weights are unpacked to {precision} and take {gib(size)}: {reason}."]
 
 
-def check_gptq_names(checkpoint: Checkpoint) -> list[str]:
-    """Compare the stored tensors with what the architecture needs, each linear layer's weight plain or
-    quantized. Raises WeightsMissing; returns a note about unexpected ones."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    tied = set(getattr(skeleton, "all_tied_weights_keys", None) or ())
-    if config.tie_word_embeddings and skeleton.get_output_embeddings() is not None:
-        head = skeleton.get_output_embeddings()
-        tied |= {f"{name}.weight" for name, module in skeleton.named_modules() if module is head}
-    buffers = {name for name, _ in skeleton.named_buffers()}
-    expected = set(skeleton.state_dict())
-    missing = sorted(
-        name
-        for name in expected - tied - buffers
-        if name not in checkpoint.tensor_names
-        and f"{name.removesuffix('weight')}qweight" not in checkpoint.tensor_names
+def check_finite(model: Any, checkpoint: Checkpoint, precision: str) -> None:
+    """Refuse weights that are no numbers. Raises `EngineLoadError` (WeightsWrong) with tensor and file."""
+    scales = (tensor for name, tensor in model.named_buffers() if name.endswith("scales"))
+    if all(is_finite(weight) for weight in (*model.parameters(), *scales)):
+        return
+    for name, tensor in checkpoint.tensors.items():
+        if not is_finite(read(tensor)):
+            raise EngineLoadError(
+                "WeightsWrong",
+                f"{name} in {tensor.file} holds NaN or infinite values: the file is damaged or was written "
+                "wrong; copy it again, or export the model again.",
+            )
+    raise EngineLoadError(
+        "WeightsWrong", f"Some weights are too large for {precision}: set precision to bfloat16 or float32."
     )
-    if missing:
-        raise missing_weights(missing)
-    layers = {name.rpartition(".")[0] for name in expected}
-    return unexpected_note(
-        name
-        for name in checkpoint.tensor_names - expected
-        if name.rpartition(".")[0] not in layers or name.rpartition(".")[2] not in QUANTIZED_PARTS
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def wrong_shape(checkpoint: Checkpoint, name: str, found: list[int], expected: list[int]) -> EngineLoadError:
+    """`name` is the model's: transformers fuses some tensors, and then no one file holds it."""
+    stored = checkpoint.tensors.get(name)
+    where = f" in {stored.file}" if stored else ""
+    return EngineLoadError(
+        "WeightsWrong",
+        f"{name}{where} has shape {found}, but {checkpoint.path / 'config.json'} makes it {expected}: "
+        "copy the one that belongs to the other.",
     )
+
+
+def out_of_memory(device: str, error: BaseException) -> EngineLoadError:
+    return EngineLoadError("OutOfMemory", f"The weights do not fit on {device}: {first_line(error)}")
 
 
 def missing_weights(names: list[str]) -> EngineLoadError:
     return EngineLoadError(
-        "WeightsMissing", f"The checkpoint lacks {len(names)} weights that the model needs: {some(names)}."
+        "WeightsMissing",
+        f"The checkpoint lacks {len(names)} weights that the model needs: {some(names)}. Copy it again, with "
+        "the config.json that belongs to it.",
     )
 
 
@@ -235,3 +288,9 @@ def some(names: list[str]) -> str:
     """Show the first few names."""
     more = len(names) - NAMED_IN_MESSAGE
     return ", ".join(names[:NAMED_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+
+
+def told(error: BaseException) -> str:
+    """Say a library's error, which may be a bare key or many lines, within bounds."""
+    words = " ".join(str(error).split()).removesuffix(".")
+    return shortened(f"{type(error).__name__}: {words}", MOST_TOLD)

@@ -93,7 +93,7 @@ class PromptPool:
         lane = self._crew.idle[-1]
         lane.settimeout(START_SECONDS)
         try:
-            prompt_process.send(lane, msgspec.msgpack.encode(Task("", None, None, vocabulary_size)))
+            prompt_process.send(lane, msgspec.msgpack.encode(Task("", None, vocabulary_size)))
             frame = prompt_process.receive(lane)
         except OSError:
             frame = None

@@ -34,40 +34,54 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
-from tidegate.engines.limits import completion_limit, proved_too_long, refusal
-from tidegate.engines.transformers.prompts import PromptError, render, tokenize
-from tidegate.messages.work import ChatPrompt, Finish, TextPrompt
+from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
+from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
+from tidegate.messages.work import (
+    Detokenize,
+    Finish,
+    Generate,
+    Tokenize,
+    TokenLogprob,
+    TokenPrompt,
+    Tokens,
+    Work,
+)
 
 RENDER_SECONDS = 2.0  # of CPU time
 TOKENIZE_SECONDS = 2.0  # of CPU time, and for each token of the context:
 TOKENIZE_SECONDS_PER_TOKEN = 5e-5  # some 25 times what a byte-level BPE takes
 MEMORY_BYTES = 1 << 29  # what a worker may take on top of what it shares, and for each token of the context:
 MEMORY_BYTES_PER_TOKEN = 1 << 12
+MOST_TOKENS = 1 << 18  # of a prompt that is shown as tokens, or of tokens that are shown as text
 MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please send a shorter one."
+
+RETIRE_KIB = 1 << 16  # a worker that has grown by so much makes room for a fresh one
+CLOSED, FAILED, UNFIT, RETIRED = range(4)  # exit codes of workers
 
 LENGTH = struct.Struct("<I")
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
-    """Holds a prompt to prepare. None: what is known of the tokenizer is asked for, and of its template."""
+    """Holds work to prepare. None: what is known of the tokenizer is asked for, and of its template."""
 
     model: str
-    prompt: TextPrompt | ChatPrompt | None
-    max_tokens: int | None
+    work: Work | None
     vocabulary_size: int
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
-    """Holds a prompt's token ids, or the end of its request."""
+    """Holds a prompt's token ids, the whole answer, or the end of its request."""
 
     ids: list[int] = []
     finish: Finish | None = None
     most_characters_per_token: int = 0
     notes: list[str] = []
+    bad_words: list[list[int]] = []
+    answer: Tokens | None = None
 
 
 def tokenize_seconds(context_length: int) -> float:
@@ -79,15 +93,15 @@ class Prompts:
 
     def __init__(self, tokenizer: Any, context_length: int, most_characters_per_token: int) -> None:
         self._tokenizer = tokenizer
-        self._context_length = context_length
+        self.context_length = context_length
         self.most_characters_per_token = most_characters_per_token
 
     def reply(self, frame: bytes) -> Reply:
         try:
             task = TASKS.decode(frame)
-            if task.prompt is None:
+            if task.work is None:
                 return self._known(task.vocabulary_size)
-            return self._prepare(task, task.prompt)
+            return self._prepare(task, task.work)
         except PromptError as error:
             return Reply(finish=refusal(error.code, str(error)))
         except MemoryError:
@@ -100,16 +114,45 @@ class Prompts:
             notes = template_note(self._tokenizer, vocabulary_size)
         return Reply(most_characters_per_token=self.most_characters_per_token, notes=notes)
 
-    def _prepare(self, task: Task, prompt: TextPrompt | ChatPrompt) -> Reply:
-        context_length = self._context_length
-        with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
-            text = render(prompt, self._tokenizer, task.model)
-        if finish := proved_too_long(len(text), self.most_characters_per_token, context_length):
+    def _prepare(self, task: Task, work: Work) -> Reply:
+        prompt, tokenizer, text = work.prompt, self._tokenizer, ""
+        if not isinstance(prompt, TokenPrompt):
+            with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+                text = render(prompt, tokenizer, task.model)
+        if (
+            isinstance(work, Generate)
+            and work.sampling.truncate_prompt is None
+            and (finish := proved_too_long(len(text), self.most_characters_per_token, self.context_length))
+        ):
             return Reply(finish=finish)
-        with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(context_length)):
-            ids = tokenize(text, prompt, self._tokenizer, task.model, task.vocabulary_size)
-        limit = completion_limit(len(ids), task.max_tokens, context_length)
-        return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids)
+        with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(self.context_length)):
+            ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else tokenize(text, prompt, tokenizer)
+            if not isinstance(work, Generate):
+                return answered(work, ids, tokenizer)
+            bad_words = bad_word_ids(work.sampling.bad_words, tokenizer)
+            ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
+        ids = list(truncated(ids, work.sampling, self.context_length))
+        limit = completion_limit(len(ids), work, self.context_length)
+        return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids, bad_words=bad_words)
+
+
+def answered(work: Tokenize | Detokenize, ids: list[int], tokenizer: Any) -> Reply:
+    """Answer what asks for no more than its tokens."""
+    if len(ids) > MOST_TOKENS:
+        return Reply(
+            finish=refusal(
+                "InvalidPrompt",
+                f"This prompt has {len(ids)} tokens, at most {MOST_TOKENS} are taken at once.",
+            )
+        )
+    if isinstance(work, Detokenize):
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return Reply(answer=Tokens(text=text))
+    if not work.has_strings:
+        return Reply(answer=Tokens(prompt_ids=ids))
+    names = tokenizer.convert_ids_to_tokens(ids)
+    strings = [TokenLogprob(token, name or "", None, b"") for token, name in zip(ids, names, strict=True)]
+    return Reply(answer=Tokens(prompt_ids=ids, prompt_logprobs=strings))
 
 
 TASKS = msgspec.msgpack.Decoder(Task)
@@ -121,27 +164,33 @@ def main(words: list[str]) -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
-    path, context_length = Path(words[0]), int(words[1])
-    lanes = [socket.socket(fileno=int(word)) for word in words[2:]]
-    tokenizer = load_tokenizer(path)
-    prompts = Prompts(tokenizer, context_length, most_characters_per_token(tokenizer))
+    tokenizer = load_tokenizer(Path(words[0]))
+    prompts = Prompts(tokenizer, int(words[1]), most_characters_per_token(tokenizer))
     gc.collect()
     gc.freeze()  # or the workers' collections would copy all of it
-    workers = {fork(prompts, lane, lanes, context_length): lane for lane in lanes}
+    watch(prompts, [socket.socket(fileno=int(word)) for word in words[2:]])
+
+
+def watch(prompts: Prompts, lanes: list[socket.socket]) -> None:
+    """Keep a worker on each lane until the replica has closed all of them."""
+    workers = {fork(prompts, lane, lanes): lane for lane in lanes}
     while workers:
         pid, status = os.wait()
         lane = workers.pop(pid)
         code = os.waitstatus_to_exitcode(status)
-        if code == 0:  # the replica closed the lane
-            continue
-        if code in (-signal.SIGKILL, -signal.SIGTERM):
+        if code in (-signal.SIGKILL, -signal.SIGTERM, UNFIT):
             os.killpg(0, signal.SIGKILL)
         try:
-            reply = Reply([], finish_of_death(code, context_length), prompts.most_characters_per_token)
-            send(lane, msgspec.msgpack.encode(reply))
-        except OSError:  # nobody waits for it any more
-            continue
-        workers[fork(prompts, lane, lanes, context_length)] = lane
+            if code not in (CLOSED, RETIRED):
+                finish = finish_of_death(code, prompts.context_length)
+                reply = Reply([], finish, prompts.most_characters_per_token)
+                send(lane, msgspec.msgpack.encode(reply))
+        except ConnectionError:
+            code = CLOSED
+        if code == CLOSED:
+            lane.close()
+        else:
+            workers[fork(prompts, lane, lanes)] = lane
 
 
 def finish_of_death(code: int, context_length: int) -> Finish:
@@ -162,41 +211,51 @@ def finish_of_death(code: int, context_length: int) -> Finish:
     return refusal("PromptFailed", f"The process that prepared this prompt ended with {code}.")
 
 
-def fork(prompts: Prompts, lane: socket.socket, lanes: list[socket.socket], context_length: int) -> int:
-    """Returns the worker's pid."""
+def fork(prompts: Prompts, lane: socket.socket, lanes: list[socket.socket]) -> int:
+    """Start the worker of a lane; returns its pid."""
     pid = os.fork()
     if not pid:
-        work(prompts, lane, lanes, context_length)
+        code = UNFIT
+        try:
+            for other in lanes:
+                if other is not lane:
+                    other.close()
+            limit_memory(MEMORY_BYTES + MEMORY_BYTES_PER_TOKEN * prompts.context_length)
+            for number in (signal.SIGVTALRM, signal.SIGPROF):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGVTALRM, signal.SIGPROF))
+            code = FAILED
+            code = work(prompts, lane)
+        except BaseException:  # a panic of the tokenizer is no Exception
+            traceback.print_exc()
+        finally:
+            os._exit(code)
     return pid
 
 
-def work(prompts: Prompts, lane: socket.socket, lanes: list[socket.socket], context_length: int) -> NoReturn:
-    """Serve one lane until the replica closes it."""
-    code = 1
+def work(prompts: Prompts, lane: socket.socket) -> int:
+    """Serve a lane until the replica closes it, or a prompt made this process large, which it would stay.
+    Returns the exit code."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + RETIRE_KIB
     try:
-        for other in lanes:
-            if other is not lane:
-                other.close()
-        limit_memory(MEMORY_BYTES + MEMORY_BYTES_PER_TOKEN * context_length)
-        for number in (signal.SIGVTALRM, signal.SIGPROF):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGVTALRM, signal.SIGPROF))
         while (frame := receive(lane)) is not None:
             send(lane, msgspec.msgpack.encode(prompts.reply(frame)))
-        code = 0
-    except OSError:  # the replica is gone
-        code = 0
-    except BaseException:  # a panic of the tokenizer is no Exception
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > most:
+                return RETIRED
+    except ConnectionError:  # the replica is gone
+        pass
+    return CLOSED
 
 
 def limit_memory(more_bytes: int) -> None:
-    """Let this process grow by so much."""
+    """Let this process grow by so much, where the system can say how large it is."""
+    if sys.platform != "linux":
+        return
     pages = int(Path("/proc/self/statm").read_text().split()[5])
     limit = pages * resource.getpagesize() + more_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import Any
 
 from tidegate.engines.transformers import chat_templates
 from tidegate.engines.transformers.chat_templates import MessagesRefused, TemplateFault
-from tidegate.messages.work import ChatPrompt, Request, TextPrompt
+from tidegate.errors import MOST_CHARACTERS, shortened
+from tidegate.messages.work import ChatPrompt, Generate, Prompt, Request, TextPrompt, TokenPrompt
 
 
 class PromptError(Exception):
@@ -24,17 +25,23 @@ class PromptError(Exception):
         self.code = code
 
 
-def check_token_ids(request: Request, vocabulary_size: int) -> None:
-    """Refuse token ids of sampling fields that the model has not. Raises `PromptError`."""
-    sampling = request.work.sampling
-    for name, named in (
-        ("logit_bias", [token for token, _ in sampling.logit_bias]),
-        ("stop_token_ids", sampling.stop_token_ids),
-    ):
+def check_token_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> None:
+    """Refuse token ids that the model has not. Raises `PromptError`."""
+    named_by: dict[str, Sequence[int]] = {}
+    if isinstance(request.work, Generate):
+        sampling = request.work.sampling
+        named_by = {
+            "logit_bias": [token for token, _ in sampling.logit_bias],
+            "stop_token_ids": sampling.stop_token_ids,
+            "allowed_token_ids": sampling.allowed_token_ids,
+        }
+    for name, named in named_by.items():
         if (highest := max(named, default=0)) >= vocabulary_size:
             raise PromptError(
                 f"{name}: token id {highest} is outside the vocabulary of {vocabulary_size} tokens."
             )
+    if isinstance(request.work.prompt, TokenPrompt):
+        check_known(request.work.prompt.token_ids, tokenizer, vocabulary_size)
 
 
 def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
@@ -46,37 +53,37 @@ def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
             f"The model {model!r} has no chat template: use /v1/completions, or add one to its tokenizer."
         )
     try:
-        return chat_templates.render(prompt.messages, tokenizer)
+        return chat_templates.render(prompt, tokenizer)
     except TemplateFault as error:
         raise broken_template(model, str(error)) from error
     except MessagesRefused as error:
-        raise PromptError(f"The chat template of {model!r} refuses these messages: {error}") from error
+        why = shortened(str(error), MOST_CHARACTERS // 2)  # a template may raise with all of the messages
+        raise PromptError(f"The chat template of {model!r} refuses these messages: {why}") from error
 
 
-def tokenize(
-    text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str, vocabulary_size: int
-) -> list[int]:
-    """Return the ids of what `render` made of `prompt`, never none: a template writes the start token itself.
-    Raises `PromptError`."""
-    is_chat = isinstance(prompt, ChatPrompt)
-    ids = encoded(text, tokenizer) if is_chat else text_ids(text, tokenizer)
+def tokenize(text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any) -> list[int]:
+    """Return the ids of what `render` made of `prompt`. May be empty (see `usable`)."""
+    return text_ids(text, tokenizer) if prompt.add_special_tokens else encoded(text, tokenizer)
+
+
+def usable(ids: list[int], prompt: Prompt, tokenizer: Any, model: str, vocabulary_size: int) -> list[int]:
+    """Return the ids, or where there are none the token that texts start from. Raises `PromptError`, also for
+    one that the model has no embedding for."""
+    ids = ids or start_ids(tokenizer)
     try:
-        return known_ids(ids, tokenizer, vocabulary_size)
+        check_known(ids, tokenizer, vocabulary_size)
     except PromptError as error:
-        if is_chat and outside(ids, vocabulary_size) in plain_chat_ids(tokenizer):
+        if isinstance(prompt, ChatPrompt) and outside(ids, vocabulary_size) in plain_chat_ids(tokenizer):
             raise broken_template(model, str(error)) from error
         raise
+    return ids
 
 
-def known_ids(ids: list[int], tokenizer: Any, vocabulary_size: int) -> list[int]:
-    """Return the ids, or where there are none the token that texts start from. Raises `PromptError` for one
-    that the model has no embedding for."""
-    ids = ids or start_ids(tokenizer)
+def check_known(ids: Sequence[int], tokenizer: Any, vocabulary_size: int) -> None:
     if (token := outside(ids, vocabulary_size)) is not None:
         raise PromptError(
             f"{known_as(token, tokenizer)} is outside the vocabulary of {vocabulary_size} tokens."
         )
-    return ids
 
 
 def text_ids(text: str, tokenizer: Any) -> list[int]:
@@ -131,9 +138,21 @@ def known_as(token: int, tokenizer: Any) -> str:
 def plain_chat_ids(tokenizer: Any) -> list[int]:
     """Encode the least chat: what is in it, no client can leave out."""
     try:
-        return encoded(chat_templates.render([{"role": "user", "content": ""}], tokenizer), tokenizer)
+        least = ChatPrompt([{"role": "user", "content": ""}])
+        return encoded(chat_templates.render(least, tokenizer), tokenizer)
     except (TemplateFault, MessagesRefused):
         return []
+
+
+def bad_word_ids(words: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """Return each word's tokens, and those that it has behind a space where these are as many but others."""
+    found = []
+    for word in words:
+        alone, spaced = (encoded(space + word.lstrip(), tokenizer) for space in ("", " "))
+        found.append(alone)
+        if len(spaced) == len(alone) and spaced[:1] != alone[:1]:
+            found.append(spaced)
+    return [ids for ids in found if ids]
 
 
 def broken_template(model: str, fault: str) -> PromptError:

@@ -2,8 +2,9 @@
 
 A row passes the steps of `STEPS` that its request needs, in that order, and then the choice:
 
-    logits -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties -> ModelRules
-        -> Temperature -> probabilities -> MinP -> TopK -> TopP -> inverse CDF at uniform(seed, position)
+    logits -> AllowedTokens -> BadWords -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties
+        -> ModelRules -> Temperature -> probabilities -> MinP -> TopK -> TopP
+        -> inverse CDF at uniform(seed, position)
 
 The cumulative distribution runs over the vocabulary in id order, so tiny differences in the logits (another
 batch, another replica) move its borders by as little and almost never change the token. A row that needs no
@@ -40,6 +41,8 @@ class Row(Protocol):
     @property
     def end_ids(self) -> Collection[int]: ...
     @property
+    def bad_words(self) -> Sequence[Sequence[int]]: ...
+    @property
     def rules(self) -> Rules | None: ...
     @property
     def generated(self) -> Sequence[int]: ...
@@ -63,6 +66,47 @@ class LogitStep(ABC):
     @abstractmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
         """Change `values` [rows, vocabulary], fp32, one row per instance; in place or not."""
+
+
+class AllowedTokens(LogitStep):
+    """Rules out all tokens but the named ones."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._ids = list(row.sampling.allowed_token_ids)
+
+    @staticmethod
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.allowed_token_ids)
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        for row, step in zip(values, steps, strict=True):
+            kept = row[step._ids]
+            row.fill_(-torch.inf)
+            row[step._ids] = kept
+        return values
+
+
+class BadWords(LogitStep):
+    """Rules out the token that would complete a word."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._words = [list(word) for word in row.bad_words]
+
+    @staticmethod
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.bad_words)
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        for row, step in zip(values, steps, strict=True):
+            for *before, last in step._words:
+                is_begun = list(step.generated[len(step.generated) - len(before) :]) == before
+                if is_begun and last < len(row):
+                    row[last] = -torch.inf
+        return values
 
 
 class MinTokens(LogitStep):
@@ -237,6 +281,8 @@ class TopP(LogitStep):
 
 
 STEPS: tuple[type[LogitStep], ...] = (
+    AllowedTokens,
+    BadWords,
     MinTokens,
     LogitBias,
     RepetitionPenalty,
@@ -329,3 +375,9 @@ def token_logprobs(
         (chosen[row], list(zip(top_ids[row][:count], top_values[row][:count], strict=True)))
         for row, count in enumerate(counts)
     ]
+
+
+def ranks(logits: Tensor, tokens: Tensor) -> list[int]:
+    """Return the place of `tokens` [rows] in `logits` [rows, vocabulary]: 1 is the likeliest."""
+    found: list[int] = (logits >= logits.gather(-1, tokens.unsqueeze(-1))).sum(dim=-1).tolist()
+    return found

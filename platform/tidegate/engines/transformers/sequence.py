@@ -12,7 +12,7 @@ from torch import Tensor
 from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.generation_rules import Rules
-from tidegate.engines.transformers.sampling import needed_steps, token_logprobs
+from tidegate.engines.transformers.sampling import needed_steps, ranks, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
     NO_TOKENS,
@@ -39,19 +39,22 @@ class RunningSequence:
     ) -> None:
         request = prepared.request
         self.id = request.id
-        self.request = request
         self.prompt = list(prepared.prompt)
         self.generated = [token for segment in log for token in segment.output.token_ids]
-        self.sampling = request.work.sampling
+        self.sampling = prepared.work.sampling
+        self.bad_words = prepared.bad_words
+        self._from = prepared.work.prompt
         self._limit = prepared.limit
         self._end_ids = {*(() if self.sampling.ignore_eos else end_ids), *self.sampling.stop_token_ids}
         self.rules = rules
         self._vocabulary = vocabulary
         self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
+        self._shows_prompt = self.sampling.returns_prompt_ids and not log
+        self._prompt_logprobs: list[TokenLogprob] = []
         self._begin_answer()
-        for token in self.generated:
-            self._push(token)
+        for place, token in enumerate(self.generated):
+            self._push(token, place)
         self.steps = needed_steps(self)
 
     @property
@@ -70,10 +73,11 @@ class RunningSequence:
 
     @property
     def needs_all_logits(self) -> bool:
-        """True where log probabilities of prompt tokens (echo), or of logged tokens held back, are due."""
-        if self.sampling.top_logprobs is None:
-            return False
-        return bool(self.generated) or self.sampling.echo
+        """True where log probabilities of prompt tokens, or of logged tokens held back, are due."""
+        sampling = self.sampling
+        if sampling.prompt_logprobs is not None and not self.generated:
+            return True
+        return sampling.top_logprobs is not None and (bool(self.generated) or sampling.echo)
 
     @property
     def generates_nothing(self) -> bool:
@@ -89,26 +93,31 @@ class RunningSequence:
 
     def take_prefill_logits(self, logits: Tensor) -> None:
         """Fill in log probabilities from `logits` [tokens, vocabulary], a row after each of `tokens`."""
-        top = self.sampling.top_logprobs or 0
+        if self.sampling.prompt_logprobs is not None and not self.generated:
+            self._prompt_logprobs = self._of_prompt(logits, self.sampling.prompt_logprobs)
+        if self.sampling.top_logprobs is None:
+            return
+        top = self.sampling.top_logprobs
         following = torch.tensor([*self.tokens[1:], 0], device=logits.device)
         values = token_logprobs(logits, following, [top] * len(self.tokens))
         entries = [self._entry(token, *values[index]) for index, token in enumerate(self.tokens[1:])]
         prompt_length = len(self.prompt)
         if self._lead_text or (self.sampling.echo and not self.generated):
-            text, raw = self._vocabulary.shown(self.prompt[0])
+            text, raw = self._shown(self.prompt[0])
             lead = [TokenLogprob(self.prompt[0], text, None, raw), *entries[: prompt_length - 1]]
             if b"".join([entry.raw for entry in lead]).decode(errors="replace") == " " + self._lead_text:
                 first = next(place for place, entry in enumerate(lead) if entry.raw)
                 lead[first] = without_first_space(lead[first])
             self._lead_logprobs = lead
         self._begin_answer()
-        for token, entry in zip(self.generated, entries[prompt_length - 1 :], strict=True):
-            self._push(token, entry)
+        for place, entry in enumerate(entries[prompt_length - 1 :]):
+            self._push(self.generated[place], place, entry)
 
     def accept(self, token: int, logprob: tuple[float, list[tuple[int, float]]] | None) -> StepOutput:
         """Add a chosen token; return what that lets out, and the finish if it is the last."""
+        entry = None if logprob is None else self._entry(token, *logprob)
+        text, entries = self._push(token, len(self.generated), entry)
         self.generated.append(token)
-        text, entries = self._push(token, None if logprob is None else self._entry(token, *logprob))
         return self._output([token], text, entries, self._finish_after(token))
 
     def end_without_token(self) -> StepOutput:
@@ -126,21 +135,27 @@ class RunningSequence:
         return StepOutput(self.id, NO_TOKENS, len(self.prompt), finish)
 
     def _begin_answer(self) -> None:
-        is_chat = isinstance(self.request.work.prompt, ChatPrompt)
-        is_first_text = is_chat or self._vocabulary.is_silent(self.prompt)
+        is_new = isinstance(self._from, ChatPrompt) and not self._from.continue_final_message
+        is_first_text = is_new or self._vocabulary.is_silent(self.prompt)
         self._detokenizer = self._vocabulary.detokenizer(
-            strip_first_space=is_first_text, after=() if is_chat else self.prompt
+            strip_first_space=is_first_text,
+            after=() if is_new else self.prompt,
+            skips_special=self.sampling.skips_special,
         )
         self._has_silent_space = is_first_text and self._vocabulary.has_silent_space
-        self._answer = OutputBuffer(self.sampling.stop)
+        self._answer = OutputBuffer(self.sampling.stop, keeps_stop=self.sampling.includes_stop)
 
-    def _push(self, token: int, entry: TokenLogprob | None = None) -> tuple[str, list[TokenLogprob]]:
-        """Add a token to the answer. One that ends it has no text, but counts and has its entry."""
-        piece = "" if token in self._end_ids else self._detokenizer.push(token)
+    def _push(
+        self, token: int, place: int, entry: TokenLogprob | None = None
+    ) -> tuple[str, list[TokenLogprob]]:
+        """Add the token at `place` to the answer. One that ends it has no text where that was not asked for,
+        but counts and has its entry."""
+        is_hidden = token in self._end_ids and not self.sampling.includes_stop
+        piece = "" if is_hidden else self._detokenizer.push(token)
         if entry is not None and entry.raw and self._has_silent_space:
             self._has_silent_space = False
             entry = without_first_space(entry)
-        return self._answer.push(piece, entry)
+        return self._answer.push(piece, entry, may_stop=place >= self.sampling.min_tokens)
 
     def _finish_after(self, token: int) -> Finish | None:
         if self._answer.stopped or token in self._end_ids:
@@ -159,21 +174,42 @@ class RunningSequence:
         if self._lead_text or self._lead_logprobs:
             text, self._lead_text = self._lead_text + text, ""
             entries, self._lead_logprobs = [*self._lead_logprobs, *entries], []
-        return StepOutput(self.id, Tokens(tokens, text, entries), len(self.prompt), finish)
+        output = Tokens(tokens, text, entries)
+        if self._shows_prompt or self._prompt_logprobs:
+            ids = self.prompt if self._shows_prompt else []
+            output = Tokens(tokens, text, entries, ids, self._prompt_logprobs)
+            self._shows_prompt, self._prompt_logprobs = False, []
+        return StepOutput(self.id, output, len(self.prompt), finish)
+
+    def _of_prompt(self, logits: Tensor, top: int) -> list[TokenLogprob]:
+        first, *following = self.prompt
+        text, raw = self._shown(first)
+        entries = [TokenLogprob(first, text, None, raw)]
+        if following:
+            before = logits[: len(following)]
+            wanted = torch.tensor(following, device=logits.device)
+            values = token_logprobs(before, wanted, [top] * len(following))
+            for token, value, rank in zip(following, values, ranks(before, wanted), strict=True):
+                entries.append(replace(self._entry(token, *value), rank=rank))
+        return entries
+
+    def _shown(self, token: int) -> tuple[str, bytes]:
+        return self._vocabulary.shown(token, skips_special=self.sampling.skips_special)
 
     def _entry(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
-        text, raw = self._vocabulary.shown(token)
+        text, raw = self._shown(token)
         alternatives = []
         for other, value in top:
-            shown, shown_raw = self._vocabulary.shown(other)
+            shown, shown_raw = self._shown(other)
             alternatives.append((other, shown, value, shown_raw))
         return TokenLogprob(token, text, logprob, raw, alternatives)
 
     def _echoed(self) -> str:
-        prompt = self.request.work.prompt
-        if isinstance(prompt, TextPrompt):
-            return prompt.text
-        detokenizer = self._vocabulary.detokenizer(strip_first_space=True)
+        if isinstance(self._from, TextPrompt) and self.sampling.truncate_prompt is None:
+            return self._from.text
+        detokenizer = self._vocabulary.detokenizer(
+            strip_first_space=True, skips_special=self.sampling.skips_special
+        )
         return "".join(map(detokenizer.push, self.prompt))
 
 

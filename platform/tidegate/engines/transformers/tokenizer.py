@@ -44,6 +44,7 @@ def load_tokenizer(folder: Path) -> Any:
         )
     try:
         tokenizer = sentencepiece_model.load(folder) or from_files(folder)
+        sentencepiece_model.check(folder, tokenizer)
         frame(tokenizer)
         readable = encoded(PROBE, tokenizer)
     except Exception as error:  # broken files surface as OSError, ValueError, ImportError, KeyError, ...

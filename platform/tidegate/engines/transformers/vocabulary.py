@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tidegate.engines.detokenizer import (
@@ -25,6 +26,9 @@ class Vocabulary:
         self._special = {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         } | set(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder
+        self._added = {token_id: str(token) for token_id, token in added.items() if not token.special}
+        self._known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._pieces: dict[int, bytes] = {}
         decoders = _decoders(tokenizer)
         self._to_bytes = _bytes_rule(decoders)
@@ -40,11 +44,12 @@ class Vocabulary:
             self._pieces[token_id] = piece
         return piece
 
-    def shown(self, token_id: int) -> tuple[str, bytes]:
+    def shown(self, token_id: int, *, skips_special: bool = True) -> tuple[str, bytes]:
         """Show a token on its own, as log probabilities do. Special tokens have a name but no bytes, so that
         the bytes of all tokens are those of the text."""
         if token_id in self._special:
-            return str(self._tokenizer.convert_ids_to_tokens(token_id)), b""
+            name = str(self._tokenizer.convert_ids_to_tokens(token_id))
+            return name, b"" if skips_special else name.encode()
         raw = self.piece(token_id)
         return raw.decode(errors="replace"), raw
 
@@ -53,23 +58,26 @@ class Vocabulary:
         """True where a text's first token may begin with a space that the text does not show."""
         return self._to_bytes is _spaced and self._strips
 
-    def detokenizer(self, *, strip_first_space: bool, after: Sequence[int] = ()) -> Detokenizer:
+    def detokenizer(
+        self, *, strip_first_space: bool, after: Sequence[int] = (), skips_special: bool = True
+    ) -> Detokenizer:
         """Make a fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts
         before a first word is none. `after`: it goes on behind these tokens, maybe inside a character."""
         made: Detokenizer
         if self._to_bytes is None:
-            made = WindowDetokenizer(self.decode)
+            made = WindowDetokenizer(partial(self.decode, skips_special=skips_special))
         else:
-            made = ByteDetokenizer(self.piece, strip_first_space=strip_first_space and self.has_silent_space)
+            piece = self.piece if skips_special else lambda token: self.shown(token, skips_special=False)[1]
+            made = ByteDetokenizer(piece, strip_first_space=strip_first_space and self.has_silent_space)
         for token_id in self._tail(after):
             made.push(token_id)
         return made
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Decode as the tokenizer itself does, special tokens skipped."""
+    def decode(self, token_ids: Sequence[int], *, skips_special: bool = True) -> str:
+        """Decode as the tokenizer itself does."""
         return str(
             self._tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                list(token_ids), skip_special_tokens=skips_special, clean_up_tokenization_spaces=False
             )
         )
 
@@ -90,8 +98,12 @@ class Vocabulary:
         return tail
 
     def _look_up(self, token_id: int) -> bytes:
+        if token_id >= self._known:  # an embedding is often larger than the tokenizer
+            return b""
         if self._to_bytes is None:
             return self.decode([token_id]).encode()
+        if self._to_bytes is _byte_level and token_id in self._added:
+            return self._added[token_id].encode()  # not written in the alphabet of bytes
         token = self._tokenizer.convert_ids_to_tokens(token_id)
         return b"" if token is None else self._to_bytes(token)
 

@@ -9,22 +9,29 @@ import pytest
 
 from tests.unit.sources.builders import LLAMA, write, write_gptq
 from tidegate.engines.base import EngineLoadError
-from tidegate.engines.transformers.loading import context_length, open_checkpoint
-from tidegate.sources.facts import DecoderShape
+from tidegate.engines.transformers.loading import open_checkpoint
+from tidegate.replica_args import EngineSpec
+from tidegate.sources.checkpoint import Checkpoint
 
 
-def refused(folder: Path, quantization: str = "auto") -> EngineLoadError:
+def opened(folder: Path, quantization: str = "auto", context_length: int = 0) -> Checkpoint:
+    return open_checkpoint(
+        EngineSpec("transformers", str(folder), quantization=quantization, context_length=context_length)
+    )
+
+
+def refused(folder: Path, quantization: str = "auto", context_length: int = 0) -> EngineLoadError:
     with pytest.raises(EngineLoadError) as caught:
-        open_checkpoint(folder, quantization)
+        opened(folder, quantization, context_length)
     return caught.value
 
 
 def test_gptq_is_found_in_either_file(tmp_path: Path) -> None:
-    assert open_checkpoint(write_gptq(tmp_path), "auto").quantization == "gptq"
+    assert opened(write_gptq(tmp_path)).quantization == "gptq"
     assert refused(tmp_path, "none").reason == "InvalidEngineArgs"
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 32}))
-    assert open_checkpoint(tmp_path, "gptq").quantization == "gptq"
+    assert opened(tmp_path, "gptq").quantization == "gptq"
     assert refused(tmp_path, "none").reason == "InvalidEngineArgs"
 
 
@@ -48,11 +55,9 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     assert (error.reason, "ends too early" in error.message) == ("WeightsWrong", True)
 
 
-def test_context_length() -> None:
-    shape = DecoderShape(positions=128)
-    assert context_length(shape, 0) == 128
-    assert context_length(shape, 64) == 64
-    with pytest.raises(EngineLoadError, match="contextLength is 129, but the checkpoint holds 128"):
-        context_length(shape, 129)
-    unbounded = DecoderShape()
-    assert (context_length(unbounded, 0), context_length(unbounded, 9000)) == (2048, 9000)
+def test_a_context_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, LLAMA | {"max_position_embeddings": 128})
+    assert opened(folder, context_length=128).shape.positions == 128
+    error = refused(folder, context_length=129)
+    assert error.reason == "InvalidEngineArgs"
+    assert error.message.startswith("contextLength is 129, but the checkpoint holds 128 positions")

@@ -11,6 +11,7 @@ from openai.types.chat import ChatCompletionChunk
 from tests.unit.gateway.dialects.segments import a_segment, a_token, events
 from tidegate.gateway.dialects.base import AnswerHead, Usage, count_usage
 from tidegate.gateway.dialects.chat import Chat, ChatEvents
+from tidegate.gateway.dialects.openai import Shown
 from tidegate.messages.work import Finish, Segment, TokenLogprob, Tokens
 
 STOP = Finish("stop", prompt_tokens=3, completion_tokens=2)
@@ -19,7 +20,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def chat_events(has_usage: bool = False, logprobs: bool = False) -> ChatEvents:
-    return ChatEvents(HEAD, has_usage=has_usage, has_logprobs=logprobs)
+    return ChatEvents(HEAD, Shown(has_usage), has_logprobs=logprobs)
 
 
 def test_a_chat_answer_is_openais_object() -> None:
@@ -50,7 +51,7 @@ def test_chat_chunks_are_openais_and_hold_the_text(texts: list[str]) -> None:
 
 def test_event_ids_count_up_for_who_asks() -> None:
     rendered = ChatEvents(
-        AnswerHead("chatcmpl-1", 5, "m", "r1", has_event_ids=True), has_usage=True, has_logprobs=False
+        AnswerHead("chatcmpl-1", 5, "m", "r1", has_event_ids=True), Shown(has_usage=True), has_logprobs=False
     )
     raw = rendered.render(0, a_segment("t", finish=STOP)) + rendered.end(Usage(1, 2, 3))
     ids = [event_id for event_id, _ in events(raw.removesuffix(b"data: [DONE]\n\n"))]

@@ -10,6 +10,7 @@ from openai.types import Completion as OpenAICompletion
 from tests.unit.gateway.dialects.segments import a_segment, a_token, events
 from tidegate.gateway.dialects.base import AnswerHead, count_usage
 from tidegate.gateway.dialects.completions import CompletionEvents, Completions, TextOffsets
+from tidegate.gateway.dialects.openai import Shown
 from tidegate.messages.work import Finish, Segment, TokenLogprob, Tokens
 
 STOP = Finish("stop", prompt_tokens=3, completion_tokens=2)
@@ -64,7 +65,7 @@ def test_of_two_tokens_with_one_name_the_likelier_counts() -> None:
 
 
 def test_completion_chunks_carry_the_reason_with_the_last_text() -> None:
-    rendered = CompletionEvents(HEAD, has_usage=False, top=None, choices=1)
+    rendered = CompletionEvents(HEAD, Shown(), top=None, choices=1)
     assert rendered.render(0, Segment("x", 0, output=Tokens([1], ""))) == b""
     raw = rendered.render(0, Segment("x", 1, output=Tokens([1], "a")))
     raw += rendered.render(0, Segment("x", 2, output=Tokens([1], "b"), finish=Finish("length")))
@@ -76,7 +77,7 @@ def test_completion_chunks_carry_the_reason_with_the_last_text() -> None:
 
 
 def test_offsets_go_on_from_chunk_to_chunk() -> None:
-    rendered = CompletionEvents(HEAD, has_usage=False, top=0, choices=1)
+    rendered = CompletionEvents(HEAD, Shown(), top=0, choices=1)
     offsets = []
     for position, word in enumerate(("ab", "cde", "f")):
         token = TokenLogprob(1, word, -1.0, word.encode())
