@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from tidegate.engines.transformers.limits import (
+    ORIGINAL,
     SMALL,
     made_small,
     named_bounds,
@@ -16,7 +18,7 @@ from tidegate.engines.transformers.limits import (
 
 
 def model_of(kind: str, *modules: Any, **fields: Any) -> Any:
-    return SimpleNamespace(config=AutoConfig.for_model(kind, **fields), modules=lambda: modules)
+    return SimpleNamespace(config=AutoConfig.for_model(kind, **deepcopy(fields)), modules=lambda: modules)
 
 
 def rope(kind: str, **more: Any) -> dict[str, Any]:
@@ -70,7 +72,7 @@ def test_bounds_are_small_for_a_while_where_they_are_asked_for() -> None:
         ("llama", {"rope_parameters": rope("linear", factor=2.0)}, None),
         ("llama", {"rope_parameters": rope("yarn", factor=2.0, original_max_position_embeddings=64)}, None),
         ("llama", {"rope_parameters": LONG}, 64),
-        ("phi3", {"rope_parameters": LONG, "hidden_size": 64}, 64),
+        ("phi3", {"rope_parameters": LONG, "hidden_size": 64, ORIGINAL: 64}, 64),
         ("llama", {"rope_parameters": rope("dynamic", factor=2.0), "max_position_embeddings": 80}, 80),
         ("hunyuan_v1_dense", {"rope_parameters": rope("dynamic", factor=2.0, alpha=1000.0)}, None),
         (
