@@ -15,23 +15,29 @@ from contextlib import contextmanager
 from typing import Any
 
 SMALL = 12  # tokens: some of the probe's rows stay below, one passes it while it decodes
-BOUNDS = re.compile(r"window|chunk_size$|^local_attention$|floor_scale$|_n_floor$")
+ORIGINAL = "original_max_position_embeddings"
+BOUNDS = re.compile(rf"window|chunk_size$|^local_attention$|floor_scale$|_n_floor$|^{ORIGINAL}$")
 NO_BOUNDS = re.compile(r"max_window_layers|pattern|feed_forward|lm_head")
-NEUTRAL = re.compile(r"^(mamba_)?chunk_size$|floor")  # how a state is scanned, from where a scale grows
+# How a state is scanned, and from where a scale grows that a model may not use.
+NEUTRAL = re.compile(rf"^(mamba_)?chunk_size$|floor|^{ORIGINAL}$")
 SPARSE = "index_topk"  # keys that an indexer picks; ties among them make a model contradict itself
 FULL_ONLY = {"full_attention"}
-ORIGINAL = "original_max_position_embeddings"
+WINDOWS = re.compile(r"window|attention_chunk")
 
 
 def named_bounds(model: Any, context_length: int) -> dict[str, int]:
     """Return the fields that bound attention or a scan within the context, with their smallest value."""
     text = model.config.get_text_config(decoder=True)
+    unused = [NO_BOUNDS]
     if set(vars(text).get("layer_types") or ()) == FULL_ONLY:
-        return {}  # a window that no layer uses
+        unused.append(WINDOWS)
+    if rotary_switch(model):
+        unused.append(re.compile(ORIGINAL))  # what has changed there stays apart from the plain forward pass
     found: dict[str, int] = {}
     for fields in _places(text):
         for name, value in fields.items():
-            if type(value) is int and BOUNDS.search(name) and not NO_BOUNDS.search(name) and value > SMALL:
+            is_bound = type(value) is int and value > SMALL and BOUNDS.search(name)
+            if is_bound and not any(pattern.search(name) for pattern in unused):
                 found[name] = min(value, found.get(name, value))
     return {name: value for name, value in found.items() if value < context_length}
 
@@ -79,13 +85,13 @@ def sparse_limit(model: Any) -> int | None:
 
 
 def _places(text: Any) -> list[MutableMapping[str, Any]]:
-    """Where a configuration holds fields: its own, and those of layers that differ."""
+    """Return where a configuration holds fields: its own, those of layers that differ, the rotary ones."""
     layers = text._heterogeneity_spec.per_layer_overrides.values() if text.is_heterogeneous else ()
-    return [vars(text), *layers]
+    return [vars(text), *layers, *_rope_parameters(text)]
 
 
-def _rope_parameters(text: Any) -> list[Mapping[str, Any]]:
+def _rope_parameters(text: Any) -> list[MutableMapping[str, Any]]:
     """Return the rotary parameters, of which there may be one set for each type of layer."""
-    whole = getattr(text, "rope_parameters", None) or {}
-    inner = [value for value in whole.values() if isinstance(value, Mapping)]
+    whole = vars(text).get("rope_parameters") or {}
+    inner = [value for value in whole.values() if isinstance(value, MutableMapping)]
     return inner if inner and "rope_type" not in whole else [whole]
