@@ -64,7 +64,7 @@ def engine(loaded: TransformersEngine, checkpoint: Path) -> TransformersEngine:
     """The one engine, with processes of this test's own."""
     loaded._prompts.close()
     loaded._prompts = PromptPool(checkpoint, loaded._context_length)
-    loaded._prompts.wait_ready()
+    loaded._prompts.wait_ready(loaded._vocabulary_size)
     return loaded
 
 
