@@ -218,6 +218,8 @@ async def test_models(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     assert [model.id async for model in client.models.list()] == [MODEL]
     model = await client.models.retrieve(MODEL)
     assert (model.object, model.owned_by, model.created) == ("model", "tidegate", 1_700_000_000)
+    more = model.model_extra or {}
+    assert (more["root"], more["max_model_len"]) == (MODEL, more["tidegate"]["context_length"] or None)
     with pytest.raises(openai.NotFoundError, match=f"Models that exist: {MODEL}"):
         await client.models.retrieve("nope")
 
