@@ -11,6 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
+from tests.engine_requests import sampling_of
 from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, REVISION, Gateway
 from tidegate.messages.work import (
     ChatPrompt,
@@ -68,7 +69,7 @@ async def test_a_chat_answer(gateway: Gateway, client: openai.AsyncOpenAI) -> No
     )
     assert request.tenant == "acme"
     assert request.id == f"{answer.id}.0"
-    sampling = request.work.sampling
+    sampling = sampling_of(request)
     assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens) == (0, 0.5, 5, 9)
     assert (sampling.stop, sampling.presence_penalty, sampling.frequency_penalty) == (("END", "STOP"), 1, -1)
     assert sampling.top_logprobs is None
@@ -133,7 +134,7 @@ async def test_several_choices_have_seeds_of_their_own(gateway: Gateway, client:
     answer = await call
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert [choice.message.content for choice in answer.choices] == ["answer 0", "answer 1", "answer 2"]
-    assert [claim.request.work.sampling.seed for claim in claims] == [2**63 - 2, 2**63 - 1, 0]
+    assert [sampling_of(claim.request).seed for claim in claims] == [2**63 - 2, 2**63 - 1, 0]
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (PROMPT_TOKENS, 3)
 
@@ -159,7 +160,7 @@ async def test_chat_logprobs(gateway: Gateway, client: openai.AsyncOpenAI) -> No
         else:
             found = [chunk.choices[0].logprobs async for chunk in answer]
             content = next(item.content for item in found if item is not None)
-        assert claim.request.work.sampling.top_logprobs == 2
+        assert sampling_of(claim.request).top_logprobs == 2
         assert content is not None and len(content) == 1
         assert (content[0].token, content[0].logprob, content[0].bytes) == ("é", -0.5, [0xC3, 0xA9])
         assert [(top.token, top.logprob) for top in content[0].top_logprobs] == [("é", -0.5), ("e", -1.5)]
@@ -173,8 +174,8 @@ async def test_completions_with_several_prompts(gateway: Gateway, client: openai
     answer = await call
     assert [choice.text for choice in answer.choices] == ["text 0", "text 1", "text 2", "text 3"]
     assert [claim.request.work.prompt for claim in claims] == [TextPrompt("a")] * 2 + [TextPrompt("b")] * 2
-    assert [claim.request.work.sampling.seed for claim in claims] == [10, 11, 10, 11]
-    assert {claim.request.work.sampling.max_tokens for claim in claims} == {16}
+    assert [sampling_of(claim.request).seed for claim in claims] == [10, 11, 10, 11]
+    assert {sampling_of(claim.request).max_tokens for claim in claims} == {16}
     assert answer.object == "text_completion" and answer.id.startswith("cmpl-")
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2 * PROMPT_TOKENS, 4)
@@ -202,7 +203,7 @@ async def test_a_completions_stream_with_echo_and_logprobs(
     ]
     await gateway.replica.say(claim, "Once", "length", logprobs=prompt)
     [chunk] = [chunk async for chunk in await call]
-    assert claim.request.work.sampling.echo and claim.request.work.sampling.max_tokens == 0
+    assert sampling_of(claim.request).echo and sampling_of(claim.request).max_tokens == 0
     assert chunk.choices[0].text == "Once"
     assert chunk.choices[0].finish_reason == "length"
     logprobs = chunk.choices[0].logprobs
@@ -217,6 +218,8 @@ async def test_models(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     assert [model.id async for model in client.models.list()] == [MODEL]
     model = await client.models.retrieve(MODEL)
     assert (model.object, model.owned_by, model.created) == ("model", "tidegate", 1_700_000_000)
+    more = model.model_extra or {}
+    assert (more["root"], more["max_model_len"]) == (MODEL, more["tidegate"]["context_length"] or None)
     with pytest.raises(openai.NotFoundError, match=f"Models that exist: {MODEL}"):
         await client.models.retrieve("nope")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -120,8 +121,8 @@ def test_a_whole_answer_shows_tokens_and_prompt_as_vllms() -> None:
     assert "token_ids" not in plain["choices"][0]
 
 
-def streamed(fields: dict[str, object], *segments: Segment) -> list[dict[str, Any]]:
-    call = Chat().read(orjson.dumps(BODY | {"stream": True} | fields))
+def streamed(fields: Mapping[str, Any], *segments: Segment) -> list[dict[str, Any]]:
+    call = Chat().read(orjson.dumps({**BODY, "stream": True, **fields}))
     rendered = call.events(HEAD)
     raw = b"".join(rendered.render(0, segment) for segment in segments) + rendered.end(Usage(2, 3, 5))
     return [orjson.loads(data) for _, data in events(raw.removesuffix(b"data: [DONE]\n\n"))]
