@@ -10,9 +10,11 @@ the model was (gpt_neo's mask) does not follow; that shows, as making it small c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 SMALL = 12  # tokens: some of the probe's rows stay below, one passes it while it decodes
 ORIGINAL = "original_max_position_embeddings"
@@ -26,7 +28,7 @@ WINDOWS = re.compile(r"window|attention_chunk")
 
 
 def named_bounds(model: Any, context_length: int) -> dict[str, int]:
-    """Return the fields that bound attention or a scan within the context, with their smallest value."""
+    """Return the fields that bound attention or a scan within the context, with the greatest such value."""
     text = model.config.get_text_config(decoder=True)
     unused = [NO_BOUNDS]
     if set(vars(text).get("layer_types") or ()) == FULL_ONLY:
@@ -36,28 +38,30 @@ def named_bounds(model: Any, context_length: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for fields in _places(text):
         for name, value in fields.items():
-            is_bound = type(value) is int and value > SMALL and BOUNDS.search(name)
+            is_bound = type(value) is int and SMALL < value < context_length and BOUNDS.search(name)
             if is_bound and not any(pattern.search(name) for pattern in unused):
-                found[name] = min(value, found.get(name, value))
-    return {name: value for name, value in found.items() if value < context_length}
+                found[name] = max(value, found.get(name, 0))
+    return found
 
 
 @contextmanager
-def made_small(model: Any, bounds: Mapping[str, int]) -> Iterator[None]:
-    """Let `bounds` be SMALL, in the configuration and in layers that hold a copy."""
+def made_small(model: Any, names: Collection[str]) -> Iterator[None]:
+    """Let the fields be SMALL, wherever the model looks them up. What differs stays different."""
+    configs = {id(config): config for module in model.modules() if (config := _text_config(module))}
     places: list[MutableMapping[str, Any]] = [
-        *_places(model.config.get_text_config(decoder=True)),
+        *(fields for config in configs.values() for fields in _places(config)),
         *(module.__dict__ for module in model.modules()),
     ]
     held = [
         (fields, name, fields[name])
         for fields in places
-        for name in bounds
+        for name in names
         if type(fields.get(name)) is int and fields[name] > SMALL
     ]
+    sizes = {name: sorted({value for _, other, value in held if other == name}) for name in names}
     try:
-        for fields, name, _ in held:
-            fields[name] = SMALL
+        for fields, name, value in held:
+            fields[name] = SMALL + sizes[name].index(value)
         yield
     finally:
         for fields, name, value in held:
@@ -82,6 +86,12 @@ def sparse_limit(model: Any) -> int | None:
     """Return up to how many tokens sparse attention sees every key; None where attention is not sparse."""
     fields = (fields.get(SPARSE) for fields in _places(model.config.get_text_config(decoder=True)))
     return min((value for value in fields if type(value) is int), default=None)
+
+
+def _text_config(module: Any) -> Any:
+    """Return what a part of a model goes by, which may be a copy of the whole model's."""
+    config = module.__dict__.get("config")
+    return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else None
 
 
 def _places(text: Any) -> list[MutableMapping[str, Any]]:

@@ -23,7 +23,6 @@ from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.batch import ERRORS, ArenaBatch, Batch, Forward, RowByRow, takes_masks
 from tidegate.engines.transformers.limits import (
     NEUTRAL,
-    SMALL,
     made_small,
     named_bounds,
     rotary_switch,
@@ -125,7 +124,7 @@ def unmoved(model: Any, bounds: Mapping[str, int], rows: Sequence[Sequence[int]]
     names = [name for name in bounds if not NEUTRAL.search(name)]
     found = []
     for name in names:
-        with made_small(model, {name: SMALL}):
+        with made_small(model, [name]):
             small = plain_logits(model, [longest])[0]
         if torch.equal(small, plain_logits(model, [longest])[0]):
             found.append(name)

@@ -55,14 +55,16 @@ def test_bounds_within_the_context_are_found(kind: str, fields: dict[str, Any], 
 
 
 def test_bounds_are_small_for_a_while_where_they_are_asked_for() -> None:
-    layer = SimpleNamespace(sliding_window=100, is_sliding=True)
-    without = SimpleNamespace(sliding_window=None)
-    model = model_of("gemma3", layer, without, text_config={"sliding_window": 100})
-    with pytest.raises(ZeroDivisionError), made_small(model, {"sliding_window": 100}):
-        assert model.config.text_config.sliding_window == layer.sliding_window == SMALL
-        assert without.sliding_window is None
+    inner = AutoConfig.for_model("gemma3_text", sliding_window=100)  # a part's own copy
+    part = SimpleNamespace(config=inner)
+    layers = [SimpleNamespace(sliding_window=window) for window in (100, 200, None)]
+    model = model_of("gemma3", part, *layers, text_config={"sliding_window": 100})
+    with pytest.raises(ZeroDivisionError), made_small(model, ["sliding_window"]):
+        assert inner.sliding_window == SMALL
+        assert [layer.sliding_window for layer in layers] == [SMALL, SMALL + 1, None]
         raise ZeroDivisionError
-    assert model.config.text_config.sliding_window == layer.sliding_window == 100
+    assert inner.sliding_window == 100
+    assert [layer.sliding_window for layer in layers] == [100, 200, None]
 
 
 @pytest.mark.parametrize(
