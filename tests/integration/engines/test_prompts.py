@@ -19,7 +19,7 @@ from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import prompt_pool
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.engines.transformers.prompt_pool import LANES, LARGE_BYTES, SLOW_LANES, PromptPool
-from tidegate.messages.work import Finish
+from tidegate.messages.work import Finish, Tokens
 from tidegate.replica_args import EngineSpec
 
 MISCHIEF = {
@@ -68,11 +68,11 @@ def engine(loaded: TransformersEngine, checkpoint: Path) -> TransformersEngine:
     return loaded
 
 
-async def chat(engine: TransformersEngine, text: str) -> Prepared | Finish:
+async def chat(engine: TransformersEngine, text: str) -> Prepared | Tokens | Finish:
     return await engine.prepare(a_request("r", [{"role": "user", "content": text}], max_tokens=5))
 
 
-async def text(engine: TransformersEngine, prompt: str = "The tide") -> Prepared | Finish:
+async def text(engine: TransformersEngine, prompt: str = "The tide") -> Prepared | Tokens | Finish:
     return await engine.prepare(a_request("r", prompt, max_tokens=5))
 
 
@@ -97,7 +97,7 @@ def is_alive(process: psutil.Process) -> bool:
 async def test_templates_that_loop_end_and_keep_nobody_waiting(engine: TransformersEngine) -> None:
     over: list[str] = []
 
-    async def note(name: str, prompt: str) -> Prepared | Finish:
+    async def note(name: str, prompt: str) -> Prepared | Tokens | Finish:
         made = await chat(engine, prompt)
         over.append(name)
         return made
