@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from tidegate.control.conditions import condition
@@ -22,6 +22,8 @@ from tidegate_operator.cache import Body, Cache
 from tidegate_operator.cluster import ApiConflict, ApiEnding, ApiError, ApiGone, ApiUnavailable, Object
 from tidegate_operator.decision import Decision, Manifest, ObjectWrite
 from tidegate_operator.kinds import Kind
+from tidegate_operator.pod_problems import as_sentence
+from tidegate_operator.ray_state import created
 from tidegate_operator.ray_view import name_of
 from tidegate_operator.serves import Serves
 from tidegate_operator.status_patch import is_trouble
@@ -69,6 +71,7 @@ class Applier:
         instance: str,
         own_namespace: str,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._cluster = cluster
         self._cache = cache
@@ -76,17 +79,26 @@ class Applier:
         self._serves = serves
         self._instance = instance
         self._own_namespace = own_namespace
-        self.ending: set[str] = (
-            set()
-        )  # namespaces that are being deleted, as far as a write was refused for it
         self._clock = clock
+        self._now = now
         self._written_at: dict[str, float] = {}  # when a status was written, by uid
         self.refusals: dict[tuple[Kind, str, str], str] = {}  # of what is to be made, by namespace and name
+        # Namespaces whose deletion refused a write, and when (unix seconds).
+        self.ending: dict[str, float] = {}
 
     def since_write(self) -> dict[str, float]:
         """Return how many seconds ago the status of an object (by uid) was written."""
         now = self._clock()
         return {uid: now - at for uid, at in self._written_at.items()}
+
+    def ends(self, namespace: str, bodies: Iterable[Body]) -> bool:
+        """Tell whether a namespace is being deleted. Nothing is made in one that is: what is newer among
+        `bodies` is in another of its name."""
+        at = self.ending.get(namespace)
+        if at is not None and any(created(body) > at for body in bodies):
+            del self.ending[namespace]
+            return False
+        return at is not None
 
     def forget(self, uids: frozenset[str]) -> None:
         """Keep only what is known of these objects."""
@@ -180,13 +192,12 @@ class Applier:
             await self._note_ending(key[1], error)
             return False
         except ApiError as error:
-            if self.refusals.get(key) != error.message:
+            if key not in self.refusals:
                 log.error("apply: %s", error.message)
                 self.refusals = dict(list(self.refusals.items())[-MOST_REFUSALS:])
-            self.refusals[key] = error.message
+            self.refusals[key] = as_sentence(error.message.partition(": 403: ")[2] or error.message)
             return False
         self.refusals.pop(key, None)
-        self.ending.discard(key[1])
         self._cache.put(kind, answer)
         return True
 
@@ -214,7 +225,7 @@ class Applier:
         """Say once that a namespace ends, where Events can still be written."""
         if namespace in self.ending:
             return
-        self.ending.add(namespace)
+        self.ending[namespace] = self._now()
         log.warning("the namespace %s is being deleted; its Models are let go: %s", namespace, error.message)
         own = {"name": self._instance, "namespace": self._own_namespace}
         note = condition(
@@ -250,7 +261,6 @@ class Applier:
         }
         try:
             await self._cluster.create("Event", event)
-            self.ending.discard(meta["namespace"])
         except ApiEnding as error:
             await self._note_ending(meta["namespace"], error)
         except (ApiError, ApiConflict, ApiUnavailable) as error:

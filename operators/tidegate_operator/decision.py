@@ -6,6 +6,7 @@ Events, Jobs, RayClusters, finalizers, and which cluster's Serve holds what.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from tidegate.control.serve_config import application_configs
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
 from tidegate_operator import ray_state, upgrade
-from tidegate_operator.cache import Body
+from tidegate_operator.cache import Body, is_deleting
 from tidegate_operator.kinds import Kind
 from tidegate_operator.moving import Move
 from tidegate_operator.objects import ModelObject
@@ -68,8 +69,8 @@ class Gathered:
 
     `stored` is what Redis holds; None: it does not answer, and `outage` says why (reason, sentence).
     `refusals` are what the API server said of objects that it did not take, by kind, namespace and name.
-    `since_write` says how many seconds ago the status of an object (by uid) was written. `queue_url` is what
-    replicas were told before their pods said it.
+    `is_ending`: the namespace is being deleted. `since_write` says how many seconds ago the status of an
+    object (by uid) was written. `queue_url` is what replicas were told before their pods said it.
     """
 
     namespace: str
@@ -91,6 +92,7 @@ class Gathered:
     replicas: ReplicaSettings
     queue_url: str
     refusals: Mapping[tuple[Kind, str, str], str]
+    is_ending: bool
 
     @property
     def entries(self) -> Mapping[str, ModelEntry]:
@@ -161,6 +163,8 @@ class Decision:
 
 
 def decide(found: Gathered, now: float) -> Decision:
+    if found.is_ending:
+        return _ending(found)
     if found.body is None:
         decision = _without_pool(found, now)
     elif found.pool is None:
@@ -176,13 +180,30 @@ def decide(found: Gathered, now: float) -> Decision:
     stuck = tuple(
         ObjectWrite("RayCluster", body, finalizers=kept)
         for body in found.clusters
-        if (kept := ray_state.stuck_finalizers(body, now)) is not None
+        if (kept := ray_state.stuck_finalizers(body, ray_state.STUCK_SECONDS, now)) is not None
     )
     going = [each for each in found.models if each.model is None and each.is_deleting]
     return replace(
         decision,
         objects=_model_writes(found, refused) + decision.objects,
         released=stuck + _released(going) + decision.released,
+    )
+
+
+def _ending(found: Gathered) -> Decision:
+    """Nothing new is made in a namespace that is being deleted, nor KubeRay's Job that cleans up after a
+    cluster, and the rights there go with all else. So everything is let go at once, requests or not."""
+    stored = found.stored is not None  # else a later sweep forgets them
+    going = [body for body in found.clusters if is_deleting(body)]
+    freed = [(body, ray_state.stuck_finalizers(body, 0.0, math.inf)) for body in going]
+    return Decision(
+        registry=RegistryChanges(
+            delete=tuple(each.name for each in found.runnable if stored and each.name in found.entries)
+        ),
+        released=_released(found.models)
+        + tuple(ObjectWrite("RayCluster", body, finalizers=kept) for body, kept in freed if kept is not None),
+        deleted=tuple(body for body in found.clusters if body not in going),
+        pause_seconds=STARTING_SECONDS if found.clusters or found.models else None,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,11 +59,12 @@ class Lister(Protocol):
 
 
 class Written(Protocol):
-    """The part of `Applier` that is used here: what the API server refused of the last writes, the namespaces
-    that end, and how many seconds ago each status was written."""
+    """The part of `Applier` that is used here: what the API server refused of the last writes, whether it did
+    so because the namespace ends, and how many seconds ago each status was written."""
 
     refusals: dict[tuple[Kind, str, str], str]
-    ending: set[str]
+
+    def ends(self, namespace: str, bodies: Iterable[Body]) -> bool: ...
 
     def since_write(self) -> dict[str, float]: ...
 
@@ -138,9 +139,10 @@ class Gatherer:
         namespace, name = key
         models = self.reader.models(namespace, name)
         body = self.cache.get("Pool", namespace, name)
-        if body is not None and (is_deleting(body) or namespace in written.ending):
-            body = None  # in a namespace that ends nobody waits for requests: rights there go any moment
-        pool, refusal = self.reader.pool(body) if body is not None else (None, "")
+        if body is not None and is_deleting(body):
+            body = None
+        is_ending = written.ends(namespace, [each.body for each in models] + ([body] if body else []))
+        pool, refusal = self.reader.pool(body) if body is not None and not is_ending else (None, "")
         clusters = self.cache.of("RayCluster", namespace, lambda item: labels(item).get(POOL_LABEL) == name)
         live = [item for item in clusters if not is_deleting(item)] if pool is not None else []
         of_namespace = self.cache.of("Pod", namespace)
@@ -170,6 +172,7 @@ class Gatherer:
             replicas=self.replicas,
             queue_url=self.queue_url,
             refusals=written.refusals,
+            is_ending=is_ending,
         )
 
     async def _serve_views(

@@ -104,7 +104,9 @@ def reported(found: Sequence[PodProblem], ended: Mapping[str, Ended]) -> tuple[P
         for problem in found
         if not problem.may_be_idle or (problem.group in ended and ended[problem.group].is_certain)
     ]
-    groups = {problem.group for problem in now}
+    groups = list(dict.fromkeys(problem.group for problem in now))
+    # What a pod waits for that came in another's place is how it is now; how the other ended comes after it.
+    now.sort(key=lambda problem: (groups.index(problem.group), problem.reason in ENDED))
     past = [item.problem for group, item in ended.items() if item.is_certain and group not in groups]
     return (*now, *past)
 
@@ -116,10 +118,9 @@ def refused_pod(job: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> 
     refused = _newest(events, name, uid, ("FailedCreate",))
     if refused is None:
         return ""
-    cause = _cause(str(refused.get("message") or "").removeprefix("Error creating: "))
+    cause = as_sentence(str(refused.get("message") or "").removeprefix("Error creating: "))
     return (
-        f"Kubernetes refuses the pod of the Job {name}, which looks at the source: {cause} {REFUSED_REMEDY} "
-        "It is tried again by itself."
+        f"Kubernetes refuses the pod of the Job {name}, which looks at the source: {cause} {REFUSED_REMEDY}"
     )
 
 
@@ -129,7 +130,7 @@ def cluster_problems(ray_cluster: Mapping[str, Any]) -> tuple[PodProblem, ...]:
     status = ray_cluster.get("status") or {}
     for item in status.get("conditions") or []:
         if item.get("type") == "ReplicaFailure" and item.get("status") == "True":
-            cause = _cause(item.get("message") or item.get("reason"))
+            cause = as_sentence(item.get("message") or item.get("reason"))
             return (
                 PodProblem(
                     "",
@@ -146,7 +147,7 @@ def _of_pod(
 ) -> list[PodProblem]:
     name, group, status = pod["metadata"]["name"], _group(pod), pod.get("status") or {}
     if status.get("phase") == "Failed" and status.get("reason") == "Evicted":
-        cause = _cause(status.get("message"))
+        cause = as_sentence(status.get("message"))
         return [PodProblem(name, "", "Evicted", f"Pod {name} was taken off its node: {cause}", group)]
     if problem := _unscheduled(pod, nodes):
         return [PodProblem(name, "", *problem, group)]
@@ -212,7 +213,10 @@ def _of_container(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple
     state = container.get("state") or {}
     waiting = state.get("waiting") or {}
     ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
-    reason, cause = str(waiting.get("reason") or ""), _cause(waiting.get("message") or waiting.get("reason"))
+    reason, cause = (
+        str(waiting.get("reason") or ""),
+        as_sentence(waiting.get("message") or waiting.get("reason")),
+    )
     if reason in IMAGE_REASONS:
         return (
             "ImagePullFailed",
@@ -245,7 +249,7 @@ def _of_container(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple
 def _how(container: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     times = int(container.get("restartCount") or 0)
     code = f"with exit code {ended['exitCode']}" if "exitCode" in ended else "by itself"
-    cause = _cause(ended.get("message")) if ended.get("message") else ""
+    cause = as_sentence(ended.get("message")) if ended.get("message") else ""
     again = f" (restarted {times} times)" if times else ""
     return f"{code}{again}{f': {cause}' if cause else ''}".rstrip(".")
 
@@ -264,16 +268,18 @@ def _unscheduled(pod: Mapping[str, Any], nodes: Sequence[Mapping[str, Any]]) -> 
             continue
         if item.get("reason") == "SchedulingGated":
             return None
-        cause = _cause(item.get("message"))
+        cause = as_sentence(item.get("message"))
         if "persistentvolumeclaim" in cause.lower():
             named = re.search(r'persistentvolumeclaim "([^"]+)"', cause, re.I)
             remedy = f"Create the claim {named[1]}." if named and "not found" in cause else "Check the claim."
             return "VolumeMissing", f"Pod {name} waits for a volume: {cause} {remedy}"
+        cordoned = "were unschedulable" in cause  # the scheduler's word for it
+        remedy = "Let pods onto the cordoned node again (kubectl uncordon), add" if cordoned else "Add"
         lacking = list(dict.fromkeys(found.rstrip(".") for found in _INSUFFICIENT.findall(cause)))
         asks = "; ".join(_lack(resource, pod, nodes) for resource in lacking)
         return (
             "Unschedulable",
-            f"Pod {name} finds no node: {asks + '; ' if asks else ''}{cause} Add a node, or change the "
+            f"Pod {name} finds no node: {asks + '; ' if asks else ''}{cause} {remedy} a node, or change the "
             "group's size, nodeSelector or tolerations in the Pool.",
         )
     return None
@@ -323,7 +329,7 @@ def _unmounted(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> t
     failed = _newest(events, name, uid, VOLUME_EVENTS)
     if failed is None:
         return None
-    cause = _cause(failed.get("message"))
+    cause = as_sentence(failed.get("message"))
     named = _NAMED.search(cause)
     if named and "not found" in cause and named[1].lower() in ("secret", "configmap"):
         return "SecretMissing", f"Pod {name} cannot start: {cause} Create {named[1].lower()} {named[2]}."
@@ -345,7 +351,7 @@ def _is_about(reference: Mapping[str, Any], name: str, uid: str | None) -> bool:
     return reference.get("name") == name and (not uid or not reference.get("uid") or reference["uid"] == uid)
 
 
-def _cause(text: Any) -> str:
+def as_sentence(text: Any) -> str:
     """Return a foreign message as one sentence of bounded length."""
     words = " ".join(str(text or "no reason was given").split())[:MAX_CAUSE_CHARACTERS]
     return words if words.endswith((".", "!", "?")) else f"{words}."

@@ -58,7 +58,7 @@ def head_is_ready(pods: Iterable[Body]) -> bool:
 
 def is_ignored(cluster: Body, silent_seconds: float, now: float) -> bool:
     """Tell whether KubeRay has had time to say something of the cluster and has not."""
-    return not cluster.get("status") and now - _created(cluster) >= silent_seconds
+    return not cluster.get("status") and now - created(cluster) >= silent_seconds
 
 
 def workers(cluster: Body | None) -> tuple[int, int]:
@@ -113,13 +113,13 @@ def slow_pods(pods: Iterable[Body], now: float) -> list[Body]:
 
 
 def is_slow(body: Body, now: float) -> bool:
-    return now - _created(body) >= SLOW_SECONDS
+    return now - created(body) >= SLOW_SECONDS
 
 
 def next_slow_at(pods: Iterable[Body], now: float) -> float | None:
     """Return when the next pod will have been pending for too long."""
     times = [
-        _created(pod) + SLOW_SECONDS
+        created(pod) + SLOW_SECONDS
         for pod in pods
         if (pod.get("status") or {}).get("phase") == "Pending" and not is_deleting(pod)
     ]
@@ -134,11 +134,11 @@ def is_unschedulable(pods: Iterable[Body]) -> bool:
     )
 
 
-def stuck_finalizers(cluster: Body, now: float) -> list[str] | None:
+def stuck_finalizers(cluster: Body, after_seconds: float, now: float) -> list[str] | None:
     """Return the finalizers that a cluster keeps once KubeRay's are taken away; None: nothing is stuck."""
     since = deleting_since(cluster)
     finalizers: Sequence[str] = cluster["metadata"].get("finalizers") or ()
-    if since is None or now - since < STUCK_SECONDS:
+    if since is None or now - since < after_seconds:
         return None
     kept = [name for name in finalizers if not name.startswith(RAY_FINALIZERS)]
     return kept if len(kept) < len(finalizers) else None
@@ -170,7 +170,7 @@ def _is_ready(pod: Body) -> bool:
     )
 
 
-def _created(pod: Body) -> float:
+def created(pod: Body) -> float:
     stamp = str(pod["metadata"].get("creationTimestamp") or "")
     if not stamp:
         return 0.0

@@ -10,6 +10,7 @@ TidegateError
 ├── UnsupportedMedia          415  a content type or encoding that is not taken
 ├── HeadTooLarge              431
 ├── QueueFull                 429  with Retry-After
+│   └── BodiesFull                 too many bytes are on their way into the gateway
 ├── ModelUnavailable          503  with the model's own sentence
 ├── QueueUnavailable          503  Redis is away; the client is not told how
 │   ├── QueueOutOfMemory           Redis refuses what makes it larger
@@ -122,6 +123,10 @@ class RequestTooLarge(RequestError):
 
 class QueueFull(RequestError):
     reason, status, type, code = "QueueFull", 429, "rate_limit_error", "queue_full"
+
+
+class BodiesFull(QueueFull):
+    code = "too_many_bytes"
 
 
 class ModelUnavailable(RequestError):

@@ -105,6 +105,11 @@ class Settings(ProcessSettings):
         8 * 1024 * 1024, ge=1024, le=1 << 30, description="Largest request body; above it 413."
     )
 
+    bodies_max_bytes: Count = Field(
+        128 * 1024 * 1024,
+        description="Bytes of request bodies that a gateway reads at once, half of them one key's at most; "
+        "above it 429. Bodies up to 64 KiB do not count.",
+    )
     max_head_bytes: int = Field(
         32 * 1024, ge=4096, le=1 << 20, description="Largest request line and headers; above it 431."
     )

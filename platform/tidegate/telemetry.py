@@ -17,6 +17,8 @@ from typing import IO, Any, Literal
 
 import orjson
 
+from tidegate.errors import shortened
+
 TIME_TO_FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds"  # noqa: S105
 REQUEST_DURATION = "gen_ai_server_request_duration_seconds"
 TIME_PER_OUTPUT_TOKEN = "gen_ai_server_time_per_output_token_seconds"  # noqa: S105
@@ -39,6 +41,9 @@ FIRST_TOKEN_BUCKETS = (
     *(0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0),
 )
 PER_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+
+# Of a line: what a library or a request says may have any length.
+MOST_MESSAGE_CHARACTERS, MOST_ERROR_CHARACTERS = 4096, 32_768
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -85,13 +90,13 @@ class JsonFormatter(logging.Formatter):
             "time": _rfc3339(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shortened(record.getMessage(), MOST_MESSAGE_CHARACTERS),
         }
         if current := request_id.get():
             line["request_id"] = current
-        line.update(getattr(record, "fields", {}))
+        line.update(_bounded_fields(record))
         if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+            line["error"] = shortened(self.formatException(record.exc_info), MOST_ERROR_CHARACTERS)
         return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
@@ -100,13 +105,24 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        extra = dict(getattr(record, "fields", {}))
+        extra = _bounded_fields(record)
         if current := request_id.get():
             extra["request_id"] = current
         tail = "".join(f" {name}={value}" for name, value in extra.items())
         level, name = record.levelname.lower(), record.name.removeprefix("tidegate.")
-        text = f"{clock}.{int(record.msecs):03d} {level:<7} {name}: {record.getMessage()}{tail}"
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+        message = shortened(record.getMessage(), MOST_MESSAGE_CHARACTERS)
+        text = f"{clock}.{int(record.msecs):03d} {level:<7} {name}: {message}{tail}"
+        if record.exc_info:
+            text += "\n" + shortened(self.formatException(record.exc_info), MOST_ERROR_CHARACTERS)
+        return text
+
+
+def _bounded_fields(record: logging.LogRecord) -> dict[str, Any]:
+    found = getattr(record, "fields", {})
+    return {
+        name: shortened(value, MOST_MESSAGE_CHARACTERS) if isinstance(value, str) else value
+        for name, value in found.items()
+    }
 
 
 def _rfc3339(seconds: float) -> str:

@@ -129,6 +129,38 @@ async def test_past_a_bound_the_largest_answer_ends_and_the_others_go_on(rig: Ri
     assert ear.finish_of(small.id) is None
 
 
+async def test_one_log_has_a_bound_of_its_own(rig: Rig) -> None:
+    gateway, ear = await rig.gateway()
+    replica = await rig.replica()
+    request = a_request()
+    await accept(gateway, request)
+    await replica.queue.claim(1)
+    for seq in range(16):
+        assert await replica.queue.emit([(1, a_token(request, seq, "x" * 1023 * KIB))]) == []
+    log = await gateway.replay(request.id, from_seq=14)
+    assert [segment.seq for segment in log or ()] == [14, 15]
+    assert await replica.queue.emit([(1, a_token(request, 16, "x" * 17 * KIB))]) == [request.id]
+    finish = await await_until(lambda: ear.finish_of(request.id))
+    assert finish is not None
+    assert (finish.code, str(16 * KIB * KIB) in finish.message) == ("AnswerTooLarge", True)
+
+
+async def test_a_claim_ends_where_redis_would_end_the_connection(rig: Rig) -> None:
+    """Redis does so over a reply of 32 MB to who hears channels; the same claim again would get the same."""
+    gateway, _ = await rig.gateway()
+    replica = await rig.replica()
+    large = TextPrompt("y" * 1024 * KIB)
+    requests = [a_request(large) for _ in range(40)]
+    await accept(gateway, *requests)
+    before = replica.wakes
+    claims = await replica.queue.claim(40)
+    assert 1 <= len(claims) < 10
+    await await_until(lambda: replica.wakes > before)  # it claims again
+    while len(claims) < 40:
+        claims += await replica.queue.claim(40 - len(claims))
+    assert [claim.request.id for claim in claims] == [request.id for request in requests]
+
+
 async def test_what_was_charged_moves_with_the_request_to_another_replica(rig: Rig) -> None:
     gateway, _ = await rig.gateway()
     replica, other = await rig.replica(), await rig.replica()

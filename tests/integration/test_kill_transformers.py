@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.checkpoints import tiny
 from tests.integration.serving.rig import Ear, ReplicaChild, a_request, heard_from, open_ear
+from tests.waiting import wait_until
+from tidegate.engines.transformers.prompt_pool import LANES
 from tidegate.messages.work import Request, Sampling
 
 pytestmark = pytest.mark.serial
@@ -69,12 +72,15 @@ async def test_a_killed_seeded_stream_equals_the_undisturbed_one(
         killed = requests()
         await ear.submit(*killed)
         await heard_from(ear, killed[1], 20, LOAD_SECONDS)
+        beside = psutil.Process(replica.process.pid).children(recursive=True)
         replica.kill()
         before = [ear.tokens_of(request) for request in killed]
         spawn()
         await ear.ended(*killed, timeout=LOAD_SECONDS)
 
         assert max(before) < 150
+        assert len(beside) > LANES  # the processes that prepare prompts, which end by themselves
+        wait_until(lambda: not any(map(psutil.pid_exists, (process.pid for process in beside))))
         for one, other in zip(plain, killed, strict=True):
             assert tokens(ear, other) == tokens(ear, one)
             assert await ear.text(other.id) == await ear.text(one.id)

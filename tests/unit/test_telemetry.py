@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import orjson
 import pytest
@@ -52,6 +53,17 @@ def test_an_error_stays_one_line_of_json() -> None:
     [line] = map(orjson.loads, stream.getvalue().splitlines())
     assert "ValueError: inside" in line["error"]
     assert "request_id" not in line
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_line_has_a_bound_whatever_is_said(log_format: Literal["json", "console"]) -> None:
+    stream = io.StringIO()
+    configure_logging(log_format, "info", stream)
+    try:
+        raise ValueError("e" * 1_000_000)
+    except ValueError:
+        logging.getLogger("tidegate.test").exception("m" * 1_000_000, extra=fields(model="f" * 1_000_000))
+    assert len(stream.getvalue()) < 50_000
 
 
 def test_auto_is_readable_only_on_a_terminal() -> None:

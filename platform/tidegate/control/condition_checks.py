@@ -251,7 +251,9 @@ def building(facts: Facts) -> Verdict | None:
     kept, state = facts.candidate, facts.application(facts.target)
     if kept is not None and not kept.is_proved:
         return Verdict("True", Reason.Building, _slow(state)) if state is None or not state.replicas else None
-    return Verdict("True", Reason.Building) if state is None or not state.is_built else None
+    # Serve calls it the same when only its scaling changes.
+    is_there = state is not None and (state.is_built or bool(state.replicas))
+    return Verdict("True", Reason.Building) if not is_there else None
 
 
 def loading(facts: Facts) -> Verdict | None:
@@ -378,7 +380,8 @@ def kept_asleep(facts: Facts) -> Verdict | None:
 
 def asleep(facts: Facts) -> Verdict | None:
     may_sleep = facts.model.spec.scaling.min_replicas == 0 and facts.replicas_wanted == 0
-    return Verdict("True", Reason.Asleep) if may_sleep else None
+    is_asked = facts.seen.unfinished(facts.model.name, [kept.revision for kept in facts.shown])
+    return Verdict("True", Reason.Asleep) if may_sleep and not is_asked else None
 
 
 def waking(facts: Facts) -> Verdict | None:

@@ -175,6 +175,11 @@ class Observation:
         return sum(known) if len(known) == len(depths) else None
 
     @cached_property
+    def short_groups(self) -> frozenset[str]:
+        """The groups whose next worker finds no node: the workers that run are all their room."""
+        return frozenset(item.group for item in self.pod_problems if item.reason == "Unschedulable")
+
+    @cached_property
     def _beating(self) -> Mapping[RevisionKey, Sequence[ReplicaStats]]:
         found: defaultdict[RevisionKey, list[ReplicaStats]] = defaultdict(list)
         for stats in self.replicas:

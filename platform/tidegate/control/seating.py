@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace as dataclass_replace
 
 from msgspec.structs import replace
 
 from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of
-from tidegate.control.observed import Capacity, Group, Observation, SourceState
+from tidegate.control.observed import Group, Observation, SourceState
 from tidegate.control.packing import Need, Packing, place
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, ModelSpec
@@ -94,8 +96,17 @@ def seated(record: ModelRecord, packing: Packing | None) -> ModelRecord:
 
 
 def places(seen: Observation) -> Sequence[Group]:
-    """Return the groups of workers; on one machine the machine is the only one, without a name."""
-    return seen.groups or (_machine(seen.capacity),)
+    """Return the groups of workers as large as they can be now; on one machine the machine is the only one,
+    without a name."""
+    if not seen.groups:
+        return (Group("", gpus_per_worker=math.floor(seen.capacity.gpus), cpus=seen.capacity.cpus),)
+    running = Counter(worker.group for worker in seen.workers if worker.address)
+    return [
+        dataclass_replace(group, max_workers=min(group.max_workers, running[group.name]))
+        if group.name in seen.short_groups
+        else group
+        for group in seen.groups
+    ]
 
 
 def claim(
@@ -113,9 +124,11 @@ def claim(
     load = depth.waiting + depth.running if depth is not None else 0
     least_ordered, may_start = ordered(state.config) if state is not None else (0, False)
     replicas = state.replicas if state is not None else ()
-    ending = sum(replica.state == "STOPPING" for replica in replicas)
+    staying = [replica for replica in replicas if replica.state != "STOPPING"]
     wanted = state.wanted_replicas if state is not None else 0
-    present = max(len(replicas) - ending, wanted, least_ordered)
+    present = max(len(staying), wanted, least_ordered)
+    is_short = kept.group in seen.short_groups
+    seated = sum(bool(replica.node) for replica in staying) if is_short else present
     must_prove = not kept.is_proved and not is_deleting
     due = max(scaling.min_replicas, 1 if must_prove or load else 0)
     most = max(scaling.max_replicas, due)
@@ -126,7 +139,8 @@ def claim(
         key=key,
         group=kept.group,
         seat=_seat(spec, kept),
-        holding=present + ending,
+        holding=seated + len(replicas) - len(staying),
+        seated=seated,
         present=present,
         least=scaling.min_replicas,
         due=due,
@@ -139,10 +153,6 @@ def claim(
         tried_at=kept.attempt_at,
         idle_since=_idle_since(seen.beating(*key), now) if may_leave else None,
     )
-
-
-def _machine(capacity: Capacity) -> Group:
-    return Group("", gpus_per_worker=math.floor(capacity.gpus), cpus=capacity.cpus)
 
 
 def _seat(spec: ModelSpec, kept: RevisionRecord) -> Seat:

@@ -26,18 +26,20 @@ from tidegate.control.sizing import gib
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One revision at one moment. Of its replicas `holding` take room, those that end included, and `present`
-    stay or were ordered; `least` are always there, `due` it must have now, `wanted` suit its load, `most` are
-    allowed. `waits_since` is when it came into the line (unix seconds; 0: it is not in it), `is_entitled`
-    says that its first replica was granted already, `is_proof` that it starts only to prove itself,
-    `tried_at` when it last began to.
+    """One revision at one moment. Of its replicas `holding` take room, those that end included, `seated` take
+    room and stay, and `present` stay or were ordered (as many, unless Ray finds no room for what is ordered);
+    `least` are always there, `due` it must have now, `wanted` suit its load, `most` are allowed.
 
-    `idle_since` is given where it may leave (unix seconds): it has no request, has rested, and may sleep."""
+    `waits_since` is when it came into the line (unix seconds; 0: not at all), `is_entitled` says that its
+    first replica was granted already, `is_proof` that it starts only to prove itself, `tried_at` when it last
+    began to. `idle_since` is given where it may leave (unix seconds): it has no request, has rested, and may
+    sleep."""
 
     key: RevisionKey
     group: str
     seat: Seat
     holding: int
+    seated: int
     present: int
     least: int
     due: int
@@ -52,7 +54,7 @@ class Claim:
 
     @property
     def is_waiting(self) -> bool:
-        return self.present < self.due
+        return self.seated < self.due
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +92,18 @@ def _in_group(group: Group, claims: Sequence[Claim], now: float) -> Turns:
         for _ in range(claim.least):
             at_last.take(claim.seat)
         if claim.idle_since is None:
-            later.take(claim.seat, claim.present)
+            later.take(claim.seat, claim.seated)
     line = _line(claims, now)
     lacking: list[Claim] = []
     for claim in line:
-        if claim.least <= claim.present and at_last.take(claim.seat) is None:
+        if claim.least <= claim.seated and at_last.take(claim.seat) is None:
             lacking.append(claim)
             continue
-        for _ in range(claim.due - claim.present):
+        for count in range(claim.seated + 1, claim.due + 1):
             if later.take(claim.seat) is None or not is_sound or held.take(claim.seat) is None:
                 lacking.append(claim)
                 break
-            given[claim.key] += 1
+            given[claim.key] = max(given[claim.key], count)
     leaving = _leaving(claims, later, at_last) if lacking else frozenset()
     if is_sound:
         rooms = (held, later, at_last) if lacking else (held,)
@@ -130,7 +132,7 @@ def _leaving(claims: Sequence[Claim], later: Room, at_last: Room) -> frozenset[R
     idle = [claim for claim in claims if claim.idle_since is not None and claim.holding]
     idle.sort(key=lambda claim: -(claim.idle_since or 0.0))
     return frozenset(
-        claim.key for claim in idle if not _take_in_all((later, at_last), claim.seat, claim.present)
+        claim.key for claim in idle if not _take_in_all((later, at_last), claim.seat, claim.seated)
     )
 
 

@@ -20,8 +20,8 @@ _NAMES_SHOWN = 20
 
 
 def find_listed(name: str, models: Mapping[str, ModelEntry]) -> ModelEntry:
-    """Raises `ModelNotFound`, which names the models that exist."""
-    entry = models.get(name)
+    """An empty name means the only model. Raises `ModelNotFound`, which names the models that exist."""
+    entry = models.get(name) if name or len(models) != 1 else next(iter(models.values()))
     if entry is None:
         raise ModelNotFound(f"The model {name!r} does not exist. {_existing(models)}", param="model")
     return entry

@@ -56,17 +56,24 @@ def request_id_of(scope: Scope) -> str:
     return f"req_{random.getrandbits(128):032x}"
 
 
-async def read_body(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
-    """The whole body, unpacked where it is gzip: `limit_bytes` bounds it before and after. Raises
-    `UnsupportedMedia` for another encoding, and what `_read_sent` raises."""
+async def read_body(
+    scope: Scope, receive: Receive, limit_bytes: int, count: Callable[[int], None] = lambda _: None
+) -> bytes:
+    """The whole body, unpacked where it is gzip: `limit_bytes` bounds it before and after. `count` is told
+    how many bytes there are so far and may raise. Raises `UnsupportedMedia` for another encoding, and what
+    `_read_sent` raises."""
     encoding = (text_header(scope, b"content-encoding") or "identity").strip().lower()
     if encoding not in ("identity", "gzip", "x-gzip"):
         raise UnsupportedMedia(
             f"content-encoding: {encoding[:40]!r}: send the body as gzip or as it is.",
             param="content-encoding",
         )
-    sent = await _read_sent(scope, receive, limit_bytes)
-    return sent if encoding == "identity" else _gunzip(sent, limit_bytes)
+    sent = await _read_sent(scope, receive, limit_bytes, count)
+    if encoding == "identity":
+        return sent
+    whole = _gunzip(sent, limit_bytes)
+    count(len(whole))
+    return whole
 
 
 def _gunzip(packed: bytes, limit_bytes: int) -> bytes:
@@ -92,7 +99,7 @@ def _gunzip(packed: bytes, limit_bytes: int) -> bytes:
     )
 
 
-async def _read_sent(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
+async def _read_sent(scope: Scope, receive: Receive, limit_bytes: int, count: Callable[[int], None]) -> bytes:
     """The whole body as it was sent. Raises `RequestTooLarge` (before reading, where the length is declared),
     `InvalidRequest` for a broken length and `ClientLeft`."""
     declared = header(scope, b"content-length")
@@ -110,6 +117,7 @@ async def _read_sent(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
     if not message.get("more_body", False):
         if len(body) > limit_bytes:
             raise _too_large(len(body), limit_bytes)
+        count(len(body))
         return body
     gathered = bytearray(body)  # a list of parts would weigh a multiple of parts of one byte
     while message.get("more_body", False):
@@ -119,7 +127,23 @@ async def _read_sent(scope: Scope, receive: Receive, limit_bytes: int) -> bytes:
         gathered += message.get("body", b"")
         if len(gathered) > limit_bytes:
             raise _too_large(len(gathered), limit_bytes)
+        try:
+            count(len(gathered))
+        except RequestError:
+            gathered.clear()
+            count(0)
+            # An answer before the end of the body would be lost in the reset that follows.
+            await _discard(message, receive)
+            raise
     return bytes(gathered)
+
+
+async def _discard(message: Message, receive: Receive) -> None:
+    """Read what is left of a body."""
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
 
 
 async def send_json(send: Send, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:

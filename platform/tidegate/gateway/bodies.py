@@ -116,7 +116,7 @@ def describe(struct: type[msgspec.Struct], components: dict[str, dict[str, Any]]
         if component.get("additionalProperties") is False:
             component["additionalProperties"] = getattr(kind.cls, "UNKNOWN", {"type": "null"})
         if rules := getattr(kind.cls, "RULES", ()):
-            component["allOf"] = [rule.schema for rule in rules]
+            component["allOf"] = [rule.schema for rule in rules if rule.schema]
 
 
 class BodyReader(Generic[Body]):
@@ -127,7 +127,8 @@ class BodyReader(Generic[Body]):
         self._checks = tuple(rule.check for rule in struct.RULES)
         self._not_honoured = not_honoured_fields(struct)
         # All of a body's values at once: the loop is for the few bodies that set one of them.
-        self._values = attrgetter(*self._not_honoured)
+        names = tuple(self._not_honoured)
+        self._values: Callable[[Body], Any] = attrgetter(*names) if names else lambda _: ()
         self._nothing = (None,) * len(self._not_honoured)
         self._declared = _declared(struct)
         self._hints = dict(_hints(self._declared))

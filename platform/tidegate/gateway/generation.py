@@ -57,7 +57,7 @@ from tidegate.gateway.stream import (
     Waiting,
 )
 from tidegate.messages.queue import Bounds, Rejected
-from tidegate.messages.registry import ModelEntry
+from tidegate.messages.registry import Key, ModelEntry
 from tidegate.messages.work import Segment
 from tidegate.telemetry import fields
 
@@ -123,22 +123,19 @@ class _Exchange:
         services, scope = self._services, self._scope
         sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
         key = find_key(sent, services.keys, no_auth=services.settings.no_auth)
-        body = await read_body(scope, self._receive, services.settings.max_body_bytes)
-        if deployment := scope.get(DEPLOYMENT):
-            body = with_model(body, deployment)
-        try:
-            call = self._dialect.read(body)
-        except InvalidRequest:
-            self.model_label = _known_model(body, services.registry.models())
-            raise
-        entry = admission.find_model(call.model, services.registry.models())
-        self.model_label = entry.name
+        call = await self._read_call(key)
+        models = services.registry.models()
+        if call.model in models:
+            self.model_label = call.model  # a refusal counts under it as well
+        entry = admission.find_model(call.model, models)
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
 
         now = time.time()
         call_id = self._dialect.id_prefix + new_id()
         revision = admission.choose_revision(entry.revisions, call_id)
-        head = AnswerHead(call_id, int(now), entry.name, revision, _wants_event_ids(scope))
+        head = AnswerHead(
+            call_id, int(now), entry.name, revision, _wants_event_ids(scope), entry.context_length
+        )
         requests = build_requests(
             call,
             head,
@@ -152,10 +149,12 @@ class _Exchange:
         cancel_reason: str | None = "the gateway gave the call up"
         watcher: asyncio.Task[None] | None = None
         try:
-            outcome = await services.queue.submit(requests, self._bounds(entry))
+            submitting = services.queue.submit(requests, self._bounds(entry))
+            del requests  # they live as long as they are on their way, and not as long as the answer
+            outcome = await submitting
             if isinstance(outcome, Rejected):
                 cancel_reason = None
-                raise admission.queue_full(outcome, entry, len(requests))
+                raise admission.queue_full(outcome, entry, len(opened.requests))
             services.calls.submitted(opened)
             admission.check_wait(outcome.waiting_ahead, outcome.depth, entry, budget)
             admitted = _Admitted(call, head, entry, opened)
@@ -168,6 +167,20 @@ class _Exchange:
             if watcher is not None:
                 watcher.cancel()
             services.calls.close(opened, cancel_reason)
+
+    async def _read_call(self, key: Key) -> Call:
+        """Read and check the body, which is free again as soon as this returns."""
+        services = self._services
+        async with services.intake.body(key.id) as held:
+            body = await read_body(self._scope, self._receive, services.settings.max_body_bytes, held.count)
+            if deployment := self._scope.get(DEPLOYMENT):
+                body = with_model(body, deployment)
+            async with services.intake.turn() if held.is_large else contextlib.nullcontext():
+                try:
+                    return self._dialect.read(body)
+                except InvalidRequest:
+                    self.model_label = _known_model(body, services.registry.models())
+                    raise
 
     async def refuse(self, error: RequestError) -> None:
         """Answer with an error; a client that is gone gets none."""
@@ -202,11 +215,13 @@ class _Exchange:
                     choices[index].append(segment)
                 usage = count_usage(admitted.opened.finishes(), admitted.call.n)
                 body = admitted.call.answer(admitted.head, choices, usage)
-                self._record(admitted, usage, None)
+                if usage.total_tokens:  # none where no model ran
+                    self._record(admitted, usage, None)
                 self._is_status_out = True
                 await send_json(self._send, 200, body)
             case Failed(_, finish):
-                raise failure_error(finish, self._dialect.prompt_field, admitted.entry.name)
+                entry = self._as_it_is(admitted.entry)
+                raise failure_error(finish, admitted.call.prompt_field, entry)
             case _:
                 raise ClientLeft
 
@@ -239,7 +254,7 @@ class _Exchange:
                     case Failed(segments, finish):
                         if self._is_status_out:
                             await self._write(opened, _rendered(events, segments))
-                        raise failure_error(finish, self._dialect.prompt_field, entry.name)
+                        raise failure_error(finish, admitted.call.prompt_field, self._as_it_is(entry))
                     case Ended(segments):
                         if first_token is None:
                             first_token = time.perf_counter() - self._started

@@ -92,7 +92,7 @@ def _components(dialects: Sequence[Dialect]) -> dict[str, Any]:
 
 def _generation(dialect: Dialect) -> dict[str, Any]:
     # No schema for events, because one would describe JSON bodies.
-    answer = {**_json(dialect.answer), "text/event-stream": {}}
+    answer = _json(dialect.answer) | ({"text/event-stream": {}} if dialect.may_stream else {})
     responses = error_responses(400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
     responses[200] = {"description": dialect.answer_description, "content": answer}
     return {

@@ -26,8 +26,8 @@ class RequestQueue(Protocol):
         """Nobody reads these requests any more: what has ended of them need not be kept."""
         ...
 
-    async def replay(self, request_id: str) -> list[Segment] | None:
-        """The request's whole log so far; None where the request is not known (any more)."""
+    async def replay(self, request_id: str, from_seq: int = 0) -> list[Segment] | None:
+        """The request's log so far, from the segment `from_seq` on; None where nobody knows it (any more)."""
         ...
 
     async def places(self, requests: Sequence[tuple[str, str, str]]) -> list[Place]:

@@ -35,13 +35,14 @@ _TOLD = {
 }
 
 
-def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError:
+def failure_error(finish: Finish, prompt_field: str, entry: ModelEntry) -> RequestError:
     """Say to the client why a request ended badly. A 5xx shows the stable code, not the inside."""
     if finish.reason == "expired":
-        return RequestExpired(finish.message or "The request waited longer than it may and never ran.")
+        said = finish.message or "The request waited longer than it may and never ran."
+        return RequestExpired(f"{said} {entry.message}" if _waits_for_room(entry) else said)
     if finish.reason == "cancelled":
         return ModelUnavailable(
-            finish.message or f"The model {model!r} was removed while the request waited.",
+            finish.message or f"The model {entry.name!r} was removed while the request waited.",
             code="request_cancelled",
         )
     if code := _TOLD.get(finish.code):
@@ -50,7 +51,7 @@ def failure_error(finish: Finish, prompt_field: str, model: str) -> RequestError
         return InvalidRequest(finish.message, param=prompt_field, code=code)
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
     return GenerationFailed(
-        f"The model {model!r} failed on this request ({finish.code or 'EngineError'}). "
+        f"The model {entry.name!r} failed on this request ({finish.code or 'EngineError'}). "
         "The log has the details under this answer's x-request-id."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tidegate.gateway.intake import Intake
 from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import KeyRing, ModelRegistry, RequestQueue
 from tidegate.gateway.stream import OpenCalls
@@ -19,6 +20,7 @@ class Services:
     registry: ModelRegistry
     metrics: GatewayMetrics
     calls: OpenCalls
+    intake: Intake
 
 
 def make_services(
@@ -30,5 +32,7 @@ def make_services(
 ) -> Services:
     metrics = GatewayMetrics()
     calls = OpenCalls(queue, metrics, heartbeat_seconds=settings.heartbeat_seconds)
+    # Less would refuse each body of the largest size.
+    intake = Intake(max(settings.bodies_max_bytes, 2 * settings.max_body_bytes))
     metrics.open_requests.set_function(lambda: len(calls))
-    return Services(settings, gateway_id, queue, keys, registry, metrics, calls)
+    return Services(settings, gateway_id, queue, keys, registry, metrics, calls, intake)

@@ -37,12 +37,14 @@ logger = logging.getLogger("tidegate.gateway.stream")
 
 WATCH_SECONDS = 1.0
 REPLAY_RETRY_SECONDS = 0.25
-REPLAYS_AT_ONCE = 16
+REPLAYS_AT_ONCE = 4
 GOOD_ENDS = ("stop", "length")
-# Approximate, of what a call's writer has not taken yet.
-MOST_PENDING_BYTES = 8 * 1024 * 1024
-MOST_ANSWER_BYTES = 64 * 1024 * 1024  # of an answer that is not streamed
-_SEGMENT_BYTES, _LOGPROB_BYTES = 200, 100
+MOST_EARLY = 64  # segments put aside for a request while its log is read, which has them all
+# Of memory, for what a call's writer has not taken yet, and for that of all calls together.
+MOST_PENDING_BYTES = 16 * 1024 * 1024
+MOST_ANSWER_BYTES = 128 * 1024 * 1024  # of an answer that is not streamed
+MOST_UNTAKEN_BYTES = 256 * 1024 * 1024
+_SEGMENT_BYTES, _LOGPROB_BYTES = 440, 215  # measured; a token and each of its alternatives
 TOO_SLOW = Finish("error", "ReaderTooSlow", "The client reads its stream slower than it is written.")
 TOO_LARGE = Finish("error", "AnswerTooLarge", "The answer is too large to be sent whole: ask for a stream.")
 LOG_GONE = Finish("error", "LogGone", "the request's log is gone")
@@ -57,6 +59,7 @@ class OpenRequest:
     index: int
     next_seq: int = 0
     early: dict[int, Segment] | None = None
+    ahead: int = -1  # the last segment that was published before its turn
     is_replaying: bool = False
     finish: Finish | None = None
 
@@ -95,6 +98,18 @@ class Signal(Enum):
 Happening = Delivered | Ended | Failed | Waiting | Signal
 
 
+@dataclass(slots=True)
+class Untaken:
+    """What the writers of all open calls have not taken yet."""
+
+    size_bytes: int = 0
+    calls: int = 0
+
+    def is_too_much(self, own_bytes: int) -> bool:
+        """True for a call that holds more than its equal part of too much."""
+        return self.size_bytes > MOST_UNTAKEN_BYTES and own_bytes > MOST_UNTAKEN_BYTES // self.calls
+
+
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class OpenCall:
     """One HTTP call: its sequences and what its writer has not taken yet."""
@@ -103,6 +118,7 @@ class OpenCall:
     revision: str
     unfinished: int
     is_streamed: bool  # a plain answer's writer waits for the end
+    untaken: Untaken
     requests: list[OpenRequest] = field(default_factory=list)
     failure: Finish | None = None
     has_begun: bool = False  # a first segment came
@@ -150,10 +166,14 @@ class OpenCall:
             return
         self._pending.append((request.index, segment))
         output = segment.output
-        self._pending_bytes += _SEGMENT_BYTES + len(output.text)
-        if output.logprobs:
-            self._pending_bytes += _LOGPROB_BYTES * sum([1 + len(token.top) for token in output.logprobs])
-        if self._pending_bytes > (MOST_PENDING_BYTES if self.is_streamed else MOST_ANSWER_BYTES):
+        size_bytes = _SEGMENT_BYTES + len(output.text)
+        for entries in (output.logprobs, output.prompt_logprobs):
+            if entries:
+                size_bytes += _LOGPROB_BYTES * sum([1 + len(token.top) for token in entries])
+        self._pending_bytes += size_bytes
+        self.untaken.size_bytes += size_bytes
+        most = MOST_PENDING_BYTES if self.is_streamed else MOST_ANSWER_BYTES
+        if self._pending_bytes > most or self.untaken.is_too_much(self._pending_bytes):
             self.failure = self.failure or (TOO_SLOW if self.is_streamed else TOO_LARGE)
             self._take()
             self._wake()
@@ -208,6 +228,7 @@ class OpenCall:
 
     def _take(self) -> list[tuple[int, Segment]]:
         pending = self._pending
+        self.untaken.size_bytes -= self._pending_bytes
         self._pending, self._pending_bytes = [], 0
         return pending
 
@@ -225,6 +246,7 @@ class OpenCalls:
         self._metrics = metrics
         self._heartbeat_seconds = heartbeat_seconds
         self._requests: dict[str, OpenRequest] = {}
+        self._untaken = Untaken()
         self._streaming: set[OpenCall] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -235,7 +257,8 @@ class OpenCalls:
 
     def open(self, requests: Sequence[Request], *, is_streamed: bool) -> OpenCall:
         """Begin to expect the segments of `requests`. Every `open` is paired with a `close`."""
-        call = OpenCall(requests[0].model, requests[0].revision, len(requests), is_streamed)
+        call = OpenCall(requests[0].model, requests[0].revision, len(requests), is_streamed, self._untaken)
+        self._untaken.calls += 1
         for index, request in enumerate(requests):
             self._requests[request.id] = OpenRequest(call, request.id, index)
             call.requests.append(self._requests[request.id])
@@ -260,6 +283,7 @@ class OpenCalls:
         # The two point to each other, and a whole answer hangs on them: it goes now, without the collector.
         call.requests = []
         call.drop()
+        self._untaken.calls -= 1
 
     def _stop_running(self, call: OpenCall) -> None:
         running = [request.id for request in call.requests if self._requests.pop(request.id, None)]
@@ -306,7 +330,9 @@ class OpenCalls:
     def _set_aside(self, request: OpenRequest, segment: Segment) -> None:
         if request.early is None:
             request.early = {}
-        request.early[segment.seq] = segment
+        request.ahead = max(request.ahead, segment.seq)
+        if len(request.early) < MOST_EARLY:
+            request.early[segment.seq] = segment
         self._start_replay(request)
 
     def _start_replay(self, request: OpenRequest) -> None:
@@ -322,7 +348,7 @@ class OpenCalls:
         async with self._replay_slots:
             while request.id in self._requests:
                 try:
-                    log = await self._queue.replay(request.id)
+                    log = await self._queue.replay(request.id, request.next_seq)
                 except QueueUnavailable:
                     # The store reconnects by itself; the stream waits meanwhile.
                     await asyncio.sleep(REPLAY_RETRY_SECONDS)
@@ -342,7 +368,7 @@ class OpenCalls:
         early.update((segment.seq, segment) for segment in log)
         while (segment := early.pop(request.next_seq, None)) is not None:
             request.call.accept(request, segment)
-        has_gap = any(seq > request.next_seq for seq in early)
+        has_gap = request.ahead >= request.next_seq and request.finish is None
         request.early = early if has_gap else None
         return not has_gap
 

@@ -11,6 +11,16 @@ from tidegate.messages import before
 from tidegate.messages.work import Prompt, Request, Segment
 
 _encoder = msgspec.msgpack.Encoder()
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """What every segment begins with, the version before's too."""
+
+    request_id: str
+    seq: int
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
 _segment_decoder = msgspec.msgpack.Decoder(Segment)
 _request_decoder = msgspec.msgpack.Decoder(Request)
 
@@ -39,8 +49,9 @@ def encode_segment(segment: Segment) -> bytes:
     return _encoder.encode(segment)
 
 
-def decode_segments(blob: bytes) -> list[Segment]:
-    """Decode framed segments laid end to end, as logs and channel messages hold them.
+def decode_segments(blob: bytes | bytearray, from_seq: int = 0) -> list[Segment]:
+    """Decode framed segments laid end to end, as logs and channel messages hold them; those before `from_seq`
+    are left out unread.
 
     msgpack delimits itself, but msgspec decodes one value per call, so each is framed (see `frame`).
     """
@@ -50,6 +61,8 @@ def decode_segments(blob: bytes) -> list[Segment]:
         start = position + 4
         position = start + int.from_bytes(view[position:start], "big")
         body = view[start:position]
+        if from_seq and _head_decoder.decode(body).seq < from_seq:
+            continue
         try:
             segments.append(_segment_decoder.decode(body))
         except msgspec.ValidationError:

@@ -21,8 +21,13 @@ TERMINAL_STATES = ("done", "failed", "cancelled", "expired")
 FinishReason = Literal["stop", "length", "error", "cancelled", "expired"]
 
 
+# What a model's own generation config answers where the client leaves it out.
+MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
 class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """The choice of tokens and the conditions to stop. The gateway has resolved every default."""
+    """The choice of tokens and the conditions to stop. The gateway has resolved every default; of
+    `left_out` the model may know a better one."""
 
     seed: int  # always set: continuation needs it, so the gateway draws one where the client gave none
     max_tokens: int | None = None  # None: up to the context length
@@ -47,6 +52,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     allowed_token_ids: tuple[int, ...] = ()  # none: all
     bad_words: tuple[str, ...] = ()
     truncate_prompt: int | None = None  # keep so many of its last tokens; -1: as many as fit
+    left_out: tuple[str, ...] = ()  # of MODEL_DEFAULTS, what the client did not say
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, array_like=True, tag="chat"):

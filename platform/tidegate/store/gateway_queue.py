@@ -41,7 +41,8 @@ ENOUGH_CALLS = 8  # that gathered: they go although others are in flight
 MOST_IN_FLIGHT = 4  # groups
 MOST_BYTES_ON_THE_WAY = 128 * 1024 * 1024  # one call alone may have more
 FULL_RETRY_SECONDS = 1.0
-FORGET_SECONDS = 0.5  # in which answers that were read gather before they leave Redis together
+REPLAY_BYTES = 1024 * 1024  # of a log in one reply: over 32 MB Redis ends a connection that hears channels
+FORGET_SECONDS = 0.1  # in which answers that were read gather before they leave Redis together
 MOST_WITHDRAWN = 10_000  # remembered while Redis is away
 
 
@@ -102,6 +103,7 @@ class GatewayQueue:
         Sent again after a broken connection: a request that is already written is found by its id.
         """
         encoded = SubmitCall.of(requests, bounds)
+        del requests  # of two forms of a large prompt one is enough while it waits
         if self._bytes_on_the_way and self._bytes_on_the_way + encoded.size_bytes > MOST_BYTES_ON_THE_WAY:
             raise QueueFull(
                 f"{self._bytes_on_the_way} bytes of other calls are on their way to the queue.",
@@ -125,14 +127,21 @@ class GatewayQueue:
         if self._read and (self._forgetting is None or self._forgetting.done()):
             self._forgetting = asyncio.get_running_loop().create_task(self._forget())
 
-    async def replay(self, request_id: str) -> list[Segment] | None:
-        log, exists = await asyncio.gather(
-            self._connection.call("GET", f"{self._prefix}log:{request_id}", repeat=True),
-            self._connection.call("EXISTS", f"{self._prefix}req:{request_id}", repeat=True),
-        )
-        if log is None:
-            return [] if exists else None
-        return decode_segments(log)
+    async def replay(self, request_id: str, from_seq: int = 0) -> list[Segment] | None:
+        log = bytearray()
+        while len(log) % REPLAY_BYTES == 0:  # the last piece was whole
+            end = len(log) + REPLAY_BYTES - 1
+            piece = await self._connection.call(
+                "GETRANGE", f"{self._prefix}log:{request_id}", len(log), end, repeat=True
+            )
+            if not piece:
+                break
+            log += piece
+        if not log and not await self._connection.call(
+            "EXISTS", f"{self._prefix}req:{request_id}", repeat=True
+        ):
+            return None
+        return decode_segments(log, from_seq)
 
     async def places(self, requests: Sequence[tuple[str, str, str]]) -> list[Place]:
         waiting = [(request_id, names.queue_name(*queue)) for request_id, *queue in requests]

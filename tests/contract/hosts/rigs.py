@@ -214,7 +214,9 @@ class OperatorRig:
             "redis://queue",
             DEFAULTS,
         )
-        applier = Applier(self.api, self.cache, self.store, self._serves, "operator-0", "default", self.clock)
+        applier = Applier(
+            self.api, self.cache, self.store, self._serves, "operator-0", "default", self.clock, self.clock
+        )
         self.reconciler = Reconciler(gatherer, applier, self.clock)
 
     async def round(self) -> None:

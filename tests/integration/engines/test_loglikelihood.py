@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engine_requests import a_request, run, run_one
+from tidegate import demo
 from tidegate.engines.base import Engine
 from tidegate.gateway.calls import build_requests
 from tidegate.gateway.dialects.base import AnswerHead, count_usage
@@ -21,6 +22,7 @@ from tidegate.gateway.dialects.completions import Completions
 from tidegate.messages.registry import Key
 
 HEAD = AnswerHead("cmpl-1", 5, "m", "r1")
+DEMO = Path(demo.__file__).with_name("weights") / "tide-demo"
 QUESTIONS = [
     (f"Question {n}: is the gate open at {n} o'clock?", " yes, it is" * (n % 3 + 1)) for n in range(20)
 ]
@@ -67,19 +69,23 @@ def plain_score(model: Any, tokens: Sequence[int], context: int) -> tuple[float,
     return float(logits.gather(1, answer[:, None]).sum()), bool((logits.argmax(-1) == answer).all())
 
 
+@pytest.mark.parametrize("which", ["demo", "ends often"])
 @pytest.mark.parametrize(("max_tokens", "last"), [(1, -1), (0, None)], ids=["newer", "older"])
 def test_the_log_likelihood_of_answers_is_that_of_transformers(
-    load: Callable[..., Engine], ends_often: Path, max_tokens: int, last: int | None
+    load: Callable[..., Engine], ends_often: Path, which: str, max_tokens: int, last: int | None
 ) -> None:
-    engine = load(ends_often)
-    tokenizer = AutoTokenizer.from_pretrained(ends_often)
-    model = AutoModelForCausalLM.from_pretrained(ends_often, dtype=torch.float32)
-    contexts = [tokenizer(question)["input_ids"] for question, _ in QUESTIONS]
-    prompts = [tokenizer(question + answer)["input_ids"] for question, answer in QUESTIONS]
+    folder = DEMO if which == "demo" else ends_often
+    engine = load(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    asked = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n" if which == "demo" else "{}"
+    contexts = [tokenizer(asked.format(question))["input_ids"] for question, _ in QUESTIONS]
+    answers = [tokenizer(answer)["input_ids"] for _, answer in QUESTIONS]
     for index in range(0, 20, 4):  # what the model itself would say is greedy
-        prompts[index] = (
-            contexts[index] + run_one(load("llama"), a_request("r", contexts[index], max_tokens=3)).tokens
-        )
+        said = run_one(engine, a_request("r", contexts[index], max_tokens=40)).tokens
+        end = said.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in said else 3
+        answers[index] = said[:end]
+    prompts = [context + answer for context, answer in zip(contexts, answers, strict=True)]
     body = {"temperature": 0, "max_tokens": max_tokens, "logprobs": 1, "seed": 1234, "echo": True}
     answer = complete(engine, {"prompt": prompts, **body})
     seen = set()

@@ -478,3 +478,30 @@ async def test_a_503_shows_nothing_of_redis(own_redis: RedisServer, key_prefix: 
         for gone in (await gateway.post(PATH, CHAT), await gateway.http.get("/readyz")):
             assert gone.status_code == 503
             assert not re.search(r"maxmemory|OOM|\d+\.\d+\.\d+\.\d+|localhost|:\d{4}|Connect", gone.text)
+
+
+async def test_bodies_on_their_way_in_have_a_bound_together(redis_url: str, key_prefix: str) -> None:
+    async with open_gateway(redis_url, key_prefix, max_body_bytes=200_000, bodies_max_bytes=1) as gateway:
+        _, holding = await opened(gateway)  # one key's half is 200,000
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer %b\r\ncontent-length: %d\r\n\r\n"
+        head = head % (gateway.key.encode(), 190_000)
+        holding.write(head + b" " * 150_000)
+        await await_until(lambda: gateway.services.intake.held_bytes == 150_000)
+        large = orjson.dumps(CHAT | {"user": "u"}) + b" " * 100_000
+        reader, writer = await opened(gateway)
+        writer.write(head.replace(b"190000", b"%d" % len(large)) + large[:90_000])
+        await await_until(lambda: gateway.services.intake.held_bytes == 150_000)
+        writer.write(large[90_000:])  # it is read to its end, or the answer would be lost in a reset
+        answer = await asyncio.wait_for(reader.readuntil(b"}}"), 30)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 1" in answer
+        assert b'"too_many_bytes"' in answer
+        writer.write(
+            head.replace(b"190000", b"2") + b"{}"
+        )  # the connection goes on, and small bodies are taken
+        assert (await asyncio.wait_for(reader.readuntil(b"}}"), 30)).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        holding.transport.abort()
+        await await_until(lambda: gateway.services.intake.held_bytes == 0)
+        whole = await gateway.http.post(PATH, content=large.replace(b'"tide"', b'"none"'))
+        assert whole.status_code == 404

@@ -61,6 +61,8 @@ def served(redis_server: RedisServer) -> Iterator[tuple[str, str]]:
 OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -79,7 +81,7 @@ CASES = [(method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS]
 def served_document(address: str) -> dict[str, Any]:
     """The document, with the one model that exists in place of any name."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
-    for body in ("ChatBody", "CompletionBody"):
+    for body in ("ChatBody", "CompletionBody", "TokenizeBody", "DetokenizeBody"):
         document["components"]["schemas"][body]["properties"]["model"] = {"const": MODEL}
     return document
 

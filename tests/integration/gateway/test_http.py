@@ -13,6 +13,7 @@ import pytest
 from tests.integration.gateway.rig import CHAT, MODEL, Gateway, open_gateway
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
+from tidegate.messages.queue import QueueLimits
 from tidegate.store.connection import Connection
 
 PATH = "/v1/chat/completions"
@@ -106,6 +107,14 @@ async def test_metrics_count_what_happened(gateway: Gateway) -> None:
     assert f'tidegate_generation_tokens_total{{model="{MODEL}"}} 4.0' in text
     assert f'tidegate_num_requests_waiting{{model="{MODEL}",revision="0123456789"}} 0.0' in text
     assert "tidegate_gateway_open_requests 0.0" in text
+    await gateway.put_model(accepts=False, reason="Gone", message="It is gone.")
+    assert (await gateway.post(PATH, CHAT)).status_code == 503
+    await gateway.put_model(limits=QueueLimits(max_requests=1))
+    assert (await gateway.post(PATH, CHAT | {"n": 2})).status_code == 429
+    text = (await gateway.http.get("/metrics")).text
+    for outcome in ("ModelUnavailable", "QueueFull"):
+        assert f'tidegate_requests_total{{model="{MODEL}",outcome="{outcome}"}} 1.0' in text
+    await gateway.put_model()
     await gateway.post(PATH, CHAT | {"n": 0})
     text = (await gateway.http.get("/metrics")).text
     assert f'tidegate_requests_total{{model="{MODEL}",outcome="InvalidRequest"}} 1.0' in text

@@ -81,6 +81,16 @@ async def test_where_others_hold_the_room_the_reason_is_told_and_no_estimate_is_
     assert f": waiting, position 1, WaitingForRoom: {why}" in seen
 
 
+async def test_who_waited_in_vain_for_room_is_told_who_held_it(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post(PATH, CHAT))
+    [claim] = await gateway.replica.next()
+    await gateway.put_model(replicas_ready=0, reason="WaitingForRoom", message="It is held by other.")
+    await gateway.replica.say(claim, "", "expired", message="It waited past its deadline.")
+    response = await call
+    assert response.status_code == 504
+    assert response.json()["error"]["message"] == "It waited past its deadline. It is held by other."
+
+
 async def test_a_stream_is_data_lines_unless_ids_are_asked_for(gateway: Gateway) -> None:
     """`vllm bench serve` and parsers like it take a chunk for `data:` and JSON, whatever stands before."""
     call = asyncio.create_task(gateway.post(PATH, STREAM))
@@ -105,6 +115,9 @@ async def test_event_ids_count_up_for_who_asks(gateway: Gateway, headers: dict[s
 FAILURES: list[tuple[FinishReason, str, int, str | None, str | None]] = [
     ("error", "ContextLengthExceeded", 400, "context_length_exceeded", "messages"),
     ("error", "InvalidPrompt", 400, "invalid_prompt", "messages"),
+    ("error", "PromptTooCostly", 400, "prompt_too_costly", "messages"),
+    ("error", "PromptFailed", 500, "generation_failed", None),
+    ("error", "ChatTemplateInvalid", 500, "chat_template_invalid", None),
     ("error", "PoisonRequest", 500, "generation_failed", None),
     ("expired", "Expired", 504, "deadline_exceeded", None),
     ("cancelled", "ModelRemoved", 503, "request_cancelled", None),
@@ -130,7 +143,7 @@ async def test_a_failure_before_the_first_token_is_a_status(
     error = response.json()["error"]
     assert (error["code"], error["param"]) == (error_code, param)
     assert response.headers["x-request-id"]
-    assert ("secret inside" in error["message"]) is (status != 500)
+    assert ("secret inside" in error["message"]) is (status != 500 or code == "ChatTemplateInvalid")
 
 
 async def test_an_error_after_the_first_token_travels_in_the_stream(gateway: Gateway) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.engine_requests import sampling_of
 from tests.integration.serving.rig import (
     MODEL,
     REVISION,
@@ -38,7 +39,7 @@ async def test_answers_are_complete_in_order_and_exact(ear: Ear, redis_url: str,
     for request, finish in zip(requests, finishes, strict=True):
         assert await ear.text(request.id) == undisturbed(request)
         assert finish.reason == "length"
-        assert finish.completion_tokens == request.work.sampling.max_tokens
+        assert finish.completion_tokens == sampling_of(request).max_tokens
 
 
 async def test_requests_that_waited_before_the_replica_came_are_served(
@@ -224,6 +225,19 @@ async def test_the_proof_and_the_statistics_are_published(
         report = (await registry.reports())[(MODEL, REVISION)]
         assert (report.proved, report.slots, report.reason) == (True, 5, "")
     assert await registry.replicas() == []
+
+
+async def test_since_when_it_is_idle_is_published(ear: Ear, redis_url: str, key_prefix: str) -> None:
+    async with open_replica(redis_url, key_prefix, engine_args={"step_ms": 20.0}) as replica:
+        fresh = replica.loop.stats()
+        assert (fresh.idle_since, fresh.tokens_total) == (fresh.started, 0)
+        request = a_request(max_tokens=40)
+        await ear.submit(request)
+        await heard_from(ear, request, tokens=1)
+        assert replica.loop.stats().idle_since == 0
+        await ear.ended(request)
+        await await_until(lambda: replica.loop.stats().running == 0)
+        assert replica.loop.stats().idle_since > fresh.idle_since
 
 
 async def test_a_drained_replica_leaves_no_thread(redis_url: str, key_prefix: str) -> None:

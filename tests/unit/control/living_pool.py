@@ -9,7 +9,14 @@ from typing import Any
 
 from tests.unit.control.builders import REPLICAS, World
 from tidegate.control.desired import revision_of
-from tidegate.control.observed import ApplicationState, ReplicaState, RevisionKey, ServeState
+from tidegate.control.observed import (
+    ApplicationState,
+    PodProblem,
+    ReplicaState,
+    RevisionKey,
+    ServeState,
+    Worker,
+)
 from tidegate.control.plan import PoolPlan
 from tidegate.control.resources import Model
 from tidegate.control.seating import places
@@ -29,6 +36,7 @@ class Replica:
     running: int = 0
     tokens: int = 0
     is_ending: bool = False
+    is_placed: bool = True
 
 
 @dataclass
@@ -50,7 +58,9 @@ class Served:
 
 class LivingPool(World):
     """`work` holds the seconds that each request of a queue still takes, in their order; those of a loaded
-    replica run, `SLOTS` each."""
+    replica run, `SLOTS` each. `nodes` are how many workers find a node (None: all), each with a core."""
+
+    nodes: int | None = None
 
     def __init__(self, *models: Model, **pool: Any) -> None:
         super().__init__(*models, **pool)
@@ -73,6 +83,7 @@ class LivingPool(World):
         self._put(plan)
         for name, served in self.served.items():
             self._scale(name, served)
+        self._place()
         self._run()
         self._weigh()
         self.now += 1
@@ -82,6 +93,10 @@ class LivingPool(World):
         for _ in range(count - 1):
             self.tick()
         return self.tick()
+
+    def left(self, name: str) -> int:
+        """Count the requests of a model that have not ended."""
+        return sum(len(queue) for key, queue in self.work.items() if key[0] == name)
 
     def awake(self) -> set[str]:
         return {_key(name)[0] for name, served in self.served.items() if served.live}
@@ -114,7 +129,8 @@ class LivingPool(World):
             for _ in range(wanted - present):
                 self.starts[_key(name)[0]] += 1
                 title = f"{name}#{self.starts.total()}"
-                served.replicas.append(Replica(title, self.now, self.now))
+                placed = self.nodes is None
+                served.replicas.append(Replica(title, self.now, self.now, is_placed=placed))
             return
         served.fewer_since = self.now if served.fewer_since is None else served.fewer_since
         delay = scaling["downscale_to_zero_delay_s" if present == 1 else "downscale_delay_s"]
@@ -126,11 +142,28 @@ class LivingPool(World):
             if replica.running:
                 self.ended_at_work.append(replica.name)
 
+    def _place(self) -> None:
+        """As far as there are nodes, in the order of starting."""
+        if self.nodes is None:
+            return
+        group = places(self.seen)[0].name
+        replicas = [each for served in self.served.values() for each in served.replicas]
+        taken = sum(each.is_placed for each in replicas)
+        for each in sorted(replicas, key=lambda each: each.started):
+            if not each.is_placed and taken < self.nodes:
+                each.is_placed, each.started, taken = True, self.now, taken + 1
+        is_short = not all(each.is_placed for each in replicas)
+        problem = PodProblem("w", "", "Unschedulable", "No node.", group)
+        self.see(
+            pod_problems=(problem,) if is_short else (),
+            workers=tuple(Worker(f"w{number}", "1.2.3.4", group) for number in range(self.nodes)),
+        )
+
     def _run(self) -> None:
         for name, served in self.served.items():
             key = _key(name)
             queue = self.work.get(key, [])
-            loaded = [replica for replica in served.live if self.now > replica.started]
+            loaded = [each for each in served.live if each.is_placed and self.now > each.started]
             if loaded and key not in self.seen.reports:
                 report = RevisionReport(*key, at=self.now, proved=True, slots=SLOTS)
                 self.see(reports={**self.seen.reports, key: report})
@@ -151,8 +184,9 @@ class LivingPool(World):
         cpus = gpus = 0.0
         for served in self.served.values():
             options = served.config["deployments"][0]["ray_actor_options"]
-            cpus += options["num_cpus"] * len(served.replicas)
-            gpus += options["num_gpus"] * len(served.replicas)
+            placed = sum(each.is_placed for each in served.replicas)
+            cpus += options["num_cpus"] * placed
+            gpus += options["num_gpus"] * placed
         self.most_cpus, self.most_gpus = max(self.most_cpus, cpus), max(self.most_gpus, gpus)
         room = sum(group.max_workers * group.cpus for group in places(self.seen))
         assert cpus <= room + 1e-9, f"{cpus} CPUs are held and there are {room}"
@@ -163,7 +197,9 @@ class LivingPool(World):
         states, stats = {}, []
         for name, served in self.served.items():
             replicas = tuple(
-                ReplicaState(each.name, "STOPPING" if each.is_ending else "RUNNING", 1, "n")
+                ReplicaState(
+                    each.name, "STOPPING" if each.is_ending else "RUNNING", 1, "n" if each.is_placed else ""
+                )
                 for each in served.replicas
             )
             wanted = max(len(served.live), served.scaling["min_replicas"])
@@ -171,7 +207,7 @@ class LivingPool(World):
                 name, "RUNNING", config=served.config, wanted_replicas=wanted, replicas=replicas
             )
             for each in served.live:
-                if self.now > each.started:
+                if each.is_placed and self.now > each.started:
                     stats.append(self._beat(name, each))
         depths = {key: Depth(len(queue), 0, 0.0) for key, queue in self._queues().items()}
         self.see(serve=ServeState("c", states), replicas=tuple(stats), depths=depths)

@@ -208,6 +208,13 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
     (checks.building, facts(NEW, **serve(application(replicas=ONE_REPLICA))), None, "", ""),
     (checks.building, facts(PROVED, **serve(application(status="DEPLOYING"))), "True", "Building", ""),
     (checks.building, facts(PROVED, **serve(application())), None, "", ""),
+    (
+        checks.building,
+        facts(PROVED, **serve(application(status="DEPLOYING", replicas=ONE_REPLICA))),
+        None,
+        "",
+        "",
+    ),
     (checks.loading, facts(NEW), "True", "Loading", ""),
     (checks.loading, facts(PROVED), None, "", ""),
     (checks.old_revision_draining, facts(OLD, PROVED), "True", "Draining", ""),
@@ -336,6 +343,13 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
         "",
     ),
     (checks.without_replicas, facts(found=FOUND), None, "", ""),
+    (
+        checks.asleep,
+        facts(PROVED, **SERVES, model=SLEEPER, depths={("m", "new"): Depth(1, 0, 0.0)}),
+        None,
+        "",
+        "",
+    ),
     (
         checks.kept_asleep,
         facts(PROVED, **SERVES, waiting={"new": (Reason.WaitingForRoom, "Held by a.")}),

@@ -64,7 +64,7 @@ def test_thirty_models_of_one_core_on_ten_prove_themselves_in_turn_and_any_ten_a
     assert "held by m20, m21, m22, m23 and 6 more" in entry.message
     assert not plan.is_settled
     pool.ticks(2 * LONG)
-    assert pool.work[("m00", pool.records["m00"].lead.revision)] == []
+    assert pool.left("m00") == 0
     assert pool.ended_at_work == []
 
 
@@ -205,6 +205,18 @@ def test_where_not_all_fit_the_next_look_is_soon() -> None:
     assert plan.next_at == pool.now - 1 + TURNS_SECONDS
 
 
+def test_where_kubernetes_has_fewer_nodes_than_the_pool_may_take_they_take_turns_all_the_same() -> None:
+    models = [sleeper(f"m{number}") for number in range(6)]
+    pool = cluster(*models, group=Group("cpu", max_workers=5, cpus=1))
+    pool.nodes = 2
+    assert ready(pool.ticks(3 * LONG)) == {each.name for each in models}
+    for name in ("m0", "m3", "m5", "m1"):
+        pool.ask(name)
+        pool.ticks(LONG)
+        assert pool.left(name) == 0
+    assert pool.ended_at_work == []
+
+
 def test_since_when_it_waits_is_kept_and_forgotten() -> None:
     pool = laptop(sleeper("a"), sleeper("b"), cpus=1)
     pool.ticks(LONG)
@@ -224,6 +236,7 @@ def claim(name: str, **changes: Any) -> Claim:
         "group": "g",
         "seat": seat_of(0, 1, 0),
         "holding": 0,
+        "seated": changes.get("present", 0),
         "present": 0,
         "least": 0,
         "due": 0,
@@ -252,6 +265,62 @@ def test_more_than_fits_gets_nothing_more() -> None:
 def test_what_was_granted_stays_granted_until_it_stands() -> None:
     found = turns(claim("late", due=1, is_entitled=True), claim("early", due=1, waits_since=1.0), cpus=1)
     assert found.granted == {("late", "r"): 1, ("early", "r"): 0}
+
+
+shares = st.builds(
+    seat_of, st.sampled_from([0, 0.1, 0.34, 0.67, 1, 2]), st.sampled_from([0, 0.5, 1, 3]), st.integers(0, 4)
+)
+any_claims = st.lists(
+    st.builds(
+        lambda seat, ending, present, least, load, more, flags, idle: {
+            "seat": seat,
+            "holding": ending + present,
+            "present": present,
+            "least": least,
+            "due": max(least, load),
+            "wanted": max(least, load) + more,
+            "most": max(least, load) + 2 * more,
+            "is_entitled": flags[0],
+            "is_proof": flags[1] and not least,
+            "waits_since": float(idle),
+            "idle_since": float(idle) if not max(least, load) and flags[2] else None,
+        },
+        shares,
+        st.integers(0, 1),
+        st.integers(0, 2),
+        st.integers(0, 2),
+        st.integers(0, 1),
+        st.integers(0, 2),
+        st.tuples(st.booleans(), st.booleans(), st.booleans()),
+        st.integers(1, 90),
+    ),
+    max_size=10,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_claims, st.integers(1, 3), st.integers(0, 2))
+def test_of_any_claims(wishes: list[dict[str, Any]], workers: int, gpus: int) -> None:
+    claims = [claim(f"m{number}", **wish) for number, wish in enumerate(wishes)]
+    group = Group("g", gpus, 24 * GIB, workers, 0, 4, 8)
+    found = take_turns(claims, [group], now=100.0)
+    by_key = {each.key: each for each in claims}
+    assert found.granted.keys() == by_key.keys()
+    for key, granted in found.granted.items():
+        asking = by_key[key]
+        assert asking.present <= granted <= max(asking.most, asking.present), "nobody is cut down"
+        assert (key in found.waiting) == (granted < asking.due)
+    assert all(by_key[key].idle_since is not None for key in found.leaving), "nobody at work goes"
+    assert not found.leaving or found.waiting, "nobody goes for nothing"
+    extra = {key for key in by_key if found.granted[key] > by_key[key].present}
+    held = [
+        (by_key[key], granted + by_key[key].holding - by_key[key].present)
+        for key, granted in found.granted.items()
+    ]
+    if extra:
+        assert sum(each.seat.cpus_milli * count for each, count in held) <= workers * 4000
+        assert sum(each.seat.hundredths * count for each, count in held) <= workers * gpus * 100
+        assert sum(each.seat.memory_bytes * count for each, count in held) <= workers * 8
 
 
 sizes = st.sampled_from([0.5, 1, 1, 2, 3])

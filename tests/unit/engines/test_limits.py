@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.engines.limits import completion_limit, truncated
+from tidegate.engines.limits import completion_limit, proved_too_long, truncated
 from tidegate.messages.work import ChatPrompt, Finish, Generate, Prompt, Sampling, TextPrompt
 
 counts = st.integers(0, 3000)
@@ -27,12 +27,27 @@ def test_prompt_and_completion_never_exceed_the_context(
         assert max_tokens is None or limit == max_tokens
 
 
+@given(counts, st.integers(0, 20), st.integers(1, 200))
+def test_characters_prove_too_many_tokens_only_where_even_the_longest_do_not_fit(
+    characters: int, most: int, context: int
+) -> None:
+    proved = proved_too_long(characters, most, context)
+    assert (proved is not None) is (most > 0 and characters / most > context)
+    assert proved is None or proved.code == "ContextLengthExceeded"
+
+
 def test_the_refusals_are_worded_as_openais() -> None:
     too_long = completion_limit(3000, asks(None), 2048)
     assert isinstance(too_long, Finish)
     assert too_long.message == (
         "This model's maximum context length is 2048 tokens. However, your messages resulted in 3000 tokens. "
         "Please reduce the length of the messages."
+    )
+    proved = proved_too_long(5_000_000, 128, 8192)
+    assert proved is not None
+    assert proved.message == (
+        "This model's maximum context length is 8192 tokens. However, your prompt has 5000000 characters, "
+        "which are at least 39063 tokens. Please reduce its length."
     )
     too_much = completion_limit(2000, asks(100), 2048)
     assert isinstance(too_much, Finish)

@@ -127,3 +127,11 @@ def test_retry_after_covers_the_call_itself_and_has_a_default() -> None:
     assert admission.queue_full(rejected, an_entry(), 6).retry_after_seconds == 12
     unknown = Rejected("model", "bytes", 10, Depth(50, 2, 0.0))
     assert admission.queue_full(unknown, an_entry(), 1).retry_after_seconds == 5
+
+
+def test_a_call_without_a_name_means_the_only_model() -> None:
+    only = an_entry()
+    assert admission.find_listed("", {only.name: only}) is only
+    for models in ({}, {"a": only, "b": only}):
+        with pytest.raises(ModelNotFound):
+            admission.find_listed("", models)

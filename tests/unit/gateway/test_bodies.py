@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -124,14 +125,13 @@ def test_what_is_not_honoured_is_refused_unless_it_means_nothing(name: str) -> N
 
 def test_true_is_not_one() -> None:
     assert refuse_chat(CHAT | {"parallel_tool_calls": 1}).param == "parallel_tool_calls"
-    assert refuse_completion(COMPLETION | {"best_of": True}).param == "best_of"
 
 
 def test_a_remedy_is_the_fields_own_description_or_that_of_its_parent() -> None:
     chat, completions = BodyReader(ChatBody), BodyReader(CompletionBody)
     assert (chat.hint("logprobs"), completions.hint("logprobs")) == (
         "true or false",
-        "a whole number from 0 to 5",
+        "a whole number from 0 to 20",
     )
     assert chat.hint("messages[3].role") == "one of system, developer, user, assistant"
     assert chat.hint("messages[3].content[1].type") == chat.hint("messages")
@@ -152,7 +152,7 @@ def test_an_unknown_field_is_refused_by_name() -> None:
 def test_an_unknown_field_that_is_null_passes() -> None:
     body = CHAT | {"guided_json": None, "stream": True, "stream_options": {"x": None, "include_usage": True}}
     body["messages"] = [{"role": "user", "content": "hi", "colour": None}]
-    assert read_chat(orjson.dumps(body)).has_usage
+    assert read_chat(orjson.dumps(body)).shown.has_usage
     assert read_completion(orjson.dumps(COMPLETION | {"guided_json": None, "temperature": 1})).n == 1
     assert refuse_chat(body | {"guided_json": {}}).param == "guided_json"
     assert refuse_chat(body | {"stream_options": {"x": 1}}).param == "stream_options.x"
@@ -216,6 +216,10 @@ def test_advisory_fields_pass() -> None:
         "service_tier": "auto",
         "safety_identifier": "s",
         "prompt_cache_key": "p",
+        "request_id": "r",
+        "cache_salt": "s",
+        "priority": 0,
+        "spaces_between_special_tokens": False,
     }
     assert parse_chat(orjson.dumps(CHAT | advisory)).user == "u"
     assert parse_completion(orjson.dumps(COMPLETION | advisory)).user == "u"
@@ -225,7 +229,7 @@ def test_all_nulls_mean_the_defaults() -> None:
     nulls = {name: None for name in ChatBody.__struct_fields__ if name not in ("model", "messages")}
     call = read_chat(orjson.dumps(nulls | CHAT))
     [ask] = call.asks(7)
-    assert (call.n, call.is_streamed, call.has_usage, call.top_logprobs) == (1, False, False, None)
+    assert (call.n, call.is_streamed, call.shown.has_usage, call.top_logprobs) == (1, False, False, None)
     assert isinstance(ask.work, Generate)
     sampling = ask.work.sampling
     assert (sampling.max_tokens, sampling.stop, sampling.top_logprobs) == (None, (), None)
@@ -282,7 +286,12 @@ def test_prompts_of_no_form_are_refused(prompt: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 129}, "best_of"),
+        ({"best_of": True}, "best_of"),
+        ({"prompt": ["x"] * 9, "best_of": 120}, "best_of"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 5}, "max_completion_tokens"),
         ({"suffix": "x"}, "suffix"),
@@ -327,11 +336,30 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
         "ignore_eos": True,
         "stop_token_ids": [1, 2],
         "logit_bias": {"5": -100, "7": 1.5},
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
+        "prompt_logprobs": 2,
+        "allowed_token_ids": [4, 5],
+        "bad_words": ["no"],
+        "truncate_prompt_tokens": -1,
+        "return_token_ids": True,
+        "stop": ["x"],
     }
     sampling = read(fields | {"temperature": 1}).asks(7)[0].work.sampling
     assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (5, 0.1, 1.2)
     assert (sampling.min_tokens, sampling.ignore_eos, sampling.stop_token_ids) == (3, True, (1, 2))
     assert dict(sampling.logit_bias) == {5: -100, 7: 1.5}
+    assert (sampling.includes_stop, sampling.skips_special, sampling.returns_prompt_ids) == (
+        True,
+        False,
+        True,
+    )
+    assert (sampling.prompt_logprobs, sampling.allowed_token_ids) == (2, (4, 5))
+    assert (sampling.bad_words, sampling.truncate_prompt) == (("no",), -1)
+    plain = read({}).asks(7)[0].work.sampling
+    assert (plain.includes_stop, plain.skips_special, plain.returns_prompt_ids) == (False, True, False)
+    assert (plain.prompt_logprobs, plain.truncate_prompt) == (None, None)
+    assert sampling.left_out == ("top_p",)
     assert read({"top_k": -1}).asks(7)[0].work.sampling.top_k == 0
     # A whole number as a float makes the body be read a second time.
     assert dict(read(fields | {"top_k": 5.0}).asks(7)[0].work.sampling.logit_bias) == {5: -100, 7: 1.5}
@@ -344,13 +372,80 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
         {"min_p": 2},
         {"repetition_penalty": 0},
         {"logit_bias": {"a": 1}},
-        {"min_tokens": 2, "stop": "x"},
+        {"prompt_logprobs": 21},
+        {"prompt_logprobs": -1},
+        {"prompt_logprobs": 0, "stream": True},
+        {"truncate_prompt_tokens": 0},
+        {"truncate_prompt_tokens": -2},
+        {"allowed_token_ids": []},
+        {"bad_words": [""]},
+        {"bad_words": ["x"] * 129},
+        {"priority": 1},
+        {"detokenize": False},
+        {"truncation_side": "right"},
+        {"chat_template": "{{ x }}"},
+        {"chat_template_kwargs": {"chat_template": "{{ x }}"}},
+        {"chat_template_kwargs": {"tokenize": True}},
+        {"chat_template_kwargs": {"x": "y" * 20_000}},
+        {"chat_template_kwargs": {"x": json.loads("[" * 20 + "]" * 20)}},
+        {"chat_template_kwargs": {"x" * 65: 1}},
+        {"continue_final_message": True, "add_generation_prompt": True},
+        {"documents": ["text"]},
+        {"reasoning_effort": "extreme"},
+        {"include_reasoning": False},
         {"use_beam_search": True},
         {"stop_token_ids": [-1]},
     ],
 )
 def test_sampling_fields_out_of_bounds_are_named(fields: dict[str, Any]) -> None:
     assert (refuse_chat(CHAT | fields).param or "").split("[")[0].split(".")[0] == next(iter(fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ChatPrompt(CHAT["messages"])),
+        ({"add_generation_prompt": False}, ChatPrompt(CHAT["messages"], add_generation_prompt=False)),
+        (
+            {"continue_final_message": True},
+            ChatPrompt(CHAT["messages"], add_generation_prompt=False, continue_final_message=True),
+        ),
+        ({"add_special_tokens": True}, ChatPrompt(CHAT["messages"], add_special_tokens=True)),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}, "documents": [{"title": "a"}]},
+            ChatPrompt(
+                CHAT["messages"], template_args={"enable_thinking": False, "documents": [{"title": "a"}]}
+            ),
+        ),
+        (
+            {"reasoning_effort": "none"},
+            ChatPrompt(
+                CHAT["messages"], template_args={"reasoning_effort": "none", "enable_thinking": False}
+            ),
+        ),
+        (
+            {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+            ChatPrompt(CHAT["messages"], template_args={"reasoning_effort": "low", "enable_thinking": False}),
+        ),
+    ],
+)
+def test_what_the_template_is_told(fields: dict[str, Any], expected: ChatPrompt) -> None:
+    [ask] = read_chat(orjson.dumps(CHAT | fields)).asks(7)
+    assert ask.work.prompt == expected
+
+
+def test_a_prompt_that_choices_share_is_shown_by_the_first() -> None:
+    fields = {"n": 3, "prompt_logprobs": 1}
+    chat = [ask.work for ask in read_chat(orjson.dumps(CHAT | fields)).asks(7)]
+    assert [work.sampling.prompt_logprobs for work in chat] == [1, None, None]  # type: ignore[union-attr]
+    texts = [ask.work for ask in read_completion(orjson.dumps(COMPLETION | fields)).asks(7)]
+    assert [work.sampling.prompt_logprobs for work in texts] == [1, 1, 1]  # type: ignore[union-attr]
+
+
+def test_special_tokens_of_a_text_are_the_clients_choice() -> None:
+    for wanted in (True, False):
+        [ask] = read_completion(orjson.dumps(COMPLETION | {"add_special_tokens": wanted})).asks(7)
+        assert ask.work.prompt == TextPrompt("hi", add_special_tokens=wanted)
 
 
 json_values = st.recursive(

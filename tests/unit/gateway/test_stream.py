@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 from tidegate.errors import QueueUnavailable
 from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import RequestQueue
-from tidegate.gateway.stream import Delivered, Ended, Failed, OpenCall, OpenCalls, Signal, Waiting
+from tidegate.gateway.stream import (
+    MOST_EARLY,
+    MOST_UNTAKEN_BYTES,
+    TOO_SLOW,
+    Delivered,
+    Ended,
+    Failed,
+    OpenCall,
+    OpenCalls,
+    Signal,
+    Waiting,
+)
 from tidegate.messages.queue import Depth, Place
 from tidegate.messages.work import Finish, Generate, Request, Sampling, Segment, TextPrompt, Tokens
 
@@ -51,12 +62,13 @@ class Logs:
         self.cancelled: list[str] = []
         self.forgotten: list[str] = []
 
-    async def replay(self, request_id: str) -> list[Segment] | None:
+    async def replay(self, request_id: str, from_seq: int = 0) -> list[Segment] | None:
         await asyncio.sleep(0)
         if self.failures:
             self.failures -= 1
             raise QueueUnavailable("away")
-        return self.logs.get(request_id)
+        log = self.logs.get(request_id)
+        return None if log is None else [segment for segment in log if segment.seq >= from_seq]
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None:
         if self.failures:
@@ -144,6 +156,7 @@ async def test_closing_cancels_only_what_still_runs() -> None:
     calls.close(call, "left")
     await calls.shut_down()
     assert logs.cancelled == ["c.1"]
+    assert logs.forgotten == ["c.0", "c.1"]
     assert len(calls) == 0
     calls.deliver(a_log(1, "c.1"))
     assert call.unfinished == 1
@@ -228,3 +241,32 @@ async def test_a_plain_answer_hears_of_its_end_alone() -> None:
     assert isinstance(failed, Failed) and failed.finish.code == "EngineError"
     assert [index for index, _ in failed.segments] == [0, 1]
     calls.close(call, None)
+
+
+async def test_what_comes_while_a_log_is_read_is_put_aside_within_a_bound() -> None:
+    log = [Segment("c.0", seq, output=Tokens([seq], "x")) for seq in range(5 * MOST_EARLY)]
+    log[-1] = Segment("c.0", log[-1].seq, Finish("stop"), Tokens([1], "y"))
+    calls = table(Logs({"c.0": log}))
+    call = calls.open([a_request()], is_streamed=False)
+    calls.submitted(call)
+    calls.deliver(log[1:])
+    assert len(call.requests[0].early or ()) == MOST_EARLY
+    assert await text_of(call) == "x" * (len(log) - 1) + "y"
+
+
+async def test_of_too_much_that_nobody_takes_the_largest_part_ends() -> None:
+    calls = table(Logs({}))
+    opened = [calls.open([a_request(n)], is_streamed=True) for n in range(40)]
+    large = "x" * (MOST_UNTAKEN_BYTES // 32)
+    for n in range(32):
+        calls.deliver([Segment(f"c.{n}", 0, output=Tokens([1], large[: len(large) - 5000]))])
+    calls.deliver(
+        [Segment("c.32", 0, output=Tokens([1], large)), Segment("c.33", 0, output=Tokens([1], "s"))]
+    )
+    assert [call.failure for call in opened[:32]] == [None] * 32
+    assert (opened[32].failure, opened[33].failure) == (TOO_SLOW, None)
+    for call in opened:
+        calls.close(call, None)
+    again = calls.open([a_request()], is_streamed=True)
+    calls.deliver([Segment("c.0", 0, output=Tokens([1], large))])
+    assert again.failure is None

@@ -77,6 +77,7 @@ def test_what_the_version_before_left_in_redis_is_read() -> None:
     assert decode_segments(SEGMENTS_BEFORE) == SEGMENTS
     mixed = SEGMENTS_BEFORE + encode_segments(SEGMENTS)
     assert decode_segments(mixed) == [*SEGMENTS, *SEGMENTS]
+    assert decode_segments(mixed, from_seq=1) == [SEGMENTS[1], SEGMENTS[1]]
 
 
 def test_other_bytes_are_refused() -> None:

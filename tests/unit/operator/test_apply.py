@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.operator.bodies import cluster_body, model_body
+from tests.unit.operator.bodies import NOW, cluster_body, model_body
 from tidegate_operator.apply import WRITES_AT_ONCE, Applier
 from tidegate_operator.cache import Cache
 from tidegate_operator.cluster import ApiConflict, ApiEnding, ApiGone, ApiUnavailable, Object
@@ -200,12 +200,12 @@ async def test_a_namespace_that_ends_is_told_once_where_it_can_be() -> None:
     body = model_body("one")
     namespace = body["metadata"]["namespace"]
     cluster = Ending(namespace)
-    one = applier(cluster)
+    one = Applier(cluster, Cache(), None, None, "operator-0", "system", now=lambda: NOW)  # type: ignore[arg-type]
     ready = {"type": "Ready", "reason": "Serving", "message": "", "lastTransitionTime": ""}
     for status in ("True", "False", "True"):
         write = ObjectWrite("Model", body, {"conditions": [{**ready, "status": status}]})
         await one.apply(Decision(objects=(write,)), {})
-    assert one.ending == {namespace}
+    assert one.ends(namespace, [body])
     (event,) = cluster.events
     assert (event["metadata"]["namespace"], event["reason"], event["type"]) == (
         "system",
@@ -214,6 +214,8 @@ async def test_a_namespace_that_ends_is_told_once_where_it_can_be() -> None:
     )
     assert event["regarding"]["name"] == "operator-0"
     assert namespace in event["note"]
-    cluster.namespace = "another"
-    await one.apply(Decision(objects=(write,)), {})
-    assert one.ending == set(), "it is there again"
+    newer = model_body("two")
+    newer["metadata"]["creationTimestamp"] = "2999-01-01T00:00:00Z"
+    assert one.ends(namespace, [])
+    assert not one.ends(namespace, [body, newer]), "it is another of that name"
+    assert not one.ends("another", [])

@@ -237,6 +237,20 @@ def test_a_pod_that_ended_badly_is_certain_until_another_is_ready() -> None:
     assert ended_badly([], ended, [elsewhere], now=101.0) == ended
 
 
+def test_what_a_pod_waits_for_comes_before_how_the_one_before_it_ended() -> None:
+    """A worker that was killed on a node that is cordoned: its successor finds no other."""
+    killed = ended_worker("killed", "2026-01-01T00:00:00Z")
+    successor = unscheduled("0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable.")
+    head = pod(waiting("ErrImagePull"), group="head")
+    found = pod_problems([killed, successor])
+    ended = {"a100": Ended(found[0], 1.0, 1.0, is_certain=True)}
+    assert [problem.reason for problem in reported(found, ended)] == ["Unschedulable", "CrashLoop"]
+    assert "kubectl uncordon" in found[1].message
+    assert [problem.reason for problem in reported(found[1:], ended)] == ["Unschedulable"]
+    both = reported(pod_problems([head, killed, successor]), ended)
+    assert [problem.reason for problem in both] == ["ImagePullFailed", "Unschedulable", "CrashLoop"]
+
+
 def test_a_pod_that_only_waits_is_not_remembered() -> None:
     unplaced = only(pod_problems([unscheduled("Insufficient cpu.")]))
     assert ended_badly([unplaced], {}, [], now=1.0) == {}

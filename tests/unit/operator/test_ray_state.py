@@ -1,3 +1,5 @@
+from typing import Any
+
 from tests.unit.operator.bodies import NOW, cluster_body, pod_body, stamp
 from tidegate.control.observed import Worker
 from tidegate_operator import ray_state
@@ -32,14 +34,18 @@ def test_kuberays_version_is_read_from_the_pods_that_it_made() -> None:
     assert ray_state.kuberay_version([]) == ""
 
 
+def stuck(cluster: dict[str, Any], now: float) -> list[str] | None:
+    return ray_state.stuck_finalizers(cluster, ray_state.STUCK_SECONDS, now)
+
+
 def test_kuberays_finalizer_is_taken_away_only_when_it_holds_for_too_long() -> None:
     finalizers = ["ray.io/gcs-ft-redis-cleanup-finalizer", "other/one"]
     deleted = cluster_body("a", deletionTimestamp=stamp(NOW), finalizers=finalizers)
-    assert ray_state.stuck_finalizers(deleted, NOW + ray_state.STUCK_SECONDS - 1) is None
-    assert ray_state.stuck_finalizers(deleted, NOW + ray_state.STUCK_SECONDS) == ["other/one"]
-    assert ray_state.stuck_finalizers(cluster_body("a", finalizers=finalizers), NOW + 1e6) is None
+    assert stuck(deleted, NOW + ray_state.STUCK_SECONDS - 1) is None
+    assert stuck(deleted, NOW + ray_state.STUCK_SECONDS) == ["other/one"]
+    assert stuck(cluster_body("a", finalizers=finalizers), NOW + 1e6) is None
     held = cluster_body("a", deletionTimestamp=stamp(NOW), finalizers=["other/one"])
-    assert ray_state.stuck_finalizers(held, NOW + 1e6) is None
+    assert stuck(held, NOW + 1e6) is None
 
 
 def test_a_cluster_of_which_kuberay_says_nothing_is_noticed() -> None:

@@ -1,4 +1,4 @@
-"""Claims, hand-overs, deliveries and aborts in any order, against an engine whose deliveries are late."""
+"""Claims, preparations, hand-overs, deliveries and aborts in any order; the engine's deliveries are late."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ def test_room_is_what_was_free_less_what_the_engine_has_not_seen() -> None:
     slots.deliver(1, free=2)
     assert slots.room() == 1
     slots.deliver(2, free=1)
+    assert slots.room() == 1
+
+
+def test_a_request_holds_its_slot_while_it_is_prepared() -> None:
+    slots = Slots(2)
+    slots.begin()
+    slots.begin()
+    assert slots.room() == 0
+    slots.prepared()  # refused, or given up
+    assert slots.room() == 1
+    slots.prepared()
+    slots.hand_over(1, 10)
+    assert slots.room() == 1
+    slots.deliver(1, free=1)
     assert slots.room() == 1
 
 
@@ -112,6 +126,7 @@ class Replica(RuleBasedStateMachine):
         self.slots = Slots(total)
         self.engine = LateEngine(total)
         self.held: dict[int, float] = {}  # the model: tokens left, as far as deliveries told
+        self.preparing: list[tuple[float, int]] = []
 
     def hand_over(self, limit: float, ends_at: int) -> None:
         ticket = self.engine.order(Running(limit, ends_at))
@@ -125,7 +140,17 @@ class Replica(RuleBasedStateMachine):
     )
     def claim(self, wanted: int, limit: float, ends_at: int) -> None:
         for _ in range(min(wanted, self.slots.room())):
-            self.hand_over(limit, ends_at)
+            self.slots.begin()
+            self.preparing.append((limit, ends_at))
+
+    @rule(data=st.data(), is_refused=st.booleans())
+    def prepared(self, data: st.DataObject, is_refused: bool) -> None:
+        """A preparation is over, in any order; what is refused or given up is never handed over."""
+        if self.preparing:
+            one = self.preparing.pop(data.draw(st.integers(0, len(self.preparing) - 1)))
+            self.slots.prepared()
+            if not is_refused:
+                self.hand_over(*one)
 
     @rule(may_step=st.booleans())
     def turn(self, may_step: bool) -> None:
@@ -160,8 +185,9 @@ class Replica(RuleBasedStateMachine):
 
     @invariant()
     def binds_late(self) -> None:
-        assert len(self.held) <= self.total + min(self.ending(), self.total)
-        assert len(self.held) + max(0, self.slots.room()) <= self.total + min(self.ending(), self.total)
+        claimed = len(self.held) + len(self.preparing)
+        assert claimed <= self.total + min(self.ending(), self.total)
+        assert claimed + max(0, self.slots.room()) <= self.total + min(self.ending(), self.total)
 
     @invariant()
     def no_slot_is_forgotten(self) -> None:
@@ -169,12 +195,16 @@ class Replica(RuleBasedStateMachine):
         engine = self.engine
         if not engine.inbox and not engine.out:
             assert set(self.held) == set(engine.running) | set(engine.waiting)
-            assert self.slots.room() == self.total - len(self.held) + min(self.ending(), self.total)
+            claimed = len(self.held) + len(self.preparing)
+            assert self.slots.room() == self.total - claimed + min(self.ending(), self.total)
 
     def teardown(self) -> None:
         """Whatever happened, all that is held comes to its end and every slot is free again."""
         if not hasattr(self, "engine"):
             return
+        while self.preparing:
+            self.slots.prepared()
+            self.hand_over(*self.preparing.pop())
         self.engine.turn(may_step=True)
         while self.engine.out:
             self.deliver()

@@ -24,6 +24,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
+from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
@@ -75,8 +76,9 @@ class TransformersEngine:
         named_ends = end_ids(model, tokenizer)
         tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
         self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
+        self._generation = GenerationRules(model, self._end_ids)
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
-        layers, token_bytes, can_share = measure_kv(model)
+        kv = measure_kv(model)
         cap = spec.memory_cap_bytes
         slots = kv_budget(
             free_bytes=within_cap(free_bytes(loaded.device), cap, loaded.weights_bytes, loaded.device),
@@ -84,33 +86,31 @@ class TransformersEngine:
             kv_cache_bytes=spec.kv_cache_bytes,
             # Under a cap nobody else counts on what the weights leave of it.
             share=args.kv_cache_share or (1.0 if cap else 0.0),
-            bytes_per_row=token_bytes * (self._context_length + CONTEXT_SLACK),
+            bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
             max_slots=spec.max_slots,
         ).slots
         self._scheduler = self._empty_scheduler(slots)
         self._batch, notes = prove(
-            loaded,
-            layers=layers if can_share else 0,
-            max_rows=slots,
-            context_length=self._context_length,
+            loaded, layers=kv.layers, max_rows=slots, context_length=self._context_length
         )
         if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
             choose_threads(self._batch, usable_cores(), slots)
         template_notes = self._prompts.wait_ready(self._vocabulary_size)
         return LoadReport(
             weights_bytes=loaded.weights_bytes,
-            kv_bytes_per_token=token_bytes,
+            kv_bytes_per_token=kv.bytes_per_token,
             slots=slots,
             context_length=self._context_length,
             precision=loaded.precision,
             device=loaded.device,
-            notes=(*loaded.notes, *tokenizer_notes, *template_notes, *notes),
+            notes=(*loaded.notes, *tokenizer_notes, *template_notes, *self._generation.notes, *notes),
         )
 
     def free_slots(self) -> int:
         return self._scheduler.free_slots()
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        request = self._generation.applied(request)
         try:
             check_token_ids(request, self._tokenizer, self._vocabulary_size)
             reply = await self._reply(request)
@@ -137,7 +137,13 @@ class TransformersEngine:
         return await self._prompts.prepare(Task(request.model, work, self._vocabulary_size))
 
     def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
-        sequence = RunningSequence(prepared, log, end_ids=self._end_ids, vocabulary=self._vocabulary)
+        sequence = RunningSequence(
+            prepared,
+            log,
+            end_ids=self._end_ids,
+            vocabulary=self._vocabulary,
+            rules=self._generation.of_prompt(len(prepared.prompt)),
+        )
         if (ended := sequence.ended_in_log()) is not None:
             return ended
         self._scheduler.add(sequence)
@@ -165,7 +171,7 @@ class TransformersEngine:
         self._scheduler = self._empty_scheduler(slots=0)
         if hasattr(self, "_prompts"):
             self._prompts.close()
-        for name in ("_batch", "_tokens"):
+        for name in ("_batch", "_tokens", "_generation"):
             if hasattr(self, name):
                 delattr(self, name)
         if torch.cuda.is_available():
@@ -233,6 +239,7 @@ def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     for value in (
         getattr(model.generation_config, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
+        getattr(model.config.get_text_config(decoder=True), "eos_token_id", None),
         tokenizer.eos_token_id,
     ):
         found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])

@@ -24,6 +24,7 @@ What always holds.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import signal
@@ -34,7 +35,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -51,6 +52,7 @@ from tidegate.messages.work import (
     Work,
 )
 
+QUICK_SECONDS = 0.25  # of CPU time, to render and again to tokenize, at the first try
 RENDER_SECONDS = 2.0  # of CPU time
 TOKENIZE_SECONDS = 2.0  # of CPU time, and for each token of the context:
 TOKENIZE_SECONDS_PER_TOKEN = 5e-5  # some 25 times what a byte-level BPE takes
@@ -58,6 +60,9 @@ MEMORY_BYTES = 1 << 29  # what a worker may take on top of what it shares, and f
 MEMORY_BYTES_PER_TOKEN = 1 << 12
 MOST_TOKENS = 1 << 18  # of a prompt that is shown as tokens, or of tokens that are shown as text
 MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please send a shorter one."
+
+RETIRE_KIB = 1 << 16  # a worker that has grown by so much makes room for a fresh one
+CLOSED, FAILED, UNFIT, RETIRED = range(4)  # exit codes of workers
 
 LENGTH = struct.Struct("<I")
 
@@ -68,6 +73,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     model: str
     work: Work | None
     vocabulary_size: int
+    is_quick: bool = False  # must be done in QUICK_SECONDS, or is tried again without
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
@@ -90,7 +96,7 @@ class Prompts:
 
     def __init__(self, tokenizer: Any, context_length: int, most_characters_per_token: int) -> None:
         self._tokenizer = tokenizer
-        self._context_length = context_length
+        self.context_length = context_length
         self.most_characters_per_token = most_characters_per_token
 
     def reply(self, frame: bytes) -> Reply:
@@ -113,23 +119,24 @@ class Prompts:
 
     def _prepare(self, task: Task, work: Work) -> Reply:
         prompt, tokenizer, text = work.prompt, self._tokenizer, ""
+        most = QUICK_SECONDS if task.is_quick else math.inf
         if not isinstance(prompt, TokenPrompt):
-            with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+            with cpu_seconds(signal.ITIMER_VIRTUAL, min(most, RENDER_SECONDS)):
                 text = render(prompt, tokenizer, task.model)
         if (
             isinstance(work, Generate)
             and work.sampling.truncate_prompt is None
-            and (finish := proved_too_long(len(text), self.most_characters_per_token, self._context_length))
+            and (finish := proved_too_long(len(text), self.most_characters_per_token, self.context_length))
         ):
             return Reply(finish=finish)
-        with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(self._context_length)):
+        with cpu_seconds(signal.ITIMER_PROF, min(most, tokenize_seconds(self.context_length))):
             ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else tokenize(text, prompt, tokenizer)
             if not isinstance(work, Generate):
                 return answered(work, ids, tokenizer)
             bad_words = bad_word_ids(work.sampling.bad_words, tokenizer)
             ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
-        ids = list(truncated(ids, work.sampling, self._context_length))
-        limit = completion_limit(len(ids), work, self._context_length)
+        ids = list(truncated(ids, work.sampling, self.context_length))
+        limit = completion_limit(len(ids), work, self.context_length)
         return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids, bad_words=bad_words)
 
 
@@ -161,27 +168,33 @@ def main(words: list[str]) -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
-    path, context_length = Path(words[0]), int(words[1])
-    lanes = [socket.socket(fileno=int(word)) for word in words[2:]]
-    tokenizer = load_tokenizer(path)
-    prompts = Prompts(tokenizer, context_length, most_characters_per_token(tokenizer))
+    tokenizer = load_tokenizer(Path(words[0]))
+    prompts = Prompts(tokenizer, int(words[1]), most_characters_per_token(tokenizer))
     gc.collect()
     gc.freeze()  # or the workers' collections would copy all of it
-    workers = {fork(prompts, lane, lanes, context_length): lane for lane in lanes}
+    watch(prompts, [socket.socket(fileno=int(word)) for word in words[2:]])
+
+
+def watch(prompts: Prompts, lanes: list[socket.socket]) -> None:
+    """Keep a worker on each lane until the replica has closed all of them."""
+    workers = {fork(prompts, lane, lanes): lane for lane in lanes}
     while workers:
         pid, status = os.wait()
         lane = workers.pop(pid)
         code = os.waitstatus_to_exitcode(status)
-        if code == 0:  # the replica closed the lane
-            continue
-        if code in (-signal.SIGKILL, -signal.SIGTERM):
+        if code in (-signal.SIGKILL, -signal.SIGTERM, UNFIT):
             os.killpg(0, signal.SIGKILL)
         try:
-            reply = Reply([], finish_of_death(code, context_length), prompts.most_characters_per_token)
-            send(lane, msgspec.msgpack.encode(reply))
-        except OSError:  # nobody waits for it any more
-            continue
-        workers[fork(prompts, lane, lanes, context_length)] = lane
+            if code not in (CLOSED, RETIRED):
+                finish = finish_of_death(code, prompts.context_length)
+                reply = Reply([], finish, prompts.most_characters_per_token)
+                send(lane, msgspec.msgpack.encode(reply))
+        except ConnectionError:
+            code = CLOSED
+        if code == CLOSED:
+            lane.close()
+        else:
+            workers[fork(prompts, lane, lanes)] = lane
 
 
 def finish_of_death(code: int, context_length: int) -> Finish:
@@ -202,41 +215,51 @@ def finish_of_death(code: int, context_length: int) -> Finish:
     return refusal("PromptFailed", f"The process that prepared this prompt ended with {code}.")
 
 
-def fork(prompts: Prompts, lane: socket.socket, lanes: list[socket.socket], context_length: int) -> int:
-    """Returns the worker's pid."""
+def fork(prompts: Prompts, lane: socket.socket, lanes: list[socket.socket]) -> int:
+    """Start the worker of a lane; returns its pid."""
     pid = os.fork()
     if not pid:
-        work(prompts, lane, lanes, context_length)
+        code = UNFIT
+        try:
+            for other in lanes:
+                if other is not lane:
+                    other.close()
+            limit_memory(MEMORY_BYTES + MEMORY_BYTES_PER_TOKEN * prompts.context_length)
+            for number in (signal.SIGVTALRM, signal.SIGPROF):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGVTALRM, signal.SIGPROF))
+            code = FAILED
+            code = work(prompts, lane)
+        except BaseException:  # a panic of the tokenizer is no Exception
+            traceback.print_exc()
+        finally:
+            os._exit(code)
     return pid
 
 
-def work(prompts: Prompts, lane: socket.socket, lanes: list[socket.socket], context_length: int) -> NoReturn:
-    """Serve one lane until the replica closes it."""
-    code = 1
+def work(prompts: Prompts, lane: socket.socket) -> int:
+    """Serve a lane until the replica closes it, or a prompt made this process large, which it would stay.
+    Returns the exit code."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + RETIRE_KIB
     try:
-        for other in lanes:
-            if other is not lane:
-                other.close()
-        limit_memory(MEMORY_BYTES + MEMORY_BYTES_PER_TOKEN * context_length)
-        for number in (signal.SIGVTALRM, signal.SIGPROF):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGVTALRM, signal.SIGPROF))
         while (frame := receive(lane)) is not None:
             send(lane, msgspec.msgpack.encode(prompts.reply(frame)))
-        code = 0
-    except OSError:  # the replica is gone
-        code = 0
-    except BaseException:  # a panic of the tokenizer is no Exception
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > most:
+                return RETIRED
+    except ConnectionError:  # the replica is gone
+        pass
+    return CLOSED
 
 
 def limit_memory(more_bytes: int) -> None:
-    """Let this process grow by so much."""
+    """Let this process grow by so much, where the system can say how large it is."""
+    if sys.platform != "linux":
+        return
     pages = int(Path("/proc/self/statm").read_text().split()[5])
     limit = pages * resource.getpagesize() + more_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 @contextmanager

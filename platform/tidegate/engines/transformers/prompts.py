@@ -13,6 +13,7 @@ from typing import Any
 
 from tidegate.engines.transformers import chat_templates
 from tidegate.engines.transformers.chat_templates import MessagesRefused, TemplateFault
+from tidegate.errors import MOST_CHARACTERS, shortened
 from tidegate.messages.work import ChatPrompt, Generate, Prompt, Request, TextPrompt, TokenPrompt
 
 
@@ -56,7 +57,8 @@ def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
     except TemplateFault as error:
         raise broken_template(model, str(error)) from error
     except MessagesRefused as error:
-        raise PromptError(f"The chat template of {model!r} refuses these messages: {error}") from error
+        why = shortened(str(error), MOST_CHARACTERS // 2)  # a template may raise with all of the messages
+        raise PromptError(f"The chat template of {model!r} refuses these messages: {why}") from error
 
 
 def tokenize(text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any) -> list[int]:

@@ -3,7 +3,8 @@
 A row passes the steps of `STEPS` that its request needs, in that order, and then the choice:
 
     logits -> AllowedTokens -> BadWords -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties
-        -> Temperature -> probabilities -> MinP -> TopK -> TopP -> inverse CDF at uniform(seed, position)
+        -> ModelRules -> Temperature -> probabilities -> MinP -> TopK -> TopP
+        -> inverse CDF at uniform(seed, position)
 
 The cumulative distribution runs over the vocabulary in id order, so tiny differences in the logits (another
 batch, another replica) move its borders by as little and almost never change the token. A row that needs no
@@ -24,8 +25,10 @@ import torch
 from torch import Tensor
 
 from tidegate.engines.noise import uniform
+from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.messages.work import Sampling
 
+ROWS_AT_ONCE = 512  # of log probabilities: a long prompt's would take twice its logits besides
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
 
 
@@ -40,6 +43,8 @@ class Row(Protocol):
     def end_ids(self) -> Collection[int]: ...
     @property
     def bad_words(self) -> Sequence[Sequence[int]]: ...
+    @property
+    def rules(self) -> Rules | None: ...
     @property
     def generated(self) -> Sequence[int]: ...
     @property
@@ -56,7 +61,7 @@ class LogitStep(ABC):
 
     @staticmethod
     @abstractmethod
-    def is_needed(sampling: Sampling) -> bool: ...
+    def is_needed(row: Row) -> bool: ...
 
     @classmethod
     @abstractmethod
@@ -72,8 +77,8 @@ class AllowedTokens(LogitStep):
         self._ids = list(row.sampling.allowed_token_ids)
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.allowed_token_ids)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.allowed_token_ids)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -92,8 +97,8 @@ class BadWords(LogitStep):
         self._words = [list(word) for word in row.bad_words]
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.bad_words)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.bad_words)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -113,8 +118,8 @@ class MinTokens(LogitStep):
         self._end_ids = sorted(row.end_ids)
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return sampling.min_tokens > 0
+    def is_needed(row: Row) -> bool:
+        return row.sampling.min_tokens > 0
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -133,8 +138,8 @@ class LogitBias(LogitStep):
         self._biases = [bias for _, bias in row.sampling.logit_bias]
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.logit_bias)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.logit_bias)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -153,8 +158,8 @@ class RepetitionPenalty(LogitStep):
         self._counted = 0  # tokens of `generated`
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return sampling.repetition_penalty != 1
+    def is_needed(row: Row) -> bool:
+        return row.sampling.repetition_penalty != 1
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -177,8 +182,8 @@ class Penalties(LogitStep):
         self._penalties: Tensor | None = None  # [vocabulary]
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return bool(sampling.presence_penalty or sampling.frequency_penalty)
+    def is_needed(row: Row) -> bool:
+        return bool(row.sampling.presence_penalty or row.sampling.frequency_penalty)
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -198,12 +203,33 @@ class Penalties(LogitStep):
         return self._penalties
 
 
+class ModelRules(LogitStep):
+    """Applies what the model's generation config rules for every answer."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self._prompt = list(row.prompt)
+        self._rules = row.rules
+
+    @staticmethod
+    def is_needed(row: Row) -> bool:
+        return row.rules is not None
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        for index, step in enumerate(steps):
+            assert step._rules is not None
+            ids = torch.tensor([[*step._prompt, *step.generated]], dtype=torch.long, device=values.device)
+            values[index] = step._rules(ids, values[index : index + 1])[0]
+        return values
+
+
 class Temperature(LogitStep):
     """Turns logits into probabilities. Rows without it take the likeliest token."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return sampling.temperature >= GREEDY_BELOW
+    def is_needed(row: Row) -> bool:
+        return row.sampling.temperature >= GREEDY_BELOW
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -215,8 +241,8 @@ class MinP(LogitStep):
     """Zeroes tokens that are less likely than `min_p` of the likeliest one."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return Temperature.is_needed(sampling) and sampling.min_p > 0
+    def is_needed(row: Row) -> bool:
+        return Temperature.is_needed(row) and row.sampling.min_p > 0
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -228,8 +254,8 @@ class TopK(LogitStep):
     """Zeroes all but the `top_k` likeliest tokens; those as likely as the last of them stay."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return Temperature.is_needed(sampling) and sampling.top_k > 0
+    def is_needed(row: Row) -> bool:
+        return Temperature.is_needed(row) and row.sampling.top_k > 0
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -243,8 +269,8 @@ class TopP(LogitStep):
     """Zeroes all but the likeliest tokens that together reach `top_p`; at least one stays."""
 
     @staticmethod
-    def is_needed(sampling: Sampling) -> bool:
-        return Temperature.is_needed(sampling) and sampling.top_p < 1
+    def is_needed(row: Row) -> bool:
+        return Temperature.is_needed(row) and row.sampling.top_p < 1
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
@@ -262,6 +288,7 @@ STEPS: tuple[type[LogitStep], ...] = (
     LogitBias,
     RepetitionPenalty,
     Penalties,
+    ModelRules,
     Temperature,
     MinP,
     TopK,
@@ -270,7 +297,7 @@ STEPS: tuple[type[LogitStep], ...] = (
 
 
 def needed_steps(row: Row) -> dict[type[LogitStep], LogitStep]:
-    return {step: step(row) for step in STEPS if step.is_needed(row.sampling)}
+    return {step: step(row) for step in STEPS if step.is_needed(row)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +366,10 @@ def token_logprobs(
 ) -> list[tuple[float, list[tuple[int, float]]]]:
     """Return the log probability of `tokens` [rows] under the raw `logits` [rows, vocabulary], and of the
     `counts[row]` likeliest tokens, before all steps."""
+    if len(tokens) > ROWS_AT_ONCE:
+        starts = range(0, len(tokens), ROWS_AT_ONCE)
+        parts = [slice(start, start + ROWS_AT_ONCE) for start in starts]
+        return [found for part in parts for found in token_logprobs(logits[part], tokens[part], counts[part])]
     values = torch.log_softmax(logits.float(), dim=-1)
     chosen = values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
     most = min(max(counts), values.shape[-1])

@@ -27,28 +27,25 @@ PROBES = (
     "Tides rise twice a day: 12 h 25 min apart.\n\n  naïve café, 潮汐 🌊!",
     "a  b   c\td ",
     "def f(x):\n    return 'ﬁne ½' + 1234567890000",
+    "DON'T Re-use e\N{COMBINING ACUTE ACCENT}, it's X_1/y%",
 )
 BEGINNINGS = (" one space", "   three")  # a tokenizer that is not `legacy` takes the first space for its own
 
 
 def load(folder: Path) -> Any | None:
-    """Load the folder's `tokenizer.model`; None where it is not there alone, or of another kind.
-
-    Raises `ValueError` where it would give other ids than the sentencepiece library.
-    """
-    file = folder / "tokenizer.model"
+    """Load the folder's `tokenizer.model`; None where it is not there alone, or of another class."""
     config = read_json(folder / "tokenizer_config.json")
-    is_alone = file.is_file() and not (folder / "tokenizer.json").exists()
-    if not is_alone or config.get("tokenizer_class") not in CLASSES or (proto := parsed(file)) is None:
+    if config.get("tokenizer_class") not in CLASSES or (proto := parsed(folder)) is None:
         return None
     from transformers import PreTrainedTokenizerFast
 
-    is_legacy = config.get("legacy") is not False
     with TemporaryDirectory() as made:
         for name in BESIDE:
             if (folder / name).is_file():
                 shutil.copy(folder / name, made)
-        fast = converted(proto, is_legacy=is_legacy, adds_start=config.get("add_bos_token") is not False)
+        fast = converted(
+            proto, is_legacy=is_legacy(config), adds_start=config.get("add_bos_token") is not False
+        )
         for token, token_id in sorted(read_json(folder / "added_tokens.json").items(), key=itemgetter(1)):
             fast.add_tokens([AddedToken(token, normalized=False)])
             if fast.token_to_id(token) != token_id:
@@ -56,13 +53,36 @@ def load(folder: Path) -> Any | None:
         fast.save(str(Path(made) / "tokenizer.json"))
         named = {**names(proto), **config, "tokenizer_class": PreTrainedTokenizerFast.__name__}
         (Path(made) / "tokenizer_config.json").write_text(json.dumps(named))
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(made, clean_up_tokenization_spaces=False)
-    compare(tokenizer, file, (*PROBES, *BEGINNINGS) if is_legacy else PROBES)
-    return tokenizer
+        return PreTrainedTokenizerFast.from_pretrained(made, clean_up_tokenization_spaces=False)
 
 
-def parsed(file: Path) -> Any | None:
-    """Parse a sentencepiece model; None where the file is something else (tiktoken's have this name too)."""
+def check(folder: Path, tokenizer: Any) -> None:
+    """Raise `ValueError` where the folder's `tokenizer.model` is there alone and `tokenizer`, however it was
+    loaded, gives other ids than the sentencepiece library."""
+    if parsed(folder) is None:
+        return
+    from sentencepiece import SentencePieceProcessor
+
+    config = read_json(folder / "tokenizer_config.json")
+    has_all = config.get("tokenizer_class") in CLASSES and is_legacy(config)
+    original = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    for text in (*PROBES, *BEGINNINGS) if has_all else PROBES:
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != original.encode(text):
+            raise ValueError(
+                f"{text!r} becomes other tokens than sentencepiece's own; convert it to a tokenizer.json"
+            )
+
+
+def is_legacy(config: dict[str, Any]) -> bool:
+    return config.get("legacy") is not False
+
+
+def parsed(folder: Path) -> Any | None:
+    """Parse a sentencepiece model that is there alone; None where the file is something else (tiktoken's have
+    this name too)."""
+    file = folder / "tokenizer.model"
+    if (folder / "tokenizer.json").exists() or not file.is_file():
+        return None
     from google.protobuf.message import DecodeError
     from transformers.convert_slow_tokenizer import import_protobuf
 
@@ -135,17 +155,6 @@ def names(proto: Any) -> dict[str, str]:
     trainer = proto.trainer_spec
     ids = {"bos_token": trainer.bos_id, "eos_token": trainer.eos_id, "unk_token": trainer.unk_id}
     return {name: proto.pieces[at].piece for name, at in ids.items() if 0 <= at < len(proto.pieces)}
-
-
-def compare(tokenizer: Any, file: Path, texts: tuple[str, ...]) -> None:
-    from sentencepiece import SentencePieceProcessor
-
-    original = SentencePieceProcessor(model_file=str(file))
-    for text in texts:
-        if tokenizer(text, add_special_tokens=False)["input_ids"] != original.encode(text):
-            raise ValueError(
-                f"{text!r} becomes other tokens than sentencepiece's own; convert it to a tokenizer.json"
-            )
 
 
 def read_json(file: Path) -> dict[str, Any]:

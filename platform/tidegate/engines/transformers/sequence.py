@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
+from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.engines.transformers.sampling import needed_steps, ranks, token_logprobs
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
@@ -34,6 +35,7 @@ class RunningSequence:
         *,
         end_ids: Collection[int],
         vocabulary: Vocabulary,
+        rules: Rules | None = None,
     ) -> None:
         request = prepared.request
         self.id = request.id
@@ -44,6 +46,7 @@ class RunningSequence:
         self._from = prepared.work.prompt
         self._limit = prepared.limit
         self._end_ids = {*(() if self.sampling.ignore_eos else end_ids), *self.sampling.stop_token_ids}
+        self.rules = rules
         self._vocabulary = vocabulary
         self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []

@@ -26,6 +26,9 @@ class Vocabulary:
         self._special = {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         } | set(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder
+        self._added = {token_id: str(token) for token_id, token in added.items() if not token.special}
+        self._known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._pieces: dict[int, bytes] = {}
         decoders = _decoders(tokenizer)
         self._to_bytes = _bytes_rule(decoders)
@@ -95,8 +98,12 @@ class Vocabulary:
         return tail
 
     def _look_up(self, token_id: int) -> bytes:
+        if token_id >= self._known:  # an embedding is often larger than the tokenizer
+            return b""
         if self._to_bytes is None:
             return self.decode([token_id]).encode()
+        if self._to_bytes is _byte_level and token_id in self._added:
+            return self._added[token_id].encode()  # not written in the alphabet of bytes
         token = self._tokenizer.convert_ids_to_tokens(token_id)
         return b"" if token is None else self._to_bytes(token)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from tidegate.gateway.bodies import RequestBody
-from tidegate.messages.work import Finish, Generate, Segment
+from tidegate.messages.work import Finish, Segment, Work
 
 
 @dataclass(slots=True)
@@ -27,6 +27,7 @@ class AnswerHead:
     model: str
     revision: str
     has_event_ids: bool = False  # only for those who ask: many parsers take no line before `data:`
+    context_length: int = 0  # 0: not known
 
 
 class Usage(msgspec.Struct):
@@ -40,7 +41,7 @@ class Usage(msgspec.Struct):
 class Ask(NamedTuple):
     """The work of one sequence, and the tokens (input and output) charged for it at admission."""
 
-    work: Generate
+    work: Work
     cost: int
 
 
@@ -59,12 +60,17 @@ class Events(Protocol):
 class Call(Protocol):
     """A body that was read and checked."""
 
-    model: str
+    model: str  # empty: the only one that there is
     n: int  # neighbouring sequences that share one prompt
     is_streamed: bool
 
+    @property
+    def prompt_field(self) -> str:
+        """Named where a replica refuses the prompt."""
+        ...
+
     def asks(self, random_seed: int) -> list[Ask]:
-        """One for each sequence, in the order of the answer's choices."""
+        """One for each sequence, in the order of the answer's choices. Asked once: the prompts go with it."""
         ...
 
     def events(self, head: AnswerHead) -> Events: ...
@@ -79,7 +85,7 @@ class Dialect(Protocol):
 
     path: str
     id_prefix: str  # of the ids of its calls
-    prompt_field: str  # named where a replica refuses the prompt
+    may_stream: bool
     # Its part of the OpenAPI document.
     operation_id: str
     summary: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -22,12 +22,17 @@ from tidegate.gateway.bodies import (
 )
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.openai import (
+    MAX_TOP_LOGPROBS,
+    Advisory,
     Chunks,
     FinishReason,
     Flag,
     Limit,
+    PromptLogprobs,
+    Shown,
     TextBody,
     TextCall,
+    TopLogprobs,
     all_logprobs,
     encode,
     finish_reason,
@@ -42,7 +47,6 @@ CONTENT = 'a text, or a list of parts {"type": "text", "text": ...}'
 _PARTS = {"type": "array", "minItems": 1, "items": reference("ContentPart")}
 _NO_TOOLS = "tools and functions are not supported; leave it out"
 _TEXT_ONLY = "only text goes in and out; leave it out"
-_NOT_CACHED = "prompts are not cached; leave it out"
 _IN_A_MESSAGE = not_honoured("leave it out", [])
 _FROM_AN_ANSWER = says("part of an answer that is sent back (not read)")
 
@@ -101,6 +105,9 @@ _NO_UNKNOWN_BUT_IN_ANSWERS = {
 }
 Message.RULES = (Rule(lambda _: None, _NO_UNKNOWN_BUT_IN_ANSWERS),)
 
+Messages = Annotated[list[Message], Meta(min_length=1)]
+MESSAGES = "a list of at least one message with role and content"
+
 
 def _check_limits(body: ChatBody) -> None:
     if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
@@ -123,47 +130,124 @@ _ONE_LIMIT = Rule(
 )
 
 
+def _check_end(body: Templated) -> None:
+    if body.continue_final_message and body.add_generation_prompt:
+        raise refusal(
+            "continue_final_message", True, "it excludes add_generation_prompt: true; send one of them"
+        )
+
+
+ONE_END = Rule(
+    _check_end,
+    {
+        "anyOf": [
+            {"properties": {name: {"enum": [False, None]}}}
+            for name in ("continue_final_message", "add_generation_prompt")
+        ]
+    },
+)
+
+
+def _check_template_args(body: Any) -> None:
+    args = body.chat_template_kwargs or {}
+    if name := next((name for name in args if name in _NOT_VARIABLES), None):
+        raise refusal(
+            f"chat_template_kwargs.{name}", args[name], "it is no variable of a template; leave it out"
+        )
+    if args and not _is_small(args):
+        raise refusal(
+            "chat_template_kwargs", "given", f"it has at most {_MOST_ARGS_BYTES} bytes and 16 levels"
+        )
+
+
+def _is_small(args: dict[str, Any]) -> bool:
+    depth, level = 0, list[Any]([args])
+    while level and depth <= 16:
+        children = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [item for child in children for item in child if isinstance(item, (dict, list))]
+        depth += 1
+    return not level and len(encode(args)) <= _MOST_ARGS_BYTES
+
+
+TemplateArgs = Annotated[
+    Annotated[dict[Annotated[str, Meta(max_length=64)], Any], Meta(max_length=32)] | None,
+    says("at most 32 variables of the model's chat template, such as enable_thinking"),
+]
+OtherTemplate = Annotated[Any, not_honoured("the model's own is used; leave it out")]
+_MOST_ARGS_BYTES = 1 << 14
+# What a request says elsewhere, or what the call that renders a template takes for itself.
+_NOT_VARIABLES = frozenset(
+    [
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "conversations",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    ]
+)
+# Which names are reserved, and the size of it all, the document leaves out.
+TEMPLATE_ARGS = Rule(_check_template_args, {})
+
+
 class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
     """`POST /v1/chat/completions`."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (*TextBody.RULES, needs("top_logprobs", "logprobs"), _ONE_LIMIT)
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        *TextBody.RULES,
+        needs("top_logprobs", "logprobs"),
+        _ONE_LIMIT,
+        ONE_END,
+        TEMPLATE_ARGS,
+    )
 
-    messages: Annotated[
-        Annotated[list[Message], Meta(min_length=1)],
-        says("a list of at least one message with role and content"),
-    ]
+    messages: Annotated[Messages, says(MESSAGES)]
     max_tokens: Annotated[Limit | None, says("a whole number of tokens to generate at most")] = None
     max_completion_tokens: Annotated[
         Limit | None, says("tokens to generate at most, a whole number; left out: up to the context length")
     ] = None
     logprobs: Flag = None
     top_logprobs: Annotated[
-        Annotated[int, Meta(ge=0, le=20)] | None,
-        says("a whole number from 0 to 20, together with logprobs: true"),
+        TopLogprobs | None,
+        says(f"a whole number from 0 to {MAX_TOP_LOGPROBS}, together with logprobs: true"),
     ] = None
     audio: Annotated[Any, not_honoured(_TEXT_ONLY)] = None
     function_call: Annotated[Any, not_honoured(_NO_TOOLS, "none", "auto")] = None
     functions: Annotated[Any, not_honoured(_NO_TOOLS, [])] = None
     modalities: Annotated[Any, not_honoured(_TEXT_ONLY, ["text"])] = None
     moderation: Annotated[Any, not_honoured("moderation is not supported; leave it out")] = None
-    add_generation_prompt: Annotated[
-        Any, not_honoured("the answer is always the assistant's next turn; leave it out", True)
+    # The fields below are vLLM's.
+    echo: Flag = None
+    add_generation_prompt: Flag = None
+    continue_final_message: Flag = None
+    documents: Annotated[
+        Annotated[list[dict[str, str]], Meta(max_length=256)] | None,
+        says("at most 256 objects of texts, which the model's chat template may show"),
     ] = None
-    add_special_tokens: Annotated[
-        Any, not_honoured("the chat template writes them; use false or leave it out", False)
-    ] = None
-    chat_template: Annotated[Any, not_honoured("the model's own is used; leave it out")] = None
-    chat_template_kwargs: Annotated[
-        Any, not_honoured("the template takes no arguments here; leave it out", {})
-    ] = None
-    continue_final_message: Annotated[
-        Any, not_honoured("the answer is always a new message; leave it out", False)
+    chat_template: OtherTemplate = None
+    chat_template_kwargs: TemplateArgs = None
+    include_reasoning: Annotated[
+        Any, not_honoured("reasoning is part of the text; use true or leave it out", True)
     ] = None
     parallel_tool_calls: Annotated[Any, not_honoured(_NO_TOOLS, True)] = None
-    prediction: Annotated[Any, not_honoured("predicted outputs are not supported; leave it out")] = None
-    prompt_cache_options: Annotated[Any, not_honoured(_NOT_CACHED)] = None
-    prompt_cache_retention: Annotated[Any, not_honoured(_NOT_CACHED, "in_memory")] = None
-    reasoning_effort: Annotated[Any, not_honoured("reasoning is not steered; leave it out", "none")] = None
+    prediction: Annotated[Any, says("a guess at the answer (advisory: not acted on)")] = None
+    prompt_cache_options: Annotated[Any, says("(advisory: not acted on)")] = None
+    prompt_cache_retention: Advisory = None
+    reasoning_effort: Annotated[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
+        says("none, minimal, low, medium, high, xhigh or max; the model's chat template may act on it"),
+    ] = None
     response_format: Annotated[
         Any, not_honoured('only {"type": "text"} is supported; leave it out', {"type": "text"})
     ] = None
@@ -192,7 +276,7 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class ChatAnswerMessage(msgspec.Struct):
-    role: Literal["assistant"]
+    role: str
     content: str | None
     refusal: None = None
 
@@ -202,6 +286,7 @@ class ChatChoice(msgspec.Struct):
     message: ChatAnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct):
@@ -212,12 +297,14 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Chat:
     path = "/v1/chat/completions"
     id_prefix = "chatcmpl-"
-    prompt_field = "messages"
+    may_stream = True
     operation_id, summary = "create_chat_completion", "Answer a conversation"
     body, answer = ChatBody, ChatCompletion
     answer_description = "The answer, or its events where stream is true"
@@ -228,61 +315,117 @@ class Chat:
 
 
 class ChatCall(TextCall):
-    __slots__ = ()
-    answer_type, answer_object = ChatCompletion, "chat.completion"
+    __slots__ = ("_echoed", "_role")
+    prompt_field = "messages"
+    answer_type, answer_object, has_one_prompt = ChatCompletion, "chat.completion", True
 
     def __init__(self, body: ChatBody) -> None:
+        messages = chat_messages(body.messages)
+        last = messages[-1]
+        self._role = "assistant" if begins_turn(body) else last["role"]
+        self._echoed = last["content"] if body.echo and last["role"] == self._role else ""
         super().__init__(
             body,
-            [ChatPrompt(chat_messages(body.messages))],
+            [chat_prompt(body, messages, _template_args(body))],
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
 
     def events(self, head: AnswerHead) -> ChatEvents:
-        return ChatEvents(head, has_usage=self.has_usage, has_logprobs=self.top_logprobs is not None)
+        has_logprobs = self.top_logprobs is not None
+        return ChatEvents(head, self.shown, has_logprobs=has_logprobs, role=self._role, echoed=self._echoed)
 
     def choice(self, index: int, segments: Sequence[Segment]) -> ChatChoice:
-        message = ChatAnswerMessage("assistant", whole_text(segments))
-        has_logprobs = self.top_logprobs is not None
-        logprobs = ChatLogprobs(chat_logprobs(all_logprobs(segments))) if has_logprobs else None
-        return ChatChoice(index, message, logprobs, finish_reason(segments[-1].finish))
+        message = ChatAnswerMessage(self._role, self._echoed + whole_text(segments))
+        logprobs = None
+        if self.top_logprobs is not None:
+            logprobs = ChatLogprobs(chat_logprobs(self.shown.entries(all_logprobs(segments))))
+        reason = finish_reason(segments[-1].finish)
+        return ChatChoice(index, message, logprobs, reason, **self.token_ids(segments))
+
+
+def _template_args(body: ChatBody) -> dict[str, Any]:
+    args = dict(body.chat_template_kwargs or {})
+    if body.documents is not None:
+        args["documents"] = body.documents
+    if (effort := body.reasoning_effort) is not None:
+        args = {"enable_thinking": effort != "none", **args, "reasoning_effort": effort}
+    return args
+
+
+class Templated(Protocol):
+    """The fields of a body that say how messages are written."""
+
+    @property
+    def add_generation_prompt(self) -> bool | None: ...
+    @property
+    def continue_final_message(self) -> bool | None: ...
+    @property
+    def add_special_tokens(self) -> bool | None: ...
+
+
+def begins_turn(body: Templated) -> bool:
+    if body.add_generation_prompt is None:
+        return not body.continue_final_message
+    return body.add_generation_prompt
+
+
+def chat_prompt(body: Templated, messages: list[dict[str, Any]], args: dict[str, Any]) -> ChatPrompt:
+    return ChatPrompt(
+        messages,
+        add_generation_prompt=begins_turn(body),
+        continue_final_message=bool(body.continue_final_message),
+        add_special_tokens=bool(body.add_special_tokens),
+        template_args=args,
+    )
 
 
 class ChatEvents(Chunks):
     """`chat.completion.chunk`: the role first, then text, then an empty delta with the finish reason."""
 
-    __slots__ = ("_begun", "_has_logprobs")
+    __slots__ = ("_begun", "_echoed", "_has_logprobs", "_role")
 
-    def __init__(self, head: AnswerHead, *, has_usage: bool, has_logprobs: bool) -> None:
-        super().__init__(head, b"chat.completion.chunk", has_usage=has_usage)
+    def __init__(
+        self, head: AnswerHead, shown: Shown, *, has_logprobs: bool, role: str = "assistant", echoed: str = ""
+    ) -> None:
+        super().__init__(head, b"chat.completion.chunk", shown)
         self._begun: set[int] = set()
         self._has_logprobs = has_logprobs
+        self._role = b'{"role":%b,"content":"","refusal":null}' % text_json(role)
+        self._echoed = echoed
 
     def render(self, index: int, segment: Segment) -> bytes:
-        out = b""
-        chunk = self.chunk
+        self.count(index, segment)
+        out, output = b"", segment.output
         if index not in self._begun:
             self._begun.add(index)
-            out = chunk(b'{"index":%d,"delta":%b,"logprobs":null,"finish_reason":null}' % (index, _ROLE))
-        text, logprobs = segment.output.text, segment.output.logprobs
-        if self._has_logprobs and logprobs:
-            out += chunk(
-                b'{"index":%d,"delta":{"content":%b},"logprobs":{"content":%b,"refusal":null},"finish_reason":null}'
-                % (index, text_json(text), encode(chat_logprobs(logprobs)))
-            )
-        elif text:
-            out += chunk(
-                b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}'
-                % (index, text_json(text))
-            )
+            prompt_ids = self.token_ids(output.prompt_ids, b"prompt_token_ids")
+            out = self.chunk(_choice(index, self._role), prompt_ids)
+            if self._echoed:
+                out += self.chunk(_choice(index, b'{"content":%b}' % text_json(self._echoed)))
+        text, token_ids, logprobs = output.text, self.token_ids(output.token_ids), b"null"
+        if self._has_logprobs and output.logprobs:
+            entries = encode(chat_logprobs(self._shown.entries(output.logprobs)))
+            logprobs = b'{"content":%b,"refusal":null}' % entries
+        if text or token_ids or logprobs != b"null":
+            delta = b'{"content":%b}' % text_json(text)
+            out += self.chunk(_choice(index, delta, logprobs, more=token_ids))
         if segment.finish is not None:
-            reason = finish_reason(segment.finish).encode()
-            out += chunk(b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":"%b"}' % (index, reason))
+            reason = b'"%b"' % finish_reason(segment.finish).encode()
+            out += self.chunk(_choice(index, b"{}", reason=reason))
         return out
 
 
-_ROLE = b'{"role":"assistant","content":"","refusal":null}'
+def _choice(
+    index: int, delta: bytes, logprobs: bytes = b"null", reason: bytes = b"null", more: bytes = b""
+) -> bytes:
+    return b'{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b%b}' % (
+        index,
+        delta,
+        logprobs,
+        reason,
+        more,
+    )
 
 
 def chat_messages(messages: list[Message]) -> list[dict[str, Any]]:

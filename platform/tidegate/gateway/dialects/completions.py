@@ -12,13 +12,19 @@ from msgspec import Meta
 from tidegate.gateway.bodies import BodyReader, Rule, documented, not_honoured, refusal, says
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.openai import (
+    MAX_CHOICES,
     MAX_TOKEN_ID,
     MAX_TOKENS,
+    MAX_TOP_LOGPROBS,
+    Choices,
     Chunks,
     FinishReason,
     Flag,
+    PromptLogprobs,
+    Shown,
     TextBody,
     TextCall,
+    TopLogprobs,
     VocabularyId,
     all_logprobs,
     encode,
@@ -62,10 +68,30 @@ _ZERO_NEEDS_ECHO = Rule(
 )
 
 
+def _check_best_of(body: CompletionBody) -> None:
+    best_of, n = body.best_of, body.n or 1
+    if best_of is not None and best_of < n:
+        raise refusal("best_of", best_of, f"it is at least n, which is {n}")
+    if best_of is not None and best_of > n and body.stream:
+        raise refusal("best_of", best_of, "only whole answers can be ranked; use stream: false")
+
+
+# That it is at least n, a schema cannot say.
+_RANKED_WHOLE = Rule(
+    _check_best_of,
+    {
+        "anyOf": [
+            {"properties": {"best_of": {"type": "null"}}},
+            {"properties": {"stream": {"enum": [False, None]}, "n": {"enum": [1, None]}}},
+        ]
+    },
+)
+
+
 class CompletionBody(TextBody, kw_only=True, forbid_unknown_fields=True):
     """`POST /v1/completions`. `prompt`: a text, texts, token ids, or lists of token ids."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (*TextBody.RULES, _ZERO_NEEDS_ECHO)
+    RULES: ClassVar[tuple[Rule, ...]] = (*TextBody.RULES, _ZERO_NEEDS_ECHO, _RANKED_WHOLE)
 
     prompt: Annotated[
         str | Annotated[list[str | VocabularyId | list[VocabularyId]], Meta(min_length=1)],
@@ -74,11 +100,11 @@ class CompletionBody(TextBody, kw_only=True, forbid_unknown_fields=True):
     max_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None, says("a whole number of tokens to generate at most")
     ] = None
-    logprobs: Annotated[Annotated[int, Meta(ge=0, le=5)] | None, says("a whole number from 0 to 5")] = None
+    logprobs: Annotated[TopLogprobs | None, says(f"a whole number from 0 to {MAX_TOP_LOGPROBS}")] = None
     echo: Flag = None
-    best_of: Annotated[Any, not_honoured("choices are not ranked; use n and choose yourself", 1)] = None
-    add_special_tokens: Annotated[
-        Any, not_honoured("the tokenizer decides; send token ids instead, or leave it out", True)
+    best_of: Annotated[
+        Choices | None,
+        says(f"choices to make, of which the n likeliest by token are the answer: n to {MAX_CHOICES}"),
     ] = None
     suffix: Annotated[Any, not_honoured("insertion is not supported; leave it out", "")] = None
 
@@ -97,6 +123,9 @@ class CompletionChoice(msgspec.Struct):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct):
@@ -112,7 +141,7 @@ class Completion(msgspec.Struct):
 class Completions:
     path = "/v1/completions"
     id_prefix = "cmpl-"
-    prompt_field = "prompt"
+    may_stream = True
     operation_id, summary = "create_completion", "Continue a text"
     body, answer = CompletionBody, Completion
     answer_description = "The continuation, or its events where stream is true"
@@ -123,17 +152,20 @@ class Completions:
 
 
 class CompletionCall(TextCall):
-    __slots__ = ("_choices",)
-    answer_type, answer_object = Completion, "text_completion"
+    __slots__ = ("_choices", "_echo", "_wanted")
+    prompt_field = "prompt"
+    answer_type, answer_object, has_one_prompt = Completion, "text_completion", False
 
     def __init__(self, body: CompletionBody) -> None:
-        prompts = prompt_list(body.prompt)
-        self._choices = len(prompts) * (body.n or 1)
+        prompts = prompt_list(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        self._wanted = body.n or 1
+        made = body.best_of or self._wanted
+        self._choices = len(prompts) * made
         if self._choices > MAX_SEQUENCES:
             raise refusal(
-                "prompt" if len(prompts) > (body.n or 1) else "n",
+                "prompt" if len(prompts) > made else "best_of" if made > self._wanted else "n",
                 self._choices,
-                f"prompts x n is at most {MAX_SEQUENCES}; send several calls",
+                f"prompts x choices is at most {MAX_SEQUENCES}; send several calls",
             )
         super().__init__(
             body,
@@ -141,15 +173,35 @@ class CompletionCall(TextCall):
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             top_logprobs=body.logprobs,
             echo=bool(body.echo),
+            is_ranked=made > self._wanted,
         )
+        self.n = made
+        self._echo = bool(body.echo)
 
     def events(self, head: AnswerHead) -> CompletionEvents:
-        return CompletionEvents(head, has_usage=self.has_usage, top=self.top_logprobs, choices=self._choices)
+        return CompletionEvents(head, self.shown, top=self.top_logprobs, choices=self._choices)
+
+    def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
+        if self.n > self._wanted:
+            prompts = [choices[first : first + self.n] for first in range(0, len(choices), self.n)]
+            choices = [
+                best for made in prompts for best in sorted(made, key=self._likelihood)[-self._wanted :][::-1]
+            ]
+        return super().answer(head, choices, usage)
+
+    def _likelihood(self, segments: Sequence[Segment]) -> float:
+        """The mean log probability of a choice's own tokens."""
+        entries, finish = all_logprobs(segments), segments[-1].finish
+        own = entries[finish.prompt_tokens if self._echo and finish is not None else 0 :]
+        return sum(finite(entry.logprob) for entry in own) / max(1, len(own))
 
     def choice(self, index: int, segments: Sequence[Segment]) -> CompletionChoice:
         top = self.top_logprobs
-        logprobs = None if top is None else TextOffsets().logprobs(all_logprobs(segments), top)
-        return CompletionChoice(index, whole_text(segments), logprobs, finish_reason(segments[-1].finish))
+        entries = self.shown.entries(all_logprobs(segments))
+        logprobs = None if top is None else TextOffsets().logprobs(entries, top)
+        more = self.token_ids(segments) | self.prompt_parts(segments)
+        reason = finish_reason(segments[-1].finish)
+        return CompletionChoice(index, whole_text(segments), logprobs, reason, **more)
 
 
 class CompletionEvents(Chunks):
@@ -157,23 +209,25 @@ class CompletionEvents(Chunks):
 
     __slots__ = ("_offsets", "_top")
 
-    def __init__(self, head: AnswerHead, *, has_usage: bool, top: int | None, choices: int) -> None:
-        super().__init__(head, b"text_completion", has_usage=has_usage)
+    def __init__(self, head: AnswerHead, shown: Shown, *, top: int | None, choices: int) -> None:
+        super().__init__(head, b"text_completion", shown)
         self._top = top
         self._offsets = [TextOffsets() for _ in range(choices if top is not None else 0)]
 
     def render(self, index: int, segment: Segment) -> bytes:
+        self.count(index, segment)
         finish = segment.finish
         output = segment.output
-        if not output.text and not output.logprobs and finish is None:
+        more = self.token_ids(output.token_ids) + self.token_ids(output.prompt_ids, b"prompt_token_ids")
+        if not output.text and not output.logprobs and not more and finish is None:
             return b""
         logprobs = b"null"
         if self._top is not None and output.logprobs:
-            logprobs = encode(self._offsets[index].logprobs(output.logprobs, self._top))
+            logprobs = encode(self._offsets[index].logprobs(self._shown.entries(output.logprobs), self._top))
         reason = b"null" if finish is None else b'"%b"' % finish_reason(finish).encode()
         return self.chunk(
-            b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}'
-            % (index, text_json(output.text), logprobs, reason)
+            b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}'
+            % (index, text_json(output.text), logprobs, reason, more)
         )
 
 
@@ -213,15 +267,15 @@ class TextOffsets:
         return result
 
 
-def prompt_list(prompt: str | list[Any]) -> list[Prompt]:
+def prompt_list(prompt: str | list[Any], *, add_special_tokens: bool = True) -> list[Prompt]:
     """The prompts of a body: all texts, or all lists of token ids. Raises `InvalidRequest`."""
     if isinstance(prompt, str):
-        return [TextPrompt(prompt)]
+        return [TextPrompt(prompt, add_special_tokens)]
     kinds = {type(item) for item in prompt}
     if kinds == {int}:
         return [TokenPrompt(prompt)]
     if kinds == {str}:
-        return [TextPrompt(text) for text in prompt]
+        return [TextPrompt(text, add_special_tokens) for text in prompt]
     if kinds != {list}:
         raise refusal("prompt", prompt, f"it mixes kinds; use {PROMPT}")
     if [] in prompt:

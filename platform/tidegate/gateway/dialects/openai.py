@@ -14,20 +14,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from tidegate.gateway.bodies import RequestBody, Rule, documented, needs, not_honoured, refusal, says
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.sse import text_json
-from tidegate.messages.work import Finish, Prompt, Sampling, Segment, TokenLogprob
+from tidegate.messages.work import MODEL_DEFAULTS, Finish, Generate, Prompt, Sampling, Segment, TokenLogprob
 
 MAX_CHOICES = 128
 MAX_STOP = 4
+MAX_NAMED_TOKENS = 1024
 MAX_STOP_TOKENS = 256
+MAX_TOP_LOGPROBS = 20
 MAX_TOKENS = 1 << 24
 MAX_TOKEN_ID = (1 << 31) - 1
 INT64 = 1 << 63
@@ -50,6 +53,8 @@ _LOGIT_BIAS = {
     "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"},
     "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
 }
+BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
 Limit = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
 Flag = Annotated[bool | None, says("true or false")]
 Penalty = Annotated[Annotated[float, Meta(ge=-2, le=2)] | None, says("a number from -2 to 2; left out: 0")]
@@ -63,31 +68,40 @@ FinishReason = Literal["stop", "length"]
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # padding against eavesdroppers that nobody reads: none is sent
-    continuous_usage_stats: Literal[False] | None = None
+    continuous_usage_stats: bool | None = None
 
 
-def _check_min_tokens(body: TextBody) -> None:
-    if body.min_tokens and body.stop:
-        raise refusal(
-            "min_tokens", body.min_tokens, "it is not honoured together with stop; send one of them"
-        )
+def _check_streaming(body: TextBody) -> None:
+    needs("stream_options", "stream").check(body)
+    if body.prompt_logprobs is not None and body.stream:
+        raise refusal("prompt_logprobs", body.prompt_logprobs, "they are not streamed; use stream: false")
 
 
-_NO_STOP_BEFORE = Rule(
-    _check_min_tokens,
+def _check_truncation(body: TextBody) -> None:
+    if body.truncate_prompt_tokens == 0:
+        raise refusal("truncate_prompt_tokens", 0, f"send {TRUNCATE}")
+
+
+TRUNCATE = "how many of the prompt's last tokens are kept, 1 or more; -1: as many as the context holds"
+_STREAMED_OR_NOT = Rule(
+    _check_streaming,
     {
         "anyOf": [
-            {"properties": {"min_tokens": {"anyOf": [{"type": "null"}, {"const": 0}]}}},
-            {"properties": {"stop": {"type": "null"}}},
+            {
+                "properties": {"stream": {"const": True}, "prompt_logprobs": {"type": "null"}},
+                "required": ["stream"],
+            },
+            {"properties": {"stream": {"enum": [False, None]}, "stream_options": {"type": "null"}}},
         ]
     },
 )
+_KEEPS_SOMETHING = Rule(_check_truncation, {})
 
 
 class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """Chat completions and completions share these fields."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (needs("stream_options", "stream"), _NO_STOP_BEFORE)
+    RULES: ClassVar[tuple[Rule, ...]] = (_STREAMED_OR_NOT, _KEEPS_SOMETHING)
 
     model: Annotated[
         str, Meta(min_length=1, max_length=256, description="the name of a model that GET /v1/models lists")
@@ -137,43 +151,76 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     ] = None
     min_tokens: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None,
-        says("tokens before an end token or one of stop_token_ids may come; not together with stop"),
+        says("tokens before an end token, one of stop_token_ids or a stop string may end the answer"),
     ] = None
     ignore_eos: Flag = None
     stop_token_ids: Annotated[
         Annotated[list[VocabularyId], Meta(max_length=MAX_STOP_TOKENS)] | None,
         says(f"at most {MAX_STOP_TOKENS} token ids that end the answer; they are not part of its text"),
     ] = None
-    include_stop_str_in_output: Annotated[
-        Any, not_honoured("stop strings are cut; use false or leave it out", False)
+    include_stop_str_in_output: Flag = None
+    skip_special_tokens: Flag = None
+    spaces_between_special_tokens: Flag = None
+    add_special_tokens: Flag = None
+    prompt_logprobs: Annotated[
+        TopLogprobs | None,
+        says(f"alternatives for each token of the prompt, a whole number from 0 to {MAX_TOP_LOGPROBS}"),
     ] = None
-    skip_special_tokens: Annotated[
-        Any, not_honoured("special tokens are never shown; use true or leave it out", True)
+    truncate_prompt_tokens: Annotated[
+        Annotated[int, Meta(ge=-1, le=MAX_TOKENS)] | None,
+        documented(
+            TRUNCATE,
+            {
+                "anyOf": [
+                    {"enum": [-1, None]},
+                    {"type": "integer", "minimum": 1, "maximum": MAX_TOKENS},
+                ]
+            },
+        ),
     ] = None
-    spaces_between_special_tokens: Annotated[
-        Any, not_honoured("special tokens are never shown; leave it out", True, False)
+    return_token_ids: Flag = None
+    return_tokens_as_token_ids: Flag = None
+    allowed_token_ids: Annotated[
+        Annotated[list[VocabularyId], Meta(min_length=1, max_length=MAX_NAMED_TOKENS)] | None,
+        says(f"1 to {MAX_NAMED_TOKENS} token ids, the only ones to choose among"),
     ] = None
+    bad_words: Annotated[
+        Annotated[list[BadWord], Meta(max_length=128)] | None,
+        says("at most 128 texts of 1 to 256 characters that the answer must not contain"),
+    ] = None
+    request_id: Advisory = None
+    session_id: Advisory = None
+    cache_salt: Advisory = None
     use_beam_search: Annotated[
         Any, not_honoured("beam search is not supported; use n and temperature", False)
     ] = None
     length_penalty: Annotated[Any, not_honoured("beam search is not supported; leave it out", 1, 1.0)] = None
     early_stopping: Annotated[Any, not_honoured("beam search is not supported; leave it out", False)] = None
-    prompt_logprobs: Annotated[
-        Any, not_honoured("use echo and logprobs of /v1/completions, or leave it out")
+    truncation_side: Annotated[
+        Any, not_honoured("a prompt's last tokens are kept; use left or leave it out", "left")
     ] = None
-    truncate_prompt_tokens: Annotated[
-        Any, not_honoured("prompts are not cut; send a shorter one and leave it out")
-    ] = None
-    return_token_ids: Annotated[Any, not_honoured("token ids are not returned; leave it out", False)] = None
-    priority: Annotated[Any, not_honoured("calls wait in the order they come; leave it out", 0)] = None
+    detokenize: Annotated[Any, not_honoured("answers are text; see return_token_ids", True)] = None
+    priority: Annotated[Any, not_honoured("calls wait in the order they come; use 0 or leave it out", 0)] = (
+        None
+    )
 
 
 class TextCall(ABC):
     """A call of either endpoint. `top_logprobs`: alternatives per token; None: no logprobs."""
 
-    __slots__ = ("_prompts", "_sampling", "_seed", "has_usage", "is_streamed", "model", "n", "top_logprobs")
+    __slots__ = (
+        "_prompts",
+        "_sampling",
+        "_seed",
+        "is_streamed",
+        "model",
+        "n",
+        "shown",
+        "top_logprobs",
+    )
     answer_type: ClassVar[Callable[..., msgspec.Struct]]
     answer_object: ClassVar[str]
+    has_one_prompt: ClassVar[bool]  # which the whole answer shows; otherwise each choice its own
 
     def __init__(
         self,
@@ -183,12 +230,19 @@ class TextCall(ABC):
         max_tokens: int | None,
         top_logprobs: int | None,
         echo: bool = False,
+        is_ranked: bool = False,
     ) -> None:
         stop, options = body.stop, body.stream_options
         self.model = body.model
         self.n = body.n or 1
         self.is_streamed = bool(body.stream)
-        self.has_usage = options is not None and bool(options.include_usage)
+        has_usage = options is not None and bool(options.include_usage)
+        self.shown = Shown(
+            has_usage,
+            has_running_usage=has_usage and options is not None and bool(options.continuous_usage_stats),
+            has_token_ids=bool(body.return_token_ids),
+            has_id_names=bool(body.return_tokens_as_token_ids),
+        )
         self.top_logprobs = top_logprobs
         self._prompts = prompts
         self._seed = body.seed
@@ -200,7 +254,7 @@ class TextCall(ABC):
             stop=() if stop is None else (stop,) if isinstance(stop, str) else tuple(stop),
             presence_penalty=body.presence_penalty or 0.0,
             frequency_penalty=body.frequency_penalty or 0.0,
-            top_logprobs=top_logprobs,
+            top_logprobs=0 if is_ranked and top_logprobs is None else top_logprobs,
             echo=echo,
             ignore_eos=bool(body.ignore_eos),
             top_k=max(body.top_k or 0, 0),
@@ -209,18 +263,70 @@ class TextCall(ABC):
             min_tokens=body.min_tokens or 0,
             stop_token_ids=tuple(body.stop_token_ids or ()),
             logit_bias=tuple((body.logit_bias or {}).items()),
+            includes_stop=bool(body.include_stop_str_in_output),
+            skips_special=body.skip_special_tokens is not False,
+            prompt_logprobs=body.prompt_logprobs,
+            returns_prompt_ids=self.shown.has_token_ids,
+            allowed_token_ids=tuple(body.allowed_token_ids or ()),
+            bad_words=tuple(body.bad_words or ()),
+            truncate_prompt=body.truncate_prompt_tokens,
+            left_out=tuple(name for name in MODEL_DEFAULTS if getattr(body, name) is None),
         )
 
     def asks(self, random_seed: int) -> list[Ask]:
-        return generate_asks(self._prompts, self.n, self._sampling, self._seed, random_seed)
+        # The prompts may be large, and the call lives as long as its answer.
+        prompts, self._prompts = self._prompts, ()
+        asks = generate_asks(prompts, self.n, self._sampling, self._seed, random_seed)
+        return [asks[0], *map(_without_prompt, asks[1:])] if self.has_one_prompt else asks
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         made = [self.choice(index, segments) for index, segments in enumerate(choices)]
         about = (head.call_id, self.answer_object, head.created, head.model)
-        return encode(self.answer_type(*about, made, usage, head.revision))
+        more = self.prompt_parts(choices[0]) if self.has_one_prompt else {}
+        return encode(self.answer_type(*about, made, usage, head.revision, **more))
+
+    def prompt_parts(self, segments: Sequence[Segment]) -> dict[str, Any]:
+        """The prompt's tokens and log probabilities, where asked for."""
+        parts: dict[str, Any] = {}
+        if self.shown.has_token_ids:
+            parts["prompt_token_ids"] = [token for segment in segments for token in segment.output.prompt_ids]
+        if self._sampling.prompt_logprobs is not None:
+            entries = [entry for segment in segments for entry in segment.output.prompt_logprobs]
+            parts["prompt_logprobs"] = [prompt_logprobs(entry) for entry in entries]
+        return parts
+
+    def token_ids(self, segments: Sequence[Segment]) -> dict[str, list[int]]:
+        if not self.shown.has_token_ids:
+            return {}
+        return {"token_ids": [token for segment in segments for token in segment.output.token_ids]}
 
     @abstractmethod
     def choice(self, index: int, segments: Sequence[Segment]) -> msgspec.Struct: ...
+
+
+def _without_prompt(ask: Ask) -> Ask:
+    """A prompt that all choices share is shown by the first."""
+    work = ask.work
+    if not isinstance(work, Generate) or work.sampling.prompt_logprobs is None:
+        return ask
+    return ask._replace(work=replace(work, sampling=replace(work.sampling, prompt_logprobs=None)))
+
+
+class Shown(NamedTuple):
+    """What a call wants to see besides its text."""
+
+    has_usage: bool = False
+    has_running_usage: bool = False  # in each chunk
+    has_token_ids: bool = False
+    has_id_names: bool = False  # log probabilities name tokens by their ids
+
+    def entries(self, tokens: Iterable[TokenLogprob]) -> Iterable[TokenLogprob]:
+        return map(_named_by_id, tokens) if self.has_id_names else tokens
+
+
+def _named_by_id(token: TokenLogprob) -> TokenLogprob:
+    top = [(other, f"token_id:{other}", value, raw) for other, _, value, raw in token.top]
+    return replace(token, token=f"token_id:{token.token_id}", top=top)
 
 
 class Chunks:
@@ -229,24 +335,39 @@ class Chunks:
     Everything that stays the same over a stream is joined once; a token costs one JSON escape and one join.
     """
 
-    __slots__ = ("_event", "_has_ids", "_has_usage", "_head", "_sent", "_tail")
+    __slots__ = ("_event", "_has_ids", "_head", "_sent", "_shown", "_tail", "_used")
 
-    def __init__(self, head: AnswerHead, kind: bytes, *, has_usage: bool) -> None:
+    def __init__(self, head: AnswerHead, kind: bytes, shown: Shown) -> None:
         self._sent = 0
-        self._has_usage = has_usage
+        self._shown = shown
+        self._used: dict[int, tuple[int, int]] = {}  # prompt and completion tokens of each choice
         self._has_ids = head.has_event_ids
         self._event = b"id: " + head.call_id.encode() + b"/"
         self._head = (
             b'data: {"id":"%b","object":"%b","created":%d,"model":%b,"system_fingerprint":%b,"choices":['
             % (head.call_id.encode(), kind, head.created, text_json(head.model), text_json(head.revision))
         )
-        self._tail = b'],"usage":null}\n\n' if has_usage else b"]}\n\n"
+        self._tail = b',"usage":null}\n\n' if shown.has_usage else b"}\n\n"
 
-    def chunk(self, choice: bytes) -> bytes:
-        return b"%b%b%b%b" % (self._id_line(), self._head, choice, self._tail)
+    def count(self, index: int, segment: Segment) -> None:
+        """Take up what a segment used, before its chunks are made."""
+        if self._shown.has_running_usage:
+            prompt, completion = self._used.get(index, (0, 0))
+            prompt, completion = prompt or segment.prompt_tokens, completion + len(segment.output.token_ids)
+            self._used[index] = prompt, completion
+            self._tail = b',"usage":%b}\n\n' % encode(Usage(prompt, completion, prompt + completion))
+
+    def token_ids(self, token_ids: Sequence[int], name: bytes = b"token_ids") -> bytes:
+        """A field of a choice; empty where not asked for."""
+        if not self._shown.has_token_ids or not token_ids:
+            return b""
+        return b',"%b":%b' % (name, encode(token_ids))
+
+    def chunk(self, choice: bytes, more: bytes = b"") -> bytes:
+        return b"%b%b%b]%b%b" % (self._id_line(), self._head, choice, more, self._tail)
 
     def end(self, usage: Usage) -> bytes:
-        if not self._has_usage:
+        if not self._shown.has_usage:
             return DONE
         return b'%b%b],"usage":%b}\n\n%b' % (self._id_line(), self._head, encode(usage), DONE)
 
@@ -257,6 +378,29 @@ class Chunks:
         return b"%b%d\n" % (self._event, self._sent)
 
 
+class PromptLogprob(msgspec.Struct):
+    """One of the tokens that may stand at a place of the prompt. The likeliest has rank 1."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+# By token id; null for the first token.
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
+def prompt_logprobs(token: TokenLogprob) -> dict[str, PromptLogprob] | None:
+    if token.logprob is None:
+        return None
+    found = {
+        str(other): PromptLogprob(finite(value), place, text)
+        for place, (other, text, value, _) in enumerate(token.top, 1)
+    }
+    found[str(token.token_id)] = PromptLogprob(finite(token.logprob), token.rank, token.token)
+    return found
+
+
 DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.Encoder().encode
 
@@ -265,7 +409,7 @@ def whole_text(segments: Sequence[Segment]) -> str:
     return "".join([segment.output.text for segment in segments])
 
 
-def all_logprobs(segments: Sequence[Segment]) -> Iterable[TokenLogprob]:
+def all_logprobs(segments: Sequence[Segment]) -> list[TokenLogprob]:
     return [token for segment in segments for token in segment.output.logprobs]
 
 

@@ -45,6 +45,7 @@ class Welcome(BaseModel):
 
 def routes(services: Services) -> APIRouter:
     router = APIRouter(tags=["health"])
+    reading: asyncio.Task[None] | None = None
 
     @router.get(
         "/livez",
@@ -95,7 +96,10 @@ def routes(services: Services) -> APIRouter:
         response_description="Prometheus' text format",
     )
     async def metrics() -> Response:
-        await _read_queues(services)
+        nonlocal reading
+        if reading is None or reading.done():  # whoever asks meanwhile shares it: no key is needed here
+            reading = asyncio.get_running_loop().create_task(_read_queues(services))
+        await asyncio.shield(reading)
         return Response(services.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get(

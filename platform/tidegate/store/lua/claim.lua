@@ -1,5 +1,7 @@
 -- ARGV: queue, replica, number of this claim, most, lease seconds, result ttl, seconds to keep the replica's record
 -- Returns {attempt, body, log} per leased request.
+-- It stops behind so many bytes: over a reply of 32 MB Redis ends a connection that hears channels.
+local MOST_BYTES = 4194304
 local queue, replica, number, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local lease_seconds, ttl, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local now = server_time()
@@ -30,7 +32,7 @@ if suspect then
   end
 end
 
-local leased, ids = {}, {}
+local leased, ids, bytes = {}, {}, 0
 local held, expiries = {}, {} -- written together below
 
 -- Lease one request that was just taken off the line; past its deadline it expires instead.
@@ -49,8 +51,16 @@ local function lease(id, is_suspect)
   expiries[#expiries + 1] = now + lease_seconds
   expiries[#expiries + 1] = id
   ids[#ids + 1] = id
-  leased[#leased + 1] = { attempt, f.body, log_of(id, attempt) }
+  local log = log_of(id, attempt)
+  leased[#leased + 1] = { attempt, f.body, log }
+  bytes = bytes + #f.body + #log
   return true
+end
+
+-- Back to its place; the message wakes this replica too, which then claims again.
+local function untake(id)
+  local f = read_record(id)
+  if f and f.state == 'waiting' then rejoin(queue, id, f.score, false, f.seq == 0 and f.deadline) end
 end
 
 while not suspect and #leased < most do
@@ -62,10 +72,12 @@ while not suspect and #leased < most do
   end
 end
 
-while #leased < most do
+while #leased < most and bytes < MOST_BYTES do
   local first = take(queue, most - #leased)
   if #first == 0 then break end
-  for _, id in ipairs(first) do lease(id, false) end
+  for i, id in ipairs(first) do
+    if bytes < MOST_BYTES then lease(id, false) else untake(id) end
+  end
 end
 
 call_with('HSET', P .. 'held:' .. replica, held)

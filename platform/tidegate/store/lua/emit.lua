@@ -47,8 +47,9 @@ end
 -- is at least FULL_BYTES.
 local WHOSE = { 'the queue of the model may hold', "one key's share of the model's queue may hold",
   "the tenant's share of the queue may hold", 'the queue may hold' }
-local FULL_BYTES = 262144
+local FULL_BYTES, MOST_LOG_BYTES = 262144, 16777216
 local function bound_passed(f, written, more)
+  if written > MOST_LOG_BYTES then return 'its log has more than ' .. MOST_LOG_BYTES .. ' bytes' end
   local running, limits = call('ZCARD', P .. 'leases'), {}
   for limit in string.gmatch(f.limits or '', '%d+') do limits[#limits + 1] = tonumber(limit) end
   for i, name in ipairs(counters_of(f)) do

@@ -120,8 +120,20 @@ def test_special_tokens_are_silent_but_have_a_name() -> None:
     assert not vocabulary.is_silent([0, 50])
 
 
-def test_an_id_without_a_token_is_silent() -> None:
-    assert Vocabulary(BYTE_LEVEL).piece(100_000) == b""
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCEPIECE, WORD_PIECE])
+def test_an_id_without_a_token_is_silent(tokenizer: Any) -> None:
+    vocabulary = Vocabulary(tokenizer)
+    assert vocabulary.piece(100_000) == b""
+    assert vocabulary.shown(100_000)[1] == b""
+    assert vocabulary.detokenizer(strip_first_space=False).push(100_000) == ""
+
+
+@pytest.mark.parametrize("token", ["<café>", "<think>", "潮汐x", "  "])
+def test_an_added_token_stands_for_itself(token: str) -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens([token])
+    ids = tokenizer(f"the{token}tide", add_special_tokens=False)["input_ids"]
+    assert incremental(Vocabulary(tokenizer), ids) == f"the{token}tide"
 
 
 def test_a_byte_that_is_no_character_shows_as_one_replacement() -> None:

@@ -1,0 +1,125 @@
+"""Obeys a checkpoint's generation config.
+
+Its sampling fields are the defaults of what a request leaves out, as in vLLM. Its rules hold for every
+answer, through transformers' own processors. What else would change what `generate` answers is told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+from transformers.generation.configuration_utils import GenerationConfig
+
+from tidegate.messages.work import MODEL_DEFAULTS, Generate, Request
+
+Rules = Callable[[Tensor, Tensor], Tensor]  # (ids [1, tokens], logits [1, vocabulary]) -> logits
+MOST = {"temperature": 2.0, "top_p": 1.0, "top_k": math.inf, "min_p": 1.0, "repetition_penalty": math.inf}
+ABOVE_ZERO = ("repetition_penalty",)
+RULES = (
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+)
+NOT_OBEYED = (
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "top_h",
+    "guidance_scale",
+    "penalty_alpha",
+    "num_beams",
+    "encoder_repetition_penalty",
+    "encoder_no_repeat_ngram_size",
+    "forced_eos_token_id",
+    "stop_strings",
+    "watermarking_config",
+)
+
+
+class GenerationRules:
+    """What the generation config of `model` asks for; `notes` say what of it is not obeyed."""
+
+    def __init__(self, model: Any, end_ids: Collection[int]) -> None:
+        self._model = model
+        self._end_ids = sorted(end_ids)
+        asked = model.generation_config
+        self.notes = [
+            ignored(name, getattr(asked, name))
+            for name in NOT_OBEYED
+            if getattr(asked, name, None) not in (None, 0, 1)
+        ]
+        self._defaults: dict[str, float] = {}
+        for name in MODEL_DEFAULTS:
+            if (value := getattr(asked, name, None)) is None:
+                continue
+            if is_usable(name, value):
+                self._defaults[name] = value
+            else:
+                self.notes.append(ignored(name, value))
+        self._most = getattr(asked, "max_new_tokens", None)
+        self._fields: dict[str, Any] = {}
+        for name in RULES:
+            if getattr(asked, name, None) not in (None, 0, []):
+                self._take_rule(name, getattr(asked, name))
+
+    def applied(self, request: Request) -> Request:
+        """Fill in what the request leaves to the model."""
+        work = request.work
+        if not isinstance(work, Generate):
+            return request
+        sampling = work.sampling
+        changes: dict[str, Any] = {
+            name: self._defaults[name] for name in sampling.left_out if name in self._defaults
+        }
+        if sampling.max_tokens is None and self._most:
+            changes["max_tokens"] = self._most
+        if not changes:
+            return request
+        return replace(request, work=replace(work, sampling=replace(sampling, **changes)))
+
+    def of_prompt(self, tokens: int) -> Rules | None:
+        """Return what rules the answer to a prompt of so many tokens; None: nothing."""
+        return self._made(self._fields, tokens) if self._fields else None
+
+    def _take_rule(self, name: str, value: Any) -> None:
+        """Obey a field, unless its processor refuses it or what it names is not in the vocabulary."""
+        try:
+            vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
+            logits = torch.zeros(1, vocabulary, device=self._model.device)
+            ids = torch.zeros(1, 2, dtype=torch.long, device=self._model.device)
+            self._made({name: value}, 2)(ids, logits)
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+            self.notes.append(f"{ignored(name, value)} {error}")
+            return
+        self._fields[name] = value
+
+    def _made(self, fields: Mapping[str, Any], prompt_tokens: int) -> Rules:
+        config = GenerationConfig(**fields, eos_token_id=self._end_ids or None)
+        self._model._prepare_special_tokens(config, device=self._model.device)
+        rules: Rules = self._model._get_logits_processor(
+            config, input_ids_seq_length=prompt_tokens, device=self._model.device, model_kwargs={}
+        )
+        return rules
+
+
+def is_usable(name: str, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else (int, float)):
+        return False
+    return 0 <= value <= MOST[name] and not (name in ABOVE_ZERO and value == 0)
+
+
+def ignored(name: str, value: Any) -> str:
+    shown = str(value)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]} ..."
+    return f"generation_config.json asks for {name} = {shown}, which is not obeyed."
