@@ -99,7 +99,7 @@ def why_unpacked(settings: Settings, names: Iterable[str], precision: str, devic
     """Return why no kernel computes with the packed weights of these layers; empty where one may."""
     if precision not in PACKED_PRECISIONS:
         return f"no kernel computes in {precision}"
-    if settings.format == V1 and settings.is_symmetric is not True:
+    if settings.format == V1 and settings.is_symmetric is False:
         return f"no kernel reads asymmetric zero points of the format {V1}"
     if device == "cpu" and (settings.bits not in CPU_BITS or settings.group_size not in CPU_GROUPS):
         return f"no kernel on CPU computes with {settings.bits} bits in groups of {settings.group_size}"

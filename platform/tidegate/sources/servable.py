@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tidegate.errors import SourceError
-from tidegate.sources.checkpoint import Checkpoint
+from tidegate.sources.checkpoint import INDEX_ENDING, SINGLE, Checkpoint, FilesMissing
 from tidegate.sources.gptq import check_gptq
 
 UNSUPPORTED = "UnsupportedModel"
@@ -85,6 +85,11 @@ def registered_types() -> str:
 def _check_quantization(checkpoint: Checkpoint) -> None:
     method = checkpoint.quantization
     if method == "none":
+        file = checkpoint.weight_files[0]
+        if file != SINGLE and not any(name.endswith(INDEX_ENDING) for name in checkpoint.files):
+            raise FilesMissing(
+                "SourceFormat", f"{checkpoint.path} holds its weights as {file}: rename it to {SINGLE}."
+            )
         for name, tensor in checkpoint.tensors.items():
             is_code = name.endswith(".weight") and tensor.kind.startswith(("I", "U"))
             if is_code or name.endswith((".qweight", *SCALES)):

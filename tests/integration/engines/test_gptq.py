@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,21 @@ def test_half_precision_stays_packed_where_a_kernel_computes_with_it(
     assert ((logits(engine) - expected).norm(dim=-1) / spread).max() < 0.05
     if "on CPU" not in told:  # placement knows no device
         assert report.weights_bytes == resolve(str(folder)).weights.loaded_bytes("bfloat16")
+    engine.close()
+
+
+@pytest.mark.parametrize("method", ["", None])
+def test_a_method_that_is_not_named_is_told_by_the_tensors(
+    method: str | None, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """GPTQModel loads the one without its quantized layers, and the other not at all."""
+    folder, twin = packed(tmp_path / "packed", checkpoints("llama"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = method
+    (folder / "config.json").write_text(json.dumps(config))
+    engine, report = loaded(folder, precision="bfloat16")
+    assert report.notes[0].startswith("The weights are unpacked to bfloat16")
+    assert torch.nn.functional.cosine_similarity(logits(engine), plain_logits(twin)).min() > 0.99
     engine.close()
 
 

@@ -98,6 +98,13 @@ def test_quantized_weights_that_nobody_describes(tmp_path: Path, tensors: Tensor
     assert (reason, f"holds {max(tensors, key=len)}" in message) == ("SourceFormat", True)
 
 
+def test_plain_weights_of_another_name_are_told_theirs(tmp_path: Path) -> None:
+    write(tmp_path).joinpath("model.safetensors").rename(tmp_path / "weights.safetensors")
+    reason, message = refusal(tmp_path)
+    expected = f"{tmp_path} holds its weights as weights.safetensors: rename it to model.safetensors."
+    assert (reason, message) == ("SourceFormat", expected)
+
+
 def test_what_transformers_generates_text_with_is_resolved(tmp_path: Path) -> None:
     for kind, heads in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         for name in [heads] if isinstance(heads, str) else heads:

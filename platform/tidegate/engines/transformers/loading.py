@@ -234,7 +234,7 @@ def load_gptq(
                 UNSUPPORTED, 'GPTQ checkpoints need the extra "gptq": pip install "tidegate[gptq]".'
             ) from error
         except Exception as error:  # GPTQModel raises whatever its kernels and readers do
-            reason = told(error)
+            reason = told(error).removeprefix("ValueError: ")
     size = loaded_weights(checkpoint).unpacked_bytes(precision)
     check_weights_fit(size, room, device)
     weights = unpacked_weights(checkpoint, settings, layers, skeleton)
