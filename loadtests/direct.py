@@ -23,9 +23,9 @@ import uvloop
 
 from loadtests.requests import engine_request
 from loadtests.sse import HEAD_END
-from tidegate.engines.base import Engine, StepOutput
+from tidegate.engines.base import Engine, Prepared, StepOutput
 from tidegate.engines.create import create_engine
-from tidegate.messages.work import Request
+from tidegate.messages.work import NO_TOKENS, Finish, Request
 from tidegate.replica_args import EngineSpec
 
 STREAM_HEAD = (
@@ -87,12 +87,25 @@ class Driver:
                 waiting = deque(request for request in waiting if request.id != request_id)
             outputs: list[StepOutput] = []
             while waiting and engine.free_slots() > 0:
-                if finished := engine.add(waiting.popleft(), []):
+                if finished := added(engine, waiting.popleft()):
                     outputs.append(finished)
             if engine.has_work():
                 outputs += engine.step()
             if outputs:
                 self._loop.call_soon_threadsafe(self._deliver, outputs)
+
+
+def added(engine: Engine, request: Request) -> StepOutput | None:
+    preparing = engine.prepare(request)
+    prepared: object = None
+    try:
+        preparing.send(None)  # a coroutine that awaits nothing ends here
+    except StopIteration as end:
+        prepared = end.value
+    if isinstance(prepared, Finish):
+        return StepOutput(request.id, NO_TOKENS, prepared.prompt_tokens, prepared)
+    assert isinstance(prepared, Prepared)
+    return engine.add(prepared, [])
 
 
 class DirectServer:

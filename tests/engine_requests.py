@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidegate.engines.base import Engine, StepOutput
+from tidegate.engines.base import Engine, Prepared, StepOutput
 from tidegate.engines.transformers.prompts import check_token_ids, render, tokenize, usable
 from tidegate.messages.work import (
     NO_TOKENS,
@@ -51,6 +51,11 @@ def a_request(request_id: str, prompt: str | list[int] | list[dict[str, Any]], *
     )
 
 
+def sampling_of(request: Request) -> Sampling:
+    assert isinstance(request.work, Generate)
+    return request.work.sampling
+
+
 @dataclass
 class Result:
     """All that an engine said about one request, and the same as the log of segments."""
@@ -79,6 +84,7 @@ def add(engine: Engine, request: Request, log: list[Segment] | None = None) -> S
     prepared = _loops.submit(asyncio.run, engine.prepare(request)).result()
     if isinstance(prepared, Finish):
         return StepOutput(request.id, NO_TOKENS, prepared.prompt_tokens, prepared)
+    assert isinstance(prepared, Prepared)
     return engine.add(prepared, log or [])
 
 

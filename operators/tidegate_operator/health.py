@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
+from tidegate.gateway.listen import listen
 from tidegate_operator.metrics import Metrics
 
 STALLED_SECONDS = 180.0
@@ -63,8 +64,8 @@ async def serve_health(host: str, port: int, liveness: Liveness, metrics: Metric
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
+        for listener in listen(host, port, "TIDEGATE_HEALTH_HOST, TIDEGATE_HEALTH_PORT"):
+            await web.SockSite(runner, listener).start()
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()

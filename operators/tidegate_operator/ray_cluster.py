@@ -1,4 +1,4 @@
-"""The KubeRay RayCluster of one generation of a Pool (`ray.io/v1`, KubeRay 1.5 to 1.7). Pure.
+"""The KubeRay RayCluster of one generation of a Pool (`ray.io/v1`, KubeRay 1.5.1 to 1.7). Pure.
 
 A generation is named by a hash over everything that needs new pods. What changes in place is left out of
 it: bounds on workers, the time after which an idle one goes. Replicas run on workers only (the head has no

@@ -16,7 +16,7 @@ from tidegate_operator.upgrade import Clusters
 
 SILENT_SECONDS = 30.0  # a RayCluster of which KubeRay has said nothing for so long is not cared for
 NO_KUBERAY = (
-    "The cluster does not know ray.io/v1 RayClusters; install KubeRay 1.5 to 1.7. Tidegate looks again by "
+    "The cluster does not know ray.io/v1 RayClusters; install KubeRay 1.5.1 to 1.7. Tidegate looks again by "
     "itself."
 )
 

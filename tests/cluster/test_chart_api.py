@@ -340,6 +340,18 @@ def test_what_cannot_change_is_refused_before_anything_does(
     assert len(release.get_all("secret", NAMESPACE, "owner=helm")) == len(before), "no revision was begun"
 
 
+def test_a_deployment_that_others_scale_is_told_before_half_is_upgraded(release: Cluster) -> None:
+    scale = ("scale", "-n", NAMESPACE, "deployment/tidegate-operator")
+    release.kubectl(*scale, "--replicas=1")
+    said = refusal(release)
+    assert "operator.replicas: tidegate-operator was scaled to 1" in said
+    assert "--replicas=2" in said
+    upgrade = ("upgrade", "tidegate", str(CHART), "-n", NAMESPACE, *SMALL)
+    release.helm(*upgrade, "--set=operator.replicas=1")
+    release.kubectl(*scale, "--replicas=2")
+    release.helm(*upgrade)
+
+
 def test_what_means_the_same_is_no_change(release: Cluster) -> None:
     for argument in ("redis.persistence.size=8192Mi", "redis.persistence.retain=true"):
         release.helm("upgrade", "tidegate", str(CHART), "-n", NAMESPACE, *SMALL, FORCED, f"--set={argument}")

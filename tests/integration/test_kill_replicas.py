@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
+from tests.engine_requests import sampling_of
 from tests.integration.serving.rig import (
     LEASE_SECONDS,
     MODEL,
@@ -53,7 +54,7 @@ async def test_replicas_killed_at_random_moments_lose_and_double_nothing(
     draw = random.Random(3)
     replicas = [spawn(redis_url, slots=6) for _ in range(2)]
     requests = [a_request(f"prompt {number}", max_tokens=draw.randint(1, 250)) for number in range(30)]
-    total = sum(request.work.sampling.max_tokens or 0 for request in requests)
+    total = sum(sampling_of(request).max_tokens or 0 for request in requests)
     await ear.submit(*requests)
     for share in (0.1, 0.3, 0.5, 0.7):
         threshold = share * total * draw.uniform(0.8, 1.2)
@@ -63,7 +64,7 @@ async def test_replicas_killed_at_random_moments_lose_and_double_nothing(
     finishes = await ear.ended(*requests, timeout=40)
     for request, finish in zip(requests, finishes, strict=True):
         assert await ear.text(request.id) == undisturbed(request)
-        assert (finish.reason, finish.completion_tokens) == ("length", request.work.sampling.max_tokens)
+        assert (finish.reason, finish.completion_tokens) == ("length", sampling_of(request).max_tokens)
 
 
 async def test_every_request_ends_once_under_kills_cancels_and_deadlines(

@@ -10,8 +10,9 @@ from tidegate.errors import ConfigError, FieldProblem
 BACKLOG = 2048
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Bind every address of `host`, all to one port. `::` takes IPv4 too. Raises `ConfigError`."""
+def listen(host: str, port: int, names: str = "TIDEGATE_HOST, TIDEGATE_PORT") -> list[socket.socket]:
+    """Bind every address of `host`, all to one port. `::` takes IPv4 too. Raises `ConfigError` with the
+    `names` of the settings."""
     sockets: list[socket.socket] = []
     host = host.strip("[]")
     if host == "::" and not _has_ipv6():
@@ -30,9 +31,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for opened in sockets:
             opened.close()
-        problem = FieldProblem(
-            "TIDEGATE_HOST, TIDEGATE_PORT", f"{host}:{port}", f"{error.strerror or error}; choose another"
-        )
+        problem = FieldProblem(names, f"{host}:{port}", f"{error.strerror or error}; choose another")
         raise ConfigError(str(problem), [problem]) from error
     return sockets
 

@@ -167,8 +167,9 @@ class OpenCall:
         self._pending.append((request.index, segment))
         output = segment.output
         size_bytes = _SEGMENT_BYTES + len(output.text)
-        if output.logprobs:
-            size_bytes += _LOGPROB_BYTES * sum([1 + len(token.top) for token in output.logprobs])
+        for entries in (output.logprobs, output.prompt_logprobs):
+            if entries:
+                size_bytes += _LOGPROB_BYTES * sum([1 + len(token.top) for token in entries])
         self._pending_bytes += size_bytes
         self.untaken.size_bytes += size_bytes
         most = MOST_PENDING_BYTES if self.is_streamed else MOST_ANSWER_BYTES

@@ -9,6 +9,7 @@ import msgspec
 
 PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # by the type's name in safetensors
 PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PACKED_PRECISIONS = ("float16", "bfloat16")  # that kernels compute in with packed weights
 WEIGHTS_OVERHEAD = 1.05  # buffers and fragments that loading leaves beside the tensors
 # Beside weights and KV cache on a GPU: the CUDA context, its libraries, and the activations of one step.
 CUDA_RUNTIME_BYTES = 1 << 30
@@ -42,17 +43,24 @@ class DecoderShape(msgspec.Struct, frozen=True):
 
 class StoredWeights(msgspec.Struct, frozen=True):
     """The tensors of a checkpoint: `float_values` numbers are loaded in the precision that is computed in,
-    `fixed_bytes` stay as they are stored. JSON in the records of the host."""
+    `fixed_bytes` stay as they are stored. Where these are packed, they are `packed_values` numbers, and no
+    kernel computes with them in float32. JSON in the records of the host."""
 
     float_values: int = 0
     fixed_bytes: int = 0
+    packed_values: int = 0
 
     @property
     def is_known(self) -> bool:
         return self.float_values > 0 or self.fixed_bytes > 0
 
     def loaded_bytes(self, precision: str) -> int:
+        if self.packed_values and precision not in PACKED_PRECISIONS:
+            return self.unpacked_bytes(precision)
         return self.float_values * PRECISION_BYTES[precision] + self.fixed_bytes
+
+    def unpacked_bytes(self, precision: str) -> int:
+        return (self.float_values + self.packed_values) * PRECISION_BYTES[precision]
 
 
 class Resolved(msgspec.Struct, frozen=True):

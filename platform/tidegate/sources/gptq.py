@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, sqrt
@@ -25,12 +25,15 @@ from typing import Any
 
 from tidegate.errors import SourceError
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing
+from tidegate.sources.facts import PACKED_PRECISIONS, StoredWeights
 from tidegate.sources.tensors import StoredTensor
 
 BITS = (2, 3, 4, 8)
 V1, V2 = "gptq", "gptq_v2"
 FIELDS = ("bits", "group_size", "desc_act", "sym", "dynamic")
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
+CPU_BITS, CPU_GROUPS = (4,), (16, 32, 64, 128)  # of PyTorch's own int4 kernel, which compiles nothing
+FUSED = (".w1", ".gate_up_proj")  # GPTQModel renames or splits these, and finds no others
 KINDS = ("I32",), ("I32",), ("F16", "BF16", "F32"), ("I32",)
 SIDES = (2, 2, 2, 1)
 WORD_BITS = 32
@@ -90,6 +93,32 @@ def check_gptq(checkpoint: Checkpoint) -> None:
     layers = list(read_layers(checkpoint, settings).values())
     _check_orders(settings, _spread(layers, MOST_ORDERS))
     _check_zeros(settings, _spread(layers, MOST_LAYERS))
+
+
+def why_unpacked(settings: Settings, names: Iterable[str], precision: str, device: str) -> str:
+    """Return why no kernel computes with the packed weights of these layers; empty where one may."""
+    if precision not in PACKED_PRECISIONS:
+        return f"no kernel computes in {precision}"
+    if settings.format == V1 and settings.is_symmetric is not True:
+        return f"no kernel reads asymmetric zero points of the format {V1}"
+    if device == "cpu" and (settings.bits not in CPU_BITS or settings.group_size not in CPU_GROUPS):
+        return f"no kernel on CPU computes with {settings.bits} bits in groups of {settings.group_size}"
+    fused = next((name for name in names if name.endswith(FUSED)), "")
+    return f"GPTQModel knows layers like {fused} only in parts" if fused else ""
+
+
+def loaded_weights(checkpoint: Checkpoint) -> StoredWeights:
+    """Return what the weights of a checkpoint take once they are loaded, as far as no device matters."""
+    if checkpoint.quantization != "gptq":
+        return checkpoint.weights
+    settings = read_settings(checkpoint)
+    layers = read_layers(checkpoint, settings)
+    packed = {f"{name}.{part}" for name in layers for part in PARTS}
+    values = sum(tensor.count for name, tensor in checkpoint.tensors.items() if name not in packed)
+    values += sum(layer.inputs * layer.outputs for layer in layers.values())
+    if why_unpacked(settings, layers, PACKED_PRECISIONS[0], ""):
+        return StoredWeights(values)
+    return StoredWeights(0, checkpoint.weights.fixed_bytes, values)
 
 
 def read_settings(checkpoint: Checkpoint) -> Settings:

@@ -10,6 +10,7 @@ from typing import cast
 from tidegate.errors import SourceError
 from tidegate.sources.checkpoint import read_checkpoint
 from tidegate.sources.facts import Resolved
+from tidegate.sources.gptq import loaded_weights
 from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, Fetch, Progress, Storage, scheme_of
 from tidegate.sources.servable import check_servable
 
@@ -40,7 +41,7 @@ def resolve(uri: str, storage: Storage | None = None, progress: Progress | None 
         digest=checkpoint.digest(),
         files=dict(checkpoint.files),
         shape=checkpoint.shape,
-        weights=checkpoint.weights,
+        weights=loaded_weights(checkpoint),
     )
 
 

@@ -23,6 +23,7 @@ class FakeStore:
         self.dropped: dict[Queue, str] = {}
         self.waiting: dict[Queue, int] = {}
         self.is_away = False
+        self.away = QueueUnavailable("Redis is away.")
         self._reports: dict[Queue, RevisionReport] = {}
         self._beats: dict[str, tuple[float, ReplicaStats]] = {}
 
@@ -81,4 +82,4 @@ class FakeStore:
 
     def _answer(self) -> None:
         if self.is_away:
-            raise QueueUnavailable("Redis is away.")
+            raise self.away

@@ -11,6 +11,7 @@ import pytest
 from tests.contract.hosts.rigs import OperatorRig, condition, entry, rounds
 from tests.contract.hosts.test_hosts import SETTLED, revisions_in_serve, serving
 from tidegate.control.plan import DRAIN_LIMIT_SECONDS
+from tidegate.errors import QueueRefused
 from tidegate_operator.cluster import ApiEnding, ApiError, Object
 from tidegate_operator.decision import FINALIZER
 from tidegate_operator.ray_state import STUCK_SECONDS
@@ -140,6 +141,20 @@ async def test_a_write_of_another_is_seen_before_the_next_decision(rig: Operator
     assert rig.conflicts == 1
     await rounds(rig, 3)
     assert body(rig, "one")["status"]["observedGeneration"] == newest["metadata"]["generation"]
+    assert entry(rig, "one").ready
+
+
+async def test_a_redis_that_refuses_us_is_not_said_to_come_back(rig: OperatorRig) -> None:
+    rig.store.is_away = True
+    rig.store.away = QueueRefused("redis_url: redis:6379 refuses the user or the password: WRONGPASS")
+    rig.model("one")
+    await rounds(rig, 2)
+    for told in (rig.condition("Model", "one", "Ready"), rig.condition("Pool", "default", "Ready")):
+        assert told.reason == "RedisRefused"
+        assert "WRONGPASS" in told.message
+        assert "by itself" not in told.message
+    rig.store.is_away = False
+    await rounds(rig, SETTLED)
     assert entry(rig, "one").ready
 
 
@@ -339,10 +354,10 @@ async def test_what_a_quota_refuses_is_told_in_its_words_and_tried_again(rig: Op
         "RayCluster": ApiError(quota.format("rayclusters.ray.io")),
     }
     await rounds(rig, 3)
-    for name, kind in (("RayCluster", "Pool"), ("Job", "Model")):
-        told = rig.condition(kind, "default" if kind == "Pool" else "one", "Ready")
-        assert told.reason == "PodsRefused"
-        assert rig.api.refused[name].message in told.message
+    of_pool, of_model = rig.condition("Pool", "default", "Ready"), rig.condition("Model", "one", "Ready")
+    assert (of_pool.reason, of_model.reason) == ("PodsRefused", "PodsRefused")
+    assert rig.api.refused["RayCluster"].message in of_pool.message
+    assert rig.api.refused["Job"].message in of_model.message
     weights = rig.condition("Model", "one", "WeightsAvailable")
     assert (weights.status, weights.reason) == ("False", "PodsRefused")
     rig.journal.clear()

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import PAD
-from tests.engine_requests import a_request, run
+from tests.engine_requests import a_request, run, sampling_of
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.engines.transformers.generation_rules import GenerationRules
-from tidegate.messages.work import MODEL_DEFAULTS, Generate, Request, Sampling
+from tidegate.messages.work import MODEL_DEFAULTS
 from tidegate.replica_args import EngineSpec
 
 PROMPTS = [[5, 6, 7, 8], [40, 41, 40, 41, 40], [100]]
@@ -100,15 +100,10 @@ def test_sampling_fields_are_defaults(asked: Callable[..., Path]) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(asked(do_sample=True, **fields))
     rules = GenerationRules(model, {2})
     request = a_request("r", [1], temperature=1.0, left_out=MODEL_DEFAULTS)
-    assert {name: getattr(applied(rules, request), name) for name in fields} == fields
-    said = applied(rules, a_request("r", [1], temperature=1.0, left_out=("top_k",)))
-    assert (said.temperature, said.top_k) == (1.0, 20)
-
-
-def applied(rules: GenerationRules, request: Request) -> Sampling:
-    work = rules.applied(request).work
-    assert isinstance(work, Generate)
-    return work.sampling
+    assert {name: getattr(sampling_of(rules.applied(request)), name) for name in fields} == fields
+    said = a_request("r", [1], temperature=1.0, left_out=("top_k",))
+    assert sampling_of(rules.applied(said)).temperature == 1.0
+    assert sampling_of(rules.applied(said)).top_k == 20
 
 
 @pytest.mark.parametrize(

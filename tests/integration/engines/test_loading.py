@@ -30,7 +30,7 @@ def copy(checkpoints: Callable[[str], Path], tmp_path: Path) -> Callable[[str], 
     return lambda name: Path(shutil.copytree(checkpoints(name), tmp_path / name))
 
 
-def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     file = folder / "model.safetensors"
     weights = load_file(file)
     change(weights)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
+from tests.engine_requests import sampling_of
 from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, REVISION, Gateway
-from tidegate.messages.work import ChatPrompt, TextPrompt, TokenLogprob, TokenPrompt
+from tidegate.messages.work import (
+    ChatPrompt,
+    Detokenize,
+    Finish,
+    Segment,
+    TextPrompt,
+    Tokenize,
+    TokenLogprob,
+    TokenPrompt,
+    Tokens,
+)
 
 
 @pytest.fixture
@@ -55,7 +69,7 @@ async def test_a_chat_answer(gateway: Gateway, client: openai.AsyncOpenAI) -> No
     )
     assert request.tenant == "acme"
     assert request.id == f"{answer.id}.0"
-    sampling = request.work.sampling
+    sampling = sampling_of(request)
     assert (sampling.temperature, sampling.top_p, sampling.seed, sampling.max_tokens) == (0, 0.5, 5, 9)
     assert (sampling.stop, sampling.presence_penalty, sampling.frequency_penalty) == (("END", "STOP"), 1, -1)
     assert sampling.top_logprobs is None
@@ -120,7 +134,7 @@ async def test_several_choices_have_seeds_of_their_own(gateway: Gateway, client:
     answer = await call
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert [choice.message.content for choice in answer.choices] == ["answer 0", "answer 1", "answer 2"]
-    assert [claim.request.work.sampling.seed for claim in claims] == [2**63 - 2, 2**63 - 1, 0]
+    assert [sampling_of(claim.request).seed for claim in claims] == [2**63 - 2, 2**63 - 1, 0]
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (PROMPT_TOKENS, 3)
 
@@ -146,7 +160,7 @@ async def test_chat_logprobs(gateway: Gateway, client: openai.AsyncOpenAI) -> No
         else:
             found = [chunk.choices[0].logprobs async for chunk in answer]
             content = next(item.content for item in found if item is not None)
-        assert claim.request.work.sampling.top_logprobs == 2
+        assert sampling_of(claim.request).top_logprobs == 2
         assert content is not None and len(content) == 1
         assert (content[0].token, content[0].logprob, content[0].bytes) == ("é", -0.5, [0xC3, 0xA9])
         assert [(top.token, top.logprob) for top in content[0].top_logprobs] == [("é", -0.5), ("e", -1.5)]
@@ -160,8 +174,8 @@ async def test_completions_with_several_prompts(gateway: Gateway, client: openai
     answer = await call
     assert [choice.text for choice in answer.choices] == ["text 0", "text 1", "text 2", "text 3"]
     assert [claim.request.work.prompt for claim in claims] == [TextPrompt("a")] * 2 + [TextPrompt("b")] * 2
-    assert [claim.request.work.sampling.seed for claim in claims] == [10, 11, 12, 13]
-    assert {claim.request.work.sampling.max_tokens for claim in claims} == {16}
+    assert [sampling_of(claim.request).seed for claim in claims] == [10, 11, 10, 11]
+    assert {sampling_of(claim.request).max_tokens for claim in claims} == {16}
     assert answer.object == "text_completion" and answer.id.startswith("cmpl-")
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2 * PROMPT_TOKENS, 4)
@@ -189,7 +203,7 @@ async def test_a_completions_stream_with_echo_and_logprobs(
     ]
     await gateway.replica.say(claim, "Once", "length", logprobs=prompt)
     [chunk] = [chunk async for chunk in await call]
-    assert claim.request.work.sampling.echo and claim.request.work.sampling.max_tokens == 0
+    assert sampling_of(claim.request).echo and sampling_of(claim.request).max_tokens == 0
     assert chunk.choices[0].text == "Once"
     assert chunk.choices[0].finish_reason == "length"
     logprobs = chunk.choices[0].logprobs
@@ -204,6 +218,8 @@ async def test_models(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     assert [model.id async for model in client.models.list()] == [MODEL]
     model = await client.models.retrieve(MODEL)
     assert (model.object, model.owned_by, model.created) == ("model", "tidegate", 1_700_000_000)
+    more = model.model_extra or {}
+    assert (more["root"], more["max_model_len"]) == (MODEL, more["tidegate"]["context_length"] or None)
     with pytest.raises(openai.NotFoundError, match=f"Models that exist: {MODEL}"):
         await client.models.retrieve("nope")
 
@@ -255,3 +271,112 @@ async def test_azures_later_paths_and_a_body_without_a_model(gateway: Gateway) -
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     embeddings = await gateway.post(f"/openai/deployments/{MODEL}/embeddings", {})
     assert embeddings.status_code == 404
+
+
+# Bodies as vLLM's benchmark (0.33, backends openai and openai-chat) and guidellm (0.8) send them.
+BENCHMARKS = [
+    (
+        "/v1/completions",
+        {
+            "prompt": "1 0 m0 Finish",
+            "repetition_penalty": 1.0,
+            "max_tokens": 3,
+            "logprobs": None,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True},
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "1 0 m0 Finish"}]}],
+            "max_completion_tokens": 3,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True},
+        },
+    ),
+    (
+        "/v1/completions",
+        {
+            "prompt": "1 0 m0 Finish",
+            "max_tokens": 3,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "1 0 m0 Finish"}]}],
+            "max_completion_tokens": 3,
+            "ignore_eos": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), BENCHMARKS)
+async def test_a_benchmarks_stream_reads_as_it_reads_it(
+    gateway: Gateway, path: str, body: dict[str, Any]
+) -> None:
+    """Messages end in an empty line and begin with `data: `; a chunk with choices is a token or an end, one
+    without holds the usage."""
+    call = asyncio.create_task(gateway.post(path, {"model": MODEL, "stream": True} | body))
+    await gateway.replica.answer("Hi", " there", "!", finish="length")
+    response = await call
+    *messages, done, rest = response.text.split("\n\n")
+    assert (response.status_code, done, rest) == (200, "data: [DONE]", "")
+    text, usage = "", None
+    for message in messages:
+        chunk = json.loads(message.removeprefix("data: "))
+        if choices := chunk["choices"]:
+            text += choices[0].get("text") or choices[0].get("delta", {}).get("content") or ""
+        usage = chunk["usage"] or usage
+    assert text == "Hi there!"
+    assert usage is not None
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (PROMPT_TOKENS, 3)
+
+
+async def test_tokenize_as_vllms_benchmark_asks(gateway: Gateway) -> None:
+    """It sends a body like this to line its prompts up with the server's tokenizer."""
+    asked = {"model": MODEL, "prompt": "hi", "add_special_tokens": False}
+    call = asyncio.create_task(gateway.post("/tokenize", asked))
+    [claim] = await gateway.replica.next()
+    assert claim.request.work == Tokenize(TextPrompt("hi", add_special_tokens=False))
+    output = Tokens(prompt_ids=[5, 6])
+    await gateway.replica.queue.emit([(claim.attempt, Segment(claim.request.id, 0, Finish("stop"), output))])
+    answer = (await call).json()
+    assert (answer["tokens"], answer["count"], answer["token_strs"]) == ([5, 6], 2, None)
+
+    call = asyncio.create_task(gateway.post("/detokenize", {"tokens": [5, 6]}))
+    [claim] = await gateway.replica.next()
+    assert claim.request.work == Detokenize(TokenPrompt([5, 6]))
+    output = Tokens(text="hi")
+    await gateway.replica.queue.emit([(claim.attempt, Segment(claim.request.id, 0, Finish("stop"), output))])
+    assert (await call).json() == {"prompt": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {"messages": [{"role": "user", "content": "x"}]}, "messages"),
+        ("/tokenize", {"prompt": "x"}, "prompt"),
+        ("/detokenize", {"tokens": [5]}, "tokens"),
+    ],
+)
+async def test_a_prompt_that_a_replica_refuses_is_named_as_it_was_sent(
+    gateway: Gateway, path: str, body: dict[str, Any], param: str
+) -> None:
+    call = asyncio.create_task(gateway.post(path, body))
+    [claim] = await gateway.replica.next()
+    await gateway.replica.say(claim, "", "error", code="InvalidPrompt", message="No.")
+    response = await call
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+async def test_tokenize_needs_a_key(gateway: Gateway) -> None:
+    for path in ("/tokenize", "/detokenize"):
+        async with httpx.AsyncClient() as bare:
+            response = await bare.post(gateway.address + path, json={"prompt": "x"})
+        assert response.status_code == 401

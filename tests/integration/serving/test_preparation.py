@@ -22,7 +22,20 @@ from tests.integration.serving.rig import (
 from tests.waiting import await_until
 from tidegate.engines.base import Engine, Prepared, StepOutput
 from tidegate.engines.simulated import SimulatedEngine
-from tidegate.messages.work import ChatPrompt, Claim, Finish, Generate, Request, Sampling, Segment, TextPrompt
+from tidegate.messages.work import (
+    ChatPrompt,
+    Claim,
+    Detokenize,
+    Finish,
+    Generate,
+    Request,
+    Sampling,
+    Segment,
+    TextPrompt,
+    Tokenize,
+    TokenPrompt,
+    Tokens,
+)
 from tidegate.replica_args import EngineSpec
 from tidegate.serving import process
 from tidegate.store.replica_queue import ReplicaQueue
@@ -42,7 +55,7 @@ class Hesitant(SimulatedEngine):
         self.preparing: list[str] = []
         self.seen: list[str] = []
 
-    async def prepare(self, request: Request) -> Prepared | Finish:
+    async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
         prompt = request.work.prompt
         assert isinstance(prompt, TextPrompt)
         if prompt.text == "slow":
@@ -255,3 +268,22 @@ async def test_streams_go_on_while_a_template_loops_and_megabytes_are_refused(
     assert ear.tokens_of(neighbour) == 5
     assert (refused.reason, refused.code) == ("error", "PromptTooCostly")
     assert [ear.finished[request.id].code for request in large] == ["ContextLengthExceeded"] * 2
+
+
+async def test_what_needs_no_step_is_answered_in_one_segment(
+    ear: Ear, redis_url: str, key_prefix: str
+) -> None:
+    """Also while every slot but one generates, and in a claim with what does."""
+    async with open_replica(redis_url, key_prefix, slots=2):
+        generated = a_request(max_tokens=5)
+        counted = a_request(work=Tokenize(TextPrompt("x" * 39), has_strings=True))
+        shown = a_request(work=Detokenize(TokenPrompt([0, 1])))
+        for request in (generated, counted, shown):
+            await ear.submit(request)
+        await ear.ended(generated, counted, shown)
+        [tokens], [text] = ear.heard[counted.id], ear.heard[shown.id]
+        assert len(tokens.output.prompt_ids) == len(tokens.output.prompt_logprobs) == 10
+        assert text.output.text == " ba de"
+        for segment in (tokens, text):
+            assert segment.finish == Finish("stop")
+            assert (segment.output.token_ids, segment.prompt_tokens) == ([], 0)

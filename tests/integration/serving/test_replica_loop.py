@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.engine_requests import sampling_of
 from tests.integration.serving.rig import (
     MODEL,
     REVISION,
@@ -38,7 +39,7 @@ async def test_answers_are_complete_in_order_and_exact(ear: Ear, redis_url: str,
     for request, finish in zip(requests, finishes, strict=True):
         assert await ear.text(request.id) == undisturbed(request)
         assert finish.reason == "length"
-        assert finish.completion_tokens == request.work.sampling.max_tokens
+        assert finish.completion_tokens == sampling_of(request).max_tokens
 
 
 async def test_requests_that_waited_before_the_replica_came_are_served(

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tests.engine_requests import sampling_of
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.work import Claim, Finish, Segment, Tokens
 from tidegate.replica_args import Times
@@ -41,7 +42,7 @@ class Running:
         self.attempt = claim.attempt
         self._id = claim.request.id
         self._next = len(claim.log)
-        self._last = (claim.request.work.sampling.max_tokens or 1) - 1
+        self._last = (sampling_of(claim.request).max_tokens or 1) - 1
 
     def step(self) -> tuple[int, Segment]:
         number = self._next

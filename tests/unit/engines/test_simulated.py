@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.engine_requests import a_request, add, run, run_one, run_steps
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.simulated import SimulatedEngine
+from tidegate.messages.work import Detokenize, TextPrompt, Tokenize, TokenPrompt, Tokens
 from tidegate.replica_args import EngineSpec
 
 
@@ -148,3 +151,51 @@ def test_a_load_can_be_told_to_fail() -> None:
     with pytest.raises(EngineLoadError) as caught:
         an_engine(test_load_failure="WeightsMissing")
     assert caught.value.reason == "WeightsMissing"
+
+
+def test_what_a_request_may_see_of_its_prompt_comes_once() -> None:
+    engine = an_engine()
+    request = a_request(
+        "r", "what was asked", max_tokens=5, returns_prompt_ids=True, prompt_logprobs=2, top_logprobs=0
+    )
+    whole = run_one(engine, request)
+    first, *later = [segment.output for segment in whole.log]
+    assert len(first.prompt_ids) == whole.prompt_tokens
+    assert [entry.token_id for entry in first.prompt_logprobs] == first.prompt_ids
+    assert first.prompt_logprobs[0].logprob is None
+    assert all(entry.rank == 1 and len(entry.top) == 2 for entry in first.prompt_logprobs[1:])
+    assert all(not output.prompt_ids and not output.prompt_logprobs for output in later)
+    begun = run_steps(engine, request, 2)
+    rest = run_one(engine, request, begun.log)
+    assert begun.tokens + rest.tokens == whole.tokens
+    assert all(not segment.output.prompt_ids for segment in rest.log)
+
+
+def test_a_prompt_of_tokens_is_shown_as_it_came_and_cut_to_its_end() -> None:
+    ids = [9000, 5, 6]
+    shown = run_one(an_engine(), a_request("r", ids, max_tokens=1, returns_prompt_ids=True))
+    assert shown.log[0].output.prompt_ids == ids
+    cut = run_one(an_engine(), a_request("r", ids, max_tokens=1, returns_prompt_ids=True, truncate_prompt=2))
+    assert (cut.log[0].output.prompt_ids, cut.prompt_tokens) == (ids[-2:], 2)
+
+
+def test_a_stop_string_is_kept_or_passed_over() -> None:
+    engine = an_engine()
+    whole = run_one(engine, a_request("r", "x", max_tokens=8))
+    word = whole.log[1].output.text
+    kept = run_one(engine, a_request("r", "x", max_tokens=8, stop=(word,), includes_stop=True))
+    assert kept.text == whole.log[0].output.text + word
+    passed = run_one(engine, a_request("r", "x", max_tokens=8, stop=(word,), min_tokens=2))
+    assert len(passed.tokens) > 2
+
+
+def test_tokenize_and_detokenize_take_no_step() -> None:
+    engine = an_engine(words=[" a", " b"])
+    plain = a_request("r", "")
+    counted = asyncio.run(engine.prepare(replace(plain, work=Tokenize(TextPrompt("x" * 40), True))))
+    assert isinstance(counted, Tokens)
+    assert len(counted.prompt_ids) == 11
+    assert {entry.token for entry in counted.prompt_logprobs} <= {" a", " b"}
+    text = asyncio.run(engine.prepare(replace(plain, work=Detokenize(TokenPrompt([0, 1, 0])))))
+    assert text == Tokens(text=" a b a")
+    assert not engine.has_work()

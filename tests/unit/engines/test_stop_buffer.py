@@ -75,3 +75,35 @@ def test_nothing_comes_after_a_stop() -> None:
     assert buffer.push("end. and") == "end"
     assert buffer.push("more") == ""
     assert buffer.flush() == ""
+
+
+@given(stop_lists, piece_lists)
+def test_the_stop_string_itself_is_kept_where_asked_for(stops: list[str], pieces: list[str]) -> None:
+    buffer = StopBuffer(stops, keeps_stop=True)
+    out = "".join(map(buffer.push, pieces)) + ("" if buffer.stopped else buffer.flush())
+    text = "".join(pieces)
+    cut, stopped = visible(text, stops)
+    assert buffer.stopped == stopped
+    if not stopped:
+        assert out == text
+    else:
+        assert text.startswith(out)
+        assert out[len(cut) :] in [stop for stop in stops if text[len(cut) :].startswith(stop)]
+
+
+@given(stop_lists, piece_lists, st.integers(0, 8))
+def test_stop_strings_that_end_in_a_text_that_may_not_stop_are_passed_over(
+    stops: list[str], pieces: list[str], least: int
+) -> None:
+    buffer = StopBuffer(stops)
+    out = "".join(buffer.push(piece, may_stop=place >= least) for place, piece in enumerate(pieces))
+    out += "" if buffer.stopped else buffer.flush()
+    text, free = "".join(pieces), len("".join(pieces[:least]))
+    ends = [
+        (end, end - len(stop))
+        for stop in stops
+        for end in range(free + 1, len(text) + 1)
+        if text[:end].endswith(stop)
+    ]
+    assert buffer.stopped == bool(ends)
+    assert out == (text[: min(ends)[1]] if ends else text)

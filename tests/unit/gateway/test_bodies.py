@@ -434,6 +434,14 @@ def test_what_the_template_is_told(fields: dict[str, Any], expected: ChatPrompt)
     assert ask.work.prompt == expected
 
 
+def test_a_prompt_that_choices_share_is_shown_by_the_first() -> None:
+    fields = {"n": 3, "prompt_logprobs": 1}
+    chat = [ask.work for ask in read_chat(orjson.dumps(CHAT | fields)).asks(7)]
+    assert [work.sampling.prompt_logprobs for work in chat] == [1, None, None]  # type: ignore[union-attr]
+    texts = [ask.work for ask in read_completion(orjson.dumps(COMPLETION | fields)).asks(7)]
+    assert [work.sampling.prompt_logprobs for work in texts] == [1, 1, 1]  # type: ignore[union-attr]
+
+
 def test_special_tokens_of_a_text_are_the_clients_choice() -> None:
     for wanted in (True, False):
         [ask] = read_completion(orjson.dumps(COMPLETION | {"add_special_tokens": wanted})).asks(7)

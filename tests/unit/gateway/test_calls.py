@@ -8,6 +8,7 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.engine_requests import sampling_of
 from tidegate.gateway.calls import build_requests, new_id, new_seed
 from tidegate.gateway.dialects.base import AnswerHead, Dialect
 from tidegate.gateway.dialects.chat import Chat
@@ -32,8 +33,8 @@ def test_defaults_are_resolved() -> None:
     assert (request.id, request.tenant, request.model, request.revision) == ("cmpl-x.0", "acme", "m", "r1")
     assert (request.created, request.deadline, request.gateway) == (100.0, 160.0, "gw-1")
     assert request.work.prompt == ChatPrompt([{"role": "user", "content": "x" * 40}])
-    assert (request.work.sampling.seed, request.work.sampling.max_tokens) == (7, None)
-    assert (request.work.sampling.temperature, request.work.sampling.top_p, request.work.sampling.stop) == (
+    assert (sampling_of(request).seed, sampling_of(request).max_tokens) == (7, None)
+    assert (sampling_of(request).temperature, sampling_of(request).top_p, sampling_of(request).stop) == (
         1.0,
         1.0,
         (),
@@ -43,7 +44,7 @@ def test_defaults_are_resolved() -> None:
 
 def test_one_stop_text_is_a_list_of_one() -> None:
     [request] = requests_of({"prompt": "x", "stop": "END"})
-    assert request.work.sampling.stop == ("END",)
+    assert sampling_of(request).stop == ("END",)
 
 
 def test_costs_count_input_and_output() -> None:
@@ -56,11 +57,14 @@ def test_costs_count_input_and_output() -> None:
     n=st.integers(1, 5),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
-def test_seeds_differ_and_fit_and_ids_follow_openais_order(prompts: int, n: int, seed: int) -> None:
+def test_choices_have_seeds_of_their_own_that_fit_and_ids_follow_openais_order(
+    prompts: int, n: int, seed: int
+) -> None:
     requests = requests_of({"prompt": [f"p{i}" for i in range(prompts)], "n": n, "seed": seed})
     assert [request.id for request in requests] == [f"cmpl-x.{i}" for i in range(prompts * n)]
-    seeds = [request.work.sampling.seed for request in requests]
-    assert len(set(seeds)) == len(seeds)
+    seeds = [sampling_of(request).seed for request in requests]
+    assert len(set(seeds[:n])) == n
+    assert seeds == seeds[:n] * prompts
     assert all(0 <= value < 2**63 for value in seeds)
     assert [request.work.prompt for request in requests] == [
         requests[i * n].work.prompt for i in range(prompts) for _ in range(n)

@@ -1,5 +1,8 @@
 import httpx
+import pytest
 
+from tidegate.errors import ConfigError
+from tidegate.gateway.listen import _has_ipv6
 from tidegate_operator.health import STALLED_SECONDS, Liveness, serve_health
 from tidegate_operator.metrics import Metrics
 
@@ -28,6 +31,20 @@ def test_what_must_go_on_for_ever_is_a_problem_once_it_stands_still() -> None:
     assert "the informer of Pod in models" in liveness.problem()
     liveness.beat("the informer of Pod in models")
     assert liveness.problem() == ""
+
+
+async def test_all_addresses_are_those_of_both_families() -> None:
+    async with serve_health("::", 0, Liveness(), Metrics()) as port, httpx.AsyncClient() as client:
+        hosts = ["127.0.0.1"] + (["[::1]"] if _has_ipv6() else [])
+        for host in hosts:
+            assert (await client.get(f"http://{host}:{port}/healthz")).text == "ok"
+
+
+async def test_an_address_that_is_taken_names_the_operators_settings() -> None:
+    async with serve_health("127.0.0.1", 0, Liveness(), Metrics()) as port:
+        with pytest.raises(ConfigError, match="TIDEGATE_HEALTH_PORT"):
+            async with serve_health("127.0.0.1", port, Liveness(), Metrics()):
+                pass
 
 
 async def test_the_kubelet_and_prometheus_get_their_answers() -> None:

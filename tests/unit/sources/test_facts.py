@@ -39,6 +39,12 @@ def test_what_auto_computes_in(config: dict[str, Any], values: dict[str, int], e
     assert auto_precision(config, values) == expected
 
 
+def test_packed_weights_are_unpacked_in_float32() -> None:
+    packed = StoredWeights(fixed_bytes=50, packed_values=80)
+    assert packed.loaded_bytes("bfloat16") == 50
+    assert packed.loaded_bytes("float32") == packed.unpacked_bytes("float32") == 320
+
+
 def test_loading_converts_floats_only() -> None:
     weights = StoredWeights(float_values=10, fixed_bytes=7)
     assert [weights.loaded_bytes(name) for name in ("float32", "bfloat16", "float16")] == [47, 27, 27]

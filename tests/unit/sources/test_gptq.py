@@ -12,7 +12,7 @@ from tests.unit.sources.builders import Tensors, safetensors, write_gptq
 from tidegate import demo
 from tidegate.errors import SourceError
 from tidegate.sources.checkpoint import FilesMissing, read_checkpoint
-from tidegate.sources.gptq import check_gptq, read_layers, read_settings
+from tidegate.sources.gptq import check_gptq, loaded_weights, read_layers, read_settings
 
 ORDERED = {"desc_act": True}
 MIXED = [(index * 7 + 3) % 64 // 32 for index in range(64)]
@@ -120,7 +120,7 @@ def test_weights_of_another_method_are_refused(tmp_path: Path) -> None:
     awq: Tensors = {"a.qweight": ("I32", [64, 4]), "a.qzeros": ("I32", [2, 4]), "a.scales": ("F16", [2, 32])}
     safetensors(folder / "model.safetensors", awq)
     assert "correct these there, or take the weights of it" in refusal(folder)
-    safetensors(folder / "model.safetensors", awq | {"a.qweight": ("F16", [8, 32])})
+    safetensors(folder / "model.safetensors", {**awq, "a.qweight": ("F16", [8, 32])})
     assert "a.qweight in " in refusal(folder)
     assert "is F16 [8, 32], which GPTQ does not write" in refusal(folder)
 
@@ -131,6 +131,17 @@ def test_layers_of_their_own_settings_are_read_by_their_shapes(tmp_path: Path) -
     layers = read_layers(checkpoint, read_settings(checkpoint))
     found = {(layer.bits, layer.inputs, layer.outputs, layer.groups) for layer in layers.values()}
     assert found == {(3, 64, 32, 2)}
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [({}, (0, 5760, 8192)), ({"is_symmetric": False}, (8192, 0, 0))],
+)
+def test_what_is_loaded_is_packed_where_a_kernel_may_compute_with_it(
+    tmp_path: Path, made: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    found = loaded_weights(read_checkpoint(write_gptq(tmp_path, **made)))
+    assert (found.float_values, found.fixed_bytes, found.packed_values) == expected
 
 
 def test_the_demo_is_right() -> None:

@@ -20,29 +20,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from tidegate.sources.checkpoint import Checkpoint
-from tidegate.sources.facts import PRECISION_BYTES
 from tidegate.sources.gptq import PARTS, V1, WORD_BITS, Layer, Settings
 from tidegate.sources.tensors import StoredTensor
 
-CPU_BITS, CPU_GROUPS = (4,), (16, 32, 64, 128)  # of PyTorch's own int4 kernel, which compiles nothing
-HALF_PRECISIONS = ("float16", "bfloat16")
 SAMPLED_LAYERS = 3
 TOLERANCE = 0.05  # of a layer's outputs in half precision; a zero point that is off by one gives 0.2 and more
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 # Fused layers of transformers, and the parts that GPTQModel splits them into before it quantizes.
 FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "qkv_proj": ("q_proj", "k_proj", "v_proj")}
 FUSED_EXPERTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-
-
-def why_unpacked(settings: Settings, precision: str, device: str) -> str:
-    """Return why no kernel computes with the packed weights; empty where one may."""
-    if precision not in HALF_PRECISIONS:
-        return f"no kernel computes in {precision}"
-    if settings.format == V1 and settings.is_symmetric is not True:
-        return f"no kernel reads asymmetric zero points of the format {V1}"
-    if device == "cpu" and (settings.bits not in CPU_BITS or settings.group_size not in CPU_GROUPS):
-        return f"no kernel on CPU computes with {settings.bits} bits in groups of {settings.group_size}"
-    return ""
 
 
 def load_packed(
@@ -82,14 +68,6 @@ def load_packed(
             raise ValueError(f"GPTQModel computes {name} wrong: its outputs differ by {error:.2g}")
     unused = checkpoint.tensor_names - set(model.state_dict())
     return model, [name for name in unused if name.rpartition(".")[0] not in layers]
-
-
-def unpacked_bytes(checkpoint: Checkpoint, layers: Mapping[str, Layer], precision: str) -> int:
-    """Return what the weights take once they are unpacked."""
-    packed = {f"{name}.{part}" for name in layers for part in PARTS}
-    values = sum(tensor.count for name, tensor in checkpoint.tensors.items() if name not in packed)
-    values += sum(layer.inputs * layer.outputs for layer in layers.values())
-    return values * PRECISION_BYTES[precision]
 
 
 def unpacked_weights(

@@ -18,9 +18,7 @@ from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.gptq import (
     load_packed,
     read,
-    unpacked_bytes,
     unpacked_weights,
-    why_unpacked,
 )
 from tidegate.engines.transformers.memory import (
     check_weights_fit,
@@ -34,7 +32,7 @@ from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
 from tidegate.sources.facts import PRECISION_BYTES, contradiction
-from tidegate.sources.gptq import read_layers, read_settings
+from tidegate.sources.gptq import loaded_weights, read_layers, read_settings, why_unpacked
 from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, unknown_type
 
 NAMED_IN_MESSAGE = 5
@@ -54,6 +52,7 @@ class Loaded:
 def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     """Load model and tokenizer onto the device that `spec` asks for. Raises `EngineLoadError`."""
     check_architecture(checkpoint)
+    check_padding(checkpoint.config)
     # Before the tokenizer, which reads the config too and would be blamed for it.
     skeleton = load_skeleton(checkpoint)
     device = choose_device(spec.device)
@@ -62,7 +61,7 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
         raise EngineLoadError(
             "InvalidEngineArgs", f"precision {spec.precision!r}: use auto, float32, bfloat16 or float16."
         )
-    weights_bytes = checkpoint.weights.loaded_bytes(precision)
+    weights_bytes = loaded_weights(checkpoint).loaded_bytes(precision)
     limit_memory(device, spec.memory_cap_bytes)
     room = within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device)
     check_weights_fit(weights_bytes, room, device)
@@ -141,6 +140,17 @@ def check_architecture(checkpoint: Checkpoint) -> None:
         raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
 
 
+def check_padding(config: Mapping[str, Any]) -> None:
+    """Refuse what no embedding can be made of. Raises WeightsWrong."""
+    pad, known = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(known, int) and pad >= known:
+        raise EngineLoadError(
+            "WeightsWrong",
+            f"config.json: pad_token_id is {pad}, but vocab_size is {known}: name a token that the model "
+            "has, or leave it out.",
+        )
+
+
 def load_skeleton(checkpoint: Checkpoint) -> Any:
     """Return the architecture that the config describes, without weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -212,7 +222,7 @@ def load_gptq(
     """Load packed weights where a kernel computes with them, and unpack them into `room` bytes elsewhere."""
     settings = read_settings(checkpoint)
     layers = read_layers(checkpoint, settings)
-    reason = why_unpacked(settings, precision, device)
+    reason = why_unpacked(settings, layers, precision, device)
     if not reason:
         try:
             model, unused = load_packed(checkpoint, settings, layers, precision, device)
@@ -225,7 +235,7 @@ def load_gptq(
             ) from error
         except Exception as error:  # GPTQModel raises whatever its kernels and readers do
             reason = told(error)
-    size = unpacked_bytes(checkpoint, layers, precision)
+    size = loaded_weights(checkpoint).unpacked_bytes(precision)
     check_weights_fit(size, room, device)
     weights = unpacked_weights(checkpoint, settings, layers, skeleton)
     model, notes = from_pretrained(checkpoint, precision, device, weights=weights, skeleton=skeleton)

@@ -28,6 +28,7 @@ from tidegate.engines.noise import uniform
 from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.messages.work import Sampling
 
+ROWS_AT_ONCE = 512  # of log probabilities: a long prompt's would take twice its logits besides
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
 
 
@@ -365,6 +366,10 @@ def token_logprobs(
 ) -> list[tuple[float, list[tuple[int, float]]]]:
     """Return the log probability of `tokens` [rows] under the raw `logits` [rows, vocabulary], and of the
     `counts[row]` likeliest tokens, before all steps."""
+    if len(tokens) > ROWS_AT_ONCE:
+        starts = range(0, len(tokens), ROWS_AT_ONCE)
+        parts = [slice(start, start + ROWS_AT_ONCE) for start in starts]
+        return [found for part in parts for found in token_logprobs(logits[part], tokens[part], counts[part])]
     values = torch.log_softmax(logits.float(), dim=-1)
     chosen = values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
     most = min(max(counts), values.shape[-1])

@@ -27,6 +27,7 @@ PROBES = (
     "Tides rise twice a day: 12 h 25 min apart.\n\n  naïve café, 潮汐 🌊!",
     "a  b   c\td ",
     "def f(x):\n    return 'ﬁne ½' + 1234567890000",
+    "DON'T Re-use e\N{COMBINING ACUTE ACCENT}, it's X_1/y%",
 )
 BEGINNINGS = (" one space", "   three")  # a tokenizer that is not `legacy` takes the first space for its own
 

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers import sentencepiece_model
 from tidegate.engines.transformers.chat_templates import template_fault
@@ -65,10 +67,30 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def from_files(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    return AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, clean_up_tokenization_spaces=False
+    options = {
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    if is_as_written(tokenizer, folder / "tokenizer.json"):
+        return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(folder, **options)
+
+
+def is_as_written(tokenizer: Any, file: Path) -> bool:
+    """False where plain text becomes other tokens than by the file's own rules: transformers 5 takes of it no
+    more than the vocabulary for classes that it knows, and splits text by rules of its own."""
+    if not file.is_file():
+        return True
+    written = Tokenizer.from_file(str(file))
+    written.no_truncation()
+    written.no_padding()
+    return all(
+        encoded(text, tokenizer) == written.encode(text, add_special_tokens=False).ids
+        for text in sentencepiece_model.PROBES
     )
 
 

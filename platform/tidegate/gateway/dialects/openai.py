@@ -24,7 +24,7 @@ from tidegate.gateway.bodies import RequestBody, Rule, documented, needs, not_ho
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.sse import text_json
-from tidegate.messages.work import MODEL_DEFAULTS, Finish, Prompt, Sampling, Segment, TokenLogprob
+from tidegate.messages.work import MODEL_DEFAULTS, Finish, Generate, Prompt, Sampling, Segment, TokenLogprob
 
 MAX_CHOICES = 128
 MAX_STOP = 4
@@ -276,7 +276,8 @@ class TextCall(ABC):
     def asks(self, random_seed: int) -> list[Ask]:
         # The prompts may be large, and the call lives as long as its answer.
         prompts, self._prompts = self._prompts, ()
-        return generate_asks(prompts, self.n, self._sampling, self._seed, random_seed)
+        asks = generate_asks(prompts, self.n, self._sampling, self._seed, random_seed)
+        return [asks[0], *map(_without_prompt, asks[1:])] if self.has_one_prompt else asks
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         made = [self.choice(index, segments) for index, segments in enumerate(choices)]
@@ -301,6 +302,14 @@ class TextCall(ABC):
 
     @abstractmethod
     def choice(self, index: int, segments: Sequence[Segment]) -> msgspec.Struct: ...
+
+
+def _without_prompt(ask: Ask) -> Ask:
+    """A prompt that all choices share is shown by the first."""
+    work = ask.work
+    if not isinstance(work, Generate) or work.sampling.prompt_logprobs is None:
+        return ask
+    return ask._replace(work=replace(work, sampling=replace(work.sampling, prompt_logprobs=None)))
 
 
 class Shown(NamedTuple):

@@ -140,7 +140,9 @@ class TokenizeCall(_WholeAnswer):
             self._prompt = chat_prompt(body, chat_messages(body.messages), args)
 
     def asks(self, random_seed: int) -> list[Ask]:  # noqa: ARG002 - nothing is drawn
-        return [Ask(Tokenize(self._prompt, self._has_strings), cost=1)]
+        # The prompt may be large, and the call lives as long as its answer.
+        prompt, self._prompt = self._prompt, TextPrompt("")
+        return [Ask(Tokenize(prompt, self._has_strings), cost=1)]
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:  # noqa: ARG002
         output = choices[0][-1].output

@@ -39,6 +39,9 @@ class ModelObject(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
+    # vLLM's: benchmarks ask for the one, and size their prompts by the other.
+    root: str
+    max_model_len: int | None
     tidegate: ModelState
 
 
@@ -77,5 +80,11 @@ def routes(services: Services) -> APIRouter:
 def _model_object(entry: ModelEntry) -> ModelObject:
     state = ModelState.model_validate(entry)
     return ModelObject(
-        id=entry.name, object="model", created=entry.created, owned_by="tidegate", tidegate=state
+        id=entry.name,
+        object="model",
+        created=entry.created,
+        owned_by="tidegate",
+        root=entry.name,
+        max_model_len=entry.context_length or None,
+        tidegate=state,
     )

@@ -24,6 +24,7 @@ from transformers import (
 from tests.unit.engines.transformers import choices
 from tidegate.engines.transformers import sampling as sampling_module
 from tidegate.engines.transformers.sampling import (
+    ROWS_AT_ONCE,
     STEPS,
     LogitStep,
     Penalties,
@@ -31,6 +32,7 @@ from tidegate.engines.transformers.sampling import (
     TopP,
     choose,
     needed_steps,
+    ranks,
     token_logprobs,
 )
 from tidegate.messages.work import Sampling
@@ -290,3 +292,20 @@ def test_logit_bias_is_added_and_minus_100_bans() -> None:
     expected[0, 7] += 1.5
     torch.testing.assert_close(values, expected)
     assert choose(logits, [a_row(temperature=0.0, logit_bias=((7, 100.0),))]).ids == [7]
+
+
+def test_log_probabilities_of_many_rows_are_those_of_each() -> None:
+    logits = torch.randn(ROWS_AT_ONCE + 3, 7, generator=torch.Generator().manual_seed(0))
+    tokens = torch.arange(len(logits)) % 7
+    counts = [row % 4 for row in range(len(logits))]
+    together = token_logprobs(logits, tokens, counts)
+    apart = [
+        token_logprobs(logits[row : row + 1], tokens[row : row + 1], counts[row : row + 1])[0]
+        for row in range(len(logits))
+    ]
+    assert together == apart
+
+
+def test_a_rank_is_the_place_among_all_tokens() -> None:
+    logits = torch.tensor([[0.5, 3.0, 1.0], [2.0, -1.0, 0.0]])
+    assert ranks(logits, torch.tensor([0, 0])) == [3, 1]

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from tests.checkpoints import EOS, VOCABULARY, save_tokenizer
 from tests.engine_requests import a_request, prompt_ids
@@ -105,6 +107,31 @@ def test_a_vocabulary_without_its_merges_is_refused(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     (folder / "vocab.json").write_text("{}")
     assert refused(folder).reason == "TokenizerMissing"
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "llama", "gpt_neox", "codegen", "opt", "mistral"])
+@pytest.mark.parametrize("rule", ["as trained", "digits", "letters", "lower case"])
+def test_text_becomes_what_tokenizer_json_says(folder: Path, model_type: str, rule: str) -> None:
+    """transformers 5 takes a class's own rules in place of the file's."""
+    kind = TOKENIZER_MAPPING_NAMES.get(model_type) or "LlamaTokenizer"
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": kind}))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    written = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if rule == "digits":
+        written.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), by_bytes])
+    elif rule == "letters":
+        split = pre_tokenizers.Split(Regex("[A-Za-z](?=[a-z])"), "isolated")
+        written.pre_tokenizer = pre_tokenizers.Sequence([split, by_bytes])
+    elif rule == "lower case":
+        written.normalizer = normalizers.Lowercase()
+    written.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    for text in TEXTS:
+        expected = written.encode(text, add_special_tokens=False).ids
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected
+    assert tokenizer.chat_template and tokenizer.eos_token_id == EOS
 
 
 def test_a_template_beside_the_processor_is_found(folder: Path) -> None:
