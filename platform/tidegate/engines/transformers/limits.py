@@ -22,7 +22,6 @@ BOUNDS = re.compile(rf"window|chunk_size$|^local_attention$|floor_scale$|_n_floo
 NO_BOUNDS = re.compile(r"max_window_layers|pattern|feed_forward|lm_head")
 # How a state is scanned, and from where a scale grows that a model may not use.
 NEUTRAL = re.compile(rf"^(mamba_)?chunk_size$|floor|^{ORIGINAL}$")
-SPARSE = "index_topk"  # keys that an indexer picks; ties among them make a model contradict itself
 FULL_ONLY = {"full_attention"}
 WINDOWS = re.compile(r"window|attention_chunk")
 
@@ -31,7 +30,7 @@ def named_bounds(model: Any, context_length: int) -> dict[str, int]:
     """Return the fields that bound attention or a scan within the context, with the greatest such value."""
     text = model.config.get_text_config(decoder=True)
     unused = [NO_BOUNDS]
-    if set(vars(text).get("layer_types") or ()) == FULL_ONLY:
+    if _is_full(text):
         unused.append(WINDOWS)
     if rotary_switch(model):
         unused.append(re.compile(ORIGINAL))  # what has changed there stays apart from the plain forward pass
@@ -83,9 +82,21 @@ def rotary_switch(model: Any) -> int | None:
 
 
 def sparse_limit(model: Any) -> int | None:
-    """Return up to how many tokens sparse attention sees every key; None where attention is not sparse."""
-    fields = (fields.get(SPARSE) for fields in _places(model.config.get_text_config(decoder=True)))
-    return min((value for value in fields if type(value) is int), default=None)
+    """Return up to how many tokens sparse attention sees every key; None where attention is not sparse.
+    Past it an indexer picks, and ties among what it picks from make a model contradict itself."""
+    text = model.config.get_text_config(decoder=True)
+    if _is_full(text):
+        return None
+    found = []
+    for fields in _places(text):
+        blocks, size = fields.get("index_topk_blocks"), fields.get("index_block_size")
+        found.append(blocks * size if type(blocks) is type(size) is int else fields.get("index_topk"))
+    return min((value for value in found if type(value) is int), default=None)
+
+
+def _is_full(text: Any) -> bool:
+    """Tell whether layers say that they see everything, whatever windows stand beside it."""
+    return set(vars(text).get("layer_types") or ()) == FULL_ONLY
 
 
 def _text_config(module: Any) -> Any:

@@ -68,7 +68,7 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
     beyond = max((bounds[name] for name in unmoved(model, bounds, rows)), default=0)
     if 0 < beyond <= LONGEST_PASSED:
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
-    reason = why_alone(model, context_length, layers, beyond)
+    reason = why_alone(model, context_length, layers, whole, beyond)
     for makes_masks in (True, False) if takes_masks(model) else (False,):
         if reason:
             break
@@ -102,8 +102,8 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
     return single, notes
 
 
-def why_alone(model: Any, context_length: int, layers: int, beyond: int) -> str:
-    """Return why no batch is tried; empty: it is."""
+def why_alone(model: Any, context_length: int, layers: int, whole: int, beyond: int) -> str:
+    """Return why no batch is tried; empty: it is. `whole`: tokens up to which attention is not sparse."""
     if not layers:
         return "its cache has layers of another kind than keys and values per token"
     switch = rotary_switch(model)
@@ -112,6 +112,8 @@ def why_alone(model: Any, context_length: int, layers: int, beyond: int) -> str:
             f"beyond {switch} tokens its rotary factors change, for all rows of a batch at once "
             f"(contextLength {switch} or less lets them run together)"
         )
+    if whole < context_length:
+        return "its attention is sparse"
     if beyond > LONGEST_PASSED:
         return f"the check cannot pass its window of {beyond} tokens"
     return ""

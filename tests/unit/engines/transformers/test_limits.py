@@ -90,4 +90,7 @@ def test_where_rotary_factors_change(kind: str, fields: dict[str, Any], switch: 
 
 def test_up_to_where_sparse_attention_sees_everything() -> None:
     assert sparse_limit(model_of("deepseek_v32", index_topk=64)) == 64
+    blocks = {"index_topk_blocks": 3, "index_block_size": 8, "num_hidden_layers": 1}
+    assert sparse_limit(model_of("minimax_m3_vl_text", layer_types=["minimax_m3_sparse"], **blocks)) == 24
+    assert sparse_limit(model_of("minimax_m3_vl_text", layer_types=["full_attention"], **blocks)) is None
     assert sparse_limit(model_of("llama")) is None
