@@ -31,8 +31,8 @@ INTRO = """\
 
 The whole platform: gateway, operator, the queue's Redis, a small Redis for Ray's head state, the definitions
 of Model and Pool, and what guards them. Needs Helm 3.16 or newer (tried with 4.3), Kubernetes 1.29 or newer,
-and KubeRay 1.5.1 to 1.7. [Kubernetes](../../platform/docs/guides/kubernetes.md) is the way through it, from an
-empty cluster to a streamed answer; this page lists the values.
+and KubeRay 1.5.1 to 1.7. [Kubernetes](../../platform/docs/guides/kubernetes.md) is the way through it, from
+an empty cluster to a streamed answer; this page lists the values.
 
     helm install tidegate helm/tidegate --namespace tidegate --create-namespace \\
       --set image.registry=registry.example/tidegate

@@ -99,7 +99,7 @@ def added(engine: Engine, request: Request) -> StepOutput | None:
     preparing = engine.prepare(request)
     prepared: object = None
     try:
-        preparing.send(None)  # type: ignore[attr-defined]  # a coroutine that awaits nothing ends here
+        preparing.send(None)  # a coroutine that awaits nothing ends here
     except StopIteration as end:
         prepared = end.value
     if isinstance(prepared, Finish):

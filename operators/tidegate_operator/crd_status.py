@@ -188,6 +188,7 @@ MEANINGS = {
     "DecoderShape.longest": "Longest context that its rotary scaling covers, where that is more.",
     "StoredWeights.float_values": "Numbers that are loaded in the format that is computed in.",
     "StoredWeights.fixed_bytes": "Bytes that stay as they are stored.",
+    "StoredWeights.packed_values": "Numbers that are stored packed, in those bytes.",
     "Placement.group": "The Pool's group.",
     "Placement.gpus": "GPUs of one replica; below 1 it shares one.",
     "Placement.memory_cap_bytes": "Memory that one replica's engine may take; 0: no bound.",

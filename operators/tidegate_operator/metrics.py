@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import filterfalse
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -78,13 +79,10 @@ class _Readiness(Collector):
         pools = GaugeMetricFamily(
             "tidegate_pool_ready", "1 while the Pool is Ready.", labels=["resource_namespace", "pool"]
         )
-        for kind, family in (("Model", models), ("Pool", pools)):
-            for body in self._cache.everywhere(kind):
-                if is_deleting(body):
-                    continue
-                name = str(body["metadata"]["name"])
-                labels = [str(body["metadata"]["namespace"]), name]
-                family.add_metric(labels + ([pool_of(body)] if kind == "Model" else []), _is_ready(body))
+        for body in filterfalse(is_deleting, self._cache.everywhere("Model")):
+            models.add_metric([*_place(body), pool_of(body)], _is_ready(body))
+        for body in filterfalse(is_deleting, self._cache.everywhere("Pool")):
+            pools.add_metric(_place(body), _is_ready(body))
         yield from (models, pools)
         followed = GaugeMetricFamily(
             "tidegate_namespace_ready",
@@ -94,6 +92,10 @@ class _Readiness(Collector):
         for namespace in self._namespaces:
             followed.add_metric([namespace], self._is_followed(namespace))
         yield followed
+
+
+def _place(body: Body) -> list[str]:
+    return [str(body["metadata"]["namespace"]), str(body["metadata"]["name"])]
 
 
 def _is_ready(body: Body) -> bool:

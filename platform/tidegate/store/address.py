@@ -95,8 +95,8 @@ def _parse(url: str) -> Address:
                 tls=tls,
             )
         case "unix":
-            of_socket = _database(query.get("db", "0"))
-            return Address(path=unquote(parts.path), db=of_socket, credentials=credentials)
+            number = _database(query.get("db", "0"))
+            return Address(path=unquote(parts.path), db=number, credentials=credentials)
         case "redis+sentinel" | "rediss+sentinel":
             master, _, db = path.partition("/")
             if not master or not hosts:

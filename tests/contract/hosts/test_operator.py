@@ -149,8 +149,7 @@ async def test_a_redis_that_refuses_us_is_not_said_to_come_back(rig: OperatorRig
     rig.store.away = QueueRefused("redis_url: redis:6379 refuses the user or the password: WRONGPASS")
     rig.model("one")
     await rounds(rig, 2)
-    for kind, name in (("Model", "one"), ("Pool", "default")):
-        told = rig.condition(kind, name, "Ready")
+    for told in (rig.condition("Model", "one", "Ready"), rig.condition("Pool", "default", "Ready")):
         assert told.reason == "RedisRefused"
         assert "WRONGPASS" in told.message
         assert "by itself" not in told.message
@@ -355,10 +354,10 @@ async def test_what_a_quota_refuses_is_told_in_its_words_and_tried_again(rig: Op
         "RayCluster": ApiError(quota.format("rayclusters.ray.io")),
     }
     await rounds(rig, 3)
-    for name, kind in (("RayCluster", "Pool"), ("Job", "Model")):
-        told = rig.condition(kind, "default" if kind == "Pool" else "one", "Ready")
-        assert told.reason == "PodsRefused"
-        assert rig.api.refused[name].message in told.message
+    of_pool, of_model = rig.condition("Pool", "default", "Ready"), rig.condition("Model", "one", "Ready")
+    assert (of_pool.reason, of_model.reason) == ("PodsRefused", "PodsRefused")
+    assert rig.api.refused["RayCluster"].message in of_pool.message
+    assert rig.api.refused["Job"].message in of_model.message
     weights = rig.condition("Model", "one", "WeightsAvailable")
     assert (weights.status, weights.reason) == ("False", "PodsRefused")
     rig.journal.clear()

@@ -717,8 +717,9 @@ class TestAddressFamilies:
                 assert not {"ipFamilyPolicy", "ipFamilies"} & set(item["spec"])
 
     def test_programs_are_told_where_to_listen(self, helm: Helm) -> None:
-        for values, host in (("defaults", "0.0.0.0"), ("everything", "::")):
-            objects = helm.objects(values)
+        ipv4 = ("--set=gateway.host=0.0.0.0", "--set=operator.host=0.0.0.0")
+        for arguments, host in (((), "::"), (ipv4, "0.0.0.0")):
+            objects = helm.objects("defaults", *arguments)
             for component, variable in (("gateway", "TIDEGATE_HOST"), ("operator", "TIDEGATE_HEALTH_HOST")):
                 template = one(objects, "Deployment", f"tidegate-{component}")["spec"]["template"]
                 assert environment(template["spec"]["containers"][0])[variable] == host

@@ -3,7 +3,8 @@ sides of every bound that their configuration names, or refused by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from tidegate.replica_args import EngineSpec
 
 WINDOW = 64
 SMALL = {
-    "vocab_size": VOCABULARY,
+    "vocab_size": VOCABULARY + 8,  # qwen2's tokenizer adds one
     "hidden_size": HIDDEN // 2,
     "intermediate_size": INNER // 2,
     "num_hidden_layers": 2,
@@ -69,6 +70,19 @@ BATCHED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "gemma3_text": ("gemma3_text", {**SMALL, **SLIDING}),
     "llama4_text": ("llama4_text", {**LLAMA4, "attn_temperature_tuning": False}),
+    "ministral3": (
+        "ministral3",
+        {
+            **SMALL,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": WINDOW,
+                "llama_4_scaling_beta": 0.5,
+            },
+        },
+    ),
     "gpt_oss": ("gpt_oss", {**SMALL, **SLIDING, **EXPERTS}),
     "cohere2": ("cohere2", {**SMALL, **SLIDING}),
     "qwen2": ("qwen2", {**SMALL, **SLIDING, "use_sliding_window": True, "max_window_layers": 1}),
@@ -109,6 +123,12 @@ MLA = {
     "first_k_dense_replace": 1,
 }
 INDEXER = {"index_topk": 32, "index_n_heads": 2, "index_head_dim": 16}
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": HEADS, "n_inner": INNER // 2}
+OTHERWISE: Mapping[str, Mapping[str, Any]] = {
+    "xlnet": {"d_model": 64, "n_layer": 2, "n_head": HEADS, "d_inner": INNER // 2},
+    "xmod": {**SMALL, "is_decoder": True},
+    "recurrent_gemma": {**SMALL, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": WINDOW},
+}
 STATES = {"hidden_size": 64, "num_hidden_layers": 2}
 # One by one, and a word of the reason why.
 ALONE: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
@@ -208,22 +228,31 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in PROMPTS]
 
 
-def generated(folder: Path, prompt: list[int], length: int) -> list[int]:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    out = model.generate(
-        torch.tensor([prompt]), max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=PAD
-    )
-    return [int(token) for token in out[0, len(prompt) :]]
+def generated(folder: Path, prompts: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:
+    """What `generate` answers to each prompt alone, on a model that has seen no other."""
+    fresh: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    answers = []
+    for prompt, length in zip(prompts, lengths, strict=True):
+        out = copy.deepcopy(fresh).generate(
+            torch.tensor([prompt]),
+            max_new_tokens=length,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=PAD,
+        )
+        answers.append([int(token) for token in out[0, len(prompt) :]])
+    return answers
 
 
-def assert_equals_generate(engine: TransformersEngine, folder: Path) -> None:
-    expected = [generated(folder, prompt, length) for prompt, length in zip(prompts(), LENGTHS, strict=True)]
+def assert_equals_generate(engine: TransformersEngine, folder: Path, *, arrivals: Sequence[int]) -> None:
+    """`arrivals`: steps between one request and the next; 0: all at once."""
+    expected = generated(folder, prompts(), LENGTHS)
     assert len({token for tokens in expected for token in tokens}) > 3
     requests = [
         a_request(str(index), prompt, max_tokens=length)
         for index, (prompt, length) in enumerate(zip(prompts(), LENGTHS, strict=True))
     ]
-    for apart in (0, 4):
+    for apart in arrivals:
         results = run(engine, requests, apart=apart)
         assert [results[request.id].tokens for request in requests] == expected
 
@@ -233,7 +262,7 @@ def test_a_bounded_attention_runs_in_batches(name: str, made: Callable[..., Path
     folder = made(*BATCHED[name])
     engine, report = loaded(folder)
     assert report.notes == ()
-    assert_equals_generate(engine, folder)
+    assert_equals_generate(engine, folder, arrivals=(0, 4))
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -243,7 +272,7 @@ def test_what_no_batch_holds_runs_row_by_row(name: str, made: Callable[..., Path
     engine, report = loaded(folder)
     assert report.notes[0].startswith("Requests run one by one")
     assert word in report.notes[0]
-    assert_equals_generate(engine, folder)
+    assert_equals_generate(engine, folder, arrivals=(4,))
 
 
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert"])
@@ -256,6 +285,38 @@ def test_positions_that_generate_does_not_give_are_refused_by_name(
     assert f"({kind})" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("llama", {**SMALL, "max_position_embeddings": 8}), ("gpt2", {**GPT2, "n_positions": 8})],
+)
+def test_a_context_shorter_than_the_probe_is_proved_within_it(
+    kind: str, size: Mapping[str, Any], made: Callable[..., Path]
+) -> None:
+    folder = made(kind, size)
+    engine, report = loaded(folder)
+    assert (report.context_length, report.notes) == (8, ())
+    result = run(engine, [a_request("r", [5, 6, 7])])["r"]
+    assert [result.tokens] == generated(folder, [[5, 6, 7]], [5])
+
+
+def test_the_state_of_a_row_counts_towards_the_cache(made: Callable[..., Path]) -> None:
+    folder = made("mamba", {**STATES, "state_size": 8})
+    row = 2 * 128 * (4 + 8) * 4  # layers, channels, convolution and state, bytes
+    engine, report = loaded(folder, kv_cache_bytes=3 * row)
+    assert (report.kv_bytes_per_token, engine.free_slots()) == (0, 3)
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "xmod", "recurrent_gemma"])
+def test_what_decodes_otherwise_than_its_forward_pass_is_refused_by_name(
+    kind: str, made: Callable[..., Path]
+) -> None:
+    """xlnet looks ahead, xmod wants a language, recurrent_gemma keeps the state of one row in its layers."""
+    with pytest.raises(EngineLoadError) as caught:
+        loaded(made(kind, OTHERWISE[kind]))
+    assert caught.value.reason == "SelfCheckFailed"
+    assert f"({kind}) cannot be served" in caught.value.message
+
+
 def test_dynamic_factors_follow_from_the_row_alone(made: Callable[..., Path]) -> None:
     """Past `max_position_embeddings`, where rows of other lengths leave other factors behind."""
     folder = made("llama", {**SMALL, "max_position_embeddings": WINDOW, "rope_parameters": DYNAMIC})
@@ -266,7 +327,7 @@ def test_dynamic_factors_follow_from_the_row_alone(made: Callable[..., Path]) ->
         logits = batch.decode(torch.tensor([tokens[-1] for tokens in chosen]))
         for tokens, row in zip(chosen, logits, strict=True):
             tokens.append(int(row.argmax()))
-    assert chosen == [generated(folder, prompt, 40) for prompt in prompts()]
+    assert chosen == generated(folder, prompts(), [40] * len(PROMPTS))
 
 
 def test_rows_below_the_switch_of_rotary_factors_run_together(made: Callable[..., Path]) -> None:

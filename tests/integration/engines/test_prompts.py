@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from tests.checkpoints import CHAT_TEMPLATE, tiny
 from tests.engine_requests import a_request
 from tests.waiting import await_until, wait_until
 from tidegate.engines.base import EngineLoadError, Prepared
+from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import prompt_pool
 from tidegate.engines.transformers.engine import TransformersEngine
-from tidegate.engines.transformers.prompt_pool import LANES, LARGE_BYTES, LARGE_LANES, PromptPool
+from tidegate.engines.transformers.prompt_pool import LANES, LARGE_BYTES, SLOW_LANES, PromptPool
 from tidegate.messages.work import Finish, Tokens
+from tidegate.replica_args import EngineSpec
 
 MISCHIEF = {
     "loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
@@ -44,10 +46,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> Iterator[TransformersEngine]:
+    engine = create_engine(
+        EngineSpec(
+            "transformers", path=str(checkpoint), precision="float32", device="cpu", args={"threads": 1}
+        )
+    )
+    assert isinstance(engine, TransformersEngine)
+    engine.load()
+    yield engine
+    engine.close()
+
+
 @pytest.fixture
-def engine(load: Callable[..., Any], checkpoint: Path) -> TransformersEngine:
-    loaded = load(checkpoint)
-    assert isinstance(loaded, TransformersEngine)
+def engine(loaded: TransformersEngine, checkpoint: Path) -> TransformersEngine:
+    """The one engine, with processes of this test's own."""
+    loaded._prompts.close()
+    loaded._prompts = PromptPool(checkpoint, loaded._context_length)
+    loaded._prompts.wait_ready(loaded._vocabulary_size)
     return loaded
 
 
@@ -85,7 +102,7 @@ async def test_templates_that_loop_end_and_keep_nobody_waiting(engine: Transform
         over.append(name)
         return made
 
-    loops = [note("loop", "loop" + "." * LARGE_BYTES) for _ in range(LARGE_LANES + 1)]
+    loops = [note("loop", "loop" + "." * LARGE_BYTES), *(note("loop", "loop") for _ in range(SLOW_LANES))]
     made = await asyncio.gather(*loops, *(note("innocent", "hello") for _ in range(20)))
     assert over == ["innocent"] * 20 + ["loop"] * len(loops)
     for finish in made[: len(loops)]:
@@ -216,7 +233,10 @@ async def test_a_prompt_over_which_every_process_dies_is_refused(
     assert isinstance(await text(engine), Prepared)
 
 
-async def test_close_leaves_nobody_behind_and_no_caller_waiting(engine: TransformersEngine) -> None:
+async def test_close_leaves_nobody_behind_and_no_caller_waiting(
+    load: Callable[..., Any], checkpoint: Path
+) -> None:
+    engine = load(checkpoint)
     processes = [nursery(engine), *workers(engine)]
     assert not any("libtorch" in part.path for part in processes[0].memory_maps())
     for worker in processes[1:]:

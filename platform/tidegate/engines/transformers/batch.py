@@ -8,16 +8,20 @@ architecture falls back to whose batches the self-check finds wrong.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
 from tidegate.engines.transformers.kv import Arena
+
+# What a model raises on a path that it was not made for.
+ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
 class Batch(Protocol):
@@ -137,23 +141,67 @@ class ArenaBatch:
             self._positions = self._positions[:-1]
 
 
-def measure_kv(model: Any) -> tuple[int, int, bool]:
-    """Return layers, bytes per token of the KV cache, and whether each layer is plain keys and values (which
-    the arena can hold), from a forward pass over two tokens: exact for every architecture."""
+@dataclass(frozen=True, slots=True)
+class KvSize:
+    """What requests hold in the KV cache. `layers` 0: its layers are not plain keys and values per token, so
+    the arena cannot hold them."""
+
+    layers: int
+    bytes_per_token: int
+    bytes_per_row: int = 0  # beside its tokens: the state of recurrent layers
+
+    def of_row(self, tokens: int) -> int:
+        return self.bytes_per_row + tokens * self.bytes_per_token
+
+
+def measure_kv(model: Any) -> KvSize:
+    """Measure the cache of a few tokens: exact for every architecture but for windows, which bound it."""
     cache = DynamicCache()
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     try:
         Forward(model)(ids, cache=cache)
-    except (ValueError, TypeError, AttributeError, IndexError):
-        return 0, 0, False  # a cache of its own kind (linear attention, state space)
-    if not all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers):
-        return 0, 0, False
+    except ERRORS:
+        return measure_alone(model)
+    if not cache.layers or not all(
+        type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers
+    ):
+        return measure_alone(model)
     size = sum(
         part.shape[1] * part.shape[3] * part.element_size()
         for layer in cache.layers
         for part in (layer.keys, layer.values)
     )
-    return len(cache.layers), size, True
+    return KvSize(len(cache.layers), size)
+
+
+def measure_alone(model: Any) -> KvSize:
+    """Measure what a row holds that runs by itself; 0 where none can, of which the self-check says why."""
+    short, long = 2, 10  # tokens
+    try:
+        held = []
+        for length in (short, long):
+            batch = RowByRow(model)
+            batch.join([[0] * length])
+            held.append(tensor_bytes(batch.rows[0].kwargs, set()))
+    except ERRORS:
+        return KvSize(0, 0)
+    per_token = -(-max(0, held[1] - held[0]) // (long - short))
+    return KvSize(0, per_token, max(0, held[0] - short * per_token))
+
+
+def tensor_bytes(value: Any, seen: set[int]) -> int:
+    """Sum the tensors that a cache holds, whatever it is made of; each counts once."""
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(tensor_bytes(part, seen) for part in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(tensor_bytes(part, seen) for part in value)
+    is_cache = type(value).__module__.startswith("transformers.") and not isinstance(value, PreTrainedConfig)
+    return tensor_bytes(vars(value), seen) if is_cache and hasattr(value, "__dict__") else 0
 
 
 def takes_masks(model: Any) -> bool:
@@ -192,38 +240,39 @@ class RowByRow:
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self._rotaries = [module for module in model.modules() if hasattr(module, "max_seq_len_cached")]
-        self._rows: list[OwnRow] = []
+        self.rows: list[OwnRow] = []
 
     @property
     def count(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
         longest = max(map(len, sequences))
-        rows = [self._begin(sequence) for sequence in sequences]
-        logits = []
-        for row in rows:
+        rows, logits = [], []
+        for sequence in sequences:
+            row = self._empty(sequence)
             keep = {"logits_to_keep": 1} if self._takes_keep and not all_logits else {}
             found = self._forward(row, is_first_iteration=True, **keep)
+            rows.append(row)
             if all_logits:
                 logits.append(torch.nn.functional.pad(found, (0, 0, longest - found.shape[1], 0)))
             else:
                 logits.append(found[:, -1])
-        self._rows += rows
+        self.rows += rows
         return torch.cat(logits)
 
     def decode(self, tokens: Tensor) -> Tensor:
         logits = []
-        for row, token in zip(self._rows, tokens.view(-1, 1, 1), strict=True):
+        for row, token in zip(self.rows, tokens.view(-1, 1, 1), strict=True):
             row.ids = torch.cat((row.ids, token), dim=-1)
             logits.append(self._forward(row, next_sequence_length=1)[:, -1])
         return torch.cat(logits)
 
     def leave(self, row: int, *, clear: bool = False) -> None:  # noqa: ARG002 - caches are not shared
-        self._rows[row] = self._rows[-1]
-        self._rows.pop()
+        self.rows[row] = self.rows[-1]
+        self.rows.pop()
 
-    def _begin(self, sequence: Sequence[int]) -> OwnRow:
+    def _empty(self, sequence: Sequence[int]) -> OwnRow:
         ids = torch.tensor([list(sequence)], dtype=torch.long, device=self._model.device)
         kwargs: dict[str, Any] = {"use_cache": True}
         if self._takes_positions:

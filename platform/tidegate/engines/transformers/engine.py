@@ -78,7 +78,7 @@ class TransformersEngine:
         self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
         self._generation = GenerationRules(model, self._end_ids)
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
-        layers, token_bytes, can_share = measure_kv(model)
+        kv = measure_kv(model)
         cap = spec.memory_cap_bytes
         slots = kv_budget(
             free_bytes=within_cap(free_bytes(loaded.device), cap, loaded.weights_bytes, loaded.device),
@@ -86,22 +86,19 @@ class TransformersEngine:
             kv_cache_bytes=spec.kv_cache_bytes,
             # Under a cap nobody else counts on what the weights leave of it.
             share=args.kv_cache_share or (1.0 if cap else 0.0),
-            bytes_per_row=token_bytes * (self._context_length + CONTEXT_SLACK),
+            bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
             max_slots=spec.max_slots,
         ).slots
         self._scheduler = self._empty_scheduler(slots)
         self._batch, notes = prove(
-            loaded,
-            layers=layers if can_share else 0,
-            max_rows=slots,
-            context_length=self._context_length,
+            loaded, layers=kv.layers, max_rows=slots, context_length=self._context_length
         )
         if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
             choose_threads(self._batch, usable_cores(), slots)
         template_notes = self._prompts.wait_ready(self._vocabulary_size)
         return LoadReport(
             weights_bytes=loaded.weights_bytes,
-            kv_bytes_per_token=token_bytes,
+            kv_bytes_per_token=kv.bytes_per_token,
             slots=slots,
             context_length=self._context_length,
             precision=loaded.precision,

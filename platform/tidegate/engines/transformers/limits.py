@@ -10,48 +10,58 @@ the model was (gpt_neo's mask) does not follow; that shows, as making it small c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 SMALL = 12  # tokens: some of the probe's rows stay below, one passes it while it decodes
-BOUNDS = re.compile(r"window|chunk_size$|^local_attention$|floor_scale$|_n_floor$")
+ORIGINAL = "original_max_position_embeddings"
+BOUNDS = re.compile(rf"window|chunk_size$|^local_attention$|floor_scale$|_n_floor$|^{ORIGINAL}$")
 NO_BOUNDS = re.compile(r"max_window_layers|pattern|feed_forward|lm_head")
-NEUTRAL = re.compile(r"^(mamba_)?chunk_size$|floor")  # how a state is scanned, from where a scale grows
+# How a state is scanned, and from where a scale grows that a model may not use.
+NEUTRAL = re.compile(rf"^(mamba_)?chunk_size$|floor|^{ORIGINAL}$")
 SPARSE = "index_topk"  # keys that an indexer picks; ties among them make a model contradict itself
 FULL_ONLY = {"full_attention"}
-ORIGINAL = "original_max_position_embeddings"
+WINDOWS = re.compile(r"window|attention_chunk")
 
 
 def named_bounds(model: Any, context_length: int) -> dict[str, int]:
-    """Return the fields that bound attention or a scan within the context, with their smallest value."""
+    """Return the fields that bound attention or a scan within the context, with the greatest such value."""
     text = model.config.get_text_config(decoder=True)
+    unused = [NO_BOUNDS]
     if set(vars(text).get("layer_types") or ()) == FULL_ONLY:
-        return {}  # a window that no layer uses
+        unused.append(WINDOWS)
+    if rotary_switch(model):
+        unused.append(re.compile(ORIGINAL))  # what has changed there stays apart from the plain forward pass
     found: dict[str, int] = {}
     for fields in _places(text):
         for name, value in fields.items():
-            if type(value) is int and BOUNDS.search(name) and not NO_BOUNDS.search(name) and value > SMALL:
-                found[name] = min(value, found.get(name, value))
-    return {name: value for name, value in found.items() if value < context_length}
+            is_bound = type(value) is int and SMALL < value < context_length and BOUNDS.search(name)
+            if is_bound and not any(pattern.search(name) for pattern in unused):
+                found[name] = max(value, found.get(name, 0))
+    return found
 
 
 @contextmanager
-def made_small(model: Any, bounds: Mapping[str, int]) -> Iterator[None]:
-    """Let `bounds` be SMALL, in the configuration and in layers that hold a copy."""
+def made_small(model: Any, names: Collection[str]) -> Iterator[None]:
+    """Let the fields be SMALL, wherever the model looks them up. What differs stays different."""
+    configs = {id(config): config for module in model.modules() if (config := _text_config(module))}
     places: list[MutableMapping[str, Any]] = [
-        *_places(model.config.get_text_config(decoder=True)),
+        *(fields for config in configs.values() for fields in _places(config)),
         *(module.__dict__ for module in model.modules()),
     ]
     held = [
         (fields, name, fields[name])
         for fields in places
-        for name in bounds
+        for name in names
         if type(fields.get(name)) is int and fields[name] > SMALL
     ]
+    sizes = {name: sorted({value for _, other, value in held if other == name}) for name in names}
     try:
-        for fields, name, _ in held:
-            fields[name] = SMALL
+        for fields, name, value in held:
+            fields[name] = SMALL + sizes[name].index(value)
         yield
     finally:
         for fields, name, value in held:
@@ -78,14 +88,20 @@ def sparse_limit(model: Any) -> int | None:
     return min((value for value in fields if type(value) is int), default=None)
 
 
+def _text_config(module: Any) -> Any:
+    """Return what a part of a model goes by, which may be a copy of the whole model's."""
+    config = module.__dict__.get("config")
+    return config.get_text_config(decoder=True) if isinstance(config, PreTrainedConfig) else None
+
+
 def _places(text: Any) -> list[MutableMapping[str, Any]]:
-    """Where a configuration holds fields: its own, and those of layers that differ."""
+    """Return where a configuration holds fields: its own, those of layers that differ, the rotary ones."""
     layers = text._heterogeneity_spec.per_layer_overrides.values() if text.is_heterogeneous else ()
-    return [vars(text), *layers]
+    return [vars(text), *layers, *_rope_parameters(text)]
 
 
-def _rope_parameters(text: Any) -> list[Mapping[str, Any]]:
+def _rope_parameters(text: Any) -> list[MutableMapping[str, Any]]:
     """Return the rotary parameters, of which there may be one set for each type of layer."""
-    whole = getattr(text, "rope_parameters", None) or {}
-    inner = [value for value in whole.values() if isinstance(value, Mapping)]
+    whole = vars(text).get("rope_parameters") or {}
+    inner = [value for value in whole.values() if isinstance(value, MutableMapping)]
     return inner if inner and "rope_type" not in whole else [whole]

@@ -5,8 +5,9 @@ Who runs where. Whoever loads and closes the engine makes the pool, waits until 
 lane, and gives it back with the reply, even where nobody waits for that any more: a lane never carries two.
 
 What always holds.
-- `LANES` prompts are prepared at a time and at most `LARGE_LANES` of them are large, so one that takes long
-  keeps no small one waiting. Who waits for a seat waits in order.
+- `LANES` prompts are prepared at a time, and at most `SLOW_LANES` of them are slow: a large prompt, or one
+  that was not done at a quick first try. So whoever loops holds up the quick ones for that first try alone.
+  Who waits for a seat waits in order.
 - A reply comes within the worker's budgets of CPU time. Where it does not (the machine is starved or stopped)
   or the lane closes, the whole crew is replaced and what it had in hand is tried once more, then refused.
 """
@@ -34,7 +35,7 @@ from tidegate.engines.transformers.tokenizer import broken_template_note
 log = logging.getLogger(__name__)
 
 LANES = 4
-LARGE_LANES = 2
+SLOW_LANES = 2
 LARGE_BYTES = 1 << 16
 START_SECONDS = 120.0  # on a machine that loads weights beside
 PATIENCE = 10.0  # of a starved machine: a reply may take so many times its CPU time
@@ -79,7 +80,7 @@ class PromptPool:
         self._crew: Crew | None = Crew(path, context_length)
         self._is_closed = False
         self._seats = asyncio.Semaphore(LANES)
-        self._large_seats = asyncio.Semaphore(LARGE_LANES)
+        self._slow_seats = asyncio.Semaphore(SLOW_LANES)
         self._exchanges: set[asyncio.Task[Reply | None]] = set()
         self._reply_seconds = PATIENCE * (
             prompt_process.RENDER_SECONDS + prompt_process.tokenize_seconds(context_length)
@@ -117,8 +118,14 @@ class PromptPool:
 
     async def prepare(self, task: Task) -> Reply:
         """Never raises; ends within the bounds of a worker and the patience with the machine."""
-        frame = msgspec.msgpack.encode(task)
-        seats = [self._seats] if len(frame) <= LARGE_BYTES else [self._large_seats, self._seats]
+        frame = msgspec.msgpack.encode(msgspec.structs.replace(task, is_quick=True))
+        if len(frame) <= LARGE_BYTES:
+            reply = await self._surely(frame, [self._seats])
+            if reply.finish is None or reply.finish.code != "PromptTooCostly":
+                return reply
+        return await self._surely(msgspec.msgpack.encode(task), [self._slow_seats, self._seats])
+
+    async def _surely(self, frame: bytes, seats: list[asyncio.Semaphore]) -> Reply:
         for _ in range(TRIES):
             if (reply := await self._ask(frame, seats)) is not None:
                 return reply

@@ -24,6 +24,7 @@ What always holds.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import signal
@@ -51,6 +52,7 @@ from tidegate.messages.work import (
     Work,
 )
 
+QUICK_SECONDS = 0.25  # of CPU time, to render and again to tokenize, at the first try
 RENDER_SECONDS = 2.0  # of CPU time
 TOKENIZE_SECONDS = 2.0  # of CPU time, and for each token of the context:
 TOKENIZE_SECONDS_PER_TOKEN = 5e-5  # some 25 times what a byte-level BPE takes
@@ -71,6 +73,7 @@ class Task(msgspec.Struct, frozen=True, array_like=True):
     model: str
     work: Work | None
     vocabulary_size: int
+    is_quick: bool = False  # must be done in QUICK_SECONDS, or is tried again without
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
@@ -116,8 +119,9 @@ class Prompts:
 
     def _prepare(self, task: Task, work: Work) -> Reply:
         prompt, tokenizer, text = work.prompt, self._tokenizer, ""
+        most = QUICK_SECONDS if task.is_quick else math.inf
         if not isinstance(prompt, TokenPrompt):
-            with cpu_seconds(signal.ITIMER_VIRTUAL, RENDER_SECONDS):
+            with cpu_seconds(signal.ITIMER_VIRTUAL, min(most, RENDER_SECONDS)):
                 text = render(prompt, tokenizer, task.model)
         if (
             isinstance(work, Generate)
@@ -125,7 +129,7 @@ class Prompts:
             and (finish := proved_too_long(len(text), self.most_characters_per_token, self.context_length))
         ):
             return Reply(finish=finish)
-        with cpu_seconds(signal.ITIMER_PROF, tokenize_seconds(self.context_length)):
+        with cpu_seconds(signal.ITIMER_PROF, min(most, tokenize_seconds(self.context_length))):
             ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else tokenize(text, prompt, tokenizer)
             if not isinstance(work, Generate):
                 return answered(work, ids, tokenizer)

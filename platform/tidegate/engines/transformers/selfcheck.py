@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from tidegate.engines.base import EngineLoadError
-from tidegate.engines.transformers.batch import ArenaBatch, Batch, Forward, RowByRow, takes_masks
+from tidegate.engines.transformers.batch import ERRORS, ArenaBatch, Batch, Forward, RowByRow, takes_masks
 from tidegate.engines.transformers.limits import (
     NEUTRAL,
-    SMALL,
     made_small,
     named_bounds,
     rotary_switch,
@@ -35,7 +34,6 @@ TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
 FORCED = 8  # tokens after each prompt
 LONGEST_PASSED = 512  # tokens of a bound that the probe passes at its true size
-ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 PROBE = (
     "The tide gate opens when the water inside stands higher than the sea, and closes before the flood. "
     "Twice a day it lets the river out: 1, 2, 3, 5, 8, 13 cubic metres per second, and no drop comes back."
@@ -55,6 +53,13 @@ class Verdict:
 def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; `layers` 0: the arena cannot hold this
     model's cache. Raises `EngineLoadError` (SelfCheckFailed)."""
+    try:
+        return proved(loaded, layers, max_rows, context_length)
+    except ERRORS as error:
+        raise failed(loaded.model, f"decoding raises {type(error).__name__}: {error}") from error
+
+
+def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
     model, precision = loaded.model, loaded.precision
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     whole = min(context_length, sparse_limit(model) or context_length)
@@ -64,31 +69,27 @@ def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) ->
     if 0 < beyond <= LONGEST_PASSED:
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
     reason = why_alone(model, context_length, layers, beyond)
-    with made_small(model, bounds):
-        for makes_masks in (True, False) if takes_masks(model) else (False,):
-            if reason:
-                break
-            arena = ArenaBatch(
-                model,
-                layers=layers,
-                max_rows=max(max_rows, len(rows)),
-                max_length=context_length,
-                pad_id=pad_id(loaded.tokenizer, vocabulary),
-                makes_masks=makes_masks,
-            )
-            try:
-                verdict = check(model, arena, rows, precision)
-            except ERRORS as error:
-                reason = f"batched decoding raises {type(error).__name__}: {error}"
-                continue
-            if verdict.is_right:
-                return arena, []
-            reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
-        single = RowByRow(model)
+    for makes_masks in (True, False) if takes_masks(model) else (False,):
+        if reason:
+            break
+        arena = ArenaBatch(
+            model,
+            layers=layers,
+            max_rows=max(max_rows, len(rows)),
+            max_length=context_length,
+            pad_id=pad_id(loaded.tokenizer, vocabulary),
+            makes_masks=makes_masks,
+        )
         try:
-            verdict = check(model, single, rows, precision)
+            verdict = check_bounds(model, arena, rows, precision, bounds)
         except ERRORS as error:
-            raise failed(model, f"decoding raises {type(error).__name__}: {error}") from error
+            reason = f"batched decoding raises {type(error).__name__}: {error}"
+            continue
+        if verdict.is_right:
+            return arena, []
+        reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
+    single = RowByRow(model)
+    verdict = check_bounds(model, single, rows, precision, bounds)
     if not verdict.is_right:
         raise failed(
             model,
@@ -123,7 +124,7 @@ def unmoved(model: Any, bounds: Mapping[str, int], rows: Sequence[Sequence[int]]
     names = [name for name in bounds if not NEUTRAL.search(name)]
     found = []
     for name in names:
-        with made_small(model, {name: SMALL}):
+        with made_small(model, [name]):
             small = plain_logits(model, [longest])[0]
         if torch.equal(small, plain_logits(model, [longest])[0]):
             found.append(name)
@@ -151,6 +152,17 @@ def probe_rows(tokenizer: Any, longest: int, vocabulary: int) -> list[list[int]]
         rotated = text[index * 7 % len(text) :] + text
         rows.append((rotated * (wanted // len(rotated) + 1))[:wanted])
     return rows
+
+
+def check_bounds(
+    model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: str, bounds: Mapping[str, int]
+) -> Verdict:
+    """Check within the bounds that the configuration names, and beyond them."""
+    verdict = check(model, batch, rows, precision)
+    if bounds and verdict.is_right:
+        with made_small(model, bounds):
+            verdict = check(model, batch, rows, precision)
+    return verdict
 
 
 def check(model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: str) -> Verdict:
