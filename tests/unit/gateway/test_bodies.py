@@ -389,6 +389,7 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
         {"chat_template": "{{ x }}"},
         {"chat_template_kwargs": {"chat_template": "{{ x }}"}},
         {"chat_template_kwargs": {"tokenize": True}},
+        {"chat_template_kwargs": {"enable_thinking": False, "tokenizer": "x"}},
         {"chat_template_kwargs": {"x": "y" * 20_000}},
         {"chat_template_kwargs": {"x": json.loads("[" * 20 + "]" * 20)}},
         {"chat_template_kwargs": {"x" * 65: 1}},
