@@ -218,7 +218,7 @@ class BodyReader(Generic[Body]):
             )
         try:
             param, value = _found(raw, param)
-            if isinstance(value, dict) and param in self._decoder.type.__struct_fields__:
+            if isinstance(value, dict) and (path.endswith("[...]") or "`key` in" in sentence):
                 param, value = self._wrong_item(param, value)
         except (msgspec.DecodeError, RecursionError):  # a number beyond every type, or nested too deeply
             found = ""
@@ -226,16 +226,18 @@ class BodyReader(Generic[Body]):
             found = f" {_shown(value)}:"
         return InvalidRequest(f"{param}:{found} {_lowered(what)}; send {self.hint(param)}.", param=param)
 
-    def _wrong_item(self, field: str, items: dict[str, Any]) -> tuple[str, Any]:
-        """Of a field that maps names to values, the first pair that is wrong."""
+    def _wrong_item(self, param: str, items: dict[str, Any]) -> tuple[str, Any]:
+        """Of a field that maps names to values, or of a list of such maps, the first pair that is wrong."""
+        field, _, index = param.partition("[")
         kind = get_type_hints(self._decoder.type, include_extras=True)[field]
         alone = msgspec.defstruct("alone", [(field, kind)])
         for name, value in islice(items.items(), _SEARCHED_ITEMS):
             try:
-                msgspec.convert({field: {name: value}}, alone, str_keys=True)
+                pair = {name: value}
+                msgspec.convert({field: [pair] if index else pair}, alone, str_keys=True)
             except msgspec.ValidationError:
-                return f"{field}.{name[:_SHOWN_CHARACTERS]}", value
-        return field, items
+                return f"{param}.{name[:_SHOWN_CHARACTERS]}", value
+        return param, items
 
 
 def _too_deep() -> InvalidRequest:

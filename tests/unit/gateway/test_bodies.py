@@ -184,6 +184,9 @@ def test_a_body_nested_too_deeply_is_refused_the_second_time_too() -> None:
         ({"metadata": {str(n): "x" for n in range(17)}}, "metadata", "length <= 16"),
         ({"logit_bias": {"5": 1, "6": 101}}, "logit_bias.6", "101: expected float <= 100"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "expected int"),
+        ({"documents": [{"a": "1"}, {"a": "1", "b": 2}]}, "documents[1].b", "2: expected str, got int"),
+        ({"messages": {"role": "user"}}, "messages", "expected array, got object"),
+        ({"stop": {"role": "user"}}, "stop", "got object"),
     ],
 )
 def test_of_a_map_the_wrong_pair_is_named(fields: dict[str, Any], param: str, shown: str) -> None:
@@ -386,6 +389,7 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
         {"chat_template": "{{ x }}"},
         {"chat_template_kwargs": {"chat_template": "{{ x }}"}},
         {"chat_template_kwargs": {"tokenize": True}},
+        {"chat_template_kwargs": {"enable_thinking": False, "tokenizer": "x"}},
         {"chat_template_kwargs": {"x": "y" * 20_000}},
         {"chat_template_kwargs": {"x": json.loads("[" * 20 + "]" * 20)}},
         {"chat_template_kwargs": {"x" * 65: 1}},

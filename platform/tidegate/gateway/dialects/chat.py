@@ -150,7 +150,7 @@ ONE_END = Rule(
 
 def _check_template_args(body: Any) -> None:
     args = body.chat_template_kwargs or {}
-    if name := next((name for name in args if name in _NOT_VARIABLES), None):
+    if name := next((name for name in args if name in NOT_VARIABLES), None):
         raise refusal(
             f"chat_template_kwargs.{name}", args[name], "it is no variable of a template; leave it out"
         )
@@ -176,7 +176,7 @@ TemplateArgs = Annotated[
 OtherTemplate = Annotated[Any, not_honoured("the model's own is used; leave it out")]
 _MOST_ARGS_BYTES = 1 << 14
 # What a request says elsewhere, or what the call that renders a template takes for itself.
-_NOT_VARIABLES = frozenset(
+NOT_VARIABLES = frozenset(
     [
         "add_generation_prompt",
         "chat_template",
@@ -191,7 +191,9 @@ _NOT_VARIABLES = frozenset(
         "return_dict",
         "return_tensors",
         "sanitize_control_tokens",
+        "self",
         "tokenize",
+        "tokenizer",
         "tokenizer_kwargs",
         "tools",
         "truncation",
@@ -395,7 +397,8 @@ class ChatEvents(Chunks):
         self._echoed = echoed
 
     def render(self, index: int, segment: Segment) -> bytes:
-        self.count(index, segment)
+        if self._shown.has_running_usage:
+            self.count(index, segment)
         out, output = b"", segment.output
         if index not in self._begun:
             self._begun.add(index)
@@ -403,7 +406,9 @@ class ChatEvents(Chunks):
             out = self.chunk(_choice(index, self._role), prompt_ids)
             if self._echoed:
                 out += self.chunk(_choice(index, b'{"content":%b}' % text_json(self._echoed)))
-        text, token_ids, logprobs = output.text, self.token_ids(output.token_ids), b"null"
+        text, token_ids, logprobs = output.text, b"", b"null"
+        if self._shown.has_token_ids:
+            token_ids = self.token_ids(output.token_ids)
         if self._has_logprobs and output.logprobs:
             entries = encode(chat_logprobs(self._shown.entries(output.logprobs)))
             logprobs = b'{"content":%b,"refusal":null}' % entries

@@ -215,10 +215,13 @@ class CompletionEvents(Chunks):
         self._offsets = [TextOffsets() for _ in range(choices if top is not None else 0)]
 
     def render(self, index: int, segment: Segment) -> bytes:
-        self.count(index, segment)
+        if self._shown.has_running_usage:
+            self.count(index, segment)
         finish = segment.finish
         output = segment.output
-        more = self.token_ids(output.token_ids) + self.token_ids(output.prompt_ids, b"prompt_token_ids")
+        more = b""
+        if self._shown.has_token_ids:
+            more = self.token_ids(output.token_ids) + self.token_ids(output.prompt_ids, b"prompt_token_ids")
         if not output.text and not output.logprobs and not more and finish is None:
             return b""
         logprobs = b"null"

@@ -350,18 +350,15 @@ class Chunks:
         self._tail = b',"usage":null}\n\n' if shown.has_usage else b"}\n\n"
 
     def count(self, index: int, segment: Segment) -> None:
-        """Take up what a segment used, before its chunks are made."""
-        if self._shown.has_running_usage:
-            prompt, completion = self._used.get(index, (0, 0))
-            prompt, completion = prompt or segment.prompt_tokens, completion + len(segment.output.token_ids)
-            self._used[index] = prompt, completion
-            self._tail = b',"usage":%b}\n\n' % encode(Usage(prompt, completion, prompt + completion))
+        """Take up what a segment used, before its chunks are made: for `has_running_usage` alone."""
+        prompt, completion = self._used.get(index, (0, 0))
+        prompt, completion = prompt or segment.prompt_tokens, completion + len(segment.output.token_ids)
+        self._used[index] = prompt, completion
+        self._tail = b',"usage":%b}\n\n' % encode(Usage(prompt, completion, prompt + completion))
 
     def token_ids(self, token_ids: Sequence[int], name: bytes = b"token_ids") -> bytes:
-        """A field of a choice; empty where not asked for."""
-        if not self._shown.has_token_ids or not token_ids:
-            return b""
-        return b',"%b":%b' % (name, encode(token_ids))
+        """A field of a choice; empty where there are none."""
+        return b',"%b":%b' % (name, encode(token_ids)) if token_ids else b""
 
     def chunk(self, choice: bytes, more: bytes = b"") -> bytes:
         return b"%b%b%b]%b%b" % (self._id_line(), self._head, choice, more, self._tail)

@@ -76,6 +76,23 @@ def test_other_tokenizers_go_through_their_own_decoder(text: str) -> None:
     assert incremental(vocabulary, ids) == vocabulary.decode(ids)
 
 
+@pytest.mark.parametrize("text", ["the tide rises", "tide", ""])
+@pytest.mark.parametrize(
+    "tokenizer", [BYTE_LEVEL, SENTENCEPIECE, WORD_PIECE], ids=["byte level", "sentencepiece", "word piece"]
+)
+def test_special_tokens_are_shown_where_they_are_not_skipped(tokenizer: Any, text: str) -> None:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    vocabulary = Vocabulary(tokenizer)
+    bos = tokenizer.bos_token_id
+    for shown in ([bos, *ids], [*ids, bos], [*ids, bos, bos, *ids]):
+        detokenizer = vocabulary.detokenizer(strip_first_space=True, skips_special=False)
+        expected = tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert "".join(map(detokenizer.push, shown)) == expected
+        assert vocabulary.decode(shown, skips_special=False) == expected
+    assert vocabulary.shown(bos, skips_special=False) == ("<s>", b"<s>")
+    assert vocabulary.shown(bos) == ("<s>", b"")
+
+
 def test_a_continuation_keeps_the_space_between_prompt_and_answer() -> None:
     vocabulary = Vocabulary(SENTENCEPIECE)
     ids = SENTENCEPIECE("the tide rises", add_special_tokens=False)["input_ids"]
