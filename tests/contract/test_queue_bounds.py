@@ -82,7 +82,7 @@ async def test_what_one_key_may_hold_is_counted_for_each_model_by_itself(rig: Ri
 
 
 KIB = 1024
-BYTE_BOUNDS = {
+BYTE_BOUNDS: dict[str, dict[str, Any]] = {
     "model": {"model": QueueLimits(max_bytes=64 * KIB)},
     "key": {"key_max_bytes": 64 * KIB},
     "tenant": {"tenant_max_bytes": 64 * KIB},
