@@ -19,7 +19,10 @@ CGROUPS = Path("/sys/fs/cgroup")  # the node is this machine
 
 @dataclass(frozen=True)
 class Head:
+    """`token` opens its dashboard."""
+
     pod: Resource
+    token: str
 
     @property
     def uid(self) -> str:
@@ -37,7 +40,8 @@ class Head:
         """What Serve holds; nothing while it does not answer."""
         url = f"http://{self.pod['status']['podIP']}:{DASHBOARD_PORT}/api/serve/applications/"
         try:
-            response = httpx.get(url, timeout=10, trust_env=False)
+            headers = {"Authorization": f"Bearer {self.token}"}
+            response = httpx.get(url, headers=headers, timeout=10, trust_env=False)
         except httpx.HTTPError:
             return {}
         return parse_state(response.json()).applications if response.is_success else {}

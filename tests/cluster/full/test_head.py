@@ -208,8 +208,12 @@ class Crowd:
 
     def _head(self) -> Head | None:
         """The one whose container runs."""
-        heads = [head for head in map(Head, self._release.pods(HEAD)) if head.has_started]
+        heads = [head for head in map(self._opened, self._release.pods(HEAD)) if head.has_started]
         return heads[0] if len(heads) == 1 else None
+
+    def _opened(self, pod: Resource) -> Head:
+        name = pod["metadata"]["labels"]["ray.io/cluster"]
+        return Head(pod, self._cluster.secret(name, "auth_token", self._release.namespace))
 
     def _are_asleep(self) -> bool:
         found = self._cluster.get_all(MODEL, self._release.namespace, OURS)
