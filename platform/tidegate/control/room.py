@@ -1,13 +1,13 @@
 """A room is a group of workers while it is filled with replicas: which worker and GPU a seat takes. Pure.
 
-A seat lies within one worker and a shared one within one GPU; among those that fit, the fullest is taken, as
-Ray does it. Ray seats replicas in the order in which they start, so a very fragmented group may still keep
-one waiting.
+A seat lies within one worker and a shared one within one GPU. Where a replica runs is known; for one to come
+the fullest that fits is taken, though Ray may choose another.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tidegate.control.observed import Group
@@ -35,6 +35,7 @@ def seat_of(gpus: float, cpus: float, memory_bytes: int, text: str = "") -> Seat
 @dataclass(slots=True, eq=False)
 class Worker:
     gpus: list[int]  # hundredths taken
+    node: str = ""  # where it runs, as far as known
     cpus_milli: int = 0
     memory_bytes: int = 0
 
@@ -43,11 +44,14 @@ Spot = tuple[Worker, list[int]]  # and the numbers of its GPUs
 
 
 class Room:
-    """Workers are opened one by one."""
+    """Workers are opened one by one; those on `nodes` are there from the start."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, nodes: Iterable[str] = ()) -> None:
         self.group = group
         self.workers: list[Worker] = []
+        for node in nodes:
+            if (worker := self._fresh(node)) is not None:
+                self.workers.append(worker)
 
     def take(self, seat: Seat, copies: int = 1) -> list[Spot] | None:
         """Take seats for all copies, or none."""
@@ -57,11 +61,23 @@ class Room:
             if spot is None:
                 self.give_back(seat, taken)
                 return None
-            if spot[0] not in self.workers:
-                self.workers.append(spot[0])
-            _fill(spot, seat, 1)
+            self.put(seat, spot)
             taken.append(spot)
         return taken
+
+    def take_on(self, node: str, seat: Seat) -> Spot | None:
+        """Take a seat on the worker of this node, which is opened where it is not."""
+        worker = next((each for each in self.workers if each.node == node), None)
+        spot = self._on(worker or self._fresh(node), seat)
+        if spot is not None:
+            self.put(seat, spot)
+        return spot
+
+    def put(self, seat: Seat, spot: Spot) -> None:
+        """Take a spot that is known to be free."""
+        if spot[0] not in self.workers:
+            self.workers.append(spot[0])
+        _fill(spot, seat, 1)
 
     def give_back(self, seat: Seat, spots: list[Spot]) -> None:
         for spot in spots:
@@ -74,21 +90,25 @@ class Room:
         """The fullest worker and GPU that `seat` fits; a new worker where none does and there may be one."""
         best: tuple[int, Spot] | None = None
         for worker in self.workers:
-            gpus = _fitting_gpus(worker, seat)
-            if gpus is None or not self._has_host_room(worker, seat):
+            spot = self._on(worker, seat)
+            if spot is None:
                 continue
             left = sum(WHOLE - taken for taken in worker.gpus) if seat.hundredths > WHOLE else 0
-            if len(gpus) == 1:
-                left = WHOLE - worker.gpus[gpus[0]]
+            if len(spot[1]) == 1:
+                left = WHOLE - worker.gpus[spot[1][0]]
             if best is None or left < best[0]:
-                best = (left, (worker, gpus))
-        if best is not None:
-            return best[1]
-        if len(self.workers) >= self.group.max_workers:
+                best = (left, spot)
+        return best[1] if best is not None else self._on(self._fresh(), seat)
+
+    def _fresh(self, node: str = "") -> Worker | None:
+        is_full = len(self.workers) >= self.group.max_workers
+        return None if is_full else Worker([0] * self.group.gpus_per_worker, node)
+
+    def _on(self, worker: Worker | None, seat: Seat) -> Spot | None:
+        if worker is None or not self._has_host_room(worker, seat):
             return None
-        fresh = Worker([0] * self.group.gpus_per_worker)
-        gpus = _fitting_gpus(fresh, seat)
-        return (fresh, gpus) if gpus is not None and self._has_host_room(fresh, seat) else None
+        gpus = _fitting_gpus(worker, seat)
+        return (worker, gpus) if gpus is not None else None
 
     def _has_host_room(self, worker: Worker, seat: Seat) -> bool:
         memory = worker.memory_bytes + seat.memory_bytes

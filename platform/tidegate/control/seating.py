@@ -127,8 +127,6 @@ def claim(
     staying = [replica for replica in replicas if replica.state != "STOPPING"]
     wanted = state.wanted_replicas if state is not None else 0
     present = max(len(staying), wanted, least_ordered)
-    is_short = kept.group in seen.short_groups
-    seated = sum(bool(replica.node) for replica in staying) if is_short else present
     must_prove = not kept.is_proved and not is_deleting
     due = max(scaling.min_replicas, 1 if must_prove or load else 0)
     most = max(scaling.max_replicas, due)
@@ -139,8 +137,8 @@ def claim(
         key=key,
         group=kept.group,
         seat=_seat(spec, kept),
-        holding=seated + len(replicas) - len(staying),
-        seated=seated,
+        staying=[replica.node for replica in staying if replica.node],
+        ending=[replica.node for replica in replicas if replica.state == "STOPPING" and replica.node],
         present=present,
         least=scaling.min_replicas,
         due=due,

@@ -26,9 +26,9 @@ from tidegate.control.sizing import gib
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One revision at one moment. Of its replicas `holding` take room, those that end included, `seated` take
-    room and stay, and `present` stay or were ordered (as many, unless Ray finds no room for what is ordered);
-    `least` are always there, `due` it must have now, `wanted` suit its load, `most` are allowed.
+    """One revision at one moment. `staying` and `ending` are the nodes of its replicas that have one, and
+    `present` counts those that stay or were ordered; `least` are always there, `due` it must have now,
+    `wanted` suit its load, `most` are allowed.
 
     `waits_since` is when it came into the line (unix seconds; 0: not at all), `is_entitled` says that its
     first replica was granted already, `is_proof` that it starts only to prove itself, `tried_at` when it last
@@ -38,8 +38,8 @@ class Claim:
     key: RevisionKey
     group: str
     seat: Seat
-    holding: int
-    seated: int
+    staying: Sequence[str]
+    ending: Sequence[str]
     present: int
     least: int
     due: int
@@ -51,6 +51,10 @@ class Claim:
     is_proof: bool = False
     tried_at: float = 0.0
     idle_since: float | None = None
+
+    @property
+    def seated(self) -> int:
+        return len(self.staying)
 
     @property
     def is_waiting(self) -> bool:
@@ -83,33 +87,45 @@ def _in_group(group: Group, claims: Sequence[Claim], now: float) -> Turns:
     """`held` is the room as it is, `later` without those that may leave now, `at_last` with nobody but the
     line and those that never leave."""
     given = {claim.key: claim.present for claim in claims}
-    held, later, at_last = Room(group), Room(group), Room(group)
-    # What does not fit here was seated otherwise by Ray; until it has gone, more would be a guess.
-    is_sound = all(
-        held.take(claim.seat, claim.holding) is not None for claim in sorted(claims, key=_size, reverse=True)
-    )
-    for claim in claims:
+    counted = {claim.key: claim.seated for claim in claims}  # those that `held` has
+    nodes = sorted({node for claim in claims for node in claim.staying})
+    held, later, at_last = Room(group, nodes), Room(group, nodes), Room(group)
+    is_sound = True
+    for claim in sorted(claims, key=_size, reverse=True):
+        # What does not fit here was seated otherwise by Ray; until it has gone, more would be a guess.
+        is_sound &= all(_seat(held, node, claim.seat) for node in (*claim.staying, *claim.ending))
+        for node in claim.staying if claim.idle_since is None else ():
+            _seat(later, node, claim.seat)
         for _ in range(claim.least):
             at_last.take(claim.seat)
-        if claim.idle_since is None:
-            later.take(claim.seat, claim.seated)
-    line = _line(claims, now)
     lacking: list[Claim] = []
-    for claim in line:
+    reserved: list[tuple[Seat, Spot]] = []
+    for claim in _line(claims, now):
         if claim.least <= claim.seated and at_last.take(claim.seat) is None:
             lacking.append(claim)
             continue
         for count in range(claim.seated + 1, claim.due + 1):
-            if later.take(claim.seat) is None or not is_sound or held.take(claim.seat) is None:
+            spots = later.take(claim.seat)
+            reserved += [(claim.seat, spot) for spot in spots or ()]
+            if spots is None or not is_sound or held.take(claim.seat) is None:
                 lacking.append(claim)
                 break
+            counted[claim.key] = count
             given[claim.key] = max(given[claim.key], count)
-    leaving = _leaving(claims, later, at_last) if lacking else frozenset()
+    leaving = _leaving(claims, later, at_last, reserved) if lacking else frozenset()
     if is_sound:
+        for claim in claims:
+            for _ in range(claim.present - counted[claim.key]):
+                held.take(claim.seat)
         rooms = (held, later, at_last) if lacking else (held,)
         _give_the_rest([claim for claim in claims if claim.key not in leaving], given, rooms)
-    waiting = {claim.key: _why(claim, claims, leaving) for claim in lacking}
+    waiting = {claim.key: _why(claim, claims, leaving, group) for claim in lacking}
     return Turns(given, leaving, waiting)
+
+
+def _seat(room: Room, node: str, seat: Seat) -> bool:
+    """Seat a replica where it runs, or somewhere: what is known of a group may be older than its workers."""
+    return room.take_on(node, seat) is not None or room.take(seat) is not None
 
 
 def _line(claims: Sequence[Claim], now: float) -> list[Claim]:
@@ -127,13 +143,42 @@ def _line(claims: Sequence[Claim], now: float) -> list[Claim]:
     return sorted(line, key=lambda claim: claim.is_proof and claim is not first)
 
 
-def _leaving(claims: Sequence[Claim], later: Room, at_last: Room) -> frozenset[RevisionKey]:
-    """Those that are idle and stand in the way of the line; the ones used last stay where they can."""
-    idle = [claim for claim in claims if claim.idle_since is not None and claim.holding]
+def _leaving(
+    claims: Sequence[Claim], later: Room, at_last: Room, reserved: list[tuple[Seat, Spot]]
+) -> frozenset[RevisionKey]:
+    """Those that are idle and stand in the way of the line, for which spots of `later` are `reserved`; the
+    ones used last stay where they can."""
+    idle = [claim for claim in claims if claim.idle_since is not None and claim.staying]
     idle.sort(key=lambda claim: -(claim.idle_since or 0.0))
-    return frozenset(
-        claim.key for claim in idle if not _take_in_all((later, at_last), claim.seat, claim.seated)
-    )
+    return frozenset(claim.key for claim in idle if not _can_stay(claim, later, at_last, reserved))
+
+
+def _can_stay(claim: Claim, later: Room, at_last: Room, reserved: list[tuple[Seat, Spot]]) -> bool:
+    """Seat its replicas where they run; what is reserved there moves elsewhere, or they cannot."""
+    kept = at_last.take(claim.seat, claim.seated)
+    if kept is None:
+        return False
+    taken: list[Spot] = []
+    for node in claim.staying:
+        moved = [each for each in reserved if each[1][0].node == node]
+        spot = later.take_on(node, claim.seat)
+        if spot is None:
+            for seat, old in moved:
+                later.give_back(seat, [old])
+            spot = later.take_on(node, claim.seat)
+            found = [(seat, later.take(seat)) for seat, _ in moved] if spot is not None else []
+            if spot is None or any(new is None for _, new in found):
+                for seat, new in found:
+                    later.give_back(seat, new or [])
+                later.give_back(claim.seat, [*taken, *([spot] if spot is not None else [])])
+                for seat, old in moved:
+                    later.put(seat, old)
+                at_last.give_back(claim.seat, kept)
+                return False
+            reserved[:] = [each for each in reserved if each not in moved]
+            reserved += [(seat, new[0]) for seat, new in found if new is not None]
+        taken.append(spot)
+    return True
 
 
 def _give_the_rest(claims: Sequence[Claim], given: dict[RevisionKey, int], rooms: Sequence[Room]) -> None:
@@ -164,12 +209,14 @@ def _size(claim: Claim) -> tuple[int, int, int]:
     return claim.seat.hundredths, claim.seat.cpus_milli, claim.seat.memory_bytes
 
 
-def _why(claim: Claim, claims: Sequence[Claim], leaving: frozenset[RevisionKey]) -> str:
+def _why(claim: Claim, claims: Sequence[Claim], leaving: frozenset[RevisionKey], group: Group) -> str:
     """Say what is asked for, who holds it, and what has to happen."""
-    others = [other for other in claims if other.holding and other.key != claim.key]
+    others = [other for other in claims if (other.staying or other.ending) and other.key != claim.key]
     goers = sorted({key[0] for key in leaving})
     names = listed(sorted({_named(other, claim) for other in others}))
     text = f"A replica needs {_amounts(claim.seat)}{f' of group {claim.group}' if claim.group else ''}"
+    if not Room(group).fits(claim.seat):
+        return f"{text}, which is more than there is."
     if goers:
         return f"{text}; {listed(goers)} {'makes' if len(goers) == 1 else 'make'} room now."
     if not others:

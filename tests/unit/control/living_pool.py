@@ -4,7 +4,7 @@ and beat, and a Ray that seats them. A tick is a second."""
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.unit.control.builders import REPLICAS, World
@@ -36,7 +36,7 @@ class Replica:
     running: int = 0
     tokens: int = 0
     is_ending: bool = False
-    is_placed: bool = True
+    node: str = ""
 
 
 @dataclass
@@ -52,13 +52,18 @@ class Served:
         return dict(self.config["deployments"][0]["autoscaling_config"])
 
     @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.config["deployments"][0]["ray_actor_options"])
+
+    @property
     def live(self) -> list[Replica]:
         return [replica for replica in self.replicas if not replica.is_ending]
 
 
 class LivingPool(World):
     """`work` holds the seconds that each request of a queue still takes, in their order; those of a loaded
-    replica run, `SLOTS` each. `nodes` are how many workers find a node (None: all), each with a core."""
+    replica run, `SLOTS` each. Ray spreads replicas over the workers of the one group. `nodes` are how many of
+    these find a node (None: all)."""
 
     nodes: int | None = None
 
@@ -70,6 +75,7 @@ class LivingPool(World):
         self.ended_at_work: list[str] = []
         self.most_cpus = 0.0
         self.most_gpus = 0.0
+        self.pending = 0
 
     def ask(self, name: str, seconds: int = 1) -> None:
         spec = next(model.spec for model in self.models if model.name == name)
@@ -129,8 +135,7 @@ class LivingPool(World):
             for _ in range(wanted - present):
                 self.starts[_key(name)[0]] += 1
                 title = f"{name}#{self.starts.total()}"
-                placed = self.nodes is None
-                served.replicas.append(Replica(title, self.now, self.now, is_placed=placed))
+                served.replicas.append(Replica(title, self.now, self.now))
             return
         served.fewer_since = self.now if served.fewer_since is None else served.fewer_since
         delay = scaling["downscale_to_zero_delay_s" if present == 1 else "downscale_delay_s"]
@@ -143,27 +148,44 @@ class LivingPool(World):
                 self.ended_at_work.append(replica.name)
 
     def _place(self) -> None:
-        """As far as there are nodes, in the order of starting."""
-        if self.nodes is None:
-            return
-        group = places(self.seen)[0].name
-        replicas = [each for served in self.served.values() for each in served.replicas]
-        taken = sum(each.is_placed for each in replicas)
-        for each in sorted(replicas, key=lambda each: each.started):
-            if not each.is_placed and taken < self.nodes:
-                each.is_placed, each.started, taken = True, self.now, taken + 1
-        is_short = not all(each.is_placed for each in replicas)
-        problem = PodProblem("w", "", "Unschedulable", "No node.", group)
+        """Where most is free, in the order of starting; what finds no room pends."""
+        group = places(replace(self.seen, pod_problems=()))[0]
+        count = group.max_workers if self.nodes is None else self.nodes
+        everything = [(served, each) for served in self.served.values() for each in served.replicas]
+        cpus = {f"w{number}": group.cpus for number in range(count)}
+        gpus = {node: [1.0] * group.gpus_per_worker for node in cpus}
+        for served, each in sorted(everything, key=lambda item: (not item[1].node, item[1].started)):
+            options = served.options
+            fitting = [
+                node
+                for node in ([each.node] if each.node else cpus)
+                if cpus[node] >= options["num_cpus"] - 1e-9
+                and (not options["num_gpus"] or max(gpus[node], default=0) >= options["num_gpus"] - 1e-9)
+            ]
+            if not fitting:
+                assert not each.node, "Ray has given out more than there is"
+                continue
+            node = max(fitting, key=lambda node: cpus[node])
+            cpus[node] -= options["num_cpus"]
+            if options["num_gpus"]:
+                best = min(
+                    (free, at) for at, free in enumerate(gpus[node]) if free >= options["num_gpus"] - 1e-9
+                )
+                gpus[node][best[1]] -= options["num_gpus"]
+            if not each.node:
+                each.node, each.started = node, self.now
+        self.pending = sum(not each.node for _, each in everything)
+        problem = PodProblem("w", "", "Unschedulable", "No node.", group.name)
         self.see(
-            pod_problems=(problem,) if is_short else (),
-            workers=tuple(Worker(f"w{number}", "1.2.3.4", group) for number in range(self.nodes)),
+            pod_problems=(problem,) if self.pending and self.nodes is not None else (),
+            workers=tuple(Worker(node, "1.2.3.4", group.name) for node in cpus),
         )
 
     def _run(self) -> None:
         for name, served in self.served.items():
             key = _key(name)
             queue = self.work.get(key, [])
-            loaded = [each for each in served.live if each.is_placed and self.now > each.started]
+            loaded = [each for each in served.live if each.node and self.now > each.started]
             if loaded and key not in self.seen.reports:
                 report = RevisionReport(*key, at=self.now, proved=True, slots=SLOTS)
                 self.see(reports={**self.seen.reports, key: report})
@@ -180,26 +202,24 @@ class LivingPool(World):
                 replica.running = min(replica.running, len(self.work[key]))
 
     def _weigh(self) -> None:
-        """Take note of what replicas reserve, those that end included."""
+        """Look at what Serve was told to start, what ends included: never more than there is. `_place` looks
+        at each worker; only where one replica finds no gap large enough may Serve have been told of more."""
         cpus = gpus = 0.0
         for served in self.served.values():
-            options = served.config["deployments"][0]["ray_actor_options"]
-            placed = sum(each.is_placed for each in served.replicas)
-            cpus += options["num_cpus"] * placed
-            gpus += options["num_gpus"] * placed
+            cpus += served.options["num_cpus"] * len(served.replicas)
+            gpus += served.options["num_gpus"] * len(served.replicas)
         self.most_cpus, self.most_gpus = max(self.most_cpus, cpus), max(self.most_gpus, gpus)
-        room = sum(group.max_workers * group.cpus for group in places(self.seen))
-        assert cpus <= room + 1e-9, f"{cpus} CPUs are held and there are {room}"
-        gpu_room = sum(group.max_workers * group.gpus_per_worker for group in places(self.seen))
-        assert gpus <= gpu_room + 1e-9, f"{gpus} GPUs are held and there are {gpu_room}"
+        (group,) = places(self.seen)
+        if not self.pending:
+            assert cpus <= group.max_workers * group.cpus + 1e-9
+            assert gpus <= group.max_workers * group.gpus_per_worker + 1e-9
+        assert not self.pending or group.max_workers > 1 or self.nodes is not None
 
     def _observe(self) -> None:
         states, stats = {}, []
         for name, served in self.served.items():
             replicas = tuple(
-                ReplicaState(
-                    each.name, "STOPPING" if each.is_ending else "RUNNING", 1, "n" if each.is_placed else ""
-                )
+                ReplicaState(each.name, "STOPPING" if each.is_ending else "RUNNING", 1, each.node)
                 for each in served.replicas
             )
             wanted = max(len(served.live), served.scaling["min_replicas"])
@@ -207,7 +227,7 @@ class LivingPool(World):
                 name, "RUNNING", config=served.config, wanted_replicas=wanted, replicas=replicas
             )
             for each in served.live:
-                if each.is_placed and self.now > each.started:
+                if each.node and self.now > each.started:
                     stats.append(self._beat(name, each))
         depths = {key: Depth(len(queue), 0, 0.0) for key, queue in self._queues().items()}
         self.see(serve=ServeState("c", states), replicas=tuple(stats), depths=depths)
