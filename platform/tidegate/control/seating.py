@@ -24,6 +24,7 @@ from tidegate.sources.facts import contradiction
 # So long without a request, one that has worked counts as idle: callers that ask one after the other should
 # not find it gone each time.
 REST_SECONDS = 5.0
+UNTOLD_SECONDS = 4.0  # since its start: a first request is in the beats by then
 
 
 def pack(
@@ -160,13 +161,15 @@ def _seat(spec: ModelSpec, kept: RevisionRecord) -> Seat:
 
 
 def _idle_since(replicas: Sequence[ReplicaStats], now: float) -> float | None:
-    """Return since when none of these has had a request; None where one works, or has just worked. One that
-    never had any need not rest, nor one that is still loading."""
+    """Return since when none of these has had a request; None where one works, or has just worked, or may have
+    since its last beat. One that is still loading need not rest."""
+    if not replicas:
+        return now
     if any(stats.running for stats in replicas):
         return None
-    since = max((stats.idle_since or stats.started for stats in replicas), default=now)
+    since = max(stats.idle_since or stats.started for stats in replicas)
     has_worked = any(stats.tokens_total for stats in replicas)
-    return since if now - since >= REST_SECONDS or not has_worked else None
+    return since if now - since >= (REST_SECONDS if has_worked else UNTOLD_SECONDS) else None
 
 
 def _need(
