@@ -58,7 +58,7 @@ class Door:
 
     def head(self, size: int, *, more: str = "", path: str = CHAT) -> bytes:
         lines = [f"POST {path} HTTP/1.1", f"host: {self.host}", "content-type: application/json"]
-        lines += [f"authorization: Bearer {self.key}", f"content-length: {size}"]
+        lines += [f"authorization: Bearer {self.key}", f"content-length: {size}", "connection: close"]
         return ("\r\n".join(lines) + f"\r\n{more}\r\n").encode()
 
     def chat(self, content: str = "Hello", messages: int = 1, **changes: Any) -> bytes:
@@ -240,7 +240,7 @@ async def innocent_wholes(door: Door, noticed: Noticed) -> None:
     while True:
         began = time.monotonic()
         try:
-            status = await post(door, door.chat(max_tokens=1), more="connection: close\r\n")
+            status = await post(door, door.chat(max_tokens=1))
         except (OSError, TimeoutError) as error:
             status = type(error).__name__
         noticed.wholes.append(time.monotonic() - began)
