@@ -161,8 +161,8 @@ def _seat(spec: ModelSpec, kept: RevisionRecord) -> Seat:
 
 
 def _idle_since(replicas: Sequence[ReplicaStats], now: float) -> float | None:
-    """Return since when none of these has had a request; None where one works, or has just worked, or may have
-    since its last beat. One that is still loading need not rest."""
+    """Return since when none of these has had a request; None where one works, or has just worked, or may
+    have since its last beat. One that is still loading need not rest."""
     if not replicas:
         return now
     if any(stats.running for stats in replicas):
