@@ -193,7 +193,8 @@ class Connection:
                 raise QueueRefused(self._trouble.message)
             if isinstance(self._trouble, QueueReadOnly):
                 raise QueueReadOnly(self._trouble.message)
-            why = f": {_sentence(self._trouble)}" if self._trouble else ""
+            has_answered = isinstance(self._trouble, ReplyError | QueueUnavailable)
+            why = f": {self._trouble}" if has_answered else ""
             raise QueueUnavailable(f"Redis at {self.address} is away{why}.")
         return self._wire
 
