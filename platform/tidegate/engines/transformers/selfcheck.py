@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.batch import ERRORS, ArenaBatch, Batch, Forward, RowByRow, takes_masks
-from tidegate.engines.transformers.limits import (
+from tidegate.engines.transformers.bounds import (
     NEUTRAL,
     made_small,
     named_bounds,
