@@ -10,6 +10,7 @@ checkpoint that is not quantized.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -98,11 +99,11 @@ def unpacked_weights(
     return found
 
 
-class Lazy:
+class Lazy(ABC):
     """A tensor that transformers reads by slicing it, as it does those of safetensors."""
 
-    def __getitem__(self, _all: object) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, _all: object) -> Tensor: ...
 
 
 @dataclass(frozen=True)
