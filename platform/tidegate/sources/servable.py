@@ -44,6 +44,7 @@ def check_servable(checkpoint: Checkpoint) -> None:
     heads = [str(name) for name in checkpoint.config.get("architectures") or []]
     if heads and all(head.endswith(OTHER_HEADS) and not head.endswith(LANGUAGE_HEAD) for head in heads):
         raise not_causal(checkpoint)
+    _check_padding(checkpoint)
     if checkpoint.quantization == "gptq":
         check_gptq(checkpoint)
 
@@ -80,6 +81,17 @@ def registered_types() -> str:
     lists = Path(library.origin).parent / "models" / "auto"
     files = [lists / name for name in ("configuration_auto.py", "auto_mappings.py")]
     return "".join(file.read_text() for file in files if file.is_file())
+
+
+def _check_padding(checkpoint: Checkpoint) -> None:
+    """Refuse a token that no embedding can be made with."""
+    pad, known = checkpoint.config.get("pad_token_id"), checkpoint.config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(known, int) and pad >= known:
+        raise SourceError(
+            "SourceFormat",
+            f"{checkpoint.path / 'config.json'}: pad_token_id is {pad}, but vocab_size is {known}: name a "
+            "token that the model has, or leave it out.",
+        )
 
 
 def _check_quantization(checkpoint: Checkpoint) -> None:

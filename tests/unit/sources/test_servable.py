@@ -67,6 +67,19 @@ def test_what_the_config_alone_proves(tmp_path: Path, config: dict[str, Any], wo
     assert (reason, words in message) == ("UnsupportedModel", True), message
 
 
+@pytest.mark.parametrize(("pad", "is_refused"), [(99, False), (100, True), (None, False), (-1, False)])
+def test_a_padding_token_outside_the_vocabulary(tmp_path: Path, pad: int | None, is_refused: bool) -> None:
+    write(tmp_path, LLAMA | {"pad_token_id": pad, "vocab_size": 100})
+    if not is_refused:
+        check_servable(read_checkpoint(tmp_path))
+        return
+    reason, message = refusal(tmp_path)
+    assert (reason, "config.json: pad_token_id is 100, but vocab_size is 100" in message) == (
+        "SourceFormat",
+        True,
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "content", "method"),
     [

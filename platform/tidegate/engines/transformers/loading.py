@@ -52,7 +52,6 @@ class Loaded:
 def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     """Load model and tokenizer onto the device that `spec` asks for. Raises `EngineLoadError`."""
     check_architecture(checkpoint)
-    check_padding(checkpoint.config)
     # Before the tokenizer, which reads the config too and would be blamed for it.
     skeleton = load_skeleton(checkpoint)
     device = choose_device(spec.device)
@@ -138,17 +137,6 @@ def check_architecture(checkpoint: Checkpoint) -> None:
     allowed = {decoders} if isinstance(decoders, str) else set(decoders)
     if not allowed or (heads and not allowed.intersection(heads)):
         raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
-
-
-def check_padding(config: Mapping[str, Any]) -> None:
-    """Refuse what no embedding can be made of. Raises WeightsWrong."""
-    pad, known = config.get("pad_token_id"), config.get("vocab_size")
-    if isinstance(pad, int) and isinstance(known, int) and pad >= known:
-        raise EngineLoadError(
-            "WeightsWrong",
-            f"config.json: pad_token_id is {pad}, but vocab_size is {known}: name a token that the model "
-            "has, or leave it out.",
-        )
 
 
 def load_skeleton(checkpoint: Checkpoint) -> Any:

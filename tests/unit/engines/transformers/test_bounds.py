@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from tidegate.engines.transformers.limits import (
+from tidegate.engines.transformers.bounds import (
     ORIGINAL,
     SMALL,
     made_small,
