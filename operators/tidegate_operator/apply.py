@@ -173,9 +173,8 @@ class Applier:
                 await self._event(body, item)
 
     async def _start(self, job: Manifest) -> None:
-        with contextlib.suppress(
-            ApiConflict
-        ):  # the one before it is still being removed, or the watch is behind
+        # A conflict: the one before it is still being removed, or the watch is behind.
+        with contextlib.suppress(ApiConflict):
             await self._make("Job", job, self._cluster.create)
 
     async def _make(
