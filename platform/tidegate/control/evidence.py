@@ -169,9 +169,7 @@ def log_e_value(
     theta(r m, w) / theta(m, w) = r / (1 + (r - 1) theta(m, w)); for 1 - theta the same with 1 for r. Where up
     to k failures are one event, each is 1 / k of one: the mean of X^(1/k) is at most 1 where that of X is.
     """
-    counted = [
-        (w * margin / (w * margin + 1.0 - w), ours, both) for w, ours, both in failures if 0.0 < w < 1.0
-    ]
+    counted = [(w * margin / (w * margin + 1.0 - w), ours, both) for w, ours, both in failures]
     hits = sum(ours for _, ours, _ in counted)
     return _log_sum(
         math.log(part)
