@@ -232,7 +232,7 @@ def test_what_is_placed_is_what_is_loaded(
     engine: Any = create_engine(EngineSpec("transformers", path=str(folder), device="cpu"))
     loaded = engine.load()
     assert loaded.precision == source.precision == (named or stored)
-    held = sum(weight.nbytes for weight in engine._batch._forward._model.parameters())
+    held = sum(weight.nbytes for weight in engine._batch._forward._head._model.parameters())
     assert loaded.weights_bytes == source.weights.loaded_bytes(source.precision) == held
 
 
@@ -278,10 +278,10 @@ def test_a_wrong_batch_is_found_and_requests_run_one_by_one(
 class Failing(ArenaBatch):
     """Fails on prompts that hold token 13."""
 
-    def join(self, sequences: Any, *, all_logits: bool = False) -> torch.Tensor:
+    def join(self, sequences: Any, *, every: Any = None) -> torch.Tensor:
         if any(13 in sequence for sequence in sequences) and self.count:
             raise ValueError("thirteen")
-        return super().join(sequences, all_logits=all_logits)
+        return super().join(sequences, every=every)
 
 
 def test_a_prefill_that_fails_fails_its_request_only(

@@ -25,12 +25,13 @@ from tidegate.engines.limits import completion_limit, proved_too_long, refusal, 
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
 from tidegate.engines.transformers.generation_rules import GenerationRules
+from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
 from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
-from tidegate.engines.transformers.sampling import Chosen, choose
+from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
@@ -192,9 +193,10 @@ class TransformersEngine:
 
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:
         """Let a group join the batch. Returns its logits; a request whose prefill fails only fails itself."""
-        all_logits = group[0].needs_all_logits
+        asked = group[0].prefill_logprobs() if group[0].needs_all_logits else None
+        every = asked and InParts(rows_at_once(self._vocabulary_size), asked.take)
         try:
-            logits = self._batch.join([sequence.tokens for sequence in group], all_logits=all_logits)
+            logits = self._batch.join([sequence.tokens for sequence in group], every=every)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -202,9 +204,8 @@ class TransformersEngine:
                 outputs.append(group[0].fail("GenerationFailed", f"Its prompt failed in the model: {error}"))
                 return []
             return [part for sequence in group for part in self._prefill([sequence], outputs)]
-        if all_logits:
-            group[0].take_prefill_logits(logits[0])
-            logits = logits[:, -1]
+        if asked is not None:
+            group[0].take_prefill(asked)
         self._scheduler.join(group)
         return [logits]
 
