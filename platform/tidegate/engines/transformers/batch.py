@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
+from tidegate.engines.base import is_out_of_memory
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena
 
@@ -154,7 +155,9 @@ def measure_kv(model: Any) -> KvSize:
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     try:
         Forward(model)(ids, cache=cache)
-    except ERRORS:
+    except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         return measure_alone(model)
     if not cache.layers or not all(
         type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers
@@ -177,7 +180,9 @@ def measure_alone(model: Any) -> KvSize:
             batch = RowByRow(model)
             batch.join([[0] * length])
             held.append(tensor_bytes(batch.rows[0].kwargs, set()))
-    except ERRORS:
+    except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         return KvSize(0, 0)
     per_token = -(-max(0, held[1] - held[0]) // (long - short))
     return KvSize(0, per_token, max(0, held[0] - short * per_token))

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import LoadReport, Prepared, StepOutput
+from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.head import InParts
-from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint
+from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, told
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
@@ -59,8 +59,14 @@ class TransformersEngine:
     def load(self) -> LoadReport:
         try:
             return self._load()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if is_out_of_memory(error):
+                raise EngineLoadError(
+                    "OutOfMemory",
+                    f"Memory ran out while the model was loaded and checked ({told(error)}): give it more, "
+                    "or serve a smaller or quantized checkpoint.",
+                ) from error
             raise
 
     def _load(self) -> LoadReport:
@@ -245,8 +251,3 @@ def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     ):
         found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
     return frozenset(found)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell it from other errors: CUDA raises a type of its own, the CPU allocator a RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

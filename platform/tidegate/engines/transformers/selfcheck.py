@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import EngineLoadError
+from tidegate.engines.base import EngineLoadError, is_out_of_memory
 from tidegate.engines.transformers.batch import ERRORS, ArenaBatch, Batch, Forward, RowByRow, takes_masks
 from tidegate.engines.transformers.bounds import (
     NEUTRAL,
@@ -56,10 +56,12 @@ class Verdict:
 
 def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; `layers` 0: the arena cannot hold this
-    model's cache. Raises `EngineLoadError` (SelfCheckFailed)."""
+    model's cache. Raises `EngineLoadError` (SelfCheckFailed), and what says that memory ran out."""
     try:
         return proved(loaded, layers, max_rows, context_length)
     except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise failed(loaded.model, f"decoding raises {type(error).__name__}: {error}") from error
 
 
@@ -87,6 +89,8 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
         try:
             verdict = check_bounds(model, arena, rows, precision, bounds)
         except ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             reason = f"batched decoding raises {type(error).__name__}: {error}"
             continue
         if verdict.is_right:
