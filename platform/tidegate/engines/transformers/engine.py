@@ -200,7 +200,7 @@ class TransformersEngine:
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:
         """Let a group join the batch. Returns its logits; a request whose prefill fails only fails itself."""
         asked = group[0].prefill_logprobs() if group[0].needs_all_logits else None
-        every = asked and InParts(rows_at_once(self._vocabulary_size), asked.take)
+        every = InParts(rows_at_once(self._vocabulary_size), asked.take) if asked is not None else None
         try:
             logits = self._batch.join([sequence.tokens for sequence in group], every=every)
         except Exception as error:
