@@ -324,7 +324,7 @@ def test_prefill_logprobs_come_in_parts() -> None:
     tokens = list(range(9))
     whole, parts = PrefillLogprobs(tokens, 2), PrefillLogprobs(tokens, 2)
     whole.take(logits)
-    for part in logits.split(4):  # the last one holds only what follows the last token
+    for part in torch.split(logits, 4):  # the last one holds only what follows the last token
         parts.take(part)
     assert (parts.values, parts.ranks) == (whole.values, whole.ranks)
     assert whole.values == token_logprobs(logits[:8], torch.tensor(tokens[1:]), [2] * 8)
