@@ -6,19 +6,25 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from tidegate.errors import SourceError
 from tidegate.sources.facts import DecoderShape, StoredWeights, auto_precision, decoder_shape, text_config
+from tidegate.sources.schemes import WANTED_FILES
 from tidegate.sources.tensors import LFS_POINTER, MOST_LFS_BYTES, StoredTensor, lfs_pointer, read_header
 
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
 SINGLE, INDEX_ENDING = "model.safetensors", ".safetensors.index.json"
 INDEX = f"model{INDEX_ENDING}"
 ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
+# Beside the weights, what is read of a checkpoint.
+SMALL_FILES = [pattern for pattern in WANTED_FILES if pattern != "*.safetensors"]
+MOST_TENSORS = 2048  # of which a digest reads pages
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
 # Where writers put a quantization beside config.json, and the method that such a file is of if it names none.
 QUANTIZATION_FILES = {
@@ -110,14 +116,38 @@ class Checkpoint:
         """Bytes of the weight files."""
         return sum(self.files[name] for name in self.weight_files)
 
-    def digest(self) -> str:
-        """Return a checksum over the small files' contents and every file's name and size."""
+    def digest(self, commit: str = "") -> str:
+        """Return a checksum over what is loaded: the small files' contents, and for weights their checksum
+        where the hub's cache names files by it, else the `commit`, else the tensors' names and places and
+        pages of them (`MOST_TENSORS`), so that it takes seconds whatever their size."""
         total = hashlib.sha256()
         for name, size in self.files.items():
-            total.update(f"{name}\0{size}\0".encode())
-            if name.endswith((".json", ".jinja")) and size <= MAX_CONFIG_BYTES:
+            if name in self.weight_files:
+                content = content_name(self.path / name) or commit
+                total.update(f"{name}\0{size}\0{content}\0".encode())
+                if not content:
+                    self._sample(name, total.update)
+            elif size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in SMALL_FILES):
+                total.update(f"{name}\0{size}\0".encode())
                 total.update((self.path / name).read_bytes())
         return total.hexdigest()
+
+    def _sample(self, name: str, take: Callable[[bytes], None]) -> None:
+        tensors = [each for each in self.tensors.values() if each.file.name == name]
+        for each in tensors:
+            take(f"{each.name}\0{each.kind}\0{each.shape}\0{each.start}\0".encode())
+        step = -(-len(self.tensors) // MOST_TENSORS)
+        with (self.path / name).open("rb") as file:
+            for each in tensors[::step]:
+                for page in each.pages():
+                    file.seek(page.start)
+                    take(file.read(len(page)))
+
+
+def content_name(path: Path) -> str:
+    """Return the sha256 of a file that a cache as the hub's names by it; empty for another file."""
+    blob = path.resolve().name
+    return blob if SHA256.fullmatch(blob) else ""
 
 
 def read_checkpoint(folder: Path, uri: str = "") -> Checkpoint:

@@ -67,8 +67,8 @@ class StoredWeights(msgspec.Struct, frozen=True):
 
 class Resolved(msgspec.Struct, frozen=True):
     """The answer about a source. `files` maps names to sizes in bytes, `weights_bytes` are those of the
-    weight files, `digest` covers the small files' contents and every file's name and size. `commit` is the
-    hub's or the bucket's, empty for a folder. `precision` is what `precision: auto` computes in."""
+    weight files, `digest` names what is loaded (`Checkpoint.digest`). `commit` is the hub's or the bucket's,
+    empty for a folder. `precision` is what `precision: auto` computes in."""
 
     path: str
     quantization: str  # none | gptq | the method's own name
