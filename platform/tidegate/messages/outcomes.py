@@ -47,6 +47,11 @@ def cohort_of(rollout: str, weight: int) -> str:
     return f"{rollout}.{weight}"
 
 
+def rollout_of(cohort: str) -> str:
+    """The rollout of a cohort; empty: none was under way."""
+    return cohort.rpartition(".")[0]
+
+
 @dataclass(slots=True)
 class Tally:
     """The ends of one revision's requests in one cohort. `ok` counts every request that ended well; `empty`,
