@@ -74,7 +74,9 @@ def build_document(app: FastAPI) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)  # a wrong parameter is a 400
-    _, components = msgspec.json.schema_components(_STRUCTS, schema_hook=lambda _: {}, ref_template=REFERENCE)
+    _, components = msgspec.json.schema_components(
+        _STRUCTS, schema_hook=lambda _: {"description": "Any value"}, ref_template=REFERENCE
+    )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
