@@ -99,7 +99,7 @@ class Judgement:
     needed: float
 
 
-def freeze(baseline: Tally, per_second: float) -> Thresholds:
+def freeze(baseline: Tally, per_second: float = 0.0) -> Thresholds:
     """Return the quantiles of requests that ended before those which they are to judge."""
     return Thresholds(_quantiles(baseline.first_token), _quantiles(baseline.between_tokens), per_second)
 
