@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from tidegate.control.desired import ModelRecord, revision_of
-from tidegate.control.observed import Capacity, RevisionKey, ServeState, SourceState
+from tidegate.control.desired import ModelRecord
+from tidegate.control.looks import Question, questions
+from tidegate.control.observed import Capacity, ServeState, SourceState
 from tidegate.control.plan import (
     PROGRESSING_SECONDS,
     PoolPlan,
@@ -29,7 +30,7 @@ from tidegate.control.plan import (
     queues_of,
 )
 from tidegate.control.resource_files import ResourceSet
-from tidegate.control.resources import Model, PoolSpec
+from tidegate.control.resources import PoolSpec
 from tidegate.control.serve_config import application_configs
 from tidegate.control_round import Depths, Registry, Serve, observe_store, publish
 from tidegate.errors import QueueUnavailable
@@ -57,9 +58,9 @@ class Resources(Protocol):
 class Sources(Protocol):
     """Resolves sources (`local.source_checks.SourceChecks`)."""
 
-    def begin(self, uri: str) -> None: ...
+    def begin(self, question: Question) -> None: ...
 
-    def states(self) -> Mapping[str, SourceState]: ...
+    def states(self, asked: Collection[str]) -> Mapping[str, SourceState]: ...
 
 
 class ControlLoop:
@@ -143,12 +144,13 @@ class ControlLoop:
                 log.warning("control: %s", error.message)
         queues = queues_of(models, self._records)
         stored = await observe_store(self._registry, self._depths, queues, None)
-        found = self._sources.states()
+        asked = {key: each.identity for key, each in questions(models, self._records).items()}
+        found = self._sources.states(asked.values())
         seen = replace(
             stored,
             serve=state,
             serve_problem=self._writer.problem,
-            sources={key: found[uri] for key, uri in _uris(models).items() if uri in found},
+            sources={key: found[identity] for key, identity in asked.items() if identity in found},
             capacity=self._capacity,
             rejected=self._writer.rejected,
         )
@@ -157,9 +159,9 @@ class ControlLoop:
     async def _apply(self, plan: PoolPlan, snapshot: PoolSnapshot, serve: Serve | None) -> float:
         self._records = plan.records
         self._record_file.write(plan.records)
-        uris = _uris(snapshot.models)
+        asked = questions(snapshot.models, plan.records)
         for key in plan.resolve:
-            self._sources.begin(uris[key])
+            self._sources.begin(asked[key])
         await publish(self._registry, plan.registry, snapshot.seen.entries)
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
@@ -171,13 +173,3 @@ class ControlLoop:
             if await self._writer.write(serve, wanted, snapshot.seen.serve):
                 return PROGRESSING_SECONDS
         return plan.pause_seconds(self._now())
-
-
-def _uris(models: Sequence[Model]) -> dict[RevisionKey, str]:
-    """Return where the checkpoints of the models' newest revisions lie. Each source is resolved once, however
-    many models name it."""
-    return {
-        (model.name, revision_of(model.spec)): model.spec.source.uri
-        for model in models
-        if model.spec.source is not None
-    }

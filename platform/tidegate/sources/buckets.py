@@ -46,8 +46,9 @@ REFUSED = frozenset(
 OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed"})
 
 
-def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, str]:
-    """Download what is missing; return its folder, and a name for the content as it is now.
+def fetch(uri: str, storage: Storage, progress: Progress | None, commit: str = "") -> tuple[Path, str]:
+    """Download what is missing; return its folder, and a name for the content as it is now. Of an earlier
+    `commit` there is what an earlier download left.
 
     Raises `SourceError`.
     """
@@ -55,20 +56,29 @@ def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, 
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
     cache = storage.cache or platformdirs.user_cache_path("tidegate", appauthor=False)
+    place = cache / scheme / bucket / (prefix or "_")
     try:
         store = Bucket(uri, scheme, bucket)
         objects = _wanted(uri, store.objects(prefix), f"{prefix}/" if prefix else "")
-        commit = _commit(objects)
-        folder = cache / scheme / bucket / (prefix or "_") / commit
+        found = _commit(objects)
+        if commit and commit != found:
+            raise SourceError(
+                "SourceChanged",
+                f"{uri} holds other objects now than those of {commit}, and {place} has no copy of these.",
+            )
         for name, item in objects.items():
-            _download(store, item, folder / name, name, progress)
+            _download(store, item, place / found / name, name, progress)
+    except SourceError:
+        if commit and (place / commit).is_dir():
+            return place / commit, commit
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SourceError(
                 "NoSpace", f"The disk has no room for {uri}; enlarge the weight cache."
             ) from error
         raise SourceError("SourceUnavailable", f"{uri} could not be kept: {error}") from error
-    return folder, commit
+    return place / found, found
 
 
 class Bucket:

@@ -9,7 +9,12 @@ from tidegate.errors import SourceError
 from tidegate.sources.schemes import Progress, Storage, claim_and_path, scheme_of
 
 
-def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, str]:  # noqa: ARG001
+def fetch(
+    uri: str,
+    storage: Storage,
+    progress: Progress | None,  # noqa: ARG001
+    commit: str = "",  # noqa: ARG001
+) -> tuple[Path, str]:
     """Find the folder. Raises `SourceError`."""
     if scheme_of(uri) == "pvc":
         return _claimed(uri, storage.claims), ""

@@ -14,9 +14,16 @@ from tidegate.errors import SourceError
 from tidegate.sources.schemes import WANTED_FILES, Progress, Storage
 
 
-def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, str]:  # noqa: ARG001
+def fetch(
+    uri: str,
+    storage: Storage,  # noqa: ARG001
+    progress: Progress | None,
+    commit: str = "",
+) -> tuple[Path, str]:
     """Download what is missing. Raises `SourceError`."""
     name, _, revision = uri.removeprefix("hf://").partition("@")
+    if commit:
+        uri, revision = f"hf://{name}@{commit}", commit
     try:
         found = snapshot_download(
             name,

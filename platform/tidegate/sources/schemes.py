@@ -76,9 +76,22 @@ class Storage:
     claims: Mapping[str, Path] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a source is to hold still: a commit and a digest, each empty where it is not known, of the time
+    `since` (unix seconds; 0: not known)."""
+
+    commit: str = ""
+    digest: str = ""
+    since: float = 0.0
+
+
 class Fetch(Protocol):
-    def __call__(self, uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, str]:
-        """Bring what is missing; return the folder and the commit. Raises `SourceError`."""
+    def __call__(
+        self, uri: str, storage: Storage, progress: Progress | None, commit: str = ""
+    ) -> tuple[Path, str]:
+        """Bring what is missing of what lies there now, or of an earlier commit; return the folder and the
+        commit. A plain folder has none. Raises `SourceError`."""
         ...
 
 
