@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -30,12 +30,13 @@ from tidegate.control.plan import (
     queues_of,
 )
 from tidegate.control.resource_files import ResourceSet
-from tidegate.control.resources import PoolSpec
+from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.serve_config import application_configs
 from tidegate.control_round import Depths, Registry, Serve, observe_store, publish
 from tidegate.errors import QueueUnavailable
 from tidegate.local.record_file import RecordFile
 from tidegate.messages.registry import ModelEntry
+from tidegate.messages.rollouts import Action
 from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeUnavailable
 from tidegate.serve_writer import ServeWriter
@@ -46,7 +47,7 @@ LONGEST_PAUSE_SECONDS = 15.0  # after failures in a row
 
 
 class Resources(Protocol):
-    """The resources that should stand (`local.watch.ResourceFiles`)."""
+    """The resources that should stand, and what people ask of them (`local.asked.Asked`)."""
 
     @property
     def resources(self) -> ResourceSet: ...
@@ -54,13 +55,23 @@ class Resources(Protocol):
     @property
     def pool(self) -> PoolSpec: ...
 
+    @property
+    def actions(self) -> Mapping[str, Action]: ...
+
+    @property
+    def drains(self) -> frozenset[str]: ...
+
+    def acted(self, actions: Mapping[str, Action]) -> None: ...
+
 
 class Sources(Protocol):
     """Resolves sources (`local.source_checks.SourceChecks`)."""
 
     def begin(self, question: Question) -> None: ...
 
-    def states(self, asked: Collection[str]) -> Mapping[str, SourceState]: ...
+    def states(self) -> Mapping[str, SourceState]: ...
+
+    def keep(self, asked: Collection[str]) -> None: ...
 
 
 class ControlLoop:
@@ -130,12 +141,26 @@ class ControlLoop:
         """Gather, decide, apply. Returns after how many seconds the next round is due. Raises
         `QueueUnavailable`."""
         serve = self._serve
-        snapshot = await self._gather(serve)
+        snapshot = await self._gather(serve, self._files.resources.models, self._files.actions)
         plan = plan_pool(snapshot, self._now())
         return await self._apply(plan, snapshot, serve)
 
-    async def _gather(self, serve: Serve | None) -> PoolSnapshot:
-        models, pool = self._files.resources.models, self._files.pool
+    @property
+    def records(self) -> Mapping[str, ModelRecord]:
+        return self._records
+
+    async def plan(
+        self, models: Sequence[Model], actions: Mapping[str, Action]
+    ) -> tuple[PoolSnapshot, PoolPlan]:
+        """Decide on these models and actions as the next round would, of what stands now. Nothing is applied.
+        Raises `QueueUnavailable`."""
+        snapshot = await self._gather(self._serve, models, {**self._files.actions, **actions})
+        return snapshot, plan_pool(snapshot, self._now())
+
+    async def _gather(
+        self, serve: Serve | None, models: Sequence[Model], actions: Mapping[str, Action]
+    ) -> PoolSnapshot:
+        pool, drains = self._files.pool, self._files.drains
         state: ServeState | None = None
         if serve is not None:
             try:
@@ -144,22 +169,25 @@ class ControlLoop:
                 log.warning("control: %s", error.message)
         queues = queues_of(models, self._records)
         stored = await observe_store(self._registry, self._depths, queues, None)
-        asked = {key: each.identity for key, each in questions(models, self._records).items()}
-        found = self._sources.states(asked.values())
+        asked, found = questions(models, self._records), self._sources.states()
         seen = replace(
             stored,
             serve=state,
             serve_problem=self._writer.problem,
-            sources={key: found[identity] for key, identity in asked.items() if identity in found},
+            sources={key: found[each.identity] for key, each in asked.items() if each.identity in found},
             capacity=self._capacity,
             rejected=self._writer.rejected,
         )
-        return PoolSnapshot(models, pool, self._records, seen, wave=self._wave)
+        return PoolSnapshot(
+            models, pool, self._records, seen, actions=actions, drains=drains, wave=self._wave
+        )
 
     async def _apply(self, plan: PoolPlan, snapshot: PoolSnapshot, serve: Serve | None) -> float:
         self._records = plan.records
         self._record_file.write(plan.records)
+        self._files.acted(snapshot.actions)
         asked = questions(snapshot.models, plan.records)
+        self._sources.keep([each.identity for each in asked.values()])
         for key in plan.resolve:
             self._sources.begin(asked[key])
         await publish(self._registry, plan.registry, snapshot.seen.entries)

@@ -37,15 +37,17 @@ class SourceChecks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
 
-    def states(self, asked: Collection[str]) -> Mapping[str, SourceState]:
-        """Return the answers to these questions (by `Question.identity`), and forget all others: who asks
-        again wants to know what is there then."""
-        self._states = {name: state for name, state in self._states.items() if name in asked}
+    def states(self) -> Mapping[str, SourceState]:
+        """Return what is known, by `Question.identity`."""
         now = time.monotonic()
         for name, at in list(self._failed_at.items()):
             if now >= at + RETRY_SECONDS:
                 self.forget(name)
         return dict(self._states)
+
+    def keep(self, asked: Collection[str]) -> None:
+        """Forget the answers to all other questions: who asks again wants to know what is there then."""
+        self._states = {name: state for name, state in self._states.items() if name in asked}
 
     def forget(self, name: str) -> None:
         """Look again, as after a person changed something."""

@@ -25,7 +25,8 @@ from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import GCSStore, S3Store
 
 from tidegate.errors import SourceError
-from tidegate.sources.schemes import SCHEMES, WANTED_FILES, Progress, Storage
+from tidegate.sources.checkpoint import DESCRIPTIONS
+from tidegate.sources.schemes import SCHEMES, WANTED_FILES, Check, Progress, Storage
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -46,9 +47,11 @@ REFUSED = frozenset(
 OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed"})
 
 
-def fetch(uri: str, storage: Storage, progress: Progress | None, commit: str = "") -> tuple[Path, str]:
-    """Download what is missing; return its folder, and a name for the content as it is now. Of an earlier
-    `commit` there is what an earlier download left.
+def fetch(
+    uri: str, storage: Storage, progress: Progress | None, check: Check, commit: str = ""
+) -> tuple[Path, str]:
+    """Download what is missing, what describes the weights first; return its folder, and a name for the
+    content as it is now. Of an earlier `commit` there is what an earlier download left.
 
     Raises `SourceError`.
     """
@@ -66,8 +69,12 @@ def fetch(uri: str, storage: Storage, progress: Progress | None, commit: str = "
                 "SourceChanged",
                 f"{uri} holds other objects now than those of {commit}, and {place} has no copy of these.",
             )
+        folder = place / found
+        for name in (name for name in DESCRIPTIONS if name in objects):
+            _download(store, objects[name], folder / name, name, progress)
+        check(folder)
         for name, item in objects.items():
-            _download(store, item, place / found / name, name, progress)
+            _download(store, item, folder / name, name, progress)
     except SourceError:
         if commit and (place / commit).is_dir():
             return place / commit, commit
@@ -78,7 +85,7 @@ def fetch(uri: str, storage: Storage, progress: Progress | None, commit: str = "
                 "NoSpace", f"The disk has no room for {uri}; enlarge the weight cache."
             ) from error
         raise SourceError("SourceUnavailable", f"{uri} could not be kept: {error}") from error
-    return place / found, found
+    return folder, found
 
 
 class Bucket:

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ QUANTIZATION_FILES = {
     "quant_config.json": "awq",
     "hf_quant_config.json": "modelopt",
 }
+# Small files that describe a checkpoint, and prove of some that they are not served.
+DESCRIPTIONS = ("config.json", GENERATION, ADAPTER, *QUANTIZATION_FILES)
 # What tells a quantization by a field of its own, where it names no method.
 METHOD_FIELDS = {
     "bits": "gptq",
@@ -56,14 +58,14 @@ class FilesMissing(SourceError):
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A folder as its config and headers describe it. `files` maps names to sizes in bytes, `quantizations`
-    the files that describe one to what they say."""
+    the files that describe one to what they say. One that was only described has no `weight_files`."""
 
     path: Path
     config: Mapping[str, Any]
     quantizations: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, int]
-    weight_files: tuple[str, ...]
-    tensors: Mapping[str, StoredTensor]
+    weight_files: tuple[str, ...] = ()
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def tensor_names(self) -> frozenset[str]:
@@ -160,6 +162,14 @@ def content_name(path: Path) -> str:
 def read_checkpoint(folder: Path, uri: str = "") -> Checkpoint:
     """Read a folder; errors name it `uri`. Raises `SourceError`, of which `FilesMissing` is one."""
     uri = uri or str(folder)
+    found = read_description(folder, uri)
+    weight_files = _weight_files(uri, folder, found.files)
+    tensors = _tensors(uri, [folder / file for file in weight_files])
+    return replace(found, weight_files=weight_files, tensors=tensors)
+
+
+def read_description(folder: Path, uri: str) -> Checkpoint:
+    """Read what describes a checkpoint, wherever its weights are. Raises what `read_checkpoint` does."""
     try:
         files = {
             path.relative_to(folder).as_posix(): path.stat().st_size
@@ -175,9 +185,7 @@ def read_checkpoint(folder: Path, uri: str = "") -> Checkpoint:
     config = _json_object(folder / "config.json")
     if GENERATION in files:
         _json_object(folder / GENERATION)  # transformers ignores one that is broken, and answers never end
-    weight_files = _weight_files(uri, folder, files)
-    tensors = _tensors(uri, [folder / file for file in weight_files])
-    return Checkpoint(folder, config, _quantizations(folder, config, files), files, weight_files, tensors)
+    return Checkpoint(folder, config, _quantizations(folder, config, files), files)
 
 
 def quantization_method(file: str, config: Mapping[str, Any]) -> str:
@@ -284,7 +292,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _no_config(uri: str, folder: Path, files: Mapping[str, int]) -> str:
     if not files:
-        return f"{uri} is empty; a checkpoint folder holds config.json and *.safetensors."
+        return f"{uri} has no config.json; a checkpoint folder holds it beside its *.safetensors."
     if ADAPTER in files:
         return _adapter(uri, folder)
     other = _other_format(files)

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import cast
 
 from tidegate.errors import SourceError
-from tidegate.sources.checkpoint import Checkpoint, content_name, first, read_checkpoint
+from tidegate.sources.checkpoint import (
+    Checkpoint,
+    content_name,
+    first,
+    read_checkpoint,
+    read_description,
+)
 from tidegate.sources.facts import Resolved
 from tidegate.sources.gptq import loaded_weights
 from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, Fetch, Kept, Progress, Storage, scheme_of
-from tidegate.sources.servable import check_servable
+from tidegate.sources.servable import check_described, check_servable
 
 READ_BYTES = 1 << 20
 
@@ -31,7 +37,13 @@ def resolve(
     # By name, so that a source needs no other source's libraries.
     fetch = cast(Fetch, import_module(f"tidegate.sources.{scheme.module}").fetch)
     kept = kept or Kept()
-    folder, commit = fetch(uri, storage or Storage(), progress, kept.commit)
+    folder, commit = fetch(
+        uri,
+        storage or Storage(),
+        progress,
+        lambda folder: check_described(read_description(folder, uri)),
+        kept.commit,
+    )
     checkpoint = read_checkpoint(folder, uri)
     check_servable(checkpoint)
     digest = checkpoint.digest(commit)

@@ -13,6 +13,8 @@ from typing import Protocol
 
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all (0: not known)
 
+Check = Callable[[Path], object]  # raises `SourceError`
+
 # What a text model's checkpoint needs; other formats of the same weights stay where they are.
 WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 
@@ -88,10 +90,11 @@ class Kept:
 
 class Fetch(Protocol):
     def __call__(
-        self, uri: str, storage: Storage, progress: Progress | None, commit: str = ""
+        self, uri: str, storage: Storage, progress: Progress | None, check: Check, commit: str = ""
     ) -> tuple[Path, str]:
-        """Bring what is missing of what lies there now, or of an earlier commit; return the folder and the
-        commit. A plain folder has none. Raises `SourceError`."""
+        """Bring what is missing of what lies there now, or of an earlier `commit`; return the folder and the
+        commit, which a plain folder has none of. Before weights move, `check` sees the folder with the files
+        that describe them. Raises `SourceError`."""
         ...
 
 

@@ -21,6 +21,7 @@ from tidegate.control.desired import ModelRecord
 from tidegate.control.looks import Question
 from tidegate.control.observed import Capacity, SourceState
 from tidegate.errors import QueueUnavailable
+from tidegate.local.asked import Asked
 from tidegate.local.control_loop import ControlLoop
 from tidegate.local.record_file import RecordFile
 from tidegate.local.watch import ResourceFiles
@@ -91,6 +92,7 @@ class LaptopRig:
         self._records = folder / "control.json"
         self._files = ResourceFiles([self._folder], lambda: None)
         self._files.load()
+        self._asked = folder / "asked.json"
         self.start()
 
     def model(self, name: str, **spec: Any) -> None:
@@ -102,8 +104,9 @@ class LaptopRig:
         self._files.load()
 
     def start(self) -> None:
+        self.asked = Asked(self._files, self._asked)
         self.loop = ControlLoop(
-            self._files,
+            self.asked,
             self.store,
             self.store,
             NoSources(),
@@ -150,9 +153,11 @@ class NoSources:
     def begin(self, question: Question) -> None:
         raise AssertionError(question)
 
-    def states(self, asked: Collection[str]) -> Mapping[str, SourceState]:
-        assert not asked
+    def states(self) -> Mapping[str, SourceState]:
         return {}
+
+    def keep(self, asked: Collection[str]) -> None:
+        assert not asked
 
 
 class OperatorRig:

@@ -39,12 +39,12 @@ async def test_a_look_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     checks = SourceChecks(home, news.set)
     try:
         checks.begin(question())
-        assert checks.states([NOWHERE])[NOWHERE].state == "resolving"
+        assert checks.states()[NOWHERE].state == "resolving"
         async with asyncio.timeout(60):
             await news.wait()
-        assert checks.states([NOWHERE])[NOWHERE].reason == "SourceNotFound"
+        assert checks.states()[NOWHERE].reason == "SourceNotFound"
         checks.forget_failures()
-        assert checks.states([NOWHERE]) == {}
+        assert checks.states() == {}
     finally:
         await checks.close()
 
@@ -56,7 +56,7 @@ async def test_closing_ends_the_looks(tmp_path: Path) -> None:
     checks.begin(question())
     await checks.close()
     await await_until(lambda: not checks._tasks)
-    assert checks.states([NOWHERE])[NOWHERE].state in ("resolving", "failed")
+    assert checks.states()[NOWHERE].state in ("resolving", "failed")
 
 
 async def test_an_answer_is_kept_while_it_is_asked_for(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ async def test_an_answer_is_kept_while_it_is_asked_for(tmp_path: Path) -> None:
     checks.begin(question())
     checks.begin(question("/other"))
     try:
-        assert checks.states([NOWHERE]).keys() == {NOWHERE}
-        assert checks.states([NOWHERE, "/other"]).keys() == {NOWHERE}
+        checks.keep([NOWHERE])
+        assert checks.states().keys() == {NOWHERE}
     finally:
         await checks.close()

@@ -202,7 +202,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_an_empty_folder_and_a_broken_config(tmp_path: Path) -> None:
     error = refused(tmp_path)
     assert isinstance(error, FilesMissing)
-    assert "is empty" in error.message
+    assert "has no config.json; a checkpoint folder holds it" in error.message
     write(tmp_path)
     (tmp_path / "config.json").write_text("[1")
     error = refused(tmp_path)
