@@ -24,23 +24,11 @@ from tidegate.control.desired import (
     spec_on_wire,
     target_of,
 )
-from tidegate.control.history import CONTENT_CHANGED
+from tidegate.control.history import CONTENT_CHANGED, unborn
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.sizing import misfit
 
-# What a record says of its revision's life, and not of what it was made from.
-OF_A_LIFE = (
-    "proof",
-    "attempt_at",
-    "failures",
-    "retry_at",
-    "reason",
-    "message",
-    "retired_at",
-    "placement",
-    "waits_since",
-)
 SUPERSEDED = "The spec has changed meanwhile."
 UNCHANGED = "The source holds what it held."
 
@@ -110,16 +98,10 @@ def undo(record: ModelRecord, model: Model, goal: RevisionRecord, author: str, n
     """Bring a revision of the history back. One that still stands is the target at once, and so is one
     without a source; else its source is looked at first, and nothing moves before the answer."""
     if (kept := record.revisions.get(goal.revision)) is not None:
-        return _pinned(record, model, kept, author)
+        return _pinned(record, model, replace(kept, number=goal.number), author)
     if goal.spec.get("source") is None:
-        return _pinned(record, model, restored(goal), author)
-    return replace(record, look=Look(revision_of(model.spec), now, restored(goal), author))
-
-
-def restored(kept: RevisionRecord) -> RevisionRecord:
-    """Return a revision of the history as it begins anew: it has to find its place, and to prove itself."""
-    names = RevisionRecord.__struct_fields__
-    return RevisionRecord(**{name: getattr(kept, name) for name in names if name not in OF_A_LIFE})
+        return _pinned(record, model, unborn(goal), author)
+    return replace(record, look=Look(revision_of(model.spec), now, unborn(goal), author))
 
 
 def looked(model: Model, record: ModelRecord, seen: Observation, now: float) -> ModelRecord:

@@ -32,6 +32,7 @@ from tidegate.control.desired import (
     target_of,
 )
 from tidegate.control.history import cause_of
+from tidegate.control.history import kept as history_kept
 from tidegate.control.looks import looked, next_look, questions, standing
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.packing import Packing, Refusal
@@ -58,9 +59,9 @@ class PoolSnapshot:
     """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
     are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
     stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
-    with. `authors` are who changed the models' specs last. `actions` are asked of models and not known to be
-    acted on, `drains` are models that should take no new requests. `wave` lowers the pool's bound on unbuilt
-    applications, as on a small machine."""
+    with. `actions` are asked of models and not known to be acted on, `drains` are models that should take no
+    new requests. `authors` changed the models' specs last, `history` is what the plan before left of it.
+    `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
 
     models: Sequence[Model]
     pool: PoolSpec
@@ -69,6 +70,7 @@ class PoolSnapshot:
     deleting: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     authors: Mapping[str, str] = field(default_factory=dict)
+    history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
     actions: Mapping[str, Action] = field(default_factory=dict)
     drains: frozenset[str] = frozenset()
     wave: int | None = None
@@ -93,7 +95,7 @@ class PoolPlan:
     `entries` is all that the registry should hold of these models. `resolve` are those of
     `looks.questions` that nobody looks at yet, `drained` models being deleted of which nothing is left.
     `next_at` is when time alone changes something (unix seconds; None: it does not); `is_settled` False:
-    decide again soon.
+    decide again soon. `history` is all that should be stored of it.
     """
 
     records: Mapping[str, ModelRecord]
@@ -104,6 +106,7 @@ class PoolPlan:
     drained: tuple[str, ...]
     is_settled: bool
     next_at: float | None
+    history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
 
     def pause_seconds(self, now: float, other_at: float | None = None) -> float:
         """Return how long the pool can wait for its next decision; `other_at` is when time changes something
@@ -179,6 +182,9 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
         drained=drained,
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
         next_at=_next_at(steps, claims, turns, now),
+        history={
+            name: history_kept(snapshot.history.get(name, ()), record) for name, record in records.items()
+        },
     )
 
 

@@ -23,6 +23,7 @@ from tidegate.control.observed import Capacity, SourceState
 from tidegate.errors import QueueUnavailable
 from tidegate.local.asked import Asked
 from tidegate.local.control_loop import ControlLoop
+from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.record_file import RecordFile
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import Condition, ModelEntry
@@ -111,6 +112,7 @@ class LaptopRig:
             self.store,
             NoSources(),
             JournaledRecords(self._records, self.journal),
+            HistoryFolder(self._records.parent / "revisions"),
             REPLICAS,
             Capacity(4, 0),
             self.changed,
