@@ -49,7 +49,7 @@ SIGMA = 0.5  # of the logarithm of both
 ABNORMAL_ENDS = {"empty": 0.001, "instant": 0.005, "length": 0.2}  # shares of requests
 BASELINE = 1_000  # requests before the rollout
 ROLLOUT = ((15, 240), (50, 240), (100, 240))  # weight in percent, seconds
-CHUNK = 500  # runs at once
+CHUNK_SECONDS = 600_000  # of all runs at once: what fits in memory
 
 
 @dataclass(frozen=True)
@@ -278,8 +278,9 @@ def found(scenario: Scenario, runs: int, seed: int, after: Scenario | None = Non
     """Run a rollout often. With `after` the scenario goes on with that one, and its seconds are counted."""
     rng = np.random.default_rng(seed)
     parts: list[tuple[Floats, ...]] = []
-    for start in range(0, runs, CHUNK):
-        count, skipped = min(CHUNK, runs - start), 0
+    chunk = CHUNK_SECONDS // sum(seconds for each in (scenario, after) if each for _, seconds in each.steps)
+    for start in range(0, runs, chunk):
+        count, skipped = min(chunk, runs - start), 0
         seen = simulate(scenario, count, rng)
         if after is not None:
             seen, skipped = _joined_up(seen, simulate(after, count, rng)), len(seen.weights)
@@ -422,11 +423,21 @@ def detection(runs: int, seed: int) -> list[list[str]]:
     for name, scenario, within in [*errors, *few, *slow, *other, *shadow]:
         result = found(scenario, runs, seed)
         rows.append(_row(name, scenario, within, result, flagger(scenario, runs, seed)))
-    for base in (0.001, 0.01, 0.05):
-        good = Scenario(Revision(base), Revision(base), ((15, 240),))
-        bad = Scenario(Revision(base), Revision(base + 0.05), at(50, 600))
+    late = [
+        (f"{extra * 100:g} % more errors {when}, base {base * 100:g} %", base, extra, before, weight)
+        for base, extra, when, before, weight in (
+            (0.001, 0.05, "from the second step on", 240, 50),
+            (0.01, 0.05, "from the second step on", 240, 50),
+            (0.05, 0.05, "from the second step on", 240, 50),
+            (0.001, 0.05, "after an hour's pause", 3_600, 15),
+            (0.01, 0.05, "after an hour's pause", 3_600, 15),
+            (0.01, 0.2, "after an hour's pause", 3_600, 15),
+        )
+    ]
+    for name, base, extra, before, weight in late:
+        good = Scenario(Revision(base), Revision(base), ((15, before),))
+        bad = Scenario(Revision(base), Revision(base + extra), at(weight))
         result = found(good, runs, seed, after=bad)
-        name = f"{base * 100 + 5:g} % errors from the second step on, base {base * 100:g} %"
         rows.append(_row(name, bad, 60, result, flagger(bad, runs, seed)))
     return rows
 
