@@ -1,0 +1,157 @@
+"""A rollout as text: whole, for a screen that is drawn again and again, or as one line of a log. Pure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from tidegate.cli.output import age, table
+from tidegate.messages.rollouts import GateView, RolloutView, StepView
+
+BAR_CELLS = 20
+EIGHTHS = " ▏▎▍▌▋▊▉"
+ENDED = ("Completed", "Aborted")
+GATE_MARKS = {"passes": "✓", "waits": "…", "fails": "✗"}
+
+
+def draw(view: RolloutView, now: float) -> str:
+    """Return what a person wants to know: where it stands, what it waits for, and why. `now` in unix
+    seconds."""
+    blocks = [
+        "\n".join(filter(None, (f"{view.model}: {_where(view)}", _why(view)))),
+        "\n".join(_facts(view, now)),
+        table(["REVISION", "", "WEIGHT", "", "REPLICAS"], _revisions(view)),
+    ]
+    if view.gates:
+        blocks.append(
+            table(
+                ["", "GATE", "EVIDENCE", "OF NEEDED", "NEW", "STABLE", ""], [_gate(it) for it in view.gates]
+            )
+        )
+    return "\n\n".join(blocks)
+
+
+def headline(view: RolloutView) -> str:
+    """Return the rollout in one line."""
+    return " ".join(filter(None, (_where(view), _why(view))))
+
+
+def bar(share: float, cells: int = BAR_CELLS) -> str:
+    """Return a bar that is filled to `share`, 0 to 1, in eighths of a cell."""
+    eighths = round(min(1.0, max(0.0, share)) * cells * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (EIGHTHS[rest] if rest else "")).ljust(cells, "·")
+
+
+def evidence_share(evidence: float, needed: float) -> float:
+    """Return how far evidence has come, 0 to 1. E-values multiply, so equal steps are equal factors: 10 is
+    half of the way to 100. At 1 and below nothing speaks against the revision."""
+    if needed <= 1 or evidence <= 1:
+        return 0.0
+    return min(1.0, math.log(evidence) / math.log(needed))
+
+
+def _where(view: RolloutView) -> str:
+    where = {
+        "Queued": f"place {view.position} in the Pool's line of rollouts",
+        "Warming": f"{view.target} gets ready",
+        "Shadow": f"{view.target} answers copies of requests, for nobody",
+        "Completed": f"{view.target} takes all requests",
+        "Aborted": f"{view.stable or 'no revision'} takes all requests",
+    }.get(view.phase, f"{view.target} takes {view.weight} % of the requests")
+    return f"{view.phase}: {where}."
+
+
+def _why(view: RolloutView) -> str:
+    return ": ".join(filter(None, (view.reason, view.message)))
+
+
+def _facts(view: RolloutView, now: float) -> list[str]:
+    facts = [("strategy", view.strategy), ("steps", _steps(view))]
+    has_ended = view.phase in ENDED
+    if view.started:
+        until = view.ended if has_ended and view.ended else now
+        facts.append(("time", age(until - view.started) + ("" if has_ended else _of_step(view, now))))
+    if view.needed_requests and not has_ended:
+        share = view.clean_requests / view.needed_requests
+        counted = f"{view.clean_requests} of {view.needed_requests} requests that ended well"
+        facts.append(("evidence", f"{bar(share)}   {counted}"))
+    if view.ends_at > now and not has_ended:
+        facts.append(("ends", f"in about {age(view.ends_at - now)}, at {_clock(view.ends_at)}"))
+    return [f"{name.ljust(10)} {text}" for name, text in facts]
+
+
+def _steps(view: RolloutView) -> str:
+    if view.phase == "Completed":
+        marks = ["✓"] * len(view.steps)
+    else:
+        here = "✗" if view.phase == "Aborted" else "▶"
+        marks = ["✓" if i < view.step else here if i == view.step else "·" for i in range(len(view.steps))]
+    return "   ".join(f"{mark} {_step(step)}" for mark, step in zip(marks, view.steps, strict=True))
+
+
+def _step(step: StepView) -> str:
+    """A step without weight is the one in which requests are only copied."""
+    name = f"{step.weight} %" if step.weight else "shadow"
+    least = [f"{age(step.hold_seconds)} or more"] if step.hold_seconds else []
+    if least or step.pause:
+        name += f" ({', '.join(least + ['until resumed'] * step.pause)})"
+    return name
+
+
+def _of_step(view: RolloutView, now: float) -> str:
+    if view.phase in ENDED or not view.step_since or not 0 <= view.step < len(view.steps):
+        return ""
+    hold = view.steps[view.step].hold_seconds
+    of = f" of {age(hold)}" if hold else ""
+    return f", {age(now - view.step_since)}{of} in step {view.step + 1} of {len(view.steps)}"
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M", time.localtime(at))
+
+
+def _revisions(view: RolloutView) -> list[Sequence[str]]:
+    shares = {view.target: view.weight}
+    if view.stable and view.stable != view.target:
+        shares[view.stable] = 100 - view.weight
+    names = {view.stable: "stable", view.target: "new" if view.phase != "Aborted" else "refused"}
+    if view.phase == "Completed":
+        names = {view.target: "stable"}
+    rest = [revision for revision in view.replicas if revision not in shares]
+    return [
+        (
+            revision,
+            names.get(revision, ""),
+            f"{shares.get(revision, 0)} %",
+            bar(shares.get(revision, 0) / 100),
+            view.replicas.get(revision, "0/0"),
+        )
+        for revision in [*shares, *rest]
+    ]
+
+
+def _gate(gate: GateView) -> Sequence[str]:
+    """Evidence on a log scale; a gate that needs no statistics has only its sentence."""
+    if not gate.needed:
+        return GATE_MARKS[gate.state], gate.name, "", "", "", "", gate.message
+    counts = [
+        f"{failures}/{requests}"
+        for failures, requests in (
+            (gate.target_failures, gate.target_requests),
+            (gate.stable_failures, gate.stable_requests),
+        )
+    ]
+    return (
+        GATE_MARKS[gate.state],
+        gate.name,
+        bar(evidence_share(gate.evidence, gate.needed)),
+        f"{_number(gate.evidence)} of {_number(gate.needed)}",
+        *counts,
+        gate.message,
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}" if value < 100_000 else f"{value:.0e}"
