@@ -88,9 +88,13 @@ class ModelEntry(msgspec.Struct, frozen=True):
     conditions: list[Condition] = []
 
 
+# inference: ask models at a gateway. admin: the control API, all of it. read: its GETs.
+Scope = Literal["inference", "admin", "read"]
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key as stored: never the secret itself."""
+    """An API key as stored: never the secret itself. One stored before there were scopes asks models."""
 
     id: str
     name: str
@@ -98,3 +102,4 @@ class Key:
     created: float
     revoked: float | None = None
     prefix: str = ""  # first characters of the secret, to recognise it by
+    scopes: tuple[Scope, ...] = ("inference",)
