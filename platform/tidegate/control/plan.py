@@ -35,6 +35,7 @@ from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
 from tidegate.control.turns import Claim, Turns, take_turns
 from tidegate.messages.registry import ModelEntry
+from tidegate.messages.rollouts import Action
 
 DRAIN_LIMIT_SECONDS = 300.0  # how long the requests of a deleted model may take to end
 
@@ -48,7 +49,8 @@ class PoolSnapshot:
     """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
     are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
     stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
-    with. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
+    with. `actions` are asked of models and not known to be acted on, `drains` are models that should take no
+    new requests. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
 
     models: Sequence[Model]
     pool: PoolSpec
@@ -56,6 +58,8 @@ class PoolSnapshot:
     seen: Observation
     deleting: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+    actions: Mapping[str, Action] = field(default_factory=dict)
+    drains: frozenset[str] = frozenset()
     wave: int | None = None
 
 

@@ -27,6 +27,7 @@ from tidegate.control_api.sign_in import Failures, KeyRing, SignedIn
 from tidegate.errors import ConfigError, InvalidRequest, NotFound, RequestTooLarge
 from tidegate.gateway.asgi import ASGIApp, Receive, Scope, Send, read_body
 from tidegate.gateway.middleware import ErrorBodies, RequestIds
+from tidegate.messages.administration import AuditEntry, Usage
 from tidegate.messages.registry import Key
 from tidegate.messages.rollouts import Action
 from tidegate.telemetry import fields
@@ -258,9 +259,9 @@ def _routes(services: Services) -> APIRouter:
         await trail.note(key, "key revoke", "", msgspec.to_builtins(past), msgspec.to_builtins(after))
         return _json(after)
 
-    @router.get("/usage", tags=["usage"], operation_id="get_usage", **described(views.Usage))
+    @router.get("/usage", tags=["usage"], operation_id="get_usage", **described(Usage))
     async def get_usage(_: Key = reads) -> Response:
-        """What tenants and keys hold of the queues now."""
+        """What each tenant holds of the queues now."""
         return _json(await services.usage.read())
 
     @router.get("/audit", tags=["audit"], operation_id="list_audit", **described(views.AuditPage, 400))
@@ -285,7 +286,7 @@ class _Trail:
 
     async def note(self, key: Key, what: str, model: str, before: Any, after: Any) -> None:
         old, new = differences(msgspec.to_builtins(before), msgspec.to_builtins(after))
-        entry = views.AuditEntry(self._now(), key.name, what, model, old, new, key.id)
+        entry = AuditEntry(self._now(), key.name, what, model, old, new, key.id)
         log.info("%s: %s %s", key.name, what, model, extra=fields(**msgspec.to_builtins(entry)))
         try:
             await self._audit.append(entry)

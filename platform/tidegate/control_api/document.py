@@ -12,8 +12,8 @@ from tidegate import __version__
 from tidegate.control_api import views
 from tidegate.gateway.bodies import REFERENCE, reference
 from tidegate.gateway.openapi import ErrorBody
+from tidegate.messages.administration import Usage
 from tidegate.messages.registry import Key
-from tidegate.messages.rollouts import Action
 
 _STRUCTS: tuple[type, ...] = (
     *(
@@ -21,8 +21,8 @@ _STRUCTS: tuple[type, ...] = (
         for kind in vars(views).values()
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not views.Body
     ),
-    Action,
     Key,
+    Usage,
     ErrorBody,
 )
 _REFUSALS = {

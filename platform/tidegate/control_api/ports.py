@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from tidegate.control_api.views import AuditEntry, ModelView, PlanView, PoolView, Usage
+from tidegate.control_api.views import ModelView, PlanView, PoolView
+from tidegate.messages.administration import AuditEntry, Usage
 from tidegate.messages.registry import Key, Scope
 from tidegate.messages.rollouts import Action, RevisionView
 
@@ -69,7 +70,7 @@ class UsageReader(Protocol):
 
 
 class AuditLog(Protocol):
-    """Append-only, and bounded: the oldest entries go."""
+    """Append-only, and bounded: the oldest entries go. `store.audit` and `local.audit_file`."""
 
     async def append(self, entry: AuditEntry) -> None: ...
 

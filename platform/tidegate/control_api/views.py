@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from tidegate.messages.administration import AuditEntry
 from tidegate.messages.registry import Condition, Key, ModelEntry, ReplicaStats, Scope
 from tidegate.messages.rollouts import Action, RevisionView, RolloutView, Verb
 
@@ -110,35 +111,6 @@ class NewKey(msgspec.Struct, frozen=True):
 
     key: Key
     secret: str
-
-
-class Held(msgspec.Struct, frozen=True):
-    """What waits and runs now: requests, their bytes, and the bytes that those that run have generated."""
-
-    requests: int = 0
-    request_bytes: int = 0
-    generated_bytes: int = 0
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """What tenants and keys (by id) hold of the queues now. Nothing that has ended is counted here."""
-
-    tenants: dict[str, Held]
-    keys: dict[str, Held]
-
-
-class AuditEntry(msgspec.Struct, frozen=True):
-    """One change. `who` is the key's name (`key` its id), or the platform itself where it decided. `before`
-    and `after` hold what differs."""
-
-    at: float  # unix seconds
-    who: str
-    what: str
-    model: str = ""
-    before: Any = None
-    after: Any = None
-    key: str = ""
-    id: str = ""  # given by the log; later entries have later ones
 
 
 class ModelList(msgspec.Struct, frozen=True):
