@@ -101,6 +101,15 @@ class Settings(ProcessSettings):
         None,
         description="File with a key that the gateway lets in from its start on, as a mounted Secret has it.",
     )
+    admin_url: str = Field(
+        "",
+        pattern=r"^(https?://[^/\s]+/?)?$",
+        description="The control API that commands speak to, as in `https://host:8001`; empty: that of this "
+        "machine, else of kubectl's current context.",
+    )
+    admin_key: str = Field(
+        "", repr=False, description="The key for it, with the scope `admin`, or `read` to look only."
+    )
     max_body_bytes: int = Field(
         8 * 1024 * 1024, ge=1024, le=1 << 30, description="Largest request body; above it 413."
     )

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from tidegate.cli.output import (
-    Format,
-    OutputOption,
-    say,
-    show_record,
-)
+from tidegate.cli.changes import DryRunOption, make
+from tidegate.cli.control_client import action, asked, open_control
+from tidegate.cli.output import Column, CommandFailed, Format, OutputOption, age, say, show_list, show_record
 
 if TYPE_CHECKING:
-    from tidegate.messages.rollouts import Verb
+    from tidegate.messages.rollouts import RevisionView, Verb
 
-POLL_SECONDS = 1.0
-ROLLED_OUT, ABORTED, TIMED_OUT = 0, 1, 2  # exit codes of `status`
+ABORTED, TIMED_OUT = 1, 2  # exit codes of `status`
 
 commands = typer.Typer(no_args_is_help=True, help="Watch and steer how a changed model goes out.")
 
 ModelArgument = Annotated[str, typer.Argument(help="A model that `tidegate models` lists.")]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only show what the platform would do; nothing changes.")
-]
 
 ACTIONS: dict[Verb, str] = {
     "pause": "Hold the rollout where it is. Its gates go on judging and may still abort it.",
     "resume": "Go on after a pause, one that a step asks for too.",
     "promote": "Give all requests to the new revision now, without the evidence that is missing.",
-    "abort": "Give all requests back to the stable revision. The other one stays refused until it changes.",
+    "abort": "Give all requests back to the stable revision. The other is refused until `retry` or a change.",
     "retry": "Begin an aborted rollout again.",
     "recheck": "Look whether the model's source has other bytes by now; these are a new revision.",
 }
@@ -64,24 +58,24 @@ def status(
 ) -> None:
     """Show a model's rollout: steps, weights, gates with their evidence, and what it waits for.
 
-    With --watch or --timeout the exit status tells how it ended: 0 rolled out, 1 aborted, 2 not ended in time.
+    With --watch or --timeout the exit status tells how it ended: 0 rolled out, 1 aborted, 2 not in time.
     """
-    from tidegate.cli.rollout_drawing import draw
-    from tidegate.cli.rollout_watch import follow
+    from tidegate.cli.rollout_drawing import draw_model, record_of
+    from tidegate.cli.rollout_watch import follow, outcome
 
-    if not watch and timeout is None:
-        view = _asked(lambda control: control.rollout(model))
-        show_record(msgspec.to_builtins(view), output, draw(view, time.time()))
-        return
-    until = time.monotonic() + timeout if timeout is not None else None
-    view = follow(model, until, output, shows=watch)
+    waits = watch or timeout is not None
+    if waits:
+        until = time.monotonic() + timeout if timeout is not None else None
+        found = follow(model, until, output, shows=watch)
+    else:
+        found = asked(lambda control: control.model(model))
     if not watch:
-        show_record(msgspec.to_builtins(view), output, draw(view, time.time()))
-    if view.phase == "Completed":
+        show_record(record_of(found), output, draw_model(found, time.time()))
+    if not waits or (ended := outcome(found)) == "rolled out":
         return
-    if view.phase != "Aborted":
+    if ended == "under way":
         say(f"The rollout of {model} has not ended in time.")
-    raise typer.Exit(ABORTED if view.phase == "Aborted" else TIMED_OUT)
+    raise typer.Exit(ABORTED if ended == "aborted" else TIMED_OUT)
 
 
 @commands.command()
@@ -101,7 +95,7 @@ def history(model: ModelArgument, output: OutputOption = Format.table) -> None:
         Column("DIGEST", lambda it: it["digest"], only_wide=True),
         Column("MESSAGE", lambda it: it["message"], only_wide=True),
     )
-    revisions = _asked(lambda control: control.revisions(model))
+    revisions = asked(lambda control: control.revisions(model))
     records = [msgspec.to_builtins(revision) for revision in revisions]
     show_list(records, columns, output, f"{model} has no revision yet; `tidegate models {model}` says why.")
 
@@ -109,25 +103,59 @@ def history(model: ModelArgument, output: OutputOption = Format.table) -> None:
 @commands.command()
 def diff(
     model: ModelArgument,
-    revision: Annotated[str, typer.Argument(help="A number or name that `history` shows; none: the newest.")] = "",
-    against: Annotated[str, typer.Argument(help="Another one; none: the one before.", metavar="AGAINST")] = "",
+    old: Annotated[
+        str, typer.Argument(help="A number or name that `history` shows; none: the one before the newest.")
+    ] = "",
+    new: Annotated[str, typer.Argument(help="Another one; none: the newest.")] = "",
     output: OutputOption = Format.table,
 ) -> None:
     """Show what differs between two revisions of a model: fields of its spec, and the bytes of its source."""
-    revisions = _asked(lambda control: control.revisions(model))
-    new = find_revision(model, revisions, revision) if revision else _newest(model, revisions)
-    old = find_revision(model, revisions, against) if against else _before(model, revisions, new)
+    revisions = asked(lambda control: control.revisions(model))
+    after = find_revision(model, revisions, new) if new else _newest(model, revisions)
+    before = find_revision(model, revisions, old) if old else _before(model, revisions, after)
     differences = [
-        {"field": field, "before": before, "after": after}
-        for field, (before, after) in differing(_compared(old), _compared(new)).items()
+        {"field": field, "before": was, "after": is_now}
+        for field, (was, is_now) in differing(_compared(before), _compared(after)).items()
     ]
-    say(f"{model}: from {old.number} ({old.revision}) to {new.number} ({new.revision})")
+    say(f"{model}: from {before.number} ({before.revision}) to {after.number} ({after.revision})")
     columns = (
         Column("FIELD", lambda it: it["field"]),
         Column("BEFORE", lambda it: _shown(it["before"])),
         Column("AFTER", lambda it: _shown(it["after"])),
     )
     show_list(differences, columns, output, "They do not differ.")
+
+
+def _action(verb: Verb, what: str) -> None:
+    """Add the command of an action that needs no more than its model."""
+
+    @commands.command(name=verb, help=what)
+    def command(
+        model: ModelArgument, dry_run: DryRunOption = False, output: OutputOption = Format.table
+    ) -> None:
+        with open_control() as control:
+            make(control, model, action(model, verb), output, is_dry_run=dry_run)
+
+
+for _verb, _what in ACTIONS.items():
+    _action(_verb, _what)
+
+
+@commands.command()
+def undo(
+    model: ModelArgument,
+    to_revision: Annotated[
+        str,
+        typer.Option(help="A number or name that `history` shows; none: the one before.", metavar="REVISION"),
+    ] = "",
+    dry_run: DryRunOption = False,
+    output: OutputOption = Format.table,
+) -> None:
+    """Bring back an earlier revision, the same bytes. Your files stay; their next change ends it."""
+    with open_control() as control:
+        known = control.revisions(model) if to_revision else []
+        revision = find_revision(model, known, to_revision).revision if to_revision else ""
+        make(control, model, action(model, "undo", revision), output, is_dry_run=dry_run)
 
 
 def find_revision(model: str, revisions: Sequence[RevisionView], named: str) -> RevisionView:
@@ -162,7 +190,7 @@ def _newest(model: str, revisions: Sequence[RevisionView]) -> RevisionView:
 def _before(model: str, revisions: Sequence[RevisionView], new: RevisionView) -> RevisionView:
     older = [it for it in revisions if it.number < new.number]
     if not older:
-        raise CommandFailed(f"{model} has no revision before {new.number}; name the other one, too.")
+        raise CommandFailed(f"{model} has no revision before {new.number}; name the other one too.")
     return max(older, key=lambda it: it.number)
 
 
@@ -172,8 +200,3 @@ def _compared(revision: RevisionView) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     return "" if value is None or value == "" else msgspec.json.encode(value).decode()
-
-
-def _asked(ask: Callable[[Control], Answer]) -> Answer:
-    with open_control() as control:
-        return ask(control)

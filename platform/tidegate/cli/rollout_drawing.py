@@ -5,36 +5,60 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from tidegate.cli.output import age, table
-from tidegate.messages.rollouts import GateView, RolloutView, StepView
+from tidegate.messages.rollouts import ENDED
+
+if TYPE_CHECKING:
+    from tidegate.control_api.views import ModelView
+    from tidegate.messages.rollouts import GateView, RolloutView, StepView
 
 BAR_CELLS = 20
 EIGHTHS = " ▏▎▍▌▋▊▉"
-ENDED = ("Completed", "Aborted")
+REVISION_TITLES = ("REVISION", "", "WEIGHT", "", "REPLICAS")
+GATE_TITLES = ("", "GATE", "EVIDENCE", "OF NEEDED", "NEW", "STABLE", "")
 GATE_MARKS = {"passes": "✓", "waits": "…", "fails": "✗"}
+
+
+def draw_model(model: ModelView, now: float) -> str:
+    """Return a model's rollout, or that there is none, and what was asked and not yet done."""
+    parts = [draw(model.rollout, now) if model.rollout is not None else headline(model)]
+    if (action := model.action) is not None:
+        by = f" by {action.author}" if action.author else ""
+        what = " ".join(filter(None, (action.verb, action.revision)))
+        parts.append(f"asked{by}, not begun yet: {what}")
+    return "\n\n".join(parts)
 
 
 def draw(view: RolloutView, now: float) -> str:
     """Return what a person wants to know: where it stands, what it waits for, and why. `now` in unix
     seconds."""
     blocks = [
-        "\n".join(filter(None, (f"{view.model}: {_where(view)}", _why(view)))),
+        "\n".join(filter(None, (f"{view.model}: {_where(view)}", _why(view.reason, view.message)))),
         "\n".join(_facts(view, now)),
-        table(["REVISION", "", "WEIGHT", "", "REPLICAS"], _revisions(view)),
+        table(REVISION_TITLES, _revisions(view)),
     ]
     if view.gates:
-        blocks.append(
-            table(
-                ["", "GATE", "EVIDENCE", "OF NEEDED", "NEW", "STABLE", ""], [_gate(it) for it in view.gates]
-            )
-        )
+        blocks.append(table(GATE_TITLES, [_gate(gate) for gate in view.gates]))
     return "\n\n".join(blocks)
 
 
-def headline(view: RolloutView) -> str:
-    """Return the rollout in one line."""
-    return " ".join(filter(None, (_where(view), _why(view))))
+def headline(model: ModelView) -> str:
+    """Return a model's rollout in one line."""
+    if (view := model.rollout) is not None:
+        return " ".join(filter(None, (_where(view), _why(view.reason, view.message))))
+    entry = model.entry
+    why = _why(entry.reason, entry.message) if entry is not None else "The platform has not looked at it yet."
+    return f"No rollout of {model.name}. {why}"
+
+
+def record_of(model: ModelView) -> dict[str, Any]:
+    """Return the same for programs."""
+    shown = {"model": model.name, "rollout": model.rollout, "action": model.action}
+    return cast("dict[str, Any]", msgspec.to_builtins(shown))
 
 
 def bar(share: float, cells: int = BAR_CELLS) -> str:
@@ -63,8 +87,8 @@ def _where(view: RolloutView) -> str:
     return f"{view.phase}: {where}."
 
 
-def _why(view: RolloutView) -> str:
-    return ": ".join(filter(None, (view.reason, view.message)))
+def _why(reason: str, message: str) -> str:
+    return ": ".join(filter(None, (reason, message)))
 
 
 def _facts(view: RolloutView, now: float) -> list[str]:

@@ -1,57 +1,70 @@
-"""Follows a rollout to its end: on a terminal as a picture that is drawn anew, elsewhere as a line for each thing
-that happens."""
+"""Follows a rollout to its end: on a terminal as a picture that is drawn anew, elsewhere as a line for each
+thing that happens."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import msgspec
 
 from tidegate.cli.control_client import ControlAway, open_control
 from tidegate.cli.output import Format, put, say
-from tidegate.cli.rollout_drawing import draw, headline
-from tidegate.messages.rollouts import RolloutView
+from tidegate.cli.rollout_drawing import draw_model, headline, record_of
 
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from tidegate.control_api.views import ModelView
+
 POLL_SECONDS = 1.0
-ENDED = ("Completed", "Aborted")
+
+Outcome = Literal["rolled out", "aborted", "under way"]
 
 
-def follow(model: str, until: float | None, style: Format, *, shows: bool) -> RolloutView:
-    """Return the rollout as it ended, or as it was at `until` (`time.monotonic()`; None: never). A control API
-    that goes away meanwhile, as in an upgrade, is asked again. Raises `CommandFailed` where there is none to
-    begin with."""
-    view: RolloutView | None = None
+def outcome(model: ModelView) -> Outcome:
+    """Tell how a model's rollout ended. One that nothing was ever rolled out over is there when it is
+    ready."""
+    view = model.rollout
+    if model.action is not None:
+        return "under way"
+    if view is None:
+        return "rolled out" if model.entry is not None and model.entry.ready else "under way"
+    return {"Completed": "rolled out", "Aborted": "aborted"}.get(view.phase, "under way")  # type: ignore[return-value]
+
+
+def follow(name: str, until: float | None, style: Format, *, shows: bool) -> ModelView:
+    """Return the model when its rollout has ended, or as it was at `until` (`time.monotonic()`; None: never).
+    A control API that goes away meanwhile, as in an upgrade, is asked again. Raises `CommandFailed` where
+    there is none to begin with."""
+    model: ModelView | None = None
     with Screen(style, shows=shows) as screen:
         while True:
             try:
                 with open_control() as control:
-                    while view is None or not _is_over(view, until):
-                        if view is not None:
+                    while model is None or not _is_over(model, until):
+                        if model is not None:
                             time.sleep(POLL_SECONDS)
-                        view = control.rollout(model)
-                        screen.show(view)
-                    return view
+                        model = control.model(name)
+                        screen.show(model)
+                    return model
             except ControlAway as error:
-                if view is None or _is_over(view, until):
+                if model is None or _is_over(model, until):
                     raise
                 say(f"{error.message} Asking again.")
                 time.sleep(POLL_SECONDS)
 
 
 class Screen:
-    """Shows views as they come. `shows` False: it shows nothing."""
+    """Shows a model's rollout as it goes on. `shows` False: it shows nothing."""
 
     def __init__(self, style: Format, *, shows: bool) -> None:
         self._style = style
         self._shows = shows
         self._live: Live | None = None
-        self._last: tuple[object, ...] = ()
+        self._last: object = None
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -69,26 +82,30 @@ class Screen:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, view: RolloutView) -> None:
+    def show(self, model: ModelView) -> None:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(draw(view, time.time())), refresh=True)
-        elif self._shows and (happened := _happened(view)) != self._last:
+            self._live.update(Text(draw_model(model, time.time())), refresh=True)
+        elif self._shows and (happened := _happened(model)) != self._last:
             self._last = happened
-            put(self._line(view))
+            put(self._line(model))
 
-    def _line(self, view: RolloutView) -> str:
+    def _line(self, model: ModelView) -> str:
         if self._style in (Format.json, Format.yaml):
-            return msgspec.json.encode(view).decode()
-        return f"{time.monotonic() - self._began:6.1f} s  {headline(view)}"
+            return msgspec.json.encode(record_of(model)).decode()
+        return f"{time.monotonic() - self._began:6.1f} s  {headline(model)}"
 
 
-def _is_over(view: RolloutView, until: float | None) -> bool:
-    return view.phase in ENDED or (until is not None and time.monotonic() >= until)
+def _is_over(model: ModelView, until: float | None) -> bool:
+    return outcome(model) != "under way" or (until is not None and time.monotonic() >= until)
 
 
-def _happened(view: RolloutView) -> tuple[object, ...]:
+def _happened(model: ModelView) -> object:
     """What is worth a line: counts that grow all the time are not."""
+    view = model.rollout
+    if view is None:
+        return model.action, model.entry and (model.entry.ready, model.entry.reason)
     gates = [(gate.name, gate.state) for gate in view.gates]
-    return view.id, view.phase, view.step, view.weight, view.reason, view.position, gates, view.replicas
+    moves = (view.id, view.phase, view.step, view.weight, view.reason, view.position)
+    return model.action, moves, gates, view.replicas
