@@ -73,7 +73,7 @@ class ProcessSettings(BaseSettings):
             )
         return value
 
-    @field_validator("redis_username", "redis_password")
+    @field_validator("redis_username", "redis_password", "admin_key", check_fields=False)
     @classmethod
     def _one_line(cls, value: str) -> str:
         if re.search(r"[\x00-\x1f\x7f]", value := cut(value)):

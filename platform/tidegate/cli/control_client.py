@@ -134,7 +134,9 @@ def open_control() -> Iterator[Control]:
     import httpx
 
     with _address() as (url, key):
-        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        headers = {"content-type": "application/json"}
+        if key:
+            headers["authorization"] = f"Bearer {key}"
         is_near = httpx.URL(url).host in LOOPBACK
         with httpx.Client(
             base_url=url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=not is_near

@@ -33,7 +33,7 @@ ACTIONS: dict[Verb, str] = {
 }
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     """`90s`, `10m`, `1h30m`; a plain number is seconds."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
     if not text or parts is None:
@@ -51,7 +51,7 @@ def status(
     timeout: Annotated[
         float | None,
         typer.Option(
-            parser=_seconds, metavar="TIME", help="Wait for the end, so long at most: 90s, 10m, 1h30m."
+            parser=seconds, metavar="TIME", help="Wait for the end, so long at most: 90s, 10m, 1h30m."
         ),
     ] = None,
     output: OutputOption = Format.table,
