@@ -35,6 +35,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 MAX_RETRY_AFTER_SECONDS = 120  # SDKs stop honouring the header above about this
+# Codes with which a replica ends a request that cannot be, and what clients are told (400). Every other error
+# of a replica is ours (500 or more).
+PROMPT_REFUSALS = {
+    "ContextLengthExceeded": "context_length_exceeded",
+    "InvalidPrompt": "invalid_prompt",
+    "PromptTooCostly": "prompt_too_costly",
+}
 MOST_CHARACTERS = 2000  # of a message to a client
 MOST_PARAM_CHARACTERS = 200
 

@@ -23,7 +23,15 @@ from msgspec.structs import replace
 
 from tidegate.control.attempts import judged
 from tidegate.control.condition_checks import Facts
-from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of, spec_on_wire
+from tidegate.control.desired import (
+    ModelRecord,
+    RevisionRecord,
+    recorded_spec,
+    revision_of,
+    spec_on_wire,
+    target_of,
+)
+from tidegate.control.history import cause_of
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.packing import Packing, Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
@@ -49,8 +57,9 @@ class PoolSnapshot:
     """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
     are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
     stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
-    with. `actions` are asked of models and not known to be acted on, `drains` are models that should take no
-    new requests. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
+    with. `authors` are who changed the models' specs last. `actions` are asked of models and not known to be
+    acted on, `drains` are models that should take no new requests. `wave` lowers the pool's bound on unbuilt
+    applications, as on a small machine."""
 
     models: Sequence[Model]
     pool: PoolSpec
@@ -58,6 +67,7 @@ class PoolSnapshot:
     seen: Observation
     deleting: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+    authors: Mapping[str, str] = field(default_factory=dict)
     actions: Mapping[str, Action] = field(default_factory=dict)
     drains: frozenset[str] = frozenset()
     wave: int | None = None
@@ -79,9 +89,10 @@ class PoolPlan:
     none. Then what gateways read, so that traffic has moved, and a model that goes is refused, before
     `applications` (the whole set that Serve should hold) takes replicas away.
 
-    `entries` is all that the registry should hold of these models. `resolve` names revisions whose source is
-    to be resolved, `drained` models being deleted of which nothing is left. `next_at` is when time alone
-    changes something (unix seconds; None: it does not); `is_settled` False: decide again soon.
+    `entries` is all that the registry should hold of these models. `resolve` names the hashes of specs
+    whose source is to be resolved, `drained` models being deleted of which nothing is left. `next_at` is
+    when time alone changes something (unix seconds; None: it does not); `is_settled` False: decide again
+    soon.
     """
 
     records: Mapping[str, ModelRecord]
@@ -130,7 +141,8 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
         if (since := deleting.get(model.name)) is not None:
             steps.append(_drain(model, record, seen, packing, since))
         else:
-            steps.append(_step(model, record, seen, packing, now))
+            author = snapshot.authors.get(model.name, "")
+            steps.append(_step(model, record, seen, packing, author, now))
     drained = tuple(step.name for step in steps if _is_drained(step, seen, now))
     steps = [step for step in steps if step.name not in drained]
 
@@ -150,7 +162,9 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
             drop=tuple(((step.name, revision), why) for step in steps for revision, why in step.dropped),
             put=tuple(entry for name, entry in entries.items() if entry != seen.entries.get(name)),
         ),
-        resolve=tuple((step.name, step.target) for step in steps if _needs_resolving(step, seen)),
+        resolve=tuple(
+            (step.name, revision_of(step.model.spec)) for step in steps if _needs_resolving(step, seen)
+        ),
         applications=tuple(app for step in steps for app in _applications(step, admitted, turns)),
         drained=drained,
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
@@ -164,8 +178,15 @@ def queues_of(models: Iterable[Model], records: Mapping[str, ModelRecord]) -> li
     return list(dict.fromkeys([*recorded, *((model.name, revision_of(model.spec)) for model in models)]))
 
 
-def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing | None, now: float) -> _Step:
-    target = revision_of(model.spec)
+def _step(
+    model: Model,
+    record: ModelRecord,
+    seen: Observation,
+    packing: Packing | None,
+    author: str,
+    now: float,
+) -> _Step:
+    target = target_of(model, record, seen.sources) or revision_of(model.spec)
     source = source_of(model, record, target, seen)
     if packing is None:
         too_big = misfit(model.spec, source, seen.capacity)
@@ -173,7 +194,7 @@ def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing
         too_big = packing.refusals.get((model.name, target))
     # In a cluster also what finds no place is recorded: its source need not be resolved again.
     if is_found(model, source) and (too_big is None or packing is not None):
-        record = record.with_revision(_wanted(model, record.revisions.get(target), target, source))
+        record = record.with_target(_wanted(model, record, target, source, author, now))
     record, failed = judged(record, seen, now)
     record = replace(record, weights=weights_after(Rollout(record, target, seen)))
     record, gone = retired(record, target, seen, now)
@@ -190,14 +211,21 @@ def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing
 
 
 def _wanted(
-    model: Model, known: RevisionRecord | None, target: str, source: SourceState | None
+    model: Model, record: ModelRecord, target: str, source: SourceState | None, author: str, now: float
 ) -> RevisionRecord:
     """Return the target as it should be recorded. Scaling and queue change in place: what runs while a later
     spec is refused is the last valid one."""
-    found = source or SourceState("resolved")
-    spec = spec_on_wire(model.spec)
+    found, spec = source or SourceState("resolved"), spec_on_wire(model.spec)
+    known = record.revisions.get(target) or RevisionRecord(
+        revision=target,
+        spec=spec,
+        spec_hash=revision_of(model.spec),
+        created=now,
+        cause=cause_of(record, spec),
+        author=author,
+    )
     return replace(
-        known or RevisionRecord(revision=target, spec=spec),
+        known,
         spec=spec,
         checkpoint=found.checkpoint,
         weights_bytes=found.weights_bytes,
@@ -205,6 +233,8 @@ def _wanted(
         precision=found.precision,
         shape=found.shape,
         stored_weights=found.weights,
+        commit=found.commit,
+        digest=found.digest,
         retired_at=0.0,
     )
 
@@ -221,7 +251,8 @@ def _drain(
         and (packing is None or kept.placement is not None)
     ]
     live.sort(key=lambda revision: revision not in record.weights)
-    target = record.serving[0].revision if record.serving else revision_of(model.spec)
+    asked = target_of(model, record, seen.sources) or revision_of(model.spec)
+    target = record.serving[0].revision if record.serving else asked
     source = source_of(model, record, target, seen)
     return _Step(model, record, target, source, None, tuple(live), deleting_since=since)
 
@@ -333,7 +364,7 @@ def _facts(
 def _needs_resolving(step: _Step, seen: Observation) -> bool:
     if step.model.spec.source is None or step.deleting_since is not None:
         return False
-    known = seen.sources.get((step.name, step.target))
+    known = seen.sources.get((step.name, revision_of(step.model.spec)))
     return (known is None or known.is_unasked) and step.target not in step.record.revisions
 
 

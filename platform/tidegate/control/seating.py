@@ -9,17 +9,22 @@ from dataclasses import replace as dataclass_replace
 
 from msgspec.structs import replace
 
-from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of
+from tidegate.control.desired import (
+    ModelRecord,
+    RevisionRecord,
+    fitting,
+    recorded_spec,
+    revision_of,
+    target_of,
+)
 from tidegate.control.observed import Group, Observation, SourceState
 from tidegate.control.packing import Need, Packing, place
-from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.room import Seat, seat_of
 from tidegate.control.serve_config import ordered
 from tidegate.control.turns import Claim
 from tidegate.messages.registry import ReplicaStats
 from tidegate.replica_args import SLOTS_UNTIL_KNOWN
-from tidegate.sources.facts import contradiction
 
 # So long without a request, one that has worked counts as idle: callers that ask one after the other should
 # not find it gone each time.
@@ -40,7 +45,7 @@ def pack(
     needs: list[tuple[tuple[bool, int], Need]] = []
     for model in models:
         record = records.get(model.name) or ModelRecord(name=model.name, created=int(now))
-        target = revision_of(model.spec)
+        target = target_of(model, record, seen.sources) or revision_of(model.spec)
         source = source_of(model, record, target, seen)
         for revision, kept in record.revisions.items():
             if not kept.is_proved and (revision != target or now < kept.retry_at):
@@ -54,30 +59,13 @@ def pack(
 
 
 def source_of(model: Model, record: ModelRecord, target: str, seen: Observation) -> SourceState | None:
-    """Return what is known of the target's source: the last answer, or the recorded one. In a cluster one Job
-    resolves each revision, and once its answer is recorded its end says nothing: its pods may go before it
-    does, and it then has no answer any more."""
+    """Return what is known of the target's source: what is recorded, else the answer to who asked for it."""
     if model.spec.source is None:
         return None
-    found = _fitting(model.spec, seen.sources.get((model.name, target)))
     known = record.revisions.get(target)
-    if known is None or not known.checkpoint:
-        return found
-    is_old = found is None or (bool(seen.groups) and found.state != "resolved")
-    return known.source if is_old else found
-
-
-def _fitting(spec: ModelSpec, source: SourceState | None) -> SourceState | None:
-    """Refuse a checkpoint that cannot give what the spec asks of it: no replica need start to find out."""
-    if source is None or source.state != "resolved":
-        return source
-    amiss = contradiction(
-        source.shape,
-        source.quantization,
-        asked_context=spec.context_length,
-        asked_quantization=spec.quantization,
-    )
-    return SourceState("failed", reason=Reason.InvalidEngineArgs, message=amiss) if amiss else source
+    if known is not None and known.checkpoint:
+        return known.source
+    return fitting(model.spec, seen.sources.get((model.name, revision_of(model.spec))))
 
 
 def is_found(model: Model, source: SourceState | None) -> bool:

@@ -86,6 +86,10 @@ class ModelEntry(msgspec.Struct, frozen=True):
     wake_seconds: float = 0.0  # from the decision to wake to a loaded replica, as last measured; 0: not known
     slots: int = 0  # of one replica; 0: not known yet
     conditions: list[Condition] = []
+    # While a revision is rolled out:
+    cohort: str = ""  # on all requests that are admitted now (`messages.outcomes`)
+    shadow: str = ""  # the revision that gets copies of requests
+    shadow_share: int = 0  # of so many in a hundred calls
 
 
 # inference: ask models at a gateway. admin: the control API, all of it. read: its GETs.

@@ -25,8 +25,8 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class GateView(msgspec.Struct, frozen=True):
-    """One gate's judgement. Evidence is an e-value; the rollout is aborted where the gates' weighted mean
-    reaches `needed`. A gate that needs no statistics has `needed` 0."""
+    """One gate's judgement. `evidence` is an e-value, and this gate alone aborts the rollout where it reaches
+    `needed`; several may do so together before. A gate that needs no statistics has `needed` 0."""
 
     name: str
     state: GateState

@@ -1,0 +1,415 @@
+"""Evidence: does a rollout's target do worse than its stable, or than its limits allow? Pure.
+
+Each gate looks at failures only and asks to which revision they belong. While the target has the share w of
+the requests and fails r times as often as the stable, a failure is the target's with probability
+
+    theta(r, w) = w r / (w r + 1 - w),
+
+whatever the base rate is. The target's null hypothesis is r <= margin. For each ratio of a fixed mixture the
+likelihood of all failures is divided by that at the margin; the mean is an *e-value*: under the null its
+expectation is at most 1 at every moment and through every change of weight, so by Ville's inequality it ever
+reaches 1 / alpha in at most alpha of all good rollouts, however often one looks (Lindon and Malek, "Anytime-
+valid inference for multinomial count data", NeurIPS 2022). It depends on counts per weight alone: there is
+nothing to keep between two looks, and nothing begins anew at a step.
+
+The same formula serves all gates. A shadowed request whose two ends differ is a failure at w = 1/2 (McNemar's
+test); one that breaks a limit which the share p of requests may break is a failure at w = p (a Bernoulli
+test). "Slower than the stable's frozen quantile" is a failure as well, known as soon as a request without its
+first token is older than that, so a hang is seen. A weighted mean of e-values is an e-value, and so the gates
+are joined without a correction for their number.
+
+No evidence against the target is none for it: that is the gate `requests`, which counts what ended well.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import msgspec
+
+from tidegate.messages.outcomes import Outcomes, Tally, bucket_of, bucket_seconds
+from tidegate.messages.rollouts import GateState, GateView
+
+ALPHA = 0.01  # the share of good rollouts that the gates may abort
+# How many times as often a bad target fails, and how much of the evidence each ratio gets: most where the
+# stable hardly ever fails, since there every second counts.
+RATIOS: Mapping[float, float] = {1.5: 0.05, 2.5: 0.15, 5.0: 0.2, 15.0: 0.2, 60.0: 0.4}
+# Each gate's share in the joined evidence. Errors have the most: they are rare, while a target that is slow
+# or answers nothing shows it in every request.
+SHARES: Mapping[str, float] = {
+    "errors": 0.86,
+    "shadow": 0.05,
+    "firstToken": 0.03,
+    "betweenTokens": 0.02,
+    "abnormalEnds": 0.02,
+    "limits": 0.02,
+}
+QUANTILES = (50, 90, 95, 99)  # percent
+LEAST_BASELINE = 50  # requests; of fewer a quantile says nothing
+MOST_LOST_REPLICAS = 2  # one more aborts
+MOST_EVIDENCE = 1e12  # what is more is shown as this: JSON has no infinity
+ABNORMAL_ENDS = {
+    "empty": "empty answers",
+    "instant": "stops at the first token",
+    "length": "runs to the limit",
+}
+
+
+class Thresholds(msgspec.Struct, frozen=True):
+    """The stable's buckets at `QUANTILES` when its rollout began; empty: it had too few requests."""
+
+    first_token: tuple[int, ...] = ()
+    between_tokens: tuple[int, ...] = ()
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What a target must keep to whatever the stable does; None: no limit. `error_rate` and `slow_share` are
+    shares of requests in (0, 1); `slow_share` of them may be slower than the seconds say."""
+
+    error_rate: float | None = None
+    first_token_seconds: float | None = None
+    between_tokens_seconds: float | None = None
+    slow_share: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`fails`: the joined `evidence` (an e-value) has reached `needed`. `waits`: fewer than the least
+    requests have ended well (`clean`). `message` says which, with the numbers."""
+
+    verdict: GateState
+    message: str
+    gates: list[GateView]
+    clean: int
+    evidence: float
+    needed: float
+
+
+def freeze(baseline: Tally) -> Thresholds:
+    """Return the quantiles of requests that ended before those which they are to judge."""
+    return Thresholds(_quantiles(baseline.first_token), _quantiles(baseline.between_tokens))
+
+
+def needed_requests(margin: float, doubt: float = 0.05) -> int:
+    """Return how many requests without an error exclude an error rate of `margin`: it would give them with a
+    probability of `doubt` at most. 59 for 5 %, 149 for 2 %, 299 for 1 %."""
+    return math.ceil(math.log(doubt) / math.log1p(-margin))
+
+
+def judge(
+    stable: Outcomes | None,
+    target: Outcomes,
+    rollout: str,
+    thresholds: Thresholds,
+    limits: Limits,
+    *,
+    least_requests: int = 59,
+    margin: float = 1.0,
+    alpha: float = ALPHA,
+) -> Judgement:
+    """Judge by the cohorts of this rollout alone; `stable` is None for a model's first revision, which only
+    has limits to keep to. `margin` says how many times as often as the stable the target may fail."""
+    cohorts = _cohorts(stable or {}, target, rollout)
+    gates = _limits(cohorts, limits, 1.0 if stable is None else SHARES["limits"])
+    if stable is not None:
+        gates = _comparisons(cohorts, thresholds, margin) + gates
+    needed = 1.0 / alpha
+    clean = sum(cohort.target.ends.get("ok", 0) for cohort in cohorts)
+    requests = _requests(clean, least_requests)
+    unlooked = 1.0 - sum(gate.share for gate in gates)  # gates without a view: an e-value of 1 each
+    parts = [gate.log_part for gate in gates] + ([math.log(unlooked)] if unlooked > 1e-9 else [])
+    joined = _log_sum(parts)
+    failing: list[_Gate] = []
+    if joined >= math.log(needed):
+        # Most often one is enough; where only the sum is, the largest answers for it.
+        failing = [gate for gate in gates if gate.log_part >= math.log(needed)]
+        failing = failing or [max(gates, key=lambda gate: gate.log_part)]
+    views = [requests, *(gate.view(needed, fails=gate in failing) for gate in gates)]
+    failed = [view.message for view in views if view.state == "fails"]
+    return Judgement(
+        "fails" if failed else requests.state,
+        " ".join(failed) or requests.message,
+        views,
+        clean,
+        _shown(joined),
+        needed,
+    )
+
+
+def hard_gates(
+    *, load_error: str = "", failed_check: str = "", failed_probe: str = "", lost_replicas: int = 0
+) -> list[GateView]:
+    """Return the gates that need no statistics. A text says what happened; empty: it did not."""
+    lost = "" if lost_replicas <= MOST_LOST_REPLICAS else f"It lost {lost_replicas} replicas."
+    found = {"load": load_error, "selfCheck": failed_check, "probes": failed_probe, "restarts": lost}
+    return [GateView(name, "fails" if text else "passes", text) for name, text in found.items()]
+
+
+def log_e_value(
+    failures: Iterable[tuple[float, int, int]], margin: float = 1.0, ratios: Mapping[float, float] = RATIOS
+) -> float:
+    """Return the logarithm of the e-value of `failures`: (weight, those of the target, those of both).
+
+    theta(r m, w) / theta(m, w) = r (w m + 1 - w) / (w m r + 1 - w); for 1 - theta the same without the r.
+    """
+    counted = [(w, ours, both) for w, ours, both in failures if 0.0 < w < 1.0 and both]
+    hits = sum(ours for _, ours, _ in counted)
+    return _log_sum(
+        math.log(part)
+        + hits * math.log(ratio)
+        - sum(
+            both * math.log1p(w * margin * (ratio - 1.0) / (w * margin + 1.0 - w)) for w, _, both in counted
+        )
+        for ratio, part in ratios.items()
+    )
+
+
+Measure = Callable[[Tally], tuple[int, int]]  # failures and requests
+
+
+@dataclass(frozen=True, slots=True)
+class _Cohort:
+    """The requests of both revisions while the target had `weight` (a share)."""
+
+    weight: float
+    stable: Tally
+    target: Tally
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """One question to the counts: `what` names the failures, (failures, requests) of both revisions."""
+
+    what: str
+    log_evidence: float
+    target: tuple[int, int]
+    stable: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """Tests that have equal parts of a gate's evidence; the one that says most speaks for it. `silence` is
+    said where there is nothing to judge by."""
+
+    name: str
+    share: float
+    tests: Sequence[_Test]
+    silence: str
+
+    @property
+    def log_evidence(self) -> float:
+        if not self.tests:
+            return 0.0
+        return _log_sum(test.log_evidence for test in self.tests) - math.log(len(self.tests))
+
+    @property
+    def log_part(self) -> float:
+        return math.log(self.share) + self.log_evidence
+
+    def view(self, needed: float, *, fails: bool) -> GateView:
+        test = max(self.tests, key=lambda each: each.log_evidence, default=_Test("", 0.0, (0, 0)))
+        stable = test.stable or (0, 0)
+        evidence, alone = _shown(self.log_evidence), needed / self.share
+        message = self.silence
+        if test.target[1]:
+            against = f", {stable[0]} of {stable[1]} of the stable" if test.stable else ""
+            message = (
+                f"{test.what}: {test.target[0]} of {test.target[1]} requests of the target{against}; "
+                f"e-value {_number(evidence)}, aborts at {_number(alone)}."
+            )
+        return GateView(
+            self.name,
+            "fails" if fails else "passes" if test.target[1] else "waits",
+            message,
+            evidence=evidence,
+            needed=alone,
+            stable_failures=stable[0],
+            stable_requests=stable[1],
+            target_failures=test.target[0],
+            target_requests=test.target[1],
+        )
+
+
+def _cohorts(stable: Outcomes, target: Outcomes, rollout: str) -> list[_Cohort]:
+    found: list[_Cohort] = []
+    for label in sorted({*stable, *target}):
+        name, _, weight = label.rpartition(".")
+        if name == rollout and weight.isdecimal():
+            found.append(_Cohort(int(weight) / 100, stable.get(label, Tally()), target.get(label, Tally())))
+    return found
+
+
+def _comparisons(cohorts: Sequence[_Cohort], thresholds: Thresholds, margin: float) -> list[_Gate]:
+    # Where only one revision has requests, a failure says nothing about which of them it hits.
+    both = [cohort for cohort in cohorts if 0.0 < cohort.weight < 1.0]
+    silence = "The target has had no request beside the stable: it neither passes nor fails."
+    unknown = f"The stable had fewer than {LEAST_BASELINE} requests before: nothing is known to compare with."
+    abnormal = [
+        _compared(f"Abnormal ends ({what})", both, _kind(end), margin) for end, what in ABNORMAL_ENDS.items()
+    ]
+    first = _slower("First token", thresholds.first_token, both, _first_tokens, margin)
+    between = _slower("Time between tokens", thresholds.between_tokens, both, _between_tokens, margin)
+    gates = [
+        _Gate("errors", SHARES["errors"], [_compared("Errors", both, _errors, margin)], silence),
+        _Gate("firstToken", SHARES["firstToken"], first, silence if first else unknown),
+        _Gate("betweenTokens", SHARES["betweenTokens"], between, silence if between else unknown),
+        _Gate("abnormalEnds", SHARES["abnormalEnds"], abnormal, silence),
+    ]
+    pairs = _pairs(cohorts, margin)
+    return [*gates, _Gate("shadow", SHARES["shadow"], pairs, "")] if pairs else gates
+
+
+def _limits(cohorts: Sequence[_Cohort], limits: Limits, share: float) -> list[_Gate]:
+    """A Bernoulli test is the same formula: a request that breaks the limit is a failure of the target, one
+    that keeps it is not, and the weight is the share that may break it."""
+    asked: list[tuple[str, str, float, Measure]] = []
+    if limits.error_rate is not None:
+        rate = limits.error_rate
+        asked.append(("limits.errorRate", f"Errors, of which {rate:.3g} are allowed", rate, _errors))
+    first, between = limits.first_token_seconds, limits.between_tokens_seconds
+    for name, what, seconds, count in (
+        ("limits.firstTokenSeconds", "First token", first, _first_tokens),
+        ("limits.betweenTokensSeconds", "Time between tokens", between, _between_tokens),
+    ):
+        if seconds is not None:
+            what = f"{what} above {seconds:.3g} s, of which {limits.slow_share:.3g} are allowed"
+            asked.append((name, what, limits.slow_share, count(bucket_of(seconds))))
+    silence = "The target has had no request: it neither passes nor fails."
+    gates: list[_Gate] = []
+    for name, what, allowed, measure in asked:
+        failures, requests = _sum(measure, [cohort.target for cohort in cohorts])
+        test = _Test(what, log_e_value([(allowed, failures, requests)]), (failures, requests))
+        gates.append(_Gate(name, share / len(asked), [test], silence))
+    return gates
+
+
+def _requests(clean: int, least: int) -> GateView:
+    """Absence of an alarm is no evidence: so many requests must have ended well."""
+    state: GateState = "waits" if clean < least else "passes"
+    message = f"{clean} of {least} requests of the target ended well"
+    message += ": it waits for more." if clean < least else "."
+    if not least:
+        message = f"No requests are asked for (minRequests: 0), it goes by the clock; {clean} ended well."
+    return GateView("requests", state, message, target_requests=clean)
+
+
+def _compared(
+    what: str,
+    cohorts: Sequence[_Cohort],
+    measure: Measure,
+    margin: float,
+    ratios: Mapping[float, float] = RATIOS,
+) -> _Test:
+    failures = [(each.weight, measure(each.target)[0], measure(each.stable)[0]) for each in cohorts]
+    return _Test(
+        what,
+        log_e_value([(weight, ours, ours + theirs) for weight, ours, theirs in failures], margin, ratios),
+        _sum(measure, [cohort.target for cohort in cohorts]),
+        _sum(measure, [cohort.stable for cohort in cohorts]),
+    )
+
+
+def _slower(
+    what: str,
+    buckets: Sequence[int],
+    cohorts: Sequence[_Cohort],
+    count: Callable[[int], Measure],
+    margin: float,
+) -> list[_Test]:
+    return [
+        _compared(
+            f"{what} above {bucket_seconds(bucket):.3g} s (the stable's p{percent})",
+            cohorts,
+            count(bucket),
+            margin,
+            possible_ratios(percent),
+        )
+        for percent, bucket in zip(QUANTILES, buckets, strict=False)
+    ]
+
+
+def possible_ratios(percent: int) -> dict[float, float]:
+    """Return the part of the mixture that a quantile can show: of the stable's requests one in two exceeds
+    its p50, so no target exceeds it 60 times as often."""
+    possible = {ratio: part for ratio, part in RATIOS.items() if ratio * (100 - percent) <= 100}
+    return {ratio: part / sum(possible.values()) for ratio, part in possible.items()}
+
+
+def _pairs(cohorts: Sequence[_Cohort], margin: float) -> list[_Test]:
+    """Requests that ran on both revisions: where both ends are alike, nothing is learnt (McNemar)."""
+    ends: Counter[str] = Counter()
+    for cohort in cohorts:
+        ends.update(cohort.target.pairs)
+        ends.update(cohort.stable.pairs)
+    if not ends.total():
+        return []
+    discordant = (0.5, ends["01"], ends["01"] + ends["10"])
+    return [
+        _Test(
+            "Errors in the shadow",
+            log_e_value([discordant], margin),
+            (ends["01"] + ends["11"], ends.total()),
+            (ends["10"] + ends["11"], ends.total()),
+        )
+    ]
+
+
+def _errors(tally: Tally) -> tuple[int, int]:
+    failures = tally.ends.get("error", 0) + tally.ends.get("lost", 0)
+    return failures, failures + tally.ends.get("ok", 0)
+
+
+def _kind(end: str) -> Measure:
+    return lambda tally: (tally.ends.get(end, 0), tally.ends.get("ok", 0))
+
+
+def _first_tokens(bucket: int) -> Measure:
+    """A request without its first token counts once it is older than the bucket."""
+
+    def measure(tally: Tally) -> tuple[int, int]:
+        hanging = _above(bucket, tally.waiting_first)
+        return _above(bucket, tally.first_token) + hanging, sum(tally.first_token.values()) + hanging
+
+    return measure
+
+
+def _between_tokens(bucket: int) -> Measure:
+    return lambda tally: (_above(bucket, tally.between_tokens), sum(tally.between_tokens.values()))
+
+
+def _above(bucket: int, counts: Mapping[int, int]) -> int:
+    return sum(count for number, count in counts.items() if number > bucket)
+
+
+def _sum(measure: Measure, tallies: Iterable[Tally]) -> tuple[int, int]:
+    counts = [measure(tally) for tally in tallies]
+    return sum(failures for failures, _ in counts), sum(requests for _, requests in counts)
+
+
+def _quantiles(counts: Mapping[int, int]) -> tuple[int, ...]:
+    total = sum(counts.values())
+    if total < LEAST_BASELINE:
+        return ()
+    ordered = sorted(counts)
+    reached = list(accumulate(counts[bucket] for bucket in ordered))
+    return tuple(ordered[bisect_left(reached, math.ceil(total * percent / 100))] for percent in QUANTILES)
+
+
+def _log_sum(logs: Iterable[float]) -> float:
+    """The logarithm of a sum, of which neither the terms nor the sum need be a float."""
+    terms = list(logs)
+    most = max(terms)
+    return most + math.log(sum(math.exp(term - most) for term in terms))
+
+
+def _shown(log_evidence: float) -> float:
+    return math.exp(min(log_evidence, math.log(MOST_EVIDENCE)))
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
