@@ -70,7 +70,7 @@ def status(
     else:
         found = asked(lambda control: control.model(model))
     if not watch:
-        show_record(record_of(found), output, draw_model(found, time.time()))
+        show_record(record_of(found), output, draw_model(found, time.time(), is_wide=output is Format.wide))
     if not waits or (ended := outcome(found)) == "rolled out":
         return
     if ended == "under way":

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 BAR_CELLS = 20
 EIGHTHS = " ▏▎▍▌▋▊▉"
 REVISION_TITLES = ("REVISION", "", "WEIGHT", "", "REPLICAS")
-GATE_TITLES = ("", "GATE", "EVIDENCE", "OF NEEDED", "NEW", "STABLE", "")
+GATE_TITLES = ("", "GATE", "EVIDENCE", "OF NEEDED", "NEW", "STABLE")
 GATE_MARKS = {"passes": "✓", "waits": "…", "fails": "✗"}
 
 
-def draw_model(model: ModelView, now: float) -> str:
+def draw_model(model: ModelView, now: float, *, is_wide: bool = False) -> str:
     """Return a model's rollout, or that there is none, and what was asked and not yet done."""
-    parts = [draw(model.rollout, now) if model.rollout is not None else headline(model)]
+    parts = [draw(model.rollout, now, is_wide=is_wide) if model.rollout is not None else headline(model)]
     if (action := model.action) is not None:
         by = f" by {action.author}" if action.author else ""
         what = " ".join(filter(None, (action.verb, action.revision)))
@@ -33,16 +33,18 @@ def draw_model(model: ModelView, now: float) -> str:
     return "\n\n".join(parts)
 
 
-def draw(view: RolloutView, now: float) -> str:
-    """Return what a person wants to know: where it stands, what it waits for, and why. `now` in unix
-    seconds."""
+def draw(view: RolloutView, now: float, *, is_wide: bool = False) -> str:
+    """Return what a person wants to know: where it stands, what it waits for, and why. Gates that pass say
+    why only where it `is_wide`. `now` in unix seconds."""
     blocks = [
         "\n".join(filter(None, (f"{view.model}: {_where(view)}", _why(view.reason, view.message)))),
         "\n".join(_facts(view, now)),
         table(REVISION_TITLES, _revisions(view)),
     ]
     if view.gates:
-        blocks.append(table(GATE_TITLES, [_gate(gate) for gate in view.gates]))
+        said = [gate for gate in view.gates if gate.message and (is_wide or gate.state != "passes")]
+        sentences = [f"{GATE_MARKS[gate.state]} {gate.name}: {gate.message}" for gate in said]
+        blocks.append("\n".join([table(GATE_TITLES, [_gate(gate) for gate in view.gates]), *sentences]))
     return "\n\n".join(blocks)
 
 
@@ -157,23 +159,16 @@ def _revisions(view: RolloutView) -> list[Sequence[str]]:
 
 
 def _gate(gate: GateView) -> Sequence[str]:
-    """Evidence on a log scale; a gate that needs no statistics has only its sentence."""
+    """Evidence on a log scale; a gate that needs no statistics has none."""
     if not gate.needed:
-        return GATE_MARKS[gate.state], gate.name, "", "", "", "", gate.message
-    counts = [
-        f"{failures}/{requests}"
-        for failures, requests in (
-            (gate.target_failures, gate.target_requests),
-            (gate.stable_failures, gate.stable_requests),
-        )
-    ]
+        return GATE_MARKS[gate.state], gate.name, "", "", "", ""
     return (
         GATE_MARKS[gate.state],
         gate.name,
         bar(evidence_share(gate.evidence, gate.needed)),
         f"{_number(gate.evidence)} of {_number(gate.needed)}",
-        *counts,
-        gate.message,
+        f"{gate.target_failures}/{gate.target_requests}",
+        f"{gate.stable_failures}/{gate.stable_requests}",
     )
 
 

@@ -86,7 +86,8 @@ class Screen:
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(draw_model(model, time.time())), refresh=True)
+            is_wide = self._style is Format.wide
+            self._live.update(Text(draw_model(model, time.time(), is_wide=is_wide)), refresh=True)
         elif self._shows and (happened := _happened(model)) != self._last:
             self._last = happened
             put(self._line(model))
