@@ -26,7 +26,7 @@ ModelArgument = Annotated[str, typer.Argument(help="A model that `tidegate model
 ACTIONS: dict[Verb, str] = {
     "pause": "Hold the rollout where it is. Its gates go on judging and may still abort it.",
     "resume": "Go on after a pause, one that a step asks for too.",
-    "promote": "Give all requests to the new revision now, without the evidence that is missing.",
+    "promote": "End what this step waits for: time, requests, a person. Gates that fail still abort it.",
     "abort": "Give all requests back to the stable revision. The other is refused until `retry` or a change.",
     "retry": "Begin an aborted rollout again.",
     "recheck": "Look whether the model's source has other bytes by now; these are a new revision.",

@@ -84,7 +84,7 @@ def _where(view: RolloutView) -> str:
         "Warming": f"{view.target} gets ready",
         "Shadow": f"{view.target} answers copies of requests, for nobody",
         "Completed": f"{view.target} takes all requests",
-        "Aborted": f"{view.stable or 'no revision'} takes all requests",
+        "Aborted": f"{view.stable or view.target} takes all requests",
     }.get(view.phase, f"{view.target} takes {view.weight} % of the requests")
     return f"{view.phase}: {where}."
 
@@ -114,12 +114,12 @@ def _steps(view: RolloutView) -> str:
     else:
         here = "✗" if view.phase == "Aborted" else "▶"
         marks = ["✓" if i < view.step else here if i == view.step else "·" for i in range(len(view.steps))]
-    return "   ".join(f"{mark} {_step(step)}" for mark, step in zip(marks, view.steps, strict=True))
+    named = [f"{mark} {_step(step)}" for mark, step in zip(marks, view.steps, strict=True)]
+    return "   ".join((["▶ shadow"] if view.phase == "Shadow" else []) + named)
 
 
 def _step(step: StepView) -> str:
-    """A step without weight is the one in which requests are only copied."""
-    name = f"{step.weight} %" if step.weight else "shadow"
+    name = f"{step.weight} %"
     least = [f"{age(step.hold_seconds)} or more"] if step.hold_seconds else []
     if least or step.pause:
         name += f" ({', '.join(least + ['until resumed'] * step.pause)})"
@@ -142,7 +142,8 @@ def _revisions(view: RolloutView) -> list[Sequence[str]]:
     shares = {view.target: view.weight}
     if view.stable and view.stable != view.target:
         shares[view.stable] = 100 - view.weight
-    names = {view.stable: "stable", view.target: "new" if view.phase != "Aborted" else "refused"}
+    is_refused = view.phase == "Aborted" and view.stable
+    names = {view.stable: "stable", view.target: "refused" if is_refused else "new"}
     if view.phase == "Completed":
         names = {view.target: "stable"}
     rest = [revision for revision in view.replicas if revision not in shares]

@@ -32,7 +32,7 @@ VIEW = RolloutView(
     target="41bc9d0e11",
     weight=15,
     step=1,
-    steps=[StepView(0, 30.0), StepView(15, 60.0), StepView(50, 60.0, pause=True), StepView(100)],
+    steps=[StepView(5, 30.0), StepView(15, 60.0), StepView(50, 60.0, pause=True), StepView(100)],
     reason="MoreRequests",
     message="18 requests are missing.",
     gates=[ERRORS, GateView("restarts", "passes", "None of its replicas restarted.")],
@@ -64,7 +64,7 @@ def test_it_begins_with_where_it_stands_and_why() -> None:
 
 def test_steps_show_what_is_done_and_what_is_to_come() -> None:
     assert line(VIEW, "steps") == (
-        "steps      ✓ shadow (30s or more)   ▶ 15 % (60s or more)   "
+        "steps      ✓ 5 % (30s or more)   ▶ 15 % (60s or more)   "
         "· 50 % (60s or more, until resumed)   · 100 %"
     )
     assert line(VIEW, "time") == "time       90s, 45s of 60s in step 2 of 4"
@@ -74,6 +74,11 @@ def test_steps_show_what_is_done_and_what_is_to_come() -> None:
 def test_the_step_at_which_it_ended_is_marked(phase: str, marks: str) -> None:
     shown = line(replace(VIEW, phase=phase), "steps")
     assert "".join(mark for mark in shown if mark in "✓✗▶·") == marks
+
+
+def test_a_shadow_comes_before_the_first_step() -> None:
+    shown = line(replace(VIEW, phase="Shadow", step=-1), "steps")
+    assert shown.startswith("steps      ▶ shadow   · 5 % (30s or more)   · 15 %")
 
 
 def test_what_is_missing_and_when_it_may_end_are_shown_while_it_goes_on() -> None:
@@ -101,7 +106,9 @@ def test_a_first_revision_has_nobody_to_compare_with() -> None:
     first = replace(VIEW, stable="", weight=100, replicas={"41bc9d0e11": "1/1"})
     table = draw(first, 1090.0).split("\n\n")[2].splitlines()
     assert [row.split()[0] for row in table] == ["REVISION", "41bc9d0e11"]
-    assert "no revision takes all requests" in draw(replace(first, phase="Aborted"), 1090.0)
+    goes_on = draw(replace(first, phase="Aborted"), 1090.0)
+    assert "41bc9d0e11 takes all requests" in goes_on
+    assert "refused" not in goes_on
 
 
 def test_a_gate_shows_its_evidence_against_what_is_needed() -> None:
