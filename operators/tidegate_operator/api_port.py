@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tidegate.control.observed import Observation
-from tidegate.control.plan import queues_of
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import checked, load_fields, recorded_revisions, unknown_model
+from tidegate.control_api.shown import checked, load_fields, observed, recorded_revisions, unknown_model
 from tidegate.control_api.views import ModelView, PlanView, PoolView
-from tidegate.control_round import Depths, Registry, observe_store
-from tidegate.errors import Conflict, HostUnavailable, InvalidRequest, NotFound, QueueUnavailable
+from tidegate.control_round import Depths, Registry
+from tidegate.errors import Conflict, HostUnavailable, InvalidRequest, NotFound
 from tidegate.messages.rollouts import Action, RevisionView
 from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import asked
@@ -185,11 +183,9 @@ class ClusterHost:
         return cache
 
     async def _views(self, bodies: Mapping[str, Body]) -> list[ModelView]:
-        records = {name: record_of(name, body.get("status") or {}) for name, body in bodies.items()}
-        queues = queues_of((), {name: record for name, record in records.items() if record is not None})
-        seen = Observation(None)
-        with contextlib.suppress(QueueUnavailable):  # the Models are there also while Redis is away
-            seen = await observe_store(self.registry, self.depths, queues, bodies)
+        found = {name: record_of(name, body.get("status") or {}) for name, body in bodies.items()}
+        records = {name: record for name, record in found.items() if record is not None}
+        seen = await observed(self.registry, self.depths, records, bodies)
         return [_model_view(body, load_fields(name, seen)) for name, body in bodies.items()]
 
 
