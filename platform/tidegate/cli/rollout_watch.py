@@ -13,6 +13,7 @@ import msgspec
 from tidegate.cli.control_client import ControlAway, open_control
 from tidegate.cli.output import Format, put, say
 from tidegate.cli.rollout_drawing import draw_model, headline, record_of
+from tidegate.control.reasons import WEIGHTS_AVAILABLE
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -25,14 +26,20 @@ Outcome = Literal["rolled out", "aborted", "under way"]
 
 
 def outcome(model: ModelView) -> Outcome:
-    """Tell how a model's rollout ended. One that nothing was ever rolled out over is there when it is
-    ready."""
-    view = model.rollout
-    if model.action is not None:
+    """Tell how a model's rollout ended. The last one says nothing of a spec, an action or a source that is
+    still to be looked at. Without any the model is there when it is ready."""
+    view, entry = model.rollout, model.entry
+    if entry is None or not model.is_observed or model.action is not None:
+        return "under way"
+    if any(
+        condition.type == WEIGHTS_AVAILABLE and condition.status != "True" for condition in entry.conditions
+    ):
         return "under way"
     if view is None:
-        return "rolled out" if model.entry is not None and model.entry.ready else "under way"
-    return {"Completed": "rolled out", "Aborted": "aborted"}.get(view.phase, "under way")  # type: ignore[return-value]
+        return "rolled out" if entry.ready else "under way"
+    if view.phase == "Aborted":
+        return "aborted"
+    return "rolled out" if view.phase == "Completed" else "under way"
 
 
 def follow(name: str, until: float | None, style: Format, *, shows: bool) -> ModelView:

@@ -103,6 +103,7 @@ class ControlLoop:
         self._on_first_serve: Callable[[], None] | None = on_first_serve
         self._now = now
         self._records: Mapping[str, ModelRecord] = record_file.read()
+        self._decided: Mapping[str, Model] = {}
         self._serve: Serve | None = None
         self._writer = ServeWriter()
 
@@ -146,6 +147,11 @@ class ControlLoop:
     def records(self) -> Mapping[str, ModelRecord]:
         return self._records
 
+    @property
+    def decided(self) -> Mapping[str, Model]:
+        """The models that the last round decided on."""
+        return self._decided
+
     async def plan(
         self, models: Sequence[Model], actions: Mapping[str, Action]
     ) -> tuple[PoolSnapshot, PoolPlan]:
@@ -187,6 +193,7 @@ class ControlLoop:
         for key in plan.resolve:
             self._sources.begin(uris[key])
         await publish(self._registry, plan.registry, snapshot.seen.entries)
+        self._decided = {model.name: model for model in snapshot.models}
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
         if serve is not None and snapshot.seen.serve is not None:

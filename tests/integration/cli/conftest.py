@@ -35,7 +35,15 @@ def model() -> ModelView:
     replica = ReplicaStats("bold#1", "bold", "0123456789", 4711, "node", 0.0, 0.0, 8, 3, 100, 52.5)
     spec = {"source": {"uri": "/models/bold"}, "scaling": {"minReplicas": 1, "maxReplicas": 2}}
     return ModelView(
-        "bold", "", "default", "7", spec, entry=entry, tokens_per_second=52.5, replicas=[replica]
+        "bold",
+        "",
+        "default",
+        "7",
+        spec,
+        is_observed=True,
+        entry=entry,
+        tokens_per_second=52.5,
+        replicas=[replica],
     )
 
 

@@ -6,12 +6,12 @@ import pytest
 import typer
 from msgspec.structs import replace
 
-from tests.unit.cli.test_rollout_drawing import MODEL, VIEW
+from tests.unit.cli.test_rollout_drawing import ENTRY, MODEL, VIEW
 from tidegate.cli.models import with_fields
 from tidegate.cli.output import CommandFailed
 from tidegate.cli.rollout import differing, find_revision, seconds
 from tidegate.cli.rollout_watch import outcome
-from tidegate.messages.registry import ModelEntry
+from tidegate.messages.registry import Condition
 from tidegate.messages.rollouts import Action, RevisionView
 
 REVISIONS = [
@@ -106,8 +106,16 @@ def test_how_a_rollout_ended(phase: str, ended: str) -> None:
     assert outcome(replace(model, action=Action("retry"))) == "under way"
 
 
+def test_the_last_rollout_says_nothing_of_what_is_still_to_be_looked_at() -> None:
+    ended = replace(MODEL, rollout=replace(VIEW, phase="Completed"))
+    assert outcome(ended) == "rolled out"
+    for status, said in (("True", "rolled out"), ("Unknown", "under way"), ("False", "under way")):
+        source = replace(ENTRY, conditions=[Condition("WeightsAvailable", status, "Resolving", "")])
+        assert outcome(replace(ended, entry=source)) == said
+    assert outcome(replace(ended, is_observed=False)) == "under way"
+    assert outcome(replace(ended, entry=None)) == "under way"
+
+
 def test_a_model_that_never_rolled_is_there_when_it_is_ready() -> None:
-    entry = ModelEntry("tide", 1, "", "", "", "", {}, True, True, "Serving", "")
-    assert outcome(replace(MODEL, rollout=None)) == "under way"
-    assert outcome(replace(MODEL, rollout=None, entry=replace(entry, ready=False))) == "under way"
-    assert outcome(replace(MODEL, rollout=None, entry=entry)) == "rolled out"
+    assert outcome(replace(MODEL, rollout=None, entry=replace(ENTRY, ready=False))) == "under way"
+    assert outcome(replace(MODEL, rollout=None)) == "rolled out"

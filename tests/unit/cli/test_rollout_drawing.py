@@ -43,7 +43,8 @@ VIEW = RolloutView(
     ends_at=1300.0,
     replicas={"9f3a22c0de": "2/2", "41bc9d0e11": "1/1", "0000000000": "1/0"},
 )
-MODEL = ModelView("tide", "", "default", "1", {}, rollout=VIEW)
+ENTRY = ModelEntry("tide", 1, "", "", "", "", {}, True, True, "Serving", "One replica serves.")
+MODEL = ModelView("tide", "", "default", "1", {}, is_observed=True, entry=ENTRY, rollout=VIEW)
 
 
 def lines(view: RolloutView, now: float = 1090.0) -> list[str]:
@@ -160,11 +161,8 @@ def test_a_line_says_what_the_phase_means(phase: str, words: str) -> None:
 
 
 def test_a_model_without_a_rollout_says_how_it_is() -> None:
-    entry = ModelEntry("tide", 1, "", "", "", "", {}, True, True, "Serving", "One replica serves.")
-    assert draw_model(replace(MODEL, rollout=None, entry=entry), 0.0) == (
-        "No rollout of tide. Serving: One replica serves."
-    )
-    assert "has not looked at it yet" in headline(replace(MODEL, rollout=None))
+    assert draw_model(replace(MODEL, rollout=None), 0.0) == "No rollout of tide. Serving: One replica serves."
+    assert "has not looked at it yet" in headline(replace(MODEL, rollout=None, entry=None))
 
 
 def test_what_was_asked_and_not_begun_is_shown() -> None:
