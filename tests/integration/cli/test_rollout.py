@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
 from collections.abc import Sequence
 
 import pytest
 from msgspec.structs import replace
 
-from tests.integration.cli.command import assert_refused, tidegate
+from tests.integration.cli.command import assert_refused, program, tidegate
 from tests.integration.cli.control_api import ControlApi
 from tidegate.control_api.views import PlanView
 from tidegate.messages.rollouts import Phase, RevisionView, RolloutView, StepView
@@ -198,3 +202,26 @@ def test_what_interrupts_somebody_is_asked_about(api: ControlApi) -> None:
 def test_draining_ends(api: ControlApi) -> None:
     assert tidegate("models", "drain", "bold", "--end", environment=api.environment).returncode == 0
     assert api.host.drains == [False]
+
+
+def test_on_a_terminal_it_is_drawn_until_it_ends(api: ControlApi) -> None:
+    api.host.rollouts = [VIEW, at("Progressing", 15), at("Completed", 100, "All is well.")]
+    ours, theirs = pty.openpty()
+    command = subprocess.Popen(
+        [*program(), "rollout", "status", "bold", "-w"],
+        env={**os.environ, **api.environment, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the command has ended
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert command.wait(timeout=20) == 0
+    text = shown.decode()
+    assert all(f"bold: {phase}: " in text for phase in ("Warming", "Progressing", "Completed"))
+    last = text.rpartition("\x1b[2K")[2]  # what stood there before was drawn over
+    assert last.count("bold: ") == 1
+    assert "Because: All is well." in last

@@ -109,9 +109,12 @@ def test_how_a_rollout_ended(phase: str, ended: str) -> None:
 def test_the_last_rollout_says_nothing_of_what_is_still_to_be_looked_at() -> None:
     ended = replace(MODEL, rollout=replace(VIEW, phase="Completed"))
     assert outcome(ended) == "rolled out"
-    for status, said in (("True", "rolled out"), ("Unknown", "under way"), ("False", "under way")):
-        source = replace(ENTRY, conditions=[Condition("WeightsAvailable", status, "Resolving", "")])
-        assert outcome(replace(ended, entry=source)) == said
+    for source, said in (
+        (Condition("WeightsAvailable", "True", "Resolved", ""), "rolled out"),
+        (Condition("WeightsAvailable", "Unknown", "Resolving", ""), "under way"),
+        (Condition("WeightsAvailable", "False", "SourceNotFound", ""), "under way"),
+    ):
+        assert outcome(replace(ended, entry=replace(ENTRY, conditions=[source]))) == said
     assert outcome(replace(ended, is_observed=False)) == "under way"
     assert outcome(replace(ended, entry=None)) == "under way"
 
