@@ -190,13 +190,14 @@ class ClusterHost:
 
 
 def _model_view(body: Body, load: Mapping[str, Any]) -> ModelView:
-    meta = body["metadata"]
+    meta, status = body["metadata"], body.get("status") or {}
     return ModelView(
         name=meta["name"],
         namespace=meta["namespace"],
         pool=pool_of(body),
         resource_version=meta["resourceVersion"],
         spec=dict(body.get("spec") or {}),
+        is_observed=status.get("observedGeneration") == meta.get("generation"),
         drains=asked.drains(body),
         action=asked.action_of(body),
         **load,
