@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tidegate.control.history import views
 from tidegate.control_api.planned import plan_view
 from tidegate.control_api.shown import checked, load_fields, observed, unknown_model
 from tidegate.control_api.views import ModelView, PlanView, PoolView
