@@ -133,7 +133,7 @@ async def test_revisions_have_figures_of_their_own_while_they_are_listed(gateway
     target = await gateway.open_replica(TARGET)
     for finish in ("stop", "error"):
         call = asyncio.create_task(gateway.post(PATH, CHAT | {"stream": True}))
-        await target.answer("a", "b", finish=finish)  # type: ignore[arg-type]
+        await target.answer("a", "b", finish=finish)
         await call
     await gateway.post(PATH, CHAT | {"n": 0})  # refused before it was given a revision
     text = (await gateway.http.get("/metrics")).text
