@@ -12,7 +12,7 @@ from tidegate.control.plan import queues_of
 from tidegate.control.resource_files import with_absolute_source
 from tidegate.control.resources import DEFAULT_POOL, Model
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import checked, load_fields, recorded_revisions, unknown_model, version_of
+from tidegate.control_api.shown import checked, load_fields, unknown_model, version_of
 from tidegate.control_api.views import ModelView, PlanView, PoolView
 from tidegate.control_round import Depths, Registry, observe_store
 from tidegate.errors import Conflict
@@ -52,7 +52,7 @@ class LaptopHost:
 
     async def revisions(self, name: str) -> list[RevisionView]:
         self._model(name)
-        return recorded_revisions(self._loop.records.get(name))
+        return self._loop.revisions(name)
 
     async def put_spec(
         self, name: str, spec: Mapping[str, Any], resource_version: str, author: str
