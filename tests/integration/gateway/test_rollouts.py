@@ -74,6 +74,8 @@ async def test_a_shadow_sees_the_first_sequence_and_the_client_its_own_answer(
     [copy] = await target.next()
     assert copy.request.id == claims[0].request.id + ".shadow"
     assert (copy.request.work, copy.request.tenant) == (claims[0].request.work, "")
+    running = f'tidegate_num_requests_running{{model="{MODEL}",revision="{TARGET}"}} 1.0'
+    assert running in (await gateway.http.get("/metrics")).text
     await target.say(copy, "never seen")
     await target.say(copy, "", "stop")
     for claim in claims:
