@@ -65,6 +65,7 @@ local PAIR_SECONDS = 600
 local function count_pair(f, class)
   local key = P .. 'pair:' .. f.pair
   local noted = call('GETDEL', key)
+  if not noted and class == '-' then return end
   if not noted then
     local note = is_shadow(f) and class .. ' ' .. f.queue .. ' ' .. f.cohort or class
     call('SET', key, note, 'EX', PAIR_SECONDS)
