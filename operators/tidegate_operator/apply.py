@@ -108,6 +108,11 @@ class Applier:
         """Write all that is decided; `published` is what gateways read now. Returns whether a Serve was sent
         something. Nothing follows a step that fails."""
         await self._write_objects(decision.objects)
+        for revision in decision.revisions:
+            await self._make("ControllerRevision", revision, self._cluster.apply)
+        for revision in decision.forgotten:
+            await self._cluster.delete("ControllerRevision", revision)
+            self._cache.drop("ControllerRevision", revision)
         await publish(self._registry, decision.registry, published)
         for job in decision.jobs:
             await self._start(job)

@@ -32,7 +32,7 @@ from tidegate.control.serve_config import application_configs
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
 from tidegate_operator import ray_state, upgrade
-from tidegate_operator.cache import Body, is_deleting
+from tidegate_operator.cache import Body, author_of, is_deleting
 from tidegate_operator.kinds import Kind
 from tidegate_operator.moving import Move
 from tidegate_operator.objects import ModelObject
@@ -41,6 +41,7 @@ from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.ray_cluster import cluster_name, generation_of, groups_of, in_place_patch, ray_cluster
 from tidegate_operator.ray_view import RayView, ServeView, name_of, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.resolve_job import resolve_job
+from tidegate_operator.revision_objects import history_writes
 from tidegate_operator.status_patch import (
     Status,
     conditions_of,
@@ -145,14 +146,16 @@ class ServeWrite:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """All writes of one reconcile, in their order. Statuses are the operator's records and come first: a
-    crash after them repeats a step and never forgets one. Then what gateways read, Jobs, new and changed
-    RayClusters, Serve's configs (traffic has moved by then), and last what goes: finalizers that are taken
-    off, and RayClusters.
+    crash after them repeats a step and never forgets one. Then the histories, what gateways read, Jobs, new
+    and changed RayClusters, Serve's configs (traffic has moved by then), and last what goes: finalizers that
+    are taken off, and RayClusters.
 
     `pause_seconds` is when to reconcile again; None: when something changes.
     """
 
     objects: tuple[ObjectWrite, ...] = ()
+    revisions: tuple[Manifest, ...] = ()
+    forgotten: tuple[Body, ...] = ()  # ControllerRevisions
     registry: RegistryChanges = NO_CHANGES
     jobs: tuple[Manifest, ...] = ()
     new_clusters: tuple[Manifest, ...] = ()
@@ -324,9 +327,16 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
     }
     problems = found.pool_problems + (found.cluster_refused(ray.generation) or seen.pod_problems)
     numbers = pool_numbers(ray, len(plan.applications))
+    histories = [
+        history_writes(each.body, each.revisions, plan.history[each.name])
+        for each in by_name.values()
+        if each.name in plan.history and not each.is_deleting
+    ]
     return Decision(
         objects=_model_writes(found, statuses)
         + _pool_write(found, pool_ready(ray, now), problems, numbers, now),
+        revisions=tuple(manifest for written, _ in histories for manifest in written),
+        forgotten=tuple(body for _, deleted in histories for body in deleted),
         registry=plan.registry,
         jobs=tuple(_jobs(found, plan, pool, by_name)),
         serves=tuple(_serve_writes(found, ray, part)),
@@ -345,6 +355,8 @@ def _snapshot(by_name: Mapping[str, ModelObject], pool: Pool, seen: Observation)
         seen,
         deleting={name: since for name, since in deleting.items() if since is not None},
         refused={name: each.refusal for name, each in by_name.items() if each.refusal is not None},
+        authors={name: author_of(each.body) for name, each in by_name.items()},
+        history={name: each.history for name, each in by_name.items()},
     )
 
 

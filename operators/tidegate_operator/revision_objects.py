@@ -1,0 +1,78 @@
+"""A Model's history in a cluster: one ControllerRevision for each revision, owned by the Model. Pure.
+
+The API server keeps the data of one as it was first written. A proof comes later and is an annotation; where
+other data has changed after all, as of a record of the version before, the object goes and is made anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from tidegate.control.desired import RevisionRecord
+from tidegate.messages.registry import RevisionReport
+from tidegate_operator.cache import Body, pool_of
+from tidegate_operator.pod_template import MODEL_LABEL, POOL_LABEL, common_labels
+from tidegate_operator.ray_state import owned
+from tidegate_operator.status_patch import from_wire, to_wire
+
+PROOF = "tidegate.dev/proof"
+
+
+def controller_revision(model: Body, kept: RevisionRecord) -> dict[str, Any]:
+    """Return the whole manifest."""
+    meta = model["metadata"]
+    proof = {PROOF: msgspec.json.encode(kept.proof).decode()} if kept.proof is not None else {}
+    manifest = {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": {
+            "name": f"{meta['name']}-{kept.revision}",
+            "namespace": meta["namespace"],
+            "labels": {
+                **common_labels("history"),
+                MODEL_LABEL: meta["name"],
+                POOL_LABEL: pool_of(model),
+            },
+            "annotations": proof,
+        },
+        "revision": kept.number,
+        "data": to_wire(replace(kept, proof=None)),
+    }
+    return owned(manifest, model)
+
+
+def read_revision(body: Body) -> RevisionRecord | None:
+    """Return the entry of the history; None where it cannot be read."""
+    proof = (body["metadata"].get("annotations") or {}).get(PROOF)
+    try:
+        kept = msgspec.convert(from_wire(body.get("data") or {}), RevisionRecord)
+        return replace(kept, proof=msgspec.json.decode(proof, type=RevisionReport) if proof else None)
+    except msgspec.MsgspecError:
+        return None
+
+
+def read_history(bodies: Sequence[Body]) -> tuple[RevisionRecord, ...]:
+    """Return a Model's history, the newest last."""
+    found = (read_revision(body) for body in bodies)
+    return tuple(sorted((kept for kept in found if kept is not None), key=lambda kept: kept.number))
+
+
+def history_writes(
+    model: Body, bodies: Sequence[Body], history: Sequence[RevisionRecord]
+) -> tuple[list[Mapping[str, Any]], list[Body]]:
+    """Return the objects to write, and those to delete, so that `bodies` become this history."""
+    written: list[Mapping[str, Any]] = []
+    wanted = {kept.revision: kept for kept in history}
+    deleted = []
+    for body in bodies:
+        found = read_revision(body)
+        kept = wanted.pop(found.revision, None) if found is not None else None
+        if found is None or kept is None or replace(kept, proof=None) != replace(found, proof=None):
+            deleted.append(body)
+        elif kept != found:
+            written.append(controller_revision(model, kept))
+    return [*written, *(controller_revision(model, kept) for kept in wanted.values())], deleted
