@@ -13,8 +13,9 @@ from tidegate.control.packing import Refusal
 from tidegate.control.reasons import Reason
 from tidegate.control.resource_files import parse_resource
 from tidegate.control.resources import API_VERSION, Model, ModelSpec, Pool
-from tidegate_operator.cache import Body, Cache, is_deleting, pool_of
-from tidegate_operator.revision_objects import read_history
+from tidegate_operator.cache import Body, Cache, is_deleting, labels, pool_of
+from tidegate_operator.pod_template import MODEL_LABEL
+from tidegate_operator.revision_objects import owned_by, read_history
 from tidegate_operator.status_patch import record_of
 
 Versions = tuple[tuple[str, str], ...]  # (uid, resource version) of each object
@@ -63,11 +64,13 @@ class ResourceReader:
     def models(self, namespace: str, pool: str) -> list[ModelObject]:
         """Return the pool's Models, oldest first."""
         found = self._cache.of("Model", namespace, lambda body: pool_of(body) == pool)
-        owned: defaultdict[str, list[Body]] = defaultdict(list)
+        by_model: defaultdict[str, list[Body]] = defaultdict(list)
         for body in self._cache.of("ControllerRevision", namespace) if found else ():
-            for owner in body["metadata"].get("ownerReferences") or ():
-                owned[owner["uid"]].append(body)
-        return [self._with_history(self._model(body), owned[body["metadata"]["uid"]]) for body in found]
+            by_model[labels(body).get(MODEL_LABEL, "")].append(body)
+        return [
+            self._with_history(self._model(body), owned_by(body, by_model[body["metadata"]["name"]]))
+            for body in found
+        ]
 
     def pool(self, body: Body) -> tuple[Pool | None, str]:
         """Return the Pool as it should stand and, where its spec is refused, why. A refused one stays as it

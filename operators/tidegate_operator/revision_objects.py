@@ -6,7 +6,7 @@ other data has changed after all, as of a record of the version before, the obje
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -53,6 +53,15 @@ def read_revision(body: Body) -> RevisionRecord | None:
         return replace(kept, proof=msgspec.json.decode(proof, type=RevisionReport) if proof else None)
     except msgspec.MsgspecError:
         return None
+
+
+def owned_by(model: Body, bodies: Iterable[Body]) -> list[Body]:
+    uid = model["metadata"]["uid"]
+    return [
+        body
+        for body in bodies
+        if any(owner["uid"] == uid for owner in body["metadata"].get("ownerReferences") or ())
+    ]
 
 
 def read_history(bodies: Sequence[Body]) -> tuple[RevisionRecord, ...]:

@@ -1,19 +1,32 @@
-"""Models as the control API shows them, from what a host gathers. Pure."""
+"""Models as the control API shows them, from what a host gathers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Observation
+from tidegate.control.plan import queues_of
 from tidegate.control.resource_files import parse_resource
 from tidegate.control.resources import API_VERSION, Model
-from tidegate.errors import InvalidRequest, NotFound, shortened
+from tidegate.control_round import Depths, Registry, observe_store
+from tidegate.errors import InvalidRequest, NotFound, QueueUnavailable, shortened
 from tidegate.messages.queue import Depth
 
 MOST_NAMED_CHARACTERS = 500
+
+
+async def observed(
+    registry: Registry, depths: Depths, records: Mapping[str, ModelRecord], models: Collection[str]
+) -> Observation:
+    """Return what Redis says of these models; nothing while it is away: the models are there all the same."""
+    try:
+        return await observe_store(registry, depths, queues_of((), records), models)
+    except QueueUnavailable:
+        return Observation(None)
 
 
 def load_fields(name: str, seen: Observation) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class ControlLoop:
         self._now = now
         self._records: Mapping[str, ModelRecord] = record_file.read()
         history.read()
+        self._decided: Mapping[str, Model] = {}
         self._serve: Serve | None = None
         self._writer = ServeWriter()
 
@@ -160,6 +161,11 @@ class ControlLoop:
     def revisions(self, name: str) -> list[RevisionView]:
         """Return a model's history, the newest first."""
         return views(self._history.known.get(name, ()), self._records.get(name) or ModelRecord(name, 0))
+
+    @property
+    def decided(self) -> Mapping[str, Model]:
+        """The models that the last round decided on."""
+        return self._decided
 
     async def plan(
         self, models: Sequence[Model], actions: Mapping[str, Action]
@@ -212,6 +218,7 @@ class ControlLoop:
         for key in plan.resolve:
             self._sources.begin(asked[key])
         await publish(self._registry, plan.registry, snapshot.seen.entries)
+        self._decided = {model.name: model for model in snapshot.models}
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
         if serve is not None and snapshot.seen.serve is not None:

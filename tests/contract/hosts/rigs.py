@@ -23,7 +23,9 @@ from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.looks import Question
 from tidegate.control.observed import Capacity, SourceState
 from tidegate.control.source_answer import read_answer
+from tidegate.control_api.ports import Host
 from tidegate.errors import QueueUnavailable
+from tidegate.local.api_port import LaptopHost
 from tidegate.local.asked import Asked
 from tidegate.local.control_loop import ControlLoop
 from tidegate.local.history_folder import HistoryFolder
@@ -31,6 +33,7 @@ from tidegate.local.record_file import RecordFile
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate.sources.facts import DecoderShape, Resolved
+from tidegate_operator.api_port import ClusterHost
 from tidegate_operator.apply import Applier
 from tidegate_operator.cache import Cache
 from tidegate_operator.cluster import ApiConflict, Object
@@ -69,6 +72,10 @@ class Rig(Protocol):
     def serve(self) -> FakeServe:
         """The Serve that replicas run in now."""
 
+    @property
+    def host(self) -> Host:
+        """The host behind the control API."""
+
     def model(self, name: str, **spec: Any) -> None:
         """Declare a model, or change it."""
 
@@ -105,6 +112,10 @@ class LaptopRig:
         self._files.load()
         self._asked = folder / "asked.json"
         self.start()
+
+    @property
+    def host(self) -> LaptopHost:
+        return LaptopHost(self.loop, self.asked, self.store, self.store, self.changed.set)
 
     def model(self, name: str, **spec: Any) -> None:
         (self._folder / f"{name}.yaml").write_text(yaml.safe_dump(document(name, **spec)), encoding="utf-8")
@@ -214,6 +225,20 @@ class OperatorRig:
         assert pool is not None
         name = pool["status"].get("rayCluster") or next(iter(self.serves), "none-yet")
         return self._connect(name)
+
+    @property
+    def host(self) -> ClusterHost:
+        return ClusterHost(
+            self.api,
+            self.store,
+            self.store,
+            self._serves,
+            REPLICAS,
+            "redis://queue",
+            DEFAULTS,
+            ["default"],
+            self.clock,
+        )
 
     def model(self, name: str, **spec: Any) -> None:
         self.declare("Model", name, {"engine": {"name": "simulated"}, **spec})
