@@ -352,7 +352,7 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
     problems = found.pool_problems + (found.cluster_refused(ray.generation) or seen.pod_problems)
     numbers = pool_numbers(ray, len(plan.applications))
     histories = [
-        history_writes(each.body, each.revisions, plan.history[each.name])
+        history_writes(each.body, each.revisions, each.history, plan.history[each.name])
         for each in by_name.values()
         if each.name in plan.history and not each.is_deleting
     ]

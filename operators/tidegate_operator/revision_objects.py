@@ -30,7 +30,7 @@ def controller_revision(model: Body, kept: RevisionRecord) -> dict[str, Any]:
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
         "metadata": {
-            "name": f"{meta['name']}-{kept.revision}",
+            "name": object_name(model, kept),
             "namespace": meta["namespace"],
             "labels": {
                 **common_labels("history"),
@@ -71,17 +71,24 @@ def read_history(bodies: Sequence[Body]) -> tuple[RevisionRecord, ...]:
 
 
 def history_writes(
-    model: Body, bodies: Sequence[Body], history: Sequence[RevisionRecord]
+    model: Body, bodies: Sequence[Body], stored: Sequence[RevisionRecord], history: Sequence[RevisionRecord]
 ) -> tuple[list[Mapping[str, Any]], list[Body]]:
-    """Return the objects to write, and those to delete, so that `bodies` become this history."""
+    """Return the objects to write, and those to delete, so that `bodies`, of which `stored` was read, become
+    this history. What has to go first is written in the next round."""
+    standing = {body["metadata"]["name"]: body for body in bodies}
+    read = {object_name(model, kept): kept for kept in stored}
     written: list[Mapping[str, Any]] = []
-    wanted = {kept.revision: kept for kept in history}
-    deleted = []
-    for body in bodies:
-        found = read_revision(body)
-        kept = wanted.pop(found.revision, None) if found is not None else None
-        if found is None or kept is None or replace(kept, proof=None) != replace(found, proof=None):
-            deleted.append(body)
-        elif kept != found:
+    for kept in history:
+        name = object_name(model, kept)
+        found = read.get(name)
+        is_other = found is None or replace(found, proof=None) != replace(kept, proof=None)
+        if name in standing and is_other:
+            continue
+        standing.pop(name, None)
+        if found != kept:
             written.append(controller_revision(model, kept))
-    return [*written, *(controller_revision(model, kept) for kept in wanted.values())], deleted
+    return written, list(standing.values())
+
+
+def object_name(model: Body, kept: RevisionRecord) -> str:
+    return f"{model['metadata']['name']}-{kept.revision}"
