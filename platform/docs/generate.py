@@ -70,8 +70,39 @@ Only `metadata.name` and, except for the simulated engine, `spec.source.uri` are
 is refused by name. A meaning that begins with "Cluster:" is one of a field that acts in a cluster only; a
 laptop takes it and does nothing. A quantity is written as Kubernetes does: `10Gi`, `500M`, `2`.
 
-Changing a field marked ° makes a new revision: new replicas start beside the old ones, which serve until the
-new ones have proved themselves. The other fields act in place.
+## Revisions
+
+A revision is named by ten hex digits over the fields marked ° and the content of its source. Changing one
+of these fields makes a new one, and so does other content under the same address: new replicas start
+beside the old ones, which serve until the new ones have proved themselves. The other fields act in place.
+
+The source is looked at when a spec is new, when `tidegate rollout recheck` asks for it, and every
+`spec.source.recheckSeconds`; the same content restarts nothing. What is compared of the weights:
+
+| source | its content is known by |
+| --- | --- |
+| `hf://` | the sha256 of each file, by which the hub's cache names it |
+| `s3://`, `gs://` | entity tags and sizes of the objects |
+| a folder, `pvc://` | sizes, the names and places of all tensors, and pages of each tensor |
+
+Of a folder's tensors 4 KiB at the start, in the middle and at the end are read (a smaller tensor whole;
+where there are more than 2,048, of every second, third, ...): single values that change between those are
+not seen. Configuration, tokenizer and templates are compared whole; files that nothing loads (a README,
+other formats of the weights) do not count.
+
+The newest ten revisions are kept, and all that stand: number, time, cause, who did it (whose admin key,
+or the field manager that changed the spec), commit and digest of the source, and the whole spec.
+`tidegate rollout history` shows them; in a cluster they are ControllerRevisions of the Model, on a laptop
+files in the home's `data/revisions`. A revision that comes back is the one that it was, with its number.
+
+An undo asks the source for the old content first (the recorded commit of the hub; of a bucket what it or
+the weight cache still has; of a folder the same digest) and is refused with `SourceChanged` where it is
+gone. It holds until the spec changes; a later look at the source ends it only where that holds content
+which has not been tried.
+
+## Fields
+
+Fields marked ° make a new revision.
 """
 
 POOL_INTRO = """\
@@ -100,12 +131,16 @@ pods; `upgrade` says how they come.
 """
 
 
+def _makes_a_revision(path: str) -> bool:
+    return path.split(".")[1] in REVISION_FIELDS and path != "spec.source.recheckSeconds"
+
+
 def _resource(kind: type[BaseModel], spec: type[BaseModel], intro: str) -> str:
     name = kind.model_fields["metadata"]
     rows = [("metadata.name", "string", "required", _described(_inner(name)["name"]))]
     rows += [
         (
-            path + ("°" if path.split(".")[1] in REVISION_FIELDS else ""),
+            path + ("°" if _makes_a_revision(path) else ""),
             "quantity" if _is_quantity(info) else _type(info.annotation),
             _default(info),
             " ".join(filter(None, (_described(info), _bounds(info)))),
