@@ -39,6 +39,7 @@ def pages() -> dict[str, str]:
     return {
         "model.md": GENERATED
         + _resource(resources.Model, resources.ModelSpec, MODEL_INTRO)
+        + STRATEGIES
         + _status(ModelStatus),
         "pool.md": GENERATED
         + _resource(resources.Pool, resources.PoolSpec, POOL_INTRO)
@@ -72,6 +73,25 @@ laptop takes it and does nothing. A quantity is written as Kubernetes does: `10G
 
 Changing a field marked ° makes a new revision: new replicas start beside the old ones, which serve until the
 new ones have proved themselves. The other fields act in place.
+"""
+
+STRATEGIES = """
+## What a rollout guarantees
+
+With any `spec.rollout`: the shares of both revisions sum to 100; one grows only where no gate fails, nothing that
+the step asks for is missing and the replicas for it are ready; a session stays on the revision that it has come to;
+no request is lost or answered twice; the surge bound holds, also where several Models of a Pool roll, of which the
+later ones wait in line; and a revision that was refused never comes back by itself. Each strategy beside that:
+
+| strategy | while it rolls | replicas of both at most | judged by | an abort |
+| --- | --- | --- | --- | --- |
+| (no `rollout`) | the new revision has everything once a replica has proved itself | as many as each scales to | its own load and self-check; it is tried again for ever | none: the old revision serves until then |
+| `Canary` | each step's share and no more; `stable` keeps its replicas, or gives them up with `stableScalesDown`, never below `minAvailable` | what the stable one had, and the largest share's part of it | all gates, against the stable one at every share below 100 | all requests back at once; with `stableScalesDown` its replicas have to start again |
+| `BlueGreen` | everything at once, with as many replicas ready as the stable one had | twice what the stable one had | load, self-check, probes, limits, and the shadow step where there is one: at 100 % there is nothing beside to compare with | all requests back at once |
+| `Recreate` | the old revision stops first; requests wait in their queue until the new one has proved itself | what the stable one had | as `BlueGreen`, without a shadow step | the old revision has to load again; requests wait |
+
+[Change a model: watch, abort, undo](../guides/rollouts.md) shows it, [Reading a gate](../guides/gates.md) explains
+the judgement.
 """
 
 POOL_INTRO = """\

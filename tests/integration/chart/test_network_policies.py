@@ -7,6 +7,7 @@ import pytest
 
 from tests.integration.chart.policies import OUTSIDE, Endpoint, Policy, endpoint, is_allowed
 from tests.integration.chart.rendered import NAMESPACE, Helm, Object, pod_templates
+from tidegate.control.looks import Question
 from tidegate.control.resources import Model, Pool
 from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.ray_cluster import ray_cluster
@@ -34,7 +35,7 @@ def resolve_pod(namespace: str) -> Endpoint:
         {**API, "kind": "Model", "metadata": {"name": "m"}, "spec": {"source": {"uri": "hf://a/b"}}}
     )
     pool = Pool.model_validate({**API, "kind": "Pool", "metadata": {"name": "default"}, "spec": {}})
-    job = resolve_job(model, "r1", pool, namespace, DEFAULTS)
+    job = resolve_job(Question(model), "r1", pool, namespace, DEFAULTS)
     return endpoint(namespace, job["spec"]["template"]["metadata"]["labels"])
 
 
@@ -104,6 +105,8 @@ def test_the_ways_that_there_are_not(plain: Rendered) -> None:
         (neighbour, worker, 10002),
         (CLIENT, head, 8265),
         (CLIENT, "operator", 8080),
+        (CLIENT, "operator", 8090),
+        ("gateway", "operator", 8090),
         ("gateway", "gcs-redis", 6379),
         ("gateway", head, 8265),
         ("gateway", OUT, 443),
@@ -139,6 +142,13 @@ def test_watched_namespaces_reach_the_release(full: Rendered) -> None:
     assert full.allows("pools", OUT, 443)
     # Two namespaces of one operator do not meet.
     assert not full.allows(ray_pod("models-b", "worker"), head, 6379)
+
+
+def test_administrators_alone_reach_the_control_api(full: Rendered) -> None:
+    assert full.allows(endpoint("apps", {"app": "ci"}), "operator", 8090)
+    for other in (CLIENT, PROMETHEUS, "gateway", ray_pod(WATCHED, "head")):
+        assert not full.allows(other, "operator", 8090)
+    assert not full.allows(endpoint("apps", {"app": "ci"}), "operator", 8080)
 
 
 def test_named_clients_and_prometheus_only(full: Rendered) -> None:
