@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Observation
 from tidegate.control.plan import queues_of
 from tidegate.control.resource_files import parse_resource

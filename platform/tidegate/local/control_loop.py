@@ -158,14 +158,14 @@ class ControlLoop:
     def records(self) -> Mapping[str, ModelRecord]:
         return self._records
 
+    def revisions(self, name: str) -> list[RevisionView]:
+        """Return a model's history, the newest first."""
+        return views(self._history.known.get(name, ()), self._records.get(name) or ModelRecord(name, 0))
+
     @property
     def decided(self) -> Mapping[str, Model]:
         """The models that the last round decided on."""
         return self._decided
-
-    def revisions(self, name: str) -> list[RevisionView]:
-        """Return a model's history, the newest first."""
-        return views(self._history.known.get(name, ()), self._records.get(name) or ModelRecord(name, 0))
 
     async def plan(
         self, models: Sequence[Model], actions: Mapping[str, Action]

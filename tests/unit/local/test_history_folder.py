@@ -10,8 +10,6 @@ from tidegate.messages.registry import RevisionReport
 
 PROOF = RevisionReport("m", "a", 1.0, True)
 ONE = RevisionRecord("a", {"precision": "auto"}, number=1, digest="d", proof=PROOF)
-    "a", {"precision": "auto"}, number=1, digest="d", proof=RevisionReport("m", "a", 1.0, True)
-)
 TWO = RevisionRecord("b", {"precision": "float16"}, number=2)
 
 
