@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from tidegate.control.observed import SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
+from tidegate.control.rollout_state import Pin, RolloutState
 from tidegate.messages.registry import RevisionReport
+from tidegate.messages.rollouts import Action
 from tidegate.sources.facts import DecoderShape, StoredWeights
 
 REVISION_DIGITS = 10
@@ -83,12 +85,16 @@ class RevisionRecord(msgspec.Struct, frozen=True):
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """The record of one model. `weights` shares its traffic out among revisions; empty: none has proved
-    itself yet."""
+    itself yet. `rollout` is the one under way, or the last; `acted` the last action that was taken up, which
+    is taken up once; `pinned` an undo."""
 
     name: str
     created: int
     weights: dict[str, int] = {}
     revisions: dict[str, RevisionRecord] = {}
+    rollout: RolloutState | None = None
+    acted: Action | None = None
+    pinned: Pin | None = None
 
     @property
     def serving(self) -> tuple[RevisionRecord, ...]:

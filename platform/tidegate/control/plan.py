@@ -29,12 +29,14 @@ from tidegate.control.packing import Packing, Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.rollout import SWITCH_SECONDS, Rollout, retired, weights_after
+from tidegate.control.rollout_state import Note
 from tidegate.control.seating import claim, is_found, pack, places, seated, source_of
 from tidegate.control.serve_config import Application
 from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
 from tidegate.control.turns import Claim, Turns, take_turns
 from tidegate.messages.registry import ModelEntry
+from tidegate.messages.rollouts import Action, RolloutView
 
 DRAIN_LIMIT_SECONDS = 300.0  # how long the requests of a deleted model may take to end
 
@@ -48,7 +50,8 @@ class PoolSnapshot:
     """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
     are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
     stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
-    with. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
+    with. `actions` are what people ask of rollouts, each given until its record says that it was `acted` on.
+    `history` holds the revisions that an undo may go back to, the newest last. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
 
     models: Sequence[Model]
     pool: PoolSpec
@@ -56,17 +59,23 @@ class PoolSnapshot:
     seen: Observation
     deleting: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+    actions: Mapping[str, Action] = field(default_factory=dict)
+    history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
     wave: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RegistryChanges:
     """Gateways should read this other than they do, in this order: models to forget, revisions whose queue
-    and report go (with the sentence for whom it concerns), entries to put."""
+    and report go (with the sentence for whom it concerns), entries to put; then, since no more requests come
+    there, queues to empty into others (from, to, and whether what has begun may go on there), and rollouts
+    (model, id) whose counts are of no use any more. All may be repeated."""
 
     delete: tuple[str, ...] = ()
     drop: tuple[tuple[RevisionKey, str], ...] = ()
     put: tuple[ModelEntry, ...] = ()
+    move: tuple[tuple[RevisionKey, RevisionKey, bool], ...] = ()
+    forget_outcomes: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,8 @@ class PoolPlan:
 
     `entries` is all that the registry should hold of these models. `resolve` names revisions whose source is
     to be resolved, `drained` models being deleted of which nothing is left. `next_at` is when time alone
-    changes something (unix seconds; None: it does not); `is_settled` False: decide again soon.
+    changes something (unix seconds; None: it does not); `is_settled` False: decide again soon. `rollouts` are
+    for people and programs to read, `notes` what was decided about them in this round.
     """
 
     records: Mapping[str, ModelRecord]
@@ -88,6 +98,8 @@ class PoolPlan:
     drained: tuple[str, ...]
     is_settled: bool
     next_at: float | None
+    rollouts: Mapping[str, RolloutView] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     def pause_seconds(self, now: float, other_at: float | None = None) -> float:
         """Return how long the pool can wait for its next decision; `other_at` is when time changes something

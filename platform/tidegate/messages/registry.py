@@ -63,8 +63,11 @@ class Condition(msgspec.Struct, frozen=True):
 class ModelEntry(msgspec.Struct, frozen=True):
     """One model as gateways and the CLI see it. JSON in the registry, written by the host's reconcile only.
 
-    `revisions` maps revision to traffic weight; empty: nothing can serve yet.
-    `accepts` False: new requests are refused (503) with `reason` and `message`.
+    `revisions` maps revision to traffic weight; empty: nothing can serve yet. During a rollout its target
+    stands first. `accepts` False: new requests are refused (503) with `reason` and `message`.
+
+    `cohort` is the label of requests that are admitted now; `shadow` the revision that also gets a copy of
+    `shadow_share` of 100 of them.
     """
 
     name: str
@@ -86,6 +89,9 @@ class ModelEntry(msgspec.Struct, frozen=True):
     wake_seconds: float = 0.0  # from the decision to wake to a loaded replica, as last measured; 0: not known
     slots: int = 0  # of one replica; 0: not known yet
     conditions: list[Condition] = []
+    cohort: str = ""
+    shadow: str = ""
+    shadow_share: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,73 @@
+"""What lasts of a rollout from one decision to the next. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from tidegate.control.evidence import Thresholds
+from tidegate.messages.rollouts import GateView, Phase, StepView
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """An undo: `revision` stands in the place of what the spec asks for, until the spec's hash is another."""
+
+    revision: str
+    spec_hash: str
+
+
+class RolloutState(msgspec.Struct, frozen=True):
+    """A model's rollout, or its last one. JSON in the host's store.
+
+    `target` takes over from `stable` (empty: it is the model's first revision); `strategy` and `steps` are
+    those that the spec had when it began. `phase` is never `Paused`: `is_paused` says that a person holds it,
+    `released` up to which step a person has ended the waiting (-1: of none; the shadow step counts as -1 and
+    is ended by `is_shadow_over`).
+
+    `weight` is the share of `step`, which began at `step_since`; `ready_for` is the share for which replicas
+    are made ready. `size` is how many replicas the stable had. Times are unix seconds, 0: not yet. What ended
+    keeps `gates`, its last judgement. `note` is said of the last action that was refused.
+    """
+
+    id: str
+    target: str
+    stable: str
+    strategy: str
+    phase: Phase
+    started: float
+    steps: list[StepView] = []
+    step: int = -1
+    step_since: float = 0.0
+    ended: float = 0.0
+    weight: int = 0
+    ready_for: int = 0
+    size: int = 1
+    is_paused: bool = False
+    released: int = -1
+    is_shadow_over: bool = False
+    thresholds: Thresholds = Thresholds()
+    reason: str = ""
+    message: str = ""
+    note: str = ""
+    author: str = ""
+    gates: list[GateView] = []
+    clean_requests: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        return self.phase in ("Completed", "Aborted")
+
+    def refuses(self, revision: str) -> bool:
+        """Tell whether `revision` was given up, and stays so."""
+        return self.phase == "Aborted" and self.target == revision and bool(self.stable)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A decision of this round about a rollout, for logs and Events. `is_trouble`: worth a warning."""
+
+    model: str
+    reason: str
+    message: str
+    is_trouble: bool = False
