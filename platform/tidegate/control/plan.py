@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_moment
 
 from msgspec.structs import replace
 
@@ -25,15 +26,19 @@ from tidegate.control.attempts import judged
 from tidegate.control.condition_checks import Facts
 from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of, spec_on_wire
 from tidegate.control.observed import Observation, RevisionKey, SourceState
-from tidegate.control.packing import Packing, Refusal
+from tidegate.control.packing import Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
 from tidegate.control.resources import Model, PoolSpec
-from tidegate.control.rollout import SWITCH_SECONDS, Rollout, retired, weights_after
+from tidegate.control.rollout import SWITCH_SECONDS, Moment, may_stand, moved, moves, retired
+from tidegate.control.rollout_actions import acted, unpinned
+from tidegate.control.rollout_line import Asked, Line, line_up
 from tidegate.control.rollout_state import Note
-from tidegate.control.seating import claim, is_found, pack, places, seated, source_of
+from tidegate.control.rollout_view import notes_of, view_of
+from tidegate.control.seating import bounded, claim, is_found, places, seated, source_of, suited
 from tidegate.control.serve_config import Application
 from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
+from tidegate.control.surge import Bounds, bounds_of
 from tidegate.control.turns import Claim, Turns, take_turns
 from tidegate.messages.registry import ModelEntry
 from tidegate.messages.rollouts import Action, RolloutView
@@ -113,7 +118,8 @@ class PoolPlan:
 @dataclass(frozen=True, slots=True)
 class _Step:
     """One model's part. `live` are its revisions that should stand, those with traffic first; `misfit` says
-    why the target finds no place; `dropped` are revisions that go, each with the message for its requests."""
+    why the target finds no place; `dropped` are revisions that go, each with the message for its requests;
+    `bounds` are a rollout's, of the replicas of its revisions; `position` is its place in the Pool's line."""
 
     model: Model
     record: ModelRecord
@@ -122,6 +128,9 @@ class _Step:
     misfit: Refusal | None
     live: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...] = ()
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    position: int = 0
+    notes: tuple[Note, ...] = ()
     deleting_since: float | None = None
 
     @property
@@ -130,15 +139,12 @@ class _Step:
 
 
 def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
-    models, seen, deleting = snapshot.models, snapshot.seen, snapshot.deleting
-    packing = pack(models, snapshot.records, seen, now, deleting)
-    steps = []
-    for model in models:
-        record = snapshot.records.get(model.name) or ModelRecord(name=model.name, created=int(now))
-        if (since := deleting.get(model.name)) is not None:
-            steps.append(_drain(model, record, seen, packing, since))
-        else:
-            steps.append(_step(model, record, seen, packing, now))
+    seen = snapshot.seen
+    line = line_up([_asked(model, snapshot, now) for model in snapshot.models], seen, now)
+    steps = [
+        _drain(each, line, seen) if each.deleting_since is not None else _step(each, line, snapshot, now)
+        for each in line.asked
+    ]
     drained = tuple(step.name for step in steps if _is_drained(step, seen, now))
     steps = [step for step in steps if step.name not in drained]
 
@@ -157,12 +163,16 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
             delete=tuple(forgotten),
             drop=tuple(((step.name, revision), why) for step in steps for revision, why in step.dropped),
             put=tuple(entry for name, entry in entries.items() if entry != seen.entries.get(name)),
+            move=tuple(move for step in steps for move in _moves(step)),
+            forget_outcomes=tuple(_forgotten(steps, snapshot.records)),
         ),
         resolve=tuple((step.name, step.target) for step in steps if _needs_resolving(step, seen)),
         applications=tuple(app for step in steps for app in _applications(step, admitted, turns)),
         drained=drained,
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
         next_at=_next_at(steps, claims, turns, now),
+        rollouts=_views(steps, records, seen, now),
+        notes=tuple(note for step in steps for note in step.notes),
     )
 
 
@@ -172,29 +182,77 @@ def queues_of(models: Iterable[Model], records: Mapping[str, ModelRecord]) -> li
     return list(dict.fromkeys([*recorded, *((model.name, revision_of(model.spec)) for model in models)]))
 
 
-def _step(model: Model, record: ModelRecord, seen: Observation, packing: Packing | None, now: float) -> _Step:
-    target = revision_of(model.spec)
+def _asked(model: Model, snapshot: PoolSnapshot, now: float) -> Asked:
+    """Return what is asked of a model: by its spec, or by a person who undid that, and by other actions."""
+    seen, name = snapshot.seen, model.name
+    record = snapshot.records.get(name) or ModelRecord(name=name, created=int(now))
+    by_spec = revision_of(model.spec)
+    since, refusal = snapshot.deleting.get(name), ""
+    if since is None:
+        record = unpinned(record, model.spec)
+        if (action := snapshot.actions.get(name)) is not None:
+            record, refusal = acted(record, model.spec, by_spec, action, snapshot.history.get(name, ()), now)
+    target, model = by_spec, model
+    if record.pinned is not None:
+        target = record.pinned.revision
+        model = _as_recorded(model, record.revisions.get(target))
     source = source_of(model, record, target, seen)
-    if packing is None:
-        too_big = misfit(model.spec, source, seen.capacity)
-    else:
+    too_big = misfit(model.spec, source, seen.capacity) if not seen.groups else None
+    fits = is_found(model, source) and too_big is None
+    moment = Moment(model.spec, record, target, seen, now, is_found=fits)
+    return Asked(model, moment, source, too_big, refusal, since)
+
+
+def _as_recorded(model: Model, kept: RevisionRecord | None) -> Model:
+    if kept is None:
+        return model
+    spec = recorded_spec(kept, model.spec)
+    return model.model_copy(update={"spec": spec.model_copy(update={"rollout": model.spec.rollout})})
+
+
+def _step(asked: Asked, line: Line, snapshot: PoolSnapshot, now: float) -> _Step:
+    model, target, source, seen = asked.model, asked.target, asked.source, snapshot.seen
+    record, packing, too_big = asked.record, line.packing, asked.misfit
+    if packing is not None and too_big is None:
         too_big = packing.refusals.get((model.name, target))
+    is_refused = record.rollout is not None and record.rollout.refuses(target)
     # In a cluster also what finds no place is recorded: its source need not be resolved again.
-    if is_found(model, source) and (too_big is None or packing is not None):
+    if asked.moment.is_found and not is_refused:
         record = record.with_revision(_wanted(model, record.revisions.get(target), target, source))
     record, failed = judged(record, seen, now)
-    record = replace(record, weights=weights_after(Rollout(record, target, seen)))
-    record, gone = retired(record, target, seen, now)
-    record = seated(record, packing)
+    record = moved(replace_moment(asked.moment, record=record))
+    abort_seconds = asked.moment.rules.abort_scale_down_seconds
+    record, gone = retired(record, target, seen, now, abort_seconds)
+    record = seated(record, packing, line.left_out)
     live = [
         revision
         for revision, kept in record.revisions.items()
         if (kept.is_proved or revision == target)
         and now >= kept.retry_at
         and (packing is None or kept.placement is not None)
+        and may_stand(record, revision, seen, now, abort_seconds)
     ]
     live.sort(key=lambda revision: (revision not in record.weights, revision != target))
-    return _Step(model, record, target, source, too_big, tuple(live), (*failed, *gone))
+    before = snapshot.records.get(model.name) or ModelRecord(name=model.name, created=record.created)
+    return _Step(
+        model,
+        record,
+        target,
+        source,
+        too_big,
+        tuple(live),
+        (*failed, *gone),
+        bounds=bounds_of(model.spec, record, _loads(model, record, seen), seen),
+        position=line.positions.get(model.name, 0),
+        notes=tuple(notes_of(before, record, asked.refusal)),
+    )
+
+
+def _loads(model: Model, record: ModelRecord, seen: Observation) -> dict[str, int]:
+    return {
+        revision: suited(kept, model.spec, seen.depths.get((record.name, revision)))
+        for revision, kept in record.revisions.items()
+    }
 
 
 def _wanted(
@@ -217,11 +275,10 @@ def _wanted(
     )
 
 
-def _drain(
-    model: Model, record: ModelRecord, seen: Observation, packing: Packing | None, since: float
-) -> _Step:
+def _drain(asked: Asked, line: Line, seen: Observation) -> _Step:
     """A model being deleted keeps what stands, or has served, until its requests have ended."""
-    record = seated(record, packing)
+    model, packing = asked.model, line.packing
+    record = seated(asked.record, packing)
     live = [
         revision
         for revision, kept in record.revisions.items()
@@ -229,9 +286,9 @@ def _drain(
         and (packing is None or kept.placement is not None)
     ]
     live.sort(key=lambda revision: revision not in record.weights)
-    target = record.serving[0].revision if record.serving else revision_of(model.spec)
+    target = record.serving[0].revision if record.serving else asked.target
     source = source_of(model, record, target, seen)
-    return _Step(model, record, target, source, None, tuple(live), deleting_since=since)
+    return _Step(model, record, target, source, None, tuple(live), deleting_since=asked.deleting_since)
 
 
 def _is_drained(step: _Step, seen: Observation, now: float) -> bool:
@@ -248,7 +305,7 @@ def _claims(step: _Step, seen: Observation, now: float) -> Iterator[Claim]:
     is_deleting = step.deleting_since is not None
     for revision in step.live:
         kept = step.record.revisions[revision]
-        spec = recorded_spec(kept, step.model.spec)
+        spec = bounded(recorded_spec(kept, step.model.spec), step.bounds.get(revision))
         yield claim(step.record, kept, spec, seen, now, is_deleting=is_deleting)
 
 
@@ -309,13 +366,35 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
         yield Application(
             step.name,
             revision,
-            recorded_spec(kept, step.model.spec),
+            bounded(recorded_spec(kept, step.model.spec), step.bounds.get(revision)),
             kept.checkpoint,
             keep_awake=not kept.is_proved and step.deleting_since is None,
             placement=kept.placement,
             granted=turns.granted.get((step.name, revision)),
             leaves=(step.name, revision) in turns.leaving,
         )
+
+
+def _moves(step: _Step) -> Iterator[tuple[RevisionKey, RevisionKey, bool]]:
+    for source, goal, may_continue in moves(step.record) if step.deleting_since is None else ():
+        yield (step.name, source), (step.name, goal), may_continue
+
+
+def _forgotten(steps: Sequence[_Step], before: Mapping[str, ModelRecord]) -> Iterator[tuple[str, str]]:
+    """The rollouts in whose place another has begun."""
+    for step in steps:
+        past = before[step.name].rollout if step.name in before else None
+        if past is not None and step.record.rollout is not None and past.id != step.record.rollout.id:
+            yield step.name, past.id
+
+
+def _views(
+    steps: Sequence[_Step], records: Mapping[str, ModelRecord], seen: Observation, now: float
+) -> dict[str, RolloutView]:
+    found = {
+        step.name: view_of(step.model.spec, records[step.name], seen, step.position, now) for step in steps
+    }
+    return {name: view for name, view in found.items() if view is not None}
 
 
 def _facts(
@@ -340,6 +419,8 @@ def _facts(
 
 def _needs_resolving(step: _Step, seen: Observation) -> bool:
     if step.model.spec.source is None or step.deleting_since is not None:
+        return False
+    if step.record.rollout is not None and step.record.rollout.refuses(step.target):
         return False
     known = seen.sources.get((step.name, step.target))
     return (known is None or known.is_unasked) and step.target not in step.record.revisions

@@ -241,6 +241,10 @@ class RolloutSpec(Strict):
         return self.steps or (DEFAULT_STEPS if self.strategy == "Canary" else DEFAULT_STEPS[-1:])
 
     @property
+    def has_limits(self) -> bool:
+        return self.limits != RolloutLimits()
+
+    @property
     def least_requests(self) -> int:
         if self.min_requests is not None:
             return self.min_requests

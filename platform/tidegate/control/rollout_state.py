@@ -21,13 +21,14 @@ class RolloutState(msgspec.Struct, frozen=True):
     """A model's rollout, or its last one. JSON in the host's store.
 
     `target` takes over from `stable` (empty: it is the model's first revision); `strategy` and `steps` are
-    those that the spec had when it began. `phase` is never `Paused`: `is_paused` says that a person holds it,
-    `released` up to which step a person has ended the waiting (-1: of none; the shadow step counts as -1 and
-    is ended by `is_shadow_over`).
+    those of the spec when it began. `step` indexes them, -1 is what comes before the first. `phase` is never
+    `Paused`: `is_paused` says that a person holds it, `released` of which step a person has ended the pause,
+    `skipped` of which all waiting.
 
-    `weight` is the share of `step`, which began at `step_since`; `ready_for` is the share for which replicas
-    are made ready. `size` is how many replicas the stable had. Times are unix seconds, 0: not yet. What ended
-    keeps `gates`, its last judgement. `note` is said of the last action that was refused.
+    `weight` is the share of the step, which began at `step_since`; `ready_for` is the share for which
+    replicas are made ready. `size` is how many replicas the stable had. Times are unix seconds, 0: not yet.
+    `is_refused`: the target was given up. `leaving` are revisions whose queues are emptied into the one with
+    the traffic. What has ended keeps `gates`, its last judgement; `note` is said of the last refused action.
     """
 
     id: str
@@ -42,11 +43,13 @@ class RolloutState(msgspec.Struct, frozen=True):
     ended: float = 0.0
     weight: int = 0
     ready_for: int = 0
-    size: int = 1
+    size: int = 0
     is_paused: bool = False
-    released: int = -1
-    is_shadow_over: bool = False
+    released: int = -2
+    skipped: int = -2
+    is_refused: bool = False
     thresholds: Thresholds = Thresholds()
+    leaving: list[str] = []
     reason: str = ""
     message: str = ""
     note: str = ""
@@ -60,7 +63,7 @@ class RolloutState(msgspec.Struct, frozen=True):
 
     def refuses(self, revision: str) -> bool:
         """Tell whether `revision` was given up, and stays so."""
-        return self.phase == "Aborted" and self.target == revision and bool(self.stable)
+        return self.is_refused and self.target == revision
 
 
 @dataclass(frozen=True, slots=True)
