@@ -162,7 +162,8 @@ _PLAIN: dict[type, dict[str, Any]] = {
 }
 
 MEANINGS = {
-    "RevisionRecord.revision": "Ten hex digits over the fields of the spec that need a new replica.",
+    "RevisionRecord.revision": "Ten hex digits over the fields of the spec that need a new replica, and the "
+    "content of the source.",
     "RevisionRecord.spec": "The spec that this revision was made from.",
     "RevisionRecord.checkpoint": "Where the replicas read the checkpoint.",
     "RevisionRecord.weights_bytes": "Size of the checkpoint's weights.",
@@ -179,6 +180,12 @@ MEANINGS = {
     "RevisionRecord.stored_weights": "What of the checkpoint is loaded.",
     "RevisionRecord.placement": "Where the replicas run.",
     "RevisionRecord.waits_since": "When a replica found no room (unix seconds; 0: none waits).",
+    "RevisionRecord.spec_hash": "Ten hex digits over those fields alone, by which the source was asked for.",
+    "RevisionRecord.commit": "The commit of the hub or of the bucket.",
+    "RevisionRecord.digest": "Checksum over what is loaded of the source.",
+    "RevisionRecord.created": "When the revision was first asked for (unix seconds).",
+    "RevisionRecord.cause": "What made it another revision.",
+    "RevisionRecord.author": "Who changed the spec.",
     "DecoderShape.layers": "Decoder layers.",
     "DecoderShape.kv_heads": "Heads of keys and values per layer.",
     "DecoderShape.head_dim": "Width of one head.",

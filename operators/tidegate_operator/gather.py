@@ -213,19 +213,19 @@ class Gatherer:
             model = each.model
             if model is None or model.spec.source is None:
                 continue
-            revision = revision_of(model.spec)
-            if _is_recorded(each, revision):
+            spec_hash = revision_of(model.spec)
+            if _is_recorded(each, spec_hash):
                 continue  # a finished Job goes by itself, its pod first: it then seems to have failed
-            name = job_name(model.name, revision)
+            name = job_name(model.name, spec_hash)
             job = self.cache.get("Job", namespace, name)
             if job is not None:
                 own = ray_state.pods_of_job(of_namespace, job["metadata"]["name"])
                 events = await self.troubles.job_events(namespace, job, own)
-                found[(model.name, revision)] = read_job(job, own, events)
+                found[(model.name, spec_hash)] = read_job(job, own, events)
             elif (known := no_job_needed(model, pool)) is not None:
-                found[(model.name, revision)] = known
+                found[(model.name, spec_hash)] = known
             elif refusal := refusals.get(("Job", namespace, name)):
-                found[(model.name, revision)] = refused_job(name, refusal)
+                found[(model.name, spec_hash)] = refused_job(name, refusal)
         return found
 
     async def _store_says(
@@ -246,6 +246,6 @@ class Gatherer:
             return None, (Reason.RedisUnreachable, f"{error.message} {REDIS_AWAY}")
 
 
-def _is_recorded(each: ModelObject, revision: str) -> bool:
-    kept = each.record.revisions.get(revision) if each.record is not None else None
-    return kept is not None and bool(kept.checkpoint)
+def _is_recorded(each: ModelObject, spec_hash: str) -> bool:
+    recorded = each.record.revisions.values() if each.record is not None else ()
+    return any(kept.is_of(spec_hash) and kept.checkpoint for kept in recorded)

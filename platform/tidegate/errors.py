@@ -4,6 +4,9 @@ TidegateError
 ├── InvalidRequest            400  a field of the request is wrong; names it
 ├── AuthenticationFailed      401
 ├── ModelNotFound             404  names the models that exist
+├── NotFound                  404  of the control API: names what there is
+├── ScopeMissing              403  the key may not do this; names the scope that may
+├── Conflict                  409  of the control API: it was changed meanwhile, or cannot be done now
 ├── HostRefused               403  without keys: a name that is not this machine's
 ├── RequestTimeout            408  a head or body that does not come
 ├── RequestTooLarge           413
@@ -11,7 +14,9 @@ TidegateError
 ├── HeadTooLarge              431
 ├── QueueFull                 429  with Retry-After
 │   └── BodiesFull                 too many bytes are on their way into the gateway
+├── TooManyFailures           429  sign-ins from this address failed too often
 ├── ModelUnavailable          503  with the model's own sentence
+├── HostUnavailable           503  of the control API: what it asks does not answer
 ├── QueueUnavailable          503  Redis is away; the client is not told how
 │   ├── QueueOutOfMemory           Redis refuses what makes it larger
 │   ├── QueueReadOnly              Redis refuses every write
@@ -30,6 +35,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 MAX_RETRY_AFTER_SECONDS = 120  # SDKs stop honouring the header above about this
+# Codes with which a replica ends a request that cannot be, and what clients are told (400). Every other error
+# of a replica is ours (500 or more).
+PROMPT_REFUSALS = {
+    "ContextLengthExceeded": "context_length_exceeded",
+    "InvalidPrompt": "invalid_prompt",
+    "PromptTooCostly": "prompt_too_costly",
+}
 MOST_CHARACTERS = 2000  # of a message to a client
 MOST_PARAM_CHARACTERS = 200
 
@@ -98,6 +110,18 @@ class ModelNotFound(RequestError):
     reason, status, type, code = "ModelNotFound", 404, "invalid_request_error", "model_not_found"
 
 
+class NotFound(RequestError):
+    reason, status, type, code = "NotFound", 404, "invalid_request_error", "not_found"
+
+
+class ScopeMissing(RequestError):
+    reason, status, type, code = "ScopeMissing", 403, "permission_error", "scope_missing"
+
+
+class Conflict(RequestError):
+    reason, status, type, code = "Conflict", 409, "invalid_request_error", "conflict"
+
+
 class HostRefused(RequestError):
     reason, status, type, code = "HostRefused", 403, "permission_error", "host_refused"
 
@@ -127,6 +151,14 @@ class QueueFull(RequestError):
 
 class BodiesFull(QueueFull):
     code = "too_many_bytes"
+
+
+class TooManyFailures(RequestError):
+    reason, status, type, code = "TooManyFailures", 429, "rate_limit_error", "too_many_failures"
+
+
+class HostUnavailable(RequestError):
+    reason, status, type, code = "HostUnavailable", 503, "server_error", "host_unavailable"
 
 
 class ModelUnavailable(RequestError):

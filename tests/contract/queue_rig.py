@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidegate.messages.queue import Accepted, Bounds, QueueLimits
+from tidegate.messages.outcomes import Tally
+from tidegate.messages.queue import NO_LABEL, Accepted, Bounds, Label, QueueLimits
 from tidegate.messages.work import (
     Claim,
     Finish,
@@ -24,7 +25,9 @@ from tidegate.messages.work import (
 )
 from tidegate.replica_args import Times
 from tidegate.store.connection import Connection
+from tidegate.store.outcomes import OutcomeStore
 from tidegate.store.queue import GatewayQueue, ReplicaQueue, Sweeper
+from tidegate.store.registry import Registry
 
 MODEL, REVISION = "m", "r1"
 QUEUE = f"{MODEL}--{REVISION}"
@@ -152,6 +155,14 @@ class Rig:
         self._stack.push_async_callback(queue.close)
         return worker
 
+    async def registry(self) -> Registry:
+        return Registry(await self.connect(), key_prefix=self.key_prefix)
+
+    async def outcomes(self, revision: str = REVISION) -> dict[str, Tally]:
+        """The outcomes of one revision, by cohort."""
+        store = OutcomeStore(await self.connect(), self.key_prefix)
+        return (await store.read([(MODEL, revision)]))[MODEL, revision]
+
     async def sweeper(self, times: Times = BY_HAND) -> Sweeper:
         return Sweeper(await self.connect(), key_prefix=self.key_prefix, times=times)
 
@@ -162,7 +173,9 @@ async def open_rig(url: str, key_prefix: str) -> AsyncIterator[Rig]:
         yield Rig(url, key_prefix, stack)
 
 
-async def accept(queue: GatewayQueue, *requests: Request, limits: Bounds | None = None) -> Accepted:
-    outcome = await queue.submit(requests, limits or bounds())
+async def accept(
+    queue: GatewayQueue, *requests: Request, limits: Bounds | None = None, label: Label = NO_LABEL
+) -> Accepted:
+    outcome = await queue.submit(requests, limits or bounds(), label)
     assert isinstance(outcome, Accepted), outcome
     return outcome

@@ -10,17 +10,19 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tidegate.control.observed import SourceState
+from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
-from tidegate.control.resources import ModelSpec
+from tidegate.control.reasons import Reason
+from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.rollout_state import Pin, RolloutState
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action
-from tidegate.sources.facts import DecoderShape, StoredWeights
+from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
 
 REVISION_DIGITS = 10
 WHOLE = 100  # the shares of a model's traffic sum to it
-# The fields of a spec that need a new replica. All others change in place.
+# The fields of a spec that need a new replica. All others change in place. One that comes later is to be left
+# out of the hash where it is at its default: an upgrade would restart every model.
 REVISION_FIELDS = (
     "source",
     "task",
@@ -39,7 +41,9 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     `spec` as on the wire: it keeps an old revision alive after its file has changed. `attempt_at` is when
     the current try began (unix seconds; 0: none runs), `failures` counts tries that failed in a row,
     `retry_at` when the next may begin. `placement` is where its replicas run in a cluster; it stays there.
-    `waits_since` is when a replica that it must have found no room (0: it does not wait).
+    `waits_since` is when a replica that it must have found no room (0: it does not wait). `spec_hash` is what
+    its source was asked by; a record of the version before has none, and is named by it. `created` is unix
+    seconds, `cause` what made it another one, `author` who did.
     """
 
     revision: str
@@ -59,6 +63,12 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     stored_weights: StoredWeights = StoredWeights()
     placement: Placement | None = None
     waits_since: float = 0.0
+    spec_hash: str = ""
+    commit: str = ""
+    digest: str = ""
+    created: float = 0.0
+    cause: str = ""
+    author: str = ""
 
     @property
     def is_proved(self) -> bool:
@@ -80,13 +90,20 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             self.precision,
             shape=self.shape,
             weights=self.stored_weights,
+            commit=self.commit,
+            digest=self.digest,
         )
+
+    def is_of(self, spec_hash: str) -> bool:
+        """Tell whether it was made from a spec of this hash."""
+        return (self.spec_hash or self.revision) == spec_hash
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """The record of one model. `weights` shares its traffic out among revisions; empty: none has proved
-    itself yet. `rollout` is the one under way, or the last; `acted` the last action that was taken up, which
-    is taken up once; `pinned` an undo."""
+    itself yet. `revisions` stand in the order in which they became the target, the newest last. `rollout` is
+    the one under way, or the last; `acted` the last action that was taken up, which is taken up once;
+    `pinned` an undo."""
 
     name: str
     created: int
@@ -110,6 +127,10 @@ class ModelRecord(msgspec.Struct, frozen=True):
     def with_revision(self, kept: RevisionRecord) -> ModelRecord:
         return replace(self, revisions={**self.revisions, kept.revision: kept})
 
+    def with_target(self, kept: RevisionRecord) -> ModelRecord:
+        others = {name: other for name, other in self.revisions.items() if name != kept.revision}
+        return replace(self, revisions={**others, kept.revision: kept})
+
 
 def traffic_of(stored: Mapping[str, Any]) -> dict[str, int]:
     """Return the traffic table of a stored record. The version before stored one name, `serving`, which took
@@ -120,11 +141,39 @@ def traffic_of(stored: Mapping[str, Any]) -> dict[str, int]:
 
 
 def revision_of(spec: ModelSpec) -> str:
-    """Ten hex digits over what needs a new replica; equal specs give equal revisions everywhere."""
-    wire = spec.model_dump(mode="json", by_alias=True)
-    chosen = {name: wire[name] for name in REVISION_FIELDS}
-    text = json.dumps(chosen, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:REVISION_DIGITS]
+    """Return the spec's hash: ten hex digits over what needs a new replica. Equal specs give equal hashes
+    everywhere; a source is asked for by it, and a model without one has no other name for its revision."""
+    return _digits(_content(spec))
+
+
+def target_of(model: Model, record: ModelRecord, sources: Mapping[RevisionKey, SourceState]) -> str | None:
+    """Return the revision that the spec asks for: its hash and the content of its source; None while nobody
+    knows that content. What is recorded of this spec is not asked again, so it stays the target, also one
+    that the version before has named."""
+    spec_hash = revision_of(model.spec)
+    recorded = [kept.revision for kept in record.revisions.values() if kept.is_of(spec_hash)]
+    if recorded or model.spec.source is None:
+        return recorded[-1] if recorded else spec_hash
+    found = fitting(model.spec, sources.get((model.name, spec_hash)))
+    return named(model.spec, found) if found is not None and found.state == "resolved" else None
+
+
+def named(spec: ModelSpec, source: SourceState) -> str:
+    """Return the name of the revision that this spec makes of this content."""
+    return _digits(f"{_content(spec)}\0{source.digest}") if source.digest else revision_of(spec)
+
+
+def fitting(spec: ModelSpec, source: SourceState | None) -> SourceState | None:
+    """Refuse a checkpoint that cannot give what the spec asks of it: no replica need start to find out."""
+    if source is None or source.state != "resolved":
+        return source
+    amiss = contradiction(
+        source.shape,
+        source.quantization,
+        asked_context=spec.context_length,
+        asked_quantization=spec.quantization,
+    )
+    return SourceState("failed", reason=Reason.InvalidEngineArgs, message=amiss) if amiss else source
 
 
 def spec_on_wire(spec: ModelSpec) -> dict[str, Any]:
@@ -138,3 +187,12 @@ def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpe
     if current is None:
         return spec
     return spec.model_copy(update={"scaling": current.scaling, "queue": current.queue})
+
+
+def _content(spec: ModelSpec) -> str:
+    wire = spec_on_wire(spec)
+    return json.dumps({name: wire[name] for name in REVISION_FIELDS}, sort_keys=True, separators=(",", ":"))
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:REVISION_DIGITS]

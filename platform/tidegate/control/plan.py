@@ -24,7 +24,15 @@ from msgspec.structs import replace
 
 from tidegate.control.attempts import judged
 from tidegate.control.condition_checks import Facts
-from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec, revision_of, spec_on_wire
+from tidegate.control.desired import (
+    ModelRecord,
+    RevisionRecord,
+    recorded_spec,
+    revision_of,
+    spec_on_wire,
+    target_of,
+)
+from tidegate.control.history import cause_of
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.packing import Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
@@ -55,8 +63,10 @@ class PoolSnapshot:
     """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
     are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
     stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
-    with. `actions` are what people ask of rollouts, each given until its record says that it was `acted` on.
-    `history` holds the revisions that an undo may go back to, the newest last. `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
+    with. `authors` are who changed the models' specs last. `actions` are asked of models and not known to be
+    acted on, `history` holds the revisions that an undo may go back to, the newest last; `drains` are models
+    that should take no new requests. `wave` lowers the pool's bound on unbuilt applications, as on a small
+    machine."""
 
     models: Sequence[Model]
     pool: PoolSpec
@@ -64,8 +74,10 @@ class PoolSnapshot:
     seen: Observation
     deleting: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
+    authors: Mapping[str, str] = field(default_factory=dict)
     actions: Mapping[str, Action] = field(default_factory=dict)
     history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
+    drains: frozenset[str] = frozenset()
     wave: int | None = None
 
 
@@ -89,10 +101,10 @@ class PoolPlan:
     none. Then what gateways read, so that traffic has moved, and a model that goes is refused, before
     `applications` (the whole set that Serve should hold) takes replicas away.
 
-    `entries` is all that the registry should hold of these models. `resolve` names revisions whose source is
-    to be resolved, `drained` models being deleted of which nothing is left. `next_at` is when time alone
-    changes something (unix seconds; None: it does not); `is_settled` False: decide again soon. `rollouts` are
-    for people and programs to read, `notes` what was decided about them in this round.
+    `entries` is all that the registry should hold of these models. `resolve` names the hashes of specs
+    whose source is to be resolved, `drained` models being deleted of which nothing is left. `next_at` is
+    when time alone changes something (unix seconds; None: it does not); `is_settled` False: decide again
+    soon. `rollouts` are for people and programs to read, `notes` what was decided about them in this round.
     """
 
     records: Mapping[str, ModelRecord]
@@ -166,7 +178,9 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
             move=tuple(move for step in steps for move in _moves(step)),
             forget_outcomes=tuple(_forgotten(steps, snapshot.records)),
         ),
-        resolve=tuple((step.name, step.target) for step in steps if _needs_resolving(step, seen)),
+        resolve=tuple(
+            (step.name, revision_of(step.model.spec)) for step in steps if _needs_resolving(step, seen)
+        ),
         applications=tuple(app for step in steps for app in _applications(step, admitted, turns)),
         drained=drained,
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
@@ -186,7 +200,7 @@ def _asked(model: Model, snapshot: PoolSnapshot, now: float) -> Asked:
     """Return what is asked of a model: by its spec, or by a person who undid that, and by other actions."""
     seen, name = snapshot.seen, model.name
     record = snapshot.records.get(name) or ModelRecord(name=name, created=int(now))
-    by_spec = revision_of(model.spec)
+    by_spec = target_of(model, record, seen.sources) or revision_of(model.spec)
     since, refusal = snapshot.deleting.get(name), ""
     if since is None:
         record = unpinned(record, model.spec)
@@ -218,7 +232,8 @@ def _step(asked: Asked, line: Line, snapshot: PoolSnapshot, now: float) -> _Step
     is_refused = record.rollout is not None and record.rollout.refuses(target)
     # In a cluster also what finds no place is recorded: its source need not be resolved again.
     if asked.moment.is_found and not is_refused:
-        record = record.with_revision(_wanted(model, record.revisions.get(target), target, source))
+        author = snapshot.authors.get(model.name, "")
+        record = record.with_target(_wanted(model, record, target, source, author, now))
     record, failed = judged(record, seen, now)
     record = moved(replace_moment(asked.moment, record=record))
     abort_seconds = asked.moment.rules.abort_scale_down_seconds
@@ -256,14 +271,21 @@ def _loads(model: Model, record: ModelRecord, seen: Observation) -> dict[str, in
 
 
 def _wanted(
-    model: Model, known: RevisionRecord | None, target: str, source: SourceState | None
+    model: Model, record: ModelRecord, target: str, source: SourceState | None, author: str, now: float
 ) -> RevisionRecord:
     """Return the target as it should be recorded. Scaling and queue change in place: what runs while a later
     spec is refused is the last valid one."""
-    found = source or SourceState("resolved")
-    spec = spec_on_wire(model.spec)
+    found, spec = source or SourceState("resolved"), spec_on_wire(model.spec)
+    known = record.revisions.get(target) or RevisionRecord(
+        revision=target,
+        spec=spec,
+        spec_hash=revision_of(model.spec),
+        created=now,
+        cause=cause_of(record, spec),
+        author=author,
+    )
     return replace(
-        known or RevisionRecord(revision=target, spec=spec),
+        known,
         spec=spec,
         checkpoint=found.checkpoint,
         weights_bytes=found.weights_bytes,
@@ -271,6 +293,8 @@ def _wanted(
         precision=found.precision,
         shape=found.shape,
         stored_weights=found.weights,
+        commit=found.commit,
+        digest=found.digest,
         retired_at=0.0,
     )
 
@@ -422,7 +446,7 @@ def _needs_resolving(step: _Step, seen: Observation) -> bool:
         return False
     if step.record.rollout is not None and step.record.rollout.refuses(step.target):
         return False
-    known = seen.sources.get((step.name, step.target))
+    known = seen.sources.get((step.name, revision_of(step.model.spec)))
     return (known is None or known.is_unasked) and step.target not in step.record.revisions
 
 

@@ -107,7 +107,7 @@ def read_file(path: Path) -> ResourceFile:
         where = name if len(documents) == 1 else f"{name} document {number}"
         resource = parse_resource(document, where)
         if isinstance(resource, Model):
-            models.append(_with_absolute_source(resource, path.parent))
+            models.append(with_absolute_source(resource, path.parent))
         elif isinstance(resource, Pool):
             pools.append(resource)
         else:
@@ -240,7 +240,7 @@ def _duplicate(path: Path, kind: str, name: str, first: Path | None = None) -> F
     )
 
 
-def _with_absolute_source(model: Model, folder: Path) -> Model:
+def with_absolute_source(model: Model, folder: Path) -> Model:
     """A relative path is meant relative to the file that says it."""
     source = model.spec.source
     if source is None or "://" in source.uri:

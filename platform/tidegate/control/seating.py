@@ -9,10 +9,9 @@ from dataclasses import replace as dataclass_replace
 
 from msgspec.structs import replace
 
-from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec
+from tidegate.control.desired import ModelRecord, RevisionRecord, fitting, recorded_spec, revision_of
 from tidegate.control.observed import Group, Observation, RevisionKey, SourceState
 from tidegate.control.packing import Need, Packing, place
-from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.room import Seat, seat_of
 from tidegate.control.serve_config import ordered
@@ -21,7 +20,6 @@ from tidegate.control.turns import Claim
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ReplicaStats
 from tidegate.replica_args import SLOTS_UNTIL_KNOWN
-from tidegate.sources.facts import contradiction
 
 # So long without a request, one that has worked counts as idle: callers that ask one after the other should
 # not find it gone each time.
@@ -64,30 +62,13 @@ def pack(
 
 
 def source_of(model: Model, record: ModelRecord, target: str, seen: Observation) -> SourceState | None:
-    """Return what is known of the target's source: the last answer, or the recorded one. In a cluster one Job
-    resolves each revision, and once its answer is recorded its end says nothing: its pods may go before it
-    does, and it then has no answer any more."""
+    """Return what is known of the target's source: what is recorded, else the answer to who asked for it."""
     if model.spec.source is None:
         return None
-    found = _fitting(model.spec, seen.sources.get((model.name, target)))
     known = record.revisions.get(target)
-    if known is None or not known.checkpoint:
-        return found
-    is_old = found is None or (bool(seen.groups) and found.state != "resolved")
-    return known.source if is_old else found
-
-
-def _fitting(spec: ModelSpec, source: SourceState | None) -> SourceState | None:
-    """Refuse a checkpoint that cannot give what the spec asks of it: no replica need start to find out."""
-    if source is None or source.state != "resolved":
-        return source
-    amiss = contradiction(
-        source.shape,
-        source.quantization,
-        asked_context=spec.context_length,
-        asked_quantization=spec.quantization,
-    )
-    return SourceState("failed", reason=Reason.InvalidEngineArgs, message=amiss) if amiss else source
+    if known is not None and known.checkpoint:
+        return known.source
+    return fitting(model.spec, seen.sources.get((model.name, revision_of(model.spec))))
 
 
 def is_found(model: Model, source: SourceState | None) -> bool:

@@ -8,6 +8,7 @@ None of these is called concurrently with another, so engines hold no locks. Two
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +27,10 @@ class LoadReport:
     precision: str
     device: str
     notes: tuple[str, ...] = ()
+
+
+# How PyTorch, CUDA's libraries and the system say it where the type of the error does not.
+_NO_MEMORY = re.compile(r"allocate memory|not enough memory|out of memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 class EngineLoadError(Exception):
@@ -113,3 +118,11 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell memory that ran out, on the host or a device, from other errors. Names no type of a library, so
+    that a replica without it needs no import."""
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(error)))

@@ -47,6 +47,7 @@ STREAM_MASK = STREAM_LENGTH - 1
 SYLLABLES = ("ba", "de", "ki", "lo", "mu", "ne", "pa", "ri", "so", "tu")
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=600_000)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +73,9 @@ class SimulatedArgs(msgspec.Struct, frozen=True):
     answer_tokens: Annotated[int, msgspec.Meta(ge=1)] = 64  # length of an answer without max_tokens
     load_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
     test_fault: Fault | None = None
+    # TEST ONLY: as many of the requests, chosen by their ids, fail, or are answered without a token.
+    test_error_share: Share = 0.0
+    test_empty_share: Share = 0.0
     test_load_failure: str = ""  # TEST ONLY: `load` fails with this reason
 
 
@@ -161,6 +165,8 @@ class SimulatedEngine:
             fault=fault if fault and fault.marker in prompt else None,
             is_plain=False,
         )
+        if (spoilt := self._spoilt(row)) is not None:
+            return StepOutput(row.id, NO_TOKENS, count, self._finish(row, spoilt))
         if not log:
             row.lead = self._lead(request, sampling, count)
         if (finished := self._continue(row, log)) is not None:
@@ -211,6 +217,13 @@ class SimulatedEngine:
     def close(self) -> None:
         self._closed.set()
         self._rows.clear()
+
+    def _spoilt(self, row: Row) -> Literal["error", "stop"] | None:
+        """Return the end of a request that is chosen to have no answer."""
+        args, point = self._args, zlib.crc32(row.id.encode()) / (1 << 32)
+        if point < args.test_error_share:
+            return "error"
+        return "stop" if point < args.test_error_share + args.test_empty_share else None
 
     def _wait_for_step(self) -> None:
         """Sleep until this step is due. A step that is late is not made up for by more than one step."""

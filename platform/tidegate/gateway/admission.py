@@ -43,18 +43,31 @@ def find_model(name: str, models: Mapping[str, ModelEntry]) -> ModelEntry:
 
 
 def choose_revision(weights: Mapping[str, int], key: str) -> str:
-    """Choose by weight. One `key` gets the same revision in every gateway, as long as the table stays.
+    """Choose by weight. One `key` gets the same revision in every gateway, as long as the table stays. The
+    first of the table keeps its keys as its weight grows: so the one that is rolled out is first.
 
     Where no weight is positive the last revision is taken. `weights` is not empty.
     """
     total = sum(weight for weight in weights.values() if weight > 0)
     if total and len(weights) > 1:
-        point = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % total
+        point = _point(key, total)
         for revision, weight in weights.items():
             if weight > 0 and point < weight:
                 return revision
             point -= max(0, weight)
     return list(weights)[-1]
+
+
+def session_of(tenant: str, named: str) -> str:
+    """The session that a call names, as a short key of this tenant's own; empty: it names none."""
+    return blake2b(f"{tenant}\0{named}".encode(), digest_size=8).hexdigest() if named else ""
+
+
+def is_shadowed(entry: ModelEntry, call_id: str, revision: str) -> bool:
+    """Whether a copy of this call goes to the revision that is tried out."""
+    if entry.shadow in ("", revision):
+        return False
+    return _point(f"shadow {call_id}", 100) < entry.shadow_share
 
 
 def wait_budget_seconds(entry: ModelEntry, header: str | None) -> float:
@@ -124,6 +137,10 @@ def queue_full(rejected: Rejected, entry: ModelEntry, sequences: int) -> QueueFu
         f"{rejected.depth.waiting} requests wait and {rejected.depth.running} run.",
         retry_after_seconds=retry,
     )
+
+
+def _point(key: str, total: int) -> int:
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % total
 
 
 def _existing(models: Mapping[str, ModelEntry]) -> str:

@@ -7,7 +7,7 @@ import ipaddress
 from fastapi import Request
 from fastapi.security.http import HTTPBase
 
-from tidegate.errors import AuthenticationFailed, ConfigError, FieldProblem
+from tidegate.errors import AuthenticationFailed, ConfigError, FieldProblem, ScopeMissing
 from tidegate.gateway.ports import KeyRing
 from tidegate.messages.registry import Key
 from tidegate.settings import Settings
@@ -21,9 +21,21 @@ def sent_key(authorization: str | None, api_key: str | None) -> str | None:
 
 
 def find_key(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> Key:
-    """The key in an `Authorization` header. Raises `AuthenticationFailed`."""
+    """The key in an `Authorization` header, that may ask models. Raises `AuthenticationFailed`,
+    `ScopeMissing`."""
     if no_auth:
         return NO_KEY
+    key = known_key(authorization, keys)
+    if "inference" not in key.scopes:
+        raise ScopeMissing(
+            f"The API key has the scopes {', '.join(key.scopes)} and needs inference to ask models. "
+            "'tidegate keys create' makes such a key."
+        )
+    return key
+
+
+def known_key(authorization: str | None, keys: KeyRing) -> Key:
+    """The key in an `Authorization` header, whatever it may do. Raises `AuthenticationFailed`."""
     if authorization is None:
         raise AuthenticationFailed(
             "No API key was sent. Send the header 'Authorization: Bearer KEY'; "

@@ -6,9 +6,13 @@ import base64
 import os
 import random
 
+from msgspec.structs import replace
+
 from tidegate.gateway.dialects.base import AnswerHead, Call
 from tidegate.messages.registry import Key
 from tidegate.messages.work import Request
+
+SHADOW_PRIORITY = -1000  # the lowest
 
 
 def build_requests(
@@ -38,6 +42,19 @@ def build_requests(
         )
         for index, ask in enumerate(call.asks(random_seed))
     ]
+
+
+def shadow_of(request: Request, revision: str) -> Request:
+    """A copy for another revision, behind all others, that nobody waits for and nobody is charged for."""
+    return replace(
+        request,
+        id=request.id + ".shadow",
+        revision=revision,
+        gateway="",
+        tenant="",
+        key="shadow",
+        priority=SHADOW_PRIORITY,
+    )
 
 
 def new_id() -> str:

@@ -53,18 +53,25 @@ class DoorLimits:
     body_seconds: float
     stall_seconds: float
     connections: int
+    remedy: str = "Send less, or raise TIDEGATE_MAX_HEAD_BYTES."  # where a head is too large
     quiet: dict[Door, None] = field(default_factory=dict)
 
 
 def door_class(settings: Settings) -> type[asyncio.Protocol]:
     """Return what uvicorn makes a protocol with, for each connection of one gateway."""
-    limits = DoorLimits(
-        settings.max_head_bytes,
-        settings.head_timeout_seconds,
-        settings.body_timeout_seconds,
-        settings.stall_timeout_seconds,
-        connections_within(settings.max_connections),
+    return door_within(
+        DoorLimits(
+            settings.max_head_bytes,
+            settings.head_timeout_seconds,
+            settings.body_timeout_seconds,
+            settings.stall_timeout_seconds,
+            connections_within(settings.max_connections),
+        )
     )
+
+
+def door_within(limits: DoorLimits) -> type[asyncio.Protocol]:
+    """Return what uvicorn makes a protocol with; all connections that it makes share `limits`."""
     return cast("type[asyncio.Protocol]", functools.partial(Door, limits=limits))
 
 
@@ -153,8 +160,8 @@ class Door(HttpToolsProtocol):
             if self._plain_bytes > self._limits.head_bytes:
                 self._refuse(
                     HeadTooLarge(
-                        f"Request line and headers have more than {self._limits.head_bytes} bytes. Send "
-                        "less, or raise TIDEGATE_MAX_HEAD_BYTES."
+                        f"Request line and headers have more than {self._limits.head_bytes} bytes. "
+                        f"{self._limits.remedy}"
                     )
                 )
             elif len(self.headers or ()) > MOST_HEADERS:

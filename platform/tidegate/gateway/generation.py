@@ -42,9 +42,9 @@ from tidegate.gateway.asgi import (
 )
 from tidegate.gateway.auth import find_key, sent_key
 from tidegate.gateway.bodies import with_model
-from tidegate.gateway.calls import build_requests, new_id, new_seed
+from tidegate.gateway.calls import build_requests, new_id, new_seed, shadow_of
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
-from tidegate.gateway.metrics import UNKNOWN_MODEL
+from tidegate.gateway.metrics import UNKNOWN_MODEL, RevisionOutcome
 from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
 from tidegate.gateway.services import Services
 from tidegate.gateway.stream import (
@@ -56,9 +56,9 @@ from tidegate.gateway.stream import (
     Signal,
     Waiting,
 )
-from tidegate.messages.queue import Bounds, Rejected
+from tidegate.messages.queue import Bounds, Label, Rejected
 from tidegate.messages.registry import Key, ModelEntry
-from tidegate.messages.work import Segment
+from tidegate.messages.work import Generate, Request, Segment
 from tidegate.telemetry import fields
 
 logger = logging.getLogger("tidegate.gateway")
@@ -76,24 +76,29 @@ class GenerationEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = _Exchange(self._services, self._dialect, scope, receive, send)
+        of_revision: RevisionOutcome = "error"
         try:
             await exchange.run()
-            outcome = "ok"
+            outcome, of_revision = "ok", "ok"
         except ClientLeft:
-            outcome = "left"
+            outcome, of_revision = "left", "left"
         except RequestError as error:
             outcome = error.reason
+            of_revision = "error" if error.status >= 500 else "refused"
             await exchange.refuse(error)
         except asyncio.CancelledError:
             # Only the server cancels, when its grace at shutdown is over; this is the task's outermost frame.
-            outcome = "GatewayStopped"
+            outcome, of_revision = "GatewayStopped", "left"
             await exchange.refuse(GatewayStopping("The gateway is stopping. Send the request again."))
         except Exception:
-            outcome = "InternalError"
+            outcome, of_revision = "InternalError", "error"
             logger.exception("a generation call failed")
             await exchange.refuse(GenerationFailed("The gateway failed on this request."))
         finally:
-            self._services.metrics.ended(exchange.model_label, outcome)
+            metrics = self._services.metrics
+            metrics.ended(exchange.model_label, outcome)
+            if exchange.revision:
+                metrics.ended_on(exchange.model_label, exchange.revision, of_revision)
 
 
 @dataclass(slots=True)
@@ -118,6 +123,7 @@ class _Exchange:
     _started: float = field(default_factory=time.perf_counter)
     _is_status_out: bool = False
     model_label: str = UNKNOWN_MODEL
+    revision: str = ""  # that the call was given
 
     async def run(self) -> None:
         services, scope = self._services, self._scope
@@ -132,7 +138,8 @@ class _Exchange:
 
         now = time.time()
         call_id = self._dialect.id_prefix + new_id()
-        revision = admission.choose_revision(entry.revisions, call_id)
+        session = admission.session_of(key.tenant, text_header(scope, b"x-tidegate-session") or call.user)
+        revision = self.revision = admission.choose_revision(entry.revisions, session or call_id)
         head = AnswerHead(
             call_id, int(now), entry.name, revision, _wants_event_ids(scope), entry.context_length
         )
@@ -145,11 +152,13 @@ class _Exchange:
             deadline=now + budget,
             random_seed=new_seed(),
         )
+        shadow = self._shadow_of(entry, requests[0], call_id)
+        bounds, label = self._bounds(entry), Label(entry.cohort, session, shadow is not None)
         opened = services.calls.open(requests, is_streamed=call.is_streamed)
         cancel_reason: str | None = "the gateway gave the call up"
         watcher: asyncio.Task[None] | None = None
         try:
-            submitting = services.queue.submit(requests, self._bounds(entry))
+            submitting = services.queue.submit(requests, bounds, label)
             del requests  # they live as long as they are on their way, and not as long as the answer
             outcome = await submitting
             if isinstance(outcome, Rejected):
@@ -157,6 +166,9 @@ class _Exchange:
                 raise admission.queue_full(outcome, entry, len(opened.requests))
             services.calls.submitted(opened)
             admission.check_wait(outcome.waiting_ahead, outcome.depth, entry, budget)
+            if shadow is not None:
+                services.queue.shadow(opened.requests[0].id, shadow, bounds, entry.cohort)
+                shadow = None
             admitted = _Admitted(call, head, entry, opened)
             watcher = asyncio.get_running_loop().create_task(_watch(self._receive, opened))
             await (self._stream(admitted) if call.is_streamed else self._answer(admitted))
@@ -193,6 +205,14 @@ class _Exchange:
             else:
                 self._is_status_out = True
                 await send_error(self._send, error)
+
+    def _shadow_of(self, entry: ModelEntry, first: Request, call_id: str) -> Request | None:
+        """The copy that the revision that is tried out gets of a call's first sequence, if it gets one."""
+        if not entry.shadow or not isinstance(first.work, Generate) or not self._services.queue.takes_shadows:
+            return None
+        if not admission.is_shadowed(entry, call_id, first.revision):
+            return None
+        return shadow_of(first, entry.shadow)
 
     def _bounds(self, entry: ModelEntry) -> Bounds:
         settings = self._services.settings
@@ -298,6 +318,7 @@ class _Exchange:
     def _record(self, admitted: _Admitted, usage: Usage, first_token: float | None) -> None:
         self._services.metrics.answered(
             admitted.entry.name,
+            admitted.head.revision,
             duration_seconds=time.perf_counter() - self._started,
             first_token_seconds=first_token,
             prompt_tokens=usage.prompt_tokens,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -12,6 +12,8 @@ from prometheus_client.process_collector import ProcessCollector
 from tidegate import telemetry
 from tidegate.messages.queue import QueueHealth, QueueState
 
+# Of a call that was given a revision. `error`: ours (a status of 500 or more).
+RevisionOutcome = Literal["ok", "error", "refused", "left"]
 UNKNOWN_MODEL = "-"  # names that clients invent never become labels
 
 
@@ -26,6 +28,13 @@ class _ModelMetrics:
     vllm_duration: Histogram
     vllm_prompt_tokens: Counter
     vllm_generation_tokens: Counter
+
+
+@dataclass(slots=True)
+class _RevisionMetrics:
+    first_token: Histogram
+    per_token: Histogram
+    requests: dict[RevisionOutcome, Counter]
 
 
 class GatewayMetrics:
@@ -129,6 +138,28 @@ class GatewayMetrics:
             ["model_name", "finished_reason"],
             registry=registry,
         )
+        label = ["model", "revision"]
+        self._revision_requests = Counter(
+            telemetry.REVISION_REQUESTS,
+            "HTTP calls for generation that ended, by the revision they were given",
+            [*label, "outcome"],
+            registry=registry,
+        )
+        self._revision_first_token = Histogram(
+            telemetry.REVISION_FIRST_TOKEN,
+            "Seconds from the call to its first segment (streams)",
+            label,
+            buckets=telemetry.FIRST_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self._revision_per_token = Histogram(
+            telemetry.REVISION_PER_TOKEN,
+            "Seconds per generated token after the first segment (streams of one choice)",
+            label,
+            buckets=telemetry.PER_TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self._revisions: dict[tuple[str, str], _RevisionMetrics] = {}
         self._models: dict[str, _ModelMetrics] = {}
         self._outcomes: dict[tuple[str, str], Counter] = {}
 
@@ -139,9 +170,24 @@ class GatewayMetrics:
             counter = self._outcomes[(model, outcome)] = self._requests.labels(model, outcome)
         counter.inc()
 
+    def ended_on(self, model: str, revision: str, outcome: RevisionOutcome) -> None:
+        """Count a call that was given a revision."""
+        metrics = self._revisions.get((model, revision)) or self._revision(model, revision)
+        metrics.requests[outcome].inc()
+
+    def keep_revisions(self, listed: Collection[tuple[str, str]]) -> None:
+        """Forget all (model, revision) but these: models change, and labels must not add up for ever."""
+        for model, revision in [each for each in self._revisions if each not in listed]:
+            for outcome in get_args(RevisionOutcome):
+                self._revision_requests.remove(model, revision, outcome)
+            self._revision_first_token.remove(model, revision)
+            self._revision_per_token.remove(model, revision)
+            del self._revisions[model, revision]
+
     def answered(
         self,
         model: str,
+        revision: str,
         *,
         duration_seconds: float,
         first_token_seconds: float | None,
@@ -161,10 +207,14 @@ class GatewayMetrics:
             self._vllm_success.labels(model, reason).inc()
         if first_token_seconds is None:
             return
+        of_revision = self._revisions.get((model, revision)) or self._revision(model, revision)
         metrics.first_token.observe(first_token_seconds)
+        of_revision.first_token.observe(first_token_seconds)
         metrics.vllm_first_token.observe(first_token_seconds)
         if len(finish_reasons) == 1 and generation_tokens > 1:
-            metrics.per_token.observe((duration_seconds - first_token_seconds) / (generation_tokens - 1))
+            per_token_seconds = (duration_seconds - first_token_seconds) / (generation_tokens - 1)
+            metrics.per_token.observe(per_token_seconds)
+            of_revision.per_token.observe(per_token_seconds)
 
     def queue_health(self, health: QueueHealth) -> None:
         for state in get_args(QueueState):
@@ -197,5 +247,16 @@ class GatewayMetrics:
             self._vllm_duration.labels(model),
             self._vllm_prompt_tokens.labels(model),
             self._vllm_generation_tokens.labels(model),
+        )
+        return metrics
+
+    def _revision(self, model: str, revision: str) -> _RevisionMetrics:
+        metrics = self._revisions[model, revision] = _RevisionMetrics(
+            self._revision_first_token.labels(model, revision),
+            self._revision_per_token.labels(model, revision),
+            {
+                outcome: self._revision_requests.labels(model, revision, outcome)
+                for outcome in get_args(RevisionOutcome)
+            },
         )
         return metrics

@@ -72,10 +72,12 @@ class MethodNotAllowed(RequestError):
 
 class ErrorBodies:
     """Turns every exception of the routes into OpenAI's error body. What nobody expected becomes a 500
-    that shows nothing and a log line that shows everything."""
+    that shows nothing and a log line that shows everything. `who` fails then; `index` lists the routes."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, who: str = "gateway", index: str = "/docs") -> None:
         self._app = app
+        self._who = who
+        self._index = index
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -83,7 +85,7 @@ class ErrorBodies:
         except RequestError as error:
             await send_error(send, error)
         except HTTPException as error:
-            await send_error(send, _router_error(scope, error.status_code, error.headers or {}, error.detail))
+            await send_error(send, self._router_error(scope, error))
         except ClientLeft:
             logger.debug("the client left before its request was complete")
         except Exception:
@@ -91,8 +93,17 @@ class ErrorBodies:
                 raise
             logger.exception("a call failed")
             await send_error(
-                send, GenerationFailed("The gateway failed on this request.", code="internal_error")
+                send, GenerationFailed(f"The {self._who} failed on this request.", code="internal_error")
             )
+
+    def _router_error(self, scope: Scope, error: HTTPException) -> RequestError:
+        url, headers = f"{scope['method']} {scope['path']}", error.headers or {}
+        if error.status_code == 404:
+            return UnknownRoute(f"There is no {url}. GET {self._index} lists what there is.")
+        if error.status_code == 405:
+            allow = ", ".join(value for name, value in headers.items() if name.lower() == "allow")
+            return MethodNotAllowed(f"There is no {url}. {allow or 'Another method'} is allowed.", allow)
+        return InvalidRequest(error.detail)
 
 
 class HotRoutes:
@@ -110,13 +121,3 @@ class HotRoutes:
             await endpoint(scope, receive, send)
         else:
             raise HTTPException(405, headers={"allow": "POST"})
-
-
-def _router_error(scope: Scope, status: int, headers: Mapping[str, str], detail: str) -> RequestError:
-    url = f"{scope['method']} {scope['path']}"
-    if status == 404:
-        return UnknownRoute(f"There is no {url}. GET /docs lists what there is.")
-    if status == 405:
-        allow = ", ".join(value for name, value in headers.items() if name.lower() == "allow")
-        return MethodNotAllowed(f"There is no {url}. {allow or 'Another method'} is allowed.", allow)
-    return InvalidRequest(detail)

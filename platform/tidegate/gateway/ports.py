@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from tidegate.messages.queue import Accepted, Bounds, Depth, Place, QueueHealth, Rejected
+from tidegate.messages.queue import Accepted, Bounds, Depth, Label, Place, QueueHealth, Rejected
 from tidegate.messages.registry import Key, ModelEntry
 from tidegate.messages.work import Request, Segment
 
@@ -16,8 +16,19 @@ class RequestQueue(Protocol):
         published batch, `lost` after each reconnect: whatever was published meanwhile must be replayed."""
         ...
 
-    async def submit(self, requests: Sequence[Request], bounds: Bounds) -> Accepted | Rejected:
+    async def submit(self, requests: Sequence[Request], bounds: Bounds, label: Label) -> Accepted | Rejected:
         """One atomic step for all requests of a call. Raises `QueueUnavailable` where Redis is away."""
+        ...
+
+    @property
+    def takes_shadows(self) -> bool:
+        """False while too many are on their way. Asked before the submit of what is to be shadowed."""
+        ...
+
+    def shadow(self, original: str, shadow: Request, bounds: Bounds, cohort: str) -> None:
+        """Send a copy of the accepted request `original` to another revision; its answer is thrown away. It
+        comes behind every client, takes at most half of any bound, and is dropped in silence where that is
+        full, or where a client wants its place."""
         ...
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None: ...

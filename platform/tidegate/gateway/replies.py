@@ -6,6 +6,7 @@ import logging
 
 from tidegate.control.reasons import Reason
 from tidegate.errors import (
+    PROMPT_REFUSALS,
     GenerationFailed,
     InvalidRequest,
     ModelUnavailable,
@@ -21,12 +22,7 @@ from tidegate.telemetry import fields
 
 logger = logging.getLogger("tidegate.gateway")
 
-
-_PROMPT_REFUSALS = {
-    "ContextLengthExceeded": "context_length_exceeded",
-    "InvalidPrompt": "invalid_prompt",
-    "PromptTooCostly": "prompt_too_costly",
-}
+REVISION_RETRY_SECONDS = 1.0
 # Faults that have a sentence for the client, and their codes.
 _TOLD = {
     "ReaderTooSlow": "reader_too_slow",
@@ -45,9 +41,13 @@ def failure_error(finish: Finish, prompt_field: str, entry: ModelEntry) -> Reque
             finish.message or f"The model {entry.name!r} was removed while the request waited.",
             code="request_cancelled",
         )
+    if finish.code == "RevisionAborted":
+        return ModelUnavailable(
+            finish.message, code="revision_aborted", retry_after_seconds=REVISION_RETRY_SECONDS
+        )
     if code := _TOLD.get(finish.code):
         return GenerationFailed(finish.message, code=code)
-    if code := _PROMPT_REFUSALS.get(finish.code):
+    if code := PROMPT_REFUSALS.get(finish.code):
         return InvalidRequest(finish.message, param=prompt_field, code=code)
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
     return GenerationFailed(

@@ -35,6 +35,7 @@ from tidegate.control_round import Depths, Registry, Serve, observe_store, publi
 from tidegate.errors import QueueUnavailable
 from tidegate.local.record_file import RecordFile
 from tidegate.messages.registry import ModelEntry
+from tidegate.messages.rollouts import Action
 from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeUnavailable
 from tidegate.serve_writer import ServeWriter
@@ -45,13 +46,21 @@ LONGEST_PAUSE_SECONDS = 15.0  # after failures in a row
 
 
 class Resources(Protocol):
-    """The resources that should stand (`local.watch.ResourceFiles`)."""
+    """The resources that should stand, and what people ask of them (`local.asked.Asked`)."""
 
     @property
     def resources(self) -> ResourceSet: ...
 
     @property
     def pool(self) -> PoolSpec: ...
+
+    @property
+    def actions(self) -> Mapping[str, Action]: ...
+
+    @property
+    def drains(self) -> frozenset[str]: ...
+
+    def acted(self, actions: Mapping[str, Action]) -> None: ...
 
 
 class Sources(Protocol):
@@ -129,12 +138,26 @@ class ControlLoop:
         """Gather, decide, apply. Returns after how many seconds the next round is due. Raises
         `QueueUnavailable`."""
         serve = self._serve
-        snapshot = await self._gather(serve)
+        snapshot = await self._gather(serve, self._files.resources.models, self._files.actions)
         plan = plan_pool(snapshot, self._now())
         return await self._apply(plan, snapshot, serve)
 
-    async def _gather(self, serve: Serve | None) -> PoolSnapshot:
-        models, pool = self._files.resources.models, self._files.pool
+    @property
+    def records(self) -> Mapping[str, ModelRecord]:
+        return self._records
+
+    async def plan(
+        self, models: Sequence[Model], actions: Mapping[str, Action]
+    ) -> tuple[PoolSnapshot, PoolPlan]:
+        """Decide on these models and actions as the next round would, of what stands now. Nothing is applied.
+        Raises `QueueUnavailable`."""
+        snapshot = await self._gather(self._serve, models, {**self._files.actions, **actions})
+        return snapshot, plan_pool(snapshot, self._now())
+
+    async def _gather(
+        self, serve: Serve | None, models: Sequence[Model], actions: Mapping[str, Action]
+    ) -> PoolSnapshot:
+        pool, drains = self._files.pool, self._files.drains
         state: ServeState | None = None
         if serve is not None:
             try:
@@ -152,11 +175,14 @@ class ControlLoop:
             capacity=self._capacity,
             rejected=self._writer.rejected,
         )
-        return PoolSnapshot(models, pool, self._records, seen, wave=self._wave)
+        return PoolSnapshot(
+            models, pool, self._records, seen, actions=actions, drains=drains, wave=self._wave
+        )
 
     async def _apply(self, plan: PoolPlan, snapshot: PoolSnapshot, serve: Serve | None) -> float:
         self._records = plan.records
         self._record_file.write(plan.records)
+        self._files.acted(snapshot.actions)
         uris = _uris(snapshot.models)
         for key in plan.resolve:
             self._sources.begin(uris[key])

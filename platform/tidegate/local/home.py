@@ -2,7 +2,8 @@
 
     run/host.json   what runs: written by the host only, gone when it has stopped
     run/host.lock   held by the living host (flock: the kernel lets go when it dies)
-    data/           the embedded Redis, and the control loop's records
+    data/           the embedded Redis, the control loop's records, what was asked of the control API and
+                    its audit log
     logs/           one file per process
     key             the secret of the key that was made at first start, readable by its owner only
     .tidegate-home  says that the above is Tidegate's: only with it `tidegate clean` removes anything
@@ -59,6 +60,8 @@ class Running(msgspec.Struct, frozen=True):
     host: ProcessRecord
     url: str = ""
     key: str = ""  # empty under --no-auth
+    control_url: str = ""  # of the control API
+    control_key: str = ""  # its admin key: made anew at each start, and kept here alone
     redis_url: str = ""
     key_prefix: str = KEY_PREFIX
     ray_url: str = ""
@@ -112,6 +115,14 @@ class Home:
     @property
     def records(self) -> Path:
         return self.data / "control.json"
+
+    @property
+    def asked(self) -> Path:
+        return self.data / "asked.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.data / "audit.jsonl"
 
     @property
     def temporary(self) -> Path:

@@ -1,7 +1,7 @@
 """The local host: one process that starts everything else, keeps it alive, and runs the control loop.
 
     host ── embedded Redis, Ray head (with Serve and the replicas), gateway: children, restarted with backoff
-         ── file watcher, control loop: tasks of its event loop
+         ── file watcher, control loop, control API: tasks of its event loop
 
 A part that dies is started again; the others wait for it (queue and replicas reconnect by themselves). Ray
 loses its replicas with its head: the new one gets the whole Serve config again, and leases bring the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,8 +26,15 @@ import msgspec
 import psutil
 
 from tidegate.control.observed import Capacity
+from tidegate.control_api.app import ControlApp, Services
+from tidegate.control_api.server import serving
+from tidegate.control_api.sign_in import OwnKey
 from tidegate.errors import ConfigError, QueueUnavailable
+from tidegate.gateway.listen import listen, url
 from tidegate.local import embedded, ray_cluster
+from tidegate.local.api_port import LaptopHost
+from tidegate.local.asked import Asked
+from tidegate.local.audit_file import AuditFile
 from tidegate.local.control_loop import ControlLoop
 from tidegate.local.gateway import GatewayProcess, check_port
 from tidegate.local.home import Home, Problem, Running, record_of, write_atomically
@@ -46,6 +54,7 @@ from tidegate.store.data_watch import DataWatch
 from tidegate.store.keys import Keys
 from tidegate.store.queue import QueueDepths
 from tidegate.store.registry import Registry
+from tidegate.store.usage import UsageReader
 from tidegate.tasks import end_tasks
 from tidegate.telemetry import configure_logging
 
@@ -54,6 +63,7 @@ log = logging.getLogger("tidegate.local")
 WATCH_SECONDS = 1.0
 KEY_SECONDS = 1.0
 LOCAL_KEY = "local"
+LOOPBACK = "127.0.0.1"
 SMALL_MACHINE_CORES = 2
 
 
@@ -68,6 +78,7 @@ class Host:
         self.stop = stop
         self.changed = asyncio.Event()
         self.files = ResourceFiles(paths, self._files_changed)
+        self.asked = Asked(self.files, self.home.asked)
         self.sources = SourceChecks(self.home, self.changed.set)
         self._on_progress = on_progress
         self._began: dict[tuple[str, str], float] = {}
@@ -78,6 +89,8 @@ class Host:
         self._gateway: GatewayProcess | None = None
         self._key = ""
         self._url = ""
+        self._control_key = secrets.token_urlsafe(32)
+        self._control_url = ""
         self._has_seen_serve = False
         self._redis_url = settings.redis_url or embedded.url(self.home)
         self._shown: dict[str, tuple[bool, str]] = {}
@@ -99,7 +112,7 @@ class Host:
             await data_watch.start()
             stack.push_async_callback(data_watch.close)
             connection.on_reconnect(self.changed.set)  # what Redis lost is written again at once
-            loop = self._control_loop(connection)
+            loop = await self._start_control(stack, connection, keys)
             await self._start_gateway(stack)
             serve = _ServeSlot(loop)
             stack.push_async_callback(serve.use, None)
@@ -191,14 +204,32 @@ class Host:
 
     # What the control loop needs ---------------------------------------------------------------------
 
-    def _control_loop(self, connection: Connection) -> ControlLoop:
+    async def _start_control(self, stack: AsyncExitStack, connection: Connection, keys: Keys) -> ControlLoop:
+        """Make the control loop, and the control API that changes what it decides on."""
+        prefix = self.settings.key_prefix
+        registry = Registry(connection, key_prefix=prefix, times=self.settings.times)
+        depths = QueueDepths(connection, key_prefix=prefix)
+        loop = self._control_loop(registry, depths)
+        services = Services(
+            host=LaptopHost(loop, self.asked, registry, depths, self.changed.set),
+            keys=keys,
+            key_ring=OwnKey(self._control_key, "host", keys),
+            usage=UsageReader(connection, keys, key_prefix=prefix),
+            audit=AuditFile(self.home.audit),
+        )
+        sockets = listen(LOOPBACK, 0, "the control API")
+        self._control_url = url(sockets[0])
+        await stack.enter_async_context(serving(ControlApp(services), sockets))
+        return loop
+
+    def _control_loop(self, registry: Registry, depths: QueueDepths) -> ControlLoop:
         settings = self.settings
         prefix = settings.key_prefix
         cores = os.cpu_count() or 1
         return ControlLoop(
-            self.files,
-            Registry(connection, key_prefix=prefix, times=settings.times),
-            QueueDepths(connection, key_prefix=prefix),
+            self.asked,
+            registry,
+            depths,
             self.sources,
             RecordFile(self.home.records),
             ReplicaSettings(
@@ -280,6 +311,8 @@ class Host:
             host=record_of("host", os.getpid()),
             url=self._url,
             key=self._key,
+            control_url=self._control_url,
+            control_key=self._control_key,
             redis_url=self._redis_url,
             key_prefix=self.settings.key_prefix,
             ray_url=self._ray.head.dashboard_url if self._ray is not None else "",

@@ -40,11 +40,16 @@ def bucket_of(seconds: float) -> int:
 
 def bucket_seconds(bucket: int) -> float:
     """Return the upper end of a bucket."""
-    return FIRST_BUCKET_SECONDS * 2.0 ** ((bucket + 1) / BUCKETS_PER_DOUBLING)
+    return FIRST_BUCKET_SECONDS * math.exp2((bucket + 1) / BUCKETS_PER_DOUBLING)
 
 
 def cohort_of(rollout: str, weight: int) -> str:
     return f"{rollout}.{weight}"
+
+
+def rollout_of(cohort: str) -> str:
+    """The rollout of a cohort; empty: none was under way."""
+    return cohort.rpartition(".")[0]
 
 
 @dataclass(slots=True)

@@ -62,6 +62,19 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """The ends of a call's requests are counted by this (`messages.outcomes`). `session`: of its errors one
+    counts in an hour. Where it is shadowed, the end of its first request waits for that of the shadow."""
+
+    cohort: str = ""
+    session: str = ""
+    is_shadowed: bool = False
+
+
+NO_LABEL = Label()
+
+
+@dataclass(frozen=True, slots=True)
 class Depth:
     """The depth of a queue as a submit found it, or as it was read.
 

@@ -89,14 +89,19 @@ class ModelEntry(msgspec.Struct, frozen=True):
     wake_seconds: float = 0.0  # from the decision to wake to a loaded replica, as last measured; 0: not known
     slots: int = 0  # of one replica; 0: not known yet
     conditions: list[Condition] = []
-    cohort: str = ""
-    shadow: str = ""
-    shadow_share: int = 0
+    # While a revision is rolled out:
+    cohort: str = ""  # on all requests that are admitted now (`messages.outcomes`)
+    shadow: str = ""  # the revision that gets copies of requests
+    shadow_share: int = 0  # of so many in a hundred calls
+
+
+# inference: ask models at a gateway. admin: the control API, all of it. read: its GETs.
+Scope = Literal["inference", "admin", "read"]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key as stored: never the secret itself."""
+    """An API key as stored: never the secret itself. One stored before there were scopes asks models."""
 
     id: str
     name: str
@@ -104,3 +109,4 @@ class Key:
     created: float
     revoked: float | None = None
     prefix: str = ""  # first characters of the secret, to recognise it by
+    scopes: tuple[Scope, ...] = ("inference",)

@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tidegate.engines.base import Engine, LoadReport, Prepared, StepOutput
+from tidegate.engines.base import Engine, LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.messages.work import NO_TOKENS, Finish, Segment
 
 log = logging.getLogger(__name__)
@@ -218,11 +218,10 @@ def refused_by_raising(error: Exception) -> Finish:
 
 
 def describe_crash(error: BaseException) -> Crash:
-    """Give the reason and sentence that the model's status shows. Names no torch type: out of memory is
-    recognised by its class name, so that a replica without torch needs no import."""
+    """Give the reason and sentence that the model's status shows."""
     name = type(error).__name__
     detail = str(error).strip().splitlines()[0] if str(error).strip() else name
-    if isinstance(error, MemoryError) or "OutOfMemory" in name:
+    if is_out_of_memory(error):
         return Crash("OutOfMemory", f"The engine ran out of memory: {detail}")
     return Crash("EngineCrashed", f"The engine failed in a step: {name}: {detail}")
 

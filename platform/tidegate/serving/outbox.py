@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.work import Segment, Tokens
+from tidegate.serving.measure import Measure
 from tidegate.serving.ports import LeaseQueue
 from tidegate.tasks import end_tasks
 
@@ -39,6 +40,7 @@ class Held:
     id: str
     attempt: int
     seq: int  # of the next segment
+    measure: Measure
     preparing: asyncio.Task[None] | None = None
     ticket: int = 0  # of the order that handed it to the engine; 0: the engine never saw it
     is_finished: bool = False  # the engine is done with it
@@ -57,13 +59,16 @@ class Outbox:
         self._written = written
         self._pause = pause
         self._unsent: dict[str, tuple[int, Segment]] = {}
+        self._ends: dict[str, str] = {}  # of the unsent ones that finish: what their end counts as
         self._unsent_tokens = 0
         self._is_paused = False
         self._sender: asyncio.Task[None] | None = None
         self._retry_now = asyncio.Event()
 
-    def put(self, held: Held, output: StepOutput) -> None:
-        """Add one output; `send` makes it leave."""
+    def put(self, held: Held, output: StepOutput, ends: str = "") -> None:
+        """Add one output; `send` makes it leave. `ends`: what a last one counts as (`LeaseQueue.emit`)."""
+        if ends:
+            self._ends[held.id] = ends
         earlier = self._unsent.get(held.id)
         if earlier is None:
             seq = held.seq
@@ -87,6 +92,7 @@ class Outbox:
     def drop(self, request_id: str) -> None:
         """Forget what is unsent of a request that is given up. What is in flight comes back as lost."""
         self._unsent.pop(request_id, None)
+        self._ends.pop(request_id, None)
 
     def retry_now(self) -> None:
         """Try again at once: Redis is back."""
@@ -108,6 +114,7 @@ class Outbox:
         try:
             while self._unsent:
                 batch = list(self._unsent.values())
+                ends, self._ends = self._ends, {}
                 self._unsent = {}
                 self._unsent_tokens = 0
                 # First tokens go ahead of the rest in a write of their own: someone waits for each of them,
@@ -115,10 +122,12 @@ class Outbox:
                 first = [item for item in batch if not item[1].seq]
                 if first and len(first) < len(batch):
                     rest = [item for item in batch if item[1].seq]
-                    first_lost, rest_lost = await asyncio.gather(self._emit(first), self._emit(rest))
+                    first_lost, rest_lost = await asyncio.gather(
+                        self._emit(first, ends), self._emit(rest, ends)
+                    )
                     lost = first_lost + rest_lost
                 else:
-                    lost = await self._emit(batch)
+                    lost = await self._emit(batch, ends)
                 if self._is_paused and self._unsent_tokens <= MOST_UNSENT_TOKENS // 2:
                     self._is_paused = False
                     self._pause(False)
@@ -126,13 +135,13 @@ class Outbox:
         finally:
             self._sender = None
 
-    async def _emit(self, batch: list[tuple[int, Segment]]) -> list[str]:
+    async def _emit(self, batch: list[tuple[int, Segment]], ends: Mapping[str, str]) -> list[str]:
         """Write a batch, however long Redis is away."""
         wait_seconds = FIRST_RETRY_SECONDS
         while True:
             self._retry_now.clear()
             try:
-                return await self._queue.emit(batch)
+                return await self._queue.emit(batch, ends)
             except QueueUnavailable as error:
                 log.warning("segments wait for Redis: %s", error.message)
             except Exception:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from tidegate.messages.registry import ReplicaStats, RevisionReport
@@ -21,13 +21,14 @@ class LeaseQueue(Protocol):
         (see the store's essay) is given out at a time. Raises `QueueUnavailable`."""
         ...
 
-    async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
+    async def emit(self, segments: Sequence[tuple[int, Segment]], ends: Mapping[str, str]) -> list[str]:
         """Write (attempt, segment) pairs, any number of requests and gateways, in one round trip. Each pair
         is one atomic step, all of them together need not be. A segment with `finish` moves its request to
-        the terminal state and releases the lease. Returns the ids whose attempt is no longer current (lease
-        lost, cancelled): nothing of theirs was written and the replica must drop them. Raises
-        `QueueUnavailable`; then it is unknown what was written, and repeating the call is safe (a segment's
-        `seq` is written once)."""
+        the terminal state and releases the lease. It counts as those outcomes (`messages.outcomes`) that
+        `ends` has for its id, with spaces between them; nowhere without. Returns the ids whose attempt is no
+        longer current (lease lost, cancelled): nothing of theirs was written and the replica must drop them.
+        Raises `QueueUnavailable`; then it is unknown what was written, and repeating the call is safe (a
+        segment's `seq` is written once)."""
         ...
 
     async def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:

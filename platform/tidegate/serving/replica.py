@@ -50,6 +50,7 @@ from tidegate.messages.work import NO_TOKENS, Claim, Finish, Segment
 from tidegate.replica_args import ReplicaArgs
 from tidegate.serving import reports
 from tidegate.serving.engine_thread import Crash, Delivery, EngineThread, refused_by_raising
+from tidegate.serving.measure import Measure
 from tidegate.serving.outbox import Held, Outbox
 from tidegate.serving.ports import LeaseQueue, ReplicaRegistry
 from tidegate.serving.slots import Slots, tokens_left
@@ -186,7 +187,8 @@ class ReplicaLoop:
             self._give_up(request.id)
         if request.id in self._cancelled_early:
             return
-        held = Held(request.id, claim.attempt, claim.log[-1].seq + 1 if claim.log else 0)
+        seq = claim.log[-1].seq + 1 if claim.log else 0
+        held = Held(request.id, claim.attempt, seq, Measure(request.created, claim.log))
         held.preparing = asyncio.get_running_loop().create_task(self._prepare(held, claim))
         self._held[request.id] = held
         self._slots.begin()
@@ -205,8 +207,11 @@ class ReplicaLoop:
         self._slots.prepared()
         if not isinstance(prepared, Prepared):
             held.is_finished = True
-            output, finish = (NO_TOKENS, prepared) if isinstance(prepared, Finish) else (prepared, ANSWERED)
-            self._outbox.put(held, StepOutput(held.id, output, finish.prompt_tokens, finish))
+            if isinstance(prepared, Finish):
+                output, finish, ends = NO_TOKENS, prepared, held.measure.ends(prepared)
+            else:  # the tokenizer's answer says nothing about the revision
+                output, finish, ends = prepared, ANSWERED, ""
+            self._outbox.put(held, StepOutput(held.id, output, finish.prompt_tokens, finish), ends)
             self._outbox.send()
             self._claim_soon()
             return
@@ -218,22 +223,25 @@ class ReplicaLoop:
     def _delivered(self, delivery: Delivery) -> None:
         if self.failure is not None:
             return
-        slots = self._slots
+        slots, now = self._slots, time.time()
         slots.deliver(delivery.ticket, delivery.free_slots)
         for output in delivery.outputs:
             held = self._held.get(output.request_id)
             if held is None or held.is_finished or not 0 < held.ticket <= delivery.ticket:
                 continue  # of an earlier life of this id, or after its end
-            tokens = len(output.output.token_ids)
+            tokens, text, ends = len(output.output.token_ids), output.output.text, ""
+            if tokens or text:
+                held.measure.add(tokens, text, now)
             if output.finish is not None:
+                ends = held.measure.ends(output.finish)
                 held.is_finished = True
                 slots.end(held.ticket)
             elif tokens:
                 slots.generate(held.ticket, tokens)
-            elif not output.output.text:
+            elif not text:
                 continue  # a step of its prefill: nothing to tell yet
             self.tokens_total += tokens
-            self._outbox.put(held, output)
+            self._outbox.put(held, output, ends)
         if delivery.outputs:
             self._outbox.send()
         self._claim_soon()

@@ -25,7 +25,8 @@ from obstore.exceptions import BaseError, InvalidPathError
 from obstore.store import GCSStore, S3Store
 
 from tidegate.errors import SourceError
-from tidegate.sources.schemes import SCHEMES, WANTED_FILES, Progress, Storage
+from tidegate.sources.checkpoint import DESCRIPTIONS
+from tidegate.sources.schemes import SCHEMES, WANTED_FILES, Check, Progress, Storage
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -46,8 +47,9 @@ REFUSED = frozenset(
 OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed"})
 
 
-def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, str]:
-    """Download what is missing; return its folder, and a name for the content as it is now.
+def fetch(uri: str, storage: Storage, progress: Progress | None, check: Check) -> tuple[Path, str]:
+    """Download what is missing, what describes the weights first; return its folder, and a name for the
+    content as it is now.
 
     Raises `SourceError`.
     """
@@ -60,6 +62,9 @@ def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, 
         objects = _wanted(uri, store.objects(prefix), f"{prefix}/" if prefix else "")
         commit = _commit(objects)
         folder = cache / scheme / bucket / (prefix or "_") / commit
+        for name in (name for name in DESCRIPTIONS if name in objects):
+            _download(store, objects[name], folder / name, name, progress)
+        check(folder)
         for name, item in objects.items():
             _download(store, item, folder / name, name, progress)
     except OSError as error:

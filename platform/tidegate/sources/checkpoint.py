@@ -6,19 +6,25 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from tidegate.errors import SourceError
 from tidegate.sources.facts import DecoderShape, StoredWeights, auto_precision, decoder_shape, text_config
+from tidegate.sources.schemes import WANTED_FILES
 from tidegate.sources.tensors import LFS_POINTER, MOST_LFS_BYTES, StoredTensor, lfs_pointer, read_header
 
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
 SINGLE, INDEX_ENDING = "model.safetensors", ".safetensors.index.json"
 INDEX = f"model{INDEX_ENDING}"
 ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
+# Beside the weights, what is read of a checkpoint.
+SMALL_FILES = [pattern for pattern in WANTED_FILES if pattern != "*.safetensors"]
+MOST_TENSORS = 2048  # of which a digest reads pages
+SHA256 = re.compile(r"[0-9a-f]{64}")
 SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
 # Where writers put a quantization beside config.json, and the method that such a file is of if it names none.
 QUANTIZATION_FILES = {
@@ -27,6 +33,8 @@ QUANTIZATION_FILES = {
     "quant_config.json": "awq",
     "hf_quant_config.json": "modelopt",
 }
+# Small files that describe a checkpoint, and prove of some that they are not served.
+DESCRIPTIONS = ("config.json", GENERATION, ADAPTER, *QUANTIZATION_FILES)
 # What tells a quantization by a field of its own, where it names no method.
 METHOD_FIELDS = {
     "bits": "gptq",
@@ -50,14 +58,14 @@ class FilesMissing(SourceError):
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A folder as its config and headers describe it. `files` maps names to sizes in bytes, `quantizations`
-    the files that describe one to what they say."""
+    the files that describe one to what they say. One that was only described has no `weight_files`."""
 
     path: Path
     config: Mapping[str, Any]
     quantizations: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, int]
-    weight_files: tuple[str, ...]
-    tensors: Mapping[str, StoredTensor]
+    weight_files: tuple[str, ...] = ()
+    tensors: Mapping[str, StoredTensor] = field(default_factory=dict)
 
     @property
     def tensor_names(self) -> frozenset[str]:
@@ -108,19 +116,51 @@ class Checkpoint:
         """Bytes of the weight files."""
         return sum(self.files[name] for name in self.weight_files)
 
-    def digest(self) -> str:
-        """Return a checksum over the small files' contents and every file's name and size."""
+    def digest(self, commit: str = "") -> str:
+        """Return a checksum over what is loaded: the small files' contents, and for weights their checksum
+        where the hub's cache names files by it, else the `commit`, else the tensors' names and places and
+        pages of them (`MOST_TENSORS`), so that it takes seconds whatever their size."""
         total = hashlib.sha256()
         for name, size in self.files.items():
-            total.update(f"{name}\0{size}\0".encode())
-            if name.endswith((".json", ".jinja")) and size <= MAX_CONFIG_BYTES:
+            if name in self.weight_files:
+                content = content_name(self.path / name) or commit
+                total.update(f"{name}\0{size}\0{content}\0".encode())
+                if not content:
+                    self._sample(name, total.update)
+            elif size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in SMALL_FILES):
+                total.update(f"{name}\0{size}\0".encode())
                 total.update((self.path / name).read_bytes())
         return total.hexdigest()
+
+    def _sample(self, name: str, take: Callable[[bytes], None]) -> None:
+        tensors = [each for each in self.tensors.values() if each.file.name == name]
+        for each in tensors:
+            take(f"{each.name}\0{each.kind}\0{each.shape}\0{each.start}\0".encode())
+        step = -(-len(self.tensors) // MOST_TENSORS)
+        with (self.path / name).open("rb") as file:
+            for each in tensors[::step]:
+                for page in each.pages():
+                    file.seek(page.start)
+                    take(file.read(len(page)))
+
+
+def content_name(path: Path) -> str:
+    """Return the sha256 of a file that a cache as the hub's names by it; empty for another file."""
+    blob = path.resolve().name
+    return blob if SHA256.fullmatch(blob) else ""
 
 
 def read_checkpoint(folder: Path, uri: str = "") -> Checkpoint:
     """Read a folder; errors name it `uri`. Raises `SourceError`, of which `FilesMissing` is one."""
     uri = uri or str(folder)
+    found = read_description(folder, uri)
+    weight_files = _weight_files(uri, folder, found.files)
+    tensors = _tensors(uri, [folder / file for file in weight_files])
+    return replace(found, weight_files=weight_files, tensors=tensors)
+
+
+def read_description(folder: Path, uri: str) -> Checkpoint:
+    """Read what describes a checkpoint, wherever its weights are. Raises what `read_checkpoint` does."""
     try:
         files = {
             path.relative_to(folder).as_posix(): path.stat().st_size
@@ -136,9 +176,7 @@ def read_checkpoint(folder: Path, uri: str = "") -> Checkpoint:
     config = _json_object(folder / "config.json")
     if GENERATION in files:
         _json_object(folder / GENERATION)  # transformers ignores one that is broken, and answers never end
-    weight_files = _weight_files(uri, folder, files)
-    tensors = _tensors(uri, [folder / file for file in weight_files])
-    return Checkpoint(folder, config, _quantizations(folder, config, files), files, weight_files, tensors)
+    return Checkpoint(folder, config, _quantizations(folder, config, files), files)
 
 
 def quantization_method(file: str, config: Mapping[str, Any]) -> str:
@@ -245,7 +283,7 @@ def _json_object(path: Path) -> dict[str, Any]:
 
 def _no_config(uri: str, folder: Path, files: Mapping[str, int]) -> str:
     if not files:
-        return f"{uri} is empty; a checkpoint folder holds config.json and *.safetensors."
+        return f"{uri} has no config.json; a checkpoint folder holds it beside its *.safetensors."
     if ADAPTER in files:
         return _adapter(uri, folder)
     other = _other_format(files)

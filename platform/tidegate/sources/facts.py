@@ -21,6 +21,8 @@ KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 HIDDEN = ("hidden_size", "n_embd", "d_model")
 # The rotary scalings that stretch the positions trained by a factor, and where they name these.
 SCALINGS, TRAINED, MOST_FACTOR = ("linear", "dynamic", "yarn"), "original_max_position_embeddings", 1 << 16
+# The parts of composites that hold their decoder, as transformers finds it.
+DECODERS = ("text_config", "thinker_config", "decoder", "generator")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -65,8 +67,8 @@ class StoredWeights(msgspec.Struct, frozen=True):
 
 class Resolved(msgspec.Struct, frozen=True):
     """The answer about a source. `files` maps names to sizes in bytes, `weights_bytes` are those of the
-    weight files, `digest` covers the small files' contents and every file's name and size. `commit` is the
-    hub's or the bucket's, empty for a folder. `precision` is what `precision: auto` computes in."""
+    weight files, `digest` names what is loaded (`Checkpoint.digest`). `commit` is the hub's or the bucket's,
+    empty for a folder. `precision` is what `precision: auto` computes in."""
 
     path: str
     quantization: str  # none | gptq | the method's own name
@@ -136,9 +138,10 @@ def kv_bytes_per_token(shape: DecoderShape, precision: str) -> int:
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a config that describes the decoder, where a model has others beside it."""
-    inner = config.get("text_config")
-    return inner if isinstance(inner, Mapping) else config
+    """Return the part of a config that describes the decoder, where a model has others beside it. It may lie
+    in a part of a part."""
+    inner = next((config[name] for name in DECODERS if isinstance(config.get(name), Mapping)), None)
+    return config if inner is None else text_config(inner)
 
 
 def _scaled_positions(config: Mapping[str, Any]) -> int:

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tidegate.errors import SourceError
-from tidegate.sources.schemes import Progress, Storage, claim_and_path, scheme_of
+from tidegate.sources.schemes import Check, Progress, Storage, claim_and_path, scheme_of
 
 
-def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, str]:  # noqa: ARG001
+def fetch(
+    uri: str,
+    storage: Storage,
+    progress: Progress | None,  # noqa: ARG001 - nothing moves
+    check: Check,  # noqa: ARG001 - whoever asks reads the whole folder at once
+) -> tuple[Path, str]:
     """Find the folder. Raises `SourceError`."""
     if scheme_of(uri) == "pvc":
         return _claimed(uri, storage.claims), ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,22 @@ from huggingface_hub import constants, errors, snapshot_download
 from huggingface_hub.utils.tqdm import tqdm
 
 from tidegate.errors import SourceError
-from tidegate.sources.schemes import WANTED_FILES, Progress, Storage
+from tidegate.sources.checkpoint import DESCRIPTIONS
+from tidegate.sources.schemes import WANTED_FILES, Check, Progress, Storage
 
 
-def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, str]:  # noqa: ARG001
-    """Download what is missing. Raises `SourceError`."""
+def fetch(
+    uri: str,
+    storage: Storage,  # noqa: ARG001 - the hub's library has its own
+    progress: Progress | None,
+    check: Check,
+) -> tuple[Path, str]:
+    """Download what is missing, what describes the weights first. Raises `SourceError`."""
     name, _, revision = uri.removeprefix("hf://").partition("@")
     try:
-        found = snapshot_download(
-            name,
-            revision=revision or None,
-            allow_patterns=WANTED_FILES,
-            etag_timeout=10,
-            local_files_only=constants.HF_HUB_OFFLINE,
-            tqdm_class=_progress_class(progress),
-        )
+        described = _snapshot(name, revision or None, DESCRIPTIONS, progress)
+        check(described)
+        found = _snapshot(name, described.name, WANTED_FILES, progress)
     except errors.GatedRepoError as error:
         raise SourceError(
             "Unauthorized", f"{uri} is gated: accept its licence on the hub and set HF_TOKEN."
@@ -49,7 +51,19 @@ def fetch(uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, 
         raise _disk_or_network(uri, error) from error
     except ValueError as error:
         raise SourceError("SourceFormat", f"{uri}: {error}") from error
-    return Path(found), Path(found).name
+    return found, found.name
+
+
+def _snapshot(name: str, revision: str | None, patterns: Sequence[str], progress: Progress | None) -> Path:
+    found = snapshot_download(
+        name,
+        revision=revision,
+        allow_patterns=list(patterns),
+        etag_timeout=10,
+        local_files_only=constants.HF_HUB_OFFLINE,
+        tqdm_class=_progress_class(progress),
+    )
+    return Path(found)
 
 
 def _disk_or_network(uri: str, error: OSError) -> SourceError:

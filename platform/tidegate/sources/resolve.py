@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from tidegate.errors import SourceError
-from tidegate.sources.checkpoint import read_checkpoint
+from tidegate.sources.checkpoint import content_name, read_checkpoint, read_description
 from tidegate.sources.facts import Resolved
 from tidegate.sources.gptq import loaded_weights
 from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, Fetch, Progress, Storage, scheme_of
-from tidegate.sources.servable import check_servable
+from tidegate.sources.servable import check_described, check_servable
 
 READ_BYTES = 1 << 20
 
@@ -27,7 +27,9 @@ def resolve(uri: str, storage: Storage | None = None, progress: Progress | None 
         raise SourceError("SourceNotFound", f"{uri} is no source; {KNOWN_SCHEMES}.")
     # By name, so that a source needs no other source's libraries.
     fetch = cast(Fetch, import_module(f"tidegate.sources.{scheme.module}").fetch)
-    folder, commit = fetch(uri, storage or Storage(), progress)
+    folder, commit = fetch(
+        uri, storage or Storage(), progress, lambda folder: check_described(read_description(folder, uri))
+    )
     checkpoint = read_checkpoint(folder, uri)
     check_servable(checkpoint)
     return Resolved(
@@ -38,7 +40,7 @@ def resolve(uri: str, storage: Storage | None = None, progress: Progress | None 
         quantization=checkpoint.quantization,
         precision=checkpoint.auto_precision,
         weights_bytes=checkpoint.weights_bytes,
-        digest=checkpoint.digest(),
+        digest=checkpoint.digest(commit),
         files=dict(checkpoint.files),
         shape=checkpoint.shape,
         weights=loaded_weights(checkpoint),
@@ -59,8 +61,7 @@ def pull(uri: str, progress: Progress) -> Resolved:
 
 def _verify(path: Path, size: int, progress: Progress, *, is_hub: bool) -> None:
     """Read a file to its end. The hub's cache names each large file by its sha256."""
-    blob = path.resolve().name
-    expected = blob if is_hub and len(blob) == 64 else ""
+    expected = content_name(path) if is_hub else ""
     found, done = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:

@@ -13,6 +13,8 @@ from typing import Protocol
 
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all (0: not known)
 
+Check = Callable[[Path], object]  # raises `SourceError`
+
 # What a text model's checkpoint needs; other formats of the same weights stay where they are.
 WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 
@@ -77,8 +79,11 @@ class Storage:
 
 
 class Fetch(Protocol):
-    def __call__(self, uri: str, storage: Storage, progress: Progress | None) -> tuple[Path, str]:
-        """Bring what is missing; return the folder and the commit. Raises `SourceError`."""
+    def __call__(
+        self, uri: str, storage: Storage, progress: Progress | None, check: Check
+    ) -> tuple[Path, str]:
+        """Bring what is missing; return the folder and the commit. Before weights move, `check` sees the
+        folder with the files that describe them. Raises `SourceError`."""
         ...
 
 

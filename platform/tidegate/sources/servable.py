@@ -33,7 +33,16 @@ SCALES = ("weight_scale", "weight_scale_inv", "scale_weight", "absmax", "SCB")
 
 def check_servable(checkpoint: Checkpoint) -> None:
     """Raise `SourceError` for what cannot be served: `UnsupportedModel`, or what is wrong in the files."""
-    _check_quantization(checkpoint)
+    check_described(checkpoint)
+    if checkpoint.quantization == "none":
+        _check_plain(checkpoint)
+    else:
+        check_gptq(checkpoint)
+
+
+def check_described(checkpoint: Checkpoint) -> None:
+    """Raise `SourceError` for what the description of a checkpoint alone proves not to be served."""
+    _check_method(checkpoint)
     known = registered_types()
     if known and (not checkpoint.model_type or f'"{checkpoint.model_type}"' not in known):
         raise unknown_type(checkpoint)
@@ -45,8 +54,6 @@ def check_servable(checkpoint: Checkpoint) -> None:
     if heads and all(head.endswith(OTHER_HEADS) and not head.endswith(LANGUAGE_HEAD) for head in heads):
         raise not_causal(checkpoint)
     _check_padding(checkpoint)
-    if checkpoint.quantization == "gptq":
-        check_gptq(checkpoint)
 
 
 def unknown_type(checkpoint: Checkpoint) -> SourceError:
@@ -94,26 +101,28 @@ def _check_padding(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_quantization(checkpoint: Checkpoint) -> None:
+def _check_method(checkpoint: Checkpoint) -> None:
     method = checkpoint.quantization
-    if method == "none":
-        file = checkpoint.weight_files[0]
-        if file != SINGLE and not any(name.endswith(INDEX_ENDING) for name in checkpoint.files):
-            raise FilesMissing(
-                "SourceFormat", f"{checkpoint.path} holds its weights as {file}: rename it to {SINGLE}."
-            )
-        for name, tensor in checkpoint.tensors.items():
-            is_code = name.endswith(".weight") and tensor.kind.startswith(("I", "U"))
-            if is_code or name.endswith((".qweight", *SCALES)):
-                raise SourceError(
-                    "SourceFormat",
-                    f"{tensor.file} holds {name} ({tensor.kind}), so its weights are quantized, but neither "
-                    "config.json (quantization_config) nor a quantize_config.json says how: copy that too.",
-                )
-    elif method != "gptq":
+    if method not in ("none", "gptq"):
         where = ", ".join(checkpoint.quantizations)
         raise SourceError(
             UNSUPPORTED,
             f"The checkpoint is quantized with {method} ({where}); this engine serves GPTQ only: take the "
             "model's GPTQ version or the one that is not quantized.",
         )
+
+
+def _check_plain(checkpoint: Checkpoint) -> None:
+    file = checkpoint.weight_files[0]
+    if file != SINGLE and not any(name.endswith(INDEX_ENDING) for name in checkpoint.files):
+        raise FilesMissing(
+            "SourceFormat", f"{checkpoint.path} holds its weights as {file}: rename it to {SINGLE}."
+        )
+    for name, tensor in checkpoint.tensors.items():
+        is_code = name.endswith(".weight") and tensor.kind.startswith(("I", "U"))
+        if is_code or name.endswith((".qweight", *SCALES)):
+            raise SourceError(
+                "SourceFormat",
+                f"{tensor.file} holds {name} ({tensor.kind}), so its weights are quantized, but neither "
+                "config.json (quantization_config) nor a quantize_config.json says how: copy that too.",
+            )

@@ -12,6 +12,7 @@ from tidegate.errors import SourceError
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own bound
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+PAGE_BYTES = 4096  # of a tensor that is looked at
 LFS_POINTER = b"version https://git-lfs"
 MOST_LFS_BYTES = 1024  # the pointer format's own bound
 
@@ -30,6 +31,13 @@ class StoredTensor:
     @property
     def count(self) -> int:
         return math.prod(self.shape)
+
+    def pages(self) -> list[range]:
+        """Return the places in `file` of its first, middle and last page; of all of it where that is less."""
+        if self.size <= 3 * PAGE_BYTES:
+            return [range(self.start, self.start + self.size)]
+        starts = (0, (self.size - PAGE_BYTES) // 2, self.size - PAGE_BYTES)
+        return [range(self.start + each, self.start + each + PAGE_BYTES) for each in starts]
 
     def raw_row(self, index: int, columns: int) -> bytes:
         """Read the first `columns` numbers of one row of an I32 matrix; a vector is its row 0."""

@@ -29,4 +29,4 @@ class QueueDepths:
                 depths, _ = await self._scripts.depths([names.queue_name(*queue) for queue in queues])
         except TimeoutError as error:
             raise QueueUnavailable(f"Redis does not answer within {timeout_seconds} s.") from error
-        return dict(zip(queues, depths, strict=True))
+        return {queue: depths[names.queue_name(*queue)] for queue in queues}

@@ -22,7 +22,7 @@ from typing import cast
 
 from tidegate.errors import QueueFull, QueueUnavailable
 from tidegate.messages.codec import decode_segments
-from tidegate.messages.queue import Accepted, Bounds, Depth, Place, QueueHealth, Rejected
+from tidegate.messages.queue import NO_LABEL, Accepted, Bounds, Depth, Label, Place, QueueHealth, Rejected
 from tidegate.messages.work import Request, Segment
 from tidegate.replica_args import Times
 from tidegate.store import names
@@ -43,6 +43,7 @@ MOST_BYTES_ON_THE_WAY = 128 * 1024 * 1024  # one call alone may have more
 FULL_RETRY_SECONDS = 1.0
 REPLAY_BYTES = 1024 * 1024  # of a log in one reply: over 32 MB Redis ends a connection that hears channels
 FORGET_SECONDS = 0.1  # in which answers that were read gather before they leave Redis together
+MOST_SHADOWS = 16  # on their way to the queue
 MOST_WITHDRAWN = 10_000  # remembered while Redis is away
 
 
@@ -81,6 +82,8 @@ class GatewayQueue:
         self._withdrawing: asyncio.Task[None] | None = None
         self._read: list[str] = []
         self._forgetting: asyncio.Task[None] | None = None
+        self._shadows: deque[tuple[str, Request, Bounds, str]] = deque()
+        self._shadowing: asyncio.Task[None] | None = None
         self._stop_listening: list[Callable[[], None]] = []
 
     async def start(self, deliver: Callable[[list[Segment]], None], lost: Callable[[], None]) -> None:
@@ -97,12 +100,14 @@ class GatewayQueue:
         self._sweeper.start()
         await self._health.look()  # the log names what is wrong with it
 
-    async def submit(self, requests: Sequence[Request], bounds: Bounds) -> Accepted | Rejected:
+    async def submit(
+        self, requests: Sequence[Request], bounds: Bounds, label: Label = NO_LABEL
+    ) -> Accepted | Rejected:
         """One atomic step for all requests of a call, which share model, revision, tenant and gateway.
 
         Sent again after a broken connection: a request that is already written is found by its id.
         """
-        encoded = SubmitCall.of(requests, bounds)
+        encoded = SubmitCall.of(requests, bounds, label)
         del requests  # of two forms of a large prompt one is enough while it waits
         if self._bytes_on_the_way and self._bytes_on_the_way + encoded.size_bytes > MOST_BYTES_ON_THE_WAY:
             raise QueueFull(
@@ -116,6 +121,17 @@ class GatewayQueue:
             self._is_commit_due = True
             self._commits.add(asyncio.get_running_loop().create_task(self._commit()))
         return await call.result
+
+    @property
+    def takes_shadows(self) -> bool:
+        """See `RequestQueue.takes_shadows`."""
+        return len(self._shadows) < MOST_SHADOWS
+
+    def shadow(self, original: str, shadow: Request, bounds: Bounds, cohort: str) -> None:
+        """See `RequestQueue.shadow`. One after the other, so that clients' submits go in between."""
+        self._shadows.append((original, shadow, bounds, cohort))
+        if self._shadowing is None or self._shadowing.done():
+            self._shadowing = asyncio.get_running_loop().create_task(self._shadow())
 
     async def cancel(self, request_ids: Sequence[str], reason: str) -> None:
         if request_ids:
@@ -145,14 +161,13 @@ class GatewayQueue:
 
     async def places(self, requests: Sequence[tuple[str, str, str]]) -> list[Place]:
         waiting = [(request_id, names.queue_name(*queue)) for request_id, *queue in requests]
-        queues = list(dict.fromkeys(queue for _, queue in waiting))
-        depths, ahead = await self._scripts.depths(queues, waiting)
-        depth = dict(zip(queues, depths, strict=True))
-        return [Place(rank, depth[queue]) for rank, (_, queue) in zip(ahead, waiting, strict=True)]
+        _, places = await self._scripts.depths(list(dict.fromkeys(queue for _, queue in waiting)), waiting)
+        return places
 
     async def depth(self, model: str, revision: str) -> Depth:
-        depths, _ = await self._scripts.depths([names.queue_name(model, revision)])
-        return depths[0]
+        queue = names.queue_name(model, revision)
+        depths, _ = await self._scripts.depths([queue])
+        return depths[queue]
 
     async def health(self) -> QueueHealth:
         return await self._health.look()
@@ -164,7 +179,7 @@ class GatewayQueue:
         await self._health.close()
         await self._data_watch.close()
         await self._sweeper.close()
-        await end_tasks(*self._commits, self._withdrawing, self._forgetting)
+        await end_tasks(*self._commits, self._withdrawing, self._forgetting, self._shadowing)
         self._refuse(self._gathered, QueueUnavailable("The gateway is closing."))
         self._gathered.clear()
 
@@ -232,6 +247,11 @@ class GatewayQueue:
                 self._unwanted += call.encoded.request_ids
             if not call.result.done():
                 call.result.set_exception(error)
+
+    async def _shadow(self) -> None:
+        while self._shadows:
+            with contextlib.suppress(QueueUnavailable, ConnectionLost):
+                await self._scripts.shadow(*self._shadows.popleft())
 
     async def _forget(self) -> None:
         while self._read:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import msgspec
 
 from tidegate.errors import ConfigError, FieldProblem
-from tidegate.messages.registry import Key
+from tidegate.messages.registry import Key, Scope
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
@@ -54,14 +55,20 @@ class Keys:
         return key if key is not None and key.revoked is None else None
 
     async def create(
-        self, name: str, tenant: str = "default", *, now: float | None = None
+        self,
+        name: str,
+        tenant: str = "default",
+        scopes: Sequence[Scope] = ("inference",),
+        *,
+        now: float | None = None,
     ) -> tuple[Key, str]:
         """A new key and its secret, which nothing can show again. Raises `ConfigError` for a name or tenant
-        that is empty, too long, or not printable."""
+        that is empty, too long, or not printable, and without a scope or with an unknown one."""
         _check_name("name", name, MAX_NAME_CHARACTERS)
         _check_name("tenant", tenant, MAX_TENANT_CHARACTERS)
+        _check_scopes(scopes)
         secret = SECRET_PREFIX + secrets.token_urlsafe(32)
-        key = _new_key(secret, name, tenant, time.time() if now is None else now)
+        key = _new_key(secret, name, tenant, time.time() if now is None else now, scopes)
         await self._scripts.put("keys", digest(secret), _encode(key))
         return key, secret
 
@@ -129,11 +136,21 @@ def _check_name(field: str, value: str, most: int) -> None:
     raise ConfigError(str(problem), [problem])
 
 
-def _new_key(secret: str, name: str, tenant: str, created: float) -> Key:
+def _check_scopes(scopes: Sequence[str]) -> None:
+    known = get_args(Scope)
+    if not scopes or not set(scopes) <= set(known):
+        problem = FieldProblem("scopes", ascii(", ".join(scopes)), f"use one or more of {', '.join(known)}")
+        raise ConfigError(str(problem), [problem])
+
+
+def _new_key(
+    secret: str, name: str, tenant: str, created: float, scopes: Sequence[Scope] = ("inference",)
+) -> Key:
     return Key(
         id="key_" + secrets.token_hex(6),
         name=name,
         tenant=tenant,
         created=created,
         prefix=secret[:SHOWN_CHARACTERS],
+        scopes=tuple(dict.fromkeys(scopes)),
     )

@@ -23,6 +23,7 @@ from tidegate.store.scripts import Scripts
 
 LISTED_BEATS = 3  # that a replica may miss
 MOST_CANCELLED_PER_STEP = 200
+MOST_MOVE_STEPS = 50  # of one call
 
 _encode = msgspec.json.Encoder().encode
 _entry = msgspec.json.Decoder(ModelEntry)
@@ -101,6 +102,27 @@ class Registry:
             queue, code="ModelRemoved", message=message, most=MOST_CANCELLED_PER_STEP
         ):
             continue  # a long queue goes in steps, so that none holds Redis up
+
+    async def move_revision(
+        self, model: str, from_revision: str, to_revision: str, may_continue: bool
+    ) -> int:
+        """Let what waits for one revision wait for another one, at its old place. What has emitted goes along
+        where `may_continue`, and fails else. What runs is left alone; it goes with a later call, if it comes
+        back to the line. Returns how many are left waiting."""
+        left = 0
+        for _ in range(MOST_MOVE_STEPS):
+            left = await self._scripts.move(
+                names.queue_name(model, from_revision),
+                names.queue_name(model, to_revision),
+                may_continue=may_continue,
+                code="RevisionAborted",
+                message=f"The answer had begun on a revision of the model {model!r} that was rolled back, "
+                "and another revision cannot go on with it. Send the request again.",
+                most=MOST_CANCELLED_PER_STEP,
+            )
+            if not left:
+                break
+        return left
 
     async def reports(
         self, wanted: Collection[tuple[str, str]] | None = None

@@ -4,7 +4,8 @@ interleave is in `tidegate.store.queue`."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from tidegate.messages.work import Claim, Segment
 from tidegate.replica_args import Times
@@ -14,6 +15,7 @@ from tidegate.store.scripts import Scripts
 from tidegate.store.sweeper import Sweeper
 
 SEGMENTS_PER_SCRIPT = 32
+NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 
 class ReplicaQueue:
@@ -72,26 +74,29 @@ class ReplicaQueue:
             await self.hand_back([(claim.request.id, claim.attempt) for claim in too_many], "no free slot")
         return claims[:most]
 
-    async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
+    async def emit(
+        self, segments: Sequence[tuple[int, Segment]], ends: Mapping[str, str] = NOWHERE
+    ) -> list[str]:
         """See `LeaseQueue.emit`. Several script calls, sent in one write: gateways take up what the first of
         them published while Redis works on the next."""
         if len(segments) <= SEGMENTS_PER_SCRIPT:
-            return await self._emit(segments)
+            return await self._emit(segments, ends)
         parts = [
             segments[at : at + SEGMENTS_PER_SCRIPT] for at in range(0, len(segments), SEGMENTS_PER_SCRIPT)
         ]
         # Who calls again after an error does so when nothing of this call is on its way any more.
         lost: list[str] = []
-        for result in await asyncio.gather(*map(self._emit, parts), return_exceptions=True):
+        emits = [self._emit(part, ends) for part in parts]
+        for result in await asyncio.gather(*emits, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
             lost += result
         return lost
 
-    async def _emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
+    async def _emit(self, segments: Sequence[tuple[int, Segment]], ends: Mapping[str, str]) -> list[str]:
         if not segments:
             return []
-        return await self._scripts.emit(self._replica_id, segments)
+        return await self._scripts.emit(self._replica_id, segments, ends)
 
     async def renew(self, leases: Sequence[tuple[str, int]]) -> list[str]:
         if not leases:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -23,7 +23,7 @@ from tidegate.messages.codec import (
     encode_segment,
     frame,
 )
-from tidegate.messages.queue import Accepted, Bounds, Depth, Rejected
+from tidegate.messages.queue import NO_LABEL, Accepted, Bounds, Depth, Label, Place, Rejected
 from tidegate.messages.work import Claim, Request, Segment
 from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names
@@ -33,6 +33,8 @@ from tidegate.store.wire import Argument
 SHARED = ("base", "waiting", "common")
 # The first line of each. Where Redis has no memory left, what frees some in the end goes on.
 MAY_GROW, FREES, READS = "#!lua", "#!lua flags=allow-oom", "#!lua flags=no-writes"
+# Of shadows: how many may wait in a queue, and for how long.
+MOST_SHADOWS, SHADOW_SECONDS = 64, 30
 RECORD_SECONDS = 3600  # a replica's own record outlives its leases by far, and no longer
 SUBMIT_FIELDS = 7  # of the reply, per call
 
@@ -71,7 +73,10 @@ CANCEL = load("cancel", FREES)
 FORGET = load("forget", FREES)
 DROP = load("drop", FREES)
 SWEEP = load("sweep", FREES)
+MOVE = load("move", FREES)
+SHADOW = load("shadow", MAY_GROW)
 DEPTHS = load("depths", READS)
+AGES = load("ages", READS)
 BEAT = load("beat", FREES)
 BEATING = load("beating", READS)
 PUT = load("put", FREES)
@@ -87,7 +92,7 @@ class SubmitCall:
     arguments: list[Argument]
 
     @classmethod
-    def of(cls, requests: Sequence[Request], bounds: Bounds) -> SubmitCall:
+    def of(cls, requests: Sequence[Request], bounds: Bounds, label: Label = NO_LABEL) -> SubmitCall:
         first = requests[0]
         arguments: list[Argument] = [
             len(requests),
@@ -95,6 +100,9 @@ class SubmitCall:
             first.tenant,
             first.key,
             first.gateway,
+            label.cohort,
+            label.session,
+            int(label.is_shadowed),
             bounds.model.max_requests,
             bounds.model.max_bytes,
             bounds.key_max_requests,
@@ -163,14 +171,42 @@ class Scripts:
         )
         return [Claim(decode_request(body), attempt, decode_segments(log)) for attempt, body, log in reply]
 
-    async def emit(self, replica: str, segments: Sequence[tuple[int, Segment]]) -> list[str]:
-        """Write (attempt, segment) pairs; returns the ids whose attempt is not current. Where Redis has no
-        memory left, the requests with the largest logs end instead."""
+    async def shadow(self, original: str, shadow: Request, bounds: Bounds, cohort: str) -> bool:
+        """Copy a client's request; returns whether there was room for that."""
+        body = encode_request(shadow)
+        is_taken = await self._connection.run(
+            SHADOW,
+            self._prefix,
+            original,
+            shadow.id,
+            names.queue_name(shadow.model, shadow.revision),
+            shadow.key,
+            shadow.priority,
+            cohort,
+            MOST_SHADOWS,
+            bounds.model.max_requests,
+            bounds.model.max_bytes,
+            bounds.total_max_requests,
+            bounds.total_max_bytes,
+            SHADOW_SECONDS,
+            len(body),
+            body,
+        )
+        return bool(is_taken)
+
+    async def emit(
+        self, replica: str, segments: Sequence[tuple[int, Segment]], ends: Mapping[str, str]
+    ) -> list[str]:
+        """Write (attempt, segment) pairs; returns the ids whose attempt is not current. `ends`: the outcomes
+        that the end of a request counts as, by its id. Where Redis has no memory left, the requests with the
+        largest logs end instead."""
         arguments: list[Argument] = []
         for attempt, segment in segments:
-            reason = segment.finish.reason if segment.finish is not None else ""
+            end = ""
+            if segment.finish is not None:
+                end = f"{segment.finish.reason} {ends.get(segment.request_id, '')}"
             framed = frame(encode_segment(segment))
-            arguments += (segment.request_id, attempt, segment.seq, reason, framed)
+            arguments += (segment.request_id, attempt, segment.seq, end, framed)
         ttl = self._times.expire_seconds
         try:
             return _ids(await self._run(EMIT, ttl, replica, 0, *arguments))
@@ -202,6 +238,15 @@ class Scripts:
         left: int = await self._run(DROP, queue, code, message, self._times.expire_seconds, most)
         return left
 
+    async def move(
+        self, queue: str, other: str, *, may_continue: bool, code: str, message: str, most: int
+    ) -> int:
+        """Move up to `most` that wait to another queue; returns how many are left. One that has emitted and
+        may not be continued there fails with `code` and `message`."""
+        ttl = self._times.expire_seconds
+        left: int = await self._run(MOVE, queue, other, int(may_continue), code, message, ttl, most)
+        return left
+
     async def sweep(self, gateway: str, queue: str, *, most: int) -> tuple[int, int]:
         """Do what time does; returns how much was done, and how many wait in `queue` (empty: 0)."""
         times = self._times
@@ -220,15 +265,25 @@ class Scripts:
 
     async def depths(
         self, queues: Sequence[str], waiting: Sequence[tuple[str, str]] = ()
-    ) -> tuple[list[Depth], list[int | None]]:
-        """Return the depth of each queue, and how many wait ahead of each (id, one of `queues`); None: it
-        does not wait."""
+    ) -> tuple[dict[str, Depth], list[Place]]:
+        """Return the depth of each queue, and the place of each (id, which of `queues` it was submitted to):
+        it may be in another one by now."""
         index = {queue: position for position, queue in enumerate(queues, 1)}
         pairs = [part for request_id, queue in waiting for part in (request_id, index[queue])]
         reply: list[Any] = await self._run(DEPTHS, len(queues), *queues, *pairs)
-        end = 3 * len(queues)
-        depths = [_depth(*reply[at : at + 3]) for at in range(0, end, 3)]
-        return depths, [None if ahead < 0 else ahead for ahead in reply[end:]]
+        depths = dict(zip(queues, (_depth(*found) for found in reply[: len(queues)]), strict=True))
+        places = []
+        for (ahead, *moved), (_, queue) in zip(reply[len(queues) :], waiting, strict=True):
+            places.append(Place(None if ahead < 0 else ahead, _depth(*moved) if moved else depths[queue]))
+        return depths, places
+
+    async def ages(self, queue: str, replicas: Sequence[str], *, most: int) -> list[tuple[str, float]]:
+        """Return (cohort, seconds since its submit) of the requests that have no segment yet."""
+        now, *found = await self._run(AGES, most, queue, *replicas)
+        return [
+            (cohort.decode(), max(0.0, float(now) - float(created)))
+            for cohort, created in zip(found[::2], found[1::2], strict=True)
+        ]
 
     async def beat(self, replica: str, stats: bytes, *, listed_seconds: float) -> None:
         """List a replica's statistics for so long; 0 seconds: it is gone."""

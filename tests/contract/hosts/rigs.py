@@ -20,6 +20,7 @@ from tests.unit.control.builders import NOW, REPLICAS, document
 from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Capacity, SourceState
 from tidegate.errors import QueueUnavailable
+from tidegate.local.asked import Asked
 from tidegate.local.control_loop import ControlLoop
 from tidegate.local.record_file import RecordFile
 from tidegate.local.watch import ResourceFiles
@@ -90,6 +91,7 @@ class LaptopRig:
         self._records = folder / "control.json"
         self._files = ResourceFiles([self._folder], lambda: None)
         self._files.load()
+        self._asked = folder / "asked.json"
         self.start()
 
     def model(self, name: str, **spec: Any) -> None:
@@ -101,8 +103,9 @@ class LaptopRig:
         self._files.load()
 
     def start(self) -> None:
+        self.asked = Asked(self._files, self._asked)
         self.loop = ControlLoop(
-            self._files,
+            self.asked,
             self.store,
             self.store,
             NoSources(),

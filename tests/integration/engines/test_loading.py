@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from tests.checkpoints import DECODERS, tiny
 from tests.engine_requests import a_request, add, run
@@ -18,6 +19,7 @@ from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
+from tidegate.engines.transformers.head import Head
 from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import WEIGHTS_OVERHEAD, decoder_shape, kv_bytes_per_token
@@ -232,7 +234,7 @@ def test_what_is_placed_is_what_is_loaded(
     engine: Any = create_engine(EngineSpec("transformers", path=str(folder), device="cpu"))
     loaded = engine.load()
     assert loaded.precision == source.precision == (named or stored)
-    held = sum(weight.nbytes for weight in engine._batch._forward._model.parameters())
+    held = sum(weight.nbytes for weight in engine._batch._forward._head._model.parameters())
     assert loaded.weights_bytes == source.weights.loaded_bytes(source.precision) == held
 
 
@@ -278,10 +280,10 @@ def test_a_wrong_batch_is_found_and_requests_run_one_by_one(
 class Failing(ArenaBatch):
     """Fails on prompts that hold token 13."""
 
-    def join(self, sequences: Any, *, all_logits: bool = False) -> torch.Tensor:
+    def join(self, sequences: Any, *, every: Any = None) -> torch.Tensor:
         if any(13 in sequence for sequence in sequences) and self.count:
             raise ValueError("thirteen")
-        return super().join(sequences, all_logits=all_logits)
+        return super().join(sequences, every=every)
 
 
 def test_a_prefill_that_fails_fails_its_request_only(
@@ -312,6 +314,44 @@ def test_memory_that_runs_out_in_a_step_is_the_engines_failure(
     with pytest.raises(torch.OutOfMemoryError):
         engine.step()
     assert "out of memory" in (engine.health() or "")
+
+
+def on_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def on_the_host() -> None:
+    torch.empty(1 << 50)
+
+
+@pytest.mark.parametrize("run_out", [on_a_gpu, on_the_host])
+@pytest.mark.parametrize("passes", [0, 1, 5, 7, 20])  # a measure of the cache, plain ones, those of the batch
+def test_memory_that_runs_out_while_a_model_is_checked_is_told_so(
+    checkpoints: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    run_out: Callable[[], None],
+    passes: int,
+) -> None:
+    left, forward = iter(range(passes)), Head.run
+
+    def fail(*args: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            run_out()
+        return forward(*args, **options)
+
+    monkeypatch.setattr(Head, "run", fail)
+    error = refused(checkpoints("llama"), context_length=64)
+    assert error.reason == "OutOfMemory"
+    assert "llocate" in error.message
+    assert error.message.endswith("give it more, or serve a smaller or quantized checkpoint.")
+
+
+@pytest.mark.parametrize("run_out", [on_a_gpu, on_the_host])
+def test_memory_that_runs_out_while_weights_are_read_is_told_so(
+    checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(PreTrainedModel, "to", lambda *_args: run_out())
+    assert refused(checkpoints("llama")).reason == "OutOfMemory"
 
 
 def test_numbers_that_are_not_finite_fail_their_request_only(load: Callable[..., Engine]) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from tests.unit.control.builders import NOW, World, model
 from tidegate.control.desired import ModelRecord
-from tidegate.control.observed import ApplicationState, Group, ServeState
+from tidegate.control.observed import ApplicationState, Group, ServeState, SourceState
 from tidegate.control.plan import PoolPlan
 from tidegate.control.resources import Model
 from tidegate.messages.registry import ModelEntry
@@ -48,7 +48,8 @@ def models() -> list[Model]:
 
 
 def first_plan(records: dict[str, ModelRecord], groups: tuple[Group, ...]) -> PoolPlan:
-    """What this version decides first, where all that was built stands and the queues are not empty."""
+    """What this version decides first, where all that was built stands and the queues are not empty. The
+    source's content has a name now; that of before is not known."""
     world = World(*models())
     world.records = records
     world.now = NOW + 10
@@ -57,6 +58,8 @@ def first_plan(records: dict[str, ModelRecord], groups: tuple[Group, ...]) -> Po
         f"{name}--{revision}": ApplicationState(f"{name}--{revision}", "RUNNING") for name, revision in keys
     }
     world.see(serve=ServeState("c", standing), groups=groups, entries=entries())
+    number = next(number for number, each in enumerate(world.models) if each.spec.source is not None)
+    world.source(number, SourceState("resolved", "/w", 7, "none", "float32", digest="d"))
     for name, revision in keys:
         world.depth(name, revision, 0, 1)
     return world.plan()

@@ -147,6 +147,16 @@ def test_fault_hang_lasts_until_close() -> None:
     assert ended.is_set()
 
 
+def test_a_share_of_the_requests_can_be_told_to_fail_or_to_be_empty() -> None:
+    engine = an_engine(test_error_share=0.3, test_empty_share=0.2)
+    results = [run_one(engine, a_request(f"r{number}", "Hi", max_tokens=2)) for number in range(200)]
+    ends = [result.finish for result in results if result.finish is not None]
+    errors = sum(finish.reason == "error" for finish in ends)
+    empty = sum(finish.reason == "stop" and not finish.completion_tokens for finish in ends)
+    assert 40 < errors < 80 and 20 < empty < 60
+    assert errors + empty + sum(finish.completion_tokens == 2 for finish in ends) == 200
+
+
 def test_a_load_can_be_told_to_fail() -> None:
     with pytest.raises(EngineLoadError) as caught:
         an_engine(test_load_failure="WeightsMissing")

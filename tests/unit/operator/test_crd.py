@@ -344,6 +344,12 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         stored_weights=StoredWeights(1, 2),
         placement=Placement("l4", 0.5, 1, 2),
         waits_since=4.0,
+        spec_hash="abcdef0123",
+        commit="c",
+        digest="d",
+        created=5.0,
+        cause="precision: auto → float16",
+        author="someone",
     )
     status = record_on_wire(ModelRecord("m", 1, {"0123456789": 100}, {record.revision: record}))
     written = status["revisions"][0]

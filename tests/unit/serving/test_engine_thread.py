@@ -181,7 +181,15 @@ class OutOfMemoryError(RuntimeError):
     ("error", "reason"),
     [
         (MemoryError(), "OutOfMemory"),
-        (OutOfMemoryError("CUDA out of memory"), "OutOfMemory"),
+        (OutOfMemoryError("CUDA ran over"), "OutOfMemory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "OutOfMemory"),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+            "OutOfMemory",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "OutOfMemory"),
+        (OSError(12, "Cannot allocate memory"), "OutOfMemory"),
+        (ValueError("out of memory is a word"), "EngineCrashed"),
         (RuntimeError("x\ny"), "EngineCrashed"),
     ],
 )

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypothesis import given
@@ -11,6 +11,7 @@ from tests.waiting import await_until
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.work import Claim, Finish, Segment, Tokens
+from tidegate.serving.measure import Measure
 from tidegate.serving.outbox import MOST_UNSENT_TOKENS, Held, Outbox
 
 
@@ -19,17 +20,19 @@ class HeldUpQueue:
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, Segment]]] = []
+        self.ends: list[dict[str, str]] = []
         self.calls = 0
         self.gate = asyncio.Semaphore(0)
         self.is_away = False
         self.lost: list[str] = []
 
-    async def emit(self, segments: Sequence[tuple[int, Segment]]) -> list[str]:
+    async def emit(self, segments: Sequence[tuple[int, Segment]], ends: Mapping[str, str]) -> list[str]:
         self.calls += 1
         if self.is_away:
             raise QueueUnavailable("away")
         await self.gate.acquire()
         self.batches.append(list(segments))
+        self.ends.append(dict(ends))
         return self.lost
 
     async def start(self, wake: Any, cancelled: Any) -> None: ...
@@ -68,7 +71,7 @@ def output(token: int, finish: Finish | None = None, tokens: int = 1) -> StepOut
 
 
 def held(request_id: str = "a", seq: int = 0) -> Held:
-    return Held(request_id, attempt=2, ticket=1, seq=seq)
+    return Held(request_id, attempt=2, ticket=1, seq=seq, measure=Measure(0.0, ()))
 
 
 async def test_one_step_leaves_as_one_batch_with_numbers_that_continue() -> None:
@@ -129,6 +132,19 @@ async def test_an_outage_repeats_the_same_batch() -> None:
         [[1]],
         [[2]],
     ]
+
+
+async def test_what_an_end_counts_as_leaves_with_its_segment_and_no_other() -> None:
+    bench, request, other = Bench(), held("a"), held("b", seq=1)
+    bench.step((other, output(1)))
+    await await_until(lambda: bench.queue.calls == 1)
+    bench.outbox.put(request, output(2))
+    bench.outbox.put(request, output(3, Finish("stop")), "ok t4")
+    bench.outbox.put(other, output(4, Finish("error")), "error")
+    bench.outbox.drop("b")
+    bench.open(2)
+    assert await bench.outbox.flush(20.0)
+    assert bench.queue.ends == [{}, {"a": "ok t4"}]
 
 
 async def test_stepping_is_paused_when_too_much_gathers_and_resumed() -> None:

@@ -15,6 +15,18 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 Tensors = Mapping[str, tuple[str, list[int]]]  # name -> (stored type, shape)
 ONE_TENSOR: Tensors = {"w": ("BF16", [4, 2])}
 
+# Files that alone prove a checkpoint not to be served, and words of why.
+REFUSED: Sequence[tuple[Mapping[str, Any], str]] = (
+    ({"config.json": LLAMA | {"quantization_config": {"quant_method": "awq"}}}, "quantized with awq"),
+    ({"quant_config.json": {"w_bit": 4}}, "quantized with awq"),
+    ({"config.json": {"model_type": "t5", "is_encoder_decoder": True}}, "is an encoder-decoder"),
+    ({"config.json": {"model_type": "bert", "architectures": ["BertForMaskedLM"]}}, "not a causal"),
+    ({"config.json": {"model_type": "chatglm"}}, "has no architecture 'chatglm'"),
+    ({"config.json": LLAMA | {"pad_token_id": 9, "vocab_size": 9}}, "pad_token_id is 9"),
+    ({"config.json": []}, "is not a JSON object"),
+    ({"generation_config.json": []}, "is not a JSON object"),
+)
+
 
 def safetensors(path: Path, tensors: Tensors = ONE_TENSOR, content: bytes | None = None) -> None:
     header, offset = {}, 0

@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.unit.sources.builders import LLAMA, safetensors
+from tests.unit.sources.builders import LLAMA, REFUSED, safetensors
 from tidegate.errors import SourceError
 from tidegate.sources.buckets import fetch
 from tidegate.sources.resolve import resolve
@@ -117,6 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
         return
 
 
+def accept(_folder: Path) -> None:
+    """Checks nothing."""
+
+
 def tag(body: bytes) -> str:
     return hashlib.md5(body).hexdigest()
 
@@ -155,7 +159,7 @@ def refusal(
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(SourceError) as refused:
-            fetch(uri, Storage(tmp_path), None)
+            fetch(uri, Storage(tmp_path), None, accept)
         return refused.value.source_reason, refused.value.message
 
     return fetched
@@ -165,7 +169,7 @@ def refusal(
 def test_what_a_checkpoint_needs_is_downloaded_once(bucket: Bucket, tmp_path: Path, scheme: str) -> None:
     moved: dict[str, tuple[int, int]] = {}
     folder, commit = fetch(
-        f"{scheme}://models/llama/", Storage(tmp_path), lambda name, *done: moved.update({name: done})
+        f"{scheme}://models/llama/", Storage(tmp_path), lambda name, *done: moved.update({name: done}), accept
     )
     assert folder == tmp_path / scheme / "models" / "llama" / commit
     wanted = {
@@ -178,27 +182,27 @@ def test_what_a_checkpoint_needs_is_downloaded_once(bucket: Bucket, tmp_path: Pa
     } == wanted
     assert moved == {name: (len(body), len(body)) for name, body in wanted.items()}
     bucket.gets.clear()
-    assert fetch(f"{scheme}://models/llama", Storage(tmp_path), None) == (folder, commit)
+    assert fetch(f"{scheme}://models/llama", Storage(tmp_path), None, accept) == (folder, commit)
     assert bucket.gets == []
 
 
 def test_a_folder_that_the_version_before_downloaded_is_found(bucket: Bucket, tmp_path: Path) -> None:
     bucket.objects = {"llama/config.json": b"{}"}
-    _, commit = fetch("s3://models/llama", Storage(tmp_path), None)
+    _, commit = fetch("s3://models/llama", Storage(tmp_path), None, accept)
     content = f"config.json\0002\0{tag(b'{}')}\0"
     assert commit == hashlib.sha256(content.encode()).hexdigest()[:40]
 
 
 def test_a_whole_bucket_is_a_checkpoint(bucket: Bucket, tmp_path: Path) -> None:
-    folder, _ = fetch("s3://models", Storage(tmp_path), None)
+    folder, _ = fetch("s3://models", Storage(tmp_path), None, accept)
     assert (folder / "llama-2" / "config.json").read_bytes() == b"{}"
     assert folder.parent == tmp_path / "s3" / "models" / "_"
 
 
 def test_another_content_is_another_folder(bucket: Bucket, tmp_path: Path) -> None:
-    before, _ = fetch("s3://models/llama", Storage(tmp_path), None)
+    before, _ = fetch("s3://models/llama", Storage(tmp_path), None, accept)
     bucket.objects["llama/tokenizer.json"] = b"[]"
-    after, _ = fetch("s3://models/llama", Storage(tmp_path), None)
+    after, _ = fetch("s3://models/llama", Storage(tmp_path), None, accept)
     assert before != after
     assert (before / "tokenizer.json").read_bytes() == b"{}"
 
@@ -225,6 +229,19 @@ def test_the_whole_way(bucket: Bucket, tmp_path: Path, scheme: str) -> None:
     assert found.commit and found.commit in found.path
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.parametrize(("changes", "words"), REFUSED)
+def test_what_is_refused_is_not_downloaded(
+    bucket: Bucket, tmp_path: Path, scheme: str, changes: dict[str, Any], words: str
+) -> None:
+    described = {name: json.dumps(content).encode() for name, content in changes.items()}
+    bucket.objects |= {f"llama/{name}": content for name, content in described.items()}
+    with pytest.raises(SourceError, match=words) as refused:
+        resolve(f"{scheme}://models/llama", Storage(tmp_path))
+    assert refused.value.source_reason in ("UnsupportedModel", "SourceFormat")
+    assert {key for key, _ in bucket.gets} == {"llama/config.json", *(f"llama/{name}" for name in changes)}
+
+
 def test_credentials_for_s3(
     bucket: Bucket, tmp_path: Path, refusal: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,14 +254,14 @@ def test_credentials_for_s3(
     assert "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret" in message
     assert "SECRET." not in message
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AK")
-    fetch("s3://models/llama", Storage(tmp_path), None)
+    fetch("s3://models/llama", Storage(tmp_path), None, accept)
 
 
 def test_the_region_is_signed_for(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.needs_key = "/eu-west-1/s3/aws4_request"
     for name, value in (("ACCESS_KEY_ID", "AK"), ("SECRET_ACCESS_KEY", "SK"), ("REGION", "eu-west-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    fetch("s3://models/llama", Storage(tmp_path), None)
+    fetch("s3://models/llama", Storage(tmp_path), None, accept)
 
 
 def test_credentials_for_google(
@@ -268,12 +285,12 @@ def test_credentials_for_google(
         .decode(),
     }
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(account))
-    folder, _ = fetch(uri, Storage(tmp_path), None)
+    folder, _ = fetch(uri, Storage(tmp_path), None, accept)
     monkeypatch.delenv("GOOGLE_SERVICE_ACCOUNT_KEY")
     file = tmp_path / "key.json"
     file.write_text(json.dumps(account))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
-    assert fetch(uri, Storage(tmp_path), None)[0] == folder
+    assert fetch(uri, Storage(tmp_path), None, accept)[0] == folder
     file.unlink()
     assert "name the file of" in refusal(uri)[1]
 
@@ -331,14 +348,14 @@ def test_a_cut_download_is_no_file_and_goes_on_later(
     assert refusal()[0] in ("Offline", "SourceUnavailable")
     assert not [path for path in (tmp_path / "s3").rglob("*") if path.is_file()]
     bucket.cut_after, bucket.tells_length = 0, True
-    fetch("s3://models/llama", Storage(tmp_path), None)
+    fetch("s3://models/llama", Storage(tmp_path), None, accept)
 
 
 def test_a_broken_connection_goes_on_where_it_broke(bucket: Bucket, tmp_path: Path) -> None:
     key = "llama/model.safetensors"
     bucket.objects = {key: bucket.objects[key]}
     bucket.cut_after, bucket.cuts_left = 3, 2
-    folder, _ = fetch("s3://models/llama", Storage(tmp_path), None)
+    folder, _ = fetch("s3://models/llama", Storage(tmp_path), None, accept)
     assert (folder / "model.safetensors").read_bytes() == bucket.objects[key]
     last = len(bucket.objects[key]) - 1
     assert bucket.gets == [(key, ""), (key, f"bytes=3-{last}"), (key, f"bytes=6-{last}")]

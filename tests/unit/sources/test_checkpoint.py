@@ -11,8 +11,9 @@ import pytest
 
 from tests.unit.sources.builders import LLAMA, Tensors, safetensors, write
 from tidegate.errors import SourceError
-from tidegate.sources.checkpoint import FilesMissing, read_checkpoint
+from tidegate.sources.checkpoint import SINGLE, FilesMissing, read_checkpoint
 from tidegate.sources.facts import StoredWeights
+from tidegate.sources.tensors import PAGE_BYTES
 
 
 def refused(folder: Path) -> SourceError:
@@ -92,8 +93,39 @@ def test_the_architecture_falls_back_to_the_type(tmp_path: Path) -> None:
 def test_the_digest_follows_the_small_files(tmp_path: Path) -> None:
     before = read_checkpoint(write(tmp_path)).digest()
     assert read_checkpoint(tmp_path).digest() == before
-    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("changed")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"the same weights in another format")
+    assert read_checkpoint(tmp_path).digest() == before
+    (tmp_path / "tokenizer.model").write_text("x")
     assert read_checkpoint(tmp_path).digest() != before
+
+
+def test_the_digest_sees_weights_that_change_in_place(tmp_path: Path) -> None:
+    """In any tensor; of a large one pages are read, so a change between them is not seen."""
+    pages = 64
+    write(tmp_path, tensors={"a": ("U8", [pages * PAGE_BYTES]), "b": ("BF16", [3])})
+    found = read_checkpoint(tmp_path)
+    before, content = found.digest(), bytearray((tmp_path / SINGLE).read_bytes())
+    seen = {}
+    places = {"first": 0, "between": 2 * PAGE_BYTES, "last": pages * PAGE_BYTES - 1}
+    for name, at in {**places, "small": pages * PAGE_BYTES + 5}.items():
+        changed = bytearray(content)
+        changed[found.tensors["a"].start + at] ^= 1
+        (tmp_path / SINGLE).write_bytes(changed)
+        seen[name] = read_checkpoint(tmp_path).digest() != before
+    assert seen == {"first": True, "between": False, "last": True, "small": True}
+
+
+def test_where_a_checksum_of_the_weights_is_known_it_is_the_digests(tmp_path: Path) -> None:
+    """The hub's cache names a file by its sha256, and the commit of a bucket is made of checksums."""
+    write(tmp_path)
+    plain = read_checkpoint(tmp_path).digest()
+    assert plain != read_checkpoint(tmp_path).digest("c") != read_checkpoint(tmp_path).digest("d")
+    blob = tmp_path.parent / ("0" * 64)
+    (tmp_path / SINGLE).rename(blob)
+    (tmp_path / SINGLE).symlink_to(blob)
+    linked = read_checkpoint(tmp_path)
+    assert linked.digest("c") == linked.digest("d") != plain
 
 
 def test_weights_that_lie_there_twice_are_counted_once(tmp_path: Path) -> None:
@@ -170,7 +202,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_an_empty_folder_and_a_broken_config(tmp_path: Path) -> None:
     error = refused(tmp_path)
     assert isinstance(error, FilesMissing)
-    assert "is empty" in error.message
+    assert "has no config.json; a checkpoint folder holds it" in error.message
     write(tmp_path)
     (tmp_path / "config.json").write_text("[1")
     error = refused(tmp_path)

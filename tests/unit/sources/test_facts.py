@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from tidegate.sources.facts import (
     TRAINED,
@@ -14,6 +16,7 @@ from tidegate.sources.facts import (
     contradiction,
     decoder_shape,
     kv_bytes_per_token,
+    text_config,
 )
 
 
@@ -91,6 +94,31 @@ def test_loading_converts_floats_only() -> None:
 )
 def test_the_shape_of_a_decoder(config: dict[str, Any], expected: tuple[int, ...]) -> None:
     assert decoder_shape(config) == DecoderShape(*expected)
+
+
+# Encoder-decoders and retrievers, of which nothing is served, with a name of their own for it.
+OTHERWISE = {"canary", "dia", "colmodernvbert", "colpali", "colqwen2"}
+
+
+def test_the_decoder_of_a_composite_is_the_one_that_transformers_finds() -> None:
+    composites = set()
+    for kind in sorted({*CONFIG_MAPPING_NAMES} - OTHERWISE):
+        try:
+            whole = CONFIG_MAPPING[kind]()
+        except Exception:  # each checks its own fields, and a few have no default that passes
+            continue
+        config = json.loads(whole.to_json_string(use_diff=False))
+        found, expected = text_config(config), whole.get_text_config(decoder=True)
+        if whole.is_encoder_decoder and found is config:
+            continue  # transformers makes a decoder of its fields
+        assert (found is config) == (expected is whole), kind
+        assert found["model_type"] == expected.model_type, kind
+        assert decoder_shape(config) == decoder_shape(json.loads(expected.to_json_string(use_diff=False))), (
+            kind
+        )
+        if expected is not whole:
+            composites.add(kind)
+    assert {"gemma3", "llama4", "qwen2_5_omni", "rag", "musicgen"} <= composites
 
 
 @pytest.mark.parametrize(

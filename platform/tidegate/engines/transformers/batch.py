@@ -18,6 +18,8 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
+from tidegate.engines.base import is_out_of_memory
+from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena
 
 # What a model raises on a path that it was not made for.
@@ -28,9 +30,9 @@ class Batch(Protocol):
     @property
     def count(self) -> int: ...
 
-    def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
-        """Prefill new rows. Returns logits [rows, vocabulary] after the last token, or with `all_logits`
-        [rows, longest, vocabulary] after every token, right-aligned. On an exception no row has joined."""
+    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
+        """Prefill new rows. Returns logits [rows, vocabulary] after the last token; `every` gets those after
+        each token of what is then one row. On an exception no row has joined."""
         ...
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -44,11 +46,9 @@ class Forward:
     """Calls a causal language model with the arguments that its class takes."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._head = Head(model)
         self.device: torch.device = model.device
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._takes_keep = "logits_to_keep" in accepted
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def __call__(
         self,
@@ -57,25 +57,22 @@ class Forward:
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         cache: Any = None,
-        all_logits: bool = False,
+        last: int = 1,
+        every: InParts | None = None,
     ) -> Tensor:
-        """Return logits [rows, vocabulary] of the last column, or of every column with `all_logits`."""
-        extra: dict[str, Any] = {}
+        """Return logits [rows, columns, vocabulary] of the `last` columns; see `Head.run` for `every`."""
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+            "return_dict": True,
+        }
         if self._takes_positions and positions is not None:
-            extra["position_ids"] = positions
-        if self._takes_keep and not all_logits:
-            extra["logits_to_keep"] = 1
+            inputs["position_ids"] = positions
         with torch.inference_mode():
-            output = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                return_dict=True,
-                **extra,
-            )
-        logits: Tensor = output.logits
-        return logits if all_logits else logits[:, -1]
+            logits: Tensor = self._head.run(inputs, last=last, every=every).logits
+        return logits
 
 
 class ArenaBatch:
@@ -105,7 +102,7 @@ class ArenaBatch:
     def count(self) -> int:
         return self._arena.count
 
-    def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
+    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         with torch.inference_mode():
@@ -113,12 +110,10 @@ class ArenaBatch:
             padded = [[self._pad_id] * (longest - len(sequence)) + list(sequence) for sequence in sequences]
             ids = torch.tensor(padded, dtype=torch.long, device=self._forward.device)
             positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-            logits = self._forward(
-                ids, mask=mask, positions=positions, cache=self._arena, all_logits=all_logits
-            )
+            logits = self._forward(ids, mask=mask, positions=positions, cache=self._arena, every=every)
             self._arena.commit_prefill(lengths)
             self._positions = torch.cat((self._positions, positions[:, -1] + 1))
-        return logits
+        return logits[:, -1]
 
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -131,7 +126,7 @@ class ArenaBatch:
                 cache=self._arena,
             )
             self._positions += 1
-        return logits
+        return logits[:, -1]
 
     def leave(self, row: int, *, clear: bool = False) -> None:
         with torch.inference_mode():
@@ -160,7 +155,9 @@ def measure_kv(model: Any) -> KvSize:
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     try:
         Forward(model)(ids, cache=cache)
-    except ERRORS:
+    except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         return measure_alone(model)
     if not cache.layers or not all(
         type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers
@@ -183,7 +180,9 @@ def measure_alone(model: Any) -> KvSize:
             batch = RowByRow(model)
             batch.join([[0] * length])
             held.append(tensor_bytes(batch.rows[0].kwargs, set()))
-    except ERRORS:
+    except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         return KvSize(0, 0)
     per_token = -(-max(0, held[1] - held[0]) // (long - short))
     return KvSize(0, per_token, max(0, held[0] - short * per_token))
@@ -236,9 +235,8 @@ class RowByRow:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        accepted = inspect.signature(model.forward).parameters
-        self._takes_positions = "position_ids" in accepted
-        self._takes_keep = "logits_to_keep" in accepted
+        self._head = Head(model)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._rotaries = [module for module in model.modules() if hasattr(module, "max_seq_len_cached")]
         self.rows: list[OwnRow] = []
 
@@ -246,18 +244,9 @@ class RowByRow:
     def count(self) -> int:
         return len(self.rows)
 
-    def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> Tensor:
-        longest = max(map(len, sequences))
-        rows, logits = [], []
-        for sequence in sequences:
-            row = self._empty(sequence)
-            keep = {"logits_to_keep": 1} if self._takes_keep and not all_logits else {}
-            found = self._forward(row, is_first_iteration=True, **keep)
-            rows.append(row)
-            if all_logits:
-                logits.append(torch.nn.functional.pad(found, (0, 0, longest - found.shape[1], 0)))
-            else:
-                logits.append(found[:, -1])
+    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
+        rows = [self._empty(sequence) for sequence in sequences]
+        logits = [self._forward(row, every, is_first_iteration=True) for row in rows]
         self.rows += rows
         return torch.cat(logits)
 
@@ -265,7 +254,7 @@ class RowByRow:
         logits = []
         for row, token in zip(self.rows, tokens.view(-1, 1, 1), strict=True):
             row.ids = torch.cat((row.ids, token), dim=-1)
-            logits.append(self._forward(row, next_sequence_length=1)[:, -1])
+            logits.append(self._forward(row, next_sequence_length=1))
         return torch.cat(logits)
 
     def leave(self, row: int, *, clear: bool = False) -> None:  # noqa: ARG002 - caches are not shared
@@ -283,15 +272,15 @@ class RowByRow:
         )
         return OwnRow(ids, kwargs)
 
-    def _forward(self, row: OwnRow, **step: Any) -> Tensor:
-        """Return logits [1, tokens, vocabulary] of the row's new tokens."""
+    def _forward(self, row: OwnRow, every: InParts | None = None, **step: Any) -> Tensor:
+        """Return logits [1, vocabulary] after the last of the row's new tokens."""
         for rotary in self._rotaries:
             # Dynamic factors follow from this row's length alone, not from what a longer one before it left.
             for name in [name for name in vars(rotary) if name.endswith("max_seq_len_cached")]:
                 setattr(rotary, name, 0)
         with torch.inference_mode():
             inputs = self._model.prepare_inputs_for_generation(row.ids, **row.kwargs, **step)
-            output = self._model(**inputs, return_dict=True)
+            output = self._head.run({**inputs, "return_dict": True}, every=every)
         row.kwargs = self._model._update_model_kwargs_for_generation(output, row.kwargs)
         logits: Tensor = output.logits
-        return logits
+        return logits[:, -1]

@@ -19,18 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import LoadReport, Prepared, StepOutput
+from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
 from tidegate.engines.transformers.generation_rules import GenerationRules
-from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint
+from tidegate.engines.transformers.head import InParts
+from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, told
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
 from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
-from tidegate.engines.transformers.sampling import Chosen, choose
+from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
@@ -58,8 +59,14 @@ class TransformersEngine:
     def load(self) -> LoadReport:
         try:
             return self._load()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if is_out_of_memory(error):
+                raise EngineLoadError(
+                    "OutOfMemory",
+                    f"Memory ran out while the model was loaded and checked ({told(error)}): give it more, "
+                    "or serve a smaller or quantized checkpoint.",
+                ) from error
             raise
 
     def _load(self) -> LoadReport:
@@ -192,9 +199,10 @@ class TransformersEngine:
 
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:
         """Let a group join the batch. Returns its logits; a request whose prefill fails only fails itself."""
-        all_logits = group[0].needs_all_logits
+        asked = group[0].prefill_logprobs() if group[0].needs_all_logits else None
+        every = InParts(rows_at_once(self._vocabulary_size), asked.take) if asked is not None else None
         try:
-            logits = self._batch.join([sequence.tokens for sequence in group], all_logits=all_logits)
+            logits = self._batch.join([sequence.tokens for sequence in group], every=every)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -202,9 +210,8 @@ class TransformersEngine:
                 outputs.append(group[0].fail("GenerationFailed", f"Its prompt failed in the model: {error}"))
                 return []
             return [part for sequence in group for part in self._prefill([sequence], outputs)]
-        if all_logits:
-            group[0].take_prefill_logits(logits[0])
-            logits = logits[:, -1]
+        if asked is not None:
+            group[0].take_prefill(asked)
         self._scheduler.join(group)
         return [logits]
 
@@ -244,8 +251,3 @@ def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     ):
         found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
     return frozenset(found)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell it from other errors: CUDA raises a type of its own, the CPU allocator a RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

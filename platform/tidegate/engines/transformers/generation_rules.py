@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig
 
+from tidegate.engines.base import is_out_of_memory
 from tidegate.messages.work import MODEL_DEFAULTS, Generate, Request
 
 Rules = Callable[[Tensor, Tensor], Tensor]  # (ids [1, tokens], logits [1, vocabulary]) -> logits
@@ -100,6 +101,8 @@ class GenerationRules:
             ids = torch.zeros(1, 2, dtype=torch.long, device=self._model.device)
             self._made({name: value}, 2)(ids, logits)
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             self.notes.append(f"{ignored(name, value)} {error}")
             return
         self._fields[name] = value

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from tidegate.engines.base import EngineLoadError
+from tidegate.engines.base import EngineLoadError, is_out_of_memory
 from tidegate.engines.transformers.gptq import (
     load_packed,
     read,
@@ -27,7 +27,7 @@ from tidegate.engines.transformers.memory import (
     torch_share,
     within_cap,
 )
-from tidegate.engines.transformers.tokenizer import first_line, load_tokenizer
+from tidegate.engines.transformers.tokenizer import load_tokenizer
 from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
@@ -191,9 +191,9 @@ def from_pretrained(
             if "generation_config.json" in checkpoint.files:
                 model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
         model.to(device)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(device, error) from error
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise EngineLoadError("WeightsWrong", f"Loading {checkpoint.path} failed: {told(error)}") from error
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     missing = sorted(set(info["missing_keys"]) - tied)
@@ -215,13 +215,13 @@ def load_gptq(
         try:
             model, unused = load_packed(checkpoint, settings, layers, precision, device)
             return model, unexpected_note(unused)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(device, error) from error
         except ImportError as error:
             raise EngineLoadError(
                 UNSUPPORTED, 'GPTQ checkpoints need the extra "gptq": pip install "tidegate[gptq]".'
             ) from error
         except Exception as error:  # GPTQModel raises whatever its kernels and readers do
+            if is_out_of_memory(error):
+                raise
             reason = told(error).removeprefix("ValueError: ")
     size = loaded_weights(checkpoint).unpacked_bytes(precision)
     check_weights_fit(size, room, device)
@@ -263,10 +263,6 @@ def wrong_shape(checkpoint: Checkpoint, name: str, found: list[int], expected: l
         f"{name}{where} has shape {found}, but {checkpoint.path / 'config.json'} makes it {expected}: "
         "copy the one that belongs to the other.",
     )
-
-
-def out_of_memory(device: str, error: BaseException) -> EngineLoadError:
-    return EngineLoadError("OutOfMemory", f"The weights do not fit on {device}: {first_line(error)}")
 
 
 def missing_weights(names: list[str]) -> EngineLoadError:

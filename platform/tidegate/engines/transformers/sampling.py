@@ -28,7 +28,9 @@ from tidegate.engines.noise import uniform
 from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.messages.work import Sampling
 
-ROWS_AT_ONCE = 512  # of log probabilities: a long prompt's would take twice its logits besides
+# Of float32 logits that are worked on at once: log probabilities of them, or their values sorted, take a few
+# times as much.
+LOGITS_BYTES = 64 << 20
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
 
 
@@ -314,14 +316,40 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
     """Choose from `logits` [rows, vocabulary], any float type. One transfer to the host, where no row asks
     for log probabilities."""
     best, tokens = logits.max(dim=-1)
-    if stepped := [index for index, row in enumerate(rows) if row.steps]:
-        tokens[stepped] = pick(logits[stepped].float(), [rows[index] for index in stepped])
+    stepped = [index for index, row in enumerate(rows) if row.steps]
+    size = rows_at_once(logits.shape[-1])
+    for part in (stepped[start : start + size] for start in range(0, len(stepped), size)):
+        tokens[part] = pick(logits[part].float(), [rows[index] for index in part])
     logprobs: dict[int, tuple[float, list[tuple[int, float]]]] = {}
     if asked := [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]:
         counts = [rows[index].sampling.top_logprobs or 0 for index in asked]
         logprobs = dict(zip(asked, token_logprobs(logits[asked], tokens[asked], counts), strict=True))
     ids, finite = torch.stack((tokens, torch.isfinite(best).to(tokens.dtype))).tolist()
     return Chosen(tokens, ids, finite, logprobs)
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """Return how many rows of logits are within `LOGITS_BYTES`; one always is."""
+    return max(1, LOGITS_BYTES // (torch.float32.itemsize * vocabulary))
+
+
+class PrefillLogprobs:
+    """Collects the log probabilities of `tokens` but the first, each after those before it, and of the `top`
+    likeliest in its place. The logits come in parts."""
+
+    def __init__(self, tokens: Sequence[int], top: int) -> None:
+        self._following = tokens[1:]
+        self._top = top
+        self.values: list[tuple[float, list[tuple[int, float]]]] = []
+        self.ranks: list[int] = []
+
+    def take(self, logits: Tensor) -> None:
+        """Take the next logits [tokens, vocabulary]; what follows the last token is not known."""
+        following = self._following[len(self.values) : len(self.values) + len(logits)]
+        if following:
+            known, wanted = logits[: len(following)], torch.tensor(following, device=logits.device)
+            self.values += token_logprobs(known, wanted, [self._top] * len(following))
+            self.ranks += ranks(known, wanted)
 
 
 def pick(values: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -366,9 +394,8 @@ def token_logprobs(
 ) -> list[tuple[float, list[tuple[int, float]]]]:
     """Return the log probability of `tokens` [rows] under the raw `logits` [rows, vocabulary], and of the
     `counts[row]` likeliest tokens, before all steps."""
-    if len(tokens) > ROWS_AT_ONCE:
-        starts = range(0, len(tokens), ROWS_AT_ONCE)
-        parts = [slice(start, start + ROWS_AT_ONCE) for start in starts]
+    if len(tokens) > (size := rows_at_once(logits.shape[-1])):
+        parts = [slice(start, start + size) for start in range(0, len(tokens), size)]
         return [found for part in parts for found in token_logprobs(logits[part], tokens[part], counts[part])]
     values = torch.log_softmax(logits.float(), dim=-1)
     chosen = values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()

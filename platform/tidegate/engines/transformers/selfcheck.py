@@ -3,7 +3,8 @@
 A few rows of different length go through the real batch as requests do: one alone, two that join it while
 it decodes (one of them longer than anything before), one that leaves, one that takes its place. Their
 tokens are given (teacher forcing), so every step has logits to compare with those of one plain forward
-pass over the same tokens without cache, padding or neighbours.
+pass over the same tokens without cache, padding or neighbours. One row joins once more with the logits of all
+its tokens, a few at a time, as log probabilities of prompts are made.
 
 The measure is the greatest relative error of a row's logits at one step, |a - b| / |b - mean(b)| (L2 over the
 vocabulary). Right and wrong are far apart: rounding gives about 1e-6 in float32, 1e-3 in float16 and 1e-2
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import EngineLoadError
+from tidegate.engines.base import EngineLoadError, is_out_of_memory
 from tidegate.engines.transformers.batch import ERRORS, ArenaBatch, Batch, Forward, RowByRow, takes_masks
 from tidegate.engines.transformers.bounds import (
     NEUTRAL,
@@ -28,11 +29,14 @@ from tidegate.engines.transformers.bounds import (
     rotary_switch,
     sparse_limit,
 )
+from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.loading import Loaded
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
 FORCED = 8  # tokens after each prompt
+COMPARED = FORCED + 1  # and its last one
+PART = 4  # tokens at a time of the row whose logits are all compared
 LONGEST_PASSED = 512  # tokens of a bound that the probe passes at its true size
 PROBE = (
     "The tide gate opens when the water inside stands higher than the sea, and closes before the flood. "
@@ -52,10 +56,12 @@ class Verdict:
 
 def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; `layers` 0: the arena cannot hold this
-    model's cache. Raises `EngineLoadError` (SelfCheckFailed)."""
+    model's cache. Raises `EngineLoadError` (SelfCheckFailed), and what says that memory ran out."""
     try:
         return proved(loaded, layers, max_rows, context_length)
     except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise failed(loaded.model, f"decoding raises {type(error).__name__}: {error}") from error
 
 
@@ -83,6 +89,8 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
         try:
             verdict = check_bounds(model, arena, rows, precision, bounds)
         except ERRORS as error:
+            if is_out_of_memory(error):
+                raise
             reason = f"batched decoding raises {type(error).__name__}: {error}"
             continue
         if verdict.is_right:
@@ -174,16 +182,17 @@ def check(model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: st
     if not all(bool(torch.isfinite(row).all()) for row in expected):
         return Verdict(float("inf"), tolerance)
     worst = 0.0
-    for row, token, logits in _run(batch, rows):
-        worst = max(worst, relative_error(logits, expected[row][token]))
+    for row, token, logits in (*_run(batch, rows), *_in_parts(batch, rows)):
+        worst = max(worst, relative_error(logits, expected[row][token - len(rows[row])]))
     return Verdict(worst, tolerance)
 
 
 def plain_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return logits [tokens, vocabulary] of each row, from one plain forward pass each."""
+    """Return logits [COMPARED, vocabulary] after the last tokens of each row, from one plain forward pass
+    each."""
     forward = Forward(model)
     return [
-        forward(torch.tensor([list(row)], dtype=torch.long, device=forward.device), all_logits=True)[0]
+        forward(torch.tensor([list(row)], dtype=torch.long, device=forward.device), last=COMPARED)[0]
         for row in rows
     ]
 
@@ -239,3 +248,13 @@ def _run(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Te
     decode(FORCED)
     leave_where(lambda _row: True)
     return seen
+
+
+def _in_parts(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+    """Let the shortest row join for the logits of all its tokens. Returns what `_run` does of the last."""
+    shortest = min(range(len(rows)), key=lambda row: len(rows[row]))
+    parts: list[Tensor] = []
+    batch.join([rows[shortest]], every=InParts(PART, parts.append))
+    batch.leave(0)
+    first = max(0, len(rows[shortest]) - COMPARED)
+    return [(shortest, token, logits) for token, logits in enumerate(torch.cat(parts))][first:]

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-import torch
 from msgspec.structs import replace
-from torch import Tensor
 
 from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.generation_rules import Rules
-from tidegate.engines.transformers.sampling import needed_steps, ranks, token_logprobs
+from tidegate.engines.transformers.sampling import PrefillLogprobs, needed_steps
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
     NO_TOKENS,
@@ -74,10 +72,15 @@ class RunningSequence:
     @property
     def needs_all_logits(self) -> bool:
         """True where log probabilities of prompt tokens, or of logged tokens held back, are due."""
-        sampling = self.sampling
-        if sampling.prompt_logprobs is not None and not self.generated:
-            return True
-        return sampling.top_logprobs is not None and (bool(self.generated) or sampling.echo)
+        return self._tells_prompt or self._tells_answer
+
+    @property
+    def _tells_prompt(self) -> bool:
+        return self.sampling.prompt_logprobs is not None and not self.generated
+
+    @property
+    def _tells_answer(self) -> bool:
+        return self.sampling.top_logprobs is not None and (bool(self.generated) or self.sampling.echo)
 
     @property
     def generates_nothing(self) -> bool:
@@ -91,20 +94,23 @@ class RunningSequence:
             finish = self._finish("length")
         return self._output([], "", [], finish) if finish is not None else None
 
-    def take_prefill_logits(self, logits: Tensor) -> None:
-        """Fill in log probabilities from `logits` [tokens, vocabulary], a row after each of `tokens`."""
-        if self.sampling.prompt_logprobs is not None and not self.generated:
-            self._prompt_logprobs = self._of_prompt(logits, self.sampling.prompt_logprobs)
-        if self.sampling.top_logprobs is None:
+    def prefill_logprobs(self) -> PrefillLogprobs:
+        """Return what collects the log probabilities that are due after the prefill."""
+        sampling = self.sampling
+        return PrefillLogprobs(self.tokens, max(sampling.top_logprobs or 0, sampling.prompt_logprobs or 0))
+
+    def take_prefill(self, found: PrefillLogprobs) -> None:
+        """Fill in the log probabilities that were collected."""
+        if self._tells_prompt:
+            entries = self._entries(found, self.sampling.prompt_logprobs)
+            ranked = [replace(entry, rank=rank) for entry, rank in zip(entries, found.ranks, strict=True)]
+            self._prompt_logprobs = [self._first_entry(), *ranked]
+        if not self._tells_answer:
             return
-        top = self.sampling.top_logprobs
-        following = torch.tensor([*self.tokens[1:], 0], device=logits.device)
-        values = token_logprobs(logits, following, [top] * len(self.tokens))
-        entries = [self._entry(token, *values[index]) for index, token in enumerate(self.tokens[1:])]
+        entries = self._entries(found, self.sampling.top_logprobs)
         prompt_length = len(self.prompt)
         if self._lead_text or (self.sampling.echo and not self.generated):
-            text, raw = self._shown(self.prompt[0])
-            lead = [TokenLogprob(self.prompt[0], text, None, raw), *entries[: prompt_length - 1]]
+            lead = [self._first_entry(), *entries[: prompt_length - 1]]
             if b"".join([entry.raw for entry in lead]).decode(errors="replace") == " " + self._lead_text:
                 first = next(place for place, entry in enumerate(lead) if entry.raw)
                 lead[first] = without_first_space(lead[first])
@@ -181,17 +187,16 @@ class RunningSequence:
             self._shows_prompt, self._prompt_logprobs = False, []
         return StepOutput(self.id, output, len(self.prompt), finish)
 
-    def _of_prompt(self, logits: Tensor, top: int) -> list[TokenLogprob]:
-        first, *following = self.prompt
-        text, raw = self._shown(first)
-        entries = [TokenLogprob(first, text, None, raw)]
-        if following:
-            before = logits[: len(following)]
-            wanted = torch.tensor(following, device=logits.device)
-            values = token_logprobs(before, wanted, [top] * len(following))
-            for token, value, rank in zip(following, values, ranks(before, wanted), strict=True):
-                entries.append(replace(self._entry(token, *value), rank=rank))
-        return entries
+    def _first_entry(self) -> TokenLogprob:
+        """Return the entry of the prompt's first token, which follows nothing."""
+        text, raw = self._shown(self.prompt[0])
+        return TokenLogprob(self.prompt[0], text, None, raw)
+
+    def _entries(self, found: PrefillLogprobs, top: int | None) -> list[TokenLogprob]:
+        return [
+            self._entry(token, logprob, likeliest[:top])
+            for token, (logprob, likeliest) in zip(self.tokens[1:], found.values, strict=True)
+        ]
 
     def _shown(self, token: int) -> tuple[str, bytes]:
         return self._vocabulary.shown(token, skips_special=self.sampling.skips_special)

@@ -151,11 +151,6 @@ def broken_template_note(fault: str) -> str:
     return f"Chat is refused, for its template is broken: {fault}."
 
 
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def most_characters_per_token(tokenizer: Any) -> int:
     """Count the characters of text that one token can stand for, so that a text's length alone may prove how
     many tokens it has at least. 0: nothing is proved, because a token may swallow any number (whitespace that

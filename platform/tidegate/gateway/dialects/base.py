@@ -63,6 +63,7 @@ class Call(Protocol):
     model: str  # empty: the only one that there is
     n: int  # neighbouring sequences that share one prompt
     is_streamed: bool
+    user: str  # whom the body names; empty: nobody
 
     @property
     def prompt_field(self) -> str:

@@ -3,7 +3,7 @@
 Every field of OpenAI's schema is declared, here or in the endpoint's own module, in one of three groups:
 
 - honoured: acts;
-- advisory: taken and not acted on (`user`, `metadata`, `store: false`, ...);
+- advisory: taken and not acted on (`metadata`, `store: false`, ...);
 - not honoured: refused unless null or a value that means the same as leaving it out.
 
 A field that is in none of them is unknown and refused by name.
@@ -122,7 +122,12 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     ] = None
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
-    user: Advisory = None
+    user: Annotated[
+        Annotated[str, Meta(max_length=1024)] | None,
+        says(
+            "a text of at most 1024 characters: while a model changes, one user's calls stay on one revision"
+        ),
+    ] = None
     metadata: Annotated[Metadata | None, says("at most 16 pairs of texts (advisory: not acted on)")] = None
     safety_identifier: Advisory = None
     prompt_cache_key: Advisory = None
@@ -217,6 +222,7 @@ class TextCall(ABC):
         "n",
         "shown",
         "top_logprobs",
+        "user",
     )
     answer_type: ClassVar[Callable[..., msgspec.Struct]]
     answer_object: ClassVar[str]
@@ -236,6 +242,7 @@ class TextCall(ABC):
         self.model = body.model
         self.n = body.n or 1
         self.is_streamed = bool(body.stream)
+        self.user = body.user or ""
         has_usage = options is not None and bool(options.include_usage)
         self.shown = Shown(
             has_usage,

@@ -122,6 +122,7 @@ class _WholeAnswer:
 
     n = 1
     is_streamed = False
+    user = ""
 
     def events(self, head: AnswerHead) -> NoReturn:
         raise AssertionError(f"{head.call_id} is not streamed")

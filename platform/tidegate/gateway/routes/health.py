@@ -125,6 +125,7 @@ async def _read_queues(services: Services) -> None:
         metrics.replicas.labels(entry.name, "ready").set(entry.replicas_ready)
         metrics.replicas.labels(entry.name, "wanted").set(entry.replicas_wanted)
     queues = [(entry.name, revision) for entry in entries for revision in entry.revisions]
+    metrics.keep_revisions(queues)
     depths = await asyncio.gather(
         *(services.queue.depth(model, revision) for model, revision in queues), return_exceptions=True
     )

@@ -1,12 +1,13 @@
 -- Requests, leases and counters, for all scripts. What ends, is counted or published is gathered for flush().
 local DEATHS_TO_POISON, LOSSES_TO_SUSPECT = 2, 3
 
-local tallies = {} -- name of a counter -> {requests, bytes, written, what it counts}
+local tallies = {} -- name of a counter -> {requests, bytes, written, what it counts, a queue}
 local departures = {} -- queue -> running requests that ended in this script
 local outbox = {} -- gateway -> framed segments
 local drops = {} -- replica -> ids it must stop
 local unleased = {} -- replica -> ids whose lease ended
 local closed = {} -- gateway -> ids that ended
+local ends_of = {} -- queue -> counter of its outcomes -> how often
 
 -- Logs are charged in whole pages, so that most steps of an engine charge nothing.
 local PAGE = 4096
@@ -21,12 +22,63 @@ end
 local function tally(f, requests, bytes, written)
   for i, name in ipairs(counters_of(f)) do
     local t = tallies[name]
-    if not t then t = { 0, 0, 0, COUNTERS[i] }; tallies[name] = t end
+    if not t then t = { 0, 0, 0, COUNTERS[i], f.queue }; tallies[name] = t end
     t[1] = t[1] + requests; t[2] = t[2] + bytes; t[3] = t[3] + written
   end
 end
 
-local function post(gateway, framed) add(outbox, gateway, framed) end
+-- A shadow, whose answer nobody reads, has no gateway.
+local function is_shadow(f) return f.gateway == '' end
+
+local function post(gateway, framed)
+  if gateway ~= '' then add(outbox, gateway, framed) end
+end
+
+-- How a request ended counts in `outcomes:{queue}`, whose fields messages/outcomes.py explains.
+local function count_in(queue, cohort, what)
+  local fields, field = ends_of[queue], cohort .. '|' .. what
+  if not fields then fields = {}; ends_of[queue] = fields end
+  fields[field] = (fields[field] or 0) + 1
+end
+
+-- What fails together is one event: of a tenant's errors one counts in a second, over all revisions of the model, and
+-- of a session's one in an hour.
+local function is_new_error(f)
+  local whose = string.match(f.queue, '^(.*)%-%-') .. ':' .. f.tenant
+  local session = f.session and P .. 'failed:' .. whose .. ':' .. f.session
+  if session and call('EXISTS', session) == 1 then return false end
+  if not call('SET', P .. 'burst:' .. whose, 1, 'NX', 'PX', 1000) then return false end
+  if session then call('SET', session, 1, 'EX', 3600) end
+  return true
+end
+
+-- A shadowed request ends twice: the first end is noted, the second counts the pair. `-`: one that counts nowhere.
+local PAIR_SECONDS = 600
+local function count_pair(f, class)
+  local key = P .. 'pair:' .. f.pair
+  local noted = call('GETDEL', key)
+  if not noted then
+    local note = is_shadow(f) and class .. ' ' .. f.queue .. ' ' .. f.cohort or class
+    call('SET', key, note, 'EX', PAIR_SECONDS)
+    return
+  end
+  local other, queue, cohort = string.match(noted, '^(%S) ?(%S*) ?(%S*)$')
+  if class == '-' or other == '-' then return end
+  if is_shadow(f) then
+    count_in(f.queue, f.cohort, 'p' .. other .. class)
+  else
+    count_in(queue, cohort, 'p' .. class .. other)
+  end
+end
+
+local function count_end(f, ends)
+  local class = '-'
+  for what in string.gmatch(ends, '%S+') do
+    if what == 'ok' then class = '0' elseif what == 'error' then class = '1' end
+    if what ~= 'error' or is_new_error(f) then count_in(f.queue, f.cohort, what) end
+  end
+  if f.pair then count_pair(f, class) end
+end
 
 -- Smoothed time between two departures while requests waited; n that leave together share the time.
 local function note_departures(queue, n, now)
@@ -46,6 +98,8 @@ local function note_departures(queue, n, now)
   end
 end
 
+local MOST_OUTCOMES = 8192 -- fields of a queue
+
 local function flush(now)
   for replica, ids in pairs(unleased) do
     call_with('HDEL', P .. 'held:' .. replica, ids)
@@ -53,12 +107,19 @@ local function flush(now)
   end
   for gateway, ids in pairs(closed) do call_with('SREM', P .. 'open:' .. gateway, ids) end
   for queue, n in pairs(departures) do note_departures(queue, n, now) end
+  for queue, fields in pairs(ends_of) do
+    local key = P .. 'outcomes:' .. queue
+    for field, n in pairs(fields) do
+      if call('HINCRBY', key, field, n) == n and call('HLEN', key) > MOST_OUTCOMES then call('HDEL', key, field) end
+    end
+  end
   for name, t in pairs(tallies) do
     if t[2] ~= 0 then call('HINCRBY', name, 'bytes', t[2]) end
     if t[3] ~= 0 then call('HINCRBY', name, 'written', t[3]) end
     local left = t[1] == 0 and 1 or call('HINCRBY', name, 'requests', t[1])
     if left <= 0 and t[4] ~= 'total' and (t[4] ~= 'queue' or call('HEXISTS', name, 'gone') == 1) then
       call('DEL', name)
+      if t[4] == 'queue' then call('DEL', P .. 'outcomes:' .. t[5]) end
     end
   end
   for gateway, frames in pairs(outbox) do
@@ -77,9 +138,16 @@ local function final_segment(id, seq, reason, code, message)
 end
 
 -- Into a terminal state, `seq` being the number of its last segment: everything that makes a request count or
--- appear anywhere goes.
-local function settle(id, state, f, seq, framed, ttl)
+-- appear anywhere goes. `ends` are the outcomes that this end counts as.
+local function settle(id, state, f, seq, framed, ttl, ends)
   local key, log = P .. 'req:' .. id, P .. 'log:' .. id
+  count_end(f, ends)
+  tally(f, -1, -f.bytes, -charged(f.written))
+  if is_shadow(f) then
+    call('UNLINK', key, log)
+    call('SREM', P .. 'shadows', id)
+    return
+  end
   if seq == 0 then
     call('SET', log, framed, 'EX', ttl)
   else
@@ -90,7 +158,6 @@ local function settle(id, state, f, seq, framed, ttl)
   call('HSET', key, 'state', state, 'seq', seq + 1)
   call('EXPIRE', key, ttl)
   add(closed, f.gateway, id)
-  tally(f, -1, -f.bytes, -charged(f.written))
   post(f.gateway, framed)
 end
 
@@ -111,12 +178,14 @@ end
 -- The request without its lease: of a running one, `seq` and `written` are older than the truth.
 local function read_record(id, and_body)
   local r = call('HMGET', P .. 'req:' .. id, 'state', 'queue', 'tenant', 'gateway', 'bytes', 'attempt', 'seq',
-    'mark', 'replica', 'score', 'deadline', 'deaths', 'losses', 'key', 'limits', 'written', and_body and 'body' or 'state')
+    'mark', 'replica', 'score', 'deadline', 'deaths', 'losses', 'key', 'limits', 'written', 'cohort', 'session', 'pair',
+    and_body and 'body' or 'state')
   if not r[1] then return nil end
   return { state = r[1], queue = r[2], tenant = r[3], gateway = r[4], bytes = tonumber(r[5]), attempt = r[6],
     seq = tonumber(r[7]), mark = tonumber(r[8] or 0), replica = r[9], score = r[10],
     deadline = tonumber(r[11]), deaths = tonumber(r[12] or 0), losses = tonumber(r[13] or 0),
-    key = r[14] or '', limits = r[15], written = tonumber(r[16] or 0), body = r[17] }
+    key = r[14] or '', limits = r[15], written = tonumber(r[16] or 0), cohort = r[17] or '',
+    session = r[18], pair = r[19], body = r[20] }
 end
 
 local function read(id)
@@ -137,6 +206,9 @@ local function clear_suspect(id, f)
   if suspects_length(f.queue) > 0 then wakes[f.queue] = true end
 end
 
+-- A request whose end has one of these codes failed by our fault; a shadow that waited too long gave way.
+local OURS = { DeadlineExceeded = true, PoisonRequest = true }
+
 -- End a waiting or running request from outside its engine. `-` as attempt: no later write can be current.
 local function end_from_outside(id, f, state, reason, code, message, ttl)
   local framed = final_segment(id, f.seq, reason, code, message)
@@ -150,21 +222,26 @@ local function end_from_outside(id, f, state, reason, code, message, ttl)
   else
     leave(f.queue, id)
   end
-  settle(id, state, f, f.seq, framed, ttl)
+  local is_ours = OURS[code] and not (is_shadow(f) and state == 'expired')
+  settle(id, state, f, f.seq, framed, ttl, is_ours and 'error' or '')
 end
+
+local function is_suspect(f) return f.deaths >= 1 or f.losses >= LOSSES_TO_SUSPECT end
 
 -- A running request goes back to its old place. One that has emitted reached its engine in time: it has no
 -- deadline any more.
 local function requeue(id, f)
   end_lease(id, f)
   call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'seq', f.seq, 'written', f.written)
-  local is_suspect = f.deaths >= 1 or f.losses >= LOSSES_TO_SUSPECT
-  rejoin(f.queue, id, f.score, is_suspect, f.seq == 0 and f.deadline)
+  rejoin(f.queue, id, f.score, is_suspect(f), f.seq == 0 and f.deadline)
 end
 
--- The replica of a running request is lost. See the essay in store/queue.py for who is blamed.
+-- The replica of a running request is lost. See the essay in store/queue.py for who is blamed. For its revision the
+-- loss is one outcome, however many requests it ran.
+local LOST_SECONDS = 60
 local function lose(id, f, why, ttl)
   local suspect = call('HGET', P .. 'replica:' .. f.replica, 'suspect')
+  if call('SET', P .. 'lost:' .. f.replica, 1, 'NX', 'EX', LOST_SECONDS) then count_in(f.queue, f.cohort, 'lost') end
   local is_blamed
   if suspect then is_blamed = suspect == id else is_blamed = f.seq == f.mark end
   f.losses = f.losses + 1

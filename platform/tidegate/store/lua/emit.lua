@@ -1,6 +1,6 @@
 -- One engine step of one replica.
 -- ARGV: result ttl, replica, is_full ('1': Redis has no memory left), then per segment: id, attempt, seq,
---   finish reason or '', frame
+--   '' or, of a last one, the finish reason and the outcomes that it counts as, frame
 -- Returns the ids whose attempt is not current; nothing of theirs was written.
 local ttl, replica, is_full = tonumber(ARGV[1]), ARGV[2], ARGV[3] == '1'
 local held = P .. 'held:' .. replica
@@ -23,13 +23,14 @@ local function was_written(id, attempt, seq)
   return (r[1] == 'done' or r[1] == 'failed') and r[2] == attempt and seq < tonumber(r[3])
 end
 
-local function finish(id, seq, reason, framed)
+local function finish(id, seq, words, framed)
+  local reason, ends = string.match(words, '^(%S+) ?(.*)$')
   local f = read_record(id)
   f.written = leases[id].written
   end_lease(id, f)
   if leases[id].suspect then clear_suspect(id, f) end
   departures[f.queue] = (departures[f.queue] or 0) + 1
-  settle(id, STATE_OF[reason] or 'failed', f, seq, framed, ttl)
+  settle(id, STATE_OF[reason] or 'failed', f, seq, framed, ttl, ends)
   leases[id] = false
 end
 

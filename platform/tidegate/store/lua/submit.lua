@@ -1,6 +1,7 @@
 -- Group commit of several calls; each is accepted or rejected on its own.
 -- ARGV: sender's unix time, is_repeat ('1': a former try may have been carried out), then per call:
---   n, queue, tenant, key, gateway, then the most requests and bytes of queue, share, tenant and total,
+--   n, queue, tenant, key, gateway, cohort, session, is_shadowed ('1': its first request has a shadow), then the most
+--   requests and bytes of queue, share, tenant and total,
 --   and n times: id, deadline, priority, cost, bytes of the body, body
 -- Returns 7 integers or strings per call: accepted, ahead, waiting, running, drain, bound and unit, limit.
 local now = server_time()
@@ -31,16 +32,35 @@ local function bound_passed(counted, limits, requests, bytes)
   return nil, 0
 end
 
+-- Shadows that wait give way to a client: those in its queue, or all. Returns whether there were any.
+local MOST_SHADOWS = 256
+local function shadows_give_way(queue)
+  local gave_way = false
+  for _, id in ipairs(call('SRANDMEMBER', P .. 'shadows', MOST_SHADOWS)) do
+    local f = read_record(id)
+    if f and f.state == 'waiting' and (not queue or f.queue == queue) then
+      end_from_outside(id, f, 'cancelled', 'cancelled', 'GaveWay', '', 1)
+      for _, name in ipairs(counters_of(f)) do
+        local c = counter(name)
+        c.requests, c.bytes = c.requests - 1, c.bytes - f.bytes - charged(f.written)
+      end
+      gave_way = true
+    end
+  end
+  return gave_way
+end
+
 local everything = counter(P .. 'total')
 local first_order = everything.order
 
 while at <= #ARGV do
-  local n, queue, tenant, key, gateway = tonumber(ARGV[at]), unpack(ARGV, at + 1, at + 4)
+  local n = tonumber(ARGV[at])
+  local queue, tenant, key, gateway, cohort, session, is_shadowed = unpack(ARGV, at + 1, at + 7)
   local f = { queue = queue, tenant = tenant, key = key }
   local limits, counted = {}, {}
-  for i = 1, 8 do limits[i] = tonumber(ARGV[at + 4 + i]) end
+  for i = 1, 8 do limits[i] = tonumber(ARGV[at + 7 + i]) end
   for i, name in ipairs(counters_of(f)) do counted[i] = counter(name) end
-  local first = at + 13
+  local first = at + 16
   at = first + 6 * n
 
   local bytes = 0
@@ -48,6 +68,10 @@ while at <= #ARGV do
   local refused, limit = bound_passed(counted, limits, n, bytes)
 
   local was_written = is_repeat and call('EXISTS', P .. 'req:' .. ARGV[first]) == 1
+  local whose = refused and not was_written and string.match(refused, '%a+')
+  if whose == 'model' and shadows_give_way(queue) or whose == 'total' and shadows_give_way() then
+    refused, limit = bound_passed(counted, limits, n, bytes)
+  end
   local ahead = 0
   if not refused and not was_written then
     local waiting, is_last = line_of(queue).length, nil
@@ -60,7 +84,11 @@ while at <= #ARGV do
       local deadline = tonumber(ARGV[i + 1]) + skew
       call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'queue', queue, 'tenant', tenant, 'gateway', gateway,
         'bytes', ARGV[i + 4], 'attempt', 0, 'seq', 0, 'score', score, 'deadline', deadline,
-        'priority', priority, 'cost', ARGV[i + 3], 'key', key, 'limits', byte_limits, 'body', ARGV[i + 5])
+        'priority', priority, 'cost', ARGV[i + 3], 'key', key, 'limits', byte_limits, 'created', now,
+        'body', ARGV[i + 5])
+      if cohort ~= '' then call('HSET', P .. 'req:' .. id, 'cohort', cohort) end
+      if session ~= '' then call('HSET', P .. 'req:' .. id, 'session', session) end
+      if i == first and is_shadowed == '1' then call('HSET', P .. 'req:' .. id, 'pair', id) end
       local is_behind_all = join(queue, id, score, deadline)
       if i == first then is_last = is_behind_all end
       add(opened, gateway, id)

@@ -79,9 +79,13 @@ local function take_suspect(queue, most)
 end
 
 local function leave(queue, id)
-  call('ZREM', PLAIN .. queue, id)
-  call('ZREM', SUSPECTS .. queue, id)
+  local plain, suspects = call('ZREM', PLAIN .. queue, id), call('ZREM', SUSPECTS .. queue, id)
   call('ZREM', DEADLINES, id)
+  local line = lines[queue]
+  if line then
+    line.plain, line.suspects = line.plain - plain, line.suspects - suspects
+    line.length = line.length - plain - suspects
+  end
 end
 
 -- The number of those ahead; nil for one that does not wait.
@@ -96,7 +100,8 @@ end
 -- Up to `most` that wait, in no promised order.
 local function some_of(queue, most)
   local ids = call('ZRANGE', SUSPECTS .. queue, 0, most - 1)
-  if #ids == 0 then ids = call('ZRANGE', PLAIN .. queue, 0, most - 1) end
+  if #ids == most then return ids end
+  for _, id in ipairs(call('ZRANGE', PLAIN .. queue, 0, most - #ids - 1)) do ids[#ids + 1] = id end
   return ids
 end
 

@@ -24,15 +24,18 @@ from transformers import (
 from tests.unit.engines.transformers import choices
 from tidegate.engines.transformers import sampling as sampling_module
 from tidegate.engines.transformers.sampling import (
-    ROWS_AT_ONCE,
+    LOGITS_BYTES,
     STEPS,
     LogitStep,
     Penalties,
+    PrefillLogprobs,
     Temperature,
     TopP,
     choose,
     needed_steps,
+    pick,
     ranks,
+    rows_at_once,
     token_logprobs,
 )
 from tidegate.messages.work import Sampling
@@ -294,8 +297,42 @@ def test_logit_bias_is_added_and_minus_100_bans() -> None:
     assert choose(logits, [a_row(temperature=0.0, logit_bias=((7, 100.0),))]).ids == [7]
 
 
-def test_log_probabilities_of_many_rows_are_those_of_each() -> None:
-    logits = torch.randn(ROWS_AT_ONCE + 3, 7, generator=torch.Generator().manual_seed(0))
+def test_rows_are_bounded_by_the_bytes_of_their_logits() -> None:
+    assert rows_at_once(150_000) * 150_000 * 4 <= LOGITS_BYTES < (rows_at_once(150_000) + 1) * 150_000 * 4
+    assert rows_at_once(LOGITS_BYTES) == 1
+
+
+def test_choices_of_many_rows_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
+    rows = [a_row(temperature=float(row % 3), top_p=0.7, seed=row, top_logprobs=2) for row in range(8)]
+    together = choose(logits, rows)
+    widths = []
+
+    def noted(values: torch.Tensor, part: Sequence[Row]) -> torch.Tensor:
+        widths.append(len(part))
+        return pick(values, part)
+
+    monkeypatch.setattr(sampling_module, "rows_at_once", lambda _vocabulary: 3)
+    monkeypatch.setattr(sampling_module, "pick", noted)
+    apart = choose(logits, rows)
+    assert widths == [3, 2]  # the others are greedy
+    assert (apart.ids, apart.logprobs) == (together.ids, together.logprobs)
+
+
+def test_prefill_logprobs_come_in_parts() -> None:
+    logits = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
+    tokens = list(range(9))
+    whole, parts = PrefillLogprobs(tokens, 2), PrefillLogprobs(tokens, 2)
+    whole.take(logits)
+    for part in torch.split(logits, 4):  # the last one holds only what follows the last token
+        parts.take(part)
+    assert (parts.values, parts.ranks) == (whole.values, whole.ranks)
+    assert whole.values == token_logprobs(logits[:8], torch.tensor(tokens[1:]), [2] * 8)
+
+
+def test_log_probabilities_of_many_rows_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling_module, "rows_at_once", lambda _vocabulary: 3)
+    logits = torch.randn(11, 7, generator=torch.Generator().manual_seed(0))
     tokens = torch.arange(len(logits)) % 7
     counts = [row % 4 for row in range(len(logits))]
     together = token_logprobs(logits, tokens, counts)

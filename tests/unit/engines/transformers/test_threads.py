@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tidegate.engines.transformers import threads as threads_module
+from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads, step_seconds
 
 
@@ -15,7 +16,7 @@ class FakeBatch:
     def __init__(self) -> None:
         self.count = 0
 
-    def join(self, sequences: Sequence[Sequence[int]], *, all_logits: bool = False) -> torch.Tensor:
+    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> torch.Tensor:
         self.count += len(sequences)
         return torch.zeros(len(sequences), 4)
 

@@ -1,0 +1,87 @@
+"""What a plan of the controller means for one model. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tidegate.control.desired import recorded_spec
+from tidegate.control.plan import PoolPlan, PoolSnapshot
+from tidegate.control.resources import Model
+from tidegate.control.serve_config import Application, split_application_name
+from tidegate.control_api.views import PlanView
+
+
+def plan_view(snapshot: PoolSnapshot, plan: PoolPlan, name: str) -> PlanView:
+    """Return what `plan`, made of `snapshot`, does about the model of this name first."""
+    model = next(model for model in snapshot.models if model.name == name)
+    planned = {item.revision: item for item in plan.applications if item.model == name}
+    now = _standing(snapshot, name)
+    peak = now | {revision: _most(item, now.get(revision, 0)) for revision, item in planned.items()}
+    gpus = _gpus(snapshot, plan, model)
+    entry = plan.entries.get(name)
+    return PlanView(
+        model=name,
+        actions=list(_sentences(snapshot, plan, model, planned)),
+        replicas_now=sum(now.values()),
+        replicas_peak=sum(peak.values()),
+        gpus_now=sum(gpus[revision] * count for revision, count in now.items()),
+        gpus_peak=sum(gpus[revision] * count for revision, count in peak.items()),
+        conditions=list(entry.conditions) if entry is not None else [],
+    )
+
+
+def _sentences(
+    snapshot: PoolSnapshot, plan: PoolPlan, model: Model, planned: dict[str, Application]
+) -> Iterator[str]:
+    name, past = model.name, snapshot.records.get(model.name)
+    source = model.spec.source
+    if source is not None and any(key[0] == name for key in plan.resolve):
+        yield f"The source {source.uri} is resolved; what it holds names the revision."
+    standing = _standing(snapshot, name)
+    for revision, item in planned.items():
+        kept = past.revisions.get(revision) if past is not None else None
+        new = item.spec.scaling
+        if revision not in standing:
+            yield f"Revision {revision} starts with {_most(item, 0)} replicas."
+        elif kept is not None and (old := recorded_spec(kept, None).scaling) != new:
+            yield (
+                f"Revision {revision} may have {new.min_replicas} to {new.max_replicas} replicas, and had "
+                f"{old.min_replicas} to {old.max_replicas}."
+            )
+    after = plan.records.get(name)
+    before = dict(past.weights) if past is not None else {}
+    if after is not None and before != after.weights:
+        shares = ", ".join(f"{weight} % {revision}" for revision, weight in after.weights.items())
+        yield f"Traffic moves to {shares}."
+    for (owner, revision), why in plan.registry.drop:
+        if owner == name:
+            yield f"Revision {revision} goes: {why}"
+    for revision in standing:
+        if revision not in planned:
+            yield f"The replicas of revision {revision} stop when their requests have ended."
+
+
+def _standing(snapshot: PoolSnapshot, name: str) -> dict[str, int]:
+    """Return the replicas that Serve wants now, by revision."""
+    applications = snapshot.seen.serve.applications if snapshot.seen.serve is not None else {}
+    named = {split_application_name(key): state for key, state in applications.items()}
+    return {key[1]: state.wanted_replicas for key, state in named.items() if key and key[0] == name}
+
+
+def _most(item: Application, now: int) -> int:
+    """Return the replicas that this application has at once at least by the plan, load aside."""
+    scaling = item.spec.scaling
+    most = scaling.max_replicas if item.granted is None else item.granted
+    return min(max(scaling.min_replicas, now, int(item.keep_awake)), most)
+
+
+def _gpus(snapshot: PoolSnapshot, plan: PoolPlan, model: Model) -> dict[str, float]:
+    """Return the GPUs of one replica, by revision."""
+    found: dict[str, float] = {}
+    for record in (snapshot.records.get(model.name), plan.records.get(model.name)):
+        for revision, kept in record.revisions.items() if record is not None else ():
+            asked = recorded_spec(kept, None).resources.gpus
+            found[revision] = kept.placement.gpus if kept.placement is not None else asked
+    for revision in _standing(snapshot, model.name):
+        found.setdefault(revision, 0.0)
+    return found

@@ -1,0 +1,76 @@
+"""Models as the control API shows them, from what a host gathers. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tidegate.control.desired import ModelRecord
+from tidegate.control.observed import Observation
+from tidegate.control.resource_files import parse_resource
+from tidegate.control.resources import API_VERSION, Model
+from tidegate.errors import InvalidRequest, NotFound, shortened
+from tidegate.messages.queue import Depth
+from tidegate.messages.rollouts import RevisionView
+
+MOST_NAMED_CHARACTERS = 500
+
+
+def load_fields(name: str, seen: Observation) -> dict[str, Any]:
+    """Return the fields of a `ModelView` that say what gateways and replicas know of the model."""
+    entry = seen.entries.get(name)
+    depths = (
+        [seen.depths.get((name, revision), Depth(0, 0, 0.0)) for revision in entry.revisions] if entry else []
+    )
+    replicas = [stats for stats in seen.replicas if stats.model == name]
+    return {
+        "entry": entry,
+        "waiting": sum(depth.waiting for depth in depths),
+        "running": sum(depth.running for depth in depths),
+        "tokens_per_second": round(sum(stats.tokens_per_second for stats in replicas), 1),
+        "replicas": replicas,
+    }
+
+
+def version_of(spec: Mapping[str, Any]) -> str:
+    """Return the resource version of a spec where nothing else gives it one."""
+    text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def checked(name: str, spec: Mapping[str, Any]) -> Model:
+    """Return the model of this name and spec. Raises `InvalidRequest` that names the field."""
+    document = {"apiVersion": API_VERSION, "kind": "Model", "metadata": {"name": name}, "spec": dict(spec)}
+    found = parse_resource(document, "the body")
+    if isinstance(found, Model):
+        return found
+    problems = found if isinstance(found, list) else []
+    raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].field if problems else None)
+
+
+def recorded_revisions(record: ModelRecord | None) -> list[RevisionView]:
+    """Return the revisions that stand or are on their way, newest first."""
+    if record is None:
+        return []
+    numbered = list(enumerate(record.revisions.values(), start=1))
+    return [
+        RevisionView(
+            revision=kept.revision,
+            number=number,
+            created=0.0,
+            cause="",
+            source=str((kept.spec.get("source") or {}).get("uri", "")),
+            weight=record.weights.get(kept.revision, 0),
+            state="Serving" if kept.revision in record.weights else "Standing",
+            message=kept.message,
+            spec=kept.spec,
+        )
+        for number, kept in reversed(numbered)
+    ]
+
+
+def unknown_model(name: str, known: Mapping[str, object]) -> NotFound:
+    names = shortened(", ".join(sorted(known)), MOST_NAMED_CHARACTERS) or "none"
+    return NotFound(f"No model is called {name!r}; there is: {names}.")
