@@ -19,6 +19,7 @@ import yaml
 
 from tests.cluster.cluster import CHART, Cluster, CommandFailed, Resource
 from tests.integration.chart.rendered import VALUE_SETS, VALUES, pod_templates
+from tidegate.control.looks import Question
 from tidegate.control.resources import Model, Pool
 from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.ray_cluster import ray_cluster
@@ -87,7 +88,7 @@ def made_by_the_operator() -> list[tuple[str, Resource]]:
     defaults = RayDefaults(image="ray:1", ray_version="2.60.0")
     pool, model = Pool.model_validate(POOL), Model.model_validate({**MODEL, "metadata": {"name": "m"}})
     spec = ray_cluster(pool, NAMESPACE, "0a1b2c3d", defaults)["spec"]
-    job = resolve_job(model, "r1", pool, NAMESPACE, defaults)
+    job = resolve_job(Question(model), "r1", pool, NAMESPACE, defaults)
     return [
         ("Ray head", spec["headGroupSpec"]["template"]),
         ("Ray worker", spec["workerGroupSpecs"][0]["template"]),

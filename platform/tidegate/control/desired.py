@@ -14,7 +14,7 @@ from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, ModelSpec
-from tidegate.control.rollout_state import Pin, RolloutState
+from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action
 from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
@@ -98,6 +98,67 @@ class RevisionRecord(msgspec.Struct, frozen=True):
         """Tell whether it was made from a spec of this hash."""
         return (self.spec_hash or self.revision) == spec_hash
 
+    def with_source(self, found: SourceState) -> RevisionRecord:
+        return replace(
+            self,
+            checkpoint=found.checkpoint,
+            weights_bytes=found.weights_bytes,
+            quantization=found.quantization,
+            precision=found.precision,
+            shape=found.shape,
+            stored_weights=found.weights,
+            commit=found.commit,
+            digest=found.digest,
+        )
+
+
+class StoredRevision(msgspec.Struct, frozen=True):
+    """One revision in a model's history: all that it takes to bring it back. JSON in the host's store.
+
+    `number` counts a model's: 1, 2, 3, ... `has_served`: it has proved itself. The rest is as in the record.
+    """
+
+    revision: str
+    number: int
+    spec: dict[str, Any]
+    spec_hash: str = ""
+    commit: str = ""
+    digest: str = ""
+    created: float = 0.0
+    cause: str = ""
+    author: str = ""
+    has_served: bool = False
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """An undo: `revision` stands instead of what the spec asks for (`instead`), while that has this hash."""
+
+    revision: str
+    instead: str
+    spec_hash: str
+
+
+class Look(msgspec.Struct, frozen=True):
+    """A look at a source after its first: at what it holds now, or, with a `goal`, at whether it still holds
+    what that revision was made from. It ends where the spec is of another hash than this.
+
+    It goes on while `ended` is 0 (unix seconds, as `at`, when it began). `reason` says why it brought
+    nothing; empty: it went well.
+    """
+
+    spec_hash: str
+    at: float
+    goal: StoredRevision | None = None
+    author: str = ""
+    ended: float = 0.0
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of the question, in the place of a spec's hash."""
+        return _digits(f"{self.spec_hash}\0{self.at}\0{self.goal.revision if self.goal is not None else ''}")
+
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """The record of one model. `weights` shares its traffic out among revisions; empty: none has proved
@@ -111,6 +172,7 @@ class ModelRecord(msgspec.Struct, frozen=True):
     revisions: dict[str, RevisionRecord] = {}
     rollout: RolloutState | None = None
     acted: Action | None = None
+    look: Look | None = None
     pinned: Pin | None = None
 
     @property
@@ -181,16 +243,19 @@ def spec_on_wire(spec: ModelSpec) -> dict[str, Any]:
 
 
 def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpec:
-    """Return the spec that an application of this revision runs with: its own, with today's scaling and
-    queue."""
+    """Return the spec that an application of this revision runs with: its own, with today's scaling, queue
+    and rollout."""
     spec = ModelSpec.model_validate(record.spec)
     if current is None:
         return spec
-    return spec.model_copy(update={"scaling": current.scaling, "queue": current.queue})
+    kept = {"scaling": current.scaling, "queue": current.queue, "rollout": current.rollout}
+    return spec.model_copy(update=kept)
 
 
 def _content(spec: ModelSpec) -> str:
     wire = spec_on_wire(spec)
+    if wire["source"] is not None:
+        del wire["source"]["recheckSeconds"]  # when it is looked at, and not what it is
     return json.dumps({name: wire[name] for name in REVISION_FIELDS}, sort_keys=True, separators=(",", ":"))
 
 

@@ -27,18 +27,20 @@ from tidegate.control.condition_checks import Facts
 from tidegate.control.desired import (
     ModelRecord,
     RevisionRecord,
+    StoredRevision,
     recorded_spec,
     revision_of,
     spec_on_wire,
     target_of,
 )
 from tidegate.control.history import cause_of
+from tidegate.control.looks import looked, next_look, questions, standing
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.packing import Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.rollout import SWITCH_SECONDS, Moment, may_stand, moved, moves, retired
-from tidegate.control.rollout_actions import acted, unpinned
+from tidegate.control.rollout_actions import acted
 from tidegate.control.rollout_line import Asked, Line, line_up
 from tidegate.control.rollout_state import Note
 from tidegate.control.rollout_view import notes_of, view_of
@@ -76,7 +78,7 @@ class PoolSnapshot:
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     authors: Mapping[str, str] = field(default_factory=dict)
     actions: Mapping[str, Action] = field(default_factory=dict)
-    history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
+    history: Mapping[str, Sequence[StoredRevision]] = field(default_factory=dict)
     drains: frozenset[str] = frozenset()
     wave: int | None = None
 
@@ -101,10 +103,11 @@ class PoolPlan:
     none. Then what gateways read, so that traffic has moved, and a model that goes is refused, before
     `applications` (the whole set that Serve should hold) takes replicas away.
 
-    `entries` is all that the registry should hold of these models. `resolve` names the hashes of specs
-    whose source is to be resolved, `drained` models being deleted of which nothing is left. `next_at` is
-    when time alone changes something (unix seconds; None: it does not); `is_settled` False: decide again
-    soon. `rollouts` are for people and programs to read, `notes` what was decided about them in this round.
+    `entries` is all that the registry should hold of these models. `resolve` are those of
+    `looks.questions` that nobody looks at yet, `drained` models being deleted of which nothing is left.
+    `next_at` is when time alone changes something (unix seconds; None: it does not); `is_settled` False:
+    decide again soon. `rollouts` are for people and programs to read, `notes` what was decided about them in
+    this round.
     """
 
     records: Mapping[str, ModelRecord]
@@ -175,11 +178,13 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
             delete=tuple(forgotten),
             drop=tuple(((step.name, revision), why) for step in steps for revision, why in step.dropped),
             put=tuple(entry for name, entry in entries.items() if entry != seen.entries.get(name)),
-            move=tuple(move for step in steps for move in _moves(step)),
+            move=tuple(move for step in steps for move in _moves(step, seen)),
             forget_outcomes=tuple(_forgotten(steps, snapshot.records)),
         ),
         resolve=tuple(
-            (step.name, revision_of(step.model.spec)) for step in steps if _needs_resolving(step, seen)
+            key
+            for key in questions(snapshot.models, records)
+            if key[0] in records and key[0] not in snapshot.deleting and _is_unanswered(key, seen)
         ),
         applications=tuple(app for step in steps for app in _applications(step, admitted, turns)),
         drained=drained,
@@ -200,28 +205,17 @@ def _asked(model: Model, snapshot: PoolSnapshot, now: float) -> Asked:
     """Return what is asked of a model: by its spec, or by a person who undid that, and by other actions."""
     seen, name = snapshot.seen, model.name
     record = snapshot.records.get(name) or ModelRecord(name=name, created=int(now))
-    by_spec = target_of(model, record, seen.sources) or revision_of(model.spec)
-    since, refusal = snapshot.deleting.get(name), ""
-    if since is None:
-        record = unpinned(record, model.spec)
-        if (action := snapshot.actions.get(name)) is not None:
-            record, refusal = acted(record, model.spec, by_spec, action, snapshot.history.get(name, ()), now)
-    target, model = by_spec, model
-    if record.pinned is not None:
-        target = record.pinned.revision
-        model = _as_recorded(model, record.revisions.get(target))
+    record, refusal = looked(model, record, seen, now), ""
+    since, action = snapshot.deleting.get(name), snapshot.actions.get(name)
+    if since is None and action is not None:
+        record, refusal = acted(record, model, action, snapshot.history.get(name, ()), now)
+    model = standing(model, record)
+    target = target_of(model, record, seen.sources) or revision_of(model.spec)
     source = source_of(model, record, target, seen)
     too_big = misfit(model.spec, source, seen.capacity) if not seen.groups else None
     fits = is_found(model, source) and too_big is None
     moment = Moment(model.spec, record, target, seen, now, is_found=fits)
     return Asked(model, moment, source, too_big, refusal, since)
-
-
-def _as_recorded(model: Model, kept: RevisionRecord | None) -> Model:
-    if kept is None:
-        return model
-    spec = recorded_spec(kept, model.spec)
-    return model.model_copy(update={"spec": spec.model_copy(update={"rollout": model.spec.rollout})})
 
 
 def _step(asked: Asked, line: Line, snapshot: PoolSnapshot, now: float) -> _Step:
@@ -237,7 +231,7 @@ def _step(asked: Asked, line: Line, snapshot: PoolSnapshot, now: float) -> _Step
     record, failed = judged(record, seen, now)
     record = moved(replace_moment(asked.moment, record=record))
     abort_seconds = asked.moment.rules.abort_scale_down_seconds
-    record, gone = retired(record, target, seen, now, abort_seconds)
+    record, gone = retired(record, target, seen, now)
     record = seated(record, packing, line.left_out)
     live = [
         revision
@@ -275,28 +269,19 @@ def _wanted(
 ) -> RevisionRecord:
     """Return the target as it should be recorded. Scaling and queue change in place: what runs while a later
     spec is refused is the last valid one."""
-    found, spec = source or SourceState("resolved"), spec_on_wire(model.spec)
-    known = record.revisions.get(target) or RevisionRecord(
-        revision=target,
-        spec=spec,
-        spec_hash=revision_of(model.spec),
-        created=now,
-        cause=cause_of(record, spec),
-        author=author,
-    )
-    return replace(
-        known,
-        spec=spec,
-        checkpoint=found.checkpoint,
-        weights_bytes=found.weights_bytes,
-        quantization=found.quantization,
-        precision=found.precision,
-        shape=found.shape,
-        stored_weights=found.weights,
-        commit=found.commit,
-        digest=found.digest,
-        retired_at=0.0,
-    )
+    spec = spec_on_wire(model.spec)
+    known = record.revisions.get(target)
+    if known is None or not known.checkpoint:
+        first = RevisionRecord(
+            revision=target,
+            spec=spec,
+            spec_hash=revision_of(model.spec),
+            created=now,
+            cause=cause_of(record, spec),
+            author=author,
+        )
+        known = (known or first).with_source(source or SourceState("resolved"))
+    return replace(known, spec=spec, retired_at=0.0)
 
 
 def _drain(asked: Asked, line: Line, seen: Observation) -> _Step:
@@ -399,8 +384,8 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
         )
 
 
-def _moves(step: _Step) -> Iterator[tuple[RevisionKey, RevisionKey, bool]]:
-    for source, goal, may_continue in moves(step.record) if step.deleting_since is None else ():
+def _moves(step: _Step, seen: Observation) -> Iterator[tuple[RevisionKey, RevisionKey, bool]]:
+    for source, goal, may_continue in moves(step.record, seen) if step.deleting_since is None else ():
         yield (step.name, source), (step.name, goal), may_continue
 
 
@@ -441,18 +426,16 @@ def _facts(
     )
 
 
-def _needs_resolving(step: _Step, seen: Observation) -> bool:
-    if step.model.spec.source is None or step.deleting_since is not None:
-        return False
-    if step.record.rollout is not None and step.record.rollout.refuses(step.target):
-        return False
-    known = seen.sources.get((step.name, revision_of(step.model.spec)))
-    return (known is None or known.is_unasked) and step.target not in step.record.revisions
+def _is_unanswered(key: RevisionKey, seen: Observation) -> bool:
+    known = seen.sources.get(key)
+    return known is None or known.is_unasked
 
 
 def _next_at(steps: Sequence[_Step], claims: Sequence[Claim], turns: Turns, now: float) -> float | None:
     times = [kept.retry_at for step in steps for kept in step.record.revisions.values()]
     for step in steps:
+        if (at := next_look(step.model, step.record)) is not None:
+            times.append(at)
         if step.deleting_since is not None:
             times += [step.deleting_since + SWITCH_SECONDS, step.deleting_since + DRAIN_LIMIT_SECONDS]
     if any(turns.granted.get(each.key, each.most) < each.most for each in claims):

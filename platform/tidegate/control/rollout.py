@@ -363,24 +363,25 @@ def _by_clock(state: RolloutState) -> str:
 
 
 def retired(
-    record: ModelRecord, target: str, seen: Observation, now: float, abort_seconds: float = 0.0
+    record: ModelRecord, target: str, seen: Observation, now: float
 ) -> tuple[ModelRecord, tuple[tuple[str, str], ...]]:
     """Return the record with the revisions marked that lost their traffic, and without those that have
     drained or never proved themselves; and which went, each with the message for its requests. One that was
-    given up stands `abort_seconds` longer."""
+    given up stays recorded, so that it is known when it is asked for again."""
     gone: dict[str, str] = {}
     revisions, state = dict(record.revisions), record.rollout
     for revision, kept in record.revisions.items():
         is_refused = state is not None and state.refuses(revision)
         if revision in record.weights or (revision == target and not is_refused):
             continue
-        stays_seconds = max(SWITCH_SECONDS, abort_seconds if is_refused else 0.0)
-        if not kept.is_proved and not is_refused:
-            gone[revision] = "A newer revision of the model took its place."
-        elif not kept.retired_at:
+        if not kept.retired_at and (kept.is_proved or is_refused):
             revisions[revision] = replace(kept, retired_at=now)
-        elif now >= kept.retired_at + stays_seconds and seen.unfinished(record.name, [revision]) == 0:
-            gone[revision] = "The revision was given up." if is_refused else "The revision has drained."
+        elif is_refused:
+            continue
+        elif not kept.is_proved:
+            gone[revision] = "A newer revision of the model took its place."
+        elif now >= kept.retired_at + SWITCH_SECONDS and seen.unfinished(record.name, [revision]) == 0:
+            gone[revision] = "The revision has drained."
     left = {revision: kept for revision, kept in revisions.items() if revision not in gone}
     return replace(record, revisions=left), tuple(gone.items())
 
@@ -414,21 +415,23 @@ def may_stand(
     return is_alone or seen.application(record.name, revision) is not None
 
 
-def moves(record: ModelRecord) -> list[tuple[str, str, bool]]:
-    """Return which queues are to be emptied into which: from, to, whether what has begun may go on there."""
+def moves(record: ModelRecord, seen: Observation) -> list[tuple[str, str, bool]]:
+    """Return which queues are to be emptied into which: from, to, whether what has begun may go on there.
+    Gateways may send one more request until they follow, so this is said as long as there is any."""
     state, lead = record.rollout, next(iter(record.serving), None)
     if state is None or lead is None:
         return []
     return [
         (revision, lead.revision, _answers_alike(record.revisions[revision], lead))
         for revision in dict.fromkeys(state.leaving)
-        if revision in record.revisions and revision not in record.weights
+        if revision in record.revisions
+        and revision not in record.weights
+        and seen.unfinished(record.name, [revision]) != 0
     ]
 
 
 def _answers_alike(one: RevisionRecord, other: RevisionRecord) -> bool:
     """Tell whether an answer begun on one may go on on the other: both have the same weights and tokenizer,
     or none at all."""
-    if not one.checkpoint and not other.checkpoint:
-        return True
-    return False
+    is_same_content = bool(one.digest) and one.digest == other.digest
+    return is_same_content or not (one.checkpoint or other.checkpoint)

@@ -6,45 +6,41 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from tidegate.control.desired import ModelRecord, RevisionRecord, revision_of
+from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord, StoredRevision
+from tidegate.control.looks import recheck, undo
 from tidegate.control.reasons import Reason
-from tidegate.control.resources import ModelSpec
+from tidegate.control.resources import Model
 from tidegate.control.rollout import aborted
-from tidegate.control.rollout_state import Pin, RolloutState
+from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.rollouts import Action
 
-History = Sequence[RevisionRecord]
+History = Sequence[StoredRevision]
+Step = Callable[[ModelRecord, RolloutState, Action, float], ModelRecord | str]
 
 
 def acted(
-    record: ModelRecord, spec: ModelSpec, asked: str, action: Action, history: History, now: float
+    record: ModelRecord, model: Model, action: Action, history: History, now: float
 ) -> tuple[ModelRecord, str]:
-    """Return the record after `action` and, where it was refused, why. `asked` is the revision that the spec
-    itself asks for. One that was taken up already, or is none of a rollout, changes nothing."""
-    if record.acted == action or action.verb not in VERBS:
+    """Return the record after `action` and, where it was refused, why. One that was taken up already changes
+    nothing."""
+    if record.acted == action:
         return record, ""
-    found = (
-        _undone(record, spec, asked, action, history) if action.verb == "undo" else _on(record, action, now)
-    )
-    taken, refusal = (
-        (record, f"{action.verb} was refused: {found}") if isinstance(found, str) else (found, "")
-    )
+    if action.verb == "undo":
+        found = _undone(record, model, action, history, now)
+    elif action.verb == "recheck":
+        found = recheck(record, model, action.author, now)
+    else:
+        found = _on(record, action, now)
+    refusal = f"{action.verb} was refused: {found}" if isinstance(found, str) else ""
+    taken = record if isinstance(found, str) else found
     if taken.rollout is not None:
         taken = replace(taken, rollout=replace(taken.rollout, note=refusal))
     return replace(taken, acted=action), refusal
 
 
-def unpinned(record: ModelRecord, spec: ModelSpec) -> ModelRecord:
-    """End an undo once the spec is another."""
-    if record.pinned is None or record.pinned.spec_hash == revision_of(spec):
-        return record
-    return replace(record, pinned=None)
-
-
-Verb = Callable[[ModelRecord, RolloutState, Action, float], ModelRecord | str]
-
-
 def _on(record: ModelRecord, action: Action, now: float) -> ModelRecord | str:
+    if action.verb not in VERBS:
+        return "a rollout knows no such action."
     if (state := record.rollout) is None:
         return "there has been no rollout yet."
     if state.has_ended and action.verb != "retry":
@@ -83,6 +79,10 @@ def _abort(record: ModelRecord, state: RolloutState, action: Action, now: float)
 def _retry(record: ModelRecord, state: RolloutState, _: Action, __: float) -> ModelRecord | str:
     if not state.is_refused:
         return f"revision {state.target} was not given up."
+    return _with_refusal_lifted(record, state)
+
+
+def _with_refusal_lifted(record: ModelRecord, state: RolloutState) -> ModelRecord:
     kept = record.revisions.get(state.target)
     if kept is not None:
         kept = replace(kept, attempt_at=0.0, failures=0, retry_at=0.0, reason="", message="", retired_at=0.0)
@@ -90,21 +90,21 @@ def _retry(record: ModelRecord, state: RolloutState, _: Action, __: float) -> Mo
     return replace(record, rollout=replace(state, is_refused=False))
 
 
-VERBS: Mapping[str, Verb] = {
+VERBS: Mapping[str, Step] = {
     "pause": _pause,
     "resume": _resume,
     "promote": _promote,
     "abort": _abort,
     "retry": _retry,
-    "undo": _abort,  # has its own way: see `acted`
 }
 
 
 def _undone(
-    record: ModelRecord, spec: ModelSpec, asked: str, action: Action, history: History
+    record: ModelRecord, model: Model, action: Action, history: History, now: float
 ) -> ModelRecord | str:
-    """Pin the goal. The rollout to it, or back to what stands, begins as any other."""
-    known = {kept.revision: kept for kept in (*history, *record.revisions.values())}
+    """Make the goal what is asked for. The rollout to it, or back to what stands, begins as any other."""
+    known = {kept.revision: _stored(kept) for kept in record.revisions.values()}
+    known = {**{stored.revision: stored for stored in history}, **known}
     goal = action.revision or _before(record, history)
     if not goal:
         return "no revision is known from before."
@@ -112,25 +112,40 @@ def _undone(
         return f"revision {goal!r} is not known; known are {', '.join(known) or 'none'}."
     state = record.rollout
     is_under_way = state is not None and not state.has_ended
-    if record.weights == {goal: 100} and not is_under_way:
+    if record.weights == {goal: WHOLE} and not is_under_way:
         return f"revision {goal} has all the traffic."
     if state is not None and state.refuses(goal):
-        state = replace(state, is_refused=False)
-    restored = record.revisions.get(goal) or replace(
-        known[goal], proof=None, attempt_at=0.0, failures=0, retry_at=0.0, retired_at=0.0, placement=None
+        record = _with_refusal_lifted(record, state)
+    return undo(record, model, known[goal], action.author, now)
+
+
+def _stored(kept: RevisionRecord) -> StoredRevision:
+    return StoredRevision(
+        kept.revision,
+        0,
+        kept.spec,
+        spec_hash=kept.spec_hash,
+        commit=kept.commit,
+        digest=kept.digest,
+        created=kept.created,
+        cause=kept.cause,
+        author=kept.author,
+        has_served=kept.is_proved,
     )
-    pinned = None if goal == asked else Pin(goal, revision_of(spec))
-    return replace(record.with_revision(restored), rollout=state, pinned=pinned)
 
 
 def _before(record: ModelRecord, history: History) -> str:
-    """Return the revision before the one that takes over, or else before the one with the traffic."""
+    """Return the revision before the one that takes over, or else before the one with the traffic; one that
+    was given up is none."""
     state = record.rollout
     if state is not None and not state.has_ended and state.stable:
         return state.stable
     lead = next(iter(record.serving), None)
-    names = list(dict.fromkeys(kept.revision for kept in (*history, *record.revisions.values())))
-    if lead is None or lead.revision not in names:
+    if lead is None:
         return ""
+    served = {stored.revision: stored.has_served for stored in history}
+    served |= {kept.revision: kept.is_proved for kept in record.revisions.values()}
+    names = [name for name, has_served in served.items() if has_served or name == lead.revision]
+    names = [name for name in names if state is None or not state.refuses(name)]
     earlier = names[: names.index(lead.revision)]
     return earlier[-1] if earlier else ""

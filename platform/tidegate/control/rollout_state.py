@@ -10,13 +10,6 @@ from tidegate.control.evidence import Thresholds
 from tidegate.messages.rollouts import GateView, Phase, StepView
 
 
-class Pin(msgspec.Struct, frozen=True):
-    """An undo: `revision` stands in the place of what the spec asks for, until the spec's hash is another."""
-
-    revision: str
-    spec_hash: str
-
-
 class RolloutState(msgspec.Struct, frozen=True):
     """A model's rollout, or its last one. JSON in the host's store.
 

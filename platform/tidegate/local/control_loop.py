@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from tidegate.control.desired import ModelRecord, revision_of
-from tidegate.control.observed import Capacity, RevisionKey, ServeState, SourceState
+from tidegate.control.desired import ModelRecord
+from tidegate.control.looks import Question, questions
+from tidegate.control.observed import Capacity, ServeState, SourceState
 from tidegate.control.plan import (
     PROGRESSING_SECONDS,
     PoolPlan,
@@ -66,9 +67,11 @@ class Resources(Protocol):
 class Sources(Protocol):
     """Resolves sources (`local.source_checks.SourceChecks`)."""
 
-    def begin(self, uri: str) -> None: ...
+    def begin(self, question: Question) -> None: ...
 
     def states(self) -> Mapping[str, SourceState]: ...
+
+    def keep(self, asked: Collection[str]) -> None: ...
 
 
 class ControlLoop:
@@ -166,12 +169,12 @@ class ControlLoop:
                 log.warning("control: %s", error.message)
         queues = queues_of(models, self._records)
         stored = await observe_store(self._registry, self._depths, queues, None)
-        found = self._sources.states()
+        asked, found = questions(models, self._records), self._sources.states()
         seen = replace(
             stored,
             serve=state,
             serve_problem=self._writer.problem,
-            sources={key: found[uri] for key, uri in _uris(models).items() if uri in found},
+            sources={key: found[each.identity] for key, each in asked.items() if each.identity in found},
             capacity=self._capacity,
             rejected=self._writer.rejected,
         )
@@ -183,9 +186,10 @@ class ControlLoop:
         self._records = plan.records
         self._record_file.write(plan.records)
         self._files.acted(snapshot.actions)
-        uris = _uris(snapshot.models)
+        asked = questions(snapshot.models, plan.records)
+        self._sources.keep([each.identity for each in asked.values()])
         for key in plan.resolve:
-            self._sources.begin(uris[key])
+            self._sources.begin(asked[key])
         await publish(self._registry, plan.registry, snapshot.seen.entries)
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
@@ -197,13 +201,3 @@ class ControlLoop:
             if await self._writer.write(serve, wanted, snapshot.seen.serve):
                 return PROGRESSING_SECONDS
         return plan.pause_seconds(self._now())
-
-
-def _uris(models: Sequence[Model]) -> dict[RevisionKey, str]:
-    """Return where the checkpoints of the models' newest revisions lie. Each source is resolved once, however
-    many models name it."""
-    return {
-        (model.name, revision_of(model.spec)): model.spec.source.uri
-        for model in models
-        if model.spec.source is not None
-    }
