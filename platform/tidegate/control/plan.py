@@ -39,7 +39,7 @@ from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.packing import Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
 from tidegate.control.resources import Model, PoolSpec
-from tidegate.control.rollout import SWITCH_SECONDS, Moment, may_stand, moved, moves, retired
+from tidegate.control.rollout import SWITCH_SECONDS, Moment, is_judged, may_stand, moved, moves, retired
 from tidegate.control.rollout_actions import acted
 from tidegate.control.rollout_line import Asked, Line, line_up
 from tidegate.control.rollout_state import Note
@@ -88,13 +88,13 @@ class RegistryChanges:
     """Gateways should read this other than they do, in this order: models to forget, revisions whose queue
     and report go (with the sentence for whom it concerns), entries to put; then, since no more requests come
     there, queues to empty into others (from, to, and whether what has begun may go on there), and rollouts
-    (model, id) whose counts are of no use any more. All may be repeated."""
+    whose counts are of no use any more, with the queues that have some. All may be repeated."""
 
     delete: tuple[str, ...] = ()
     drop: tuple[tuple[RevisionKey, str], ...] = ()
     put: tuple[ModelEntry, ...] = ()
     move: tuple[tuple[RevisionKey, RevisionKey, bool], ...] = ()
-    forget_outcomes: tuple[tuple[str, str], ...] = ()
+    forget_outcomes: tuple[tuple[tuple[RevisionKey, ...], str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +201,18 @@ def queues_of(models: Iterable[Model], records: Mapping[str, ModelRecord]) -> li
     return list(dict.fromkeys([*recorded, *((model.name, revision_of(model.spec)) for model in models)]))
 
 
+def compared_of(records: Mapping[str, ModelRecord]) -> list[RevisionKey]:
+    """Return the revisions whose outcomes a decision may need: those of rollouts that are under way."""
+    rolling = {name: record.rollout for name, record in records.items() if record.rollout is not None}
+    return [
+        (name, revision)
+        for name, state in rolling.items()
+        if is_judged(state)
+        for revision in (state.target, state.stable)
+        if revision
+    ]
+
+
 def _asked(model: Model, snapshot: PoolSnapshot, now: float) -> Asked:
     """Return what is asked of a model: by its spec, or by a person who undid that, and by other actions."""
     seen, name = snapshot.seen, model.name
@@ -209,6 +221,8 @@ def _asked(model: Model, snapshot: PoolSnapshot, now: float) -> Asked:
     since, action = snapshot.deleting.get(name), snapshot.actions.get(name)
     if since is None and action is not None:
         record, refusal = acted(record, model, action, snapshot.history.get(name, ()), now)
+    elif record.acted is not None:
+        record = replace(record, acted=None)  # the next one may be the same again
     model = standing(model, record)
     target = target_of(model, record, seen.sources) or revision_of(model.spec)
     source = source_of(model, record, target, seen)
@@ -389,12 +403,14 @@ def _moves(step: _Step, seen: Observation) -> Iterator[tuple[RevisionKey, Revisi
         yield (step.name, source), (step.name, goal), may_continue
 
 
-def _forgotten(steps: Sequence[_Step], before: Mapping[str, ModelRecord]) -> Iterator[tuple[str, str]]:
+def _forgotten(
+    steps: Sequence[_Step], before: Mapping[str, ModelRecord]
+) -> Iterator[tuple[tuple[RevisionKey, ...], str]]:
     """The rollouts in whose place another has begun."""
     for step in steps:
         past = before[step.name].rollout if step.name in before else None
         if past is not None and step.record.rollout is not None and past.id != step.record.rollout.id:
-            yield step.name, past.id
+            yield tuple((step.name, revision) for revision in step.record.revisions), past.id
 
 
 def _views(

@@ -160,7 +160,7 @@ def _first_state(moment: Moment, record: ModelRecord) -> RolloutState:
         ready_for=steps[0].weight,
         size=standing.wanted_replicas if standing is not None else 0,
         leaving=[name for name in left if name in record.revisions and name not in (stable, moment.target)],
-        author=record.acted.author if moment.is_undo and record.acted is not None else "",
+        author=asked.author if (asked := record.revisions.get(moment.target)) is not None else "",
     )
 
 
@@ -359,6 +359,11 @@ def _by_clock(state: RolloutState) -> str:
     return f" It went by the clock: no requests were asked for (minRequests: 0), {state.clean_requests} ended well."
 
 
+def is_judged(state: RolloutState) -> bool:
+    """Tell whether gates look at its revisions."""
+    return not state.has_ended and state.strategy != ALL_AT_ONCE
+
+
 # What follows for revisions -------------------------------------------------------------------------------
 
 
@@ -366,13 +371,15 @@ def retired(
     record: ModelRecord, target: str, seen: Observation, now: float
 ) -> tuple[ModelRecord, tuple[tuple[str, str], ...]]:
     """Return the record with the revisions marked that lost their traffic, and without those that have
-    drained or never proved themselves; and which went, each with the message for its requests. One that was
-    given up stays recorded, so that it is known when it is asked for again."""
+    drained or never proved themselves; and which went, each with the message for its requests. The stable of
+    a rollout stays to its end, and one that was given up stays recorded, so that it is known when it is asked
+    for again."""
     gone: dict[str, str] = {}
     revisions, state = dict(record.revisions), record.rollout
     for revision, kept in record.revisions.items():
         is_refused = state is not None and state.refuses(revision)
-        if revision in record.weights or (revision == target and not is_refused):
+        is_stable = state is not None and not state.has_ended and state.stable == revision
+        if revision in record.weights or is_stable or (revision == target and not is_refused):
             continue
         if not kept.retired_at and (kept.is_proved or is_refused):
             revisions[revision] = replace(kept, retired_at=now)

@@ -14,11 +14,13 @@ from types import MappingProxyType
 
 import msgspec
 
+from tidegate.messages.outcomes import Outcomes
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
+from tidegate.store.outcomes import OutcomeStore
 from tidegate.store.scripts import Scripts
 
 LISTED_BEATS = 3  # that a replica may miss
@@ -45,6 +47,7 @@ class Registry:
     ) -> None:
         self._connection = connection
         self._scripts = Scripts(connection, key_prefix, times)
+        self._outcomes = OutcomeStore(connection, key_prefix)
         self._prefix = names.prefix(key_prefix)
         self._channel = names.change_channel(key_prefix, "models")
         self._listed_seconds = LISTED_BEATS * times.beat_seconds
@@ -123,6 +126,13 @@ class Registry:
             if not left:
                 break
         return left
+
+    async def outcomes(self, wanted: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], Outcomes]:
+        """How the requests of these (model, revision) ended."""
+        return await self._outcomes.read(wanted)
+
+    async def forget_outcomes(self, queues: Sequence[tuple[str, str]], rollout: str) -> None:
+        await self._outcomes.forget(queues, rollout)
 
     async def reports(
         self, wanted: Collection[tuple[str, str]] | None = None
