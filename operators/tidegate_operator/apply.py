@@ -18,6 +18,7 @@ from tidegate.control.conditions import condition
 from tidegate.control.reasons import DEGRADED, PROGRESSING
 from tidegate.control_round import Registry, publish
 from tidegate.messages.registry import Condition, ModelEntry
+from tidegate_operator.asked import removal, wrong_action
 from tidegate_operator.cache import Body, Cache
 from tidegate_operator.cluster import ApiConflict, ApiEnding, ApiError, ApiGone, ApiUnavailable, Object
 from tidegate_operator.decision import Decision, Manifest, ObjectWrite
@@ -107,7 +108,10 @@ class Applier:
     async def apply(self, decision: Decision, published: Mapping[str, ModelEntry]) -> bool:
         """Write all that is decided; `published` is what gateways read now. Returns whether a Serve was sent
         something. Nothing follows a step that fails."""
-        await self._write_objects(decision.objects)
+        refused = await self._write_objects(decision.objects)
+        for body in decision.taken:
+            if body["metadata"]["uid"] not in refused:  # else the record does not know it
+                await self._take_off(body)
         await publish(self._registry, decision.registry, published)
         for job in decision.jobs:
             await self._start(job)
@@ -128,9 +132,11 @@ class Applier:
             await self._cluster.delete("RayCluster", cluster)
         return any(has_sent)
 
-    async def _write_objects(self, writes: Sequence[ObjectWrite]) -> None:
-        """Write all of them. A write that fails does not hold up the others, and is raised in the end; an API
-        server that is away is not asked for every object."""
+    async def _write_objects(self, writes: Sequence[ObjectWrite]) -> set[str]:
+        """Write all of them; returns the uids of those that the API server refused. A write that fails does
+        not hold up the others, and is raised in the end; an API server that is away is not asked for every
+        object."""
+        refused: set[str] = set()
         gate = asyncio.Semaphore(WRITES_AT_ONCE)
         conflicts: list[ApiConflict] = []
         outages: list[ApiUnavailable] = []
@@ -140,7 +146,8 @@ class Applier:
                 if len(outages) >= WRITES_AT_ONCE:
                     return
                 try:
-                    await self._write(each)
+                    if not await self._write(each):
+                        refused.add(each.body["metadata"]["uid"])
                 except ApiConflict as error:
                     conflicts.append(error)
                 except ApiUnavailable as error:
@@ -149,28 +156,41 @@ class Applier:
         await asyncio.gather(*map(write, writes))
         if failures := [*outages, *conflicts]:
             raise failures[0]
+        return refused
 
-    async def _write(self, each: ObjectWrite) -> None:
+    async def _write(self, each: ObjectWrite) -> bool:
+        """Returns False where the API server refused it."""
         body = each.body
         try:
             if each.finalizers is not None:
                 body = await self._cluster.set_finalizers(each.kind, body, each.finalizers)
                 self._take(each.kind, body)
             if each.status is None:
-                return
+                return True
             self._take(each.kind, await self._cluster.apply_status(each.kind, body, each.status))
         except ApiGone:
-            return  # the watch tells
+            return True  # the watch tells
         except ApiConflict:
             await self._read_again(each.kind, body)
             raise
         except ApiError as error:
             log.error("apply: %s", error.message)
-            return
+            return False
         self._written_at[body["metadata"]["uid"]] = self._clock()
         for item in each.events:
             if item.type != PROGRESSING:  # its steps are `Ready`'s reasons on the way up
                 await self._event(body, item)
+        return True
+
+    async def _take_off(self, body: Body) -> None:
+        """Take what was asked in annotations off a Model. Where something else is asked by now, or the API
+        server is away, it is seen again."""
+        if (problem := wrong_action(body)) is not None:
+            await self._event(body, problem)
+        try:
+            self._take("Model", await self._cluster.patch("Model", body, removal(body)))
+        except (ApiError, ApiConflict, ApiUnavailable) as error:
+            log.info("apply: %s", error.message)
 
     async def _start(self, job: Manifest) -> None:
         # A conflict: the one before it is still being removed, or the watch is behind.

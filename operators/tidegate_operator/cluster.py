@@ -188,15 +188,31 @@ class Cluster:
         path = RESOURCES[kind].path(meta["namespace"], meta["name"])
         return await self._write("finalizers", "PATCH", kind, path, change, MERGE, _OWNER)
 
+    async def annotate(
+        self, kind: Kind, body: Mapping[str, Any], annotations: Mapping[str, str | None], manager: str
+    ) -> Object:
+        """Set annotations (None: remove) of this very object, whatever its version, in the name of `manager`.
+        Raises `ApiConflict` where it is another."""
+        meta = body["metadata"]
+        change = {"metadata": {"uid": meta["uid"], "annotations": dict(annotations)}}
+        path = RESOURCES[kind].path(meta["namespace"], meta["name"])
+        query = {"fieldManager": manager}
+        return await self._write("annotate", "PATCH", kind, path, change, MERGE, query)
+
     async def patch(
-        self, kind: Kind, body: Mapping[str, Any], operations: Sequence[Mapping[str, Any]]
+        self,
+        kind: Kind,
+        body: Mapping[str, Any],
+        operations: Sequence[Mapping[str, Any]],
+        manager: str = FIELD_MANAGER,
     ) -> Object:
         """Carry out a JSON patch (RFC 6902). What it relies on it must `test`, beside the object's identity:
         others write into the object all the time. Raises `ApiConflict` where a test fails."""
         meta = body["metadata"]
         same = {"op": "test", "path": "/metadata/uid", "value": meta["uid"]}
         path = RESOURCES[kind].path(meta["namespace"], meta["name"])
-        return await self._write("patch", "PATCH", kind, path, [same, *operations], JSON_PATCH, _OWNER)
+        query = {"fieldManager": manager}
+        return await self._write("patch", "PATCH", kind, path, [same, *operations], JSON_PATCH, query)
 
     async def create(self, kind: Kind, manifest: Mapping[str, Any]) -> Object:
         """Raises `ApiConflict` where one of that name stands."""

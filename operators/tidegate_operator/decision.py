@@ -32,6 +32,7 @@ from tidegate.control.serve_config import application_configs
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
 from tidegate_operator import ray_state, upgrade
+from tidegate_operator.asked import action_of, drains, wrong_action
 from tidegate_operator.cache import Body, is_deleting
 from tidegate_operator.kinds import Kind
 from tidegate_operator.moving import Move
@@ -149,10 +150,14 @@ class Decision:
     RayClusters, Serve's configs (traffic has moved by then), and last what goes: finalizers that are taken
     off, and RayClusters.
 
+    `taken` are Models whose records know the action that was asked of them by now, or that asked for one that
+    there is not: it is taken off them.
+
     `pause_seconds` is when to reconcile again; None: when something changes.
     """
 
     objects: tuple[ObjectWrite, ...] = ()
+    taken: tuple[Body, ...] = ()
     registry: RegistryChanges = NO_CHANGES
     jobs: tuple[Manifest, ...] = ()
     new_clusters: tuple[Manifest, ...] = ()
@@ -187,6 +192,8 @@ def decide(found: Gathered, now: float) -> Decision:
     return replace(
         decision,
         objects=_model_writes(found, refused) + decision.objects,
+        taken=decision.taken
+        + tuple(each.body for each in found.models if wrong_action(each.body) is not None),
         released=stuck + _released(going) + decision.released,
     )
 
@@ -252,7 +259,17 @@ def _refused_entry(entry: ModelEntry, conditions: list[Condition]) -> ModelEntry
     )
 
 
-def _with_pool(found: Gathered, pool: Pool, now: float) -> Decision:
+def pool_plan(found: Gathered, now: float) -> tuple[PoolSnapshot, PoolPlan] | None:
+    """Return the decision about the pool's models and what it is made of; None where none can be made now,
+    without a Pool or without Redis."""
+    if found.is_ending or found.body is None or found.pool is None or found.stored is None:
+        return None
+    ray = _ray_view(found, found.pool)
+    snapshot = _snapshot(found, found.pool, _observation(found, found.stored, found.pool, ray, now))
+    return snapshot, plan_pool(snapshot, now)
+
+
+def _ray_view(found: Gathered, pool: Pool) -> RayView:
     assert found.body is not None
     generation = generation_of(pool.spec, found.defaults)
     choice = upgrade.choose(
@@ -263,7 +280,13 @@ def _with_pool(found: Gathered, pool: Pool, now: float) -> Decision:
         lambda item: found.serves[name_of(item)].state is not None,
     )
     pods = found.pods[name_of(choice.active)] if choice.active is not None else ()
-    ray = RayView(choice, found.serves, pods, generation, found.has_kuberay)
+    return RayView(choice, found.serves, pods, generation, found.has_kuberay)
+
+
+def _with_pool(found: Gathered, pool: Pool, now: float) -> Decision:
+    assert found.body is not None
+    ray = _ray_view(found, pool)
+    choice, generation = ray.choice, ray.generation
     if found.stored is None:
         decision = _outage(found, ray, now)
     else:
@@ -310,7 +333,8 @@ def _observation(found: Gathered, stored: Observation, pool: Pool, ray: RayView,
 
 def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: float) -> Decision:
     by_name = {each.name: each for each in found.runnable}
-    plan = plan_pool(_snapshot(by_name, pool, seen), now)
+    snapshot = _snapshot(found, pool, seen)
+    plan = plan_pool(snapshot, now)
     part = upgrade.shared_out(ray.choice, ray.states, plan.applications, pool.spec.max_unbuilt)
     statuses = {
         name: model_status(
@@ -327,6 +351,7 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
     return Decision(
         objects=_model_writes(found, statuses)
         + _pool_write(found, pool_ready(ray, now), problems, numbers, now),
+        taken=tuple(by_name[name].body for name in snapshot.actions),
         registry=plan.registry,
         jobs=tuple(_jobs(found, plan, pool, by_name)),
         serves=tuple(_serve_writes(found, ray, part)),
@@ -336,7 +361,9 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
     )
 
 
-def _snapshot(by_name: Mapping[str, ModelObject], pool: Pool, seen: Observation) -> PoolSnapshot:
+def _snapshot(found: Gathered, pool: Pool, seen: Observation) -> PoolSnapshot:
+    by_name = {each.name: each for each in found.runnable}
+    asked = {name: action_of(each.body) for name, each in by_name.items()}
     deleting = {name: deleting_since(each.body) for name, each in by_name.items()}
     return PoolSnapshot(
         [each.model for each in by_name.values() if each.model is not None],
@@ -345,6 +372,8 @@ def _snapshot(by_name: Mapping[str, ModelObject], pool: Pool, seen: Observation)
         seen,
         deleting={name: since for name, since in deleting.items() if since is not None},
         refused={name: each.refusal for name, each in by_name.items() if each.refusal is not None},
+        actions={name: action for name, action in asked.items() if action is not None},
+        drains=frozenset(name for name, each in by_name.items() if drains(each.body)),
     )
 
 

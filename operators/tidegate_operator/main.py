@@ -1,4 +1,5 @@
-"""`tidegate-operator`: answer for health, wait for the Lease, lead until it is lost or a signal comes.
+"""`tidegate-operator`: answer for health and the control API, wait for the Lease, lead until it is lost or a
+signal comes.
 
 A process that lost its Lease ends with exit code 1, to be started anew.
 """
@@ -22,6 +23,7 @@ from tidegate.telemetry import configure_logging
 from tidegate_operator.apply import Applier
 from tidegate_operator.cache import Cache
 from tidegate_operator.cluster import Cluster, configuration
+from tidegate_operator.control_api import serve_control_api
 from tidegate_operator.controller import Controller
 from tidegate_operator.gather import Gatherer, Troubles
 from tidegate_operator.handlers import EventHandler
@@ -69,6 +71,10 @@ async def run(settings: OperatorSettings) -> int:
         stack.push_async_callback(redis.close)
         serves = Serves(settings.serve_url, cluster)
         stack.push_async_callback(serves.close)
+        if settings.control_key_file is not None:
+            await stack.enter_async_context(
+                serve_control_api(settings, settings.control_key_file, cluster, redis, serves)
+            )
         controller = build(settings, cluster, redis, serves, metrics, liveness)
         leading = asyncio.create_task(
             lead(cluster.client, settings.lease_name, settings.own_namespace, identity, controller.run)

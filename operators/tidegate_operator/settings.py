@@ -61,6 +61,13 @@ class OperatorSettings(ProcessSettings):
     # The kubelet and Prometheus ask from outside the pod.
     health_host: str = Field("0.0.0.0", description="Address of `/healthz` and `/metrics`.")  # noqa: S104
     health_port: int = Field(8080, ge=0, le=65_535, description="Port of `/healthz` and `/metrics`.")
+    control_host: str = Field("0.0.0.0", description="Address of the control API.")  # noqa: S104
+    control_port: int = Field(8090, ge=0, le=65_535, description="Port of the control API.")
+    control_key_file: Path | None = Field(
+        None,
+        description="File with the control API's first admin key, as a mounted Secret has it; without one "
+        "there is no control API.",
+    )
     workers: int = Field(4, ge=1, le=64, description="How many Pools are reconciled at the same time.")
     resync_seconds: Seconds = Field(
         120.0, description="How often every pool is reconciled anew, for what no watch brings."

@@ -23,8 +23,19 @@ log = logging.getLogger(__name__)
 DEPTHS_SECONDS = 2.0
 
 
+class OutcomeCounts(Protocol):
+    """A host asks this of the counts of ends (`store.outcomes.OutcomeStore`). Raises `QueueUnavailable`."""
+
+    async def read(self, queues: Sequence[RevisionKey]) -> Mapping[RevisionKey, Outcomes]: ...
+
+    async def forget(self, queues: Sequence[RevisionKey], rollout: str) -> None: ...
+
+
 class Registry(Protocol):
     """A host asks this of the registry (`store.registry.Registry`). All raise `QueueUnavailable`."""
+
+    @property
+    def outcomes(self) -> OutcomeCounts: ...
 
     async def reports(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, RevisionReport]: ...
 
@@ -41,10 +52,6 @@ class Registry(Protocol):
     async def move_revision(
         self, model: str, from_revision: str, to_revision: str, may_continue: bool
     ) -> int: ...
-
-    async def outcomes(self, wanted: Sequence[RevisionKey]) -> Mapping[RevisionKey, Outcomes]: ...
-
-    async def forget_outcomes(self, queues: Sequence[RevisionKey], rollout: str) -> None: ...
 
 
 class Depths(Protocol):
@@ -80,7 +87,7 @@ async def observe_store(
         registry.replicas(),
         registry.read_models(models),
         depths.poll(queues, timeout_seconds=DEPTHS_SECONDS),
-        registry.outcomes(compared),
+        registry.outcomes.read(compared),
     )
     ours = tuple(stats for stats in replicas if models is None or stats.model in models)
     return Observation(None, reports=reports, replicas=ours, depths=found, entries=entries, outcomes=outcomes)
@@ -103,7 +110,7 @@ async def publish(registry: Registry, changes: RegistryChanges, published: Mappi
     for (model, source), (_, goal), may_continue in changes.move:
         await registry.move_revision(model, source, goal, may_continue)
     for queues, rollout in changes.forget_outcomes:
-        await registry.forget_outcomes(queues, rollout)
+        await registry.outcomes.forget(queues, rollout)
 
 
 def tell(notes: Iterable[Note]) -> None:

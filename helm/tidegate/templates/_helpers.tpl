@@ -47,6 +47,12 @@ app.kubernetes.io/component: {{ .component }}
 {{- .Values.adminKey.existingSecret | default (printf "%s-admin-key" (include "tidegate.fullname" .)) -}}
 {{- end }}
 
+{{- define "tidegate.controlKeySecret" -}}
+{{- if .Values.controlApi.enabled -}}
+{{- .Values.controlApi.existingSecret | default (printf "%s-control-key" (include "tidegate.fullname" .)) -}}
+{{- end -}}
+{{- end }}
+
 {{- define "tidegate.redisSecret" -}}
 {{- .Values.redis.auth.existingSecret | default (printf "%s-redis" (include "tidegate.fullname" .)) -}}
 {{- end }}
@@ -257,6 +263,9 @@ priorityClassName: {{ . }}
 {{- /* The first install writes its own after this was rendered. */ -}}
 {{- if eq . (printf "%s-admin-key" (include "tidegate.fullname" $context)) -}}
 {{- $key := $context.Values.adminKey.existingSecretKey -}}
+{{- $data = dict $key (include "tidegate.kept" (dict "context" $context "secret" . "key" $key "length" 43 "prefix" "tg-")) -}}
+{{- else if eq . (printf "%s-control-key" (include "tidegate.fullname" $context)) -}}
+{{- $key := $context.Values.controlApi.existingSecretKey -}}
 {{- $data = dict $key (include "tidegate.kept" (dict "context" $context "secret" . "key" $key "length" 43 "prefix" "tg-")) -}}
 {{- else if eq . (printf "%s-redis" (include "tidegate.fullname" $context)) -}}
 {{- $key := $context.Values.redis.auth.existingSecretKey -}}

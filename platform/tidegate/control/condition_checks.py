@@ -305,7 +305,11 @@ def rollout_aborted(facts: Facts) -> Verdict | None:
     state = facts.record.rollout
     if state is None or state.phase != "Aborted" or state.target != facts.target:
         return None
-    return Verdict("True", Reason.RolloutAborted, state.message) if not state.stable or state.is_refused else None
+    return (
+        Verdict("True", Reason.RolloutAborted, state.message)
+        if not state.stable or state.is_refused
+        else None
+    )
 
 
 def revision_failed(facts: Facts) -> Verdict | None:

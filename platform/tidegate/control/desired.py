@@ -43,7 +43,8 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     `retry_at` when the next may begin. `placement` is where its replicas run in a cluster; it stays there.
     `waits_since` is when a replica that it must have found no room (0: it does not wait). `spec_hash` is what
     its source was asked by; a record of the version before has none, and is named by it. `created` is unix
-    seconds, `cause` what made it another one, `author` who did.
+    seconds, `cause` what made it another one, `author` who did. `number` counts a model's from 1; 0: it is of
+    the version before.
     """
 
     revision: str
@@ -69,6 +70,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     created: float = 0.0
     cause: str = ""
     author: str = ""
+    number: int = 0
 
     @property
     def is_proved(self) -> bool:
@@ -112,30 +114,12 @@ class RevisionRecord(msgspec.Struct, frozen=True):
         )
 
 
-class StoredRevision(msgspec.Struct, frozen=True):
-    """One revision in a model's history: all that it takes to bring it back. JSON in the host's store.
-
-    `number` counts a model's: 1, 2, 3, ... `has_served`: it has proved itself. The rest is as in the record.
-    """
-
-    revision: str
-    number: int
-    spec: dict[str, Any]
-    spec_hash: str = ""
-    commit: str = ""
-    digest: str = ""
-    created: float = 0.0
-    cause: str = ""
-    author: str = ""
-    has_served: bool = False
-
-
 class Pin(msgspec.Struct, frozen=True):
     """An undo: `revision` stands instead of what the spec asks for (`instead`), while that has this hash."""
 
     revision: str
-    instead: str
     spec_hash: str
+    instead: str = ""
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -148,7 +132,7 @@ class Look(msgspec.Struct, frozen=True):
 
     spec_hash: str
     at: float
-    goal: StoredRevision | None = None
+    goal: RevisionRecord | None = None
     author: str = ""
     ended: float = 0.0
     reason: str = ""

@@ -17,7 +17,6 @@ from tidegate.control.desired import (
     ModelRecord,
     Pin,
     RevisionRecord,
-    StoredRevision,
     fitting,
     named,
     recorded_spec,
@@ -25,7 +24,7 @@ from tidegate.control.desired import (
     spec_on_wire,
     target_of,
 )
-from tidegate.control.history import CONTENT_CHANGED
+from tidegate.control.history import CONTENT_CHANGED, unborn
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.sizing import misfit
@@ -95,16 +94,14 @@ def recheck(record: ModelRecord, model: Model, author: str, now: float) -> Model
     return replace(record, look=look)
 
 
-def undo(record: ModelRecord, model: Model, goal: StoredRevision, author: str, now: float) -> ModelRecord:
-    """Bring a revision of the history back. One that still stands is the target at once; else its source is
-    looked at first, and nothing moves before the answer."""
-    spec = ModelSpec.model_validate(goal.spec)
+def undo(record: ModelRecord, model: Model, goal: RevisionRecord, author: str, now: float) -> ModelRecord:
+    """Bring a revision of the history back. One that still stands is the target at once, and so is one
+    without a source; else its source is looked at first, and nothing moves before the answer."""
     if (kept := record.revisions.get(goal.revision)) is not None:
-        return _pinned(record, model, kept, goal, author)
-    look = Look(revision_of(model.spec), now, goal, author)
-    if spec.source is not None:
-        return replace(record, look=look)
-    return _pinned(replace(record, look=replace(look, ended=now)), model, None, goal, author)
+        return _pinned(record, model, replace(kept, number=goal.number), author)
+    if goal.spec.get("source") is None:
+        return _pinned(record, model, unborn(goal), author)
+    return replace(record, look=Look(revision_of(model.spec), now, unborn(goal), author))
 
 
 def looked(model: Model, record: ModelRecord, seen: Observation, now: float) -> ModelRecord:
@@ -168,32 +165,22 @@ def _rechecked(
 
 
 def _undone(
-    record: ModelRecord, model: Model, look: Look, goal: StoredRevision, answer: SourceState, now: float
+    record: ModelRecord, model: Model, look: Look, goal: RevisionRecord, answer: SourceState, now: float
 ) -> ModelRecord:
     if answer.state == "failed":
         why = f"Revision {goal.number} ({goal.revision}) cannot come back: {answer.message}"
         return _ended(record, look, now, answer.reason, why)
-    record = _pinned(record, model, answer, goal, look.author)
+    record = _pinned(record, model, goal.with_source(answer), look.author)
     return _ended(record, look, now, "", f"Revision {goal.number} ({goal.revision}) comes back.")
 
 
-def _pinned(
-    record: ModelRecord,
-    model: Model,
-    found: RevisionRecord | SourceState | None,
-    goal: StoredRevision,
-    author: str,
-) -> ModelRecord:
-    """Make the goal the target; `found` is how it stands, or what its source holds."""
+def _pinned(record: ModelRecord, model: Model, goal: RevisionRecord, author: str) -> ModelRecord:
+    """Make the goal the target, as it stands or as its source was found."""
     spec_hash, pin = revision_of(model.spec), record.pinned
     instead = pin.instead if pin is not None else target_of(model, record, {}) or spec_hash
-    if isinstance(found, RevisionRecord):
-        kept = found
-    else:
-        kept = RevisionRecord(goal.revision, goal.spec, spec_hash=goal.spec_hash, created=goal.created)
-        kept = kept.with_source(found or SourceState("resolved"))
-    kept = replace(kept, cause=f"undo to {goal.number}", author=author, retired_at=0.0)
-    return replace(record.with_target(kept), pinned=Pin(goal.revision, instead, spec_hash))
+    goal = replace(goal, cause=f"undo to {goal.number}", author=author, retired_at=0.0)
+    pinned = Pin(goal.revision, spec_hash, instead) if goal.revision != instead else None
+    return replace(record.with_target(goal), pinned=pinned)
 
 
 def _ended(record: ModelRecord, look: Look, now: float, reason: str, message: str) -> ModelRecord:

@@ -27,13 +27,13 @@ from tidegate.control.condition_checks import Facts
 from tidegate.control.desired import (
     ModelRecord,
     RevisionRecord,
-    StoredRevision,
     recorded_spec,
     revision_of,
     spec_on_wire,
     target_of,
 )
-from tidegate.control.history import cause_of
+from tidegate.control.history import HISTORY_LIMIT, cause_of
+from tidegate.control.history import kept as history_kept
 from tidegate.control.looks import looked, next_look, questions, standing
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.packing import Refusal
@@ -65,10 +65,9 @@ class PoolSnapshot:
     """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
     are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
     stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
-    with. `authors` are who changed the models' specs last. `actions` are asked of models and not known to be
-    acted on, `history` holds the revisions that an undo may go back to, the newest last; `drains` are models
-    that should take no new requests. `wave` lowers the pool's bound on unbuilt applications, as on a small
-    machine."""
+    with. `actions` are asked of models and not known to be acted on, `drains` are models that should take no
+    new requests. `authors` changed the models' specs last, `history` is what the plan before left of it.
+    `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
 
     models: Sequence[Model]
     pool: PoolSpec
@@ -77,8 +76,8 @@ class PoolSnapshot:
     deleting: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     authors: Mapping[str, str] = field(default_factory=dict)
+    history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
     actions: Mapping[str, Action] = field(default_factory=dict)
-    history: Mapping[str, Sequence[StoredRevision]] = field(default_factory=dict)
     drains: frozenset[str] = frozenset()
     wave: int | None = None
 
@@ -106,8 +105,8 @@ class PoolPlan:
     `entries` is all that the registry should hold of these models. `resolve` are those of
     `looks.questions` that nobody looks at yet, `drained` models being deleted of which nothing is left.
     `next_at` is when time alone changes something (unix seconds; None: it does not); `is_settled` False:
-    decide again soon. `rollouts` are for people and programs to read, `notes` what was decided about them in
-    this round.
+    decide again soon. `history` is all that should be stored of it. `rollouts` are for people and programs to
+    read, `notes` what was decided about them in this round.
     """
 
     records: Mapping[str, ModelRecord]
@@ -118,6 +117,7 @@ class PoolPlan:
     drained: tuple[str, ...]
     is_settled: bool
     next_at: float | None
+    history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
     rollouts: Mapping[str, RolloutView] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
@@ -190,6 +190,12 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
         drained=drained,
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
         next_at=_next_at(steps, claims, turns, now),
+        history={
+            step.name: history_kept(
+                snapshot.history.get(step.name, ()), records[step.name], _history_limit(step.model)
+            )
+            for step in steps
+        },
         rollouts=_views(steps, records, seen, now),
         notes=tuple(note for step in steps for note in step.notes),
     )
@@ -411,6 +417,10 @@ def _forgotten(
         past = before[step.name].rollout if step.name in before else None
         if past is not None and step.record.rollout is not None and past.id != step.record.rollout.id:
             yield tuple((step.name, revision) for revision in step.record.revisions), past.id
+
+
+def _history_limit(model: Model) -> int:
+    return model.spec.rollout.history_limit if model.spec.rollout is not None else HISTORY_LIMIT
 
 
 def _views(

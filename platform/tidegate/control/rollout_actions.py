@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
-from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord, StoredRevision
+from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord
 from tidegate.control.looks import recheck, undo
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model
@@ -14,7 +14,7 @@ from tidegate.control.rollout import aborted
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.rollouts import Action
 
-History = Sequence[StoredRevision]
+History = Sequence[RevisionRecord]
 Step = Callable[[ModelRecord, RolloutState, Action, float], ModelRecord | str]
 
 
@@ -103,8 +103,7 @@ def _undone(
     record: ModelRecord, model: Model, action: Action, history: History, now: float
 ) -> ModelRecord | str:
     """Make the goal what is asked for. The rollout to it, or back to what stands, begins as any other."""
-    known = {kept.revision: _stored(kept) for kept in record.revisions.values()}
-    known = {**{stored.revision: stored for stored in history}, **known}
+    known = {each.revision: each for each in (*record.revisions.values(), *history)}
     goal = action.revision or _before(record, history)
     if not goal:
         return "no revision is known from before."
@@ -119,21 +118,6 @@ def _undone(
     return undo(record, model, known[goal], action.author, now)
 
 
-def _stored(kept: RevisionRecord) -> StoredRevision:
-    return StoredRevision(
-        kept.revision,
-        0,
-        kept.spec,
-        spec_hash=kept.spec_hash,
-        commit=kept.commit,
-        digest=kept.digest,
-        created=kept.created,
-        cause=kept.cause,
-        author=kept.author,
-        has_served=kept.is_proved,
-    )
-
-
 def _before(record: ModelRecord, history: History) -> str:
     """Return the revision before the one that takes over, or else before the one with the traffic; one that
     was given up is none."""
@@ -143,8 +127,9 @@ def _before(record: ModelRecord, history: History) -> str:
     lead = next(iter(record.serving), None)
     if lead is None:
         return ""
-    served = {stored.revision: stored.has_served for stored in history}
-    served |= {kept.revision: kept.is_proved for kept in record.revisions.values()}
+    served: dict[str, bool] = {}
+    for each in (*history, *record.revisions.values()):
+        served[each.revision] = served.get(each.revision, False) or each.is_proved
     names = [name for name, has_served in served.items() if has_served or name == lead.revision]
     names = [name for name in names if state is None or not state.refuses(name)]
     earlier = names[: names.index(lead.revision)]

@@ -24,7 +24,14 @@ from tidegate.control_api.differences import differences
 from tidegate.control_api.document import build_document, described
 from tidegate.control_api.ports import AuditLog, Host, Keys, UsageReader
 from tidegate.control_api.sign_in import Failures, KeyRing, SignedIn
-from tidegate.errors import ConfigError, InvalidRequest, NotFound, RequestTooLarge
+from tidegate.errors import (
+    ConfigError,
+    HostUnavailable,
+    InvalidRequest,
+    NotFound,
+    QueueUnavailable,
+    RequestTooLarge,
+)
 from tidegate.gateway.asgi import ASGIApp, Receive, Scope, Send, read_body
 from tidegate.gateway.middleware import ErrorBodies, RequestIds
 from tidegate.messages.administration import AuditEntry, Usage
@@ -33,8 +40,10 @@ from tidegate.messages.rollouts import Action
 from tidegate.telemetry import fields
 
 log = logging.getLogger("tidegate.audit")
+log.setLevel(logging.INFO)  # also where less is logged of all else
 
 MAX_BODY_BYTES = 1024 * 1024  # as a resource file
+RETRY_SECONDS = 2.0
 MOST_ENTRIES = 1000  # of one page of the audit log
 
 AnyBody = TypeVar("AnyBody", bound=views.Body)
@@ -68,7 +77,7 @@ class ControlApp(FastAPI):
         self.layers = [
             Middleware(RequestIds),
             Middleware(ErrorBodies, who="control API", index="/openapi.json"),
-            Middleware(_QueryErrors),
+            Middleware(_Errors),
             Middleware(AsyncExitStackMiddleware),
         ]
         self.include_router(_routes(services))
@@ -294,8 +303,9 @@ class _Trail:
             log.exception("the audit log could not be written")
 
 
-class _QueryErrors:
-    """A query parameter that FastAPI refuses is a wrong field like any other."""
+class _Errors:
+    """A query parameter that FastAPI refuses is a wrong field like any other; an administrator is told what
+    Redis says."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -307,6 +317,8 @@ class _QueryErrors:
             first = error.errors()[0]
             name = str(first["loc"][-1])
             raise InvalidRequest(f"{name}: {first.get('input')!r}: {first['msg']}", param=name) from error
+        except QueueUnavailable as error:
+            raise HostUnavailable(error.message, retry_after_seconds=RETRY_SECONDS) from error
 
 
 async def _body(request: Request, kind: type[AnyBody]) -> AnyBody:

@@ -1,21 +1,32 @@
-"""Models as the control API shows them, from what a host gathers. Pure."""
+"""Models as the control API shows them, from what a host gathers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Observation
+from tidegate.control.plan import queues_of
 from tidegate.control.resource_files import parse_resource
 from tidegate.control.resources import API_VERSION, Model
-from tidegate.errors import InvalidRequest, NotFound, shortened
+from tidegate.control_round import Depths, Registry, observe_store
+from tidegate.errors import InvalidRequest, NotFound, QueueUnavailable, shortened
 from tidegate.messages.queue import Depth
-from tidegate.messages.rollouts import RevisionView
 
 MOST_NAMED_CHARACTERS = 500
+
+
+async def observed(
+    registry: Registry, depths: Depths, records: Mapping[str, ModelRecord], models: Collection[str]
+) -> Observation:
+    """Return what Redis says of these models; nothing while it is away: the models are there all the same."""
+    try:
+        return await observe_store(registry, depths, queues_of((), records), models)
+    except QueueUnavailable:
+        return Observation(None)
 
 
 def load_fields(name: str, seen: Observation) -> dict[str, Any]:
@@ -48,27 +59,6 @@ def checked(name: str, spec: Mapping[str, Any]) -> Model:
         return found
     problems = found if isinstance(found, list) else []
     raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].field if problems else None)
-
-
-def recorded_revisions(record: ModelRecord | None) -> list[RevisionView]:
-    """Return the revisions that stand or are on their way, newest first."""
-    if record is None:
-        return []
-    numbered = list(enumerate(record.revisions.values(), start=1))
-    return [
-        RevisionView(
-            revision=kept.revision,
-            number=number,
-            created=0.0,
-            cause="",
-            source=str((kept.spec.get("source") or {}).get("uri", "")),
-            weight=record.weights.get(kept.revision, 0),
-            state="Serving" if kept.revision in record.weights else "Standing",
-            message=kept.message,
-            spec=kept.spec,
-        )
-        for number, kept in reversed(numbered)
-    ]
 
 
 def unknown_model(name: str, known: Mapping[str, object]) -> NotFound:

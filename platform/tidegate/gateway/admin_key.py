@@ -30,14 +30,15 @@ class KeyStore(Protocol):
         ...
 
 
-def read_admin_key(path: Path) -> str:
+def read_admin_key(path: Path, setting: str = "TIDEGATE_ADMIN_KEY_FILE") -> str:
     """The secret in the file. Raises `ConfigError` that names the setting, and never the secret."""
     try:
         secret = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise _refused(path, f"cannot be read as ASCII text: {error}") from error
+        raise _refused(setting, path, f"cannot be read as ASCII text: {error}") from error
     if not re.fullmatch(rf"[!-~]{{{LEAST_CHARACTERS},256}}", secret):
         raise _refused(
+            setting,
             path,
             f"must hold one key of {LEAST_CHARACTERS} to 256 printable characters without spaces; "
             "make one with: python -c 'import secrets; print(\"tg-\" + secrets.token_urlsafe(32))'",
@@ -75,6 +76,6 @@ class AdminKey:
             logger.info("the admin key of TIDEGATE_ADMIN_KEY_FILE is registered")
 
 
-def _refused(path: Path, remedy: str) -> ConfigError:
-    problem = FieldProblem("TIDEGATE_ADMIN_KEY_FILE", str(path), remedy)
+def _refused(setting: str, path: Path, remedy: str) -> ConfigError:
+    problem = FieldProblem(setting, str(path), remedy)
     return ConfigError(str(problem), [problem])

@@ -40,9 +40,11 @@ class AuditFile:
             return await asyncio.to_thread(self._page, before, limit)
 
     def _append(self, entry: AuditEntry) -> None:
+        cut = b""
         if self._last is None:
             newest = self._page("", 1)
             self._last = _number(newest[0].id) if newest else (0, 0)
+            cut = b"\n"  # what follows a line that was cut off is a line of its own
         stamp = max(int(self._now() * 1000), self._last[0])  # also where the clock went back
         self._last = (stamp, self._last[1] + 1 if stamp == self._last[0] else 0)
         line = _encode(msgspec.structs.replace(entry, id=f"{self._last[0]}-{self._last[1]}")) + b"\n"
@@ -51,7 +53,7 @@ class AuditFile:
             self._path.replace(self._before)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(line)
+            file.write(cut + line)
 
     def _page(self, before: str, limit: int) -> list[AuditEntry]:
         found: list[AuditEntry] = []

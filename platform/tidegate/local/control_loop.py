@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from tidegate.control.desired import ModelRecord
+from tidegate.control.history import views
 from tidegate.control.looks import Question, questions
 from tidegate.control.observed import Capacity, ServeState, SourceState
 from tidegate.control.plan import (
@@ -35,9 +36,10 @@ from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.serve_config import application_configs
 from tidegate.control_round import Depths, Registry, Serve, observe_store, publish, tell
 from tidegate.errors import QueueUnavailable
+from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.record_file import RecordFile
 from tidegate.messages.registry import ModelEntry
-from tidegate.messages.rollouts import Action
+from tidegate.messages.rollouts import Action, RevisionView
 from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeUnavailable
 from tidegate.serve_writer import ServeWriter
@@ -62,6 +64,9 @@ class Resources(Protocol):
     @property
     def drains(self) -> frozenset[str]: ...
 
+    @property
+    def authors(self) -> Mapping[str, str]: ...
+
     def acted(self, actions: Mapping[str, Action]) -> None: ...
 
 
@@ -83,6 +88,7 @@ class ControlLoop:
         depths: Depths,
         sources: Sources,
         record_file: RecordFile,
+        history: HistoryFolder,
         replicas: ReplicaSettings,
         capacity: Capacity,
         changed: asyncio.Event,
@@ -99,6 +105,7 @@ class ControlLoop:
         self._depths = depths
         self._sources = sources
         self._record_file = record_file
+        self._history = history
         self._replicas = replicas
         self._capacity = capacity
         self._changed = changed
@@ -107,6 +114,8 @@ class ControlLoop:
         self._on_first_serve: Callable[[], None] | None = on_first_serve
         self._now = now
         self._records: Mapping[str, ModelRecord] = record_file.read()
+        history.read()
+        self._decided: Mapping[str, Model] = {}
         self._serve: Serve | None = None
         self._writer = ServeWriter()
 
@@ -150,6 +159,15 @@ class ControlLoop:
     def records(self) -> Mapping[str, ModelRecord]:
         return self._records
 
+    def revisions(self, name: str) -> list[RevisionView]:
+        """Return a model's history, the newest first."""
+        return views(self._history.known.get(name, ()), self._records.get(name) or ModelRecord(name, 0))
+
+    @property
+    def decided(self) -> Mapping[str, Model]:
+        """The models that the last round decided on."""
+        return self._decided
+
     async def plan(
         self, models: Sequence[Model], actions: Mapping[str, Action]
     ) -> tuple[PoolSnapshot, PoolPlan]:
@@ -180,12 +198,21 @@ class ControlLoop:
             rejected=self._writer.rejected,
         )
         return PoolSnapshot(
-            models, pool, self._records, seen, actions=actions, drains=drains, wave=self._wave
+            models,
+            pool,
+            self._records,
+            seen,
+            actions=actions,
+            drains=drains,
+            authors=self._files.authors,
+            history=self._history.known,
+            wave=self._wave,
         )
 
     async def _apply(self, plan: PoolPlan, snapshot: PoolSnapshot, serve: Serve | None) -> float:
         self._records = plan.records
         self._record_file.write(plan.records)
+        self._history.write(plan.history)
         self._files.acted(snapshot.actions)
         tell(plan.notes)
         asked = questions(snapshot.models, plan.records)
@@ -193,6 +220,7 @@ class ControlLoop:
         for key in plan.resolve:
             self._sources.begin(asked[key])
         await publish(self._registry, plan.registry, snapshot.seen.entries)
+        self._decided = {model.name: model for model in snapshot.models}
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
         if serve is not None and snapshot.seen.serve is not None:

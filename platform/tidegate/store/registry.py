@@ -14,7 +14,6 @@ from types import MappingProxyType
 
 import msgspec
 
-from tidegate.messages.outcomes import Outcomes
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names
@@ -47,7 +46,7 @@ class Registry:
     ) -> None:
         self._connection = connection
         self._scripts = Scripts(connection, key_prefix, times)
-        self._outcomes = OutcomeStore(connection, key_prefix)
+        self.outcomes = OutcomeStore(connection, key_prefix)
         self._prefix = names.prefix(key_prefix)
         self._channel = names.change_channel(key_prefix, "models")
         self._listed_seconds = LISTED_BEATS * times.beat_seconds
@@ -126,13 +125,6 @@ class Registry:
             if not left:
                 break
         return left
-
-    async def outcomes(self, wanted: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], Outcomes]:
-        """How the requests of these (model, revision) ended."""
-        return await self._outcomes.read(wanted)
-
-    async def forget_outcomes(self, queues: Sequence[tuple[str, str]], rollout: str) -> None:
-        await self._outcomes.forget(queues, rollout)
 
     async def reports(
         self, wanted: Collection[tuple[str, str]] | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import pytest
 
 from tidegate_operator.apply import Writer
+from tidegate_operator.asked import annotations_of, removal
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Object
 from tidegate_operator.kinds import Kind
 
@@ -17,6 +19,18 @@ class Api(Writer, Protocol):
     """The part of `tidegate_operator.cluster.Cluster` that the contract is about."""
 
     async def list(self, kind: Kind, namespace: str, selector: str = "") -> tuple[list[Object], int]: ...
+
+    async def annotate(
+        self, kind: Kind, body: Mapping[str, Any], annotations: Mapping[str, str | None], manager: str
+    ) -> Object: ...
+
+    async def patch(
+        self,
+        kind: Kind,
+        body: Mapping[str, Any],
+        operations: Sequence[Mapping[str, Any]],
+        manager: str = ...,
+    ) -> Object: ...
 
 
 class Calls:
@@ -91,6 +105,41 @@ class ApiServerContract:
         patched = await calls.cluster.patch("Model", body, [replace])
         assert patched["spec"]["contextLength"] == 64
         assert calls.writes.count(("Model", "patch")) == 1
+
+    async def test_a_patch_at_a_version_that_has_passed_is_a_conflict(self, calls: Calls) -> None:
+        body = await calls.model("one")
+        same = {
+            "op": "test",
+            "path": "/metadata/resourceVersion",
+            "value": body["metadata"]["resourceVersion"],
+        }
+        spec = {"op": "replace", "path": "/spec", "value": {**body["spec"], "contextLength": 64}}
+        patched = await calls.cluster.patch("Model", body, [same, spec], "key:anna")
+        assert patched["spec"]["contextLength"] == 64
+        with pytest.raises(ApiConflict):
+            await calls.cluster.patch("Model", patched, [same, spec], "key:anna")
+
+    async def test_annotations_are_set_at_any_version_and_taken_off_only_as_they_are(
+        self, calls: Calls
+    ) -> None:
+        body = await calls.model("one")
+        await calls.cluster.apply_status("Model", body, {"waiting": 3})
+        asked = {"tidegate.dev/rollout": "pause", "tidegate.dev/rollout-author": "anna"}
+        written = await calls.cluster.annotate("Model", body, asked, "key:anna")
+        assert annotations_of(written) == asked
+        off = removal(written)
+        newer = await calls.cluster.annotate(
+            "Model", body, {"tidegate.dev/rollout": "abort", "tidegate.dev/rollout-author": None}, "key:anna"
+        )
+        assert annotations_of(newer) == {"tidegate.dev/rollout": "abort"}
+        with pytest.raises(ApiConflict):
+            await calls.cluster.patch("Model", written, off)
+        after = await calls.cluster.patch("Model", newer, removal(newer))
+        assert not annotations_of(after)
+        await calls.cluster.delete("Model", body)
+        await calls.model("one")
+        with pytest.raises(ApiConflict):
+            await calls.cluster.annotate("Model", body, asked, "key:anna")
 
     async def test_deleting_what_is_gone_or_another_is_fine(self, calls: Calls) -> None:
         body = await calls.model("one")

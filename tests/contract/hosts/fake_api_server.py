@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.contract.hosts.fake_store import Journal
-from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Object
-from tidegate_operator.kinds import Kind
+from tidegate_operator.cluster import FIELD_MANAGER, ApiConflict, ApiError, ApiGone, Object
+from tidegate_operator.kinds import OURS, Kind
 
 Objects = list[Object]
 Changed = Callable[[Kind, str, Object], None]  # (kind, "MODIFIED" or "DELETED", object)
@@ -29,6 +29,7 @@ class FakeApiServer:
         self._objects: dict[tuple[Kind, str, str], Object] = {}
         self._version = 0
         self.journal: Journal = journal if journal is not None else []
+        self.managers: list[str] = []  # who patched
         self.counted: list[tuple[str, str]] = []  # every such write as (kind, verb)
         self.changed: Changed = lambda *_: None
         self.refused: dict[Kind, ApiError] = {}
@@ -36,7 +37,7 @@ class FakeApiServer:
     async def list(
         self, kind: Kind, namespace: str, selector: str = "", *, field_selector: str = ""
     ) -> tuple[list[Object], int]:
-        assert not selector, "not needed so far"
+        assert selector in ("", OURS), "no other is needed so far"
         return [copy.deepcopy(item) for item in self._of(kind, namespace)], self._version
 
     async def read(self, kind: Kind, body: Mapping[str, Any]) -> Object:
@@ -59,20 +60,38 @@ class FakeApiServer:
         new = {**past, "metadata": {**past["metadata"], "finalizers": list(finalizers)}}
         return self._write("finalizers", kind, new)
 
-    async def patch(
-        self, kind: Kind, body: Mapping[str, Any], operations: Sequence[Mapping[str, Any]]
+    async def annotate(
+        self, kind: Kind, body: Mapping[str, Any], annotations: Mapping[str, str | None], manager: str
     ) -> Object:
+        past = self._standing(kind, body)
+        if past["metadata"]["uid"] != body["metadata"]["uid"]:
+            raise ApiConflict(f"{kind} {body['metadata']['name']} is another")
+        merged = {**(past["metadata"].get("annotations") or {}), **annotations}
+        kept = {name: value for name, value in merged.items() if value is not None}
+        self.managers.append(manager)
+        return self._write("annotate", kind, {**past, "metadata": {**past["metadata"], "annotations": kept}})
+
+    async def patch(
+        self,
+        kind: Kind,
+        body: Mapping[str, Any],
+        operations: Sequence[Mapping[str, Any]],
+        manager: str = FIELD_MANAGER,
+    ) -> Object:
+        self.managers.append(manager)
         new = copy.deepcopy(self._standing(kind, body))
         if new["metadata"]["uid"] != body["metadata"]["uid"]:
             raise ApiConflict(f"{kind} {body['metadata']['name']} is another")
         for operation in operations:
-            *path, last = operation["path"].strip("/").split("/")
+            *path, last = (part.replace("~1", "/") for part in operation["path"].strip("/").split("/"))
             part: Any = new
             for key in path:
-                part = part[int(key)] if isinstance(part, list) else part[key]
+                part = part[int(key)] if isinstance(part, list) else part.get(key) or {}
             if operation["op"] == "test":
                 if part.get(last) != operation["value"]:
                     raise ApiConflict(f"{operation} does not hold")
+            elif operation["op"] == "remove":
+                del part[last]
             else:
                 part[last] = operation["value"]
         return self._write("patch", kind, new)

@@ -71,11 +71,15 @@ class FakeStore:
         self.waiting[model, to_revision] = self.waiting.get((model, to_revision), 0) + moved
         return 0
 
-    async def outcomes(self, wanted: Sequence[Queue]) -> Mapping[Queue, Outcomes]:
-        self._answer()
-        return {queue: self.ended.get(queue, {}) for queue in wanted}
+    @property
+    def outcomes(self) -> FakeStore:
+        return self
 
-    async def forget_outcomes(self, queues: Sequence[Queue], rollout: str) -> None:
+    async def read(self, queues: Sequence[Queue]) -> Mapping[Queue, Outcomes]:
+        self._answer()
+        return {queue: self.ended.get(queue, {}) for queue in queues}
+
+    async def forget(self, queues: Sequence[Queue], rollout: str) -> None:
         self._answer()
         for queue in queues:
             kept = self.ended.get(queue, {})

@@ -20,12 +20,16 @@ from tests.unit.control.builders import NOW, REPLICAS, document
 from tidegate.control.desired import ModelRecord
 from tidegate.control.looks import Question
 from tidegate.control.observed import Capacity, SourceState
+from tidegate.control_api.ports import Host
 from tidegate.errors import QueueUnavailable
+from tidegate.local.api_port import LaptopHost
 from tidegate.local.asked import Asked
 from tidegate.local.control_loop import ControlLoop
+from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.record_file import RecordFile
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import Condition, ModelEntry
+from tidegate_operator.api_port import ClusterHost
 from tidegate_operator.apply import Applier
 from tidegate_operator.cache import Cache
 from tidegate_operator.cluster import ApiConflict, Object
@@ -62,6 +66,10 @@ class Rig(Protocol):
     def serve(self) -> FakeServe:
         """The Serve that replicas run in now."""
 
+    @property
+    def host(self) -> Host:
+        """The host behind the control API."""
+
     def model(self, name: str, **spec: Any) -> None:
         """Declare a model, or change it."""
 
@@ -95,6 +103,10 @@ class LaptopRig:
         self._asked = folder / "asked.json"
         self.start()
 
+    @property
+    def host(self) -> LaptopHost:
+        return LaptopHost(self.loop, self.asked, self.store, self.store, self.changed.set)
+
     def model(self, name: str, **spec: Any) -> None:
         (self._folder / f"{name}.yaml").write_text(yaml.safe_dump(document(name, **spec)), encoding="utf-8")
         self._files.load()
@@ -111,6 +123,7 @@ class LaptopRig:
             self.store,
             NoSources(),
             JournaledRecords(self._records, self.journal),
+            HistoryFolder(self._records.parent / "revisions"),
             REPLICAS,
             Capacity(4, 0),
             self.changed,
@@ -182,6 +195,20 @@ class OperatorRig:
         assert pool is not None
         name = pool["status"].get("rayCluster") or next(iter(self.serves), "none-yet")
         return self._connect(name)
+
+    @property
+    def host(self) -> ClusterHost:
+        return ClusterHost(
+            self.api,
+            self.store,
+            self.store,
+            self._serves,
+            REPLICAS,
+            "redis://queue",
+            DEFAULTS,
+            ["default"],
+            self.clock,
+        )
 
     def model(self, name: str, **spec: Any) -> None:
         self.declare("Model", name, {"engine": {"name": "simulated"}, **spec})

@@ -402,3 +402,27 @@ async def test_a_source_is_resolved_by_one_job_and_its_answer_kept(rig: Operator
     rig.journal.clear()
     await rounds(rig, 3)
     assert rig.journal == []
+
+
+async def test_a_wrong_action_is_told_once_and_taken_off(rig: OperatorRig) -> None:
+    await serving(rig)
+    await rig.api.annotate("Model", body(rig, "one"), {"tidegate.dev/rollout": "stop"}, "kubectl-annotate")
+    await rounds(rig, 3)
+    (event,) = (
+        item for kind, item in rig.api.everything() if kind == "Event" and item["reason"] == "InvalidAction"
+    )
+    assert event["type"] == "Warning"
+    assert "use pause, resume, promote, abort" in event["note"]
+    assert body(rig, "one")["metadata"]["annotations"] == {}
+
+
+async def test_an_action_stays_until_the_record_is_written(rig: OperatorRig) -> None:
+    """A status that the API server refuses leaves it where it is."""
+    await serving(rig)
+    await rig.api.annotate("Model", body(rig, "one"), {"tidegate.dev/rollout": "restart"}, "kubectl-annotate")
+    rig.store.is_away = True
+    await rounds(rig, 2)
+    assert body(rig, "one")["metadata"]["annotations"] == {"tidegate.dev/rollout": "restart"}
+    rig.store.is_away = False
+    await rounds(rig, 2)
+    assert body(rig, "one")["metadata"]["annotations"] == {}

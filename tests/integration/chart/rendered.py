@@ -17,7 +17,12 @@ CHART = Path(__file__).parents[3] / "helm" / "tidegate"
 VALUES = Path(__file__).parent / "values"
 VALUE_SETS = sorted(path.stem for path in VALUES.glob("*.yaml"))
 RELEASE, NAMESPACE = "tidegate", "system"
-KINDS_OF_CRDS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1", "ray.io/v1/RayCluster")
+KINDS_OF_CRDS = (
+    "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy",
+    "monitoring.coreos.com/v1",
+    "gateway.networking.k8s.io/v1",
+    "ray.io/v1/RayCluster",
+)
 
 Object = dict[str, Any]
 

@@ -105,6 +105,8 @@ def test_the_ways_that_there_are_not(plain: Rendered) -> None:
         (neighbour, worker, 10002),
         (CLIENT, head, 8265),
         (CLIENT, "operator", 8080),
+        (CLIENT, "operator", 8090),
+        ("gateway", "operator", 8090),
         ("gateway", "gcs-redis", 6379),
         ("gateway", head, 8265),
         ("gateway", OUT, 443),
@@ -140,6 +142,13 @@ def test_watched_namespaces_reach_the_release(full: Rendered) -> None:
     assert full.allows("pools", OUT, 443)
     # Two namespaces of one operator do not meet.
     assert not full.allows(ray_pod("models-b", "worker"), head, 6379)
+
+
+def test_administrators_alone_reach_the_control_api(full: Rendered) -> None:
+    assert full.allows(endpoint("apps", {"app": "ci"}), "operator", 8090)
+    for other in (CLIENT, PROMETHEUS, "gateway", ray_pod(WATCHED, "head")):
+        assert not full.allows(other, "operator", 8090)
+    assert not full.allows(endpoint("apps", {"app": "ci"}), "operator", 8080)
 
 
 def test_named_clients_and_prometheus_only(full: Rendered) -> None:

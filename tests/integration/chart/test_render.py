@@ -33,6 +33,7 @@ from tidegate.store.address import parse_url
 from tidegate_operator import kinds
 from tidegate_operator.settings import OperatorSettings
 
+CLUSTER_WIDE = ("ClusterRole", "MutatingAdmissionPolicy")
 WATCHED = ["models-a", "models-b"]  # by the value set "everything"
 LOGIN = {
     "redis-login/url": "rediss://whole",
@@ -73,7 +74,7 @@ class TestEverySet:
         assert len(names) == len(set(names))
         for item in objects:
             if item["kind"] != "CustomResourceDefinition":
-                assert item["metadata"].get("namespace") or item["kind"].startswith("ClusterRole")
+                assert item["metadata"].get("namespace") or item["kind"].startswith(CLUSTER_WIDE)
                 assert item["metadata"]["labels"]["app.kubernetes.io/instance"] == RELEASE
 
     def test_pods_meet_pod_security_restricted(self, objects: list[Object]) -> None:
@@ -303,6 +304,7 @@ class TestRedis:
         secrets = [item for item in objects if item["kind"] == "Secret"]
         assert {item["metadata"]["name"] for item in secrets} == {
             "tidegate-admin-key",
+            "tidegate-control-key",
             "tidegate-redis",
             "tidegate-gcs-redis",
         }
@@ -706,7 +708,7 @@ class TestAddressFamilies:
     def test_all_services_have_them(self, helm: Helm) -> None:
         objects = helm.objects("everything", "--set=ipFamilies={IPv6,IPv4}")
         services = [item for item in objects if item["kind"] == "Service"]
-        assert len(services) == 4
+        assert len(services) == 5
         for item in services:
             assert item["spec"]["ipFamilyPolicy"] == "PreferDualStack"
             assert item["spec"]["ipFamilies"] == ["IPv6", "IPv4"]
@@ -906,3 +908,45 @@ class TestNotes:
     def test_a_dotted_key_is_escaped(self, helm: Helm, tmp_path: Path) -> None:
         text = self.notes(helm, tmp_path, f"--values={VALUES / 'own-secrets'}.yaml")
         assert r"first-key -o jsonpath='{.data.api\.key}'" in text
+
+
+def test_commands_find_the_control_api_and_its_key(helm: Helm) -> None:
+    """By the component and the annotation of its Service, which every operator's pod answers."""
+    for values, secret, key in (
+        ("defaults", "tidegate-control-key", "key"),
+        ("own-secrets", "control-login", "admin.key"),
+    ):
+        objects = helm.objects(values)
+        (service,) = (
+            item
+            for item in objects
+            if item["kind"] == "Service"
+            and item["metadata"]["labels"]["app.kubernetes.io/component"] == "control-api"
+        )
+        assert service["metadata"]["annotations"]["tidegate.dev/admin-key"] == f"{secret}/{key}"
+        operator = next(
+            template
+            for _, template in pod_templates(objects)
+            if template["metadata"]["labels"]["app.kubernetes.io/component"] == "operator"
+        )
+        assert service["spec"]["selector"].items() <= operator["metadata"]["labels"].items()
+        (port,) = service["spec"]["ports"]
+        (container,) = operator["spec"]["containers"]
+        assert port["targetPort"] in {item["name"] for item in container["ports"]}
+        settings = environment(container)
+        mounted = next(item for item in operator["spec"]["volumes"] if item["name"] == "control-key")
+        assert mounted["secret"]["secretName"] == secret
+        assert settings["TIDEGATE_CONTROL_KEY_FILE"] == "/etc/tidegate/control-key/key"
+        made = {item["metadata"]["name"] for item in objects if item["kind"] == "Secret"}
+        assert (secret in made) == (values == "defaults")
+
+
+def test_without_the_control_api_nothing_of_it_is_made(helm: Helm) -> None:
+    objects = helm.objects("defaults", "--set", "controlApi.enabled=false")
+    assert "control-" not in yaml.safe_dump(
+        [item for item in objects if item["kind"] in ("Service", "Secret")]
+    )
+    operator = next(
+        item for item in objects if item["kind"] == "Deployment" and "operator" in item["metadata"]["name"]
+    )
+    assert "CONTROL" not in yaml.safe_dump(operator)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,23 @@ async def test_a_lost_key_is_let_in_again_and_a_revoked_one_is_not(
         await keys.revoke(restored.id)
         assert not await keys.restore(secret, "local")
         assert (await keys.list())[0].revoked
+
+
+async def test_a_key_has_its_scopes_and_one_stored_before_there_were_any_asks_models(
+    connection: Connection, key_prefix: str
+) -> None:
+    keys = Keys(connection, key_prefix=key_prefix)
+    made, _ = await keys.create("ops", scopes=["read", "admin", "read"])
+    assert made.scopes == ("read", "admin")
+    before = b'{"id":"key_1","name":"old","tenant":"default","created":1.0,"revoked":null,"prefix":"tg-old"}'
+    await connection.call("HSET", f"{key_prefix}:keys", "digest", before)
+    old, listed = await keys.list()
+    assert (old.name, old.scopes, listed) == ("old", ("inference",), made)
+
+
+@pytest.mark.parametrize("scopes", [[], ["root"], ["inference", "root"]])
+async def test_a_scope_that_there_is_not_is_refused(
+    connection: Connection, key_prefix: str, scopes: list[Any]
+) -> None:
+    with pytest.raises(ConfigError, match="use one or more of inference, admin, read"):
+        await Keys(connection, key_prefix=key_prefix).create("k", scopes=scopes)

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
 from tests.unit.control.builders import NOW, REPLICAS, model
-from tidegate.control.desired import WHOLE, ModelRecord, StoredRevision, revision_of
+from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord, revision_of
 from tidegate.control.evidence import Limits, judge
 from tidegate.control.observed import (
     ApplicationState,
@@ -95,7 +95,7 @@ class Rolling:
         self.rates: dict[str, int] = {}
         self.faults: dict[str, Fault] = {}
         self.actions: dict[str, Action] = {}
-        self.history: dict[str, list[StoredRevision]] = {}
+        self.history: dict[str, Sequence[RevisionRecord]] = {}
         self.failed: dict[str, int] = {}  # requests that clients saw fail, by revision
         self.starts = 0
         self.starts_of: dict[str, int] = {}
@@ -165,6 +165,7 @@ class Rolling:
         if crash != "before":
             stored = msgspec.json.encode(dict(plan.records))
             self.records = msgspec.json.decode(stored, type=dict[str, ModelRecord])
+            self.history = dict(plan.history)
         if crash not in ("before", "records"):
             for name in plan.records:
                 if self.records[name].acted is not None:

@@ -12,7 +12,6 @@ from tests.unit.control.builders import NOW, World, model
 from tidegate.control.desired import (
     ModelRecord,
     RevisionRecord,
-    StoredRevision,
     revision_of,
     spec_on_wire,
 )
@@ -53,7 +52,7 @@ class Looking(World):
     def recheck(self) -> None:
         self.ask(lambda record: recheck(record, self.models[0], "ann", self.now))
 
-    def undo(self, goal: StoredRevision) -> None:
+    def undo(self, goal: RevisionRecord) -> None:
         self.ask(lambda record: undo(record, self.models[0], goal, "ann", self.now))
 
     def answer(self, state: SourceState) -> PoolPlan:
@@ -90,12 +89,9 @@ class Looking(World):
         self.replica("one", revision)
         return revision
 
-    def stored(self, number: int = 1) -> StoredRevision:
+    def stored(self, number: int) -> RevisionRecord:
         """The newest revision as a history keeps it."""
-        kept = next(reversed(self.record.revisions.values()))
-        return StoredRevision(
-            kept.revision, number, kept.spec, kept.spec_hash, kept.commit, kept.digest, kept.created
-        )
+        return replace(next(reversed(self.record.revisions.values())), number=number)
 
 
 def test_the_same_content_restarts_nothing() -> None:
@@ -294,7 +290,7 @@ def test_undo_of_a_model_without_a_source_needs_no_look() -> None:
     world = World(model())
     first = world.settle("one")
     kept = world.records["one"].revisions[first]
-    goal = StoredRevision(first, 1, kept.spec, kept.spec_hash)
+    goal = replace(kept, number=1)
     world.models = [model(precision="float16")]
     world.step()
     second = str(next(reversed(world.records["one"].revisions)))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tidegate.errors import AuthenticationFailed, ConfigError
+from tidegate.errors import AuthenticationFailed, ConfigError, ScopeMissing
 from tidegate.gateway.auth import check_no_auth, find_key, is_loopback
-from tidegate.messages.registry import Key
+from tidegate.messages.registry import Key, Scope
 from tidegate.settings import Settings
 
 
 class OneKey:
     def find(self, secret: str) -> Key | None:
-        return Key("key_1", "test", "acme", 0.0) if secret == "tg-right" else None
+        scopes: dict[str, tuple[Scope, ...]] = {
+            "tg-right": ("inference",),
+            "tg-admin": ("admin",),
+            "tg-both": ("read", "inference"),
+        }
+        return Key("key_1", "test", "acme", 0.0, scopes=scopes[secret]) if secret in scopes else None
 
 
 @pytest.mark.parametrize("authorization", ["Bearer tg-right", "bearer tg-right", "BEARER   tg-right "])
@@ -24,6 +29,12 @@ def test_the_key_names_the_tenant(authorization: str) -> None:
 def test_everything_else_is_refused(authorization: str | None) -> None:
     with pytest.raises(AuthenticationFailed):
         find_key(authorization, OneKey(), no_auth=False)
+
+
+def test_a_key_of_the_control_api_asks_models_only_with_that_scope() -> None:
+    with pytest.raises(ScopeMissing, match="has the scopes admin and needs inference"):
+        find_key("Bearer tg-admin", OneKey(), no_auth=False)
+    assert find_key("Bearer tg-both", OneKey(), no_auth=False).tenant == "acme"
 
 
 def test_without_auth_there_is_one_tenant() -> None:

@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 
-FORBIDDEN = {"ray", "torch", "transformers", "gptqmodel", "fastapi", "uvicorn"}
+FORBIDDEN = {"ray", "torch", "transformers", "gptqmodel"}
 
 
 def test_the_operator_loads_neither_ray_nor_a_model_library() -> None:
