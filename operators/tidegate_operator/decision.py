@@ -343,6 +343,7 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
             by_name[name].generation,
             found.name,
             _waiting(plan.records[name], seen),
+            plan.rollouts.get(name),
         )
         for name, entry in plan.entries.items()
     }

@@ -154,10 +154,10 @@ class ModelRecord(msgspec.Struct, frozen=True):
     created: int
     weights: dict[str, int] = {}
     revisions: dict[str, RevisionRecord] = {}
-    rollout: RolloutState | None = None
-    acted: Action | None = None
     look: Look | None = None
     pinned: Pin | None = None
+    rollout: RolloutState | None = None
+    acted: Action | None = None
 
     @property
     def serving(self) -> tuple[RevisionRecord, ...]:
@@ -169,6 +169,11 @@ class ModelRecord(msgspec.Struct, frozen=True):
     def lead(self) -> RevisionRecord | None:
         """The revision with the largest share, else the newest; None: none is recorded."""
         return next(iter(self.serving), None) or next(reversed(self.revisions.values()), None)
+
+    @property
+    def durable(self) -> ModelRecord:
+        """It as it is worth storing."""
+        return self if self.rollout is None else replace(self, rollout=self.rollout.durable)
 
     def with_revision(self, kept: RevisionRecord) -> ModelRecord:
         return replace(self, revisions={**self.revisions, kept.revision: kept})

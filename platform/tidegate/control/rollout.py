@@ -25,7 +25,7 @@ from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord
 from tidegate.control.observed import Observation
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import ModelSpec
-from tidegate.control.rollout_gates import Verdict, baseline, shadowed, verdict_of
+from tidegate.control.rollout_gates import Verdict, baseline, first_look, shadowed, verdict_of
 from tidegate.control.rollout_schema import RolloutSpec, needed_replicas
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.rollouts import StepView
@@ -209,11 +209,12 @@ def _all_at_once(moment: Moment, state: RolloutState) -> ModelRecord:
 
 
 def _warming(moment: Moment, state: RolloutState) -> ModelRecord:
+    state = first_look(moment.record, state, moment.seen, moment.now)
     if missing := not_proved(moment) or not_answering(moment) or _too_few(moment, state):
         return _waiting(moment, state, Reason.RollingOut, missing)
     if held := _held(state):
         return _waiting(moment, state, Reason.RolloutPaused, held)
-    state = replace(state, thresholds=baseline(moment.record, state, moment.seen))
+    state = replace(state, thresholds=baseline(moment.record, state, moment.seen, moment.now))
     if moment.rules.shadow is not None and state.stable and not moment.is_undo:
         state = replace(state, phase="Shadow", step_since=moment.now)
         return _waiting(moment, state, Reason.RollingOut, "Requests run on the new revision as well.")

@@ -107,16 +107,19 @@ class RolloutLimits(Strict):
 
     error_rate: float | None = Field(
         default=None,
-        gt=0,
-        lt=1,
+        ge=0.0001,
+        le=0.99,
         description="Share of requests that may fail by our fault (0.01: one in 100).",
     )
     first_token_seconds: float | None = Field(
-        default=None, gt=0, le=3600, description="Seconds to the first token that 95 % of requests must keep."
+        default=None,
+        ge=0.001,
+        le=3600,
+        description="Seconds to the first token that 95 % of requests must keep.",
     )
     between_tokens_seconds: float | None = Field(
         default=None,
-        gt=0,
+        ge=0.001,
         le=3600,
         description="Mean seconds between tokens that 95 % of requests must keep.",
     )
@@ -173,8 +176,8 @@ class RolloutSpec(Strict):
     )
     margin: float = Field(
         default=0.05,
-        gt=0,
-        lt=1,
+        ge=0.0001,
+        le=0.5,
         description="Error rate that enough good requests must exclude before a step ends: 0.05 asks for 59 "
         "of them, 0.02 for 149, 0.01 for 299.",
     )
