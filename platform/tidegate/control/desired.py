@@ -17,6 +17,7 @@ from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action
+from tidegate.replica_args import Probe
 from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
 
 REVISION_DIGITS = 10
@@ -44,7 +45,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     `waits_since` is when a replica that it must have found no room (0: it does not wait). `spec_hash` is what
     its source was asked by; a record of the version before has none, and is named by it. `created` is unix
     seconds, `cause` what made it another one, `author` who did. `number` counts a model's from 1; 0: it is of
-    the version before.
+    the version before. `probes` are what its replicas must answer.
     """
 
     revision: str
@@ -71,6 +72,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     cause: str = ""
     author: str = ""
     number: int = 0
+    probes: list[Probe] = []
 
     @property
     def is_proved(self) -> bool:
@@ -154,10 +156,10 @@ class ModelRecord(msgspec.Struct, frozen=True):
     created: int
     weights: dict[str, int] = {}
     revisions: dict[str, RevisionRecord] = {}
-    rollout: RolloutState | None = None
-    acted: Action | None = None
     look: Look | None = None
     pinned: Pin | None = None
+    rollout: RolloutState | None = None
+    acted: Action | None = None
 
     @property
     def serving(self) -> tuple[RevisionRecord, ...]:
@@ -169,6 +171,11 @@ class ModelRecord(msgspec.Struct, frozen=True):
     def lead(self) -> RevisionRecord | None:
         """The revision with the largest share, else the newest; None: none is recorded."""
         return next(iter(self.serving), None) or next(reversed(self.revisions.values()), None)
+
+    @property
+    def durable(self) -> ModelRecord:
+        """It as it is worth storing."""
+        return self if self.rollout is None else replace(self, rollout=self.rollout.durable)
 
     def with_revision(self, kept: RevisionRecord) -> ModelRecord:
         return replace(self, revisions={**self.revisions, kept.revision: kept})

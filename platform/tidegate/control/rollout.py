@@ -1,18 +1,18 @@
 """A rollout moves a model's traffic from one revision to the next. Pure.
 
-It begins when the revision that is asked for has not all the traffic, and ends in one of two ways: *Completed*,
-the target has it all and the stable goes; or *Aborted*, the stable has it all and the target goes, is refused
-and never comes back by itself. Each round makes one step at most:
+It begins when the revision that is asked for has not all the traffic, and ends in one of two ways:
+*Completed*, the target has it all and the stable goes; or *Aborted*, the stable has it all and the target
+goes, is refused and never comes back by itself. Each round makes one step at most:
 
-    Queued ── its turn in the Pool ──> Warming ── ready ──> (Shadow) ──> Progressing, step by step ──> Completed
-       └─────────────┴──────────── a gate fails, or a person says so ───────────┴─────────────────> Aborted
+    Queued ── its turn in the Pool ──> Warming ── ready ──> (Shadow) ──> Progressing, by steps ──> Completed
+       └──────────────────┴── a gate fails, or a person says so ──┴───────────┴──────────────────> Aborted
 
 At all times the weights sum to `WHOLE`; one is raised only where no gate fails, nothing is missing and the
 replicas for it are ready; and all that decides is in the record, so a host that starts anew goes on as if
 nothing had been.
 
-A model without `spec.rollout` has one step and no gates (`ALL_AT_ONCE`): its revision takes everything once it
-has proved itself, and is tried again for ever where it fails.
+A model without `spec.rollout` has one step and no gates (`ALL_AT_ONCE`): its revision takes everything once
+it has proved itself, and is tried again for ever where it fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord
 from tidegate.control.observed import Observation
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import ModelSpec
-from tidegate.control.rollout_gates import Verdict, baseline, shadowed, verdict_of
+from tidegate.control.rollout_gates import Verdict, baseline, first_look, shadowed, verdict_of
 from tidegate.control.rollout_schema import RolloutSpec, needed_replicas
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.rollouts import StepView
@@ -209,11 +209,12 @@ def _all_at_once(moment: Moment, state: RolloutState) -> ModelRecord:
 
 
 def _warming(moment: Moment, state: RolloutState) -> ModelRecord:
+    state = first_look(moment.record, state, moment.seen, moment.now)
     if missing := not_proved(moment) or not_answering(moment) or _too_few(moment, state):
         return _waiting(moment, state, Reason.RollingOut, missing)
     if held := _held(state):
         return _waiting(moment, state, Reason.RolloutPaused, held)
-    state = replace(state, thresholds=baseline(moment.record, state, moment.seen))
+    state = replace(state, thresholds=baseline(moment.record, state, moment.seen, moment.now))
     if moment.rules.shadow is not None and state.stable and not moment.is_undo:
         state = replace(state, phase="Shadow", step_since=moment.now)
         return _waiting(moment, state, Reason.RollingOut, "Requests run on the new revision as well.")
@@ -356,7 +357,8 @@ def _since(state: RolloutState, now: float) -> RolloutState:
 def _by_clock(state: RolloutState) -> str:
     if not any(step.hold_seconds for step in state.steps):
         return ""
-    return f" It went by the clock: no requests were asked for (minRequests: 0), {state.clean_requests} ended well."
+    ended = f"{state.clean_requests} ended well"
+    return f" It went by the clock: no requests were asked for (minRequests: 0), {ended}."
 
 
 def is_judged(state: RolloutState) -> bool:

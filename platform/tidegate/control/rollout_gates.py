@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from tidegate.control.desired import ModelRecord
 from tidegate.control.evidence import Limits, Thresholds, freeze, hard_gates, judge
 from tidegate.control.observed import Observation
@@ -56,9 +58,24 @@ def verdict_of(
     )
 
 
-def baseline(record: ModelRecord, state: RolloutState, seen: Observation) -> Thresholds:
-    """Return the stable's latencies as they were outside of rollouts."""
-    return freeze(seen.outcomes.get((record.name, state.stable), NO_OUTCOMES).get("", Tally()))
+def first_look(record: ModelRecord, state: RolloutState, seen: Observation, now: float) -> RolloutState:
+    """Remember how many requests the stable had ended when its rate begins to be measured."""
+    if state.looked_at or (record.name, state.stable) not in seen.outcomes:
+        return state
+    return replace(state, looked_at=now, looked_ended=_before_rollouts(record, state, seen).finished)
+
+
+def baseline(record: ModelRecord, state: RolloutState, seen: Observation, now: float) -> Thresholds:
+    """Return the stable's latencies as they were outside of rollouts, and its requests a second since the
+    first look."""
+    tally, seconds = _before_rollouts(record, state, seen), now - state.looked_at
+    is_measured = bool(state.looked_at) and seconds >= 1.0
+    rate = max(0, tally.finished - state.looked_ended) / seconds if is_measured else 0.0
+    return freeze(tally, rate)
+
+
+def _before_rollouts(record: ModelRecord, state: RolloutState, seen: Observation) -> Tally:
+    return seen.outcomes.get((record.name, state.stable), NO_OUTCOMES).get("", Tally())
 
 
 def shadowed(record: ModelRecord, state: RolloutState, seen: Observation) -> int:
@@ -78,9 +95,10 @@ def _hard(record: ModelRecord, state: RolloutState, target: Outcomes, seen: Obse
     if kept is not None and kept.failures:
         failed, text = kept.reason, kept.message
     report = seen.reports.get((record.name, state.target))
-    if kept is not None and kept.proof is not None and report is not None:
-        # A replica that served and then ended still has its figures; it counts among those lost.
-        if not report.proved and not report.slots and report.at >= state.started:
+    # Of a replica that served and then ended the report has the figures; it counts among those lost.
+    has_failed = report is not None and not report.proved and not report.slots
+    if has_failed and report is not None and kept is not None and kept.is_proved:
+        if report.at >= state.started:
             failed, text = report.reason, report.message
     lost = sum(
         tally.ends.get("lost", 0) for cohort, tally in target.items() if cohort.rpartition(".")[0] == state.id

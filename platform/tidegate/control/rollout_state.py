@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate.control.evidence import Thresholds
 from tidegate.messages.rollouts import GateView, Phase, StepView
@@ -19,7 +20,8 @@ class RolloutState(msgspec.Struct, frozen=True):
     `skipped` of which all waiting.
 
     `weight` is the share of the step, which began at `step_since`; `ready_for` is the share for which
-    replicas are made ready. `size` is how many replicas the stable had. Times are unix seconds, 0: not yet.
+    replicas are made ready. `size` is how many replicas the stable had; `looked_at` and `looked_ended` are
+    when its requests were first counted, and how many had ended by then. Times are unix seconds, 0: not yet.
     `is_refused`: the target was given up. `leaving` are revisions whose queues are emptied into the one with
     the traffic. What has ended keeps `gates`, its last judgement; `note` is said of the last refused action.
     """
@@ -41,6 +43,8 @@ class RolloutState(msgspec.Struct, frozen=True):
     released: int = -2
     skipped: int = -2
     is_refused: bool = False
+    looked_at: float = 0.0
+    looked_ended: int = 0
     thresholds: Thresholds = Thresholds()
     leaving: list[str] = []
     reason: str = ""
@@ -53,6 +57,11 @@ class RolloutState(msgspec.Struct, frozen=True):
     @property
     def has_ended(self) -> bool:
         return self.phase in ("Completed", "Aborted")
+
+    @property
+    def durable(self) -> RolloutState:
+        """It as it is worth storing: what every round finds out anew is left out until its end."""
+        return self if self.has_ended else replace(self, message="", gates=[], clean_requests=0)
 
     def refuses(self, revision: str) -> bool:
         """Tell whether `revision` was given up, and stays so."""

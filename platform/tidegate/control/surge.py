@@ -46,7 +46,11 @@ def bounds_of(
         return wished
     if (lead := next(iter(record.serving), None)) is not None:
         wished.setdefault(lead.revision, Bounds(spec.scaling.min_replicas, most))
-    return _within(most + rules.max_surge, wished, state, record, loads, seen)
+    shared = _within(most + rules.max_surge, wished, state, rules, record, loads, seen)
+    if not spec.scaling.min_replicas:
+        return shared
+    # Serve has nothing to choose: one that it stopped would hold its room while it starts another instead.
+    return {name: Bounds(each.most, each.most) if name in wished else each for name, each in shared.items()}
 
 
 def least_of(spec: ModelSpec, record: ModelRecord) -> dict[str, int]:
@@ -77,6 +81,7 @@ def _within(
     budget: int,
     wished: Mapping[str, Bounds],
     state: RolloutState,
+    rules: RolloutSpec,
     record: ModelRecord,
     loads: Mapping[str, int],
     seen: Observation,
@@ -89,7 +94,9 @@ def _within(
     found: dict[str, Bounds] = {}
     for name in sorted(record.revisions, key=lambda name: (name != state.target, name != state.stable)):
         wish = wished.get(name, Bounds(0, present[name]))
-        most = min(wish.most, max(wish.least, present[name], loads.get(name, 0)))
+        gives_up = name == state.stable and rules.stable_scales_down and not state.has_ended
+        kept = 0 if gives_up else present[name]
+        most = min(wish.most, max(wish.least, kept, loads.get(name, 0)))
         if name == state.stable:
             coming = wished.get(state.target, Bounds(0, 0)).least
             reserved = max(coming, present.get(state.target, 0))

@@ -266,11 +266,11 @@ class Rolling:
                 self.starts += 1
                 self.starts_of[key[1]] = self.starts_of.get(key[1], 0) + 1
                 each.replicas.append(Replica(f"{name}#{self.starts}", self.at + LOAD_SECONDS))
-            self._end(each.staying[::-1][: max(0, present - wanted)])
+            self._end(each.staying[::-1][: max(0, present - wanted)], is_idle=not self.queues.get(key))
 
-    def _end(self, replicas: list[Replica]) -> None:
+    def _end(self, replicas: list[Replica], *, is_idle: bool = False) -> None:
         for one in replicas:
-            one.ends_at = self.at + DRAIN_SECONDS
+            one.ends_at = self.at + (0 if is_idle else DRAIN_SECONDS)
 
     def _send(self) -> None:
         """Gateways follow a tick late."""
@@ -383,7 +383,8 @@ class Rolling:
         for each in self.models:
             rules, name = each.spec.rollout, each.name
             mine = [one for key, one in self.standing.items() if _key(key)[0] == name]
-            count = sum(len(one.replicas) for one in mine)
+            held = [each for one in mine for each in one.replicas]
+            count = sum(each.ends_at is None or each.ends_at > self.at for each in held)
             self.peaks[name] = max(self.peaks.get(name, 0), count)
             if rules is not None and rules.max_surge is not None:
                 most = each.spec.scaling.max_replicas + rules.max_surge
