@@ -395,7 +395,7 @@ def detection(runs: int, seed: int) -> list[list[str]]:
         for base in (0.0, 0.001, 0.005, 0.01, 0.02)
     ]
     few = [
-        ("the same, one tenant", Scenario(Revision(0.001), Revision(0.05), at(weight), tenants=1), 60)
+        ("5 % errors, base 0.1 %, one tenant", Scenario(Revision(0.001), Revision(0.05), at(weight), tenants=1), 60)
         for weight in (15, 10)
     ]
     slow = [
