@@ -68,8 +68,9 @@ def questions(models: Sequence[Model], records: Mapping[str, ModelRecord]) -> di
         model = standing(each, record)
         spec_hash, look = revision_of(model.spec), record.look
         if look is not None and not look.ended:
-            seen = model if look.goal is None else _with_spec(model, ModelSpec.model_validate(look.goal.spec))
-            asked[model.name, look.key] = Question(seen, look)
+            goal = look.goal
+            of = each if goal is None else _with_spec(each, ModelSpec.model_validate(goal.spec))
+            asked[each.name, look.key] = Question(of, look)
         recorded = any(kept.is_of(spec_hash) and kept.checkpoint for kept in record.revisions.values())
         if model.spec.source is not None and not recorded:
             asked[model.name, spec_hash] = Question(model)
@@ -171,7 +172,8 @@ def _undone(
         why = f"Revision {goal.number} ({goal.revision}) cannot come back: {answer.message}"
         return _ended(record, look, now, answer.reason, why)
     record = _pinned(record, model, goal.with_source(answer), look.author)
-    return _ended(record, look, now, "", f"Revision {goal.number} ({goal.revision}) comes back.")
+    unsure = "" if goal.digest else " Nobody knows whether its content is what it was: that is of before."
+    return _ended(record, look, now, "", f"Revision {goal.number} ({goal.revision}) comes back.{unsure}")
 
 
 def _pinned(record: ModelRecord, model: Model, goal: RevisionRecord, author: str) -> ModelRecord:

@@ -286,6 +286,18 @@ def test_an_undone_content_does_not_come_back_with_the_next_look() -> None:
     assert world.up() not in (goal.revision, world.first)
 
 
+def test_a_recheck_looks_at_what_the_spec_names_also_under_an_undo() -> None:
+    world = Looking()
+    goal = world.stored(1)
+    world.models = [sourced("/other")]
+    world.source(0, resolved("b"))
+    world.step()
+    world.undo(goal)
+    world.recheck()
+    (question,) = questions(world.models, world.records).values()
+    assert (world.record.pinned is not None, question.arguments) == (True, ["/other"])
+
+
 def test_undo_of_a_model_without_a_source_needs_no_look() -> None:
     world = World(model())
     first = world.settle("one")
