@@ -172,7 +172,7 @@ def _undone(
         why = f"Revision {goal.number} ({goal.revision}) cannot come back: {answer.message}"
         return _ended(record, look, now, answer.reason, why)
     record = _pinned(record, model, goal.with_source(answer), look.author)
-    unsure = "" if goal.digest else " Nobody knows whether its content is what it was: that is of before."
+    unsure = "" if goal.digest else " Its content may be another: the version before did not record it."
     return _ended(record, look, now, "", f"Revision {goal.number} ({goal.revision}) comes back.{unsure}")
 
 
