@@ -39,6 +39,7 @@ def pages() -> dict[str, str]:
     return {
         "model.md": GENERATED
         + _resource(resources.Model, resources.ModelSpec, MODEL_INTRO)
+        + _strategies()
         + _status(ModelStatus),
         "pool.md": GENERATED
         + _resource(resources.Pool, resources.PoolSpec, POOL_INTRO)
@@ -104,6 +105,61 @@ which has not been tried.
 
 Fields marked ° make a new revision.
 """
+
+STRATEGIES_INTRO = """
+## What a rollout guarantees
+
+With any `spec.rollout`:
+
+- The shares of both revisions sum to 100. One grows only where no gate fails, nothing that the step asks for
+  is missing, and the replicas for it are ready.
+- A session stays on the revision that it has come to. No request is lost, and none is answered twice.
+- The surge bound holds, also where several Models of a Pool roll: the later ones wait in line.
+- A revision that was refused never comes back by itself.
+
+[Change a model: watch, abort, undo](../guides/rollouts.md) shows it, [Reading a gate](../guides/gates.md)
+explains the judgement. Each strategy beside that:
+
+"""
+
+STRATEGIES = [
+    (
+        "(no `rollout`)",
+        "the new revision has everything once a replica has proved itself",
+        "what both scale to",
+        "its load and self-check; it is tried again for ever",
+        "nothing to go back from: the old revision serves until then",
+    ),
+    (
+        "`Canary`",
+        "each step's share and no more; the stable one keeps its replicas, or with `stableScalesDown` gives "
+        "them up as its share shrinks, never below `minAvailable`",
+        "what the stable one had, and the part of it that the share needs",
+        "all gates; against the stable one at every share below 100",
+        "all requests back at once; with `stableScalesDown` its replicas may have to start again",
+    ),
+    (
+        "`BlueGreen`",
+        "everything at once, with as many replicas ready as the stable one had",
+        "twice what the stable one had",
+        "load, self-check, probes, restarts, limits, and the shadow step where there is one: at 100 % "
+        "nothing is beside it to compare with",
+        "all requests back at once",
+    ),
+    (
+        "`Recreate`",
+        "the old revision stops first; requests wait until the new one has proved itself",
+        "what the stable one had",
+        "as `BlueGreen`, without a shadow step",
+        "the old revision has to load again; requests wait",
+    ),
+]
+
+
+def _strategies() -> str:
+    titles = ("strategy", "while it rolls", "replicas of both at most", "judged by", "an abort")
+    return STRATEGIES_INTRO + _table(titles, STRATEGIES)
+
 
 POOL_INTRO = """\
 # Pool

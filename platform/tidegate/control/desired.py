@@ -14,7 +14,10 @@ from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, ModelSpec
+from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
+from tidegate.messages.rollouts import Action
+from tidegate.replica_args import Probe
 from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
 
 REVISION_DIGITS = 10
@@ -42,7 +45,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     `waits_since` is when a replica that it must have found no room (0: it does not wait). `spec_hash` is what
     its source was asked by; a record of the version before has none, and is named by it. `created` is unix
     seconds, `cause` what made it another one, `author` who did. `number` counts a model's from 1; 0: it is of
-    the version before.
+    the version before. `probes` are what its replicas must answer.
     """
 
     revision: str
@@ -69,6 +72,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     cause: str = ""
     author: str = ""
     number: int = 0
+    probes: list[Probe] = []
 
     @property
     def is_proved(self) -> bool:
@@ -144,7 +148,9 @@ class Look(msgspec.Struct, frozen=True):
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """The record of one model. `weights` shares its traffic out among revisions; empty: none has proved
-    itself yet. `revisions` stand in the order in which they became the target, the newest last."""
+    itself yet. `revisions` stand in the order in which they became the target, the newest last. `rollout` is
+    the one under way, or the last; `acted` the last action that was taken up, which is taken up once;
+    `pinned` an undo."""
 
     name: str
     created: int
@@ -152,6 +158,8 @@ class ModelRecord(msgspec.Struct, frozen=True):
     revisions: dict[str, RevisionRecord] = {}
     look: Look | None = None
     pinned: Pin | None = None
+    rollout: RolloutState | None = None
+    acted: Action | None = None
 
     @property
     def serving(self) -> tuple[RevisionRecord, ...]:
@@ -163,6 +171,11 @@ class ModelRecord(msgspec.Struct, frozen=True):
     def lead(self) -> RevisionRecord | None:
         """The revision with the largest share, else the newest; None: none is recorded."""
         return next(iter(self.serving), None) or next(reversed(self.revisions.values()), None)
+
+    @property
+    def durable(self) -> ModelRecord:
+        """It as it is worth storing."""
+        return self if self.rollout is None else replace(self, rollout=self.rollout.durable)
 
     def with_revision(self, kept: RevisionRecord) -> ModelRecord:
         return replace(self, revisions={**self.revisions, kept.revision: kept})
@@ -221,12 +234,13 @@ def spec_on_wire(spec: ModelSpec) -> dict[str, Any]:
 
 
 def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpec:
-    """Return the spec that an application of this revision runs with: its own, with today's scaling and
-    queue."""
+    """Return the spec that an application of this revision runs with: its own, with today's scaling, queue
+    and rollout."""
     spec = ModelSpec.model_validate(record.spec)
     if current is None:
         return spec
-    return spec.model_copy(update={"scaling": current.scaling, "queue": current.queue})
+    kept = {"scaling": current.scaling, "queue": current.queue, "rollout": current.rollout}
+    return spec.model_copy(update=kept)
 
 
 def _content(spec: ModelSpec) -> str:

@@ -20,7 +20,7 @@ from msgspec.structs import asdict
 from tidegate.control.observed import application_name
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
-from tidegate.replica_args import EngineSpec, PolicyArgs, ReplicaArgs, ReplicaSettings
+from tidegate.replica_args import EngineSpec, PolicyArgs, Probe, ReplicaArgs, ReplicaSettings
 
 IMPORT_PATH = "tidegate.serving.app:build"
 POLICY_PATH = "tidegate.serving.autoscale:QueueDepthPolicy"
@@ -52,6 +52,7 @@ class Application:
     placement: Placement | None = None
     granted: int | None = None
     leaves: bool = False
+    probes: tuple[Probe, ...] = ()
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ def application_config(application: Application, replicas: ReplicaSettings) -> d
         "name": application.name,
         "route_prefix": None,
         "import_path": IMPORT_PATH,
-        "args": msgspec.to_builtins(args),
+        "args": _encoded(args),
         "deployments": [
             {
                 "name": DEPLOYMENT,
@@ -96,6 +97,14 @@ def application_config(application: Application, replicas: ReplicaSettings) -> d
             }
         ],
     }
+
+
+def _encoded(args: ReplicaArgs) -> dict[str, Any]:
+    """What a version adds must not show where it is not used: other arguments are another application."""
+    found: dict[str, Any] = msgspec.to_builtins(args)
+    if not args.probes:
+        del found["probes"]
+    return found
 
 
 def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
@@ -120,6 +129,7 @@ def replica_args(application: Application, replicas: ReplicaSettings) -> Replica
         model=application.model,
         revision=application.revision,
         engine=engine_spec(application.spec, application.checkpoint, application.placement),
+        probes=application.probes,
     )
 
 
@@ -163,6 +173,16 @@ def autoscaling_config(application: Application, args: ReplicaArgs) -> dict[str,
 def ordered(config: Mapping[str, Any] | None) -> tuple[int, bool]:
     """Return what Serve was told by this config of an application: how many replicas it keeps at least, and
     whether it may start the first."""
-    deployments = (config or {}).get("deployments") or [{}]
-    scaling = deployments[0].get("autoscaling_config") or {}
+    scaling = _scaling(config)
     return int(scaling.get("min_replicas") or 0), scaling.get("upscale_delay_s") == 0.0
+
+
+def ordered_most(config: Mapping[str, Any] | None) -> int:
+    """Return up to how many replicas Serve was told that it may start; 0: none more."""
+    scaling = _scaling(config)
+    return int(scaling.get("max_replicas") or 0) if scaling.get("upscale_delay_s") == 0.0 else 0
+
+
+def _scaling(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    deployments = (config or {}).get("deployments") or [{}]
+    return deployments[0].get("autoscaling_config") or {}
