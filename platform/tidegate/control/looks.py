@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from tidegate.control.desired import (
+    UNCHANGED,
     Look,
     ModelRecord,
     Pin,
@@ -30,7 +31,6 @@ from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.sizing import misfit
 
 SUPERSEDED = "The spec has changed meanwhile."
-UNCHANGED = "The source holds what it held."
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +186,8 @@ def _pinned(record: ModelRecord, model: Model, goal: RevisionRecord, author: str
 
 
 def _ended(record: ModelRecord, look: Look, now: float, reason: str, message: str) -> ModelRecord:
+    if reason and record.rollout is not None:
+        record = replace(record, rollout=replace(record.rollout, note=message))
     return replace(record, look=replace(look, ended=now, reason=reason, message=message))
 
 
