@@ -91,15 +91,7 @@ def shadowed(record: ModelRecord, state: RolloutState, seen: Observation) -> int
 
 
 def _hard(record: ModelRecord, state: RolloutState, target: Outcomes, seen: Observation) -> list[GateView]:
-    kept, failed, text = record.revisions.get(state.target), "", ""
-    if kept is not None and kept.failures:
-        failed, text = kept.reason, kept.message
-    report = seen.reports.get((record.name, state.target))
-    # Of a replica that served and then ended the report has the figures; it counts among those lost.
-    has_failed = report is not None and not report.proved and not report.slots
-    if has_failed and report is not None and kept is not None and kept.is_proved:
-        if report.at >= state.started:
-            failed, text = report.reason, report.message
+    failed, text = _failed_start(record, state, seen)
     lost = sum(
         tally.ends.get("lost", 0) for cohort, tally in target.items() if cohort.rpartition(".")[0] == state.id
     )
@@ -110,6 +102,18 @@ def _hard(record: ModelRecord, state: RolloutState, target: Outcomes, seen: Obse
         failed_probe=said if failed == PROBE else "",
         lost_replicas=lost,
     )
+
+
+def _failed_start(record: ModelRecord, state: RolloutState, seen: Observation) -> tuple[str, str]:
+    """Return the reason and the sentence of a start of the target that failed; empty: none did. The report of
+    a replica that served and then ended has its figures; that one counts among those lost."""
+    kept, report = record.revisions.get(state.target), seen.reports.get((record.name, state.target))
+    if kept is not None and kept.failures:
+        return kept.reason, kept.message
+    is_newer = report is not None and kept is not None and kept.is_proved and report.at >= state.started
+    if report is None or not is_newer or report.proved or report.slots:
+        return "", ""
+    return report.reason, report.message
 
 
 def _limits(limits: RolloutLimits) -> Limits:

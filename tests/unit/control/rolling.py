@@ -1,6 +1,6 @@
-"""A platform in which models roll out, in virtual time: Serve with its own scaling, replicas that load, fail and
-drain, gateways that follow the registry a tick late, requests with ends, a clock that may jump and a host that
-may crash between any two of its writes. A tick is a second. It obeys the plans, and looks at each of them."""
+"""A platform in which models roll out, in virtual time: Serve with its own scaling, replicas that load, fail
+and drain, gateways that follow the registry a tick late, requests with ends, a clock that may jump and a host
+that may crash between any two of its writes. A tick is a second. It obeys the plans, and looks at each."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Standing:
 
 
 class Rolling:
-    """`rates` are requests a second by model, `faults` by revision. `offset` is how far the host's clock is off
-    the ticks."""
+    """`rates` are requests a second by model, `faults` by revision. `offset` is how far the host's clock is
+    off the ticks."""
 
     def __init__(self, *models: Model, seed: int = 1, cpus: float = 1024, **pool: Any) -> None:
         self.models = list(models)
