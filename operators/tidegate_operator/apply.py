@@ -112,6 +112,11 @@ class Applier:
         for body in decision.taken:
             if body["metadata"]["uid"] not in refused:  # else the record does not know it
                 await self._take_off(body)
+        for revision in decision.revisions:
+            await self._make("ControllerRevision", revision, self._cluster.apply)
+        for revision in decision.forgotten:
+            await self._cluster.delete("ControllerRevision", revision)
+            self._cache.drop("ControllerRevision", revision)
         tell(note for _, note in decision.notes)
         for body, note in decision.notes:
             if note.reason != Reason.RolloutAborted:  # its condition has an Event already
