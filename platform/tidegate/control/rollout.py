@@ -25,7 +25,7 @@ from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord
 from tidegate.control.observed import Observation
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import ModelSpec
-from tidegate.control.rollout_gates import Verdict, baseline, first_look, shadowed, verdict_of
+from tidegate.control.rollout_gates import Verdict, baseline, first_look, is_measured, shadowed, verdict_of
 from tidegate.control.rollout_schema import RolloutSpec, needed_replicas
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.rollouts import StepView
@@ -214,6 +214,8 @@ def _warming(moment: Moment, state: RolloutState) -> ModelRecord:
         return _waiting(moment, state, Reason.RollingOut, missing)
     if held := _held(state):
         return _waiting(moment, state, Reason.RolloutPaused, held)
+    if _is_compared(moment, state) and not is_measured(state, moment.now):
+        return _waiting(moment, state, Reason.RollingOut, "The requests of the stable are being counted.")
     state = replace(state, thresholds=baseline(moment.record, state, moment.seen, moment.now))
     if moment.rules.shadow is not None and state.stable and not moment.is_undo:
         state = replace(state, phase="Shadow", step_since=moment.now)
@@ -333,6 +335,11 @@ def _too_few(moment: Moment, state: RolloutState) -> str:
 def replicas_for(spec: ModelSpec, state: RolloutState, weight: int) -> int:
     """Return how many replicas of the target the share `weight` needs: one at least."""
     return needed_replicas(min(max(1, state.size), spec.scaling.max_replicas), weight)
+
+
+def _is_compared(moment: Moment, state: RolloutState) -> bool:
+    """Tell whether both revisions will have requests at a time."""
+    return bool(state.stable) and state.strategy != RECREATE and not moment.is_undo
 
 
 def _least_requests(moment: Moment, state: RolloutState) -> int:

@@ -20,6 +20,7 @@ from tidegate.messages.outcomes import Outcomes, Tally
 from tidegate.messages.rollouts import GateView
 
 NO_OUTCOMES: Mapping[str, Tally] = {}
+MEASURED_SECONDS = 3.0
 SELF_CHECK, PROBE = "SelfCheckFailed", "ProbeFailed"
 
 
@@ -60,7 +61,7 @@ def verdict_of(
 
 def first_look(record: ModelRecord, state: RolloutState, seen: Observation, now: float) -> RolloutState:
     """Remember how many requests the stable had ended when its rate begins to be measured."""
-    if state.looked_at or (record.name, state.stable) not in seen.outcomes:
+    if 0.0 < state.looked_at <= now or (record.name, state.stable) not in seen.outcomes:
         return state
     return replace(state, looked_at=now, looked_ended=_before_rollouts(record, state, seen).finished)
 
@@ -69,9 +70,13 @@ def baseline(record: ModelRecord, state: RolloutState, seen: Observation, now: f
     """Return the stable's latencies as they were outside of rollouts, and its requests a second since the
     first look."""
     tally, seconds = _before_rollouts(record, state, seen), now - state.looked_at
-    is_measured = bool(state.looked_at) and seconds >= 1.0
-    rate = max(0, tally.finished - state.looked_ended) / seconds if is_measured else 0.0
-    return freeze(tally, rate)
+    ended = max(0, tally.finished - state.looked_ended)
+    return freeze(tally, ended / seconds if is_measured(state, now) else 0.0)
+
+
+def is_measured(state: RolloutState, now: float) -> bool:
+    """Tell whether the stable's rate is known: its requests have been counted for a while."""
+    return bool(state.looked_at) and now - state.looked_at >= MEASURED_SECONDS
 
 
 def _before_rollouts(record: ModelRecord, state: RolloutState, seen: Observation) -> Tally:

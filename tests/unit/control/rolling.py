@@ -127,10 +127,10 @@ class Rolling:
 
     def until(self, name: str, *phases: str, most: int = 2000) -> int:
         """Tick until the rollout is in one of these phases; after how many seconds."""
-        for count in range(most):
+        for count in range(1, most + 1):
+            self.tick()
             if self.view(name).phase in phases:
                 return count
-            self.tick()
         raise AssertionError(f"{phases} was not reached: {self.view(name)}")
 
     def view(self, name: str = "one") -> RolloutView:
