@@ -165,10 +165,13 @@ def _first_state(moment: Moment, record: ModelRecord) -> RolloutState:
 
 
 def _steps(moment: Moment, strategy: str, *, is_first: bool) -> list[StepView]:
-    """An undo is asked for by a person who saw why, and beside a first revision there is nothing: they have
-    one step, and the first is held only to see whether it keeps its limits."""
-    if strategy == ALL_AT_ONCE or moment.is_undo:
+    """An undo is asked for by a person who saw why: it is held nowhere, and has steps only where no more
+    replicas may stand at a time. A first revision has nothing beside it, and is held only to see whether it
+    keeps its limits."""
+    if strategy == ALL_AT_ONCE or (moment.is_undo and moment.rules.max_surge is None):
         return [StepView(WHOLE)]
+    if moment.is_undo:
+        return [StepView(step.weight) for step in moment.rules.all_steps]
     steps = [StepView(step.weight, step.hold_seconds, step.pause) for step in moment.rules.all_steps]
     if is_first:
         return [StepView(WHOLE, steps[-1].hold_seconds if moment.rules.has_limits else 0.0)]
@@ -234,6 +237,8 @@ def _shadow(moment: Moment, state: RolloutState) -> ModelRecord:
         if count < rules.requests:
             text = f"{count} of {rules.requests} shadowed requests ended well: it waits for more."
             return _waiting(moment, state, Reason.WaitingForEvidence, text)
+    if missing := not_answering(moment) or _too_few(moment, state):
+        return _waiting(moment, state, Reason.RollingOut, missing)
     return _with_weight(moment, state, 0)
 
 
@@ -390,7 +395,8 @@ def retired(
         is_stable = state is not None and not state.has_ended and state.stable == revision
         if revision in record.weights or is_stable or (revision == target and not is_refused):
             continue
-        if not kept.retired_at and (kept.is_proved or is_refused):
+        is_marked = 0.0 < kept.retired_at <= now  # else the clock was set back
+        if not is_marked and (kept.is_proved or is_refused):
             revisions[revision] = replace(kept, retired_at=now)
         elif is_refused:
             continue

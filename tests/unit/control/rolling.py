@@ -358,7 +358,8 @@ class Rolling:
             return
         if state.phase == "Completed" and not is_same:
             return  # a change that was taken back
-        assert is_same, "traffic before the first look"
+        is_undo = record.pinned is not None and record.pinned.revision == state.target
+        assert is_same or is_undo, "traffic before the first look"
         needed = max(1, math.ceil(max(1, state.size) * weight / WHOLE))
         spec = next(each for each in self.models if each.name == name).spec
         if state.size <= spec.scaling.max_replicas:
@@ -375,9 +376,9 @@ class Rolling:
             rules = spec.rollout
             held = self.now - past.step_since
             assert held >= past.steps[past.step].hold_seconds, "a hold was forgotten"
-            if rules is not None and (record.pinned is None or record.pinned.revision != state.target):
+            if rules is not None and not is_undo:
                 assert found.clean >= rules.least_requests, "silence has raised a weight"
-                assert not past.steps[past.step].pause or past.released == past.step, "a pause was forgotten"
+                assert not past.steps[past.step].pause or state.released == past.step, "a pause was forgotten"
 
     def _look_at_replicas(self) -> None:
         for each in self.models:

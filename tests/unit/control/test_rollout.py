@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -57,7 +57,7 @@ class TestCanary:
             {new: 50, old: 50},
             {new: 100},
         ]
-        assert [list(table)[0] for table in traffic(world)[-3:]] == [new, new, new]
+        assert [next(iter(table)) for table in traffic(world)[-3:]] == [new, new, new]
         assert list(world.records["one"].revisions) == [new]
         assert list(world.standing) == [f"one--{new}"]
         assert world.view().message == f"Revision {new} takes all traffic."
@@ -242,7 +242,7 @@ class TestGates:
 
     def test_the_limit_of_the_spec_holds_though_the_stable_is_as_bad(self) -> None:
         limits = {"errorRate": 0.01}
-        world, old, new = rolling({"limits": limits, "steps": steps(50, 100)}, fault=Fault(errors=0.3))
+        world, old, _ = rolling({"limits": limits, "steps": steps(50, 100)}, fault=Fault(errors=0.3))
         world.faults[old] = Fault(errors=0.3)
         world.until("one", "Aborted", "Completed")
         assert [each.name for each in world.view().gates if each.state == "fails"] == ["limits.errorRate"]
@@ -295,7 +295,7 @@ class TestComplaints:
         assert "It went by the clock" in world.view().message
 
     def test_a_stable_without_an_error_does_not_hide_those_of_the_target(self) -> None:
-        world, old, new = rolling(fault=Fault(errors=0.05))
+        world, old, _ = rolling(fault=Fault(errors=0.05))
         world.until("one", "Aborted", "Completed")
         assert (world.view().phase, world.failed[old]) == ("Aborted", 0)
 
@@ -368,7 +368,7 @@ class TestComplaints:
         assert world.plans[-1].is_settled
 
     def test_an_aborted_one_can_be_tried_again(self) -> None:
-        world, old, new = rolling(fault=Fault(load="LoadFailed"))
+        world, _, new = rolling(fault=Fault(load="LoadFailed"))
         world.until("one", "Aborted")
         world.ticks(60)
         past = world.view().id
@@ -380,7 +380,7 @@ class TestComplaints:
         assert world.view().id > past
 
     def test_another_spec_ends_the_refusal(self) -> None:
-        world, old, new = rolling(fault=Fault(errors=0.5))
+        world, _, new = rolling(fault=Fault(errors=0.5))
         world.until("one", "Aborted")
         other = world.change("one", 3)
         world.tick()
@@ -440,7 +440,7 @@ class TestChangesDuringChanges:
 
     def test_no_request_is_lost_by_an_abort(self) -> None:
         """Also those that a gateway sends until it follows."""
-        world, old, new = rolling({"steps": steps(50, 100, hold=100.0)})
+        world, _, new = rolling({"steps": steps(50, 100, hold=100.0)})
         world.until("one", "Progressing")
         world.standing[f"one--{new}"].replicas.clear()
         world.ticks(3)
@@ -467,7 +467,7 @@ class TestChangesDuringChanges:
 
 
 class TestSleepers:
-    SLEEPER: dict[str, Any] = {"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 1}
+    SLEEPER: ClassVar[dict[str, Any]] = {"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 1}
 
     def test_a_sleeping_model_rolls_out_and_sleeps_again(self) -> None:
         world, _, new = rolling({"minRequests": 0, "steps": steps(50, 100)}, rate=0, scaling=self.SLEEPER)
