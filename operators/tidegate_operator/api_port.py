@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tidegate.control.history import views
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import checked, load_fields, observed, recorded_revisions, unknown_model
+from tidegate.control_api.shown import checked, load_fields, observed, unknown_model
 from tidegate.control_api.views import ModelView, PlanView, PoolView
 from tidegate.control_round import Depths, Registry
 from tidegate.errors import Conflict, HostUnavailable, InvalidRequest, NotFound
@@ -97,7 +98,8 @@ class ClusterHost:
 
     async def revisions(self, name: str) -> list[RevisionView]:
         body = await self._model(name)
-        return recorded_revisions(record_of(name, body.get("status") or {}))
+        record = record_of(name, body.get("status") or {})
+        return views(list(record.revisions.values()), record) if record is not None else []
 
     async def put_spec(
         self, name: str, spec: Mapping[str, Any], resource_version: str, author: str
@@ -190,13 +192,14 @@ class ClusterHost:
 
 
 def _model_view(body: Body, load: Mapping[str, Any]) -> ModelView:
-    meta = body["metadata"]
+    meta, status = body["metadata"], body.get("status") or {}
     return ModelView(
         name=meta["name"],
         namespace=meta["namespace"],
         pool=pool_of(body),
         resource_version=meta["resourceVersion"],
         spec=dict(body.get("spec") or {}),
+        is_observed=status.get("observedGeneration") == meta.get("generation"),
         drains=asked.drains(body),
         action=asked.action_of(body),
         **load,

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
+from tidegate.control.desired import Look, Pin
 from tidegate.control.resources import API_VERSION, Model, Pool
-from tidegate_operator.crd_status import ModelStatus, PoolStatus, revision_schema
+from tidegate_operator.crd_status import ModelStatus, PoolStatus, mirrored, revision_schema
 from tidegate_operator.kinds import RESOURCES
 
 CRDS = Path(__file__).parents[2] / "helm" / "tidegate" / "files" / "crds"
@@ -66,6 +67,8 @@ def definitions() -> dict[str, Schema]:
     """Return the two CustomResourceDefinitions by their plural name."""
     model_status = structural(_json_schema(ModelStatus))
     model_status["properties"]["revisions"]["items"] = revision_schema()
+    for name, kind in (("look", Look), ("pinned", Pin)):
+        model_status["properties"][name] |= mirrored(kind)
     scale = {
         "specReplicasPath": ".spec.scaling.minReplicas",
         "statusReplicasPath": ".status.replicas",

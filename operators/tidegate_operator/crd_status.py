@@ -103,6 +103,12 @@ class ModelStatus(Strict):
         description="The operator's record of each revision that stands.",
         json_schema_extra=keyed_by("revision"),
     )
+    look: dict[str, Any] | None = Field(
+        default=None, description="The last look at the source after the first, or the one that goes on."
+    )
+    pinned: dict[str, Any] | None = Field(
+        default=None, description="The revision that an undo holds, until the spec changes."
+    )
 
 
 class PoolStatus(Strict):
@@ -127,10 +133,10 @@ class PoolStatus(Strict):
 
 def revision_schema() -> dict[str, Any]:
     """The schema of one item of `ModelStatus.revisions`."""
-    return _mirrored(RevisionRecord) | {"required": ["revision"]}
+    return mirrored(RevisionRecord) | {"required": ["revision"]}
 
 
-def _mirrored(kind: type[msgspec.Struct]) -> dict[str, Any]:
+def mirrored(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """A struct with its fields' names in camelCase. A field without a meaning below stops the generation."""
     hints = typing.get_type_hints(kind)
     properties = {}
@@ -146,7 +152,7 @@ def _value(annotation: Any) -> dict[str, Any]:
         (annotation,) = (option for option in arguments if option is not types.NoneType)
         return _value(annotation)
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        return _mirrored(annotation)
+        return mirrored(annotation)
     if origin is dict:
         return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     if origin in (list, tuple):
@@ -186,6 +192,17 @@ MEANINGS = {
     "RevisionRecord.created": "When the revision was first asked for (unix seconds).",
     "RevisionRecord.cause": "What made it another revision.",
     "RevisionRecord.author": "Who changed the spec.",
+    "RevisionRecord.number": "The revision's place in the Model's history: 1, 2, 3, ...",
+    "Look.spec_hash": "The hash of the spec that it was asked for.",
+    "Look.at": "When it began (unix seconds).",
+    "Look.goal": "The revision of the history whose content is looked for; without: what is there now.",
+    "Look.author": "Who asked for it.",
+    "Look.ended": "When it ended (unix seconds; 0: it goes on).",
+    "Look.reason": "Why it brought nothing, in one word.",
+    "Look.message": "What it found.",
+    "Pin.revision": "The revision that stands.",
+    "Pin.instead": "The revision that the spec asks for.",
+    "Pin.spec_hash": "The hash of the spec that it stands instead of.",
     "DecoderShape.layers": "Decoder layers.",
     "DecoderShape.kv_heads": "Heads of keys and values per layer.",
     "DecoderShape.head_dim": "Width of one head.",

@@ -15,6 +15,7 @@ import msgspec
 
 from tidegate.control.conditions import condition
 from tidegate.control.desired import ModelRecord
+from tidegate.control.looks import questions
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, ServeState, SourceState
 from tidegate.control.packing import Refusal
 from tidegate.control.plan import (
@@ -384,10 +385,10 @@ def _waiting(record: ModelRecord, seen: Observation) -> int:
 def _jobs(
     found: Gathered, plan: PoolPlan, pool: Pool, by_name: Mapping[str, ModelObject]
 ) -> Iterator[Manifest]:
-    for name, revision in plan.resolve:
-        model = by_name[name].model
-        assert model is not None
-        job = resolve_job(model, revision, pool, found.namespace, found.defaults)
+    models = [each.model for each in by_name.values() if each.model is not None]
+    asked = questions(models, plan.records)
+    for name, key in plan.resolve:
+        job = resolve_job(asked[name, key], key, pool, found.namespace, found.defaults)
         yield ray_state.owned(job, by_name[name].body)
 
 

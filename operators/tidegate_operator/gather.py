@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tidegate.control.desired import revision_of
+from tidegate.control.looks import questions
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, SourceState
 from tidegate.control.packing import Refusal
 from tidegate.control.plan import queues_of
@@ -209,23 +209,21 @@ class Gatherer:
         refusals: Mapping[tuple[Kind, str, str], str],
     ) -> dict[RevisionKey, SourceState]:
         found: dict[RevisionKey, SourceState] = {}
-        for each in models:
-            model = each.model
-            if model is None or model.spec.source is None:
-                continue
-            spec_hash = revision_of(model.spec)
-            if _is_recorded(each, spec_hash):
-                continue  # a finished Job goes by itself, its pod first: it then seems to have failed
-            name = job_name(model.name, spec_hash)
+        runnable = [each.model for each in models if each.model is not None]
+        # A finished Job goes by itself, its pod first: it then seems to have failed. So what is recorded is
+        # no question any more.
+        asked = questions(runnable, {each.name: each.record for each in models if each.record is not None})
+        for key, question in asked.items():
+            name = job_name(*key)
             job = self.cache.get("Job", namespace, name)
             if job is not None:
                 own = ray_state.pods_of_job(of_namespace, job["metadata"]["name"])
                 events = await self.troubles.job_events(namespace, job, own)
-                found[(model.name, spec_hash)] = read_job(job, own, events)
-            elif (known := no_job_needed(model, pool)) is not None:
-                found[(model.name, spec_hash)] = known
+                found[key] = read_job(job, own, events)
+            elif (known := no_job_needed(question, pool)) is not None:
+                found[key] = known
             elif refusal := refusals.get(("Job", namespace, name)):
-                found[(model.name, spec_hash)] = refused_job(name, refusal)
+                found[key] = refused_job(name, refusal)
         return found
 
     async def _store_says(
@@ -244,8 +242,3 @@ class Gatherer:
             return None, (Reason.RedisRefused, f"{error.message}. {REDIS_REFUSED}")
         except QueueUnavailable as error:
             return None, (Reason.RedisUnreachable, f"{error.message} {REDIS_AWAY}")
-
-
-def _is_recorded(each: ModelObject, spec_hash: str) -> bool:
-    recorded = each.record.revisions.values() if each.record is not None else ()
-    return any(kept.is_of(spec_hash) and kept.checkpoint for kept in recorded)

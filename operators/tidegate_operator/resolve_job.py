@@ -1,4 +1,4 @@
-"""The Job that resolves one revision's source, and its answer. Pure.
+"""The Job that answers one question about a Model's source, and its answer. Pure.
 
 It runs the platform's own image with the Model's Secret, downloads into the Pool's weight cache what is not
 there yet, and leaves its answer in the container's termination message, which Kubernetes bounds at 4096
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tidegate.control.looks import Question
 from tidegate.control.observed import SourceState
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, Pool, PoolSpec, WorkerGroup
@@ -45,13 +46,14 @@ RESOURCES = {
 }
 
 
-def job_name(model: str, revision: str) -> str:
-    return f"{model}-{revision}"
+def job_name(model: str, key: str) -> str:
+    """`key` is what a question of the model's source goes by."""
+    return f"{model}-{key}"
 
 
-def no_job_needed(model: Model, pool: Pool) -> SourceState | None:
+def no_job_needed(question: Question, pool: Pool) -> SourceState | None:
     """Return what is known without a Job: that the pool's pods could never read this source."""
-    uri = model.spec.source.uri if model.spec.source is not None else ""
+    uri = question.uri
     scheme = scheme_of(uri)
     if SCHEMES[scheme].needs_cache and pool.spec.weight_cache is None:
         return SourceState(
@@ -72,15 +74,16 @@ def no_job_needed(model: Model, pool: Pool) -> SourceState | None:
 
 
 def resolve_job(
-    model: Model, revision: str, pool: Pool, namespace: str, defaults: RayDefaults
+    question: Question, key: str, pool: Pool, namespace: str, defaults: RayDefaults
 ) -> dict[str, Any]:
-    """Return the whole manifest; owner references are the caller's. The Model has a source."""
+    """Return the whole manifest; owner references are the caller's. The question's Model has a source."""
+    model = question.model
     assert model.spec.source is not None
     spec = pool.spec
     labels = {
         **common_labels("resolve"),
         MODEL_LABEL: model.name,
-        REVISION_LABEL: revision,
+        REVISION_LABEL: key,
         POOL_LABEL: pool.name,
     }
     secret = model.spec.source.secret_ref
@@ -96,7 +99,7 @@ def resolve_job(
             {
                 "name": CONTAINER,
                 **image_of(spec, defaults),
-                "command": ["python", "-m", "tidegate.sources", "resolve", model.spec.source.uri],
+                "command": ["python", "-m", "tidegate.sources", "resolve", *question.arguments],
                 "args": [*_cache(spec), *_claim(model.spec.source.uri, spec), "--answer", TERMINATION_LOG],
                 "env": weights_environment(spec),
                 **({"envFrom": [{"secretRef": {"name": secret.name}}]} if secret is not None else {}),
@@ -111,7 +114,7 @@ def resolve_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": job_name(model.name, revision), "namespace": namespace, "labels": labels},
+        "metadata": {"name": job_name(model.name, key), "namespace": namespace, "labels": labels},
         "spec": {
             "backoffLimit": 0,
             "activeDeadlineSeconds": LONGEST_SECONDS,

@@ -16,7 +16,7 @@ import msgspec
 from pydantic.alias_generators import to_camel, to_snake
 
 from tidegate.control.conditions import condition, overlaid, settle
-from tidegate.control.desired import ModelRecord, RevisionRecord, traffic_of
+from tidegate.control.desired import Look, ModelRecord, Pin, RevisionRecord, traffic_of
 from tidegate.control.observed import PodProblem
 from tidegate.control.reasons import CONFIG_VALID, DEGRADED, PROGRESSING, READY, SCHEDULED, Reason
 from tidegate.control.status import outage
@@ -58,6 +58,8 @@ def record_on_wire(record: ModelRecord) -> Status:
     return {
         "created": record.created,
         **({"weights": record.weights} if record.weights else {}),
+        **({"look": _to_wire(record.look)} if record.look is not None else {}),
+        **({"pinned": _to_wire(record.pinned)} if record.pinned is not None else {}),
         "revisions": [_to_wire(kept) for kept in record.revisions.values()],
     }
 
@@ -69,6 +71,8 @@ def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
         return None
     try:
         kept = [msgspec.convert(_from_wire(item), RevisionRecord) for item in status.get("revisions") or ()]
+        look = msgspec.convert(_from_wire(status.get("look")), Look | None)
+        pinned = msgspec.convert(_from_wire(status.get("pinned")), Pin | None)
     except msgspec.ValidationError:
         return None
     return ModelRecord(
@@ -76,6 +80,8 @@ def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
         created=int(status["created"]),
         weights=traffic_of(status),
         revisions={item.revision: item for item in kept},
+        look=look,
+        pinned=pinned,
     )
 
 

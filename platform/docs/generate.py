@@ -279,7 +279,7 @@ The chart sets them from its values; `operator.settings` takes those that have n
 def _cli() -> str:
     root = typer.main.get_command(app)
     sections = [CLI_INTRO]
-    for path, command in _commands(root, "tidegate"):
+    for path, command in [("tidegate", root), *_commands(root, "tidegate")]:
         usage = " ".join(_usage(parameter) for parameter in command.params if _is_shown(parameter))
         sections.append(f"## {path}\n\n{(command.help or '').strip()}\n\n    {path} {usage}".rstrip() + "\n")
         rows = [
@@ -302,6 +302,7 @@ CLI_INTRO = """\
 
 Data goes to stdout, everything for people to stderr. The exit status is 0 for success, 1 where a command
 could not do what was asked (one sentence says why), 2 for a wrong command line and 130 after Ctrl-C.
+`rollout status` has its own meanings of 1 and 2.
 `-o json` and `-o yaml` give every command's answer to programs.
 """
 

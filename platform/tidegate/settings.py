@@ -73,7 +73,7 @@ class ProcessSettings(BaseSettings):
             )
         return value
 
-    @field_validator("redis_username", "redis_password")
+    @field_validator("redis_username", "redis_password", "admin_key", check_fields=False)
     @classmethod
     def _one_line(cls, value: str) -> str:
         if re.search(r"[\x00-\x1f\x7f]", value := cut(value)):
@@ -100,6 +100,15 @@ class Settings(ProcessSettings):
     admin_key_file: Path | None = Field(
         None,
         description="File with a key that the gateway lets in from its start on, as a mounted Secret has it.",
+    )
+    admin_url: str = Field(
+        "",
+        pattern=r"^(https?://[^/\s]+/?)?$",
+        description="The control API that commands speak to, as in `https://host:8001`; empty: that of this "
+        "machine, else of kubectl's current context.",
+    )
+    admin_key: str = Field(
+        "", repr=False, description="The key for it, with the scope `admin`, or `read` to look only."
     )
     max_body_bytes: int = Field(
         8 * 1024 * 1024, ge=1024, le=1 << 30, description="Largest request body; above it 413."

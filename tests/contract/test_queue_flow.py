@@ -125,7 +125,7 @@ async def test_nothing_is_left_of_a_finished_request_but_its_result(rig: Rig, re
     prefix = rig.key_prefix + ":"
     state = {"stop": "done", "length": "done", "error": "failed"}[reason]
     assert await connection.call("HGET", prefix + "req:" + request.id, "state") == state.encode()
-    assert await connection.call("HEXISTS", prefix + "req:" + request.id, "body") == 0
+    assert await connection.call("HGET", prefix + "req:" + request.id, "body") == b""
     for key in ("req:", "log:"):
         assert 0 < await connection.call("TTL", prefix + key + request.id) <= 60
     gone = ["leases", "deadlines", "open:gw", "waiting:" + QUEUE, "suspects:" + QUEUE, "tenant:default"]

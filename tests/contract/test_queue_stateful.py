@@ -20,16 +20,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.contract.queue_rig import QUEUE, Rig, Worker, a_request, a_token, bounds
+from tests.contract.queue_rig import MODEL, REVISION, Rig, Worker, a_request, a_token, bounds
 from tests.redis_server import RedisServer
 from tidegate.messages.codec import encode_request
 from tidegate.messages.queue import Accepted, QueueLimits, Rejected
 from tidegate.messages.work import TERMINAL_STATES, FinishReason, Request
 from tidegate.store.connection import Connection
 from tidegate.store.queue import GatewayQueue, Sweeper
+from tidegate.store.registry import Registry
 
-MAX_REQUESTS = 12
-REPLICAS = 3
+MAX_REQUESTS = 12  # of each queue
+REPLICAS = 4
+OTHER, OTHER_REPLICA = "r2", 3  # its revision; the others have the first
+QUEUES = {revision: f"{MODEL}--{revision}" for revision in (REVISION, OTHER)}
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Expected:
     """What the history says of one request. `holder` is the replica that runs it."""
 
     request: Request
+    revision: str  # in whose queue it is
     holder: int | None = None
     attempt: int = 0
     emitted: int = 0
@@ -63,7 +67,9 @@ class QueueHistory(RuleBasedStateMachine):
     async def _open(self) -> None:
         self.rig = Rig(self.url, "test-" + secrets.token_hex(6), self.stack)
         self.gateway: GatewayQueue = (await self.rig.gateway())[0]
-        self.replicas: list[Worker] = [await self.rig.replica() for _ in range(REPLICAS)]
+        revisions = [OTHER if number == OTHER_REPLICA else REVISION for number in range(REPLICAS)]
+        self.replicas: list[Worker] = [await self.rig.replica(revision=each) for each in revisions]
+        self.registry: Registry = await self.rig.registry()
         self.sweeper: Sweeper = await self.rig.sweeper()
         self.connection: Connection = await self.rig.connect()
         self.prefix = self.rig.key_prefix + ":"
@@ -78,15 +84,24 @@ class QueueHistory(RuleBasedStateMachine):
     def open_ones(self) -> list[Expected]:
         return [e for e in self.expected.values() if not e.ended]
 
-    @rule(count=st.integers(1, 4), priority=st.integers(-2, 2), tenant=st.sampled_from(["a", "b"]))
-    def submit(self, count: int, priority: int, tenant: str) -> None:
-        requests = [a_request(priority=priority, tenant=tenant, key="of " + tenant) for _ in range(count)]
+    @rule(
+        count=st.integers(1, 4),
+        priority=st.integers(-2, 2),
+        tenant=st.sampled_from(["a", "b"]),
+        revision=st.sampled_from([REVISION, REVISION, OTHER]),
+    )
+    def submit(self, count: int, priority: int, tenant: str, revision: str) -> None:
+        requests = [
+            a_request(priority=priority, tenant=tenant, key="of " + tenant, revision=revision)
+            for _ in range(count)
+        ]
         limits = bounds(model=QueueLimits(max_requests=MAX_REQUESTS))
         outcome = self.wait(self.gateway.submit(requests, limits))
-        fits = len(self.open_ones()) + count <= MAX_REQUESTS
+        there = [e for e in self.open_ones() if e.revision == revision]
+        fits = len(there) + count <= MAX_REQUESTS
         assert isinstance(outcome, Accepted if fits else Rejected)
         if fits:
-            self.expected.update({request.id: Expected(request) for request in requests})
+            self.expected.update({request.id: Expected(request, revision) for request in requests})
 
     @rule(replica=st.integers(0, REPLICAS - 1), most=st.integers(1, 4), is_lost=st.booleans())
     def claim(self, replica: int, most: int, is_lost: bool) -> None:
@@ -101,6 +116,7 @@ class QueueHistory(RuleBasedStateMachine):
             e = self.expected[claim.request.id]
             assert e.holder is None
             assert not e.ended
+            assert e.revision == (OTHER if replica == OTHER_REPLICA else REVISION)
             assert claim.request == e.request
             assert claim.attempt > e.attempt
             assert [segment.seq for segment in claim.log] == list(range(e.emitted))
@@ -154,6 +170,18 @@ class QueueHistory(RuleBasedStateMachine):
             e.ended, e.emitted = "failed", e.emitted + 1
 
     @precondition(lambda self: self.expected)
+    @rule(is_back=st.booleans(), may_continue=st.booleans())
+    def move(self, is_back: bool, may_continue: bool) -> None:
+        there, other = (OTHER, REVISION) if is_back else (REVISION, OTHER)
+        assert self.wait(self.registry.move_revision(MODEL, there, other, may_continue)) == 0
+        for e in self.open_ones():
+            if e.holder is None and e.revision == there:
+                if e.emitted and not may_continue:
+                    e.ended, e.emitted = "failed", e.emitted + 1
+                else:
+                    e.revision = other
+
+    @precondition(lambda self: self.expected)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         e = data.draw(st.sampled_from(list(self.expected.values())))
@@ -183,10 +211,11 @@ class QueueHistory(RuleBasedStateMachine):
         call, prefix = self.connection.call, self.prefix
         waiting = {e.request.id for e in self.open_ones() if e.holder is None}
         running = {e.request.id for e in self.open_ones() if e.holder is not None}
-        placed = await call("ZRANGE", prefix + "waiting:" + QUEUE, 0, -1)
-        placed += await call("ZRANGE", prefix + "suspects:" + QUEUE, 0, -1)
-        assert len(placed) == len(waiting)
-        assert {name.decode() for name in placed} == waiting
+        for revision, queue in QUEUES.items():
+            placed = await call("ZRANGE", prefix + "waiting:" + queue, 0, -1)
+            placed += await call("ZRANGE", prefix + "suspects:" + queue, 0, -1)
+            there = [i for i in waiting if self.expected[i].revision == revision]
+            assert sorted(name.decode() for name in placed) == sorted(there)
         assert {n.decode() for n in await call("ZRANGE", prefix + "leases", 0, -1)} == running
         held = [await call("HKEYS", f"{prefix}held:replica-{n}") for n in range(REPLICAS)]
         for number, names in enumerate(held):
@@ -195,13 +224,17 @@ class QueueHistory(RuleBasedStateMachine):
         logged = {e.request.id: await call("STRLEN", f"{prefix}log:{e.request.id}") for e in self.open_ones()}
         written = {request_id: size - size % 4096 for request_id, size in logged.items()}
         sizes = {e.request.id: len(encode_request(e.request)) for e in self.open_ones()}
-        for key, ids in (
-            ("total", list(sizes)),
-            ("queue:" + QUEUE, list(sizes)),
-            ("tenant:a", [e.request.id for e in self.open_ones() if e.request.tenant == "a"]),
-            ("tenant:b", [e.request.id for e in self.open_ones() if e.request.tenant == "b"]),
-            (f"share:{QUEUE}:of a", [e.request.id for e in self.open_ones() if e.request.tenant == "a"]),
-        ):
+        open_ones = self.open_ones()
+        counters = {"total": list(sizes)}
+        for tenant in ("a", "b"):
+            counters["tenant:" + tenant] = [e.request.id for e in open_ones if e.request.tenant == tenant]
+        for revision, queue in QUEUES.items():
+            there = [e for e in open_ones if e.revision == revision]
+            counters["queue:" + queue] = [e.request.id for e in there]
+            for tenant in ("a", "b"):
+                ids = [e.request.id for e in there if e.request.tenant == tenant]
+                counters[f"share:{queue}:of {tenant}"] = ids
+        for key, ids in counters.items():
             counted = [int(n or 0) for n in await call("HMGET", prefix + key, "requests", "bytes", "written")]
             assert counted == [
                 len(ids),

@@ -37,7 +37,7 @@ def main(address: str, key_file: str, seconds: str) -> int:
     status, text = ask(f"{address}/v1/models", key)
     if status == 401:
         say("/v1/models: the gateways do not know the Secret's admin key. Was it changed without a restart")
-        say("(kubectl rollout restart), or revoked (tidegate keys list, in a gateway's pod)?")
+        say("(kubectl rollout restart), or revoked (tidegate keys list)?")
         return 1
     if status != 200:
         say(f"/v1/models: {status or 'no answer'}, {text}")

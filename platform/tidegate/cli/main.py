@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from tidegate.cli import keys, lifecycle
+from tidegate.cli import keys, lifecycle, models, rollout
+from tidegate.cli.control_client import NAMED_CLUSTER
+from tidegate.cli.kubectl import Cluster
 from tidegate.cli.logs import logs
-from tidegate.cli.models import models
 from tidegate.cli.output import put, say
 from tidegate.cli.pull import pull
 from tidegate.cli.run import run
@@ -22,8 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (lifecycle.up, lifecycle.down, lifecycle.serve, lifecycle.status, models, run, pull):
+for command in (lifecycle.up, lifecycle.down, lifecycle.serve, lifecycle.status):
     app.command()(command)
+app.add_typer(models.commands, name="models")
+app.add_typer(rollout.commands, name="rollout")
+app.command()(run)
+app.command()(pull)
 app.add_typer(keys.commands, name="keys")
 app.command()(logs)
 app.command()(lifecycle.clean)
@@ -58,5 +63,16 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    context: Annotated[
+        str,
+        typer.Option(
+            help="Speak to the Tidegate of this context of kubectl, through a port-forward of its own."
+        ),
+    ] = "",
+    namespace: Annotated[
+        str, typer.Option(help="The namespace of that release; left out: all are looked through.")
+    ] = "",
 ) -> None:
     del version
+    if context or namespace:
+        NAMED_CLUSTER.set(Cluster(context, namespace))

@@ -1,12 +1,11 @@
-"""The platform that a command speaks to: its gateway, its store, its logs.
+"""The platform that a command speaks to: its gateway, its logs.
 
 The one contact between the CLI and the laptop host (`tidegate.local`), besides starting and stopping it.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +17,6 @@ from tidegate.cli.output import CommandFailed
 if TYPE_CHECKING:
     from tidegate.local.home import Running
     from tidegate.settings import Settings
-    from tidegate.store.connection import Connection
 
 NOT_RUNNING = "The platform is not running; `tidegate up` starts it."
 
@@ -70,21 +68,6 @@ def find_running() -> Running:
     if running is None:
         raise CommandFailed(NOT_RUNNING)
     return running
-
-
-@contextlib.asynccontextmanager
-async def open_store() -> AsyncIterator[tuple[Connection, str]]:
-    """A connection to the platform's Redis, and the prefix of its keys: REDIS_URL where it is set, else the
-    server of the platform that runs here."""
-    from tidegate.store.connection import Connection
-
-    chosen = settings()
-    url, key_prefix = chosen.redis_url, chosen.key_prefix
-    if not url:
-        running = find_running()
-        url, key_prefix = running.redis_url, running.key_prefix
-    async with Connection(url, name="tidegate-cli") as connection:
-        yield connection, key_prefix
 
 
 def log_folder() -> Path:

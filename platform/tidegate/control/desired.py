@@ -41,7 +41,8 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     `retry_at` when the next may begin. `placement` is where its replicas run in a cluster; it stays there.
     `waits_since` is when a replica that it must have found no room (0: it does not wait). `spec_hash` is what
     its source was asked by; a record of the version before has none, and is named by it. `created` is unix
-    seconds, `cause` what made it another one, `author` who did.
+    seconds, `cause` what made it another one, `author` who did. `number` counts a model's from 1; 0: it is of
+    the version before.
     """
 
     revision: str
@@ -67,6 +68,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     created: float = 0.0
     cause: str = ""
     author: str = ""
+    number: int = 0
 
     @property
     def is_proved(self) -> bool:
@@ -96,6 +98,49 @@ class RevisionRecord(msgspec.Struct, frozen=True):
         """Tell whether it was made from a spec of this hash."""
         return (self.spec_hash or self.revision) == spec_hash
 
+    def with_source(self, found: SourceState) -> RevisionRecord:
+        return replace(
+            self,
+            checkpoint=found.checkpoint,
+            weights_bytes=found.weights_bytes,
+            quantization=found.quantization,
+            precision=found.precision,
+            shape=found.shape,
+            stored_weights=found.weights,
+            commit=found.commit,
+            digest=found.digest,
+        )
+
+
+class Pin(msgspec.Struct, frozen=True):
+    """An undo: `revision` stands instead of what the spec asks for (`instead`), while that has this hash."""
+
+    revision: str
+    spec_hash: str
+    instead: str = ""
+
+
+class Look(msgspec.Struct, frozen=True):
+    """A look at a source after its first: at what it holds now, or, with a `goal`, at whether it still holds
+    what that revision was made from. It ends where the spec is of another hash than this.
+
+    It goes on while `ended` is 0 (unix seconds, as `at`, when it began). `reason` says why it brought
+    nothing; empty: it went well.
+    """
+
+    spec_hash: str
+    at: float
+    goal: RevisionRecord | None = None
+    author: str = ""
+    ended: float = 0.0
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name of the question, in the place of a spec's hash."""
+        return _digits(f"{self.spec_hash}\0{self.at}\0{self.goal.revision if self.goal is not None else ''}")
+
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """The record of one model. `weights` shares its traffic out among revisions; empty: none has proved
@@ -105,6 +150,8 @@ class ModelRecord(msgspec.Struct, frozen=True):
     created: int
     weights: dict[str, int] = {}
     revisions: dict[str, RevisionRecord] = {}
+    look: Look | None = None
+    pinned: Pin | None = None
 
     @property
     def serving(self) -> tuple[RevisionRecord, ...]:
@@ -184,6 +231,8 @@ def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpe
 
 def _content(spec: ModelSpec) -> str:
     wire = spec_on_wire(spec)
+    if wire["source"] is not None:
+        del wire["source"]["recheckSeconds"]  # when it is looked at, and not what it is
     return json.dumps({name: wire[name] for name in REVISION_FIELDS}, sort_keys=True, separators=(",", ":"))
 
 

@@ -39,17 +39,20 @@ ALPHA = 0.01  # the share of good rollouts that the gates may abort
 # How many times as often a bad target fails, and how much of the evidence each ratio gets: most where the
 # stable hardly ever fails, since there every second counts.
 RATIOS: Mapping[float, float] = {1.5: 0.05, 2.5: 0.15, 5.0: 0.2, 15.0: 0.2, 60.0: 0.4}
-# Each gate's share in the joined evidence. Errors have the most: they are rare, while a target that is slow
-# or answers nothing shows it in every request.
+# Each gate's share in the joined evidence. Errors have the most, being rare; a target that is slow or answers
+# nothing shows it in every request, and is found within seconds with little.
 SHARES: Mapping[str, float] = {
     "errors": 0.86,
-    "shadow": 0.05,
-    "firstToken": 0.03,
-    "betweenTokens": 0.02,
-    "abnormalEnds": 0.02,
-    "limits": 0.02,
+    "shadow": 0.1,
+    "firstToken": 0.015,
+    "betweenTokens": 0.01,
+    "abnormalEnds": 0.01,
+    "limits": 0.005,
 }
 QUANTILES = (50, 90, 95, 99)  # percent
+# Slow requests come together: a replica that stands still makes all wait that come meanwhile. What a revision
+# gets within this time counts as one failure.
+TOGETHER_SECONDS = 0.7
 LEAST_BASELINE = 50  # requests; of fewer a quantile says nothing
 MOST_LOST_REPLICAS = 2  # one more aborts
 MOST_EVIDENCE = 1e12  # what is more is shown as this: JSON has no infinity
@@ -61,10 +64,16 @@ ABNORMAL_ENDS = {
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """The stable's buckets at `QUANTILES` when its rollout began; empty: it had too few requests."""
+    """The stable's buckets at `QUANTILES` when its rollout began (empty: it had too few requests), and how
+    many requests the model got in a second."""
 
     first_token: tuple[int, ...] = ()
     between_tokens: tuple[int, ...] = ()
+    per_second: float = 0.0
+
+    def together(self, weight: float) -> float:
+        """Return how many slow requests of the target, whose share is `weight`, count as one failure."""
+        return max(1.0, TOGETHER_SECONDS * self.per_second * weight)
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -90,9 +99,9 @@ class Judgement:
     needed: float
 
 
-def freeze(baseline: Tally) -> Thresholds:
+def freeze(baseline: Tally, per_second: float = 0.0) -> Thresholds:
     """Return the quantiles of requests that ended before those which they are to judge."""
-    return Thresholds(_quantiles(baseline.first_token), _quantiles(baseline.between_tokens))
+    return Thresholds(_quantiles(baseline.first_token), _quantiles(baseline.between_tokens), per_second)
 
 
 def needed_requests(margin: float, doubt: float = 0.05) -> int:
@@ -151,20 +160,21 @@ def hard_gates(
 
 
 def log_e_value(
-    failures: Iterable[tuple[float, int, int]], margin: float = 1.0, ratios: Mapping[float, float] = RATIOS
+    failures: Iterable[tuple[float, float, float]],
+    margin: float = 1.0,
+    ratios: Mapping[float, float] = RATIOS,
 ) -> float:
     """Return the logarithm of the e-value of `failures`: (weight, those of the target, those of both).
 
-    theta(r m, w) / theta(m, w) = r (w m + 1 - w) / (w m r + 1 - w); for 1 - theta the same without the r.
+    theta(r m, w) / theta(m, w) = r / (1 + (r - 1) theta(m, w)); for 1 - theta the same with 1 for r. Where up
+    to k failures are one event, each is 1 / k of one: the mean of X^(1/k) is at most 1 where that of X is.
     """
-    counted = [(w, ours, both) for w, ours, both in failures if 0.0 < w < 1.0 and both]
+    counted = [(w * margin / (w * margin + 1.0 - w), ours, both) for w, ours, both in failures]
     hits = sum(ours for _, ours, _ in counted)
     return _log_sum(
         math.log(part)
         + hits * math.log(ratio)
-        - sum(
-            both * math.log1p(w * margin * (ratio - 1.0) / (w * margin + 1.0 - w)) for w, _, both in counted
-        )
+        - sum(both * math.log1p((ratio - 1.0) * theta) for theta, _, both in counted)
         for ratio, part in ratios.items()
     )
 
@@ -252,8 +262,10 @@ def _comparisons(cohorts: Sequence[_Cohort], thresholds: Thresholds, margin: flo
     abnormal = [
         _compared(f"Abnormal ends ({what})", both, _kind(end), margin) for end, what in ABNORMAL_ENDS.items()
     ]
-    first = _slower("First token", thresholds.first_token, both, _first_tokens, margin)
-    between = _slower("Time between tokens", thresholds.between_tokens, both, _between_tokens, margin)
+    first = _slower("First token", thresholds.first_token, _first_tokens, both, thresholds, margin)
+    between = _slower(
+        "Time between tokens", thresholds.between_tokens, _between_tokens, both, thresholds, margin
+    )
     gates = [
         _Gate("errors", SHARES["errors"], [_compared("Errors", both, _errors, margin)], silence),
         _Gate("firstToken", SHARES["firstToken"], first, silence if first else unknown),
@@ -280,9 +292,11 @@ def _limits(cohorts: Sequence[_Cohort], limits: Limits, share: float) -> list[_G
             what = f"{what} above {seconds:.3g} s, of which {limits.slow_share:.3g} are allowed"
             asked.append((name, what, limits.slow_share, count(bucket_of(seconds))))
     silence = "The target has had no request: it neither passes nor fails."
+    # At weight 0 the target only has copies, which wait behind all others.
+    served = [cohort.target for cohort in cohorts if cohort.weight > 0.0]
     gates: list[_Gate] = []
     for name, what, allowed, measure in asked:
-        failures, requests = _sum(measure, [cohort.target for cohort in cohorts])
+        failures, requests = _sum(measure, served)
         test = _Test(what, log_e_value([(allowed, failures, requests)]), (failures, requests))
         gates.append(_Gate(name, share / len(asked), [test], silence))
     return gates
@@ -304,11 +318,15 @@ def _compared(
     measure: Measure,
     margin: float,
     ratios: Mapping[float, float] = RATIOS,
+    together: Callable[[float], float] = lambda _: 1.0,
 ) -> _Test:
-    failures = [(each.weight, measure(each.target)[0], measure(each.stable)[0]) for each in cohorts]
+    failures = []
+    for each in cohorts:
+        ours, theirs, events = measure(each.target)[0], measure(each.stable)[0], together(each.weight)
+        failures.append((each.weight, ours / events, (ours + theirs) / events))
     return _Test(
         what,
-        log_e_value([(weight, ours, ours + theirs) for weight, ours, theirs in failures], margin, ratios),
+        log_e_value(failures, margin, ratios),
         _sum(measure, [cohort.target for cohort in cohorts]),
         _sum(measure, [cohort.stable for cohort in cohorts]),
     )
@@ -317,8 +335,9 @@ def _compared(
 def _slower(
     what: str,
     buckets: Sequence[int],
-    cohorts: Sequence[_Cohort],
     count: Callable[[int], Measure],
+    cohorts: Sequence[_Cohort],
+    thresholds: Thresholds,
     margin: float,
 ) -> list[_Test]:
     return [
@@ -328,6 +347,7 @@ def _slower(
             count(bucket),
             margin,
             possible_ratios(percent),
+            thresholds.together,
         )
         for percent, bucket in zip(QUANTILES, buckets, strict=False)
     ]

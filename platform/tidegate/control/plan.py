@@ -32,6 +32,8 @@ from tidegate.control.desired import (
     target_of,
 )
 from tidegate.control.history import cause_of
+from tidegate.control.history import kept as history_kept
+from tidegate.control.looks import looked, next_look, questions, standing
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.packing import Packing, Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
@@ -57,9 +59,9 @@ class PoolSnapshot:
     """All that one decision takes. `models` are in reading order: the first gets its replica first. `records`
     are those of the plan before. `deleting` says since when (unix seconds) models are being deleted, which
     stand in `models` as long as they drain. `refused` says why a newer spec of a model is not what it runs
-    with. `authors` are who changed the models' specs last. `actions` are asked of models and not known to be
-    acted on, `drains` are models that should take no new requests. `wave` lowers the pool's bound on unbuilt
-    applications, as on a small machine."""
+    with. `actions` are asked of models and not known to be acted on, `drains` are models that should take no
+    new requests. `authors` changed the models' specs last, `history` is what the plan before left of it.
+    `wave` lowers the pool's bound on unbuilt applications, as on a small machine."""
 
     models: Sequence[Model]
     pool: PoolSpec
@@ -68,6 +70,7 @@ class PoolSnapshot:
     deleting: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, Refusal] = field(default_factory=dict)
     authors: Mapping[str, str] = field(default_factory=dict)
+    history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
     actions: Mapping[str, Action] = field(default_factory=dict)
     drains: frozenset[str] = frozenset()
     wave: int | None = None
@@ -89,10 +92,10 @@ class PoolPlan:
     none. Then what gateways read, so that traffic has moved, and a model that goes is refused, before
     `applications` (the whole set that Serve should hold) takes replicas away.
 
-    `entries` is all that the registry should hold of these models. `resolve` names the hashes of specs
-    whose source is to be resolved, `drained` models being deleted of which nothing is left. `next_at` is
-    when time alone changes something (unix seconds; None: it does not); `is_settled` False: decide again
-    soon.
+    `entries` is all that the registry should hold of these models. `resolve` are those of
+    `looks.questions` that nobody looks at yet, `drained` models being deleted of which nothing is left.
+    `next_at` is when time alone changes something (unix seconds; None: it does not); `is_settled` False:
+    decide again soon. `history` is all that should be stored of it.
     """
 
     records: Mapping[str, ModelRecord]
@@ -103,6 +106,7 @@ class PoolPlan:
     drained: tuple[str, ...]
     is_settled: bool
     next_at: float | None
+    history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
 
     def pause_seconds(self, now: float, other_at: float | None = None) -> float:
         """Return how long the pool can wait for its next decision; `other_at` is when time changes something
@@ -133,11 +137,18 @@ class _Step:
 
 
 def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
-    models, seen, deleting = snapshot.models, snapshot.seen, snapshot.deleting
-    packing = pack(models, snapshot.records, seen, now, deleting)
+    seen, deleting = snapshot.seen, snapshot.deleting
+    known = {
+        model.name: looked(
+            model, snapshot.records.get(model.name) or ModelRecord(model.name, int(now)), seen, now
+        )
+        for model in snapshot.models
+    }
+    models = [standing(model, known[model.name]) for model in snapshot.models]
+    packing = pack(models, known, seen, now, deleting)
     steps = []
     for model in models:
-        record = snapshot.records.get(model.name) or ModelRecord(name=model.name, created=int(now))
+        record = known[model.name]
         if (since := deleting.get(model.name)) is not None:
             steps.append(_drain(model, record, seen, packing, since))
         else:
@@ -163,12 +174,17 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
             put=tuple(entry for name, entry in entries.items() if entry != seen.entries.get(name)),
         ),
         resolve=tuple(
-            (step.name, revision_of(step.model.spec)) for step in steps if _needs_resolving(step, seen)
+            key
+            for key in questions(snapshot.models, records)
+            if key[0] in records and key[0] not in deleting and _is_unanswered(key, seen)
         ),
         applications=tuple(app for step in steps for app in _applications(step, admitted, turns)),
         drained=drained,
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
         next_at=_next_at(steps, claims, turns, now),
+        history={
+            name: history_kept(snapshot.history.get(name, ()), record) for name, record in records.items()
+        },
     )
 
 
@@ -215,28 +231,19 @@ def _wanted(
 ) -> RevisionRecord:
     """Return the target as it should be recorded. Scaling and queue change in place: what runs while a later
     spec is refused is the last valid one."""
-    found, spec = source or SourceState("resolved"), spec_on_wire(model.spec)
-    known = record.revisions.get(target) or RevisionRecord(
-        revision=target,
-        spec=spec,
-        spec_hash=revision_of(model.spec),
-        created=now,
-        cause=cause_of(record, spec),
-        author=author,
-    )
-    return replace(
-        known,
-        spec=spec,
-        checkpoint=found.checkpoint,
-        weights_bytes=found.weights_bytes,
-        quantization=found.quantization,
-        precision=found.precision,
-        shape=found.shape,
-        stored_weights=found.weights,
-        commit=found.commit,
-        digest=found.digest,
-        retired_at=0.0,
-    )
+    spec = spec_on_wire(model.spec)
+    known = record.revisions.get(target)
+    if known is None or not known.checkpoint:
+        first = RevisionRecord(
+            revision=target,
+            spec=spec,
+            spec_hash=revision_of(model.spec),
+            created=now,
+            cause=cause_of(record, spec),
+            author=author,
+        )
+        known = (known or first).with_source(source or SourceState("resolved"))
+    return replace(known, spec=spec, retired_at=0.0)
 
 
 def _drain(
@@ -361,16 +368,16 @@ def _facts(
     )
 
 
-def _needs_resolving(step: _Step, seen: Observation) -> bool:
-    if step.model.spec.source is None or step.deleting_since is not None:
-        return False
-    known = seen.sources.get((step.name, revision_of(step.model.spec)))
-    return (known is None or known.is_unasked) and step.target not in step.record.revisions
+def _is_unanswered(key: RevisionKey, seen: Observation) -> bool:
+    known = seen.sources.get(key)
+    return known is None or known.is_unasked
 
 
 def _next_at(steps: Sequence[_Step], claims: Sequence[Claim], turns: Turns, now: float) -> float | None:
     times = [kept.retry_at for step in steps for kept in step.record.revisions.values()]
     for step in steps:
+        if (at := next_look(step.model, step.record)) is not None:
+            times.append(at)
         if step.deleting_since is not None:
             times += [step.deleting_since + SWITCH_SECONDS, step.deleting_since + DRAIN_LIMIT_SECONDS]
     if any(turns.granted.get(each.key, each.most) < each.most for each in claims):

@@ -62,6 +62,8 @@ class Reason(StrEnum):
     Resolving = "Resolving", WEIGHTS_AVAILABLE, "The source is being looked at or downloaded.", PASSES
     NotNeeded = "NotNeeded", WEIGHTS_AVAILABLE, "The engine needs no weights.", FINE
     SourceNotFound = "SourceNotFound", WEIGHTS_AVAILABLE, "Nothing lies at the source's address."
+    SourceChanged = ("SourceChanged", WEIGHTS_AVAILABLE,
+        "The source no longer holds what an old revision was made from.")
     SourceFormat = ("SourceFormat", WEIGHTS_AVAILABLE,
         "What lies there is not a checkpoint that the engine takes.")
     UnsupportedModel = ("UnsupportedModel", WEIGHTS_AVAILABLE,

@@ -40,6 +40,8 @@ __all__ = [
 API_VERSION = "tidegate.dev/v1alpha1"
 DEFAULT_POOL = "default"
 MAX_REPLICAS = 64
+MIN_RECHECK_SECONDS, MAX_RECHECK_SECONDS = 60, 30 * 86_400
+RECHECK_REMEDY = f"use 0, or at least {MIN_RECHECK_SECONDS} seconds"
 
 ArgName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 ArgValue = Annotated[
@@ -85,6 +87,23 @@ class Source(Strict):
         "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL; or "
         "GOOGLE_SERVICE_ACCOUNT_KEY.",
     )
+    recheck_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_RECHECK_SECONDS,
+        description="How often the source is looked at again, in seconds: other content is another revision. "
+        "0: only when asked.",
+        json_schema_extra=rules(
+            Rule(f"self == 0 || self >= {MIN_RECHECK_SECONDS}", RECHECK_REMEDY),
+        ),
+    )
+
+    @field_validator("recheck_seconds")
+    @classmethod
+    def _not_too_often(cls, seconds: int) -> int:
+        if 0 < seconds < MIN_RECHECK_SECONDS:
+            raise ValueError(RECHECK_REMEDY)
+        return seconds
 
     @field_validator("uri")
     @classmethod

@@ -15,7 +15,6 @@ from tidegate.control.resources import API_VERSION, Model
 from tidegate.control_round import Depths, Registry, observe_store
 from tidegate.errors import InvalidRequest, NotFound, QueueUnavailable, shortened
 from tidegate.messages.queue import Depth
-from tidegate.messages.rollouts import RevisionView
 
 MOST_NAMED_CHARACTERS = 500
 
@@ -60,27 +59,6 @@ def checked(name: str, spec: Mapping[str, Any]) -> Model:
         return found
     problems = found if isinstance(found, list) else []
     raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].field if problems else None)
-
-
-def recorded_revisions(record: ModelRecord | None) -> list[RevisionView]:
-    """Return the revisions that stand or are on their way, newest first."""
-    if record is None:
-        return []
-    numbered = list(enumerate(record.revisions.values(), start=1))
-    return [
-        RevisionView(
-            revision=kept.revision,
-            number=number,
-            created=0.0,
-            cause="",
-            source=str((kept.spec.get("source") or {}).get("uri", "")),
-            weight=record.weights.get(kept.revision, 0),
-            state="Serving" if kept.revision in record.weights else "Standing",
-            message=kept.message,
-            spec=kept.spec,
-        )
-        for number, kept in reversed(numbered)
-    ]
 
 
 def unknown_model(name: str, known: Mapping[str, object]) -> NotFound:

@@ -52,6 +52,7 @@ class KeyBody(Body, frozen=True):
 class ModelView(msgspec.Struct, frozen=True):
     """A Model as it should be (`spec`) and as gateways read it (`entry`; None: not yet).
 
+    `is_observed`: the controller has decided on this spec, so what `entry` and `rollout` say is of it.
     `is_overlaid`: on a laptop the spec is not the file's, because of what was asked here. `action` has not
     been acted on yet. `drains`: it takes no new requests.
     """
@@ -61,6 +62,7 @@ class ModelView(msgspec.Struct, frozen=True):
     pool: str
     resource_version: str
     spec: dict[str, Any]
+    is_observed: bool = False
     is_overlaid: bool = False
     drains: bool = False
     entry: ModelEntry | None = None

@@ -11,14 +11,7 @@ from tidegate.control.desired import spec_on_wire
 from tidegate.control.resource_files import with_absolute_source
 from tidegate.control.resources import DEFAULT_POOL, Model
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import (
-    checked,
-    load_fields,
-    observed,
-    recorded_revisions,
-    unknown_model,
-    version_of,
-)
+from tidegate.control_api.shown import checked, load_fields, observed, unknown_model, version_of
 from tidegate.control_api.views import ModelView, PlanView, PoolView
 from tidegate.control_round import Depths, Registry
 from tidegate.errors import Conflict
@@ -58,7 +51,7 @@ class LaptopHost:
 
     async def revisions(self, name: str) -> list[RevisionView]:
         self._model(name)
-        return recorded_revisions(self._loop.records.get(name))
+        return self._loop.revisions(name)
 
     async def put_spec(
         self, name: str, spec: Mapping[str, Any], resource_version: str, author: str
@@ -118,6 +111,7 @@ class LaptopHost:
             pool=DEFAULT_POOL,
             resource_version=version_of(spec),
             spec=spec,
+            is_observed=self._loop.decided.get(model.name) == model,
             is_overlaid=self._asked.is_overlaid(model.name),
             drains=model.name in self._asked.drains,
             action=self._asked.actions.get(model.name),

@@ -76,6 +76,11 @@ class Asked:
     def drains(self) -> frozenset[str]:
         return frozenset(self._stored.drains)
 
+    @property
+    def authors(self) -> Mapping[str, str]:
+        """Who set a spec here, by model."""
+        return {name: overlay.author for name, overlay in self._stored.overlays.items()}
+
     def is_overlaid(self, name: str) -> bool:
         return name in self._stored.overlays
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from tidegate.control.desired import ModelRecord, revision_of
-from tidegate.control.observed import Capacity, RevisionKey, ServeState, SourceState
+from tidegate.control.desired import ModelRecord
+from tidegate.control.history import views
+from tidegate.control.looks import Question, questions
+from tidegate.control.observed import Capacity, ServeState, SourceState
 from tidegate.control.plan import (
     PROGRESSING_SECONDS,
     PoolPlan,
@@ -33,9 +35,10 @@ from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.serve_config import application_configs
 from tidegate.control_round import Depths, Registry, Serve, observe_store, publish
 from tidegate.errors import QueueUnavailable
+from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.record_file import RecordFile
 from tidegate.messages.registry import ModelEntry
-from tidegate.messages.rollouts import Action
+from tidegate.messages.rollouts import Action, RevisionView
 from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeUnavailable
 from tidegate.serve_writer import ServeWriter
@@ -60,15 +63,20 @@ class Resources(Protocol):
     @property
     def drains(self) -> frozenset[str]: ...
 
+    @property
+    def authors(self) -> Mapping[str, str]: ...
+
     def acted(self, actions: Mapping[str, Action]) -> None: ...
 
 
 class Sources(Protocol):
     """Resolves sources (`local.source_checks.SourceChecks`)."""
 
-    def begin(self, uri: str) -> None: ...
+    def begin(self, question: Question) -> None: ...
 
     def states(self) -> Mapping[str, SourceState]: ...
+
+    def keep(self, asked: Collection[str]) -> None: ...
 
 
 class ControlLoop:
@@ -79,6 +87,7 @@ class ControlLoop:
         depths: Depths,
         sources: Sources,
         record_file: RecordFile,
+        history: HistoryFolder,
         replicas: ReplicaSettings,
         capacity: Capacity,
         changed: asyncio.Event,
@@ -95,6 +104,7 @@ class ControlLoop:
         self._depths = depths
         self._sources = sources
         self._record_file = record_file
+        self._history = history
         self._replicas = replicas
         self._capacity = capacity
         self._changed = changed
@@ -103,6 +113,8 @@ class ControlLoop:
         self._on_first_serve: Callable[[], None] | None = on_first_serve
         self._now = now
         self._records: Mapping[str, ModelRecord] = record_file.read()
+        history.read()
+        self._decided: Mapping[str, Model] = {}
         self._serve: Serve | None = None
         self._writer = ServeWriter()
 
@@ -146,6 +158,15 @@ class ControlLoop:
     def records(self) -> Mapping[str, ModelRecord]:
         return self._records
 
+    def revisions(self, name: str) -> list[RevisionView]:
+        """Return a model's history, the newest first."""
+        return views(self._history.known.get(name, ()), self._records.get(name) or ModelRecord(name, 0))
+
+    @property
+    def decided(self) -> Mapping[str, Model]:
+        """The models that the last round decided on."""
+        return self._decided
+
     async def plan(
         self, models: Sequence[Model], actions: Mapping[str, Action]
     ) -> tuple[PoolSnapshot, PoolPlan]:
@@ -166,27 +187,38 @@ class ControlLoop:
                 log.warning("control: %s", error.message)
         queues = queues_of(models, self._records)
         stored = await observe_store(self._registry, self._depths, queues, None)
-        found = self._sources.states()
+        asked, found = questions(models, self._records), self._sources.states()
         seen = replace(
             stored,
             serve=state,
             serve_problem=self._writer.problem,
-            sources={key: found[uri] for key, uri in _uris(models).items() if uri in found},
+            sources={key: found[each.identity] for key, each in asked.items() if each.identity in found},
             capacity=self._capacity,
             rejected=self._writer.rejected,
         )
         return PoolSnapshot(
-            models, pool, self._records, seen, actions=actions, drains=drains, wave=self._wave
+            models,
+            pool,
+            self._records,
+            seen,
+            actions=actions,
+            drains=drains,
+            authors=self._files.authors,
+            history=self._history.known,
+            wave=self._wave,
         )
 
     async def _apply(self, plan: PoolPlan, snapshot: PoolSnapshot, serve: Serve | None) -> float:
         self._records = plan.records
         self._record_file.write(plan.records)
+        self._history.write(plan.history)
         self._files.acted(snapshot.actions)
-        uris = _uris(snapshot.models)
+        asked = questions(snapshot.models, plan.records)
+        self._sources.keep([each.identity for each in asked.values()])
         for key in plan.resolve:
-            self._sources.begin(uris[key])
+            self._sources.begin(asked[key])
         await publish(self._registry, plan.registry, snapshot.seen.entries)
+        self._decided = {model.name: model for model in snapshot.models}
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
         if serve is not None and snapshot.seen.serve is not None:
@@ -197,13 +229,3 @@ class ControlLoop:
             if await self._writer.write(serve, wanted, snapshot.seen.serve):
                 return PROGRESSING_SECONDS
         return plan.pause_seconds(self._now())
-
-
-def _uris(models: Sequence[Model]) -> dict[RevisionKey, str]:
-    """Return where the checkpoints of the models' newest revisions lie. Each source is resolved once, however
-    many models name it."""
-    return {
-        (model.name, revision_of(model.spec)): model.spec.source.uri
-        for model in models
-        if model.spec.source is not None
-    }

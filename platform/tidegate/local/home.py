@@ -125,6 +125,10 @@ class Home:
         return self.data / "audit.jsonl"
 
     @property
+    def history(self) -> Path:
+        return self.data / "revisions"
+
+    @property
     def temporary(self) -> Path:
         return Path(tempfile.gettempdir()) / f"tg-{self.instance}"
 

@@ -37,6 +37,7 @@ from tidegate.local.asked import Asked
 from tidegate.local.audit_file import AuditFile
 from tidegate.local.control_loop import ControlLoop
 from tidegate.local.gateway import GatewayProcess, check_port
+from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.home import Home, Problem, Running, record_of, write_atomically
 from tidegate.local.keeping import keep_alive, leave_nothing, only_one
 from tidegate.local.log_rotation import keep_small
@@ -232,6 +233,7 @@ class Host:
             depths,
             self.sources,
             RecordFile(self.home.records),
+            HistoryFolder(self.home.history),
             ReplicaSettings(
                 redis_url=f"{FROM_ENVIRONMENT}{REDIS_VARIABLE}",
                 key_prefix=prefix,

@@ -103,6 +103,7 @@ class Rejected:
     unit: Literal["requests", "bytes"]
     limit: int
     depth: Depth
+    has_shadows: bool = False  # that could give way
 
 
 @dataclass(frozen=True, slots=True)

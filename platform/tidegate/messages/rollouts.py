@@ -12,6 +12,7 @@ import msgspec
 Verb = Literal["pause", "resume", "promote", "abort", "undo", "retry", "recheck", "restart"]
 Phase = Literal["Queued", "Warming", "Shadow", "Progressing", "Paused", "Aborted", "Completed"]
 GateState = Literal["passes", "waits", "fails"]
+ENDED: tuple[Phase, ...] = ("Completed", "Aborted")
 
 
 class Action(msgspec.Struct, frozen=True):

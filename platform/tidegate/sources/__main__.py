@@ -17,7 +17,7 @@ import msgspec
 
 from tidegate.errors import SourceError
 from tidegate.sources.resolve import resolve
-from tidegate.sources.schemes import Storage
+from tidegate.sources.schemes import Kept, Storage
 
 MOST_BYTES_PER_CHARACTER = 12  # in JSON: two escaped surrogates
 MAX_ANSWER_BYTES = 4096  # what Kubernetes keeps of a container's termination message
@@ -33,10 +33,17 @@ def main(arguments: list[str]) -> int:
         "--claim", action="append", default=[], type=_claim, metavar="NAME=FOLDER", help="a mounted claim"
     )
     parser.add_argument("--answer", type=Path, help="file for an answer that fits a termination message")
+    parser.add_argument("--commit", default="", help="look for this commit")
+    parser.add_argument("--digest", default="", help="refuse other content than of this digest")
+    parser.add_argument("--since", type=float, default=0.0, metavar="SECONDS", help="when that was seen")
     given = parser.parse_args(arguments)
     try:
         found: dict[str, Any] = msgspec.to_builtins(
-            resolve(given.uri, Storage(given.cache, dict(given.claim)))
+            resolve(
+                given.uri,
+                Storage(given.cache, dict(given.claim)),
+                kept=Kept(given.commit, given.digest, given.since),
+            )
         )
         status = 0
     except SourceError as error:

@@ -47,9 +47,11 @@ REFUSED = frozenset(
 OTHER_REGION = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed"})
 
 
-def fetch(uri: str, storage: Storage, progress: Progress | None, check: Check) -> tuple[Path, str]:
+def fetch(
+    uri: str, storage: Storage, progress: Progress | None, check: Check, commit: str = ""
+) -> tuple[Path, str]:
     """Download what is missing, what describes the weights first; return its folder, and a name for the
-    content as it is now.
+    content as it is now. Of an earlier `commit` there is what an earlier download left.
 
     Raises `SourceError`.
     """
@@ -57,23 +59,33 @@ def fetch(uri: str, storage: Storage, progress: Progress | None, check: Check) -
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
     cache = storage.cache or platformdirs.user_cache_path("tidegate", appauthor=False)
+    place = cache / scheme / bucket / (prefix or "_")
     try:
         store = Bucket(uri, scheme, bucket)
         objects = _wanted(uri, store.objects(prefix), f"{prefix}/" if prefix else "")
-        commit = _commit(objects)
-        folder = cache / scheme / bucket / (prefix or "_") / commit
+        found = _commit(objects)
+        if commit and commit != found:
+            raise SourceError(
+                "SourceChanged",
+                f"{uri} holds other objects now than those of {commit}, and {place} has no copy of these.",
+            )
+        folder = place / found
         for name in (name for name in DESCRIPTIONS if name in objects):
             _download(store, objects[name], folder / name, name, progress)
         check(folder)
         for name, item in objects.items():
             _download(store, item, folder / name, name, progress)
+    except SourceError:
+        if commit and (place / commit).is_dir():
+            return place / commit, commit
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise SourceError(
                 "NoSpace", f"The disk has no room for {uri}; enlarge the weight cache."
             ) from error
         raise SourceError("SourceUnavailable", f"{uri} could not be kept: {error}") from error
-    return folder, commit
+    return folder, found
 
 
 class Bucket:

@@ -116,20 +116,29 @@ class Checkpoint:
         """Bytes of the weight files."""
         return sum(self.files[name] for name in self.weight_files)
 
+    @property
+    def loaded(self) -> list[str]:
+        """The weights that are loaded, and what is read beside them."""
+        return [
+            name
+            for name, size in self.files.items()
+            if name in self.weight_files
+            or (size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in SMALL_FILES))
+        ]
+
     def digest(self, commit: str = "") -> str:
         """Return a checksum over what is loaded: the small files' contents, and for weights their checksum
         where the hub's cache names files by it, else the `commit`, else the tensors' names and places and
         pages of them (`MOST_TENSORS`), so that it takes seconds whatever their size."""
         total = hashlib.sha256()
-        for name, size in self.files.items():
-            if name in self.weight_files:
-                content = content_name(self.path / name) or commit
-                total.update(f"{name}\0{size}\0{content}\0".encode())
-                if not content:
-                    self._sample(name, total.update)
-            elif size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in SMALL_FILES):
-                total.update(f"{name}\0{size}\0".encode())
+        for name in self.loaded:
+            total.update(f"{name}\0{self.files[name]}\0".encode())
+            if name not in self.weight_files:
                 total.update((self.path / name).read_bytes())
+            elif known := content_name(self.path / name) or commit:
+                total.update(known.encode())
+            else:
+                self._sample(name, total.update)
         return total.hexdigest()
 
     def _sample(self, name: str, take: Callable[[bytes], None]) -> None:
@@ -231,7 +240,7 @@ def _weight_files(uri: str, folder: Path, files: Mapping[str, int]) -> tuple[str
         raise FilesMissing(
             "SourceNotFound",
             f"{uri} lacks {len(missing)} of the {len(shards)} weight files that {index} names: "
-            f"{_first(missing)}; copy them too.",
+            f"{first(missing)}; copy them too.",
         )
     return tuple(sorted(shards))
 
@@ -242,7 +251,7 @@ def _only_file(uri: str, weights: Sequence[str]) -> str:
         return weights[0]
     raise FilesMissing(
         "SourceFormat",
-        f"{uri} holds the weight files {_first(weights)} and no {INDEX}, which says what belongs together: "
+        f"{uri} holds the weight files {first(weights)} and no {INDEX}, which says what belongs together: "
         "copy it too, or save the model again.",
     )
 
@@ -261,7 +270,7 @@ def _tensors(uri: str, files: Sequence[Path]) -> dict[str, StoredTensor]:
     return found
 
 
-def _first(names: Sequence[str]) -> str:
+def first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 

@@ -14,6 +14,7 @@ def fetch(
     storage: Storage,
     progress: Progress | None,  # noqa: ARG001 - nothing moves
     check: Check,  # noqa: ARG001 - whoever asks reads the whole folder at once
+    commit: str = "",  # noqa: ARG001 - a folder has none
 ) -> tuple[Path, str]:
     """Find the folder. Raises `SourceError`."""
     if scheme_of(uri) == "pvc":

@@ -21,9 +21,12 @@ def fetch(
     storage: Storage,  # noqa: ARG001 - the hub's library has its own
     progress: Progress | None,
     check: Check,
+    commit: str = "",
 ) -> tuple[Path, str]:
     """Download what is missing, what describes the weights first. Raises `SourceError`."""
     name, _, revision = uri.removeprefix("hf://").partition("@")
+    if commit:
+        uri, revision = f"hf://{name}@{commit}", commit
     try:
         described = _snapshot(name, revision or None, DESCRIPTIONS, progress)
         check(described)

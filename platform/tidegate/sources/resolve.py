@@ -8,17 +8,26 @@ from pathlib import Path
 from typing import cast
 
 from tidegate.errors import SourceError
-from tidegate.sources.checkpoint import content_name, read_checkpoint, read_description
+from tidegate.sources.checkpoint import (
+    Checkpoint,
+    content_name,
+    first,
+    read_checkpoint,
+    read_description,
+)
 from tidegate.sources.facts import Resolved
 from tidegate.sources.gptq import loaded_weights
-from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, Fetch, Progress, Storage, scheme_of
+from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, Fetch, Kept, Progress, Storage, scheme_of
 from tidegate.sources.servable import check_described, check_servable
 
 READ_BYTES = 1 << 20
 
 
-def resolve(uri: str, storage: Storage | None = None, progress: Progress | None = None) -> Resolved:
-    """Find a checkpoint, download what is missing of it if it lies elsewhere, and refuse what nobody serves.
+def resolve(
+    uri: str, storage: Storage | None = None, progress: Progress | None = None, kept: Kept | None = None
+) -> Resolved:
+    """Find a checkpoint, download what is missing of it if it lies elsewhere, and refuse what nobody serves,
+    or what is not `kept`.
 
     Raises `SourceError`.
     """
@@ -27,11 +36,19 @@ def resolve(uri: str, storage: Storage | None = None, progress: Progress | None 
         raise SourceError("SourceNotFound", f"{uri} is no source; {KNOWN_SCHEMES}.")
     # By name, so that a source needs no other source's libraries.
     fetch = cast(Fetch, import_module(f"tidegate.sources.{scheme.module}").fetch)
+    kept = kept or Kept()
     folder, commit = fetch(
-        uri, storage or Storage(), progress, lambda folder: check_described(read_description(folder, uri))
+        uri,
+        storage or Storage(),
+        progress,
+        lambda folder: check_described(read_description(folder, uri)),
+        kept.commit,
     )
     checkpoint = read_checkpoint(folder, uri)
     check_servable(checkpoint)
+    digest = checkpoint.digest(commit)
+    if kept.digest and kept.digest != digest:
+        raise _changed(checkpoint, uri, kept.since)
     return Resolved(
         uri=uri,
         path=str(folder),
@@ -40,10 +57,21 @@ def resolve(uri: str, storage: Storage | None = None, progress: Progress | None 
         quantization=checkpoint.quantization,
         precision=checkpoint.auto_precision,
         weights_bytes=checkpoint.weights_bytes,
-        digest=checkpoint.digest(commit),
+        digest=digest,
         files=dict(checkpoint.files),
         shape=checkpoint.shape,
         weights=loaded_weights(checkpoint),
+    )
+
+
+def _changed(checkpoint: Checkpoint, uri: str, since: float) -> SourceError:
+    """Name the files that were written after `since`; a copy that keeps times hides itself."""
+    newer = [name for name in checkpoint.loaded if (checkpoint.path / name).stat().st_mtime > since > 0]
+    which = f"; written since: {first(newer)}" if newer else ""
+    return SourceError(
+        "SourceChanged",
+        f"{uri} no longer holds what the revision was made from{which}. Put those files back, or give them a "
+        "folder of their own.",
     )
 
 

@@ -78,12 +78,23 @@ class Storage:
     claims: Mapping[str, Path] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a source is to hold still: a commit and a digest, each empty where it is not known, of the time
+    `since` (unix seconds; 0: not known)."""
+
+    commit: str = ""
+    digest: str = ""
+    since: float = 0.0
+
+
 class Fetch(Protocol):
     def __call__(
-        self, uri: str, storage: Storage, progress: Progress | None, check: Check
+        self, uri: str, storage: Storage, progress: Progress | None, check: Check, commit: str = ""
     ) -> tuple[Path, str]:
-        """Bring what is missing; return the folder and the commit. Before weights move, `check` sees the
-        folder with the files that describe them. Raises `SourceError`."""
+        """Bring what is missing of what lies there now, or of an earlier `commit`; return the folder and the
+        commit, which a plain folder has none of. Before weights move, `check` sees the folder with the files
+        that describe them. Raises `SourceError`."""
         ...
 
 

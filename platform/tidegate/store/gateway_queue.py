@@ -226,6 +226,21 @@ class GatewayQueue:
         if not group:
             return []
         calls = [call.encoded for call in group]
+        outcomes = await self._submit(calls)
+        # Clients before shadows.
+        wanted = {
+            calls[at].queue if outcome.bound == "model" else ""
+            for at, outcome in enumerate(outcomes)
+            if isinstance(outcome, Rejected) and outcome.has_shadows and outcome.bound in ("model", "total")
+        }
+        if not wanted or not await self._scripts.give_way(wanted):
+            return outcomes
+        refused = [at for at, outcome in enumerate(outcomes) if isinstance(outcome, Rejected)]
+        for at, outcome in zip(refused, await self._submit([calls[at] for at in refused]), strict=True):
+            outcomes[at] = outcome
+        return outcomes
+
+    async def _submit(self, calls: list[SubmitCall]) -> list[Accepted | Rejected]:
         try:
             return await self._scripts.submit(calls, now=time.time())
         except ConnectionLost:

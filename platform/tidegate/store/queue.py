@@ -19,6 +19,9 @@ Where things are ({prefix}: in front of each)
     queue:{queue}, share:{queue}:{key}, tenant:{tenant}, total
                         hash     requests and bytes, waiting and running together, and the bytes that those
                                  which run have written; drain
+    outcomes:{queue}    hash     how its requests ended (`messages.outcomes`)
+    burst:..., failed:..., lost:{replica}  string  which error or loss was counted just now
+    shadows             set      unfinished ids of shadows   pair:{id}  string  the end of one of the two
     open:{gateway}      set      unfinished ids            gateways   zset  gateway by last heartbeat
     replica:{replica}   hash     its last claim, its suspect          swept  hash  the last sweep
     gw:{gateway}, rep:{replica}, wake:{queue}, changed:{what}   channels
@@ -62,6 +65,26 @@ Death and poison
     A request that lost three replicas after emitting (a poison further down its stream) is a suspect too,
     and only its end clears it. The note of a replica's suspect outlives the suspect's own judgement, because
     the other leases of the dead replica may be judged later.
+
+Outcomes
+    Each end is counted by the script that makes it, in the queue that the request is in, under the cohort of
+    its submit. What an end in an engine was worth its replica says; what ends outside of one is an error of
+    ours (past the deadline, poison) or counts nowhere. What fails together is one event: of a tenant's errors
+    one counts in a second, over all revisions of a model, of a session's one in an hour, and a replica is
+    lost once. Each process carries its own scripts, so one of the version before counts nothing and breaks
+    nothing.
+
+Moves
+    A request that waits may go to the queue of another revision; its place is its score, which is of all
+    queues, so it keeps it. One that is submitted to the old queue later goes with the next move, and so does
+    one that ran and comes back. It was admitted to the other revision: here it has no cohort.
+
+Shadows
+    A copy of a request for a revision that is tried out has no gateway. It has the lowest priority, no part
+    of it is charged to a tenant, it takes at most half of any bound and leaves the line where a client would
+    be refused. Nothing of it stays after its end, but that both ends are counted as a pair: the request's own
+    hash says that it is shadowed from its submit on, so it does not matter which of the two ends first, or
+    that the copy comes later.
 
 Memory
     What is submitted and what is generated count against the same bounds: of a model, of one key's share of

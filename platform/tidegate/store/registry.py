@@ -19,6 +19,7 @@ from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.follower import Follower
+from tidegate.store.outcomes import OutcomeStore
 from tidegate.store.scripts import Scripts
 
 LISTED_BEATS = 3  # that a replica may miss
@@ -45,6 +46,7 @@ class Registry:
     ) -> None:
         self._connection = connection
         self._scripts = Scripts(connection, key_prefix, times)
+        self.outcomes = OutcomeStore(connection, key_prefix)
         self._prefix = names.prefix(key_prefix)
         self._channel = names.change_channel(key_prefix, "models")
         self._listed_seconds = LISTED_BEATS * times.beat_seconds

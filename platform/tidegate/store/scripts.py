@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -73,6 +73,7 @@ CANCEL = load("cancel", FREES)
 FORGET = load("forget", FREES)
 DROP = load("drop", FREES)
 SWEEP = load("sweep", FREES)
+GIVE_WAY = load("give_way", FREES)
 MOVE = load("move", FREES)
 SHADOW = load("shadow", MAY_GROW)
 DEPTHS = load("depths", READS)
@@ -87,6 +88,7 @@ PROBE = load("probe", MAY_GROW)
 class SubmitCall:
     """One call of `submit`, encoded: requests that share model, revision, tenant, key and gateway."""
 
+    queue: str
     request_ids: list[str]
     size_bytes: int
     arguments: list[Argument]
@@ -94,9 +96,10 @@ class SubmitCall:
     @classmethod
     def of(cls, requests: Sequence[Request], bounds: Bounds, label: Label = NO_LABEL) -> SubmitCall:
         first = requests[0]
+        queue = names.queue_name(first.model, first.revision)
         arguments: list[Argument] = [
             len(requests),
-            names.queue_name(first.model, first.revision),
+            queue,
             first.tenant,
             first.key,
             first.gateway,
@@ -117,8 +120,8 @@ class SubmitCall:
         for request in requests:
             body = encode_request(request, prompts[id(request.work.prompt)])
             size_bytes += len(body)
-            arguments += (request.id, request.deadline, request.priority, request.cost, len(body), body)
-        return cls([request.id for request in requests], size_bytes, arguments)
+            arguments += (request.id, request.deadline, request.priority, len(body), body)
+        return cls(queue, [request.id for request in requests], size_bytes, arguments)
 
 
 def _encoded_prompts(requests: Sequence[Request], bounds: Bounds) -> dict[int, bytes]:
@@ -193,6 +196,11 @@ class Scripts:
             body,
         )
         return bool(is_taken)
+
+    async def give_way(self, queues: Collection[str]) -> int:
+        """Drop the shadows that wait in these queues (empty: in all); returns how many that were."""
+        dropped: int = await self._run(GIVE_WAY, *queues)
+        return dropped
 
     async def emit(
         self, replica: str, segments: Sequence[tuple[int, Segment]], ends: Mapping[str, str]
@@ -307,13 +315,13 @@ class Scripts:
 
 
 def _outcome(
-    is_accepted: int, ahead: int, waiting: int, running: int, drain: bytes, refused: bytes, limit: int
+    is_accepted: int, ahead: int, waiting: int, running: int, drain: bytes, limit: int, refused: bytes
 ) -> Accepted | Rejected:
     depth = _depth(waiting, running, drain)
     if is_accepted:
         return Accepted(ahead, depth)
-    bound, unit = refused.decode().split()
-    return Rejected(bound, unit, limit, depth)  # type: ignore[arg-type]  # the words of submit.lua
+    bound, unit, *shadows = refused.decode().split()
+    return Rejected(bound, unit, limit, depth, bool(shadows))  # type: ignore[arg-type]  # the words of submit.lua
 
 
 def _depth(waiting: int, running: int, drain: bytes) -> Depth:

@@ -7,7 +7,7 @@ Serve holds, the journal of all writes). Its clock goes on by a second with each
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +18,14 @@ from tests.contract.hosts.fake_serve import FakeServe, Faults
 from tests.contract.hosts.fake_store import FakeStore, Journal
 from tests.unit.control.builders import NOW, REPLICAS, document
 from tidegate.control.desired import ModelRecord
+from tidegate.control.looks import Question
 from tidegate.control.observed import Capacity, SourceState
 from tidegate.control_api.ports import Host
 from tidegate.errors import QueueUnavailable
 from tidegate.local.api_port import LaptopHost
 from tidegate.local.asked import Asked
 from tidegate.local.control_loop import ControlLoop
+from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.record_file import RecordFile
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import Condition, ModelEntry
@@ -121,6 +123,7 @@ class LaptopRig:
             self.store,
             NoSources(),
             JournaledRecords(self._records, self.journal),
+            HistoryFolder(self._records.parent / "revisions"),
             REPLICAS,
             Capacity(4, 0),
             self.changed,
@@ -160,11 +163,14 @@ class JournaledRecords(RecordFile):
 class NoSources:
     """The simulated engine needs none."""
 
-    def begin(self, uri: str) -> None:
-        raise AssertionError(uri)
+    def begin(self, question: Question) -> None:
+        raise AssertionError(question)
 
     def states(self) -> Mapping[str, SourceState]:
         return {}
+
+    def keep(self, asked: Collection[str]) -> None:
+        assert not asked
 
 
 class OperatorRig:

@@ -60,7 +60,9 @@ async def test_a_spec_is_replaced_at_the_version_that_was_read(rig: Rig, api: Ap
     written = await api.call("PUT", "/v1/models/one", body)
     assert written["spec"]["contextLength"] == 64
     assert written["resource_version"] != read["resource_version"]
+    assert (read["is_observed"], written["is_observed"]) == (True, False)
     await rounds(rig, SETTLED)
+    assert (await api.call("GET", "/v1/models/one"))["is_observed"]
     assert old not in entry(rig, "one").revisions
     told = await api.refused("PUT", "/v1/models/one", body, status=409)
     assert "has changed since it was read" in told

@@ -7,6 +7,7 @@ import pytest
 
 from tests.integration.chart.policies import OUTSIDE, Endpoint, Policy, endpoint, is_allowed
 from tests.integration.chart.rendered import NAMESPACE, Helm, Object, pod_templates
+from tidegate.control.looks import Question
 from tidegate.control.resources import Model, Pool
 from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.ray_cluster import ray_cluster
@@ -34,7 +35,7 @@ def resolve_pod(namespace: str) -> Endpoint:
         {**API, "kind": "Model", "metadata": {"name": "m"}, "spec": {"source": {"uri": "hf://a/b"}}}
     )
     pool = Pool.model_validate({**API, "kind": "Pool", "metadata": {"name": "default"}, "spec": {}})
-    job = resolve_job(model, "r1", pool, namespace, DEFAULTS)
+    job = resolve_job(Question(model), "r1", pool, namespace, DEFAULTS)
     return endpoint(namespace, job["spec"]["template"]["metadata"]["labels"])
 
 

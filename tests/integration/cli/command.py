@@ -16,15 +16,16 @@ ROOT = Path(__file__).parents[3]
 def tidegate(
     *arguments: str, environment: Mapping[str, str] | None = None, stdin: str = "", timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command with `TIDEGATE_*` and `REDIS_URL` set to `environment` alone."""
+    """Run the command with `TIDEGATE_*` and `REDIS_URL` set to `environment` alone, and no cluster at
+    hand."""
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("TIDEGATE_") and name != "REDIS_URL"
     }
     return subprocess.run(
-        [*_program(), *arguments],
-        env=inherited | {"COLUMNS": "120"} | dict(environment or {}),
+        [*program(), *arguments],
+        env=inherited | {"COLUMNS": "120", "KUBECONFIG": os.devnull} | dict(environment or {}),
         input=stdin,
         capture_output=True,
         text=True,
@@ -33,7 +34,7 @@ def tidegate(
     )
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
     """The installed command; where this run measures coverage, the same code measured too."""
     if coverage.Coverage.current() is None:
         return [str(Path(sys.executable).with_name("tidegate"))]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,6 +130,7 @@ class Gateway:
     keys: Keys
     server: uvicorn.Server
     http: httpx.AsyncClient
+    open_replica: Callable[[str], Coroutine[Any, Any, Replica]]  # of another revision
 
     async def put_model(self, **changes: Any) -> None:
         """Change the model and wait until the gateway has seen it."""
@@ -161,16 +163,19 @@ async def open_gateway(redis_url: str, key_prefix: str, **changes: Any) -> Async
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=address, headers={"authorization": f"Bearer {secret}"}, timeout=30)
         )
-        yield Gateway(address, secret, key.id, replica, services, registry, keys, server, http)
+        others = functools.partial(_open_replica, stack, redis_url, key_prefix)
+        yield Gateway(address, secret, key.id, replica, services, registry, keys, server, http, others)
 
 
-async def _open_replica(stack: AsyncExitStack, redis_url: str, key_prefix: str) -> Replica:
+async def _open_replica(
+    stack: AsyncExitStack, redis_url: str, key_prefix: str, revision: str = REVISION
+) -> Replica:
     connection = await stack.enter_async_context(Connection(redis_url))
     queue = ReplicaQueue(
         connection,
         key_prefix=key_prefix,
         model=MODEL,
-        revision=REVISION,
+        revision=revision,
         replica_id=f"replica-{next(_gateways)}",
         times=Times(lease_seconds=60),
     )

@@ -22,6 +22,7 @@ from tests.waiting import await_until
 from tidegate.engines.base import EngineLoadError
 from tidegate.messages.work import Sampling
 from tidegate.store.connection import Connection
+from tidegate.store.outcomes import OutcomeStore
 from tidegate.store.registry import Registry
 
 
@@ -63,6 +64,23 @@ async def test_a_stop_string_and_an_end_of_answer_end_with_stop(
         finishes = await ear.ended(stopped, natural)
     assert [finish.reason for finish in finishes] == ["stop", "stop"]
     assert await ear.text(stopped.id) == "".join(f" {word}" for word in words[:10])
+
+
+async def test_each_end_is_counted_as_what_it_was(
+    ear: Ear, redis_url: str, key_prefix: str, connection: Connection
+) -> None:
+    limited, natural = a_request(max_tokens=5), a_request(max_tokens=None)
+    too_long, broken = a_request(max_tokens=1 << 23), a_request("boom")
+    asked = [limited, natural, too_long, broken]
+    engine_args = {"answer_tokens": 6, "test_fault": {"marker": "boom", "kind": "error", "at_token": 2}}
+    async with open_replica(redis_url, key_prefix, engine_args=engine_args):
+        await ear.submit(*asked)
+        finishes = await ear.ended(*asked)
+    assert [finish.reason for finish in finishes] == ["length", "stop", "error", "error"]
+    found = (await OutcomeStore(connection, key_prefix).read([(MODEL, REVISION)]))[MODEL, REVISION]
+    [(cohort, tally)] = found.items()
+    assert (cohort, tally.ends) == ("", {"ok": 2, "length": 1, "error": 1})
+    assert sum(tally.first_token.values()) == sum(tally.between_tokens.values()) == 3
 
 
 async def test_no_more_is_claimed_than_slots_and_what_ends_next(

@@ -74,6 +74,29 @@ def test_a_growing_share_takes_keys_and_gives_none_back() -> None:
     assert moved[0] < moved[1] < moved[2] < moved[3] == set(keys)
 
 
+def test_a_session_stays_on_the_new_revision_as_its_weight_grows_and_its_like_of_other_tenants_may_not() -> (
+    None
+):
+    sessions = [admission.session_of(tenant, f"user {n}") for tenant in ("a", "b") for n in range(500)]
+    assert len(set(sessions)) == len(sessions)
+    tables = [{"new": share, "old": 100 - share} for share in (0, 5, 15, 50, 100)]
+    moved = [{key for key in sessions if admission.choose_revision(table, key) == "new"} for table in tables]
+    assert set() == moved[0] < moved[1] < moved[2] < moved[3] < moved[4] == set(sessions)
+    assert admission.session_of("a", "") == ""
+
+
+def test_a_share_of_calls_is_shadowed_but_not_what_goes_to_that_revision_anyway() -> None:
+    entry = an_entry(shadow="new", shadow_share=25)
+    calls = [f"chatcmpl-{n}" for n in range(2000)]
+    shadowed = [call for call in calls if admission.is_shadowed(entry, call, "old")]
+    assert 400 < len(shadowed) < 600
+    assert not any(admission.is_shadowed(entry, call, "new") for call in calls)
+    assert not any(admission.is_shadowed(an_entry(shadow_share=100), call, "old") for call in calls)
+    # Which revision a call gets says nothing about whether it is shadowed.
+    chosen = {admission.choose_revision({"a": 25, "b": 75}, call) for call in shadowed}
+    assert chosen == {"a", "b"}
+
+
 @pytest.mark.parametrize("header", ["soon", "0", "-1", "nan", "inf", "0.5", ""])
 def test_a_wait_header_that_is_no_wait_is_refused(header: str) -> None:
     with pytest.raises(InvalidRequest) as refused:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.control.builders import model
 from tests.waiting import await_until
+from tidegate.control.looks import Question
 from tidegate.control.observed import SourceState
 from tidegate.local.home import Home
 from tidegate.local.source_checks import SourceChecks, read_answer
@@ -23,17 +25,24 @@ def test_no_answer_is_a_failure(output: bytes) -> None:
     assert read_answer(output).reason == "SourceUnavailable"
 
 
+NOWHERE = "/nowhere/at/all"
+
+
+def question(uri: str = NOWHERE) -> Question:
+    return Question(model(source={"uri": uri}))
+
+
 async def test_a_look_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.make()
     news = asyncio.Event()
     checks = SourceChecks(home, news.set)
     try:
-        checks.begin("/nowhere/at/all")
-        assert checks.states()["/nowhere/at/all"].state == "resolving"
+        checks.begin(question())
+        assert checks.states()[NOWHERE].state == "resolving"
         async with asyncio.timeout(60):
             await news.wait()
-        assert checks.states()["/nowhere/at/all"].reason == "SourceNotFound"
+        assert checks.states()[NOWHERE].reason == "SourceNotFound"
         checks.forget_failures()
         assert checks.states() == {}
     finally:
@@ -44,7 +53,21 @@ async def test_closing_ends_the_looks(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.make()
     checks = SourceChecks(home, lambda: None)
-    checks.begin("/nowhere")
+    checks.begin(question())
     await checks.close()
     await await_until(lambda: not checks._tasks)
-    assert checks.states()["/nowhere"].state in ("resolving", "failed")
+    assert checks.states()[NOWHERE].state in ("resolving", "failed")
+
+
+async def test_an_answer_is_kept_while_it_is_asked_for(tmp_path: Path) -> None:
+    """Who asks again later wants to know what is there then."""
+    home = Home(tmp_path / "home")
+    home.make()
+    checks = SourceChecks(home, lambda: None)
+    checks.begin(question())
+    checks.begin(question("/other"))
+    try:
+        checks.keep([NOWHERE])
+        assert checks.states().keys() == {NOWHERE}
+    finally:
+        await checks.close()

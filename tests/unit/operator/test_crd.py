@@ -19,13 +19,13 @@ from pydantic import ValidationError
 
 from tests.cluster.bad_resources import BAD_RESOURCES, Bad
 from tests.unit.control import stored_before
-from tidegate.control.desired import ModelRecord, RevisionRecord
+from tidegate.control.desired import Look, ModelRecord, Pin, RevisionRecord
 from tidegate.control.packing import Placement
 from tidegate.control.resources import Model, Pool
 from tidegate.messages.registry import RevisionReport
 from tidegate.sources.facts import DecoderShape, StoredWeights
 from tidegate_operator import crd
-from tidegate_operator.status_patch import record_on_wire
+from tidegate_operator.status_patch import record_of, record_on_wire
 
 SAMPLES = Path(__file__).parents[3] / "helm" / "samples"
 DEFINITIONS = crd.definitions()
@@ -350,8 +350,13 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         created=5.0,
         cause="precision: auto → float16",
         author="someone",
+        number=6,
     )
-    status = record_on_wire(ModelRecord("m", 1, {"0123456789": 100}, {record.revision: record}))
+    look, pin = Look("h", 6.0, record, "a", 7.0, "Reason", "why"), Pin("r", "h", "s")
+    known = ModelRecord("m", 1, {"0123456789": 100}, {record.revision: record}, look, pin)
+    status = record_on_wire(known)
+    assert record_of("m", status) == known
+    assert len(status["look"]) + len(status["pinned"]) == len(fields(Look)) + len(fields(Pin))
     written = status["revisions"][0]
     assert len(written) == len(fields(RevisionRecord))
     assert len(written["proof"]) == len(fields(RevisionReport))

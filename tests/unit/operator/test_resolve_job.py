@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.control.builders import model
 from tests.unit.operator.test_ray_cluster import DEFAULTS, pool
+from tidegate.control.looks import Question
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, Pool
 from tidegate.control.source_answer import read_answer
@@ -34,7 +35,7 @@ def named(uri: str = "hf://owner/name@main", secret: str = "", **fields: Any) ->
 
 
 def job(wanted: Model, machines: Pool) -> dict[str, Any]:
-    made = resolve_job(wanted, "0123456789", machines, "apps", DEFAULTS)
+    made = resolve_job(Question(wanted), "0123456789", machines, "apps", DEFAULTS)
     found: dict[str, Any] = json.loads(json.dumps(made))
     return found
 
@@ -74,7 +75,7 @@ def test_a_claim_is_given_with_its_folder() -> None:
         volumeMounts=[{"name": "m", "mountPath": "/models"}],
     )
     wanted = named("pvc://models/llama")
-    assert no_job_needed(wanted, machines) is None
+    assert no_job_needed(Question(wanted), machines) is None
     container = job(wanted, machines)["spec"]["template"]["spec"]["containers"][0]
     assert container["args"][:2] == ["--claim", "models=/models"]
 
@@ -89,7 +90,7 @@ def test_a_claim_is_given_with_its_folder() -> None:
     ],
 )
 def test_what_can_never_work_needs_no_job(uri: str, reason: str) -> None:
-    found = no_job_needed(named(uri), pool())
+    found = no_job_needed(Question(named(uri)), pool())
     assert found is not None
     assert (found.state, found.reason) == ("failed", reason)
     assert found.reason in {*Reason}
@@ -97,7 +98,7 @@ def test_what_can_never_work_needs_no_job(uri: str, reason: str) -> None:
 
 @pytest.mark.parametrize("uri", ["/models/x", "file:///models/x"])
 def test_a_path_is_looked_at(uri: str) -> None:
-    assert no_job_needed(named(uri), pool()) is None
+    assert no_job_needed(Question(named(uri)), pool()) is None
 
 
 def of_pod(**status: Any) -> dict[str, Any]:

@@ -207,6 +207,19 @@ def test_another_content_is_another_folder(bucket: Bucket, tmp_path: Path) -> No
     assert (before / "tokenizer.json").read_bytes() == b"{}"
 
 
+def test_an_earlier_content_is_what_an_earlier_download_left(bucket: Bucket, tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    folder, commit = fetch("s3://models/llama", storage, None, accept)
+    bucket.objects["llama/tokenizer.json"] = b"[]"
+    assert fetch("s3://models/llama", storage, None, accept, commit) == (folder, commit)
+    bucket.objects.clear()
+    assert fetch("s3://models/llama", storage, None, accept, commit) == (folder, commit)
+    bucket.objects["llama/config.json"] = b"{}"
+    with pytest.raises(SourceError, match=f"other objects now than those of {commit}") as refused:
+        fetch("s3://models/llama", Storage(tmp_path / "empty"), None, accept, commit)
+    assert refused.value.source_reason == "SourceChanged"
+
+
 def test_what_changes_between_listing_and_reading_is_not_taken(
     bucket: Bucket, refusal: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ from tidegate import demo
 from tidegate.control.source_answer import read_answer
 from tidegate.errors import SourceError
 from tidegate.sources.__main__ import MAX_ANSWER_BYTES, main, short_answer
+from tidegate.sources.facts import Resolved
 from tidegate.sources.resolve import pull, resolve
-from tidegate.sources.schemes import Storage
+from tidegate.sources.schemes import Kept, Storage
 
 WEIGHTS = Path(demo.__file__).parent / "weights"
 
@@ -131,3 +133,53 @@ def test_a_long_failure_is_cut_to_fit(letter: str) -> None:
     found = read_answer(body.decode())
     assert found is not None
     assert found.reason == "Offline"
+
+
+def kept(found: Resolved, since: float = 0.0) -> Kept:
+    return Kept(found.commit, found.digest, since)
+
+
+def test_a_folder_is_asked_whether_it_still_holds_what_it_held(folder: Path) -> None:
+    before = resolve(str(folder))
+    written = {path.name: path.stat().st_mtime for path in folder.iterdir()}
+    assert resolve(str(folder), kept=kept(before)) == before
+    (folder / "generation_config.json").write_text("{}")
+    os.utime(folder / "generation_config.json", (0, max(written.values()) + 20))
+    with pytest.raises(SourceError) as refused:
+        resolve(str(folder), kept=kept(before, max(written.values()) + 10))
+    assert refused.value.source_reason == "SourceChanged"
+    assert "; written since: generation_config.json. Put" in refused.value.message
+    with pytest.raises(SourceError, match=r"was made from\. Put"):
+        resolve(str(folder), kept=kept(before, max(written.values()) + 30))
+
+
+def test_an_earlier_commit_of_the_hub_is_looked_for(tmp_path: Path) -> None:
+    """As huggingface_hub lays it out; `main` has gone on."""
+    cache = tmp_path / "hub" / "models--owner--name"
+    old, new, gone = "a" * 40, "b" * 40, "c" * 40
+    for commit in (old, new):
+        snapshot = cache / "snapshots" / commit
+        snapshot.parent.mkdir(parents=True, exist_ok=True)
+        write(snapshot)
+        (snapshot / "generation_config.json").write_text(json.dumps({"top_k": int(commit, 16) % 7}))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(new)
+
+    def look(*arguments: str) -> dict[str, str]:
+        answer = subprocess.run(
+            [sys.executable, "-m", "tidegate.sources", "resolve", "hf://owner/name", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        )
+        found: dict[str, str] = json.loads(answer.stdout)
+        return found.get("error") or found  # type: ignore[return-value]
+
+    now = look()
+    before = look("--commit", old)
+    assert (now["commit"], before["commit"]) == (new, old)
+    assert now["digest"] != before["digest"]
+    assert look("--commit", old, "--digest", before["digest"]) == before
+    assert f"hf://owner/name@{gone}" in look("--commit", gone)["message"]

@@ -24,7 +24,7 @@ local score = score_of(call('HINCRBY', P .. 'total', 'order', 1), tonumber(prior
 local deadline = now + seconds
 local of_queue, of_all = math.floor(queue_bytes / 2), math.floor(all_bytes / 2)
 call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'queue', queue, 'tenant', f.tenant, 'gateway', '', 'bytes', bytes,
-  'attempt', 0, 'seq', 0, 'score', score, 'deadline', deadline, 'priority', priority, 'cost', 0, 'key', key,
+  'attempt', 0, 'seq', 0, 'score', score, 'deadline', deadline, 'key', key,
   'limits', table.concat({ of_queue, of_queue, of_all, of_all }, ' '), 'created', now, 'cohort', cohort,
   'pair', original, 'body', ARGV[14])
 call('SADD', P .. 'shadows', id)

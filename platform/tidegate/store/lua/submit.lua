@@ -2,11 +2,13 @@
 -- ARGV: sender's unix time, is_repeat ('1': a former try may have been carried out), then per call:
 --   n, queue, tenant, key, gateway, cohort, session, is_shadowed ('1': its first request has a shadow), then the most
 --   requests and bytes of queue, share, tenant and total,
---   and n times: id, deadline, priority, cost, bytes of the body, body
--- Returns 7 integers or strings per call: accepted, ahead, waiting, running, drain, bound and unit, limit.
+--   and n times: id, deadline, priority, bytes of the body, body
+-- Returns 7 integers or strings per call: accepted, ahead, waiting, running, drain, limit, and the bound that is
+-- passed, its unit, and `shadows` where there are some that could give way.
 local now = server_time()
 -- Deadlines are written by the sender's clock and kept by the server's.
 local skew = now - tonumber(ARGV[1])
+local created = string.format('%.3f', now)
 local is_repeat = ARGV[2] == '1'
 local counters = {} -- name -> what it counts, with what this script adds
 local replies, at = {}, 3
@@ -32,24 +34,6 @@ local function bound_passed(counted, limits, requests, bytes)
   return nil, 0
 end
 
--- Shadows that wait give way to a client: those in its queue, or all. Returns whether there were any.
-local MOST_SHADOWS = 256
-local function shadows_give_way(queue)
-  local gave_way = false
-  for _, id in ipairs(call('SRANDMEMBER', P .. 'shadows', MOST_SHADOWS)) do
-    local f = read_record(id)
-    if f and f.state == 'waiting' and (not queue or f.queue == queue) then
-      end_from_outside(id, f, 'cancelled', 'cancelled', 'GaveWay', '', 1)
-      for _, name in ipairs(counters_of(f)) do
-        local c = counter(name)
-        c.requests, c.bytes = c.requests - 1, c.bytes - f.bytes - charged(f.written)
-      end
-      gave_way = true
-    end
-  end
-  return gave_way
-end
-
 local everything = counter(P .. 'total')
 local first_order = everything.order
 
@@ -61,31 +45,26 @@ while at <= #ARGV do
   for i = 1, 8 do limits[i] = tonumber(ARGV[at + 7 + i]) end
   for i, name in ipairs(counters_of(f)) do counted[i] = counter(name) end
   local first = at + 16
-  at = first + 6 * n
+  at = first + 5 * n
 
   local bytes = 0
-  for i = first, at - 1, 6 do bytes = bytes + tonumber(ARGV[i + 4]) end
+  for i = first, at - 1, 5 do bytes = bytes + tonumber(ARGV[i + 3]) end
   local refused, limit = bound_passed(counted, limits, n, bytes)
 
   local was_written = is_repeat and call('EXISTS', P .. 'req:' .. ARGV[first]) == 1
-  local whose = refused and not was_written and string.match(refused, '%a+')
-  if whose == 'model' and shadows_give_way(queue) or whose == 'total' and shadows_give_way() then
-    refused, limit = bound_passed(counted, limits, n, bytes)
-  end
   local ahead = 0
   if not refused and not was_written then
     local waiting, is_last = line_of(queue).length, nil
     local byte_limits = table.concat({ limits[2], limits[4], limits[6], limits[8] }, ' ')
-    for i = first, at - 1, 6 do
+    for i = first, at - 1, 5 do
       local id = ARGV[i]
       everything.order = everything.order + 1
       local priority = math.max(-1000, math.min(1000, tonumber(ARGV[i + 2])))
       local score = score_of(everything.order, priority)
       local deadline = tonumber(ARGV[i + 1]) + skew
       call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'queue', queue, 'tenant', tenant, 'gateway', gateway,
-        'bytes', ARGV[i + 4], 'attempt', 0, 'seq', 0, 'score', score, 'deadline', deadline,
-        'priority', priority, 'cost', ARGV[i + 3], 'key', key, 'limits', byte_limits, 'created', now,
-        'body', ARGV[i + 5])
+        'bytes', ARGV[i + 3], 'attempt', 0, 'seq', 0, 'score', score, 'deadline', deadline, 'key', key,
+        'limits', byte_limits, 'created', created, 'body', ARGV[i + 4])
       if cohort ~= '' then call('HSET', P .. 'req:' .. id, 'cohort', cohort) end
       if session ~= '' then call('HSET', P .. 'req:' .. id, 'session', session) end
       if i == first and is_shadowed == '1' then call('HSET', P .. 'req:' .. id, 'pair', id) end
@@ -104,8 +83,8 @@ while at <= #ARGV do
   replies[base + 3] = waiting
   replies[base + 4] = counted[1].requests - waiting
   replies[base + 5] = counted[1].drain
-  replies[base + 6] = refused or ''
-  replies[base + 7] = limit
+  replies[base + 6] = limit
+  replies[base + 7] = refused and refused .. (call('EXISTS', P .. 'shadows') == 1 and ' shadows' or '') or ''
 end
 write_joined()
 for gateway, ids in pairs(opened) do call_with('SADD', P .. 'open:' .. gateway, ids) end

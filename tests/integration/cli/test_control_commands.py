@@ -1,24 +1,24 @@
-"""`keys` and `models` against a real Redis."""
+"""`keys` and `models` against a real control API."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from tests.integration.cli.command import assert_refused, tidegate
-from tidegate.messages.registry import Condition, ModelEntry, ReplicaStats
-from tidegate.replica_args import Times
+from tests.integration.cli.control_api import ControlApi
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
-from tidegate.store.registry import Registry
 
 
 @pytest.fixture
-def environment(redis_url: str, key_prefix: str) -> dict[str, str]:
-    return {"REDIS_URL": redis_url, "TIDEGATE_KEY_PREFIX": key_prefix}
+def environment(api: ControlApi) -> dict[str, str]:
+    return api.environment
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ async def test_a_revoked_key_no_longer_opens(environment: dict[str, str], keys: 
 
 
 def test_revoking_an_unknown_key_is_refused(environment: dict[str, str]) -> None:
-    assert_refused(tidegate("keys", "revoke", "key_none", environment=environment), "key_none", "keys list")
+    assert_refused(tidegate("keys", "revoke", "key_none", environment=environment), "key_none")
 
 
 def test_no_keys_say_so_on_stderr(environment: dict[str, str]) -> None:
@@ -61,32 +61,7 @@ def test_no_keys_say_so_on_stderr(environment: dict[str, str]) -> None:
     assert "keys create" in listed.stderr
 
 
-async def test_models_show_what_the_registry_holds(
-    environment: dict[str, str], connection: Connection, key_prefix: str
-) -> None:
-    # The replica stays listed however long the commands take.
-    registry = Registry(connection, key_prefix=key_prefix, times=Times(beat_seconds=600))
-    await registry.put_model(
-        ModelEntry(
-            name="bold",
-            created=1,
-            task="text-generation",
-            engine="transformers",
-            precision="bfloat16",
-            quantization="gptq",
-            revisions={"0123456789": 100},
-            accepts=True,
-            ready=True,
-            reason="Serving",
-            message="One replica serves.",
-            replicas_ready=1,
-            replicas_wanted=2,
-            weights_bytes=18_000_000,
-            conditions=[Condition("Ready", "True", "Serving", "One replica serves.")],
-        )
-    )
-    stats = ReplicaStats("bold#1", "bold", "0123456789", 4711, "node", 0.0, 0.0, 8, 3, 100, 52.5)
-    await registry.beat(stats)
+def test_models_show_what_the_platform_knows(environment: dict[str, str]) -> None:
     shown = tidegate("models", environment=environment)
     title, line = shown.stdout.splitlines()
     assert (
@@ -110,8 +85,42 @@ def test_a_wrong_setting_is_named(environment: dict[str, str]) -> None:
     assert_refused(tidegate("models", environment=environment | {"TIDEGATE_PROT": "1"}), "TIDEGATE_PROT")
 
 
-def test_a_redis_that_is_away_is_one_sentence() -> None:
-    assert_refused(tidegate("models", environment={"REDIS_URL": "redis://127.0.0.1:1"}), "127.0.0.1:1")
+def test_a_control_api_that_is_away_is_one_sentence() -> None:
+    away = {"TIDEGATE_ADMIN_URL": "http://127.0.0.1:1"}
+    assert_refused(tidegate("models", environment=away), "127.0.0.1:1", "tidegate status")
+
+
+def test_an_inference_key_opens_nothing(environment: dict[str, str]) -> None:
+    key = tidegate("keys", "create", "client", environment=environment).stdout.strip()
+    own = environment | {"TIDEGATE_ADMIN_KEY": key}
+    assert_refused(tidegate("models", environment=own), "inference", "--scope read")
+
+
+def test_a_key_with_the_scope_read_looks_and_changes_nothing(environment: dict[str, str]) -> None:
+    key = tidegate("keys", "create", "viewer", "--scope", "read", environment=environment).stdout.strip()
+    own = environment | {"TIDEGATE_ADMIN_KEY": key}
+    assert "read" in tidegate("keys", "list", environment=own).stdout
+    assert_refused(tidegate("keys", "create", "more", environment=own), "--scope admin")
+
+
+def test_an_address_that_is_no_control_api_says_so() -> None:
+    class Gateway(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"object": "list", "data": []}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Keep the test's output clean."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        shown = tidegate("models", environment={"TIDEGATE_ADMIN_URL": url})
+        server.shutdown()
+        thread.join()
+    assert_refused(shown, url, "gateway")
 
 
 def test_help_loads_nothing_heavy() -> None:
