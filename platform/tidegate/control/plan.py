@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as dataclass_replace
 
 from msgspec.structs import replace
 
@@ -137,6 +138,7 @@ class _Step:
 
 
 def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
+    snapshot = dataclass_replace(snapshot, models=[_put_down(each, snapshot) for each in snapshot.models])
     seen, deleting = snapshot.seen, snapshot.deleting
     known = {
         model.name: looked(
@@ -186,6 +188,15 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
             name: history_kept(snapshot.history.get(name, ()), record) for name, record in records.items()
         },
     )
+
+
+def _put_down(model: Model, snapshot: PoolSnapshot) -> Model:
+    """Return the model as it should run: one that drains takes no new requests, so once its own have ended it
+    needs no replica."""
+    if model.name not in snapshot.drains:
+        return model
+    scaling = model.spec.scaling.model_copy(update={"min_replicas": 0, "idle_seconds": 0.0})
+    return model.model_copy(update={"spec": model.spec.model_copy(update={"scaling": scaling})})
 
 
 def queues_of(models: Iterable[Model], records: Mapping[str, ModelRecord]) -> list[RevisionKey]:
@@ -364,6 +375,7 @@ def _facts(
         },
         seen=snapshot.seen,
         is_deleting=step.deleting_since is not None,
+        is_drained=step.name in snapshot.drains,
         refused=snapshot.refused.get(step.name),
     )
 

@@ -162,12 +162,28 @@ async def test_undo_names_a_revision_that_there_is(rig: Rig, api: Api) -> None:
     assert "only undo takes one" in await api.refused("POST", "/v1/models/one/rollout", body, status=400)
 
 
-async def test_a_drain_is_shown_until_it_ends(rig: Rig, api: Api) -> None:
-    await serving(rig)
+async def test_a_drained_model_refuses_what_is_new_and_ends_what_it_has(rig: Rig, api: Api) -> None:
+    revision = await serving(rig)
+    rig.store.waiting[("one", revision)] = 2
     assert (await api.call("POST", "/v1/models/one/drain", {}))["drains"]
-    assert (await api.call("GET", "/v1/models/one"))["drains"]
+    await rounds(rig, SETTLED)
+    drained = entry(rig, "one")
+    assert (drained.accepts, drained.ready, drained.reason) == (False, False, "Drained")
+    (deployment,) = rig.serve.configs[f"one--{revision}"]["deployments"]
+    bounds = deployment["autoscaling_config"]
+    assert (bounds["min_replicas"], bounds["downscale_to_zero_delay_s"]) == (0, 0.0)
+    assert rig.store.waiting[("one", revision)] == 2
     rig.start()
-    assert not (await api.call("POST", "/v1/models/one/drain", {"drain": False}))["drains"]
+    await rounds(rig, 2)
+    assert entry(rig, "one").reason == "Drained"
+    async with control_api(rig.host) as started_anew:
+        after = await started_anew.call("POST", "/v1/models/one/drain", {"drain": False})
+    assert not after["drains"]
+    await rounds(rig, SETTLED)
+    assert entry(rig, "one").accepts
+    assert entry(rig, "one").revisions == {revision: 100}
+    (noted,) = api.audit.entries
+    assert (noted.what, noted.before, noted.after) == ("drain", {"drains": False}, {"drains": True})
 
 
 async def test_models_are_told_also_while_redis_is_away(rig: Rig, api: Api) -> None:
