@@ -356,6 +356,7 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
             placement=kept.placement,
             granted=turns.granted.get((step.name, revision)),
             leaves=(step.name, revision) in turns.leaving,
+            restarted=kept.restarted,
         )
 
 

@@ -42,7 +42,7 @@ class Application:
     """One revision as it should stand in Serve. `keep_awake` holds at least one replica, as for a revision
     that has yet to prove itself. `placement` is None on one machine, where the spec's own numbers count.
     `granted` is how many replicas it may have now (None: as many as its scaling says); with `leaves` it goes
-    to zero as soon as it is idle, and stays there."""
+    to zero as soon as it is idle, and stays there. Replicas from before `restarted` are replaced."""
 
     model: str
     revision: str
@@ -52,6 +52,7 @@ class Application:
     placement: Placement | None = None
     granted: int | None = None
     leaves: bool = False
+    restarted: float = 0.0
 
     @property
     def name(self) -> str:
@@ -82,7 +83,10 @@ def application_config(application: Application, replicas: ReplicaSettings) -> d
         "name": application.name,
         "route_prefix": None,
         "import_path": IMPORT_PATH,
-        "args": msgspec.to_builtins(args),
+        # What was never restarted has the arguments that a version without restarts gave it.
+        "args": {
+            name: value for name, value in msgspec.to_builtins(args).items() if name != "restarted" or value
+        },
         "deployments": [
             {
                 "name": DEPLOYMENT,
@@ -120,6 +124,7 @@ def replica_args(application: Application, replicas: ReplicaSettings) -> Replica
         model=application.model,
         revision=application.revision,
         engine=engine_spec(application.spec, application.checkpoint, application.placement),
+        restarted=application.restarted,
     )
 
 
