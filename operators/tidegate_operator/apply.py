@@ -12,11 +12,11 @@ import datetime
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tidegate.control.conditions import condition
-from tidegate.control.reasons import DEGRADED, PROGRESSING
-from tidegate.control_round import Registry, publish
+from tidegate.control.reasons import DEGRADED, PROGRESSING, Reason
+from tidegate.control_round import Registry, publish, tell
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator.asked import removal, wrong_action
 from tidegate_operator.cache import Body, Cache
@@ -112,6 +112,11 @@ class Applier:
         for body in decision.taken:
             if body["metadata"]["uid"] not in refused:  # else the record does not know it
                 await self._take_off(body)
+        tell(note for _, note in decision.notes)
+        for body, note in decision.notes:
+            if note.reason != Reason.RolloutAborted:  # its condition has an Event already
+                status: Literal["True", "False"] = "False" if note.is_trouble else "True"
+                await self._event(body, condition("Rollout", status, note.reason, note.message))
         await publish(self._registry, decision.registry, published)
         for job in decision.jobs:
             await self._start(job)

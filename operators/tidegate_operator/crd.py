@@ -16,11 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import yaml
 from pydantic import BaseModel
 
 from tidegate.control.desired import Look, Pin
 from tidegate.control.resources import API_VERSION, Model, Pool
+from tidegate.control.rollout_state import RolloutState
+from tidegate.messages.rollouts import Action, RolloutView
 from tidegate_operator.crd_status import ModelStatus, PoolStatus, mirrored, revision_schema
 from tidegate_operator.kinds import RESOURCES
 
@@ -67,7 +70,14 @@ def definitions() -> dict[str, Schema]:
     """Return the two CustomResourceDefinitions by their plural name."""
     model_status = structural(_json_schema(ModelStatus))
     model_status["properties"]["revisions"]["items"] = revision_schema()
-    for name, kind in (("look", Look), ("pinned", Pin)):
+    kinds: dict[str, type[msgspec.Struct]] = {
+        "look": Look,
+        "pinned": Pin,
+        "rollout": RolloutView,
+        "rolloutState": RolloutState,
+        "acted": Action,
+    }
+    for name, kind in kinds.items():
         model_status["properties"][name] |= mirrored(kind)
     scale = {
         "specReplicasPath": ".spec.scaling.minReplicas",
@@ -96,6 +106,9 @@ MODEL_COLUMNS = (
     ("Replicas", "string", ".status.replicaSummary", 0),
     ("Waiting", "integer", ".status.waiting", 0),
     ("Revision", "string", ".status.revision", 0),
+    ("Rollout", "string", ".status.rollout.phase", 0),
+    ("Step", "string", ".status.step", 0),
+    ("Weight", "integer", ".status.rollout.weight", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Computes", "string", ".status.precision", 1),
     ("Accelerator", "string", ".status.accelerator", 1),

@@ -109,6 +109,16 @@ class ModelStatus(Strict):
     pinned: dict[str, Any] | None = Field(
         default=None, description="The revision that an undo holds, until the spec changes."
     )
+    rollout: dict[str, Any] | None = Field(
+        default=None, description="The rollout that is under way, or the last one, for people to read."
+    )
+    step: Short | None = Field(default=None, description="The rollout's step, of how many.")
+    rollout_state: dict[str, Any] | None = Field(
+        default=None, description="What the operator remembers of the rollout."
+    )
+    acted: dict[str, Any] | None = Field(
+        default=None, description="The action on the rollout that was taken up last, while it is still asked."
+    )
 
 
 class PoolStatus(Strict):
@@ -147,6 +157,8 @@ def mirrored(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _value(annotation: Any) -> dict[str, Any]:
+    if typing.get_origin(annotation) is Literal:
+        return dict(_PLAIN[str])
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         (annotation,) = (option for option in arguments if option is not types.NoneType)
@@ -204,6 +216,72 @@ MEANINGS = {
     "Pin.revision": "The revision that stands.",
     "Pin.instead": "The revision that the spec asks for.",
     "Pin.spec_hash": "The hash of the spec that it stands instead of.",
+    "RolloutView.model": "The Model.",
+    "RolloutView.id": "Name of the rollout; it is the label of the requests that are compared.",
+    "RolloutView.strategy": "How it goes: Canary, BlueGreen, Recreate, or AllAtOnce without spec.rollout.",
+    "RolloutView.phase": "Queued, Warming, Shadow, Progressing, Paused, Completed or Aborted.",
+    "RolloutView.stable": "The revision that had the traffic when it began.",
+    "RolloutView.target": "The revision that takes it over.",
+    "RolloutView.weight": "The target's share of the requests, of 100.",
+    "RolloutView.step": "Number of the step from 0; -1: before the first.",
+    "RolloutView.steps": "The steps, as the spec had them when the rollout began.",
+    "RolloutView.reason": "The last decision, in one word.",
+    "RolloutView.message": "The last decision, or what is waited for.",
+    "RolloutView.gates": "What judges the target, with its numbers.",
+    "RolloutView.clean_requests": "The target's requests that ended well.",
+    "RolloutView.needed_requests": "How many of them a step needs.",
+    "RolloutView.started": "When it began (unix seconds).",
+    "RolloutView.step_since": "When the step began (unix seconds).",
+    "RolloutView.ended": "When it ended (unix seconds; 0: it has not).",
+    "RolloutView.ends_at": "When it is expected to end (unix seconds; 0: nobody knows).",
+    "RolloutView.position": "Its place in the Pool's line of rollouts; 0: it does not wait.",
+    "RolloutView.replicas": "Replicas of each revision as ready/wanted.",
+    "StepView.weight": "The target's share of the requests, of 100.",
+    "StepView.hold_seconds": "How long the step is held at least.",
+    "StepView.pause": "Whether a person ends it.",
+    "GateView.name": "The gate.",
+    "GateView.state": "passes, waits or fails.",
+    "GateView.message": "Its judgement with the numbers.",
+    "GateView.evidence": "E-value: how strongly the requests speak against the target.",
+    "GateView.needed": "E-value at which it aborts alone; 0: it needs no statistics.",
+    "GateView.stable_failures": "Requests of the stable that failed by it.",
+    "GateView.stable_requests": "Requests of the stable that it has seen.",
+    "GateView.target_failures": "Requests of the target that failed by it.",
+    "GateView.target_requests": "Requests of the target that it has seen.",
+    "RolloutState.id": "Name of the rollout.",
+    "RolloutState.target": "The revision that takes over.",
+    "RolloutState.stable": "The revision that had the traffic; empty: the target is the first.",
+    "RolloutState.strategy": "How it goes.",
+    "RolloutState.phase": "Where it is.",
+    "RolloutState.started": "When it began (unix seconds).",
+    "RolloutState.steps": "Its steps.",
+    "RolloutState.step": "The step it is in; -1: before the first.",
+    "RolloutState.step_since": "When that began (unix seconds).",
+    "RolloutState.ended": "When it ended (unix seconds; 0: it has not).",
+    "RolloutState.weight": "The target's share, of 100.",
+    "RolloutState.ready_for": "The share for which replicas are made ready.",
+    "RolloutState.size": "Replicas that the stable had.",
+    "RolloutState.is_paused": "Whether a person has paused it.",
+    "RolloutState.released": "The step whose pause a person has ended.",
+    "RolloutState.skipped": "The step whose waiting a person has ended.",
+    "RolloutState.is_refused": "Whether the target was given up.",
+    "RolloutState.thresholds": "The stable's latencies when it began.",
+    "RolloutState.leaving": "Revisions whose queues are emptied.",
+    "RolloutState.reason": "The last decision, in one word.",
+    "RolloutState.message": "How it ended.",
+    "RolloutState.note": "Why the last action was refused.",
+    "RolloutState.author": "Who asked for it.",
+    "RolloutState.gates": "The last judgement.",
+    "RolloutState.clean_requests": "The target's requests that ended well.",
+    "RolloutState.looked_at": "When the stable's requests were first counted (unix seconds).",
+    "RolloutState.looked_ended": "How many had ended by then.",
+    "Thresholds.per_second": "Its requests a second.",
+    "Thresholds.first_token": "Buckets of the time to first token.",
+    "Thresholds.between_tokens": "Buckets of the time between tokens.",
+    "Action.verb": "What was asked.",
+    "Action.revision": "The revision that it names.",
+    "Action.author": "Who asked.",
+    "Action.at": "When it was asked (unix seconds).",
     "DecoderShape.layers": "Decoder layers.",
     "DecoderShape.kv_heads": "Heads of keys and values per layer.",
     "DecoderShape.head_dim": "Width of one head.",

@@ -28,6 +28,7 @@ from tidegate.control.plan import (
 )
 from tidegate.control.reasons import READY, Reason
 from tidegate.control.resources import Pool
+from tidegate.control.rollout_state import Note
 from tidegate.control.serve_config import application_configs
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
@@ -153,11 +154,12 @@ class Decision:
     `taken` are Models whose records know the action that was asked of them by now, or that asked for one that
     there is not: it is taken off them.
 
-    `pause_seconds` is when to reconcile again; None: when something changes.
+    `notes` are told of Models. `pause_seconds` is when to reconcile again; None: when something changes.
     """
 
     objects: tuple[ObjectWrite, ...] = ()
     taken: tuple[Body, ...] = ()
+    notes: tuple[tuple[Body, Note], ...] = ()
     registry: RegistryChanges = NO_CHANGES
     jobs: tuple[Manifest, ...] = ()
     new_clusters: tuple[Manifest, ...] = ()
@@ -343,6 +345,7 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
             by_name[name].generation,
             found.name,
             _waiting(plan.records[name], seen),
+            plan.rollouts.get(name),
         )
         for name, entry in plan.entries.items()
     }
@@ -352,6 +355,7 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
         objects=_model_writes(found, statuses)
         + _pool_write(found, pool_ready(ray, now), problems, numbers, now),
         taken=tuple(by_name[name].body for name in snapshot.actions),
+        notes=tuple((by_name[note.model].body, note) for note in plan.notes),
         registry=plan.registry,
         jobs=tuple(_jobs(found, plan, pool, by_name)),
         serves=tuple(_serve_writes(found, ray, part)),

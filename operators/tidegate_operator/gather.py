@@ -18,7 +18,7 @@ from typing import Protocol
 from tidegate.control.looks import questions
 from tidegate.control.observed import Observation, PodProblem, RevisionKey, SourceState
 from tidegate.control.packing import Refusal
-from tidegate.control.plan import queues_of
+from tidegate.control.plan import compared_of, queues_of
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import Pool
 from tidegate.control_round import Depths, Registry, observe_store
@@ -237,7 +237,8 @@ class Gatherer:
         records = {each.name: each.record for each in models if each.name in ours and each.record is not None}
         try:
             queues = queues_of(ours.values(), records)
-            return await observe_store(self.registry, self.depths, queues, ours), NO_OUTAGE
+            compared = compared_of(records)
+            return await observe_store(self.registry, self.depths, queues, ours, compared), NO_OUTAGE
         except QueueRefused as error:
             return None, (Reason.RedisRefused, f"{error.message}. {REDIS_REFUSED}")
         except QueueUnavailable as error:

@@ -19,20 +19,29 @@ from tidegate.control.conditions import condition, overlaid, settle
 from tidegate.control.desired import Look, ModelRecord, Pin, RevisionRecord, traffic_of
 from tidegate.control.observed import PodProblem
 from tidegate.control.reasons import CONFIG_VALID, DEGRADED, PROGRESSING, READY, SCHEDULED, Reason
+from tidegate.control.rollout_state import RolloutState
 from tidegate.control.status import outage
 from tidegate.messages.registry import Condition, ModelEntry
+from tidegate.messages.rollouts import Action, RolloutView
 
 Status = dict[str, Any]
 
 # Changes of these alone may wait a little, or a busy model would be written with every reconcile.
-RESTLESS = ("waiting",)
+RESTLESS = ("waiting", "rollout")
 RESTLESS_SECONDS = 5.0
 
 # Fields whose values are a person's own mappings: their keys are left as they are.
 _VERBATIM = frozenset({"spec"})
 
 
-def model_status(entry: ModelEntry, record: ModelRecord, generation: int, pool: str, waiting: int) -> Status:
+def model_status(
+    entry: ModelEntry,
+    record: ModelRecord,
+    generation: int,
+    pool: str,
+    waiting: int,
+    view: RolloutView | None = None,
+) -> Status:
     """Return the whole status of a Model that is planned for. What is said of one replica is said of the
     revision with the largest share."""
     placement = record.lead.placement if record.lead is not None else None
@@ -49,14 +58,22 @@ def model_status(entry: ModelEntry, record: ModelRecord, generation: int, pool: 
         "waiting": waiting,
         "selector": "",
         **({"accelerator": placement.group, "gpuShare": placement.gpus} if placement is not None else {}),
+        **(rollout_on_wire(view) if view is not None else {}),
         **record_on_wire(record),
     }
 
 
+def rollout_on_wire(view: RolloutView) -> Status:
+    """Return a Model's rollout as people read it; nothing is decided by it."""
+    return {"rollout": _to_wire(view), "step": f"{view.step + 1}/{len(view.steps)}"}
+
+
 def record_on_wire(record: ModelRecord) -> Status:
     """Return the part of a Model's status that `record_of` reads."""
+    told = {"rolloutState": record.durable.rollout, "acted": record.acted}
     return {
         "created": record.created,
+        **{key: _to_wire(each) for key, each in told.items() if each is not None},
         **({"weights": record.weights} if record.weights else {}),
         **({"look": _to_wire(record.look)} if record.look is not None else {}),
         **({"pinned": _to_wire(record.pinned)} if record.pinned is not None else {}),
@@ -73,6 +90,8 @@ def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
         kept = [msgspec.convert(_from_wire(item), RevisionRecord) for item in status.get("revisions") or ()]
         look = msgspec.convert(_from_wire(status.get("look")), Look | None)
         pinned = msgspec.convert(_from_wire(status.get("pinned")), Pin | None)
+        rollout = msgspec.convert(_from_wire(status.get("rolloutState")), RolloutState | None)
+        acted = msgspec.convert(_from_wire(status.get("acted")), Action | None)
     except msgspec.ValidationError:
         return None
     return ModelRecord(
@@ -82,6 +101,8 @@ def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
         revisions={item.revision: item for item in kept},
         look=look,
         pinned=pinned,
+        rollout=rollout,
+        acted=acted,
     )
 
 

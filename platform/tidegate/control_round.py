@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from tidegate.control.observed import Observation, RevisionKey, ServeState
 from tidegate.control.plan import RegistryChanges
+from tidegate.control.rollout_state import Note
+from tidegate.messages.outcomes import Outcomes
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 
@@ -21,8 +23,19 @@ log = logging.getLogger(__name__)
 DEPTHS_SECONDS = 2.0
 
 
+class OutcomeCounts(Protocol):
+    """A host asks this of the counts of ends (`store.outcomes.OutcomeStore`). Raises `QueueUnavailable`."""
+
+    async def read(self, queues: Sequence[RevisionKey]) -> Mapping[RevisionKey, Outcomes]: ...
+
+    async def forget(self, queues: Sequence[RevisionKey], rollout: str) -> None: ...
+
+
 class Registry(Protocol):
     """A host asks this of the registry (`store.registry.Registry`). All raise `QueueUnavailable`."""
+
+    @property
+    def outcomes(self) -> OutcomeCounts: ...
 
     async def reports(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, RevisionReport]: ...
 
@@ -35,6 +48,10 @@ class Registry(Protocol):
     async def delete_model(self, name: str) -> None: ...
 
     async def drop_revision(self, model: str, revision: str, message: str) -> None: ...
+
+    async def move_revision(
+        self, model: str, from_revision: str, to_revision: str, may_continue: bool
+    ) -> int: ...
 
 
 class Depths(Protocol):
@@ -56,18 +73,24 @@ class Serve(Protocol):
 
 
 async def observe_store(
-    registry: Registry, depths: Depths, queues: Sequence[RevisionKey], models: Collection[str] | None
+    registry: Registry,
+    depths: Depths,
+    queues: Sequence[RevisionKey],
+    models: Collection[str] | None,
+    compared: Sequence[RevisionKey] = (),
 ) -> Observation:
-    """Return what the registry and the queues say of these queues and of `models` (None: of all). What is not
-    in Redis is the caller's to fill in. Raises `QueueUnavailable`."""
-    reports, replicas, entries, found = await asyncio.gather(
+    """Return what the registry and the queues say of these queues and of `models` (None: of all), and how the
+    requests of the `compared` ended. What is not in Redis is the caller's to fill in. Raises
+    `QueueUnavailable`."""
+    reports, replicas, entries, found, outcomes = await asyncio.gather(
         registry.reports(queues),
         registry.replicas(),
         registry.read_models(models),
         depths.poll(queues, timeout_seconds=DEPTHS_SECONDS),
+        registry.outcomes.read(compared),
     )
     ours = tuple(stats for stats in replicas if models is None or stats.model in models)
-    return Observation(None, reports=reports, replicas=ours, depths=found, entries=entries)
+    return Observation(None, reports=reports, replicas=ours, depths=found, entries=entries, outcomes=outcomes)
 
 
 async def publish(registry: Registry, changes: RegistryChanges, published: Mapping[str, ModelEntry]) -> None:
@@ -84,3 +107,19 @@ async def publish(registry: Registry, changes: RegistryChanges, published: Mappi
         past = published.get(entry.name)
         if past is None or (past.ready, past.reason) != (entry.ready, entry.reason):
             log.info("model %s: ready %s, %s: %s", entry.name, entry.ready, entry.reason, entry.message)
+    for (model, source), (_, goal), may_continue in changes.move:
+        await registry.move_revision(model, source, goal, may_continue)
+    for queues, rollout in changes.forget_outcomes:
+        await registry.outcomes.forget(queues, rollout)
+
+
+def tell(notes: Iterable[Note]) -> None:
+    """Log what was decided about rollouts."""
+    for note in notes:
+        log.log(
+            logging.WARNING if note.is_trouble else logging.INFO,
+            "rollout of %s: %s: %s",
+            note.model,
+            note.reason,
+            note.message,
+        )

@@ -24,6 +24,7 @@ from tidegate.control.reasons import (
     Reason,
 )
 from tidegate.control.resources import Model
+from tidegate.control.rollout import is_judged
 from tidegate.control.serve_words import why_given_up
 from tidegate.control.sizing import gib
 from tidegate.messages.registry import Condition, RevisionReport
@@ -223,6 +224,20 @@ def source_tried_again(facts: Facts) -> Verdict | None:
     return Verdict("False", Reason.WaitingToRetry, f"Tried again by itself. {weights.message}")
 
 
+def rollout_given_up(facts: Facts) -> Verdict | None:
+    state = facts.record.rollout
+    if state is None or not state.refuses(facts.target):
+        return None
+    return Verdict("False", Reason.RolloutAborted, state.message)
+
+
+def rollout_queued(facts: Facts) -> Verdict | None:
+    state = facts.record.rollout
+    if state is None or state.phase != "Queued" or facts.misfit is not None:
+        return None
+    return Verdict("True", Reason.RolloutQueued, state.message)
+
+
 def nowhere_to_go(facts: Facts) -> Verdict | None:
     kept, misfit = facts.candidate, facts.misfit
     if kept is None or (misfit is not None and facts.seen.groups and kept.placement is None):
@@ -268,6 +283,14 @@ def _slow(state: ApplicationState | None) -> str:
     return last_lines(state.deployment_message) if state and state.deployment_message else ""
 
 
+def rolling_out(facts: Facts) -> Verdict | None:
+    """Its steps; before them it is what keeps the new revision from being ready that says most."""
+    state = facts.record.rollout
+    if state is None or not is_judged(state):
+        return None
+    return Verdict("True", state.reason, state.message)
+
+
 def old_revision_draining(facts: Facts) -> Verdict | None:
     return Verdict("True", Reason.Draining) if len(facts.record.revisions) > 1 else None
 
@@ -277,6 +300,17 @@ def settled(_: Facts) -> Verdict | None:
 
 
 # Degraded ----------------------------------------------------------------------------------------------
+
+
+def rollout_aborted(facts: Facts) -> Verdict | None:
+    state = facts.record.rollout
+    if state is None or state.phase != "Aborted" or state.target != facts.target:
+        return None
+    return (
+        Verdict("True", Reason.RolloutAborted, state.message)
+        if not state.stable or state.is_refused
+        else None
+    )
 
 
 def revision_failed(facts: Facts) -> Verdict | None:
@@ -408,16 +442,20 @@ CHAINS: Mapping[str, tuple[Check, ...]] = {
         finishing_before_deletion,
         weights_on_their_way,
         source_tried_again,
+        rollout_given_up,
+        rollout_queued,
         nowhere_to_go,
         waiting_to_retry,
         waiting_for_its_turn,
         cluster_starting,
         building,
         loading,
+        rolling_out,
         old_revision_draining,
         settled,
     ),
     DEGRADED: (
+        rollout_aborted,
         revision_failed,
         serve_failed,
         pods_failed,

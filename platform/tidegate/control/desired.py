@@ -14,7 +14,9 @@ from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, ModelSpec
+from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
+from tidegate.messages.rollouts import Action
 from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
 
 REVISION_DIGITS = 10
@@ -145,7 +147,9 @@ class Look(msgspec.Struct, frozen=True):
 
 class ModelRecord(msgspec.Struct, frozen=True):
     """The record of one model. `weights` shares its traffic out among revisions; empty: none has proved
-    itself yet. `revisions` stand in the order in which they became the target, the newest last."""
+    itself yet. `revisions` stand in the order in which they became the target, the newest last. `rollout` is
+    the one under way, or the last; `acted` the last action that was taken up, which is taken up once;
+    `pinned` an undo."""
 
     name: str
     created: int
@@ -153,6 +157,8 @@ class ModelRecord(msgspec.Struct, frozen=True):
     revisions: dict[str, RevisionRecord] = {}
     look: Look | None = None
     pinned: Pin | None = None
+    rollout: RolloutState | None = None
+    acted: Action | None = None
 
     @property
     def serving(self) -> tuple[RevisionRecord, ...]:
@@ -164,6 +170,11 @@ class ModelRecord(msgspec.Struct, frozen=True):
     def lead(self) -> RevisionRecord | None:
         """The revision with the largest share, else the newest; None: none is recorded."""
         return next(iter(self.serving), None) or next(reversed(self.revisions.values()), None)
+
+    @property
+    def durable(self) -> ModelRecord:
+        """It as it is worth storing."""
+        return self if self.rollout is None else replace(self, rollout=self.rollout.durable)
 
     def with_revision(self, kept: RevisionRecord) -> ModelRecord:
         return replace(self, revisions={**self.revisions, kept.revision: kept})
@@ -222,12 +233,13 @@ def spec_on_wire(spec: ModelSpec) -> dict[str, Any]:
 
 
 def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpec:
-    """Return the spec that an application of this revision runs with: its own, with today's scaling and
-    queue."""
+    """Return the spec that an application of this revision runs with: its own, with today's scaling, queue
+    and rollout."""
     spec = ModelSpec.model_validate(record.spec)
     if current is None:
         return spec
-    return spec.model_copy(update={"scaling": current.scaling, "queue": current.queue})
+    kept = {"scaling": current.scaling, "queue": current.queue, "rollout": current.rollout}
+    return spec.model_copy(update=kept)
 
 
 def _content(spec: ModelSpec) -> str:

@@ -66,6 +66,8 @@ def views(stored: Sequence[RevisionRecord], record: ModelRecord) -> list[Revisio
 def _view(each: RevisionRecord, record: ModelRecord) -> RevisionView:
     standing = record.revisions.get(each.revision)
     weight = record.weights.get(each.revision, 0)
+    is_refused = record.rollout is not None and record.rollout.refuses(each.revision)
+    state = "Standing" if standing is not None else "Stored"
     return RevisionView(
         revision=each.revision,
         number=each.number,
@@ -76,7 +78,7 @@ def _view(each: RevisionRecord, record: ModelRecord) -> RevisionView:
         commit=each.commit,
         digest=each.digest,
         weight=weight,
-        state="Serving" if weight else "Standing" if standing is not None else "Stored",
+        state="Serving" if weight else "Refused" if is_refused else state,
         message=standing.message if standing is not None else "",
         spec=each.spec,
     )

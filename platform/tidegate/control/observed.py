@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from tidegate.messages.outcomes import Outcomes
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 from tidegate.sources.facts import DecoderShape, StoredWeights
@@ -134,7 +135,8 @@ class Observation:
     for every revision that is recorded; one that is missing is not known.
 
     `groups` are a cluster's; without any (on one machine) `capacity` alone decides what fits. `rejected`
-    maps the names of applications that Serve refused last to its words (`ServeWriter.rejected`).
+    maps the names of applications that Serve refused last to its words (`ServeWriter.rejected`). `outcomes`
+    are read of revisions that a rollout compares.
     """
 
     serve: ServeState | None
@@ -149,6 +151,7 @@ class Observation:
     workers: tuple[Worker, ...] = ()
     pod_problems: tuple[PodProblem, ...] = ()
     rejected: Mapping[str, str] = field(default_factory=dict)  # by application name
+    outcomes: Mapping[RevisionKey, Outcomes] = field(default_factory=dict)
 
     def application(self, model: str, revision: str) -> ApplicationState | None:
         """Return the revision's application; None where it does not stand, or Serve does not answer."""

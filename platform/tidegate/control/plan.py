@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from dataclasses import replace as dataclass_replace
+from dataclasses import replace as replace_moment
 
 from msgspec.structs import replace
 
@@ -32,21 +32,26 @@ from tidegate.control.desired import (
     spec_on_wire,
     target_of,
 )
-from tidegate.control.history import cause_of
+from tidegate.control.history import HISTORY_LIMIT, cause_of
 from tidegate.control.history import kept as history_kept
 from tidegate.control.looks import looked, next_look, questions, standing
 from tidegate.control.observed import Observation, RevisionKey, SourceState
-from tidegate.control.packing import Packing, Refusal
+from tidegate.control.packing import Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
 from tidegate.control.resources import Model, PoolSpec
-from tidegate.control.rollout import SWITCH_SECONDS, Rollout, retired, weights_after
-from tidegate.control.seating import claim, is_found, pack, places, seated, source_of
+from tidegate.control.rollout import SWITCH_SECONDS, Moment, is_judged, may_stand, moved, moves, retired
+from tidegate.control.rollout_actions import acted
+from tidegate.control.rollout_line import Asked, Line, line_up
+from tidegate.control.rollout_state import Note
+from tidegate.control.rollout_view import notes_of, view_of
+from tidegate.control.seating import bounded, claim, is_found, places, seated, source_of, suited
 from tidegate.control.serve_config import Application
 from tidegate.control.sizing import misfit
 from tidegate.control.status import entry_of
+from tidegate.control.surge import Bounds, bounds_of
 from tidegate.control.turns import Claim, Turns, take_turns
 from tidegate.messages.registry import ModelEntry
-from tidegate.messages.rollouts import Action
+from tidegate.messages.rollouts import Action, RolloutView
 
 DRAIN_LIMIT_SECONDS = 300.0  # how long the requests of a deleted model may take to end
 
@@ -80,11 +85,15 @@ class PoolSnapshot:
 @dataclass(frozen=True, slots=True)
 class RegistryChanges:
     """Gateways should read this other than they do, in this order: models to forget, revisions whose queue
-    and report go (with the sentence for whom it concerns), entries to put."""
+    and report go (with the sentence for whom it concerns), entries to put; then, since no more requests come
+    there, queues to empty into others (from, to, and whether what has begun may go on there), and rollouts
+    whose counts are of no use any more, with the queues that have some. All may be repeated."""
 
     delete: tuple[str, ...] = ()
     drop: tuple[tuple[RevisionKey, str], ...] = ()
     put: tuple[ModelEntry, ...] = ()
+    move: tuple[tuple[RevisionKey, RevisionKey, bool], ...] = ()
+    forget_outcomes: tuple[tuple[tuple[RevisionKey, ...], str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,8 @@ class PoolPlan:
     `entries` is all that the registry should hold of these models. `resolve` are those of
     `looks.questions` that nobody looks at yet, `drained` models being deleted of which nothing is left.
     `next_at` is when time alone changes something (unix seconds; None: it does not); `is_settled` False:
-    decide again soon. `history` is all that should be stored of it.
+    decide again soon. `history` is all that should be stored of it. `rollouts` are for people and programs to
+    read, `notes` what was decided about them in this round.
     """
 
     records: Mapping[str, ModelRecord]
@@ -108,6 +118,8 @@ class PoolPlan:
     is_settled: bool
     next_at: float | None
     history: Mapping[str, Sequence[RevisionRecord]] = field(default_factory=dict)
+    rollouts: Mapping[str, RolloutView] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     def pause_seconds(self, now: float, other_at: float | None = None) -> float:
         """Return how long the pool can wait for its next decision; `other_at` is when time changes something
@@ -121,7 +133,8 @@ class PoolPlan:
 @dataclass(frozen=True, slots=True)
 class _Step:
     """One model's part. `live` are its revisions that should stand, those with traffic first; `misfit` says
-    why the target finds no place; `dropped` are revisions that go, each with the message for its requests."""
+    why the target finds no place; `dropped` are revisions that go, each with the message for its requests;
+    `bounds` are a rollout's, of the replicas of its revisions; `position` is its place in the Pool's line."""
 
     model: Model
     record: ModelRecord
@@ -130,6 +143,9 @@ class _Step:
     misfit: Refusal | None
     live: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...] = ()
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    position: int = 0
+    notes: tuple[Note, ...] = ()
     deleting_since: float | None = None
 
     @property
@@ -138,24 +154,12 @@ class _Step:
 
 
 def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
-    snapshot = dataclass_replace(snapshot, models=[_put_down(each, snapshot) for each in snapshot.models])
-    seen, deleting = snapshot.seen, snapshot.deleting
-    known = {
-        model.name: looked(
-            model, snapshot.records.get(model.name) or ModelRecord(model.name, int(now)), seen, now
-        )
-        for model in snapshot.models
-    }
-    models = [standing(model, known[model.name]) for model in snapshot.models]
-    packing = pack(models, known, seen, now, deleting)
-    steps = []
-    for model in models:
-        record = known[model.name]
-        if (since := deleting.get(model.name)) is not None:
-            steps.append(_drain(model, record, seen, packing, since))
-        else:
-            author = snapshot.authors.get(model.name, "")
-            steps.append(_step(model, record, seen, packing, author, now))
+    seen = snapshot.seen
+    line = line_up([_asked(model, snapshot, now) for model in snapshot.models], seen, now)
+    steps = [
+        _drain(each, line, seen) if each.deleting_since is not None else _step(each, line, snapshot, now)
+        for each in line.asked
+    ]
     drained = tuple(step.name for step in steps if _is_drained(step, seen, now))
     steps = [step for step in steps if step.name not in drained]
 
@@ -174,19 +178,26 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
             delete=tuple(forgotten),
             drop=tuple(((step.name, revision), why) for step in steps for revision, why in step.dropped),
             put=tuple(entry for name, entry in entries.items() if entry != seen.entries.get(name)),
+            move=tuple(move for step in steps for move in _moves(step, seen)),
+            forget_outcomes=tuple(_forgotten(steps, snapshot.records)),
         ),
         resolve=tuple(
             key
             for key in questions(snapshot.models, records)
-            if key[0] in records and key[0] not in deleting and _is_unanswered(key, seen)
+            if key[0] in records and key[0] not in snapshot.deleting and _is_unanswered(key, seen)
         ),
         applications=tuple(app for step in steps for app in _applications(step, admitted, turns)),
         drained=drained,
         is_settled=all(map(_is_settled, entries.values())) and seen.serve is not None,
         next_at=_next_at(steps, claims, turns, now),
         history={
-            name: history_kept(snapshot.history.get(name, ()), record) for name, record in records.items()
+            step.name: history_kept(
+                snapshot.history.get(step.name, ()), records[step.name], _history_limit(step.model)
+            )
+            for step in steps
         },
+        rollouts=_views(steps, records, seen, now),
+        notes=tuple(note for step in steps for note in step.notes),
     )
 
 
@@ -205,36 +216,81 @@ def queues_of(models: Iterable[Model], records: Mapping[str, ModelRecord]) -> li
     return list(dict.fromkeys([*recorded, *((model.name, revision_of(model.spec)) for model in models)]))
 
 
-def _step(
-    model: Model,
-    record: ModelRecord,
-    seen: Observation,
-    packing: Packing | None,
-    author: str,
-    now: float,
-) -> _Step:
+def compared_of(records: Mapping[str, ModelRecord]) -> list[RevisionKey]:
+    """Return the revisions whose outcomes a decision may need: those of rollouts that are under way."""
+    rolling = {name: record.rollout for name, record in records.items() if record.rollout is not None}
+    return [
+        (name, revision)
+        for name, state in rolling.items()
+        if is_judged(state)
+        for revision in (state.target, state.stable)
+        if revision
+    ]
+
+
+def _asked(model: Model, snapshot: PoolSnapshot, now: float) -> Asked:
+    """Return what is asked of a model: by its spec, or by a person who undid that, and by other actions."""
+    seen, name = snapshot.seen, model.name
+    record = snapshot.records.get(name) or ModelRecord(name=name, created=int(now))
+    record, refusal = looked(model, record, seen, now), ""
+    since, action = snapshot.deleting.get(name), snapshot.actions.get(name)
+    if since is None and action is not None:
+        record, refusal = acted(record, model, action, snapshot.history.get(name, ()), now)
+    elif record.acted is not None:
+        record = replace(record, acted=None)  # the next one may be the same again
+    model = _put_down(standing(model, record), snapshot)
     target = target_of(model, record, seen.sources) or revision_of(model.spec)
     source = source_of(model, record, target, seen)
-    if packing is None:
-        too_big = misfit(model.spec, source, seen.capacity)
-    else:
+    too_big = misfit(model.spec, source, seen.capacity) if not seen.groups else None
+    fits = is_found(model, source) and too_big is None
+    moment = Moment(model.spec, record, target, seen, now, is_found=fits)
+    return Asked(model, moment, source, too_big, refusal, since)
+
+
+def _step(asked: Asked, line: Line, snapshot: PoolSnapshot, now: float) -> _Step:
+    model, target, source, seen = asked.model, asked.target, asked.source, snapshot.seen
+    record, packing, too_big = asked.record, line.packing, asked.misfit
+    if packing is not None and too_big is None:
         too_big = packing.refusals.get((model.name, target))
+    is_refused = record.rollout is not None and record.rollout.refuses(target)
     # In a cluster also what finds no place is recorded: its source need not be resolved again.
-    if is_found(model, source) and (too_big is None or packing is not None):
+    if asked.moment.is_found and not is_refused:
+        author = snapshot.authors.get(model.name, "")
         record = record.with_target(_wanted(model, record, target, source, author, now))
     record, failed = judged(record, seen, now)
-    record = replace(record, weights=weights_after(Rollout(record, target, seen)))
+    record = moved(replace_moment(asked.moment, record=record))
+    abort_seconds = asked.moment.rules.abort_scale_down_seconds
     record, gone = retired(record, target, seen, now)
-    record = seated(record, packing)
+    record = seated(record, packing, line.left_out)
     live = [
         revision
         for revision, kept in record.revisions.items()
         if (kept.is_proved or revision == target)
         and now >= kept.retry_at
         and (packing is None or kept.placement is not None)
+        and may_stand(record, revision, seen, now, abort_seconds)
     ]
     live.sort(key=lambda revision: (revision not in record.weights, revision != target))
-    return _Step(model, record, target, source, too_big, tuple(live), (*failed, *gone))
+    before = snapshot.records.get(model.name) or ModelRecord(name=model.name, created=record.created)
+    return _Step(
+        model,
+        record,
+        target,
+        source,
+        too_big,
+        tuple(live),
+        (*failed, *gone),
+        bounds=bounds_of(model.spec, record, _loads(model, record, seen), seen),
+        position=line.positions.get(model.name, 0),
+        notes=tuple(notes_of(before, record, asked.refusal)),
+    )
+
+
+def _loads(model: Model, record: ModelRecord, seen: Observation) -> dict[str, int]:
+    return {
+        revision: suited(kept, model.spec, seen.depths.get((record.name, revision)))
+        for revision, kept in record.revisions.items()
+    }
 
 
 def _wanted(
@@ -257,11 +313,10 @@ def _wanted(
     return replace(known, spec=spec, retired_at=0.0)
 
 
-def _drain(
-    model: Model, record: ModelRecord, seen: Observation, packing: Packing | None, since: float
-) -> _Step:
+def _drain(asked: Asked, line: Line, seen: Observation) -> _Step:
     """A model being deleted keeps what stands, or has served, until its requests have ended."""
-    record = seated(record, packing)
+    model, packing = asked.model, line.packing
+    record = seated(asked.record, packing)
     live = [
         revision
         for revision, kept in record.revisions.items()
@@ -269,10 +324,9 @@ def _drain(
         and (packing is None or kept.placement is not None)
     ]
     live.sort(key=lambda revision: revision not in record.weights)
-    asked = target_of(model, record, seen.sources) or revision_of(model.spec)
-    target = record.serving[0].revision if record.serving else asked
+    target = record.serving[0].revision if record.serving else asked.target
     source = source_of(model, record, target, seen)
-    return _Step(model, record, target, source, None, tuple(live), deleting_since=since)
+    return _Step(model, record, target, source, None, tuple(live), deleting_since=asked.deleting_since)
 
 
 def _is_drained(step: _Step, seen: Observation, now: float) -> bool:
@@ -289,7 +343,7 @@ def _claims(step: _Step, seen: Observation, now: float) -> Iterator[Claim]:
     is_deleting = step.deleting_since is not None
     for revision in step.live:
         kept = step.record.revisions[revision]
-        spec = recorded_spec(kept, step.model.spec)
+        spec = bounded(recorded_spec(kept, step.model.spec), step.bounds.get(revision))
         yield claim(step.record, kept, spec, seen, now, is_deleting=is_deleting)
 
 
@@ -350,7 +404,7 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
         yield Application(
             step.name,
             revision,
-            recorded_spec(kept, step.model.spec),
+            bounded(recorded_spec(kept, step.model.spec), step.bounds.get(revision)),
             kept.checkpoint,
             keep_awake=not kept.is_proved and step.deleting_since is None,
             placement=kept.placement,
@@ -358,6 +412,34 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
             leaves=(step.name, revision) in turns.leaving,
             restarted=kept.restarted,
         )
+
+
+def _moves(step: _Step, seen: Observation) -> Iterator[tuple[RevisionKey, RevisionKey, bool]]:
+    for source, goal, may_continue in moves(step.record, seen) if step.deleting_since is None else ():
+        yield (step.name, source), (step.name, goal), may_continue
+
+
+def _forgotten(
+    steps: Sequence[_Step], before: Mapping[str, ModelRecord]
+) -> Iterator[tuple[tuple[RevisionKey, ...], str]]:
+    """The rollouts in whose place another has begun."""
+    for step in steps:
+        past = before[step.name].rollout if step.name in before else None
+        if past is not None and step.record.rollout is not None and past.id != step.record.rollout.id:
+            yield tuple((step.name, revision) for revision in step.record.revisions), past.id
+
+
+def _history_limit(model: Model) -> int:
+    return model.spec.rollout.history_limit if model.spec.rollout is not None else HISTORY_LIMIT
+
+
+def _views(
+    steps: Sequence[_Step], records: Mapping[str, ModelRecord], seen: Observation, now: float
+) -> dict[str, RolloutView]:
+    found = {
+        step.name: view_of(step.model.spec, records[step.name], seen, step.position, now) for step in steps
+    }
+    return {name: view for name, view in found.items() if view is not None}
 
 
 def _facts(

@@ -108,10 +108,21 @@ class Reason(StrEnum):
     ClusterStarting = "ClusterStarting", PROGRESSING, "The pool's Ray cluster starts.", PASSES
     Building = "Building", PROGRESSING, "Ray Serve builds the revision's application.", PASSES
     Loading = "Loading", PROGRESSING, "The first replica loads the weights and proves the revision.", PASSES
+    RolloutQueued = ("RolloutQueued", PROGRESSING,
+        "Other rollouts of the Pool come first; the old revision serves.", PASSES)
+    RollingOut = "RollingOut", PROGRESSING, "The new revision takes the traffic over step by step.", PASSES
+    RolloutPaused = ("RolloutPaused", PROGRESSING,
+        "The rollout waits for a person; its gates go on judging.", PASSES)
+    WaitingForEvidence = ("WaitingForEvidence", PROGRESSING,
+        "Too few requests have ended on the new revision to let it have more.", PASSES)
+    RolloutReplaced = ("RolloutReplaced", PROGRESSING,
+        "Another revision was asked for before the rollout was complete.", PASSES)
     Draining = "Draining", PROGRESSING, "An older revision finishes its requests and goes.", PASSES
     Settled = "Settled", PROGRESSING, "Nothing is left to do.", FINE
     WaitingToRetry = "WaitingToRetry", PROGRESSING, "The last try failed; the next one comes by itself."
     Healthy = "Healthy", DEGRADED, "No replica and no revision has failed.", FINE
+    RolloutAborted = ("RolloutAborted", DEGRADED,
+        "The new revision was given up; the one before it takes all traffic.")
     RevisionFailed = ("RevisionFailed", DEGRADED,
         "The newest revision failed; an older one serves where there is one.")
     ReplicaFailed = "ReplicaFailed", DEGRADED, "The newest replica start of the serving revision failed."

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from tidegate.control.pool_schema import LocalReference, Pool, PoolSpec, WorkerGroup
+from tidegate.control.rollout_schema import RolloutSpec, surge_missing
 from tidegate.control.schema_types import (
     SERVICE_LABEL,
     BytesOrEmpty,
@@ -280,6 +281,11 @@ class ModelSpec(Strict):
     queue: QueueBounds = Field(
         default=QueueBounds(), description="What may wait for the model; more is refused."
     )
+    rollout: RolloutSpec | None = Field(
+        default=None,
+        description="How a new revision takes the traffic over; without it, all at once when it has proved "
+        "itself.",
+    )
     pool: PoolName = Field(
         default=DEFAULT_POOL,
         description="The Pool whose machines run the replicas. In a cluster it cannot change.",
@@ -315,6 +321,11 @@ class ModelSpec(Strict):
                 "device cpu takes no resources.gpus or resources.gpuMemory; remove them or use device auto",
                 ".device",
             ),
+            Rule(
+                "!has(self.rollout) || self.rollout.minAvailable <= self.scaling.maxReplicas",
+                "rollout.minAvailable is above scaling.maxReplicas; lower it",
+                ".rollout",
+            ),
         )
     )
 
@@ -334,6 +345,14 @@ class ModelSpec(Strict):
             raise ValueError(
                 "device cpu takes no resources.gpus or resources.gpuMemory; remove them or use device auto"
             )
+        if self.rollout is not None:
+            if self.rollout.min_available > self.scaling.max_replicas:
+                raise ValueError(
+                    f"rollout.minAvailable ({self.rollout.min_available}) is above scaling.maxReplicas "
+                    f"({self.scaling.max_replicas}); lower it"
+                )
+            if missing := surge_missing(self.rollout, self.scaling.max_replicas):
+                raise ValueError(missing)
         return self
 
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace as dataclass_replace
 
 from msgspec.structs import replace
 
-from tidegate.control.desired import (
-    ModelRecord,
-    RevisionRecord,
-    fitting,
-    recorded_spec,
-    revision_of,
-    target_of,
-)
-from tidegate.control.observed import Group, Observation, SourceState
+from tidegate.control.desired import ModelRecord, RevisionRecord, fitting, recorded_spec, revision_of
+from tidegate.control.observed import Group, Observation, RevisionKey, SourceState
 from tidegate.control.packing import Need, Packing, place
 from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.room import Seat, seat_of
 from tidegate.control.serve_config import ordered
+from tidegate.control.surge import Bounds, least_of
 from tidegate.control.turns import Claim
+from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ReplicaStats
 from tidegate.replica_args import SLOTS_UNTIL_KNOWN
 
@@ -35,23 +30,31 @@ UNTOLD_SECONDS = 4.0  # since its start: a first request is in the beats by then
 def pack(
     models: Sequence[Model],
     records: Mapping[str, ModelRecord],
+    targets: Mapping[str, str],
     seen: Observation,
     now: float,
     deleting: Mapping[str, float],
+    left_out: Collection[RevisionKey] = (),
 ) -> Packing | None:
-    """Seat every revision that stands or may; None on one machine, which has no groups."""
+    """Seat every revision that stands or may, but those `left_out`; None on one machine, which has no
+    groups."""
     if not seen.groups:
         return None
     needs: list[tuple[tuple[bool, int], Need]] = []
     for model in models:
-        record = records.get(model.name) or ModelRecord(name=model.name, created=int(now))
-        target = target_of(model, record, seen.sources) or revision_of(model.spec)
+        record, target = records[model.name], targets[model.name]
         source = source_of(model, record, target, seen)
+        least = least_of(model.spec, record)
         for revision, kept in record.revisions.items():
+            if (model.name, revision) in left_out:
+                continue
             if not kept.is_proved and (revision != target or now < kept.retry_at):
                 continue
             found = source if revision == target and is_found(model, source) else kept.source
-            needs.append(_need(record, revision, recorded_spec(kept, model.spec), found, kept.group, seen))
+            spec = _with_least(recorded_spec(kept, model.spec), least.get(revision))
+            needs.append(_need(record, revision, spec, found, kept.group, seen))
+        if (model.name, target) in left_out:
+            continue
         if target not in record.revisions and model.name not in deleting and is_found(model, source):
             needs.append(_need(record, target, model.spec, source, "", seen))
     needs.sort(key=lambda item: item[0])
@@ -72,16 +75,35 @@ def is_found(model: Model, source: SourceState | None) -> bool:
     return model.spec.source is None or (source is not None and source.state == "resolved")
 
 
-def seated(record: ModelRecord, packing: Packing | None) -> ModelRecord:
-    """Return the record with the places that its revisions have now."""
+def seated(
+    record: ModelRecord, packing: Packing | None, left_out: Collection[RevisionKey] = ()
+) -> ModelRecord:
+    """Return the record with the places that its revisions have now; one that was left out keeps its own."""
     if packing is None:
         return record
     places = packing.placements
     revisions = {
-        revision: replace(kept, placement=places.get((record.name, revision)))
+        revision: kept
+        if (record.name, revision) in left_out
+        else replace(kept, placement=places.get((record.name, revision)))
         for revision, kept in record.revisions.items()
     }
     return replace(record, revisions=revisions)
+
+
+def _with_least(spec: ModelSpec, least: int | None) -> ModelSpec:
+    """One that may sleep stays one that may."""
+    if least is None or not spec.scaling.min_replicas:
+        return spec
+    return bounded(spec, Bounds(least, spec.scaling.max_replicas))
+
+
+def bounded(spec: ModelSpec, bounds: Bounds | None) -> ModelSpec:
+    """Return the spec with the replicas that a rollout lets its revision have."""
+    if bounds is None:
+        return spec
+    changes = {"min_replicas": bounds.least, "max_replicas": bounds.most}
+    return spec.model_copy(update={"scaling": spec.scaling.model_copy(update=changes)})
 
 
 def places(seen: Observation) -> Sequence[Group]:
@@ -117,21 +139,19 @@ def claim(
     wanted = state.wanted_replicas if state is not None else 0
     present = max(len(staying), wanted, least_ordered)
     must_prove = not kept.is_proved and not is_deleting
-    due = max(scaling.min_replicas, 1 if must_prove or load else 0)
-    most = max(scaling.max_replicas, due)
-    slots = kept.proof.slots if kept.proof is not None else 0
-    in_flight = scaling.target_in_flight or slots or SLOTS_UNTIL_KNOWN
+    most = scaling.max_replicas
+    due = min(most, max(scaling.min_replicas, 1 if must_prove or load else 0))
     may_leave = not due and depth is not None and kept.is_proved
     return Claim(
         key=key,
         group=kept.group,
-        seat=_seat(spec, kept),
+        seat=seat_at(spec, kept),
         staying=[replica.node for replica in staying if replica.node],
         ending=[replica.node for replica in replicas if replica.state == "STOPPING" and replica.node],
         present=present,
         least=scaling.min_replicas,
         due=due,
-        wanted=min(most, max(due, math.ceil(load / in_flight))),
+        wanted=min(most, max(due, suited(kept, spec, seen.depths.get(key)))),
         most=most,
         created=record.created,
         waits_since=kept.waits_since,
@@ -142,7 +162,15 @@ def claim(
     )
 
 
-def _seat(spec: ModelSpec, kept: RevisionRecord) -> Seat:
+def suited(kept: RevisionRecord, spec: ModelSpec, depth: Depth | None) -> int:
+    """Return how many replicas suit the requests that a revision has now."""
+    load = depth.waiting + depth.running if depth is not None else 0
+    slots = kept.proof.slots if kept.proof is not None else 0
+    return math.ceil(load / (spec.scaling.target_in_flight or slots or SLOTS_UNTIL_KNOWN))
+
+
+def seat_at(spec: ModelSpec, kept: RevisionRecord) -> Seat:
+    """Return what one replica takes where it is placed."""
     if kept.placement is None:
         return seat_of(spec.resources.gpus, spec.resources.cpus, 0)
     return seat_of(kept.placement.gpus, spec.resources.cpus, kept.placement.memory_bytes)

@@ -168,6 +168,16 @@ def autoscaling_config(application: Application, args: ReplicaArgs) -> dict[str,
 def ordered(config: Mapping[str, Any] | None) -> tuple[int, bool]:
     """Return what Serve was told by this config of an application: how many replicas it keeps at least, and
     whether it may start the first."""
-    deployments = (config or {}).get("deployments") or [{}]
-    scaling = deployments[0].get("autoscaling_config") or {}
+    scaling = _scaling(config)
     return int(scaling.get("min_replicas") or 0), scaling.get("upscale_delay_s") == 0.0
+
+
+def ordered_most(config: Mapping[str, Any] | None) -> int:
+    """Return up to how many replicas Serve was told that it may start; 0: none more."""
+    scaling = _scaling(config)
+    return int(scaling.get("max_replicas") or 0) if scaling.get("upscale_delay_s") == 0.0 else 0
+
+
+def _scaling(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    deployments = (config or {}).get("deployments") or [{}]
+    return deployments[0].get("autoscaling_config") or {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tidegate.control.condition_checks import Facts, conditions, wake_seconds
 from tidegate.control.conditions import condition, settle
 from tidegate.control.desired import WHOLE
 from tidegate.control.reasons import DEGRADED, PROGRESSING, READY
+from tidegate.control.rollout_view import label_of
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.registry import Condition, ModelEntry
 
@@ -32,9 +34,7 @@ def entry_of(facts: Facts, now: float) -> ModelEntry:
         engine=spec.engine.name,
         precision=_precision(facts),
         quantization=_quantization(facts),
-        revisions={kept.revision: record.weights.get(kept.revision, WHOLE) for kept in facts.placed}
-        if accepts
-        else {},
+        revisions=_traffic(facts) if accepts else {},
         accepts=accepts,
         ready=ready.status == "True",
         reason=ready.reason,
@@ -47,7 +47,22 @@ def entry_of(facts: Facts, now: float) -> ModelEntry:
         wake_seconds=wake_seconds(proof) if proof else 0.0,
         slots=proof.slots if proof else 0,
         conditions=settled,
+        cohort=label_of(record.rollout),
+        **_shadow(facts),
     )
+
+
+def _traffic(facts: Facts) -> dict[str, int]:
+    """Return the shares of those that have a place, the target's first."""
+    placed = sorted(facts.placed, key=lambda kept: kept.revision != facts.target)
+    return {kept.revision: facts.record.weights.get(kept.revision, WHOLE) for kept in placed}
+
+
+def _shadow(facts: Facts) -> dict[str, Any]:
+    state, rules = facts.record.rollout, facts.model.spec.rollout
+    if state is None or state.phase != "Shadow" or rules is None or rules.shadow is None:
+        return {}
+    return {"shadow": state.target, "shadow_share": rules.shadow.share}
 
 
 def outage(past: Sequence[Condition], reason: str, message: str, now: float) -> list[Condition]:

@@ -27,13 +27,14 @@ from tidegate.control.plan import (
     PROGRESSING_SECONDS,
     PoolPlan,
     PoolSnapshot,
+    compared_of,
     plan_pool,
     queues_of,
 )
 from tidegate.control.resource_files import ResourceSet
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.serve_config import application_configs
-from tidegate.control_round import Depths, Registry, Serve, observe_store, publish
+from tidegate.control_round import Depths, Registry, Serve, observe_store, publish, tell
 from tidegate.errors import QueueUnavailable
 from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.record_file import RecordFile
@@ -186,7 +187,7 @@ class ControlLoop:
             except ServeUnavailable as error:
                 log.warning("control: %s", error.message)
         queues = queues_of(models, self._records)
-        stored = await observe_store(self._registry, self._depths, queues, None)
+        stored = await observe_store(self._registry, self._depths, queues, None, compared_of(self._records))
         asked, found = questions(models, self._records), self._sources.states()
         seen = replace(
             stored,
@@ -213,6 +214,7 @@ class ControlLoop:
         self._record_file.write(plan.records)
         self._history.write(plan.history)
         self._files.acted(snapshot.actions)
+        tell(plan.notes)
         asked = questions(snapshot.models, plan.records)
         self._sources.keep([each.identity for each in asked.values()])
         for key in plan.resolve:
@@ -222,9 +224,9 @@ class ControlLoop:
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
         if serve is not None and snapshot.seen.serve is not None:
-            if (tell := self._on_first_serve) is not None:
+            if (first := self._on_first_serve) is not None:
                 self._on_first_serve = None
-                tell()
+                first()
             wanted = application_configs(plan.applications, self._replicas)
             if await self._writer.write(serve, wanted, snapshot.seen.serve):
                 return PROGRESSING_SECONDS

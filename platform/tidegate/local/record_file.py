@@ -41,7 +41,7 @@ class RecordFile:
             return {}
 
     def write(self, records: Mapping[str, ModelRecord]) -> None:
-        text = msgspec.json.encode(dict(records))
+        text = msgspec.json.encode({name: record.durable for name, record in records.items()})
         if text != self._written:
             write_atomically(self._path, text)
             self._written = text

@@ -63,8 +63,11 @@ class Condition(msgspec.Struct, frozen=True):
 class ModelEntry(msgspec.Struct, frozen=True):
     """One model as gateways and the CLI see it. JSON in the registry, written by the host's reconcile only.
 
-    `revisions` maps revision to traffic weight; empty: nothing can serve yet.
-    `accepts` False: new requests are refused (503) with `reason` and `message`.
+    `revisions` maps revision to traffic weight; empty: nothing can serve yet. During a rollout its target
+    stands first. `accepts` False: new requests are refused (503) with `reason` and `message`.
+
+    `cohort` is the label of requests that are admitted now; `shadow` the revision that also gets a copy of
+    `shadow_share` of 100 of them.
     """
 
     name: str

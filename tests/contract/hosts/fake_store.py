@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tidegate.errors import QueueUnavailable
+from tidegate.messages.outcomes import Outcomes, rollout_of
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 
@@ -22,6 +23,7 @@ class FakeStore:
         self.entries: dict[str, ModelEntry] = {}
         self.dropped: dict[Queue, str] = {}
         self.waiting: dict[Queue, int] = {}
+        self.ended: dict[Queue, Outcomes] = {}
         self.is_away = False
         self.away = QueueUnavailable("Redis is away.")
         self._reports: dict[Queue, RevisionReport] = {}
@@ -59,6 +61,31 @@ class FakeStore:
         self._answer()
         self.journal.append(("drop_revision", (model, revision)))
         self._drop((model, revision), message)
+
+    async def move_revision(
+        self, model: str, from_revision: str, to_revision: str, may_continue: bool
+    ) -> int:
+        self._answer()
+        self.journal.append(("move_revision", (model, from_revision, to_revision)))
+        moved = self.waiting.pop((model, from_revision), 0)
+        self.waiting[model, to_revision] = self.waiting.get((model, to_revision), 0) + moved
+        return 0
+
+    @property
+    def outcomes(self) -> FakeStore:
+        return self
+
+    async def read(self, queues: Sequence[Queue]) -> Mapping[Queue, Outcomes]:
+        self._answer()
+        return {queue: self.ended.get(queue, {}) for queue in queues}
+
+    async def forget(self, queues: Sequence[Queue], rollout: str) -> None:
+        self._answer()
+        for queue in queues:
+            kept = self.ended.get(queue, {})
+            self.ended[queue] = {
+                cohort: tally for cohort, tally in kept.items() if not "" < rollout_of(cohort) <= rollout
+            }
 
     async def poll(self, queues: Sequence[Queue], *, timeout_seconds: float) -> Mapping[Queue, Depth]:
         self._answer()

@@ -23,6 +23,7 @@ from tidegate.control.observed import (
 )
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import CONDITION_TYPES, Reason
+from tidegate.control.rollout_state import RolloutState
 from tidegate.control.status import entry_of
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ReplicaStats, RevisionReport
@@ -51,7 +52,13 @@ def facts(*revisions: RevisionRecord, weights: dict[str, int] | None = None, **c
     seen = {name: changes.pop(name) for name in list(changes) if name in Observation.__dataclass_fields__}
     seen = {"serve": ServeState("c"), **seen}
     plain: dict[str, Any] = {"model": model("m"), "source": None, "misfit": None, "waiting": {}}
-    record = ModelRecord("m", 1, weights or {}, {kept.revision: kept for kept in revisions})
+    record = ModelRecord(
+        "m",
+        1,
+        weights or {},
+        {kept.revision: kept for kept in revisions},
+        rollout=changes.pop("rollout", None),
+    )
     return Facts(record=record, target="new", seen=Observation(**seen), **{**plain, **changes})
 
 
@@ -79,6 +86,11 @@ NO_ROOM: dict[str, Any] = {"misfit": ("GpusTaken", "No room.")}
 CRASH = PodProblem("p", "c", "CrashLoop", "It ends.", "cpu")
 NO_NODE = PodProblem("p", "", "Unschedulable", "No node.", "cpu")
 SEATED: dict[str, Any] = {"placement": Placement("cpu")}
+
+
+def rollout(phase: Any, **changes: Any) -> dict[str, Any]:
+    plain = {"target": "new", "stable": "old", "strategy": "Canary", "started": NOW, "message": "Why."}
+    return {"rollout": RolloutState("1", phase=phase, **{**plain, **changes})}
 
 
 def stats(name: str, *, draining: bool = False) -> ReplicaStats:
@@ -300,6 +312,37 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
     (checks.drained, facts(), None, "", ""),
     (checks.drained, facts(is_drained=True), "False", "Drained", ""),
     (checks.deleting, facts(), None, "", ""),
+    (
+        checks.rollout_given_up,
+        facts(NEW, **rollout("Aborted", is_refused=True)),
+        "False",
+        "RolloutAborted",
+        "Why.",
+    ),
+    (checks.rollout_given_up, facts(NEW, **rollout("Aborted", target="x", is_refused=True)), None, "", ""),
+    (checks.rollout_given_up, facts(NEW), None, "", ""),
+    (checks.rollout_queued, facts(NEW, **rollout("Queued")), "True", "RolloutQueued", "Why."),
+    (checks.rollout_queued, facts(NEW, **rollout("Queued"), **NO_ROOM), None, "", ""),
+    (checks.rollout_queued, facts(NEW, **rollout("Warming")), None, "", ""),
+    (
+        checks.rolling_out,
+        facts(PROVED, **rollout("Progressing", reason=Reason.WaitingForEvidence)),
+        "True",
+        "WaitingForEvidence",
+        "Why.",
+    ),
+    (checks.rolling_out, facts(PROVED, **rollout("Completed")), None, "", ""),
+    (checks.rolling_out, facts(PROVED, **rollout("Warming", strategy="AllAtOnce")), None, "", ""),
+    (
+        checks.rollout_aborted,
+        facts(NEW, **rollout("Aborted", is_refused=True)),
+        "True",
+        "RolloutAborted",
+        "Why.",
+    ),
+    (checks.rollout_aborted, facts(NEW, **rollout("Aborted", stable="")), "True", "RolloutAborted", "Why."),
+    (checks.rollout_aborted, facts(NEW, **rollout("Aborted")), None, "", ""),
+    (checks.rollout_aborted, facts(NEW, **rollout("Progressing")), None, "", ""),
     (
         checks.place_lost,
         facts(PROVED, **SERVES, groups=GROUPS, **found("Scheduled", "False", "NoSuchGroup", "Gone.")),

@@ -20,12 +20,15 @@ from pydantic import ValidationError
 from tests.cluster.bad_resources import BAD_RESOURCES, Bad
 from tests.unit.control import stored_before
 from tidegate.control.desired import Look, ModelRecord, Pin, RevisionRecord
+from tidegate.control.evidence import Thresholds
 from tidegate.control.packing import Placement
 from tidegate.control.resources import Model, Pool
+from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
+from tidegate.messages.rollouts import Action, GateView, RolloutView, StepView
 from tidegate.sources.facts import DecoderShape, StoredWeights
 from tidegate_operator import crd
-from tidegate_operator.status_patch import record_of, record_on_wire
+from tidegate_operator.status_patch import record_of, record_on_wire, rollout_on_wire
 
 SAMPLES = Path(__file__).parents[3] / "helm" / "samples"
 DEFINITIONS = crd.definitions()
@@ -354,9 +357,47 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         restarted=7.0,
     )
     look, pin = Look("h", 6.0, record, "a", 7.0, "Reason", "why"), Pin("r", "h", "s")
-    known = ModelRecord("m", 1, {"0123456789": 100}, {record.revision: record}, look, pin)
+    gate = GateView("errors", "fails", "why", 1.0, 2.0, 3, 4, 5, 6)
+    rollout = RolloutState(
+        id="1",
+        target="0123456789",
+        stable="old",
+        strategy="Canary",
+        phase="Aborted",
+        started=1.0,
+        steps=[StepView(15, 1.0, True)],
+        step=0,
+        step_since=2.0,
+        ended=3.0,
+        weight=15,
+        ready_for=50,
+        size=2,
+        is_paused=True,
+        released=0,
+        skipped=0,
+        is_refused=True,
+        looked_at=1.0,
+        looked_ended=1,
+        thresholds=Thresholds((1, 2, 3, 4), (5, 6, 7, 8), 2.0),
+        leaving=["old"],
+        reason="Reason",
+        message="why",
+        note="no",
+        author="ada",
+        gates=[gate],
+        clean_requests=7,
+    )
+    action = Action("undo", "old", "ada", 1.0)
+    known = ModelRecord("m", 1, {"0123456789": 100}, {record.revision: record}, look, pin, rollout, action)
     status = record_on_wire(known)
     assert record_of("m", status) == known
+    assert len(status["rolloutState"]) == len(fields(RolloutState))
+    view = RolloutView(
+        *("m", "1", "Canary", "Aborted", "old", "new", 15, 0, [StepView(15, 1.0, True)], "Reason", "why"),
+        *([gate], 1, 2, 3.0, 4.0, 5.0, 6.0, 7, {"old": "1/1"}),
+    )
+    status |= rollout_on_wire(view)
+    assert len(status["rollout"]) == len(fields(RolloutView))
     assert len(status["look"]) + len(status["pinned"]) == len(fields(Look)) + len(fields(Pin))
     written = status["revisions"][0]
     assert len(written) == len(fields(RevisionRecord))
