@@ -30,7 +30,7 @@ from tidegate_operator.kinds import RESOURCES, WATCHED, Kind
 from tidegate_operator.objects import ResourceReader
 from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.serves import Serves
-from tidegate_operator.status_patch import conditions_of, record_of
+from tidegate_operator.status_patch import conditions_of, record_of, rollout_of
 
 MAX_MANAGER_CHARACTERS = 128
 RETRY_SECONDS = 2.0
@@ -200,6 +200,7 @@ def _model_view(body: Body, load: Mapping[str, Any]) -> ModelView:
         resource_version=meta["resourceVersion"],
         spec=dict(body.get("spec") or {}),
         is_observed=status.get("observedGeneration") == meta.get("generation"),
+        rollout=rollout_of(status),
         drains=asked.drains(body),
         action=asked.action_of(body),
         **load,

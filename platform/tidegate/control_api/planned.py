@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tidegate.control.desired import recorded_spec
 from tidegate.control.plan import PoolPlan, PoolSnapshot
 from tidegate.control.resources import Model
+from tidegate.control.rollout_view import REFUSED
 from tidegate.control.serve_config import Application, split_application_name
 from tidegate.control_api.views import PlanView
 
@@ -18,7 +19,8 @@ def plan_view(snapshot: PoolSnapshot, plan: PoolPlan, name: str) -> PlanView:
     now = _standing(snapshot, name)
     peak = now | {revision: _most(item, now.get(revision, 0)) for revision, item in planned.items()}
     gpus = _gpus(snapshot, plan, model)
-    entry = plan.entries.get(name)
+    entry, rollout = plan.entries.get(name), plan.rollouts.get(name)
+    notes = [note for note in plan.notes if note.model == name]
     return PlanView(
         model=name,
         actions=list(_sentences(snapshot, plan, model, planned)),
@@ -27,6 +29,9 @@ def plan_view(snapshot: PoolSnapshot, plan: PoolPlan, name: str) -> PlanView:
         gpus_now=sum(gpus[revision] * count for revision, count in now.items()),
         gpus_peak=sum(gpus[revision] * count for revision, count in peak.items()),
         conditions=list(entry.conditions) if entry is not None else [],
+        rollout=rollout,
+        refusal=next((note.message for note in notes if note.reason == REFUSED), ""),
+        ends_at=rollout.ends_at if rollout is not None else 0.0,
     )
 
 
@@ -56,6 +61,7 @@ def _sentences(
     for (owner, revision), why in plan.registry.drop:
         if owner == name:
             yield f"Revision {revision} goes: {why}"
+    yield from (note.message for note in plan.notes if note.model == name and note.reason != REFUSED)
     for revision in standing:
         if revision not in planned:
             yield f"The replicas of revision {revision} stop when their requests have ended."

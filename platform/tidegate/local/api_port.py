@@ -112,6 +112,7 @@ class LaptopHost:
             resource_version=version_of(spec),
             spec=spec,
             is_observed=self._loop.decided.get(model.name) == model,
+            rollout=self._loop.rollouts.get(model.name),
             is_overlaid=self._asked.is_overlaid(model.name),
             drains=model.name in self._asked.drains,
             action=self._asked.actions.get(model.name),

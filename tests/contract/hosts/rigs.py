@@ -16,6 +16,7 @@ import yaml
 from tests.contract.hosts.fake_api_server import FakeApiServer
 from tests.contract.hosts.fake_serve import FakeServe, Faults
 from tests.contract.hosts.fake_store import FakeStore, Journal
+from tests.control_api import MemoryAudit
 from tests.unit.control.builders import NOW, REPLICAS, document
 from tidegate.control.desired import ModelRecord
 from tidegate.control.looks import Question
@@ -60,6 +61,7 @@ class Rig(Protocol):
     store: FakeStore
     faults: Faults
     journal: Journal
+    audit: MemoryAudit
     outage: str  # what the last round said of Redis being away
 
     @property
@@ -93,6 +95,7 @@ class LaptopRig:
             self.store, self.faults, self.clock, journal=self.journal, queues=self.store.waiting
         )
         self.outage = ""
+        self.audit = MemoryAudit()
         self.changed = asyncio.Event()
         self.published = asyncio.Event()  # set with the first entry that gateways read
         self._folder = folder / "models"
@@ -127,6 +130,7 @@ class LaptopRig:
             REPLICAS,
             Capacity(4, 0),
             self.changed,
+            self.audit,
             wave=4,
             on_entries=lambda entries: self.published.set(),
             now=self.clock,
@@ -184,6 +188,7 @@ class OperatorRig:
         self.serves: dict[str, FakeServe] = {}
         self.api = FakeApiServer(self.clock, self.journal)
         self.outage = ""
+        self.audit = MemoryAudit()
         self.conflicts = 0
         self._made = 0
         self.declare("Pool", "default", {})
@@ -249,7 +254,15 @@ class OperatorRig:
             DEFAULTS,
         )
         applier = Applier(
-            self.api, self.cache, self.store, self._serves, "operator-0", "default", self.clock, self.clock
+            self.api,
+            self.cache,
+            self.store,
+            self._serves,
+            "operator-0",
+            "default",
+            self.audit,
+            self.clock,
+            self.clock,
         )
         self.reconciler = Reconciler(gatherer, applier, self.clock)
 
