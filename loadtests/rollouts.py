@@ -21,8 +21,24 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from tidegate.control.evidence import ALPHA, QUANTILES, RATIOS, SHARES, Thresholds, freeze, possible_ratios
-from tidegate.messages.outcomes import BUCKETS_PER_DOUBLING, FIRST_BUCKET_SECONDS, Tally, bucket_seconds
+from tidegate.control.evidence import (
+    ALPHA,
+    QUANTILES,
+    RATIOS,
+    SHARES,
+    Limits,
+    Thresholds,
+    freeze,
+    judge,
+    possible_ratios,
+)
+from tidegate.messages.outcomes import (
+    BUCKETS_PER_DOUBLING,
+    FIRST_BUCKET_SECONDS,
+    Tally,
+    bucket_seconds,
+    cohort_of,
+)
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]  # by run and second
@@ -33,7 +49,7 @@ SIGMA = 0.5  # of the logarithm of both
 ABNORMAL_ENDS = {"empty": 0.001, "instant": 0.005, "length": 0.2}  # shares of requests
 BASELINE = 1_000  # requests before the rollout
 ROLLOUT = ((15, 240), (50, 240), (100, 240))  # weight in percent, seconds
-CHUNK = 500  # runs at once
+CHUNK_SECONDS = 600_000  # of all runs at once: what fits in memory
 
 
 @dataclass(frozen=True)
@@ -99,13 +115,13 @@ def simulate(scenario: Scenario, runs: int, rng: np.random.Generator) -> Seen:
     bad, worse = scenario.stable.errors, scenario.target.errors
     only_one = rng.binomial(copies, worse * (1.0 - bad) + bad * (1.0 - worse))
     only_ours = rng.binomial(only_one, _part(worse * (1.0 - bad), bad * (1.0 - worse)))
-    baseline = [
-        [_times(median, 1.0, rng) for median in (FIRST_TOKEN_SECONDS, BETWEEN_TOKENS_SECONDS)]
-        for _ in range(runs)
-    ]
+    first, between = (
+        _buckets(median * np.exp(SIGMA * rng.standard_normal((runs, BASELINE))))
+        for median in (FIRST_TOKEN_SECONDS, BETWEEN_TOKENS_SECONDS)
+    )
     thresholds = [
-        freeze(Tally(first_token=first, between_tokens=between), scenario.per_second)
-        for first, between in baseline
+        freeze(Tally(first_token=_counted(one), between_tokens=_counted(other)), scenario.per_second)
+        for one, other in zip(first, between, strict=True)
     ]
     buckets = np.array([(each.first_token, each.between_tokens) for each in thresholds])
     shares = [(each.empty, ABNORMAL_ENDS["instant"], ABNORMAL_ENDS["length"]) for each in revisions]
@@ -168,12 +184,15 @@ def _by_quantile(slow: Sequence[Pair], seen: Seen) -> list[Floats]:
     ]
 
 
-def _times(median: float, slower: float, rng: np.random.Generator) -> dict[int, int]:
-    times = median * slower * np.exp(SIGMA * rng.standard_normal(BASELINE))
-    numbers = np.floor(np.log2(times / FIRST_BUCKET_SECONDS) * BUCKETS_PER_DOUBLING).astype(int)
-    return {
-        int(number): int(count) for number, count in zip(*np.unique(numbers, return_counts=True), strict=True)
-    }
+def _buckets(seconds: Floats) -> Counts:
+    """`outcomes.bucket_of`."""
+    numbers: Counts = np.floor(np.log2(seconds / FIRST_BUCKET_SECONDS) * BUCKETS_PER_DOUBLING).astype(int)
+    return numbers
+
+
+def _counted(buckets: Counts) -> dict[int, int]:
+    numbers, counts = np.unique(buckets, return_counts=True)
+    return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
 def _slow(
@@ -259,8 +278,9 @@ def found(scenario: Scenario, runs: int, seed: int, after: Scenario | None = Non
     """Run a rollout often. With `after` the scenario goes on with that one, and its seconds are counted."""
     rng = np.random.default_rng(seed)
     parts: list[tuple[Floats, ...]] = []
-    for start in range(0, runs, CHUNK):
-        count, skipped = min(CHUNK, runs - start), 0
+    chunk = CHUNK_SECONDS // sum(seconds for each in (scenario, after) if each for _, seconds in each.steps)
+    for start in range(0, runs, chunk):
+        count, skipped = min(chunk, runs - start), 0
         seen = simulate(scenario, count, rng)
         if after is not None:
             seen, skipped = _joined_up(seen, simulate(after, count, rng)), len(seen.weights)
@@ -325,6 +345,40 @@ def _joined_up(first: Seen, then: Seen) -> Seen:
     )
 
 
+def with_sessions(runs: int, seed: int, sessions: int, *, each_request: bool = False) -> float:
+    """Return the share of good rollouts that are aborted where requests belong to sessions of uneven size
+    (Zipf), each alike in itself (slow or quick, long or short) and all of it on one revision. The store
+    counts the first request of a session; with `each_request` see what that is for."""
+    rng = np.random.default_rng(seed)
+    return float(np.mean([_aborts_sessions(sessions, each_request, rng) for _ in range(runs)]))
+
+
+def _aborts_sessions(sessions: int, each_request: bool, rng: np.random.Generator) -> bool:
+    size = 1.0 / np.arange(1, sessions + 1)
+    is_long, point = rng.random(sessions) < ABNORMAL_ENDS["length"], 100.0 * rng.random(sessions)
+    median = FIRST_TOKEN_SECONDS * np.exp(SIGMA * rng.standard_normal(sessions))
+
+    def come(count: int) -> tuple[Counts, Counts]:
+        who = rng.choice(sessions, count, p=size / size.sum())
+        return who, _buckets(median[who] * np.exp(0.3 * rng.standard_normal(count)))
+
+    thresholds = freeze(Tally(first_token=_counted(come(BASELINE)[1])), 20.0)
+    revisions: tuple[dict[str, Tally], dict[str, Tally]] = ({}, {})
+    for weight, seconds in ROLLOUT[:2]:
+        is_target, seen = (point < weight).tolist(), set[int]()
+        for _ in range(seconds // 5):
+            for session, bucket in zip(*(each.tolist() for each in come(100)), strict=True):
+                tally = revisions[is_target[session]].setdefault(cohort_of("a", weight), Tally())
+                tally.ends["ok"] = tally.ends.get("ok", 0) + 1
+                if each_request or session not in seen:
+                    tally.ends["length"] = tally.ends.get("length", 0) + bool(is_long[session])
+                    tally.first_token[bucket] = tally.first_token.get(bucket, 0) + 1
+                seen.add(session)
+            if judge(*revisions, "a", thresholds, Limits()).verdict == "fails":
+                return True
+    return False
+
+
 BASES = (0.0, 0.0001, 0.001, 0.005, 0.01, 0.02, 0.05)
 LONG = 1_200  # seconds at one weight: no rule is cut short
 
@@ -369,11 +423,21 @@ def detection(runs: int, seed: int) -> list[list[str]]:
     for name, scenario, within in [*errors, *few, *slow, *other, *shadow]:
         result = found(scenario, runs, seed)
         rows.append(_row(name, scenario, within, result, flagger(scenario, runs, seed)))
-    for base in (0.001, 0.01, 0.05):
-        good = Scenario(Revision(base), Revision(base), ((15, 240),))
-        bad = Scenario(Revision(base), Revision(base + 0.05), at(50, 600))
+    late = [
+        (f"{extra * 100:g} % more errors {when}, base {base * 100:g} %", base, extra, before, weight)
+        for base, extra, when, before, weight in (
+            (0.001, 0.05, "from the second step on", 240, 50),
+            (0.01, 0.05, "from the second step on", 240, 50),
+            (0.05, 0.05, "from the second step on", 240, 50),
+            (0.001, 0.05, "after an hour's pause", 3_600, 15),
+            (0.01, 0.05, "after an hour's pause", 3_600, 15),
+            (0.01, 0.2, "after an hour's pause", 3_600, 15),
+        )
+    ]
+    for name, base, extra, before, weight in late:
+        good = Scenario(Revision(base), Revision(base), ((15, before),))
+        bad = Scenario(Revision(base), Revision(base + extra), at(weight))
         result = found(good, runs, seed, after=bad)
-        name = f"{base * 100 + 5:g} % errors from the second step on, base {base * 100:g} %"
         rows.append(_row(name, bad, 60, result, flagger(bad, runs, seed)))
     return rows
 
@@ -451,6 +515,11 @@ def main() -> None:
         for cells in (heads, ["---"] * len(heads), *rows(options.runs, options.seed)):
             print(f"| {' | '.join(cells)} |", flush=True)
         print()
+    sizes = (20, 200, 2_000)
+    for each_request in (False, True):
+        shares = (with_sessions(200, options.seed, size, each_request=each_request) for size in sizes)
+        counted = "each request" if each_request else "the first request of a session"
+        print(f"| {counted} | {' | '.join(f'{share * 100:.1f} %' for share in shares)} |", flush=True)
 
 
 if __name__ == "__main__":

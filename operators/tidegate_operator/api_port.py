@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tidegate.control.desired import ModelRecord
 from tidegate.control.history import views
 from tidegate.control_api.planned import plan_view
 from tidegate.control_api.shown import checked, load_fields, observed, unknown_model
@@ -29,6 +30,7 @@ from tidegate_operator.gather import Gatherer, Troubles
 from tidegate_operator.kinds import RESOURCES, WATCHED, Kind
 from tidegate_operator.objects import ResourceReader
 from tidegate_operator.pod_template import RayDefaults
+from tidegate_operator.revision_objects import owned_by, read_history
 from tidegate_operator.serves import Serves
 from tidegate_operator.status_patch import conditions_of, record_of, rollout_of
 
@@ -98,8 +100,10 @@ class ClusterHost:
 
     async def revisions(self, name: str) -> list[RevisionView]:
         body = await self._model(name)
-        record = record_of(name, body.get("status") or {})
-        return views(list(record.revisions.values()), record) if record is not None else []
+        namespace, record = body["metadata"]["namespace"], record_of(name, body.get("status") or {})
+        cache = await self._cache(("ControllerRevision",), [namespace])
+        found = owned_by(body, cache.of("ControllerRevision", namespace))
+        return views(read_history(found), record or ModelRecord(name, 0))
 
     async def put_spec(
         self, name: str, spec: Mapping[str, Any], resource_version: str, author: str

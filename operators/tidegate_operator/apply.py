@@ -114,6 +114,11 @@ class Applier:
         for body in decision.taken:
             if body["metadata"]["uid"] not in refused:  # else the record does not know it
                 await self._take_off(body)
+        for revision in decision.revisions:
+            await self._make("ControllerRevision", revision, self._cluster.apply)
+        for revision in decision.forgotten:
+            await self._cluster.delete("ControllerRevision", revision)
+            self._cache.drop("ControllerRevision", revision)
         await tell((note for _, note in decision.notes), self._audit, self._now())
         for body, note in decision.notes:
             if note.reason != Reason.RolloutAborted:  # its condition has an Event already

@@ -110,8 +110,25 @@ def is_deleting(body: Body) -> bool:
 
 
 def slim(body: Body) -> Body:
-    """Return the object without the bookkeeping of server-side apply, often half of an object."""
+    """Return the object without the bookkeeping of server-side apply, often half of an object. Of a Model's
+    stays who changed its spec last."""
     meta = body["metadata"]
     if "managedFields" not in meta:
         return body
-    return {**body, "metadata": {key: value for key, value in meta.items() if key != "managedFields"}}
+    kept = {key: value for key, value in meta.items() if key != "managedFields"}
+    if body.get("kind") == "Model" and (last := _last_of_spec(meta["managedFields"])) is not None:
+        kept["managedFields"] = [{"manager": last.get("manager", "")}]
+    return {**body, "metadata": kept}
+
+
+def author_of(model: Body) -> str:
+    """Return who changed a cached Model's spec last: a field manager, or whose key was shown to the control
+    API, which writes as `key:NAME`."""
+    for last in model["metadata"].get("managedFields") or ():
+        return str(last["manager"]).removeprefix("key:")
+    return ""
+
+
+def _last_of_spec(entries: Iterable[Body]) -> Body | None:
+    of_spec = (each for each in entries if "f:spec" in (each.get("fieldsV1") or {}))
+    return max(of_spec, key=lambda each: str(each.get("time", "")), default=None)

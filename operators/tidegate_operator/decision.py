@@ -34,7 +34,7 @@ from tidegate.messages.registry import Condition, ModelEntry
 from tidegate.replica_args import REDIS_FOLDER_VARIABLE, REDIS_VARIABLE, ReplicaSettings
 from tidegate_operator import ray_state, upgrade
 from tidegate_operator.asked import action_of, drains, wrong_action
-from tidegate_operator.cache import Body, is_deleting
+from tidegate_operator.cache import Body, author_of, is_deleting
 from tidegate_operator.kinds import Kind
 from tidegate_operator.moving import Move
 from tidegate_operator.objects import ModelObject
@@ -43,6 +43,7 @@ from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.ray_cluster import cluster_name, generation_of, groups_of, in_place_patch, ray_cluster
 from tidegate_operator.ray_view import RayView, ServeView, name_of, pool_numbers, pool_ready, serve_problem
 from tidegate_operator.resolve_job import resolve_job
+from tidegate_operator.revision_objects import history_writes
 from tidegate_operator.status_patch import (
     Status,
     conditions_of,
@@ -147,9 +148,9 @@ class ServeWrite:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """All writes of one reconcile, in their order. Statuses are the operator's records and come first: a
-    crash after them repeats a step and never forgets one. Then what gateways read, Jobs, new and changed
-    RayClusters, Serve's configs (traffic has moved by then), and last what goes: finalizers that are taken
-    off, and RayClusters.
+    crash after them repeats a step and never forgets one. Then the histories, what gateways read, Jobs, new
+    and changed RayClusters, Serve's configs (traffic has moved by then), and last what goes: finalizers that
+    are taken off, and RayClusters.
 
     `taken` are Models whose records know the action that was asked of them by now, or that asked for one that
     there is not: it is taken off them.
@@ -159,6 +160,8 @@ class Decision:
 
     objects: tuple[ObjectWrite, ...] = ()
     taken: tuple[Body, ...] = ()
+    revisions: tuple[Manifest, ...] = ()
+    forgotten: tuple[Body, ...] = ()  # ControllerRevisions
     notes: tuple[tuple[Body, Note], ...] = ()
     registry: RegistryChanges = NO_CHANGES
     jobs: tuple[Manifest, ...] = ()
@@ -351,9 +354,16 @@ def _planned(found: Gathered, seen: Observation, pool: Pool, ray: RayView, now: 
     }
     problems = found.pool_problems + (found.cluster_refused(ray.generation) or seen.pod_problems)
     numbers = pool_numbers(ray, len(plan.applications))
+    histories = [
+        history_writes(each.body, each.revisions, each.history, plan.history[each.name])
+        for each in by_name.values()
+        if each.name in plan.history and not each.is_deleting
+    ]
     return Decision(
         objects=_model_writes(found, statuses)
         + _pool_write(found, pool_ready(ray, now), problems, numbers, now),
+        revisions=tuple(manifest for written, _ in histories for manifest in written),
+        forgotten=tuple(body for _, deleted in histories for body in deleted),
         taken=tuple(by_name[name].body for name in snapshot.actions),
         notes=tuple((by_name[note.model].body, note) for note in plan.notes),
         registry=plan.registry,
@@ -376,6 +386,8 @@ def _snapshot(found: Gathered, pool: Pool, seen: Observation) -> PoolSnapshot:
         seen,
         deleting={name: since for name, since in deleting.items() if since is not None},
         refused={name: each.refusal for name, each in by_name.items() if each.refusal is not None},
+        authors={name: author_of(each.body) for name, each in by_name.items()},
+        history={name: each.history for name, each in by_name.items()},
         actions={name: action for name, action in asked.items() if action is not None},
         drains=frozenset(name for name, each in by_name.items() if drains(each.body)),
     )

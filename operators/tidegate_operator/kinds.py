@@ -16,6 +16,7 @@ Kind = Literal[
     "Pool",
     "RayCluster",
     "Job",
+    "ControllerRevision",
     "Pod",
     "Event",
     "CoreEvent",
@@ -57,6 +58,7 @@ RESOURCES: Mapping[Kind, Resource] = {
     "Pool": Resource(API_VERSION, "pools", is_watched=True),
     "RayCluster": Resource("ray.io/v1", "rayclusters", is_watched=True, selector=OURS, is_optional=True),
     "Job": Resource("batch/v1", "jobs", is_watched=True, selector=OURS),
+    "ControllerRevision": Resource("apps/v1", "controllerrevisions", is_watched=True, selector=OURS),
     "Pod": Resource("v1", "pods", is_watched=True, selector=OURS),
     "Event": Resource("events.k8s.io/v1", "events"),  # to be written
     "CoreEvent": Resource("v1", "events"),  # to be read: only here can a field selector name a pod

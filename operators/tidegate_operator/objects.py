@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from tidegate.control.desired import ModelRecord
+from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.packing import Refusal
 from tidegate.control.reasons import Reason
 from tidegate.control.resource_files import parse_resource
 from tidegate.control.resources import API_VERSION, Model, ModelSpec, Pool
-from tidegate_operator.cache import Body, Cache, is_deleting, pool_of
+from tidegate_operator.cache import Body, Cache, is_deleting, labels, pool_of
+from tidegate_operator.pod_template import MODEL_LABEL
+from tidegate_operator.revision_objects import owned_by, read_history
 from tidegate_operator.status_patch import record_of
+
+Versions = tuple[tuple[str, str], ...]  # (uid, resource version) of each object
 
 
 @dataclass(frozen=True, slots=True)
 class ModelObject:
     """One Model. `model` is what should run: its spec, or the last valid one where that is refused; None:
-    nothing of it may run. `refusal` says why its spec is not what runs."""
+    nothing of it may run. `refusal` says why its spec is not what runs. `revisions` are the objects of its
+    `history`, which is read from them (the newest last)."""
 
     body: Body
     model: Model | None
     record: ModelRecord | None
     refusal: Refusal | None = None
+    revisions: Sequence[Body] = ()
+    history: Sequence[RevisionRecord] = ()
 
     @property
     def name(self) -> str:
@@ -50,12 +58,19 @@ class ResourceReader:
         self._cache = cache
         self._parsed: dict[str, tuple[int, Model | Pool | str]] = {}
         self._records: dict[str, tuple[str, ModelRecord | None]] = {}  # (resource version, record), by uid
+        self._histories: dict[str, tuple[Versions, tuple[RevisionRecord, ...]]] = {}  # by the Model's uid
         self._valid_pools: dict[str, Pool] = {}  # the last valid one, by uid
 
     def models(self, namespace: str, pool: str) -> list[ModelObject]:
         """Return the pool's Models, oldest first."""
         found = self._cache.of("Model", namespace, lambda body: pool_of(body) == pool)
-        return [self._model(body) for body in found]
+        by_model: defaultdict[str, list[Body]] = defaultdict(list)
+        for body in self._cache.of("ControllerRevision", namespace) if found else ():
+            by_model[labels(body).get(MODEL_LABEL, "")].append(body)
+        return [
+            self._with_history(self._model(body), owned_by(body, by_model[body["metadata"]["name"]]))
+            for body in found
+        ]
 
     def pool(self, body: Body) -> tuple[Pool | None, str]:
         """Return the Pool as it should stand and, where its spec is refused, why. A refused one stays as it
@@ -71,6 +86,7 @@ class ResourceReader:
         """Keep only these objects' readings."""
         self._parsed = {uid: found for uid, found in self._parsed.items() if uid in uids}
         self._records = {uid: found for uid, found in self._records.items() if uid in uids}
+        self._histories = {uid: found for uid, found in self._histories.items() if uid in uids}
         self._valid_pools = {uid: pool for uid, pool in self._valid_pools.items() if uid in uids}
 
     def _model(self, body: Body) -> ModelObject:
@@ -83,6 +99,14 @@ class ResourceReader:
         if isinstance(found, Model):
             return ModelObject(body, found, record)
         return ModelObject(body, _last_valid(name, record), record, (Reason.InvalidConfig, str(found)))
+
+    def _with_history(self, found: ModelObject, bodies: Sequence[Body]) -> ModelObject:
+        uid = found.body["metadata"]["uid"]
+        versions = tuple((body["metadata"]["uid"], body["metadata"]["resourceVersion"]) for body in bodies)
+        known = self._histories.get(uid)
+        if known is None or known[0] != versions:
+            known = self._histories[uid] = (versions, read_history(bodies))
+        return replace(found, revisions=bodies, history=known[1])
 
     def _record(self, name: str, body: Body) -> ModelRecord | None:
         meta = body["metadata"]

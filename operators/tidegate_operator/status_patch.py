@@ -65,13 +65,13 @@ def model_status(
 
 def rollout_on_wire(view: RolloutView) -> Status:
     """Return a Model's rollout as people read it; nothing is decided by it."""
-    return {"rollout": _to_wire(view), "step": f"{view.step + 1}/{len(view.steps)}"}
+    return {"rollout": to_wire(view), "step": f"{view.step + 1}/{len(view.steps)}"}
 
 
 def rollout_of(status: Mapping[str, Any]) -> RolloutView | None:
     """Return the rollout that a Model's status tells of; None: none, or one of another version."""
     try:
-        return msgspec.convert(_from_wire(status.get("rollout")), RolloutView | None)
+        return msgspec.convert(from_wire(status.get("rollout")), RolloutView | None)
     except msgspec.ValidationError:
         return None
 
@@ -81,11 +81,11 @@ def record_on_wire(record: ModelRecord) -> Status:
     told = {"rolloutState": record.durable.rollout, "acted": record.acted}
     return {
         "created": record.created,
-        **{key: _to_wire(each) for key, each in told.items() if each is not None},
+        **{key: to_wire(each) for key, each in told.items() if each is not None},
         **({"weights": record.weights} if record.weights else {}),
-        **({"look": _to_wire(record.look)} if record.look is not None else {}),
-        **({"pinned": _to_wire(record.pinned)} if record.pinned is not None else {}),
-        "revisions": [_to_wire(kept) for kept in record.revisions.values()],
+        **({"look": to_wire(record.look)} if record.look is not None else {}),
+        **({"pinned": to_wire(record.pinned)} if record.pinned is not None else {}),
+        "revisions": [to_wire(kept) for kept in record.revisions.values()],
     }
 
 
@@ -95,11 +95,11 @@ def record_of(name: str, status: Mapping[str, Any]) -> ModelRecord | None:
     if "created" not in status:
         return None
     try:
-        kept = [msgspec.convert(_from_wire(item), RevisionRecord) for item in status.get("revisions") or ()]
-        look = msgspec.convert(_from_wire(status.get("look")), Look | None)
-        pinned = msgspec.convert(_from_wire(status.get("pinned")), Pin | None)
-        rollout = msgspec.convert(_from_wire(status.get("rolloutState")), RolloutState | None)
-        acted = msgspec.convert(_from_wire(status.get("acted")), Action | None)
+        kept = [msgspec.convert(from_wire(item), RevisionRecord) for item in status.get("revisions") or ()]
+        look = msgspec.convert(from_wire(status.get("look")), Look | None)
+        pinned = msgspec.convert(from_wire(status.get("pinned")), Pin | None)
+        rollout = msgspec.convert(from_wire(status.get("rolloutState")), RolloutState | None)
+        acted = msgspec.convert(from_wire(status.get("acted")), Action | None)
     except msgspec.ValidationError:
         return None
     return ModelRecord(
@@ -255,7 +255,7 @@ def _is_expected(item: Condition) -> bool:
     return item.type == CONFIG_VALID and item.status == "True"
 
 
-def _to_wire(value: Any) -> Any:
+def to_wire(value: Any) -> Any:
     """Return a struct as camelCase mappings without what is at its default."""
     if isinstance(value, msgspec.Struct):
         found = {}
@@ -265,10 +265,10 @@ def _to_wire(value: Any) -> Any:
                 continue
             if item is None or item == [] or item == {}:
                 continue
-            found[key] = item if field.name in _VERBATIM else _to_wire(item)
+            found[key] = item if field.name in _VERBATIM else to_wire(item)
         return found
     if isinstance(value, list | tuple):
-        return [_to_wire(item) for item in value]
+        return [to_wire(item) for item in value]
     return value
 
 
@@ -279,9 +279,9 @@ def _fields(kind: type[msgspec.Struct]) -> Sequence[tuple[msgspec.structs.FieldI
     return [(field, to_camel(field.name)) for field in msgspec.structs.fields(kind)]
 
 
-def _from_wire(value: Any) -> Any:
+def from_wire(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {to_snake(key): item if key in _VERBATIM else _from_wire(item) for key, item in value.items()}
+        return {to_snake(key): item if key in _VERBATIM else from_wire(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_from_wire(item) for item in value]
+        return [from_wire(item) for item in value]
     return value

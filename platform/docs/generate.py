@@ -39,6 +39,7 @@ def pages() -> dict[str, str]:
     return {
         "model.md": GENERATED
         + _resource(resources.Model, resources.ModelSpec, MODEL_INTRO)
+        + _strategies()
         + _status(ModelStatus),
         "pool.md": GENERATED
         + _resource(resources.Pool, resources.PoolSpec, POOL_INTRO)
@@ -70,9 +71,95 @@ Only `metadata.name` and, except for the simulated engine, `spec.source.uri` are
 is refused by name. A meaning that begins with "Cluster:" is one of a field that acts in a cluster only; a
 laptop takes it and does nothing. A quantity is written as Kubernetes does: `10Gi`, `500M`, `2`.
 
-Changing a field marked ° makes a new revision: new replicas start beside the old ones, which serve until the
-new ones have proved themselves. The other fields act in place.
+## Revisions
+
+A revision is named by ten hex digits over the fields marked ° and the content of its source. Changing one
+of these fields makes a new one, and so does other content under the same address: new replicas start
+beside the old ones, which serve until the new ones have proved themselves. The other fields act in place.
+
+The source is looked at when a spec is new, when `tidegate rollout recheck` asks for it, and every
+`spec.source.recheckSeconds`; the same content restarts nothing. What is compared of the weights:
+
+| source | its content is known by |
+| --- | --- |
+| `hf://` | the sha256 of each file, by which the hub's cache names it |
+| `s3://`, `gs://` | entity tags and sizes of the objects |
+| a folder, `pvc://` | sizes, the names and places of all tensors, and pages of each tensor |
+
+Of a folder's tensors 4 KiB at the start, in the middle and at the end are read (a smaller tensor whole;
+where there are more than 2,048, of every second, third, ...): single values that change between those are
+not seen. Configuration, tokenizer and templates are compared whole; files that nothing loads (a README,
+other formats of the weights) do not count.
+
+The newest ten revisions are kept, and all that stand: number, time, cause, who did it (whose admin key,
+or the field manager that changed the spec), commit and digest of the source, and the whole spec.
+`tidegate rollout history` shows them; in a cluster they are ControllerRevisions of the Model, on a laptop
+files in the home's `data/revisions`. A revision that comes back is the one that it was, with its number.
+
+An undo asks the source for the old content first (the recorded commit of the hub; of a bucket what it or
+the weight cache still has; of a folder the same digest) and is refused with `SourceChanged` where it is
+gone. It holds until the spec changes; a later look at the source ends it only where that holds content
+which has not been tried.
+
+## Fields
+
+Fields marked ° make a new revision.
 """
+
+STRATEGIES_INTRO = """
+## What a rollout guarantees
+
+With any `spec.rollout`:
+
+- The shares of both revisions sum to 100. One grows only where no gate fails, nothing that the step asks for
+  is missing, and the replicas for it are ready.
+- A session stays on the revision that it has come to. No request is lost, and none is answered twice.
+- The surge bound holds, also where several Models of a Pool roll: the later ones wait in line.
+- A revision that was refused never comes back by itself.
+
+[Change a model: watch, abort, undo](../guides/rollouts.md) shows it, [Reading a gate](../guides/gates.md)
+explains the judgement. Each strategy beside that:
+
+"""
+
+STRATEGIES = [
+    (
+        "(no `rollout`)",
+        "the new revision has everything once a replica has proved itself",
+        "what both scale to",
+        "its load and self-check; it is tried again for ever",
+        "nothing to go back from: the old revision serves until then",
+    ),
+    (
+        "`Canary`",
+        "each step's share and no more; the stable one keeps its replicas, or with `stableScalesDown` gives "
+        "them up as its share shrinks, never below `minAvailable`",
+        "what the stable one had, and the part of it that the share needs",
+        "all gates; against the stable one at every share below 100",
+        "all requests back at once; with `stableScalesDown` its replicas may have to start again",
+    ),
+    (
+        "`BlueGreen`",
+        "everything at once, with as many replicas ready as the stable one had",
+        "twice what the stable one had",
+        "load, self-check, probes, restarts, limits, and the shadow step where there is one: at 100 % "
+        "nothing is beside it to compare with",
+        "all requests back at once",
+    ),
+    (
+        "`Recreate`",
+        "the old revision stops first; requests wait until the new one has proved itself",
+        "what the stable one had",
+        "as `BlueGreen`, without a shadow step",
+        "the old revision has to load again; requests wait",
+    ),
+]
+
+
+def _strategies() -> str:
+    titles = ("strategy", "while it rolls", "replicas of both at most", "judged by", "an abort")
+    return STRATEGIES_INTRO + _table(titles, STRATEGIES)
+
 
 POOL_INTRO = """\
 # Pool
@@ -100,12 +187,16 @@ pods; `upgrade` says how they come.
 """
 
 
+def _makes_a_revision(path: str) -> bool:
+    return path.split(".")[1] in REVISION_FIELDS and path != "spec.source.recheckSeconds"
+
+
 def _resource(kind: type[BaseModel], spec: type[BaseModel], intro: str) -> str:
     name = kind.model_fields["metadata"]
     rows = [("metadata.name", "string", "required", _described(_inner(name)["name"]))]
     rows += [
         (
-            path + ("°" if path.split(".")[1] in REVISION_FIELDS else ""),
+            path + ("°" if _makes_a_revision(path) else ""),
             "quantity" if _is_quantity(info) else _type(info.annotation),
             _default(info),
             " ".join(filter(None, (_described(info), _bounds(info)))),

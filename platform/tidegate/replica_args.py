@@ -100,6 +100,17 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     args: dict[str, Any] = field(default_factory=dict)  # engine-specific, validated by the engine
 
 
+class Probe(Struct, frozen=True, forbid_unknown_fields=True):
+    """A question that a replica must answer, greedily, before it takes requests: `prompt`, or the chat
+    `messages`; `expect` must stand in the answer, or `pattern` (a regular expression) be found."""
+
+    prompt: str = ""
+    messages: list[dict[str, str]] = []
+    expect: str = ""
+    pattern: str = ""
+    max_tokens: int = 32
+
+
 class Times(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The times of queue and replicas. Gateways and replicas of one platform must have the same."""
 
@@ -151,6 +162,7 @@ class ReplicaArgs(ReplicaSettings, frozen=True, kw_only=True, forbid_unknown_fie
     revision: str
     engine: EngineSpec
     restarted: float = 0.0
+    probes: tuple[Probe, ...] = ()
 
 
 class PolicyArgs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

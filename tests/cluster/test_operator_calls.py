@@ -11,7 +11,9 @@ import pytest
 from tests.cluster.cluster import Cluster as ApiServer
 from tests.contract.hosts.api_server_contract import ApiServerContract, Calls
 from tidegate_operator import leader
+from tidegate_operator.cache import author_of, slim
 from tidegate_operator.cluster import (
+    FIELD_MANAGER,
     ApiError,
     ApiExpired,
     ApiGone,
@@ -59,6 +61,16 @@ async def test_a_listing_says_what_its_items_are_and_comes_in_pages(
     assert version >= max(int(body["metadata"]["resourceVersion"]) for body in found)
     odd, _ = await calls.cluster.list("Model", "default", "odd=1")
     assert len(odd) == 2
+
+
+async def test_the_author_of_a_spec_is_who_wrote_it_last(api: Cluster, calls: Calls) -> None:
+    body = await calls.model("one")
+    assert author_of(slim(body)) == FIELD_MANAGER
+    body = await api.apply_status("Model", body, {"waiting": 1})
+    scaled = [{"op": "add", "path": "/spec/scaling", "value": {"minReplicas": 0}}]
+    body = await api.patch("Model", body, scaled, "key:ann")
+    body = await api.apply_status("Model", body, {"waiting": 2})
+    assert author_of(slim(body)) == "ann"
 
 
 async def test_what_the_server_refuses_is_told_in_its_words_and_not_counted(calls: Calls) -> None:

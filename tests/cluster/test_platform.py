@@ -7,6 +7,7 @@ Nothing is asserted about time; `figures` takes it down for the table at the end
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -35,6 +37,7 @@ from tests.cluster.release import (
     WORKER,
     Release,
 )
+from tests.integration.cli.command import tidegate
 from tidegate.demo.facts import TEXTS
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(420)]
@@ -186,6 +189,28 @@ def test_what_kubectl_shows_is_the_state(platform: Platform) -> None:
         SIMULATED: ("True", "Serving", "simulated"),
     }
     assert shown[BF16]["REPLICAS"] == "1/1"
+
+
+def test_the_command_line_finds_the_control_api_by_itself(platform: Platform, tmp_path: Path) -> None:
+    """Through a port-forward of its own, with the key of the release's Secret."""
+    release = platform.release
+    found = release.cluster.environment
+    here = {name: found[name] for name in ("KUBECONFIG", "PATH")} | {"TIDEGATE_HOME": str(tmp_path / "home")}
+    shown = tidegate("models", "-o", "json", environment=here)
+    assert shown.returncode == 0, shown.stderr
+    assert {model["name"] for model in json.loads(shown.stdout)} == {BF16, GPTQ, SIMULATED}
+    context = release.cluster.kubectl("config", "current-context").strip()
+    named = ("--context", context, "--namespace", NAMESPACE)
+    made = json.loads(tidegate(*named, "keys", "create", "cli", "-o", "json", environment=here).stdout)
+
+    def is_let_in() -> bool:
+        own = {"Authorization": f"Bearer {made['secret']}"}
+        return httpx.get(f"{release.address}/v1/models", headers=own, trust_env=False).status_code == 200
+
+    release.cluster.wait_for("the key opens the gateways", is_let_in)
+    assert tidegate(*named, "keys", "revoke", made["id"], environment=here).returncode == 0
+    nowhere = tidegate("--namespace", "default", "models", environment=here)
+    assert "no Service of a control API in the namespace default" in nowhere.stderr
 
 
 def test_ray_asks_for_a_token_and_knows_no_password(platform: Platform) -> None:

@@ -105,6 +105,32 @@ async def test_of_a_session_one_error_counts(rig: Rig) -> None:
     assert await rig.outcomes() == {"": Tally({"error": 2})}
 
 
+async def test_of_a_session_the_first_request_stands_for_the_others_while_revisions_are_compared(
+    rig: Rig,
+) -> None:
+    gateway, _ = await rig.gateway()
+    worker = await rig.replica()
+    for session in ("s1", "s1", "s2", ""):
+        await end(worker, await a_claim(gateway, worker, Label(COHORT, session)), "ok length t40 i3")
+        await end(worker, await a_claim(gateway, worker, Label("", session)), "ok length t40 i3")
+    assert await rig.outcomes() == {
+        COHORT: Tally({"ok": 4, "length": 3}, {40: 3}, {3: 3}),
+        "": Tally({"ok": 4, "length": 4}, {40: 4}, {3: 4}),
+    }
+    # At another weight other sessions go to the target.
+    label = Label(cohort_of("65f0", 50), "s1")
+    await end(worker, await a_claim(gateway, worker, label), "ok t40")
+    assert (await rig.outcomes())[label.cohort] == Tally({"ok": 1}, {40: 1})
+
+
+async def test_of_a_session_s_requests_that_wait_one_is_seen(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    for session in ("s1", "s1", "s2", "", ""):
+        await accept(gateway, a_request(), label=Label(COHORT, session))
+    await accept(gateway, a_request(tenant="other"), label=Label(COHORT, "s1"))
+    assert sum((await rig.outcomes())[COHORT].waiting_first.values()) == 5
+
+
 async def test_who_waits_for_a_first_token_is_seen_wherever_it_is(rig: Rig) -> None:
     gateway, _ = await rig.gateway()
     worker, registry = await rig.replica(), await rig.registry()

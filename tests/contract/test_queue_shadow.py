@@ -111,6 +111,14 @@ async def test_a_refused_shadow_makes_no_pair(rig: Rig) -> None:
     assert {key for key in await keys(rig) if key.startswith("pair:")} == set()
 
 
+async def test_a_client_that_leaves_before_its_shadow_comes_notes_nothing(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    request = a_request()
+    await accept(gateway, request, label=SHADOWED)
+    await gateway.cancel([request.id], "left")
+    assert {key for key in await keys(rig) if key.startswith("pair:")} == set()
+
+
 @pytest.mark.parametrize(
     "limits",
     [

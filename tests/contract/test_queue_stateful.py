@@ -214,8 +214,8 @@ class QueueHistory(RuleBasedStateMachine):
         for revision, queue in QUEUES.items():
             placed = await call("ZRANGE", prefix + "waiting:" + queue, 0, -1)
             placed += await call("ZRANGE", prefix + "suspects:" + queue, 0, -1)
-            there = [i for i in waiting if self.expected[i].revision == revision]
-            assert sorted(name.decode() for name in placed) == sorted(there)
+            expected = [i for i in waiting if self.expected[i].revision == revision]
+            assert sorted(name.decode() for name in placed) == sorted(expected)
         assert {n.decode() for n in await call("ZRANGE", prefix + "leases", 0, -1)} == running
         held = [await call("HKEYS", f"{prefix}held:replica-{n}") for n in range(REPLICAS)]
         for number, names in enumerate(held):

@@ -28,7 +28,7 @@ from tidegate.serving.__main__ import SPELLINGS, parse_command_line
 from tidegate.settings import Settings, load_settings, variables
 from tidegate_operator.settings import OperatorSettings
 
-VALUES: dict[Any, Any] = {float: 7.5, int: 7, str: "seven", dict: {"seven": 7}}
+VALUES: dict[Any, Any] = {float: 7.5, int: 7, str: "seven", dict: {"seven": 7}, tuple: [{"prompt": "seven"}]}
 
 
 def leaves(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -94,7 +94,7 @@ def test_the_command_line_has_an_option_for_each_field() -> None:
     words: list[str] = []
     for path, value in leaves(ReplicaArgs):
         option = SPELLINGS.get(path, path.rpartition(".")[2]).replace("_", "-")
-        words += [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
+        words += [f"--{option}", json.dumps(value) if isinstance(value, dict | list) else str(value)]
     assert parse_command_line(words) == msgspec.convert(changed(ReplicaArgs), ReplicaArgs)
 
 

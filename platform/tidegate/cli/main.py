@@ -16,6 +16,8 @@ from tidegate.cli.pull import pull
 from tidegate.cli.run import run
 from tidegate.errors import ConfigError, TidegateError
 
+OF_CONTROL_API = ("models", "rollout", "keys")
+
 app = typer.Typer(
     name="tidegate",
     help="Serve many language models behind one OpenAI-compatible address.",
@@ -60,6 +62,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    command: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -75,4 +78,9 @@ def _options(
 ) -> None:
     del version
     if context or namespace:
+        if command.invoked_subcommand not in OF_CONTROL_API:
+            raise typer.BadParameter(
+                f"--context and --namespace are for {', '.join(OF_CONTROL_API)}; "
+                f"{command.invoked_subcommand} does not speak to the control API."
+            )
         NAMED_CLUSTER.set(Cluster(context, namespace))

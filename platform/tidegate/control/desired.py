@@ -17,6 +17,7 @@ from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action
+from tidegate.replica_args import Probe
 from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
 
 REVISION_DIGITS = 10
@@ -44,7 +45,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     `waits_since` is when a replica that it must have found no room (0: it does not wait). `spec_hash` is what
     its source was asked by; a record of the version before has none, and is named by it. `created` is unix
     seconds, `cause` what made it another one, `author` who did. `number` counts a model's from 1; 0: it is of
-    the version before.
+    the version before. `probes` are what its replicas must answer.
     """
 
     revision: str
@@ -72,6 +73,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     author: str = ""
     number: int = 0
     restarted: float = 0.0  # when fresh replicas were asked for
+    probes: list[Probe] = []
 
     @property
     def is_proved(self) -> bool:

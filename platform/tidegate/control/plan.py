@@ -310,6 +310,8 @@ def _wanted(
             author=author,
         )
         known = (known or first).with_source(source or SourceState("resolved"))
+    if not known.is_proved:  # other probes are other replicas
+        known = replace(known, probes=model.spec.rollout.asked if model.spec.rollout is not None else [])
     return replace(known, spec=spec, retired_at=0.0)
 
 
@@ -411,6 +413,7 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
             granted=turns.granted.get((step.name, revision)),
             leaves=(step.name, revision) in turns.leaving,
             restarted=kept.restarted,
+            probes=tuple(kept.probes),
         )
 
 

@@ -1,18 +1,18 @@
 """A rollout moves a model's traffic from one revision to the next. Pure.
 
-It begins when the revision that is asked for has not all the traffic, and ends in one of two ways: *Completed*,
-the target has it all and the stable goes; or *Aborted*, the stable has it all and the target goes, is refused
-and never comes back by itself. Each round makes one step at most:
+It begins when the revision that is asked for has not all the traffic, and ends in one of two ways:
+*Completed*, the target has it all and the stable goes; or *Aborted*, the stable has it all and the target
+goes, is refused and never comes back by itself. Each round makes one step at most:
 
-    Queued ── its turn in the Pool ──> Warming ── ready ──> (Shadow) ──> Progressing, step by step ──> Completed
-       └─────────────┴──────────── a gate fails, or a person says so ───────────┴─────────────────> Aborted
+    Queued ── its turn in the Pool ──> Warming ── ready ──> (Shadow) ──> Progressing, by steps ──> Completed
+       └──────────────────┴── a gate fails, or a person says so ──┴───────────┴──────────────────> Aborted
 
 At all times the weights sum to `WHOLE`; one is raised only where no gate fails, nothing is missing and the
 replicas for it are ready; and all that decides is in the record, so a host that starts anew goes on as if
 nothing had been.
 
-A model without `spec.rollout` has one step and no gates (`ALL_AT_ONCE`): its revision takes everything once it
-has proved itself, and is tried again for ever where it fails.
+A model without `spec.rollout` has one step and no gates (`ALL_AT_ONCE`): its revision takes everything once
+it has proved itself, and is tried again for ever where it fails.
 """
 
 from __future__ import annotations
@@ -357,7 +357,8 @@ def _since(state: RolloutState, now: float) -> RolloutState:
 def _by_clock(state: RolloutState) -> str:
     if not any(step.hold_seconds for step in state.steps):
         return ""
-    return f" It went by the clock: no requests were asked for (minRequests: 0), {state.clean_requests} ended well."
+    ended = f"{state.clean_requests} ended well"
+    return f" It went by the clock: no requests were asked for (minRequests: 0), {ended}."
 
 
 def is_judged(state: RolloutState) -> bool:

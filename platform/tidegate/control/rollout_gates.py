@@ -95,9 +95,10 @@ def _hard(record: ModelRecord, state: RolloutState, target: Outcomes, seen: Obse
     if kept is not None and kept.failures:
         failed, text = kept.reason, kept.message
     report = seen.reports.get((record.name, state.target))
-    if kept is not None and kept.proof is not None and report is not None:
-        # A replica that served and then ended still has its figures; it counts among those lost.
-        if not report.proved and not report.slots and report.at >= state.started:
+    # Of a replica that served and then ended the report has the figures; it counts among those lost.
+    has_failed = report is not None and not report.proved and not report.slots
+    if has_failed and report is not None and kept is not None and kept.is_proved:
+        if report.at >= state.started:
             failed, text = report.reason, report.message
     lost = sum(
         tally.ends.get("lost", 0) for cohort, tally in target.items() if cohort.rpartition(".")[0] == state.id

@@ -9,8 +9,10 @@ import math
 import re
 from typing import Annotated, Literal, Self
 
+import msgspec
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from tidegate import replica_args
 from tidegate.control.evidence import needed_requests
 from tidegate.control.schema_types import Rule, Strict, rules
 
@@ -130,14 +132,14 @@ class RolloutSpec(Strict):
 
     strategy: Literal["Canary", "BlueGreen", "Recreate"] = Field(
         default="Canary",
-        description="Canary: step by step. BlueGreen: at once, when as many replicas are ready. Recreate: the "
-        "old revision stops first and requests wait, for a Pool without room for both.",
+        description="Canary: step by step. BlueGreen: at once, when as many replicas are ready. Recreate: "
+        "the old revision stops first and requests wait, for a Pool without room for both.",
     )
     steps: tuple[Step, ...] = Field(
         default=(),
         max_length=MAX_STEPS,
-        description="Steps with growing weights, the last of them 100; without any: 15, 50, 100 of 60 seconds "
-        "each, or the one step 100 where the strategy is not Canary.",
+        description="Steps with growing weights, the last of them 100; without any: 15, 50, 100 of 60 "
+        "seconds each, or the one step 100 where the strategy is not Canary.",
         json_schema_extra=rules(
             Rule(
                 "self.size() == 0 || self[self.size() - 1].weight == 100",
@@ -171,8 +173,8 @@ class RolloutSpec(Strict):
     )
     stable_scales_down: bool = Field(
         default=False,
-        description="The old revision gives up replicas as its share shrinks; otherwise it keeps what it had, "
-        "and an abort needs no replica to start.",
+        description="The old revision gives up replicas as its share shrinks; otherwise it keeps what it "
+        "had, and an abort needs no replica to start.",
     )
     margin: float = Field(
         default=0.05,
@@ -244,6 +246,11 @@ class RolloutSpec(Strict):
         return self.steps or (DEFAULT_STEPS if self.strategy == "Canary" else DEFAULT_STEPS[-1:])
 
     @property
+    def asked(self) -> list[replica_args.Probe]:
+        """The probes as replicas are told them."""
+        return [msgspec.convert(probe.model_dump(), replica_args.Probe) for probe in self.probes]
+
+    @property
     def has_limits(self) -> bool:
         return self.limits != RolloutLimits()
 
@@ -287,7 +294,7 @@ def surge_missing(spec: RolloutSpec, max_replicas: int) -> str:
         return ""
     least = peak - max_replicas
     return (
-        f"rollout.maxSurge is {spec.max_surge}: with scaling.maxReplicas {max_replicas} both revisions may have "
-        f"{most} replicas together, and the rollout of {size} needs {peak}; raise maxSurge to {least}, use "
+        f"rollout.maxSurge is {spec.max_surge}: with scaling.maxReplicas {max_replicas} both revisions may "
+        f"have {most} replicas together, and the rollout of {size} needs {peak}; raise maxSurge to {least}, use "
         "stableScalesDown with more and smaller steps, or strategy Recreate"
     )

@@ -20,7 +20,7 @@ from msgspec.structs import asdict
 from tidegate.control.observed import application_name
 from tidegate.control.packing import Placement
 from tidegate.control.resources import ModelSpec
-from tidegate.replica_args import EngineSpec, PolicyArgs, ReplicaArgs, ReplicaSettings
+from tidegate.replica_args import EngineSpec, PolicyArgs, Probe, ReplicaArgs, ReplicaSettings
 
 IMPORT_PATH = "tidegate.serving.app:build"
 POLICY_PATH = "tidegate.serving.autoscale:QueueDepthPolicy"
@@ -35,6 +35,7 @@ SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than 
 # Each worker of a group has one whole unit of the group's own resource; a replica takes so much of it, only
 # to be kept there.
 GROUP_UNIT = 0.001
+LATER_ARGS = ("probes", "restarted")  # of a replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Application:
     granted: int | None = None
     leaves: bool = False
     restarted: float = 0.0
+    probes: tuple[Probe, ...] = ()
 
     @property
     def name(self) -> str:
@@ -83,10 +85,7 @@ def application_config(application: Application, replicas: ReplicaSettings) -> d
         "name": application.name,
         "route_prefix": None,
         "import_path": IMPORT_PATH,
-        # What was never restarted has the arguments that a version without restarts gave it.
-        "args": {
-            name: value for name, value in msgspec.to_builtins(args).items() if name != "restarted" or value
-        },
+        "args": _encoded(args),
         "deployments": [
             {
                 "name": DEPLOYMENT,
@@ -100,6 +99,12 @@ def application_config(application: Application, replicas: ReplicaSettings) -> d
             }
         ],
     }
+
+
+def _encoded(args: ReplicaArgs) -> dict[str, Any]:
+    """What a version adds must not show where it is not used: other arguments are another application."""
+    found: dict[str, Any] = msgspec.to_builtins(args)
+    return {name: value for name, value in found.items() if value or name not in LATER_ARGS}
 
 
 def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
@@ -125,6 +130,7 @@ def replica_args(application: Application, replicas: ReplicaSettings) -> Replica
         revision=application.revision,
         engine=engine_spec(application.spec, application.checkpoint, application.placement),
         restarted=application.restarted,
+        probes=application.probes,
     )
 
 

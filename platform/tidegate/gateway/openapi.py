@@ -38,6 +38,13 @@ _WAIT_HEADER = {
     "description": "The longest that the request may wait; can only lower the bound of the model.",
     "schema": {"type": "number", "minimum": 1},
 }
+_SESSION_HEADER = {
+    "name": "x-tidegate-session",
+    "in": "header",
+    "required": False,
+    "description": "While a model changes, calls with the same one go to one revision; left out: `user`.",
+    "schema": {"type": "string"},
+}
 
 
 class ErrorDetail(msgspec.Struct):
@@ -100,7 +107,7 @@ def _generation(dialect: Dialect) -> dict[str, Any]:
         "summary": dialect.summary,
         "operationId": dialect.operation_id,
         "requestBody": {"required": True, "content": _json(dialect.body)},
-        "parameters": [_WAIT_HEADER],
+        "parameters": [_WAIT_HEADER, _SESSION_HEADER],
         "responses": {str(status): response for status, response in sorted(responses.items())},
         "security": [{"bearer": []}],
     }

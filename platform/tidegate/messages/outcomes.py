@@ -6,6 +6,9 @@ when, how often, or by which process it is read. A *cohort* is what the model's 
 was admitted, `{rollout}.{weight of the target in percent}`; empty: no rollout was under way. Its fields go
 with its rollout.
 
+Of a session's requests a cohort counts the good ends, and all else of the first only: they go to one revision
+and are alike, and the gates take what they count as independent.
+
 `what` is one of `ENDS`, or `t{bucket}` and `i{bucket}`: the time to first token and the mean time between
 tokens in the bucket (`bucket_of`), or `p{stable}{target}` for the two ends of a shadowed request (0: well,
 1: an error that is ours).

@@ -61,15 +61,15 @@ def _add_options(parser: argparse.ArgumentParser, struct: type[msgspec.Struct], 
             dest=path,
             required=field.required and path != "engine.name",
             default=argparse.SUPPRESS,
-            type=_json_object if get_origin(field.type) is dict else str,
+            type=_json if get_origin(field.type) in (dict, tuple) else str,
         )
 
 
-def _json_object(text: str) -> Any:
+def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a JSON object ({error})") from error
+        raise argparse.ArgumentTypeError(f"{text!r}: give JSON ({error})") from error
 
 
 async def serve(args: ReplicaArgs) -> int:

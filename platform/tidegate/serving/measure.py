@@ -18,8 +18,11 @@ class Measure:
     def __init__(self, created: float, log: Sequence[Segment]) -> None:
         self._created = created
         self._is_continued = bool(log)
-        self._has_text = any(segment.output.text for segment in log)
-        self._tokens = sum(len(segment.output.token_ids) for segment in log)
+        self._has_text = False
+        self._tokens = 0
+        for segment in log:
+            self._has_text = self._has_text or bool(segment.output.text)
+            self._tokens += len(segment.output.token_ids)
         self._first = self._last = 0.0
         self._first_tokens = 0
 

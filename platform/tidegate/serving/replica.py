@@ -43,7 +43,7 @@ from typing import Any
 
 import msgspec
 
-from tidegate.engines.base import Engine, LoadReport, Prepared, StepOutput
+from tidegate.engines.base import Engine, EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.registry import ReplicaStats, RevisionReport
 from tidegate.messages.work import NO_TOKENS, Claim, Finish, Segment
@@ -53,6 +53,7 @@ from tidegate.serving.engine_thread import Crash, Delivery, EngineThread, refuse
 from tidegate.serving.measure import Measure
 from tidegate.serving.outbox import Held, Outbox
 from tidegate.serving.ports import LeaseQueue, ReplicaRegistry
+from tidegate.serving.probing import Probing
 from tidegate.serving.slots import Slots, tokens_left
 from tidegate.tasks import end_tasks
 
@@ -86,6 +87,8 @@ class ReplicaLoop:
         self._thread = EngineThread(engine, self._delivered, self._failed)
         self._outbox = Outbox(queue, self._written, self._thread.pause)
         self._report: RevisionReport | None = None
+        self._probes = args.probes
+        self._probing: Probing | None = None  # until they are answered
         self._started = time.time()
         self._slots = Slots(0)  # until the engine is loaded
 
@@ -109,6 +112,7 @@ class ReplicaLoop:
         begun = time.monotonic()
         try:
             loaded = await self._thread.start()
+            await self._probe()
         except Exception as error:
             failure = reports.load_failure(error)
             log.error("model did not load: %s: %s", failure.reason, failure.message)
@@ -125,6 +129,21 @@ class ReplicaLoop:
         self._ticking = asyncio.get_running_loop().create_task(self._tick_forever())
         log.info("replica %s serves with %d slots", self._replica_id, loaded.slots)
         return loaded
+
+    async def _probe(self) -> None:
+        """Ask what its revision must be able to answer. Raises `EngineLoadError` (ProbeFailed)."""
+        if not self._probes:
+            return
+        self._probing = Probing(self._engine, self._thread.hand_over)
+        asking = asyncio.ensure_future(
+            self._probing.run(self._probes, len(self._probes) * self._times.step_timeout_seconds)
+        )
+        await asyncio.wait({asking, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+        self._probing = None
+        if self.failure is not None and not asking.done():
+            asking.cancel()
+            raise EngineLoadError("ProbeFailed", f"The engine broke at a probe: {self.failure.message}")
+        await asking
 
     def trouble(self) -> str | None:
         """Return None while all is well, or a sentence for Serve's health check."""
@@ -222,6 +241,9 @@ class ReplicaLoop:
 
     def _delivered(self, delivery: Delivery) -> None:
         if self.failure is not None:
+            return
+        if self._probing is not None:
+            self._probing.take(delivery.outputs)
             return
         slots, now = self._slots, time.time()
         slots.deliver(delivery.ticket, delivery.free_slots)

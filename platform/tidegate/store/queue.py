@@ -20,7 +20,7 @@ Where things are ({prefix}: in front of each)
                         hash     requests and bytes, waiting and running together, and the bytes that those
                                  which run have written; drain
     outcomes:{queue}    hash     how its requests ended (`messages.outcomes`)
-    burst:..., failed:..., lost:{replica}  string  which error or loss was counted just now
+    burst:..., failed:..., counted:..., lost:{replica}  string  an error, session, loss counted just now
     shadows             set      unfinished ids of shadows   pair:{id}  string  the end of one of the two
     open:{gateway}      set      unfinished ids            gateways   zset  gateway by last heartbeat
     replica:{replica}   hash     its last claim, its suspect          swept  hash  the last sweep

@@ -44,9 +44,9 @@ class Registry:
         times: Times = DEFAULT_TIMES,
         changed: Callable[[], None] | None = None,
     ) -> None:
+        self.outcomes = OutcomeStore(connection, key_prefix)
         self._connection = connection
         self._scripts = Scripts(connection, key_prefix, times)
-        self.outcomes = OutcomeStore(connection, key_prefix)
         self._prefix = names.prefix(key_prefix)
         self._channel = names.change_channel(key_prefix, "models")
         self._listed_seconds = LISTED_BEATS * times.beat_seconds

@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import pytest
+from msgspec.structs import replace
 
+from tidegate.control.desired import RevisionRecord
+from tidegate.messages.registry import RevisionReport
 from tidegate_operator.apply import Writer
 from tidegate_operator.asked import annotations_of, removal
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Object
 from tidegate_operator.kinds import Kind
+from tidegate_operator.revision_objects import controller_revision, read_revision
 
 SPEC = {"engine": {"name": "simulated"}}
 
@@ -54,6 +58,21 @@ class Calls:
 
 class ApiServerContract:
     """`calls` is a fixture of whoever is held to it; it leaves no Model behind."""
+
+    async def test_an_entry_of_a_history_stays_as_written_but_for_its_proof(self, calls: Calls) -> None:
+        model = await calls.model("one")
+        kept = RevisionRecord("r", SPEC, number=1, digest="d", cause="precision: auto → float16")
+        first = await calls.cluster.apply("ControllerRevision", controller_revision(model, kept))
+        again = await calls.cluster.apply("ControllerRevision", controller_revision(model, kept))
+        assert read_revision(first) == kept
+        assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+        proved = replace(kept, proof=RevisionReport("one", "r", 1.0, True))
+        written = await calls.cluster.apply("ControllerRevision", controller_revision(model, proved))
+        assert read_revision(written) == proved
+        with pytest.raises(ApiError):
+            other = controller_revision(model, replace(kept, digest="another"))
+            await calls.cluster.apply("ControllerRevision", other)
+        await calls.cluster.delete("ControllerRevision", written)
 
     async def test_the_same_apply_twice_is_one_version(self, calls: Calls) -> None:
         first = await calls.model("one")

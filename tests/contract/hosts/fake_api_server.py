@@ -48,6 +48,8 @@ class FakeApiServer:
         past = self._objects.get((kind, meta["namespace"], meta["name"]))
         if past is None:
             return self._write("apply", kind, self._fresh(kind, manifest))
+        if kind == "ControllerRevision" and past["data"] != manifest["data"]:
+            raise ApiError("data: Invalid value: field is immutable")
         new = {**past, **manifest, "metadata": {**past["metadata"], **meta}, "status": past.get("status", {})}
         return self._write("apply", kind, new)
 

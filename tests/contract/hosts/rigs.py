@@ -7,10 +7,12 @@ Serve holds, the journal of all writes). Its clock goes on by a second with each
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import yaml
 
 from tests.contract.hosts.fake_api_server import FakeApiServer
@@ -18,9 +20,10 @@ from tests.contract.hosts.fake_serve import FakeServe, Faults
 from tests.contract.hosts.fake_store import FakeStore, Journal
 from tests.control_api import MemoryAudit
 from tests.unit.control.builders import NOW, REPLICAS, document
-from tidegate.control.desired import ModelRecord
+from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.looks import Question
 from tidegate.control.observed import Capacity, SourceState
+from tidegate.control.source_answer import read_answer
 from tidegate.control_api.ports import Host
 from tidegate.errors import QueueUnavailable
 from tidegate.local.api_port import LaptopHost
@@ -30,6 +33,7 @@ from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.record_file import RecordFile
 from tidegate.local.watch import ResourceFiles
 from tidegate.messages.registry import Condition, ModelEntry
+from tidegate.sources.facts import DecoderShape, Resolved
 from tidegate_operator.api_port import ClusterHost
 from tidegate_operator.apply import Applier
 from tidegate_operator.cache import Cache
@@ -39,6 +43,7 @@ from tidegate_operator.kinds import WATCHED, Kind
 from tidegate_operator.objects import ResourceReader
 from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.reconcile import Reconciler
+from tidegate_operator.revision_objects import read_history
 from tidegate_operator.serves import Serves
 
 DEFAULTS = RayDefaults(image="ray:1", ray_version="2.60.0")
@@ -63,6 +68,7 @@ class Rig(Protocol):
     journal: Journal
     audit: MemoryAudit
     outage: str  # what the last round said of Redis being away
+    contents: dict[str, str]  # the digest of what each source holds
 
     @property
     def serve(self) -> FakeServe:
@@ -82,6 +88,9 @@ class Rig(Protocol):
 
     async def round(self) -> None: ...
 
+    def history(self, name: str) -> list[RevisionRecord]:
+        """The stored history of a model, the newest revision last."""
+
 
 class LaptopRig:
     """Resource files and a file of records in a folder; one Serve."""
@@ -96,6 +105,7 @@ class LaptopRig:
         )
         self.outage = ""
         self.audit = MemoryAudit()
+        self.contents: dict[str, str] = {}
         self.changed = asyncio.Event()
         self.published = asyncio.Event()  # set with the first entry that gateways read
         self._folder = folder / "models"
@@ -124,7 +134,7 @@ class LaptopRig:
             self.asked,
             self.store,
             self.store,
-            NoSources(),
+            FakeSources(self.contents),
             JournaledRecords(self._records, self.journal),
             HistoryFolder(self._records.parent / "revisions"),
             REPLICAS,
@@ -146,6 +156,9 @@ class LaptopRig:
         except QueueUnavailable as error:
             self.outage = error.message
 
+    def history(self, name: str) -> list[RevisionRecord]:
+        return list(HistoryFolder(self._records.parent / "revisions").read().get(name, ()))
+
 
 class JournaledRecords(RecordFile):
     def __init__(self, path: Path, journal: Journal) -> None:
@@ -164,17 +177,33 @@ class JournaledRecords(RecordFile):
         return self._file.stat().st_ino if self._file.exists() else 0
 
 
-class NoSources:
-    """The simulated engine needs none."""
+class FakeSources:
+    """Looks at `contents` (`Rig.contents`), each time anew."""
+
+    def __init__(self, contents: Mapping[str, str]) -> None:
+        self._contents = contents
+        self._states: dict[str, SourceState] = {}
 
     def begin(self, question: Question) -> None:
-        raise AssertionError(question)
+        answer = answer_about(self._contents, question.arguments)
+        self._states[question.identity] = read_answer(answer) or SourceState("failed")
 
     def states(self) -> Mapping[str, SourceState]:
-        return {}
+        return dict(self._states)
 
     def keep(self, asked: Collection[str]) -> None:
-        assert not asked
+        self._states = {name: state for name, state in self._states.items() if name in asked}
+
+
+def answer_about(contents: Mapping[str, str], arguments: Sequence[str]) -> str:
+    """What `python -m tidegate.sources resolve` says of a source with these contents."""
+    uri, *pins = arguments
+    wanted = dict(zip(pins[::2], pins[1::2], strict=True)).get("--digest")
+    digest = contents[uri]
+    if wanted not in (None, digest):
+        return json.dumps({"error": {"reason": "SourceChanged", "message": f"{uri} holds {digest}."}})
+    found = Resolved(uri, "none", "float32", 7, digest=digest, shape=DecoderShape(2, 1, 8, 16, 9, 64))
+    return msgspec.json.encode(found).decode()
 
 
 class OperatorRig:
@@ -189,6 +218,7 @@ class OperatorRig:
         self.api = FakeApiServer(self.clock, self.journal)
         self.outage = ""
         self.audit = MemoryAudit()
+        self.contents: dict[str, str] = {}
         self.conflicts = 0
         self._made = 0
         self.declare("Pool", "default", {})
@@ -270,6 +300,7 @@ class OperatorRig:
         """One reconcile; after a conflict another, as the queue has it."""
         self.clock.now += 1
         self._kuberay()
+        self._run_jobs()
         for serve in self.serves.values():
             await serve.beat()
         while True:
@@ -281,6 +312,13 @@ class OperatorRig:
             else:
                 break
         self.outage = self.condition("Pool", "default", "Ready").message if self.store.is_away else ""
+
+    def history(self, name: str) -> list[RevisionRecord]:
+        owner = self.api.get("Model", name)
+        assert owner is not None
+        found = [body for kind, body in self.api.everything() if kind == "ControllerRevision"]
+        assert all(body["metadata"]["name"] == f"{name}-{body['data']['revision']}" for body in found)
+        return list(read_history(found))
 
     def condition(self, kind: Kind, name: str, wanted: str) -> Condition:
         body = self.api.get(kind, name)
@@ -302,6 +340,32 @@ class OperatorRig:
             self.cache.drop(kind, body)
         else:
             self.cache.put(kind, body)
+
+    def _run_jobs(self) -> None:
+        """Each Job has a pod that has looked, with its answer in the termination message; where a test says
+        what sources hold."""
+        if not self.contents:
+            return
+        for kind, body in list(self.api.everything()):
+            name = body["metadata"]["name"]
+            if kind != "Job" or self.api.get("Pod", f"{name}-pod") is not None:
+                continue
+            (container,) = body["spec"]["template"]["spec"]["containers"]
+            message = answer_about(self.contents, container["command"][4:])
+            ended = {"name": container["name"], "state": {"terminated": {"message": message}}}
+            pod = {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": f"{name}-pod",
+                    "namespace": "default",
+                    "labels": {"job-name": name},
+                    "ownerReferences": [{"uid": body["metadata"]["uid"]}],
+                },
+                "spec": {},
+                "status": {"phase": "Succeeded", "containerStatuses": [ended]},
+            }
+            self.api.put("Pod", pod)
 
     def _kuberay(self) -> None:
         """Each RayCluster has a head that is ready; its pods go with it."""

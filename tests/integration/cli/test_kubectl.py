@@ -102,6 +102,12 @@ def test_a_kubeconfig_at_hand_is_enough_where_nothing_runs_here(kubectl: Kubectl
     assert_refused(tidegate("models", environment=nowhere), "tidegate up")
 
 
+def test_a_context_is_not_for_what_asks_no_control_api(kubectl: Kubectl) -> None:
+    refused = tidegate("--context", "prod", "run", "bold", "Hello", environment=kubectl.tell())
+    assert refused.returncode == 2
+    assert "models, rollout, keys" in " ".join(refused.stderr.replace("│", " ").split())
+
+
 def test_a_killed_command_leaves_no_port_forward(kubectl: Kubectl, api: ControlApi) -> None:
     api.host.view = replace(api.host.view, entry=None)  # nothing has been rolled out
     command = subprocess.Popen(

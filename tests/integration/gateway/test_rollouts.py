@@ -74,6 +74,8 @@ async def test_a_shadow_sees_the_first_sequence_and_the_client_its_own_answer(
     [copy] = await target.next()
     assert copy.request.id == claims[0].request.id + ".shadow"
     assert (copy.request.work, copy.request.tenant) == (claims[0].request.work, "")
+    running = f'tidegate_num_requests_running{{model="{MODEL}",revision="{TARGET}"}} 1.0'
+    assert running in (await gateway.http.get("/metrics")).text
     await target.say(copy, "never seen")
     await target.say(copy, "", "stop")
     for claim in claims:
@@ -133,7 +135,7 @@ async def test_revisions_have_figures_of_their_own_while_they_are_listed(gateway
     target = await gateway.open_replica(TARGET)
     for finish in ("stop", "error"):
         call = asyncio.create_task(gateway.post(PATH, CHAT | {"stream": True}))
-        await target.answer("a", "b", finish=finish)  # type: ignore[arg-type]
+        await target.answer("a", "b", finish=finish)
         await call
     await gateway.post(PATH, CHAT | {"n": 0})  # refused before it was given a revision
     text = (await gateway.http.get("/metrics")).text

@@ -19,6 +19,7 @@ from loadtests.rollouts import (
     found,
     joined,
     simulate,
+    with_sessions,
 )
 from tidegate.control.evidence import ALPHA, Limits, judge
 from tidegate.messages.outcomes import Tally, cohort_of
@@ -109,6 +110,11 @@ def test_what_goes_wrong_late_is_found_as_well() -> None:
 def test_replicas_that_stand_still_now_and_then_abort_no_rollout() -> None:
     """Those of both revisions do, three seconds in five minutes."""
     assert found(Scenario(GOOD, GOOD, stall_seconds=3.0), 200, SEED).aborted <= 0.02
+
+
+def test_sessions_of_uneven_size_abort_no_rollout_because_each_counts_once() -> None:
+    assert with_sessions(12, SEED, 200) == 0.0
+    assert with_sessions(12, SEED, 200, each_request=True) > 0.2
 
 
 def test_a_run_that_never_aborts_ends_at_no_time() -> None:

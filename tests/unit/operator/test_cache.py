@@ -1,6 +1,6 @@
 from typing import Any
 
-from tidegate_operator.cache import Cache, slim
+from tidegate_operator.cache import Cache, author_of, slim
 
 
 def body(name: str = "m", version: int = 1, uid: str = "u1", **meta: Any) -> dict[str, Any]:
@@ -62,3 +62,18 @@ def test_objects_of_one_name_come_oldest_first() -> None:
 
 def test_the_bookkeeping_of_field_managers_is_not_kept() -> None:
     assert "managedFields" not in slim(body(managedFields=[{}]))["metadata"]
+
+
+def test_of_a_model_stays_who_changed_its_spec_last() -> None:
+    def entry(manager: str, at: str, *fields: str) -> dict[str, object]:
+        return {"manager": manager, "time": at, "fieldsV1": {f"f:{field}": {} for field in fields}}
+
+    spec_of = [
+        entry("argocd-controller", "2026-01-01T00:00:00Z", "spec", "metadata"),
+        entry("key:ann", "2026-01-03T00:00:00Z", "spec"),
+        entry("tidegate-operator", "2026-01-04T00:00:00Z", "status"),
+    ]
+    kept = slim({"kind": "Model", **body(managedFields=spec_of)})
+    assert kept["metadata"]["managedFields"] == [{"manager": "key:ann"}]
+    assert (author_of(kept), author_of(slim(body()))) == ("ann", "")
+    assert "managedFields" not in slim({"kind": "Pod", **body(managedFields=spec_of)})["metadata"]

@@ -26,6 +26,7 @@ from tidegate.control.resources import Model, Pool
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action, GateView, RolloutView, StepView
+from tidegate.replica_args import Probe
 from tidegate.sources.facts import DecoderShape, StoredWeights
 from tidegate_operator import crd
 from tidegate_operator.status_patch import record_of, record_on_wire, rollout_on_wire
@@ -355,6 +356,7 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         author="someone",
         number=6,
         restarted=7.0,
+        probes=[Probe("Say a", [{"role": "user", "content": "x"}], "a", "b", 4)],
     )
     look, pin = Look("h", 6.0, record, "a", 7.0, "Reason", "why"), Pin("r", "h", "s")
     gate = GateView("errors", "fails", "why", 1.0, 2.0, 3, 4, 5, 6)

@@ -344,8 +344,8 @@ async def test_an_informer_that_makes_no_turn_is_a_problem_of_the_process(
     await operator.comes_to("one", "two")
     operator.now += 1
     assert "the informer of Pool in models" in operator.liveness.problem()
-    for plural in ("pools", "rayclusters", "jobs", "pods"):
-        server.bookmark(plural)
+    for kind in WATCHED:
+        server.bookmark(RESOURCES[kind].plural)
     await await_until(lambda: operator.liveness.problem() == "")
 
 
@@ -355,7 +355,9 @@ async def test_watches_of_many_namespaces_leave_connections_for_calls(server: Ht
     async with connected(server) as api:
         operator = Operator(server, api, tuple(namespaces))
         task = asyncio.create_task(operator.informers.run())
-        await await_until(lambda: sum("watch" in query for _, query in server.asked) == 5 * len(namespaces))
+        await await_until(
+            lambda: sum("watch" in query for _, query in server.asked) == len(WATCHED) * len(namespaces)
+        )
         await asyncio.wait_for(api.list("Model", "n0"), 10)
         await end_tasks(task)
 

@@ -124,7 +124,12 @@ async def _read_queues(services: Services) -> None:
     for entry in entries:
         metrics.replicas.labels(entry.name, "ready").set(entry.replicas_ready)
         metrics.replicas.labels(entry.name, "wanted").set(entry.replicas_wanted)
-    queues = [(entry.name, revision) for entry in entries for revision in entry.revisions]
+    queues = [
+        (entry.name, revision)
+        for entry in entries
+        for revision in dict.fromkeys((*entry.revisions, entry.shadow))
+        if revision
+    ]
     metrics.keep_revisions(queues)
     depths = await asyncio.gather(
         *(services.queue.depth(model, revision) for model, revision in queues), return_exceptions=True

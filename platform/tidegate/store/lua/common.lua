@@ -52,11 +52,20 @@ local function is_new_error(f)
   return true
 end
 
+-- What a session asks is alike (its prompt is long, its limit is small) and goes to one revision: while revisions are
+-- compared its first request stands for the others, whose good ends alone count.
+local function stands_for_session(f)
+  if not f.session or f.cohort == '' then return true end
+  local whose = string.match(f.queue, '^(.*)%-%-') .. ':' .. f.tenant .. ':' .. f.session
+  return call('SET', P .. 'counted:' .. whose .. ':' .. f.cohort, 1, 'NX', 'EX', 3600)
+end
+
 -- A shadowed request ends twice: the first end is noted, the second counts the pair. `-`: one that counts nowhere.
 local PAIR_SECONDS = 600
 local function count_pair(f, class)
   local key = P .. 'pair:' .. f.pair
   local noted = call('GETDEL', key)
+  if not noted and class == '-' then return end
   if not noted then
     local note = is_shadow(f) and class .. ' ' .. f.queue .. ' ' .. f.cohort or class
     call('SET', key, note, 'EX', PAIR_SECONDS)
@@ -72,10 +81,11 @@ local function count_pair(f, class)
 end
 
 local function count_end(f, ends)
-  local class = '-'
+  local class, stands = '-', ends ~= '' and stands_for_session(f)
   for what in string.gmatch(ends, '%S+') do
-    if what == 'ok' then class = '0' elseif what == 'error' then class = '1' end
-    if what ~= 'error' or is_new_error(f) then count_in(f.queue, f.cohort, what) end
+    local counts = stands
+    if what == 'ok' then class, counts = '0', true elseif what == 'error' then class, counts = '1', is_new_error(f) end
+    if counts then count_in(f.queue, f.cohort, what) end
   end
   if f.pair then count_pair(f, class) end
 end
