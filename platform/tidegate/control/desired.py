@@ -73,6 +73,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     cause: str = ""
     author: str = ""
     number: int = 0
+    restarted: float = 0.0  # when fresh replicas were asked for
     probes: list[Probe] = []
 
     @property
