@@ -121,8 +121,8 @@ class TestGuide:
         stable = laptop.rollout()["target"]
         laptop.change(step_ms=60)
         shown = laptop.run("rollout", "status", MODEL, "--timeout", "4m", status=1)
-        assert "✗" in shown
-        assert "betweenTokens: " in shown
+        failed = {line.split(": ")[0] for line in shown.splitlines() if line.startswith("✗ ")}
+        assert failed & {"✗ firstToken", "✗ betweenTokens"}
         view = laptop.rollout()
         assert (view["phase"], view["stable"], view["weight"]) == ("Aborted", stable, 0)
         refused = next(it for it in laptop.history() if it["revision"] == view["target"])
@@ -159,7 +159,7 @@ class TestGuide:
         assert "starts" in laptop.run("models", "set", MODEL, "engine.args={step_ms: 3}", "--dry-run")
         laptop.run("models", "set", MODEL, "engine.args={step_ms: 3}")
         wait_until(lambda: laptop.rollout()["target"] not in known, timeout=30)
-        laptop.run("rollout", "promote", MODEL, "--dry-run")
+        laptop.run("rollout", "abort", MODEL, "--dry-run")
         laptop.run("rollout", "abort", MODEL)
         assert "not its file's" in laptop.run("models", MODEL)
         laptop.run("models", "scale", MODEL, "--min", "1", "--max", "2")
