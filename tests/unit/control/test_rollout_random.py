@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,6 +93,7 @@ def play(seed: int, *, crashes: bool = True, jumps: bool = True) -> Rolling:
             world.offset += draw.choice([-3600.0, -5.0, 5.0, 3600.0])
         world.tick()
     world.rates = dict.fromkeys(names, 20)
+    world.faults = {name: replace(fault, lost=0.0) for name, fault in world.faults.items()}
     for _ in range(900):
         for name in names:
             if world.view(name).phase == "Paused" and name not in world.actions:
@@ -99,6 +101,7 @@ def play(seed: int, *, crashes: bool = True, jumps: bool = True) -> Rolling:
         world.tick()
         if all(is_over(world, name) for name in names):
             break
+    world.ticks(5)  # gateways follow
     return world
 
 
