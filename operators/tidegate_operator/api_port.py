@@ -25,14 +25,14 @@ from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import asked
 from tidegate_operator.cache import Body, Cache, pool_of
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Object
-from tidegate_operator.decision import pool_plan
+from tidegate_operator.decision import pool_snapshot
 from tidegate_operator.gather import Gatherer, Troubles
 from tidegate_operator.kinds import RESOURCES, WATCHED, Kind
 from tidegate_operator.objects import ResourceReader
 from tidegate_operator.pod_template import RayDefaults
 from tidegate_operator.revision_objects import owned_by, read_history
 from tidegate_operator.serves import Serves
-from tidegate_operator.status_patch import conditions_of, record_of
+from tidegate_operator.status_patch import conditions_of, record_of, rollout_of
 
 MAX_MANAGER_CHARACTERS = 128
 RETRY_SECONDS = 2.0
@@ -153,10 +153,10 @@ class ClusterHost:
         )
         with _answers(name):
             found = await gatherer.gather((namespace, pool), _NothingWritten())
-        planned = pool_plan(found, self.now())
-        if planned is None:
+        snapshot = pool_snapshot(found, self.now())
+        if snapshot is None:
             raise _no_plan(pool, found.outage[1])
-        return plan_view(*planned, name)
+        return plan_view(snapshot, name, self.now())
 
     async def _models(self) -> dict[str, Body]:
         """Return the Model of each name: where several namespaces have one, the oldest counts."""
@@ -204,6 +204,7 @@ def _model_view(body: Body, load: Mapping[str, Any]) -> ModelView:
         resource_version=meta["resourceVersion"],
         spec=dict(body.get("spec") or {}),
         is_observed=status.get("observedGeneration") == meta.get("generation"),
+        rollout=rollout_of(status),
         drains=asked.drains(body),
         action=asked.action_of(body),
         **load,

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from tidegate.control.conditions import condition
 from tidegate.control.reasons import DEGRADED, PROGRESSING, Reason
-from tidegate.control_round import Registry, publish, tell
+from tidegate.control_round import Audit, Registry, publish, tell
 from tidegate.messages.registry import Condition, ModelEntry
 from tidegate_operator.asked import removal, wrong_action
 from tidegate_operator.cache import Body, Cache
@@ -71,6 +71,7 @@ class Applier:
         serves: Serves,
         instance: str,
         own_namespace: str,
+        audit: Audit,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -80,6 +81,7 @@ class Applier:
         self._serves = serves
         self._instance = instance
         self._own_namespace = own_namespace
+        self._audit = audit
         self._clock = clock
         self._now = now
         self._written_at: dict[str, float] = {}  # when a status was written, by uid
@@ -117,7 +119,7 @@ class Applier:
         for revision in decision.forgotten:
             await self._cluster.delete("ControllerRevision", revision)
             self._cache.drop("ControllerRevision", revision)
-        tell(note for _, note in decision.notes)
+        await tell((note for _, note in decision.notes), self._audit, self._now())
         for body, note in decision.notes:
             if note.reason != Reason.RolloutAborted:  # its condition has an Event already
                 status: Literal["True", "False"] = "False" if note.is_trouble else "True"

@@ -204,6 +204,7 @@ MEANINGS = {
     "RevisionRecord.created": "When the revision was first asked for (unix seconds).",
     "RevisionRecord.cause": "What made it another revision.",
     "RevisionRecord.author": "Who changed the spec.",
+    "RevisionRecord.restarted": "When fresh replicas were asked for (unix seconds).",
     "RevisionRecord.number": "The revision's place in the Model's history: 1, 2, 3, ...",
     "Look.spec_hash": "The hash of the spec that it was asked for.",
     "Look.at": "When it began (unix seconds).",

@@ -16,6 +16,7 @@ from functools import partial
 
 from tidegate.errors import ConfigError, TidegateError
 from tidegate.settings import read_settings
+from tidegate.store.audit import AuditStream
 from tidegate.store.connection import Connection
 from tidegate.store.depths import QueueDepths
 from tidegate.store.registry import Registry
@@ -111,7 +112,8 @@ def build(
         settings.queue_url,
         settings.ray_defaults,
     )
-    applier = Applier(cluster, cache, registry, serves, settings.pod_name, settings.own_namespace)
+    audit = AuditStream(redis, key_prefix=settings.key_prefix)
+    applier = Applier(cluster, cache, registry, serves, settings.pod_name, settings.own_namespace, audit)
     reconciler = Reconciler(gatherer, applier)
     informers = Informers(cluster, handler, liveness, settings.watched_namespaces)
     return Controller(settings, cache, queue, handler, informers, reconciler, metrics, liveness)

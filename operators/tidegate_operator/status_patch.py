@@ -68,6 +68,14 @@ def rollout_on_wire(view: RolloutView) -> Status:
     return {"rollout": to_wire(view), "step": f"{view.step + 1}/{len(view.steps)}"}
 
 
+def rollout_of(status: Mapping[str, Any]) -> RolloutView | None:
+    """Return the rollout that a Model's status tells of; None: none, or one of another version."""
+    try:
+        return msgspec.convert(from_wire(status.get("rollout")), RolloutView | None)
+    except msgspec.ValidationError:
+        return None
+
+
 def record_on_wire(record: ModelRecord) -> Status:
     """Return the part of a Model's status that `record_of` reads."""
     told = {"rolloutState": record.durable.rollout, "acted": record.acted}

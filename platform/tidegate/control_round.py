@@ -14,6 +14,7 @@ from typing import Protocol
 from tidegate.control.observed import Observation, RevisionKey, ServeState
 from tidegate.control.plan import RegistryChanges
 from tidegate.control.rollout_state import Note
+from tidegate.messages.administration import AuditEntry
 from tidegate.messages.outcomes import Outcomes
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
@@ -21,6 +22,7 @@ from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
 log = logging.getLogger(__name__)
 
 DEPTHS_SECONDS = 2.0
+PLATFORM = "tidegate"  # who decided, in the audit log
 
 
 class OutcomeCounts(Protocol):
@@ -113,8 +115,14 @@ async def publish(registry: Registry, changes: RegistryChanges, published: Mappi
         await registry.outcomes.forget(queues, rollout)
 
 
-def tell(notes: Iterable[Note]) -> None:
-    """Log what was decided about rollouts."""
+class Audit(Protocol):
+    """A host asks this of its audit log (`local.audit_file`, `store.audit`)."""
+
+    async def append(self, entry: AuditEntry) -> None: ...
+
+
+async def tell(notes: Iterable[Note], audit: Audit, now: float) -> None:
+    """Tell the log and the audit log what was decided about rollouts."""
     for note in notes:
         log.log(
             logging.WARNING if note.is_trouble else logging.INFO,
@@ -123,3 +131,8 @@ def tell(notes: Iterable[Note]) -> None:
             note.reason,
             note.message,
         )
+        entry = AuditEntry(now, PLATFORM, note.reason, note.model, after={"message": note.message})
+        try:
+            await audit.append(entry)
+        except Exception:  # nothing that was decided waits for it
+            log.exception("the audit log could not be written")

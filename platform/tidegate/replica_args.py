@@ -155,11 +155,13 @@ class ReplicaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ReplicaArgs(ReplicaSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The arguments of one replica, as `serving.app.build` gets them from Serve's config."""
+    """The arguments of one replica, as `serving.app.build` gets them from Serve's config. `restarted` is when
+    fresh replicas were asked for (unix seconds): Serve replaces those that have other arguments."""
 
     model: str
     revision: str
     engine: EngineSpec
+    restarted: float = 0.0
     probes: tuple[Probe, ...] = ()
 
 

@@ -520,3 +520,42 @@ def test_the_guides_policy_holds_models_to_source_secrets(release: Cluster) -> N
             release.delete(item["kind"], item["metadata"]["name"])
     # The API server forgets a policy a moment after it is gone.
     release.wait_for("the policy to go", lambda: not is_refused(), 60)
+
+
+def test_the_api_server_stamps_who_asked(release: Cluster) -> None:
+    """A person by their name, whatever they write themselves; the control API by its key's."""
+    chosen = ("--set=controlApi.stampAuthors=true", "--set=operator.namespaces={models-b}")
+    objects = rendered(release, *chosen, "--show-only=templates/operator/authors.yaml")
+    assert len(objects) == 2
+    verbs = {"apiGroups": ["tidegate.dev"], "resources": ["models"], "verbs": ["get", "patch"]}
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role"}
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": "askers"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "askers"},
+        "subjects": [{"kind": "User", "name": name} for name in ("anna", OPERATOR)],
+    }
+    model = {**MODEL, "metadata": {"name": "asked"}}
+    release.apply(
+        model, {**role, "metadata": {"name": "askers"}, "rules": [verbs]}, binding, namespace="models-b"
+    )
+
+    def author(*annotations: str, user: str = "anna") -> str:
+        """What stands in the answer to a dry run."""
+        names = [f"tidegate.dev/{each}" for each in annotations]
+        command = ("annotate", "--overwrite", "--dry-run=server", "-n", "models-b", f"--as={user}")
+        answer = release.kubectl(*command, "model", "asked", *names, "-o", "yaml")
+        found = yaml.safe_load(answer)["metadata"].get("annotations") or {}
+        return str(found.get("tidegate.dev/rollout-author", ""))
+
+    release.apply(*objects)
+    try:
+        release.wait_for("the policy", lambda: author("rollout=pause") == "anna", 60)
+        assert author("rollout=pause", "rollout-author=somebody") == "anna"
+        assert author("other=x") == ""
+        assert author("rollout=pause", "rollout-author=ci", user=OPERATOR) == "ci"
+    finally:
+        for item in objects:
+            release.delete(item["kind"], item["metadata"]["name"])
+        release.delete("model", "asked", "models-b")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_origin
 
 import msgspec
 import pytest
 from msgspec.structs import asdict, fields
 
-from tests.unit.control.builders import model
+from tests.unit.control.builders import REPLICAS, model
 from tidegate.control.packing import Placement
 from tidegate.control.serve_config import Application, application_config, engine_spec
 from tidegate.errors import ConfigError
@@ -61,6 +62,16 @@ def test_what_a_platform_says_reaches_each_replica() -> None:
     policy = config["deployments"][0]["autoscaling_config"]["policy"]["policy_kwargs"]
     assert policy == {"redis_url": "seven", "key_prefix": "seven", "model": "m", "revision": "r"}
     assert set(PolicyArgs.__struct_fields__) == set(policy)
+
+
+def test_a_restart_gives_replicas_other_arguments_and_nothing_else_does() -> None:
+    wanted = Application("m", "r", model().spec, "/a", keep_awake=False)
+    before = application_config(wanted, REPLICAS)
+    after = application_config(replace(wanted, restarted=7.5), REPLICAS)
+    assert "restarted" not in before["args"]
+    assert parse_args(after["args"]).restarted == 7.5
+    del after["args"]["restarted"]
+    assert after == before
 
 
 def test_what_a_model_says_reaches_its_engine() -> None:

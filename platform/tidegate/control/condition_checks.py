@@ -56,6 +56,7 @@ class Facts:
     waiting: Mapping[str, Refusal]
     seen: Observation
     is_deleting: bool = False
+    is_drained: bool = False
     refused: Refusal | None = None
     found: Mapping[str, Condition] = field(default_factory=dict)
 
@@ -377,6 +378,10 @@ def deleting(facts: Facts) -> Verdict | None:
     return Verdict("False", Reason.Deleting) if facts.is_deleting else None
 
 
+def drained(facts: Facts) -> Verdict | None:
+    return Verdict("False", Reason.Drained) if facts.is_drained else None
+
+
 def place_lost(facts: Facts) -> Verdict | None:
     scheduled = facts.found[SCHEDULED]
     if facts.placed or not facts.shown or scheduled.status != "False":
@@ -461,5 +466,5 @@ CHAINS: Mapping[str, tuple[Check, ...]] = {
         application_rebuilt,
         healthy,
     ),
-    READY: (deleting, place_lost, unproven, serving, without_replicas, kept_asleep, asleep, waking),
+    READY: (deleting, drained, place_lost, unproven, serving, without_replicas, kept_asleep, asleep, waking),
 }

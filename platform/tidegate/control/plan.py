@@ -201,6 +201,15 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
     )
 
 
+def _put_down(model: Model, snapshot: PoolSnapshot) -> Model:
+    """Return the model as it should run: one that drains takes no new requests, so once its own have ended it
+    needs no replica."""
+    if model.name not in snapshot.drains:
+        return model
+    scaling = model.spec.scaling.model_copy(update={"min_replicas": 0, "idle_seconds": 0.0})
+    return model.model_copy(update={"spec": model.spec.model_copy(update={"scaling": scaling})})
+
+
 def queues_of(models: Iterable[Model], records: Mapping[str, ModelRecord]) -> list[RevisionKey]:
     """Return the revisions whose depths and reports a decision may need: the recorded and the newest."""
     recorded = [(name, revision) for name, record in records.items() for revision in record.revisions]
@@ -229,7 +238,7 @@ def _asked(model: Model, snapshot: PoolSnapshot, now: float) -> Asked:
         record, refusal = acted(record, model, action, snapshot.history.get(name, ()), now)
     elif record.acted is not None:
         record = replace(record, acted=None)  # the next one may be the same again
-    model = standing(model, record)
+    model = _put_down(standing(model, record), snapshot)
     target = target_of(model, record, seen.sources) or revision_of(model.spec)
     source = source_of(model, record, target, seen)
     too_big = misfit(model.spec, source, seen.capacity) if not seen.groups else None
@@ -403,6 +412,7 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
             placement=kept.placement,
             granted=turns.granted.get((step.name, revision)),
             leaves=(step.name, revision) in turns.leaving,
+            restarted=kept.restarted,
             probes=tuple(kept.probes),
         )
 
@@ -451,6 +461,7 @@ def _facts(
         },
         seen=snapshot.seen,
         is_deleting=step.deleting_since is not None,
+        is_drained=step.name in snapshot.drains,
         refused=snapshot.refused.get(step.name),
     )
 

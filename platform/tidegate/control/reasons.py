@@ -51,6 +51,8 @@ class Reason(StrEnum):
     Unproven = "Unproven", READY, "No revision has loaded and proved itself yet.", PASSES
     Deleting = ("Deleting", READY,
         "The model is deleted; it takes no new requests and finishes those it has.", PASSES)
+    Drained = ("Drained", READY,
+        "An administrator drains the model; it takes no new requests and finishes those it has.", PASSES)
     ClusterReady = "ClusterReady", READY, "The pool's Ray cluster answers.", FINE
     Valid = "Valid", CONFIG_VALID, "The resource fits the schema.", FINE
     InvalidConfig = ("InvalidConfig", CONFIG_VALID,

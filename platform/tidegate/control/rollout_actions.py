@@ -27,6 +27,8 @@ def acted(
         return record, ""
     if action.verb == "undo":
         found = _undone(record, model, action, history, now)
+    elif action.verb == "restart":
+        found = _restarted(record, now)
     elif action.verb == "recheck":
         found = recheck(record, model, action.author, now)
     else:
@@ -36,6 +38,11 @@ def acted(
     if taken.rollout is not None:
         taken = replace(taken, rollout=replace(taken.rollout, note=refusal))
     return replace(taken, acted=action), refusal
+
+
+def _restarted(record: ModelRecord, now: float) -> ModelRecord:
+    fresh = {name: replace(kept, restarted=now) for name, kept in record.revisions.items()}
+    return replace(record, revisions=fresh)
 
 
 def _on(record: ModelRecord, action: Action, now: float) -> ModelRecord | str:

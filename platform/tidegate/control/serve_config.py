@@ -35,6 +35,7 @@ SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than 
 # Each worker of a group has one whole unit of the group's own resource; a replica takes so much of it, only
 # to be kept there.
 GROUP_UNIT = 0.001
+LATER_ARGS = ("probes", "restarted")  # of a replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Application:
     """One revision as it should stand in Serve. `keep_awake` holds at least one replica, as for a revision
     that has yet to prove itself. `placement` is None on one machine, where the spec's own numbers count.
     `granted` is how many replicas it may have now (None: as many as its scaling says); with `leaves` it goes
-    to zero as soon as it is idle, and stays there."""
+    to zero as soon as it is idle, and stays there. Replicas from before `restarted` are replaced."""
 
     model: str
     revision: str
@@ -52,6 +53,7 @@ class Application:
     placement: Placement | None = None
     granted: int | None = None
     leaves: bool = False
+    restarted: float = 0.0
     probes: tuple[Probe, ...] = ()
 
     @property
@@ -102,9 +104,7 @@ def application_config(application: Application, replicas: ReplicaSettings) -> d
 def _encoded(args: ReplicaArgs) -> dict[str, Any]:
     """What a version adds must not show where it is not used: other arguments are another application."""
     found: dict[str, Any] = msgspec.to_builtins(args)
-    if not args.probes:
-        del found["probes"]
-    return found
+    return {name: value for name, value in found.items() if value or name not in LATER_ARGS}
 
 
 def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
@@ -129,6 +129,7 @@ def replica_args(application: Application, replicas: ReplicaSettings) -> Replica
         model=application.model,
         revision=application.revision,
         engine=engine_spec(application.spec, application.checkpoint, application.placement),
+        restarted=application.restarted,
         probes=application.probes,
     )
 

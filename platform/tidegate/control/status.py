@@ -24,7 +24,7 @@ def entry_of(facts: Facts, now: float) -> ModelEntry:
     ready = by_type[READY]
     # A revision on its first way up takes requests already: they wait for it in its queue.
     may_accept = bool(facts.serving) or by_type[PROGRESSING].status == "True"
-    accepts = bool(facts.placed) and may_accept and not facts.is_deleting
+    accepts = bool(facts.placed) and may_accept and not (facts.is_deleting or facts.is_drained)
     proof = facts.proof
     on_disk = source.weights_bytes if source is not None else 0
     return ModelEntry(

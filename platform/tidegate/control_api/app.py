@@ -26,6 +26,7 @@ from tidegate.control_api.ports import AuditLog, Host, Keys, UsageReader
 from tidegate.control_api.sign_in import Failures, KeyRing, SignedIn
 from tidegate.errors import (
     ConfigError,
+    Conflict,
     HostUnavailable,
     InvalidRequest,
     NotFound,
@@ -120,9 +121,12 @@ def _routes(services: Services) -> APIRouter:
 
     async def acted(key: Key, name: str, action: Action, *, dry_run: bool) -> Response:
         past = await host.model(name)
-        checks.action_fits(past, action, await host.revisions(name) if action.revision else ())
+        checks.takes_revision(action)
+        plan = await host.plan(name, action=action)
+        if plan.refusal:
+            raise Conflict(plan.refusal)
         if dry_run:
-            return _json(await host.plan(name, action=action))
+            return _json(plan)
         await host.act(name, action)
         await trail.note(key, f"rollout {action.verb}", name, checks.brief(past.rollout), action)
         return _json(action, 202)

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from tidegate.control_api.views import ModelView, ScaleBody
-from tidegate.errors import Conflict, InvalidRequest, NotFound
-from tidegate.messages.rollouts import Action, RevisionView, RolloutView
-
-ENDED = ("Aborted", "Completed")
+from tidegate.control_api.views import ScaleBody
+from tidegate.errors import InvalidRequest
+from tidegate.messages.rollouts import Action, RolloutView
 
 
-def action_fits(model: ModelView, action: Action, revisions: Sequence[RevisionView]) -> None:
-    """Raises `Conflict` where there is nothing to act on, `NotFound` and `InvalidRequest` for a wrong
-    revision."""
+def takes_revision(action: Action) -> None:
+    """Raises `InvalidRequest` for a revision with a verb that takes none."""
     if action.revision and action.verb != "undo":
         raise InvalidRequest(
             f"revision: {action.revision!r}: only undo takes one; leave it out.", param="revision"
         )
-    if action.revision and all(one.revision != action.revision for one in revisions):
-        known = ", ".join(one.revision for one in revisions) or "none"
-        raise NotFound(f"Model {model.name} has no revision {action.revision!r}; there is: {known}.")
-    view, name = model.rollout, model.name
-    if action.verb in ("pause", "resume", "promote", "abort") and (view is None or view.phase in ENDED):
-        raise Conflict(f"No rollout of {name} is under way, so there is nothing to {action.verb}.")
-    if action.verb == "retry" and (view is None or view.phase != "Aborted"):
-        raise Conflict(f"No rollout of {name} was aborted, so there is nothing to retry.")
 
 
 def scaled(spec: Mapping[str, Any], body: ScaleBody) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class RolloutAnswer(msgspec.Struct, frozen=True):
 class PlanView(msgspec.Struct, frozen=True):
     """What the controller would do first, decided by the same function on what stands now.
 
-    `actions` are sentences in their order; none: nothing changes. Replicas and GPUs are those of the model
+    `actions` are sentences in their order; none: nothing changes. `refusal` says why the action is not taken
+    up. Replicas and GPUs are those of the model
     that stand now, and the most that stand at once by this plan. `conditions` are those that would follow.
     `ends_at` is predicted (unix seconds; 0: nothing can be said).
     """
@@ -105,6 +106,7 @@ class PlanView(msgspec.Struct, frozen=True):
     gpus_peak: float
     conditions: list[Condition] = []
     rollout: RolloutView | None = None
+    refusal: str = ""
     ends_at: float = 0.0
 
 

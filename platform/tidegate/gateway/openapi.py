@@ -22,6 +22,7 @@ _REQUEST_ID = {
 _DESCRIPTIONS = {
     400: "A field is wrong; the error names it in `param`",
     401: "The key is missing, wrong or revoked",
+    403: "The key lacks the scope inference",
     404: "The model does not exist",
     408: "The body did not come in time",
     413: "The body is too large, or its prompts times its sequences are",
@@ -100,7 +101,7 @@ def _components(dialects: Sequence[Dialect]) -> dict[str, Any]:
 def _generation(dialect: Dialect) -> dict[str, Any]:
     # No schema for events, because one would describe JSON bodies.
     answer = _json(dialect.answer) | ({"text/event-stream": {}} if dialect.may_stream else {})
-    responses = error_responses(400, 401, 404, 408, 413, 415, 429, 500, 503, 504)
+    responses = error_responses(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
     responses[200] = {"description": dialect.answer_description, "content": answer}
     return {
         "tags": ["generation"],

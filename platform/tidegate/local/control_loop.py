@@ -34,12 +34,12 @@ from tidegate.control.plan import (
 from tidegate.control.resource_files import ResourceSet
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.serve_config import application_configs
-from tidegate.control_round import Depths, Registry, Serve, observe_store, publish, tell
+from tidegate.control_round import Audit, Depths, Registry, Serve, observe_store, publish, tell
 from tidegate.errors import QueueUnavailable
 from tidegate.local.history_folder import HistoryFolder
 from tidegate.local.record_file import RecordFile
 from tidegate.messages.registry import ModelEntry
-from tidegate.messages.rollouts import Action, RevisionView
+from tidegate.messages.rollouts import Action, RevisionView, RolloutView
 from tidegate.replica_args import ReplicaSettings
 from tidegate.serve_api import ServeUnavailable
 from tidegate.serve_writer import ServeWriter
@@ -92,6 +92,7 @@ class ControlLoop:
         replicas: ReplicaSettings,
         capacity: Capacity,
         changed: asyncio.Event,
+        audit: Audit,
         *,
         wave: int,
         on_entries: Callable[[Mapping[str, ModelEntry]], None],
@@ -115,7 +116,9 @@ class ControlLoop:
         self._now = now
         self._records: Mapping[str, ModelRecord] = record_file.read()
         history.read()
+        self._audit = audit
         self._decided: Mapping[str, Model] = {}
+        self._rollouts: Mapping[str, RolloutView] = {}
         self._serve: Serve | None = None
         self._writer = ServeWriter()
 
@@ -168,13 +171,15 @@ class ControlLoop:
         """The models that the last round decided on."""
         return self._decided
 
-    async def plan(
-        self, models: Sequence[Model], actions: Mapping[str, Action]
-    ) -> tuple[PoolSnapshot, PoolPlan]:
-        """Decide on these models and actions as the next round would, of what stands now. Nothing is applied.
-        Raises `QueueUnavailable`."""
-        snapshot = await self._gather(self._serve, models, {**self._files.actions, **actions})
-        return snapshot, plan_pool(snapshot, self._now())
+    @property
+    def rollouts(self) -> Mapping[str, RolloutView]:
+        """The rollouts as the last round left them."""
+        return self._rollouts
+
+    async def look(self, models: Sequence[Model], actions: Mapping[str, Action]) -> PoolSnapshot:
+        """Return what the next round would decide on, with these models and actions. Raises
+        `QueueUnavailable`."""
+        return await self._gather(self._serve, models, {**self._files.actions, **actions})
 
     async def _gather(
         self, serve: Serve | None, models: Sequence[Model], actions: Mapping[str, Action]
@@ -214,13 +219,14 @@ class ControlLoop:
         self._record_file.write(plan.records)
         self._history.write(plan.history)
         self._files.acted(snapshot.actions)
-        tell(plan.notes)
+        await tell(plan.notes, self._audit, self._now())
         asked = questions(snapshot.models, plan.records)
         self._sources.keep([each.identity for each in asked.values()])
         for key in plan.resolve:
             self._sources.begin(asked[key])
         await publish(self._registry, plan.registry, snapshot.seen.entries)
         self._decided = {model.name: model for model in snapshot.models}
+        self._rollouts = plan.rollouts
         if plan.registry.put or plan.registry.delete:
             self._on_entries(plan.entries)
         if serve is not None and snapshot.seen.serve is not None:

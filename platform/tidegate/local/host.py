@@ -210,20 +210,21 @@ class Host:
         prefix = self.settings.key_prefix
         registry = Registry(connection, key_prefix=prefix, times=self.settings.times)
         depths = QueueDepths(connection, key_prefix=prefix)
-        loop = self._control_loop(registry, depths)
+        audit = AuditFile(self.home.audit)
+        loop = self._control_loop(registry, depths, audit)
         services = Services(
             host=LaptopHost(loop, self.asked, registry, depths, self.changed.set),
             keys=keys,
             key_ring=OwnKey(self._control_key, "host", keys),
             usage=UsageReader(connection, keys, key_prefix=prefix),
-            audit=AuditFile(self.home.audit),
+            audit=audit,
         )
         sockets = listen(LOOPBACK, 0, "the control API")
         self._control_url = url(sockets[0])
         await stack.enter_async_context(serving(ControlApp(services), sockets))
         return loop
 
-    def _control_loop(self, registry: Registry, depths: QueueDepths) -> ControlLoop:
+    def _control_loop(self, registry: Registry, depths: QueueDepths, audit: AuditFile) -> ControlLoop:
         settings = self.settings
         prefix = settings.key_prefix
         cores = os.cpu_count() or 1
@@ -242,6 +243,7 @@ class Host:
             ),
             Capacity(cores, ray_cluster.gpu_count(), psutil.virtual_memory().total),
             self.changed,
+            audit,
             wave=1 if cores <= SMALL_MACHINE_CORES else 4,
             on_entries=self._models_changed,
             on_first_serve=self._serve_seen,

@@ -18,6 +18,7 @@ import yaml
 from tests.contract.hosts.fake_api_server import FakeApiServer
 from tests.contract.hosts.fake_serve import FakeServe, Faults
 from tests.contract.hosts.fake_store import FakeStore, Journal
+from tests.control_api import MemoryAudit
 from tests.unit.control.builders import NOW, REPLICAS, document
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.looks import Question
@@ -65,6 +66,7 @@ class Rig(Protocol):
     store: FakeStore
     faults: Faults
     journal: Journal
+    audit: MemoryAudit
     outage: str  # what the last round said of Redis being away
     contents: dict[str, str]  # the digest of what each source holds
 
@@ -102,6 +104,7 @@ class LaptopRig:
             self.store, self.faults, self.clock, journal=self.journal, queues=self.store.waiting
         )
         self.outage = ""
+        self.audit = MemoryAudit()
         self.contents: dict[str, str] = {}
         self.changed = asyncio.Event()
         self.published = asyncio.Event()  # set with the first entry that gateways read
@@ -115,7 +118,7 @@ class LaptopRig:
 
     @property
     def host(self) -> LaptopHost:
-        return LaptopHost(self.loop, self.asked, self.store, self.store, self.changed.set)
+        return LaptopHost(self.loop, self.asked, self.store, self.store, self.changed.set, self.clock)
 
     def model(self, name: str, **spec: Any) -> None:
         (self._folder / f"{name}.yaml").write_text(yaml.safe_dump(document(name, **spec)), encoding="utf-8")
@@ -137,6 +140,7 @@ class LaptopRig:
             REPLICAS,
             Capacity(4, 0),
             self.changed,
+            self.audit,
             wave=4,
             on_entries=lambda entries: self.published.set(),
             now=self.clock,
@@ -213,6 +217,7 @@ class OperatorRig:
         self.serves: dict[str, FakeServe] = {}
         self.api = FakeApiServer(self.clock, self.journal)
         self.outage = ""
+        self.audit = MemoryAudit()
         self.contents: dict[str, str] = {}
         self.conflicts = 0
         self._made = 0
@@ -279,7 +284,15 @@ class OperatorRig:
             DEFAULTS,
         )
         applier = Applier(
-            self.api, self.cache, self.store, self._serves, "operator-0", "default", self.clock, self.clock
+            self.api,
+            self.cache,
+            self.store,
+            self._serves,
+            "operator-0",
+            "default",
+            self.audit,
+            self.clock,
+            self.clock,
         )
         self.reconciler = Reconciler(gatherer, applier, self.clock)
 

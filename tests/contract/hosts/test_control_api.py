@@ -93,8 +93,10 @@ async def test_a_dry_run_says_what_would_happen_and_changes_nothing(rig: Rig, ap
     assert await api.call("GET", "/v1/models/one") == read
     assert api.audit.entries == []
     assert (plan["replicas_now"], plan["replicas_peak"]) == (1, 2)
-    (starts,) = plan["actions"]
+    (starts,) = (action for action in plan["actions"] if "starts with" in action)
     assert starts.endswith("starts with 1 replicas.")
+    assert plan["rollout"]["stable"] == old
+    assert starts.startswith(f"Revision {plan['rollout']['target']} ")
     # And that is what happens.
     await api.call("PUT", "/v1/models/one", body)
     rig.faults.slow.add("one")
@@ -149,25 +151,78 @@ async def test_without_a_rollout_there_is_nothing_to_act_on(rig: Rig, api: Api, 
     await serving(rig)
     for query in ("", "?dryRun=true"):
         told = await api.refused("POST", f"/v1/models/one/rollout{query}", {"verb": verb}, status=409)
-        assert f"nothing to {verb}" in told
+        assert told.startswith(f"{verb} was refused: ")
     assert api.audit.entries == []
+    assert (await api.call("GET", "/v1/models/one"))["action"] is None
+
+
+async def test_a_rollout_is_seen_held_and_aborted(rig: Rig, api: Api) -> None:
+    canary = {"steps": [{"weight": 50, "pause": True, "holdSeconds": 0}, {"weight": 100}], "minRequests": 0}
+    old = await serving(rig, rollout=canary)
+    read = await api.call("GET", "/v1/models/one")
+    body = {"spec": read["spec"] | {"contextLength": 64}, "resource_version": read["resource_version"]}
+    await api.call("PUT", "/v1/models/one", body)
+    await rounds(rig, SETTLED)
+    seen = (await api.call("GET", "/v1/models/one/rollout"))["rollout"]
+    assert (seen["phase"], seen["stable"], seen["weight"]) == ("Paused", old, 50)
+    assert (await api.call("GET", "/v1/models/one"))["rollout"] == seen
+    plan = await api.call("POST", "/v1/models/one/rollout?dryRun=true", {"verb": "abort"})
+    assert plan["rollout"]["phase"] == "Aborted"
+    assert (await api.call("GET", "/v1/models/one/rollout"))["rollout"] == seen
+    await api.call("POST", "/v1/models/one/rollout", {"verb": "abort"}, status=202)
+    await rounds(rig, SETTLED)
+    ended = (await api.call("GET", "/v1/models/one/rollout"))["rollout"]
+    assert ended["phase"] == "Aborted"
+    assert "by anna" in ended["message"]
+    assert entry(rig, "one").revisions == {old: 100}
+    told = [(noted.who, noted.what) for noted in rig.audit.entries]
+    assert ("tidegate", ended["reason"]) in told
+
+
+async def test_a_restart_gives_a_model_fresh_replicas_once(rig: Rig, api: Api) -> None:
+    revision = await serving(rig)
+    name = f"one--{revision}"
+    before = rig.serve.configs[name]["args"]
+    await api.call("POST", "/v1/models/one/restart", status=202)
+    await rounds(rig, SETTLED)
+    restarted = rig.serve.configs[name]["args"]
+    assert restarted == {**before, "restarted": restarted["restarted"]}
+    await rounds(rig, SETTLED)
+    assert rig.serve.configs[name]["args"] == restarted
+    assert entry(rig, "one").revisions == {revision: 100}
 
 
 async def test_undo_names_a_revision_that_there_is(rig: Rig, api: Api) -> None:
     revision = await serving(rig)
     body = {"verb": "undo", "revision": "0000000000"}
-    told = await api.refused("POST", "/v1/models/one/rollout", body, status=404)
-    assert told == f"Model one has no revision '0000000000'; there is: {revision}."
+    told = await api.refused("POST", "/v1/models/one/rollout", body, status=409)
+    assert f"revision '0000000000' is not known; known are {revision}." in told
     body = {"verb": "pause", "revision": revision}
     assert "only undo takes one" in await api.refused("POST", "/v1/models/one/rollout", body, status=400)
 
 
-async def test_a_drain_is_shown_until_it_ends(rig: Rig, api: Api) -> None:
-    await serving(rig)
+async def test_a_drained_model_refuses_what_is_new_and_ends_what_it_has(rig: Rig, api: Api) -> None:
+    revision = await serving(rig)
+    rig.store.waiting[("one", revision)] = 2
     assert (await api.call("POST", "/v1/models/one/drain", {}))["drains"]
-    assert (await api.call("GET", "/v1/models/one"))["drains"]
+    await rounds(rig, SETTLED)
+    drained = entry(rig, "one")
+    assert (drained.accepts, drained.ready, drained.reason) == (False, False, "Drained")
+    (deployment,) = rig.serve.configs[f"one--{revision}"]["deployments"]
+    bounds = deployment["autoscaling_config"]
+    assert (bounds["min_replicas"], bounds["downscale_to_zero_delay_s"]) == (0, 0.0)
+    assert rig.store.waiting[("one", revision)] == 2
     rig.start()
-    assert not (await api.call("POST", "/v1/models/one/drain", {"drain": False}))["drains"]
+    await rounds(rig, 2)
+    assert entry(rig, "one").reason == "Drained"
+    async with control_api(rig.host) as started_anew:
+        after = await started_anew.call("POST", "/v1/models/one/drain", {"drain": False})
+    assert not after["drains"]
+    await rounds(rig, SETTLED)
+    assert entry(rig, "one").accepts
+    assert entry(rig, "one").revisions == {revision: 100}
+    (noted,) = api.audit.entries
+    assert (noted.what, noted.before, noted.after) == ("drain", {"drains": False}, {"drains": True})
 
 
 async def test_models_are_told_also_while_redis_is_away(rig: Rig, api: Api) -> None:

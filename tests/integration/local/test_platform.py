@@ -283,3 +283,65 @@ async def test_down_leaves_no_process_and_no_temporary_file_also_after_a_kill(tm
         await lifecycle.clean(settings)
     assert not home.data.exists()
     assert not home.key.exists()
+
+
+async def test_the_control_api_changes_what_runs_until_the_file_does(steady: Platform) -> None:
+    running = steady.running
+    assert steady.home.record.stat().st_mode & 0o777 == 0o600
+    headers = {"authorization": f"Bearer {running.control_key}"}
+    async with httpx.AsyncClient(base_url=running.control_url, headers=headers, trust_env=False) as api:
+        by_clients_key = await api.get("/v1/models", headers={"authorization": f"Bearer {running.key}"})
+        assert by_clients_key.status_code == 403
+        assert (await steady.ask("first", key=running.control_key)).status_code == 401
+        before = await steady.pids("first")
+        two = {"min_replicas": 2, "max_replicas": 2}
+        plan = (await api.post("/v1/models/first/scale?dryRun=true", json=two)).json()
+        assert (plan["replicas_now"], plan["replicas_peak"]) == (1, 2)
+        scaled = await api.post("/v1/models/first/scale", json=two)
+        assert scaled.json()["is_overlaid"]
+
+        async def has_two() -> bool:
+            return len(await steady.pids("first")) == 2
+
+        await await_until(has_two, timeout=60.0)
+        assert before <= await steady.pids("first")
+        drained = await api.post("/v1/models/second/drain", json={})
+        assert drained.json()["drains"]
+        await steady.until("second", lambda entry: entry.reason == "Drained")
+        assert (await steady.ask("second")).status_code == 503
+
+        async def has_none() -> bool:
+            return not await steady.pids("second")
+
+        await await_until(has_none, timeout=60.0)
+        await api.post("/v1/models/second/drain", json={"drain": False})
+        await steady.until("second", lambda entry: entry.ready and entry.replicas_ready)
+        assert (await steady.ask("second")).status_code == 200
+        steady.define("first", scaling={"minReplicas": 1, "maxReplicas": 3})
+
+        async def is_the_files() -> bool:
+            model = (await api.get("/v1/models/first")).json()
+            return not model["is_overlaid"] and model["spec"]["scaling"]["maxReplicas"] == 3
+
+        await await_until(is_the_files, timeout=30.0)
+        noted = (await api.get("/v1/audit")).json()["items"]
+        assert [entry["what"] for entry in noted][:3] == ["drain", "drain", "scale"]
+
+
+async def test_a_restart_brings_fresh_replicas_beside_the_old(steady: Platform) -> None:
+    before = await steady.pids("first")
+    revisions = (await steady.entries())["first"].revisions
+    running = steady.running
+    headers = {"authorization": f"Bearer {running.control_key}"}
+    async with httpx.AsyncClient(base_url=running.control_url, headers=headers, trust_env=False) as api:
+        assert (await api.post("/v1/models/first/restart")).status_code == 202
+    answers = []
+
+    async def is_fresh() -> bool:
+        answers.append((await steady.ask("first")).status_code)
+        now = await steady.pids("first")
+        return bool(now) and not now & before
+
+    await await_until(is_fresh, timeout=90.0)
+    assert set(answers) == {200}
+    assert (await steady.entries())["first"].revisions == revisions

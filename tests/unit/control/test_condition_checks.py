@@ -309,6 +309,8 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
     (checks.healthy, facts(PROVED, **SERVES), "False", "Healthy", "Note new."),
     # Ready
     (checks.deleting, facts(is_deleting=True), "False", "Deleting", ""),
+    (checks.drained, facts(), None, "", ""),
+    (checks.drained, facts(is_drained=True), "False", "Drained", ""),
     (checks.deleting, facts(), None, "", ""),
     (
         checks.rollout_given_up,

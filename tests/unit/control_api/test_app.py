@@ -18,10 +18,12 @@ from tidegate.messages.rollouts import Action, RevisionView, RolloutView
 
 
 class OneModel:
-    """A host with one model, whose rollout the test says. `refuses` is raised by every write."""
+    """A host with one model, whose rollout the test says. `refusal` is the controller's of every action,
+    `refuses` is raised by every write of a spec."""
 
     def __init__(self) -> None:
         self.rollout: RolloutView | None = None
+        self.refusal = ""
         self.acted: list[Action] = []
         self.refuses: Exception | None = None
         self.spec: dict[str, Any] = {"scaling": {"minReplicas": 1, "maxReplicas": 1}}
@@ -55,7 +57,7 @@ class OneModel:
     async def plan(
         self, name: str, *, spec: Mapping[str, Any] | None = None, action: Action | None = None
     ) -> PlanView:
-        return PlanView(name, [], 1, 1, 0.0, 0.0)
+        return PlanView(name, [], 1, 1, 0.0, 0.0, refusal=self.refusal)
 
 
 @pytest.fixture
@@ -197,13 +199,10 @@ async def test_a_rollout_that_is_under_way_is_acted_on(api: Api, host: OneModel,
     assert api.audit.entries[0].before["phase"] == "Progressing"
 
 
-async def test_only_an_aborted_rollout_is_tried_again(api: Api, host: OneModel) -> None:
-    host.rollout = rollout("Progressing")
-    assert "aborted" in await api.refused("POST", "/v1/models/one/rollout", {"verb": "retry"}, status=409)
-    host.rollout = rollout("Aborted")
-    await api.call("POST", "/v1/models/one/rollout", {"verb": "retry"}, status=202)
-    told = await api.refused("POST", "/v1/models/one/rollout", {"verb": "abort"}, status=409)
-    assert "nothing to abort" in told
+async def test_what_the_controller_refuses_is_refused_at_once(api: Api, host: OneModel) -> None:
+    host.refusal = "retry was refused: revision new was not given up."
+    assert await api.refused("POST", "/v1/models/one/rollout", {"verb": "retry"}, status=409) == host.refusal
+    assert (host.acted, api.audit.entries) == ([], [])
 
 
 async def test_keys_are_made_listed_and_revoked(api: Api) -> None:

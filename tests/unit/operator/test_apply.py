@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.control_api import MemoryAudit
 from tests.unit.operator.bodies import NOW, cluster_body, model_body
 from tidegate_operator.apply import WRITES_AT_ONCE, Applier
 from tidegate_operator.cache import Cache
@@ -89,7 +90,7 @@ class Taking(Behind):
 
 def applier(cluster: Behind, cache: Cache | None = None) -> Applier:
     """One that has no registry and no Serve: nothing may be asked of them here."""
-    return Applier(cluster, cache or Cache(), None, None, "operator-0", "system")  # type: ignore[arg-type]
+    return Applier(cluster, cache or Cache(), None, None, "operator-0", "system", MemoryAudit())  # type: ignore[arg-type]
 
 
 async def apply(cluster: Behind, cache: Cache, **decision: Any) -> None:
@@ -173,7 +174,7 @@ async def test_a_status_lands_on_the_version_that_its_finalizer_made() -> None:
 
 async def test_the_age_of_a_status_counts_from_its_write() -> None:
     clock = [100.0]
-    one = Applier(Taking({}), Cache(), None, None, "o", "system", lambda: clock[0])  # type: ignore[arg-type]
+    one = Applier(Taking({}), Cache(), None, None, "o", "system", MemoryAudit(), lambda: clock[0])  # type: ignore[arg-type]
     await one.apply(Decision(objects=(ObjectWrite("Model", model_body(), {"waiting": 1}),)), {})
     clock[0] += 3
     assert one.since_write() == {"uid-models-one": 3.0}
@@ -200,7 +201,7 @@ async def test_a_namespace_that_ends_is_told_once_where_it_can_be() -> None:
     body = model_body("one")
     namespace = body["metadata"]["namespace"]
     cluster = Ending(namespace)
-    one = Applier(cluster, Cache(), None, None, "operator-0", "system", now=lambda: NOW)  # type: ignore[arg-type]
+    one = Applier(cluster, Cache(), None, None, "operator-0", "system", MemoryAudit(), now=lambda: NOW)  # type: ignore[arg-type]
     ready = {"type": "Ready", "reason": "Serving", "message": "", "lastTransitionTime": ""}
     for status in ("True", "False", "True"):
         write = ObjectWrite("Model", body, {"conditions": [{**ready, "status": status}]})

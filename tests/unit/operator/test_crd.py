@@ -355,6 +355,7 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         cause="precision: auto → float16",
         author="someone",
         number=6,
+        restarted=7.0,
         probes=[Probe("Say a", [{"role": "user", "content": "x"}], "a", "b", 4)],
     )
     look, pin = Look("h", 6.0, record, "a", 7.0, "Reason", "why"), Pin("r", "h", "s")

@@ -58,7 +58,7 @@ def routes(services: Services) -> APIRouter:
         operation_id="list_models",
         summary="All models",
         response_description="All models, by name",
-        responses=error_responses(401, 500),
+        responses=error_responses(401, 403, 500),
     )
     async def list_models() -> ModelList:
         models = services.registry.models()
@@ -69,7 +69,7 @@ def routes(services: Services) -> APIRouter:
         operation_id="get_model",
         summary="One model",
         response_description="The model",
-        responses=error_responses(401, 404, 500),
+        responses=error_responses(401, 403, 404, 500),
     )
     async def get_model(model_id: str) -> ModelObject:
         return _model_object(find_listed(model_id, services.registry.models()))
