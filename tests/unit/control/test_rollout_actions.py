@@ -91,7 +91,6 @@ def test_abort_names_who_asked() -> None:
     [
         ("resume", "the rollout is not paused."),
         ("retry", "was not given up."),
-        ("restart", "a rollout knows no such action."),
         ("undo", "revision 'x' is not known; known are "),
     ],
 )
