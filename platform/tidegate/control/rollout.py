@@ -432,9 +432,7 @@ def may_stand(
         return True
     if revision != (state.stable if state.phase == "Aborted" else state.target):
         return False
-    others = (name for name in record.revisions if name != revision)
-    is_alone = not any(seen.application(record.name, name) for name in others)
-    return is_alone or seen.application(record.name, revision) is not None
+    return not seen.of_model(record.name) or seen.application(record.name, revision) is not None
 
 
 def moves(record: ModelRecord, seen: Observation) -> list[tuple[str, str, bool]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from msgspec.structs import replace as struct_replace
 
 from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec
-from tidegate.control.observed import Observation, RevisionKey, SourceState
+from tidegate.control.observed import Observation, RevisionKey, SourceState, application_name
 from tidegate.control.packing import Packing, Placement, Refusal
 from tidegate.control.resources import Model
 from tidegate.control.rollout import ALL_AT_ONCE, Moment, begun, may_stand, must_line_up
@@ -78,7 +78,7 @@ def line_up(asked: Sequence[Asked], seen: Observation, now: float) -> Line:
         others = list(_begun(found.values(), seen))
         if refusal is not None and not others:
             found[name] = replace(found[name].at(0, refusal[1]), misfit=refusal)
-        elif positions or refusal is not None or not _fits(coming, others, found.values(), seen):
+        elif positions or refusal is not None or not _fits(coming, others, found, seen):
             positions[name] = len(positions) + 1
             found[name] = found[name].at(positions[name])
         else:
@@ -130,9 +130,18 @@ def _resting(each: Asked, seen: Observation, now: float) -> Iterator[RevisionKey
         yield each.name, each.target
 
 
-def _fits(coming: Rolling, others: Sequence[Rolling], asked: Collection[Asked], seen: Observation) -> bool:
-    """One before whom there is nobody begins: `packing` and `turns` say what is amiss, and make room."""
-    return not others or has_room(coming, others, _held(asked, seen), places(seen))
+def _fits(coming: Rolling, others: Sequence[Rolling], found: Mapping[str, Asked], seen: Observation) -> bool:
+    """One before whom there is nobody begins: `packing` and `turns` say what is amiss, and make room. What a
+    rollout has left behind is still before it."""
+    is_first = not others and not any(_leaves_some(each, seen) for each in found.values())
+    return is_first or has_room(coming, others, _held(found.values(), seen), places(seen))
+
+
+def _leaves_some(each: Asked, seen: Observation) -> bool:
+    if each.model.spec.rollout is None or each.deleting_since is not None:
+        return False
+    serving = {application_name(each.name, revision) for revision in each.record.weights}
+    return any(state.name not in serving for state in seen.of_model(each.name))
 
 
 def _begun(asked: Collection[Asked], seen: Observation) -> Iterator[Rolling]:
@@ -158,10 +167,12 @@ def _rolling(each: Asked, seen: Observation, placement: Placement | None = None)
 
 
 def _held(asked: Collection[Asked], seen: Observation) -> Iterator[Held]:
+    """What is not recorded any more is taken for one like those that are."""
     for each in asked:
-        for revision, kept in each.record.revisions.items():
-            application = seen.application(each.name, revision)
-            seat = seat_at(recorded_spec(kept, each.model.spec), kept) if application is not None else None
-            for replica in application.replicas if application is not None else ():
-                assert seat is not None
-                yield Held(kept.group, seat, replica.node)
+        for application in seen.of_model(each.name):
+            revision = application.name.rpartition("--")[2]
+            kept = each.record.revisions.get(revision) or each.record.lead
+            if kept is None:
+                continue
+            seat = seat_at(recorded_spec(kept, each.model.spec), kept)
+            yield from (Held(kept.group, seat, replica.node) for replica in application.replicas)

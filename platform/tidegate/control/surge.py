@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tidegate.control.desired import ModelRecord
-from tidegate.control.observed import ApplicationState, Group, Observation
+from tidegate.control.observed import ApplicationState, Group, Observation, application_name
 from tidegate.control.resources import ModelSpec
 from tidegate.control.rollout import ALL_AT_ONCE, RECREATE, replicas_for
 from tidegate.control.rollout_schema import RolloutSpec, needed_replicas, peak_replicas, stable_replicas
@@ -42,9 +42,12 @@ def bounds_of(
         return {}
     rules, most = spec.rollout or RolloutSpec(), spec.scaling.max_replicas
     wished = {name: Bounds(min(least, most), most) for name, least in least_of(spec, record).items()}
-    if rules.max_surge is None or (state.has_ended and len(record.revisions) < 2):
+    lead = next(iter(record.serving), None)
+    name = application_name(record.name, lead.revision) if lead is not None else ""
+    is_alone = all(each.name == name for each in seen.of_model(record.name))
+    if rules.max_surge is None or (state.has_ended and is_alone):
         return wished
-    if (lead := next(iter(record.serving), None)) is not None:
+    if lead is not None:
         wished.setdefault(lead.revision, Bounds(spec.scaling.min_replicas, most))
     shared = _within(most + rules.max_surge, wished, state, rules, record, loads, seen)
     if not spec.scaling.min_replicas:

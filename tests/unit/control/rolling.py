@@ -394,7 +394,8 @@ class Rolling:
             state = record.rollout if record is not None else None
             if rules is None or state is None or state.has_ended or not state.stable:
                 continue
-            if state.phase in ("Shadow", "Progressing"):
+            is_lossy = self._fault(f"{name}--{state.stable}").lost
+            if state.phase in ("Shadow", "Progressing") and not is_lossy:
                 stable = self.standing.get(f"{name}--{state.stable}")
                 staying = len(stable.staying) if stable is not None else 0
                 assert staying >= rules.min_available, "the stable is below minAvailable"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tests.unit.control.rolling import Crash, Fault, Rolling
 from tidegate.control.desired import WHOLE
 
 # `make test` plays a part of them; TIDEGATE_ROLLOUTS=3000 many.
-COUNT = int(os.environ.get("TIDEGATE_ROLLOUTS", "120"))
+COUNT = int(os.environ.get("TIDEGATE_ROLLOUTS", "60"))
 BATCH = 20
 CRASHES: tuple[Crash, ...] = ("before", "records", "registry")
 BAD = (
@@ -80,7 +81,7 @@ def play(seed: int, *, crashes: bool = True, jumps: bool = True) -> Rolling:
         name = draw.choice(names)
         if draw.random() < 0.03:
             revision = world.change(name, draw.choice([1, next(seeds), next(seeds)]))
-            if draw.random() < 0.5:
+            if draw.random() < 0.5 and revision not in world.starts_of:
                 world.faults.setdefault(revision, draw.choice(BAD))
         if draw.random() < 0.03:
             world.ask(name, draw.choice(["pause", "resume", "promote", "abort", "retry", "undo"]))
@@ -92,6 +93,7 @@ def play(seed: int, *, crashes: bool = True, jumps: bool = True) -> Rolling:
             world.offset += draw.choice([-3600.0, -5.0, 5.0, 3600.0])
         world.tick()
     world.rates = dict.fromkeys(names, 20)
+    world.faults = {name: replace(fault, lost=0.0) for name, fault in world.faults.items()}
     for _ in range(900):
         for name in names:
             if world.view(name).phase == "Paused" and name not in world.actions:
@@ -99,6 +101,7 @@ def play(seed: int, *, crashes: bool = True, jumps: bool = True) -> Rolling:
         world.tick()
         if all(is_over(world, name) for name in names):
             break
+    world.ticks(5)  # gateways follow
     return world
 
 
@@ -173,7 +176,7 @@ def tell(story: str, cut_at: int, crash: Crash, *, most: int = 300) -> tuple[str
 def test_a_crash_at_any_second_gives_the_same_end(story: str, crash: Crash) -> None:
     expected = tell(story, -1, "")
     assert expected[1] == STORIES[story][2]
-    for second in range(0, 60, 1):
+    for second in range(0, 36, 3):
         assert tell(story, second, crash) == expected, f"crashed in second {second}"
 
 

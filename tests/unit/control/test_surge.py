@@ -1,0 +1,215 @@
+"""How many replicas both revisions may have, and which Models of a Pool roll at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tests.unit.control.builders import model
+from tests.unit.control.rolling import Fault, Rolling
+from tests.unit.control.test_rollout import rolling, steps
+from tidegate.control.desired import WHOLE
+from tidegate.control.observed import Group
+from tidegate.control.rollout_schema import RolloutSpec, peak_replicas
+from tidegate.control.room import Seat
+from tidegate.control.surge import Held, has_room
+from tidegate.control.surge import Rolling as Coming
+
+FINE = steps(25, 50, 75, 100, hold=3.0)
+
+
+class TestOneModel:
+    def test_the_peak_keeps_to_the_budget_and_the_stable_shrinks(self) -> None:
+        world, _, new = rolling(
+            {"maxSurge": 1, "stableScalesDown": True, "steps": FINE, "minRequests": 1},
+            scaling={"minReplicas": 4, "maxReplicas": 4},
+        )
+        world.until("one", "Completed")
+        world.ticks(20)
+        assert world.peaks["one"] == 5
+        assert world.ready("one", new) == 4
+
+    def test_the_stable_keeps_what_it_had(self) -> None:
+        world, old, _ = rolling(
+            {"steps": FINE, "minRequests": 1}, scaling={"minReplicas": 3, "maxReplicas": 4}
+        )
+        world.until("one", "Progressing")
+        while world.view().phase == "Progressing":
+            assert world.ready("one", old) == 3
+            world.tick()
+        assert world.view().phase == "Completed"
+
+    def test_never_below_min_available(self) -> None:
+        world, old, _ = rolling(
+            {"minAvailable": 2, "stableScalesDown": True, "steps": FINE, "minRequests": 1},
+            scaling={"minReplicas": 3, "maxReplicas": 3},
+        )
+        fewest = 3
+        while world.view().phase != "Completed" or world.view().target == old:
+            fewest = min(fewest, world.ready("one", old))
+            world.tick()
+        assert fewest == 2
+
+    def test_both_grow_by_their_own_load_within_the_budget(self) -> None:
+        world, old, new = rolling(
+            {"maxSurge": 2, "steps": steps(50, 100, hold=60.0)}, scaling={"minReplicas": 1, "maxReplicas": 2}
+        )
+        world.until("one", "Progressing")
+        for revision in (old, new):
+            world.queues["one", revision] = ["x"] * 1000
+        world.ticks(8)
+        assert (world.ready("one", old), world.ready("one", new)) == (2, 2)
+        assert world.peaks["one"] == 4
+
+    def test_what_an_abort_leaves_counts_until_it_has_gone(self) -> None:
+        world, old, new = rolling(
+            {"maxSurge": 1, "stableScalesDown": True, "steps": FINE, "minRequests": 1},
+            scaling={"minReplicas": 4, "maxReplicas": 4},
+        )
+        while world.view().weight < 75:
+            world.tick()
+        world.faults[new] = Fault(errors=0.9)
+        world.until("one", "Aborted")
+        world.ticks(60)
+        assert (world.peaks["one"], world.ready("one", old)) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "most", "words"),
+    [
+        (
+            {"maxSurge": 0},
+            1,
+            "rollout.maxSurge is 0: with scaling.maxReplicas 1 both revisions may have 1 replicas together, "
+            "and the rollout of 1 needs 2; raise maxSurge to 1",
+        ),
+        ({"maxSurge": 1}, 4, "the rollout of 4 needs 8; raise maxSurge to 4"),
+        ({"maxSurge": 1, "stableScalesDown": True}, 4, "needs 6; raise maxSurge to 2"),
+        ({"strategy": "BlueGreen", "maxSurge": 1}, 2, "needs 4; raise maxSurge to 2"),
+        ({"minAvailable": 3}, 2, "rollout.minAvailable (3) is above scaling.maxReplicas (2)"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_sum(rollout: dict[str, Any], most: int, words: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        model(rollout=rollout, scaling={"maxReplicas": most})
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "most"),
+    [
+        ({"maxSurge": 1}, 1),
+        ({"maxSurge": 4}, 4),
+        ({"maxSurge": 1, "stableScalesDown": True, "steps": FINE}, 4),
+        ({"strategy": "Recreate", "maxSurge": 0}, 4),
+        ({}, 64),
+    ],
+)
+def test_what_fits_is_taken(rollout: dict[str, Any], most: int) -> None:
+    assert model(rollout=rollout, scaling={"maxReplicas": most}).spec.rollout is not None
+
+
+@given(
+    st.integers(1, 30),
+    st.lists(st.integers(1, 99), max_size=5, unique=True).map(sorted),
+    st.booleans(),
+    st.integers(0, 5),
+)
+def test_a_peak_is_no_less_than_either_end(size: int, weights: list[int], gives: bool, least: int) -> None:
+    spec = RolloutSpec.model_validate(
+        {
+            "steps": [{"weight": weight} for weight in [*weights, 100]],
+            "stableScalesDown": gives,
+            "minAvailable": least,
+        }
+    )
+    peak = peak_replicas(spec, size)
+    assert max(size, least) < peak <= max(size, least) + size
+
+
+class TestPool:
+    """`cpus` has room for the models and some replicas more, a tenth of a core each."""
+
+    def rolling_at_once(self, extra: int, **rollout: Any) -> Rolling:
+        names = ("one", "two", "three")
+        plain = {"steps": steps(50, 100), "minRequests": 1, **rollout}
+        world = Rolling(*(model(name, rollout=plain) for name in names), cpus=0.1 * (3 + extra) + 0.001)
+        world.up(*names)
+        world.rates = dict.fromkeys(names, 20)
+        world.ticks(5)
+        for name in names:
+            world.change(name, 2)
+        return world
+
+    def test_with_room_for_one_they_go_one_after_the_other(self) -> None:
+        world = self.rolling_at_once(1)
+        world.tick()
+        assert [world.view(name).position for name in ("one", "two", "three")] == [1, 0, 2] or [
+            world.view(name).phase for name in ("one", "two", "three")
+        ].count("Queued") == 2
+        waiting = [world.view(name) for name in ("one", "two", "three") if world.view(name).position]
+        assert sorted(view.position for view in waiting) == [1, 2]
+        assert {view.phase for view in waiting} == {"Queued"}
+        assert world.said(waiting[0].model, "Progressing") == ("True", "RolloutQueued")
+        assert f"number {waiting[0].position} in the line" in waiting[0].message
+        most = 0
+        for _ in range(300):
+            world.tick()
+            most = max(most, sum(len(each.replicas) for each in world.standing.values()))
+            busy = [name for name in ("one", "two", "three") if world.view(name).phase != "Completed"]
+            if not busy:
+                break
+        assert not busy
+        assert most == 4
+
+    def test_with_room_for_all_they_go_at_once(self) -> None:
+        world = self.rolling_at_once(3)
+        world.tick()
+        assert [world.view(name).position for name in ("one", "two", "three")] == [0, 0, 0]
+
+    def test_one_that_is_given_up_lets_the_next_go(self) -> None:
+        world = self.rolling_at_once(1)
+        world.tick()
+        first = next(name for name in ("one", "two", "three") if not world.view(name).position)
+        world.faults[world.view(first).target] = Fault(load="LoadFailed")
+        for _ in range(300):
+            world.tick()
+        phases = {name: world.view(name).phase for name in ("one", "two", "three")}
+        assert phases[first] == "Completed" or phases[first] == "Aborted"
+        assert [phase for name, phase in phases.items() if name != first] != ["Queued", "Queued"]
+
+    def test_a_model_that_waits_serves(self) -> None:
+        world = self.rolling_at_once(1)
+        world.tick()
+        for name in ("one", "two", "three"):
+            assert world.said(name, "Ready") == ("True", "Serving")
+            assert sum(world.entries[name].revisions.values()) == WHOLE
+
+
+GROUP = Group("g", gpus_per_worker=1, gpu_memory_bytes=1, max_workers=2, cpus=4)
+WHOLE_GPU = Seat(100, 1000, 0)
+
+
+@pytest.mark.parametrize(
+    ("held", "begun", "extra", "fits"),
+    [
+        (0, (), 2, True),
+        (0, (), 3, False),
+        (1, (), 1, True),
+        (1, (), 2, False),
+        (0, (Coming("g", WHOLE_GPU, 1),), 1, True),
+        (0, (Coming("g", WHOLE_GPU, 2),), 1, False),
+        (1, (Coming("g", WHOLE_GPU, 1, present=1),), 1, True),
+        (0, (Coming("other", WHOLE_GPU, 2),), 2, True),
+    ],
+)
+def test_room_is_counted_with_what_others_will_need(
+    held: int, begun: tuple[Coming, ...], extra: int, fits: bool
+) -> None:
+    standing = [Held("g", WHOLE_GPU, f"n{number}") for number in range(held)]
+    assert has_room(Coming("g", WHOLE_GPU, extra), begun, standing, [GROUP]) is fits
+    assert not has_room(Coming("nowhere", WHOLE_GPU, 1), begun, standing, [GROUP])
