@@ -25,7 +25,7 @@ from tidegate.replica_args import ReplicaSettings
 from tidegate_operator import asked
 from tidegate_operator.cache import Body, Cache, pool_of
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, ApiUnavailable, Object
-from tidegate_operator.decision import pool_plan
+from tidegate_operator.decision import pool_snapshot
 from tidegate_operator.gather import Gatherer, Troubles
 from tidegate_operator.kinds import RESOURCES, WATCHED, Kind
 from tidegate_operator.objects import ResourceReader
@@ -153,10 +153,10 @@ class ClusterHost:
         )
         with _answers(name):
             found = await gatherer.gather((namespace, pool), _NothingWritten())
-        planned = pool_plan(found, self.now())
-        if planned is None:
+        snapshot = pool_snapshot(found, self.now())
+        if snapshot is None:
             raise _no_plan(pool, found.outage[1])
-        return plan_view(*planned, name)
+        return plan_view(snapshot, name, self.now())
 
     async def _models(self) -> dict[str, Body]:
         """Return the Model of each name: where several namespaces have one, the oldest counts."""

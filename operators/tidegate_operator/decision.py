@@ -264,14 +264,13 @@ def _refused_entry(entry: ModelEntry, conditions: list[Condition]) -> ModelEntry
     )
 
 
-def pool_plan(found: Gathered, now: float) -> tuple[PoolSnapshot, PoolPlan] | None:
-    """Return the decision about the pool's models and what it is made of; None where none can be made now,
-    without a Pool or without Redis."""
+def pool_snapshot(found: Gathered, now: float) -> PoolSnapshot | None:
+    """Return what the pool's models are decided on; None where nothing can be now, without a Pool or without
+    Redis."""
     if found.is_ending or found.body is None or found.pool is None or found.stored is None:
         return None
     ray = _ray_view(found, found.pool)
-    snapshot = _snapshot(found, found.pool, _observation(found, found.stored, found.pool, ray, now))
-    return snapshot, plan_pool(snapshot, now)
+    return _snapshot(found, found.pool, _observation(found, found.stored, found.pool, ray, now))
 
 
 def _ray_view(found: Gathered, pool: Pool) -> RayView:

@@ -91,10 +91,11 @@ where there are more than 2,048, of every second, third, ...): single values tha
 not seen. Configuration, tokenizer and templates are compared whole; files that nothing loads (a README,
 other formats of the weights) do not count.
 
-The newest ten revisions are kept, and all that stand: number, time, cause, who did it (whose admin key,
-or the field manager that changed the spec), commit and digest of the source, and the whole spec.
-`tidegate rollout history` shows them; in a cluster they are ControllerRevisions of the Model, on a laptop
-files in the home's `data/revisions`. A revision that comes back is the one that it was, with its number.
+The newest revisions are kept (`spec.rollout.historyLimit`, else ten), and all that stand: number, time,
+cause, who did it (whose admin key, or the field manager that changed the spec), commit and digest of the
+source, and the whole spec. `tidegate rollout history` shows them; in a cluster they are
+ControllerRevisions of the Model, on a laptop files in the home's `data/revisions`. A revision that comes
+back is the one that it was, with its number.
 
 An undo asks the source for the old content first (the recorded commit of the hub; of a bucket what it or
 the weight cache still has; of a folder the same digest) and is refused with `SourceChanged` where it is

@@ -21,6 +21,7 @@ from tidegate.replica_args import Probe
 from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
 
 REVISION_DIGITS = 10
+UNCHANGED = "The source holds what it held."
 WHOLE = 100  # the shares of a model's traffic sum to it
 # The fields of a spec that need a new replica. All others change in place. One that comes later is to be left
 # out of the hash where it is at its default: an upgrade would restart every model.
@@ -140,6 +141,11 @@ class Look(msgspec.Struct, frozen=True):
     ended: float = 0.0
     reason: str = ""
     message: str = ""
+
+    @property
+    def is_news(self) -> bool:
+        """Tell whether somebody waits for what it found, or should know: most that are due find nothing."""
+        return bool(self.author or self.goal is not None or self.reason or self.message != UNCHANGED)
 
     @property
     def key(self) -> str:

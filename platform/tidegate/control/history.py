@@ -29,6 +29,7 @@ OF_A_LIFE = (
     "retired_at",
     "placement",
     "waits_since",
+    "restarted",
 )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from tidegate.control.desired import (
+    UNCHANGED,
     Look,
     ModelRecord,
     Pin,
@@ -30,7 +31,6 @@ from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.sizing import misfit
 
 SUPERSEDED = "The spec has changed meanwhile."
-UNCHANGED = "The source holds what it held."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,9 @@ def questions(models: Sequence[Model], records: Mapping[str, ModelRecord]) -> di
         model = standing(each, record)
         spec_hash, look = revision_of(model.spec), record.look
         if look is not None and not look.ended:
-            seen = model if look.goal is None else _with_spec(model, ModelSpec.model_validate(look.goal.spec))
-            asked[model.name, look.key] = Question(seen, look)
+            goal = look.goal
+            of = each if goal is None else _with_spec(each, ModelSpec.model_validate(goal.spec))
+            asked[each.name, look.key] = Question(of, look)
         recorded = any(kept.is_of(spec_hash) and kept.checkpoint for kept in record.revisions.values())
         if model.spec.source is not None and not recorded:
             asked[model.name, spec_hash] = Question(model)
@@ -171,7 +172,8 @@ def _undone(
         why = f"Revision {goal.number} ({goal.revision}) cannot come back: {answer.message}"
         return _ended(record, look, now, answer.reason, why)
     record = _pinned(record, model, goal.with_source(answer), look.author)
-    return _ended(record, look, now, "", f"Revision {goal.number} ({goal.revision}) comes back.")
+    unsure = "" if goal.digest else " Its content may be another: the version before did not record it."
+    return _ended(record, look, now, "", f"Revision {goal.number} ({goal.revision}) comes back.{unsure}")
 
 
 def _pinned(record: ModelRecord, model: Model, goal: RevisionRecord, author: str) -> ModelRecord:
@@ -184,6 +186,8 @@ def _pinned(record: ModelRecord, model: Model, goal: RevisionRecord, author: str
 
 
 def _ended(record: ModelRecord, look: Look, now: float, reason: str, message: str) -> ModelRecord:
+    if reason and record.rollout is not None:
+        record = replace(record, rollout=replace(record.rollout, note=message))
     return replace(record, look=replace(look, ended=now, reason=reason, message=message))
 
 

@@ -61,9 +61,11 @@ def label_of(state: RolloutState | None) -> str:
 
 
 def notes_of(before: ModelRecord, after: ModelRecord, refusal: str) -> Iterator[Note]:
-    """Tell what a round has decided: how a rollout went on, and what was refused."""
+    """Tell what a round has decided: how a rollout went on, what was refused, and what a look has found."""
     if refusal:
         yield Note(after.name, REFUSED, refusal, is_trouble=True)
+    if (look := after.look) is not None and look.ended and look != before.look and look.is_news:
+        yield Note(after.name, look.reason or "SourceLookedAt", look.message, is_trouble=bool(look.reason))
     old, new = before.rollout, after.rollout
     if new is None or (old is None and new.has_ended):
         return

@@ -1,33 +1,71 @@
-"""What a plan of the controller means for one model. Pure."""
+"""What the controller would do about one model, in sentences and numbers. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from tidegate.control.desired import recorded_spec
-from tidegate.control.plan import PoolPlan, PoolSnapshot
+import msgspec
+
+from tidegate.control.desired import ModelRecord, recorded_spec, revision_of
+from tidegate.control.observed import SourceState
+from tidegate.control.plan import PoolPlan, PoolSnapshot, plan_pool
 from tidegate.control.resources import Model
 from tidegate.control.rollout_view import REFUSED
 from tidegate.control.serve_config import Application, split_application_name
+from tidegate.control.surge import extra_replicas
 from tidegate.control_api.views import PlanView
 
 
-def plan_view(snapshot: PoolSnapshot, plan: PoolPlan, name: str) -> PlanView:
-    """Return what `plan`, made of `snapshot`, does about the model of this name first."""
+def plan_view(snapshot: PoolSnapshot, name: str, now: float) -> PlanView:
+    """Return what the controller, at this moment, does first about the model of this name. Where a source is
+    to be looked at before anything else, also what follows if it holds what it held."""
+    plan = plan_pool(snapshot, now)
+    view = _view(snapshot, plan, name)
+    model = next(model for model in snapshot.models if model.name == name)
+    asked = (name, revision_of(model.spec))
+    known = _last_content(model, snapshot.records.get(name))
+    if asked not in plan.resolve or known is None:
+        return view
+    seen = replace(snapshot.seen, sources={**snapshot.seen.sources, asked: known})
+    follows = _view(replace(snapshot, seen=seen), plan_pool(replace(snapshot, seen=seen), now), name)
+    then = f"{view.actions[0]} If that is what it held:"
+    return msgspec.structs.replace(follows, actions=[then, *follows.actions])
+
+
+def _last_content(model: Model, record: ModelRecord | None) -> SourceState | None:
+    """Return what the source of the model's spec held when it was last looked at."""
+    uri = model.spec.source.uri if model.spec.source is not None else ""
+    kept = reversed(record.revisions.values()) if record is not None else ()
+    same = (one for one in kept if one.checkpoint and (one.spec.get("source") or {}).get("uri") == uri)
+    return next((one.source for one in same), None)
+
+
+def _view(snapshot: PoolSnapshot, plan: PoolPlan, name: str) -> PlanView:
     model = next(model for model in snapshot.models if model.name == name)
     planned = {item.revision: item for item in plan.applications if item.model == name}
     now = _standing(snapshot, name)
-    peak = now | {revision: _most(item, now.get(revision, 0)) for revision, item in planned.items()}
+    first = now | {revision: _most(item, now.get(revision, 0)) for revision, item in planned.items()}
     gpus = _gpus(snapshot, plan, model)
+    gpus_now = sum(gpus[revision] * count for revision, count in now.items())
+    gpus_peak = sum(gpus[revision] * count for revision, count in first.items())
+    peak = sum(first.values())
+    record = plan.records.get(name)
+    state = record.rollout if record is not None else None
+    if state is not None and not state.has_ended:  # the steps to come need more
+        size = max(state.size, sum(now.values()))
+        extra = extra_replicas(model.spec, size)
+        peak = max(peak, size + extra)
+        gpus_peak = max(gpus_peak, gpus_now + gpus.get(state.target, 0.0) * extra)
     entry, rollout = plan.entries.get(name), plan.rollouts.get(name)
     notes = [note for note in plan.notes if note.model == name]
     return PlanView(
         model=name,
         actions=list(_sentences(snapshot, plan, model, planned)),
         replicas_now=sum(now.values()),
-        replicas_peak=sum(peak.values()),
-        gpus_now=sum(gpus[revision] * count for revision, count in now.items()),
-        gpus_peak=sum(gpus[revision] * count for revision, count in peak.items()),
+        replicas_peak=peak,
+        gpus_now=gpus_now,
+        gpus_peak=gpus_peak,
         conditions=list(entry.conditions) if entry is not None else [],
         rollout=rollout,
         refusal=next((note.message for note in notes if note.reason == REFUSED), ""),
@@ -41,7 +79,7 @@ def _sentences(
     name, past = model.name, snapshot.records.get(model.name)
     source = model.spec.source
     if source is not None and any(key[0] == name for key in plan.resolve):
-        yield f"The source {source.uri} is resolved; what it holds names the revision."
+        yield f"The source {source.uri} is looked at; what it holds names the revision."
     standing = _standing(snapshot, name)
     for revision, item in planned.items():
         kept = past.revisions.get(revision) if past is not None else None

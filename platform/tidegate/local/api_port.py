@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ class LaptopHost:
         registry: Registry,
         depths: Depths,
         changed: Callable[[], None],
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._loop = loop
         self._asked = asked
         self._registry = registry
         self._depths = depths
         self._changed = changed
+        self._now = now
 
     async def models(self) -> list[ModelView]:
         models = self._models()
@@ -82,8 +85,8 @@ class LaptopHost:
         if spec is not None:
             models[name] = self._checked(name, spec)
         actions = {name: action} if action is not None else {}
-        snapshot, plan = await self._loop.plan(list(models.values()), actions)
-        return plan_view(snapshot, plan, name)
+        snapshot = await self._loop.look(list(models.values()), actions)
+        return plan_view(snapshot, name, self._now())
 
     def _models(self) -> dict[str, Model]:
         return {model.name: model for model in self._asked.resources.models}

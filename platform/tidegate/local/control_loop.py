@@ -176,13 +176,10 @@ class ControlLoop:
         """The rollouts as the last round left them."""
         return self._rollouts
 
-    async def plan(
-        self, models: Sequence[Model], actions: Mapping[str, Action]
-    ) -> tuple[PoolSnapshot, PoolPlan]:
-        """Decide on these models and actions as the next round would, of what stands now. Nothing is applied.
-        Raises `QueueUnavailable`."""
-        snapshot = await self._gather(self._serve, models, {**self._files.actions, **actions})
-        return snapshot, plan_pool(snapshot, self._now())
+    async def look(self, models: Sequence[Model], actions: Mapping[str, Action]) -> PoolSnapshot:
+        """Return what the next round would decide on, with these models and actions. Raises
+        `QueueUnavailable`."""
+        return await self._gather(self._serve, models, {**self._files.actions, **actions})
 
     async def _gather(
         self, serve: Serve | None, models: Sequence[Model], actions: Mapping[str, Action]

@@ -118,7 +118,7 @@ class LaptopRig:
 
     @property
     def host(self) -> LaptopHost:
-        return LaptopHost(self.loop, self.asked, self.store, self.store, self.changed.set)
+        return LaptopHost(self.loop, self.asked, self.store, self.store, self.changed.set, self.clock)
 
     def model(self, name: str, **spec: Any) -> None:
         (self._folder / f"{name}.yaml").write_text(yaml.safe_dump(document(name, **spec)), encoding="utf-8")

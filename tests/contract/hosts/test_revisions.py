@@ -12,6 +12,7 @@ from tests.contract.hosts.test_hosts import SETTLED, revisions_in_serve, serving
 from tidegate.control.desired import revision_of
 from tidegate.control.history import HISTORY_LIMIT
 from tidegate.control.resources import ModelSpec
+from tidegate.messages.rollouts import Action
 
 SOURCE = {"uri": "/w"}
 SIMULATED = {"name": "simulated"}
@@ -100,3 +101,37 @@ async def test_the_history_is_bounded_outlasts_the_host_and_is_written_once(rig:
     assert [what for what, _ in rig.journal if what.startswith("ControllerRevision")] == []
     assert await changed(rig) == first
     assert rig.history("one")[-1].number == HISTORY_LIMIT + 4
+
+
+async def test_a_person_has_the_source_looked_at(rig: Rig) -> None:
+    first = await serving(rig, source=SOURCE)
+    await rig.host.act("one", Action("recheck", author="ann", at=rig.clock.now))
+    await rounds(rig, SETTLED)
+    assert revisions_in_serve(rig, "one") == {first}
+    rig.contents["/w"] = "second"
+    await rig.host.act("one", Action("recheck", author="ann", at=rig.clock.now))
+    await rounds(rig, 2 * SETTLED)
+    (second,) = revisions_in_serve(rig, "one")
+    assert second != first
+    kept = rig.history("one")[-1]
+    assert (kept.revision, kept.cause, kept.author) == (second, "source content changed", "ann")
+
+
+async def test_an_undo_brings_back_what_the_source_still_has_and_else_moves_nothing(rig: Rig) -> None:
+    first = await serving(rig, source=SOURCE)
+    rig.contents["/w"] = "second"
+    await rig.host.act("one", Action("recheck", at=rig.clock.now))
+    await rounds(rig, 2 * SETTLED)
+    (second,) = revisions_in_serve(rig, "one")
+    await rig.host.act("one", Action("undo", revision=first, at=rig.clock.now))
+    await rounds(rig, 2 * SETTLED)
+    assert revisions_in_serve(rig, "one") == {second}
+    rig.contents["/w"] = "first"
+    await rig.host.act("one", Action("undo", at=rig.clock.now))
+    await rounds(rig, 2 * SETTLED)
+    assert entry(rig, "one").revisions == {first: 100}
+    assert revisions_in_serve(rig, "one") == {first}
+    assert [kept.number for kept in rig.history("one")] == [1, 2]
+    rig.start()
+    await rounds(rig, SETTLED)
+    assert revisions_in_serve(rig, "one") == {first}, "the spec is the user's, and the undo is remembered"

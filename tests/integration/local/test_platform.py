@@ -326,3 +326,22 @@ async def test_the_control_api_changes_what_runs_until_the_file_does(steady: Pla
         await await_until(is_the_files, timeout=30.0)
         noted = (await api.get("/v1/audit")).json()["items"]
         assert [entry["what"] for entry in noted][:3] == ["drain", "drain", "scale"]
+
+
+async def test_a_restart_brings_fresh_replicas_beside_the_old(steady: Platform) -> None:
+    before = await steady.pids("first")
+    revisions = (await steady.entries())["first"].revisions
+    running = steady.running
+    headers = {"authorization": f"Bearer {running.control_key}"}
+    async with httpx.AsyncClient(base_url=running.control_url, headers=headers, trust_env=False) as api:
+        assert (await api.post("/v1/models/first/restart")).status_code == 202
+    answers = []
+
+    async def is_fresh() -> bool:
+        answers.append((await steady.ask("first")).status_code)
+        now = await steady.pids("first")
+        return bool(now) and not now & before
+
+    await await_until(is_fresh, timeout=90.0)
+    assert set(answers) == {200}
+    assert (await steady.entries())["first"].revisions == revisions

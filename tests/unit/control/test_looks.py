@@ -10,12 +10,13 @@ from msgspec.structs import replace
 
 from tests.unit.control.builders import NOW, World, model
 from tidegate.control.desired import (
+    UNCHANGED,
     ModelRecord,
     RevisionRecord,
     revision_of,
     spec_on_wire,
 )
-from tidegate.control.looks import UNCHANGED, looked, next_look, questions, recheck, undo
+from tidegate.control.looks import looked, next_look, questions, recheck, undo
 from tidegate.control.observed import Capacity, SourceState
 from tidegate.control.plan import PoolPlan
 from tidegate.control.resources import Model
@@ -286,6 +287,18 @@ def test_an_undone_content_does_not_come_back_with_the_next_look() -> None:
     assert world.up() not in (goal.revision, world.first)
 
 
+def test_a_recheck_looks_at_what_the_spec_names_also_under_an_undo() -> None:
+    world = Looking()
+    goal = world.stored(1)
+    world.models = [sourced("/other")]
+    world.source(0, resolved("b"))
+    world.step()
+    world.undo(goal)
+    world.recheck()
+    (question,) = questions(world.models, world.records).values()
+    assert (world.record.pinned is not None, question.arguments) == (True, ["/other"])
+
+
 def test_undo_of_a_model_without_a_source_needs_no_look() -> None:
     world = World(model())
     first = world.settle("one")
@@ -302,6 +315,26 @@ def test_undo_of_a_model_without_a_source_needs_no_look() -> None:
     world.records["one"] = replace(record, revisions={second: record.revisions[second]})
     world.records["one"] = undo(world.records["one"], world.models[0], goal, "", world.now)
     assert [app.revision for app in world.step().applications] == [second, first]
+
+
+def told(plan: PoolPlan) -> list[tuple[str, bool]]:
+    """What is told of looks, and whether it is a warning."""
+    reasons = ("SourceLookedAt", "Offline")
+    return [(note.reason, note.is_trouble) for note in plan.notes if note.reason in reasons]
+
+
+def test_what_a_look_found_is_told_to_who_waits_for_it() -> None:
+    world = Looking(source={"recheckSeconds": 60})
+    world.recheck()
+    assert told(world.answer(resolved("a"))) == [("SourceLookedAt", False)]
+    offline = SourceState("failed", reason="Offline", message="No network.")
+    for answer, news in (
+        (resolved("a"), []),
+        (offline, [("Offline", True)]),
+        (resolved("b"), [("SourceLookedAt", False)]),
+    ):
+        world.now = next_look(world.models[0], world.record) or 0.0
+        assert told(world.answer(answer)) == news
 
 
 def test_a_restart_in_the_middle_of_a_look_goes_on() -> None:

@@ -1,0 +1,80 @@
+"""Revisions on a whole platform: changed weights are seen, and an undo asks for the old ones first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.local.conftest import Platform
+from tests.unit.sources.builders import write
+from tests.waiting import await_until
+from tidegate.control.desired import ModelRecord
+from tidegate.local.record_file import RecordFile
+
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(240)]
+
+
+async def act(platform: Platform, **body: Any) -> None:
+    """Ask something of the model's rollouts, as the command does."""
+    running = platform.running
+    headers = {"authorization": f"Bearer {running.control_key}"}
+    async with httpx.AsyncClient(base_url=running.control_url, headers=headers, timeout=60.0) as client:
+        (await client.post("/v1/models/content/rollout", json=body)).raise_for_status()
+
+
+async def history(platform: Platform) -> list[dict[str, Any]]:
+    running = platform.running
+    headers = {"authorization": f"Bearer {running.control_key}"}
+    async with httpx.AsyncClient(base_url=running.control_url, headers=headers, timeout=60.0) as client:
+        found: list[dict[str, Any]] = (await client.get("/v1/models/content/revisions")).json()["items"]
+    return found
+
+
+async def serving(platform: Platform, *, other_than: str = "") -> str:
+    """Return the revision that takes all requests and answers them."""
+    entry = await platform.until(
+        "content",
+        lambda entry: entry.ready and entry.replicas_ready and set(entry.revisions) - {other_than},
+        timeout=90.0,
+    )
+    (revision,) = entry.revisions
+    assert (await platform.ask("content")).status_code == 200
+    return revision
+
+
+async def test_changed_weights_are_another_revision_and_undo_asks_for_the_old_ones(
+    steady: Platform, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "checkpoint")
+    weights = folder / "model.safetensors"
+    first_bytes = weights.read_bytes()
+    steady.define("content", source={"uri": str(folder)})
+    first = await serving(steady)
+    weights.write_bytes(first_bytes[:-1] + bytes([first_bytes[-1] ^ 1]))
+    await act(steady, verb="recheck")
+    second = await serving(steady, other_than=first)
+    shown = [
+        (item["number"], item["revision"], item["cause"], item["author"]) for item in await history(steady)
+    ]
+    assert shown == [(2, second, "source content changed", "host"), (1, first, "created", "")]
+
+    def record() -> ModelRecord:
+        return RecordFile(steady.home.records).read()["content"]
+
+    await await_until(lambda: list(record().revisions) == [second], timeout=60.0)  # the first has drained
+    await act(steady, verb="undo", revision=first)
+
+    def refusal() -> str:
+        look = record().look
+        return look.message if look is not None and look.goal is not None and look.ended else ""
+
+    assert "no longer holds what the revision was made from" in await await_until(refusal, timeout=60.0)
+    assert (await steady.entries())["content"].revisions == {second: 100}
+
+    weights.write_bytes(first_bytes)
+    await act(steady, verb="undo", revision=first)
+    assert await serving(steady, other_than=second) == first
+    assert [item["number"] for item in await history(steady)] == [2, 1]
