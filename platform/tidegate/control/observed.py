@@ -159,6 +159,11 @@ class Observation:
             return None
         return self.serve.applications.get(application_name(model, revision))
 
+    def of_model(self, model: str) -> list[ApplicationState]:
+        """Return all applications of a model that stand or go, also those of which nothing is recorded."""
+        everything = self.serve.applications if self.serve is not None else {}
+        return [each for name, each in everything.items() if name.rpartition("--")[0] == model]
+
     def refusal(self, model: str, revision: str) -> str | None:
         """Return Serve's words where it refused the revision's application last."""
         return self.rejected.get(application_name(model, revision))

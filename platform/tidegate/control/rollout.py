@@ -25,7 +25,7 @@ from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord
 from tidegate.control.observed import Observation
 from tidegate.control.reasons import Reason
 from tidegate.control.resources import ModelSpec
-from tidegate.control.rollout_gates import Verdict, baseline, first_look, shadowed, verdict_of
+from tidegate.control.rollout_gates import Verdict, baseline, first_look, is_measured, shadowed, verdict_of
 from tidegate.control.rollout_schema import RolloutSpec, needed_replicas
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.rollouts import StepView
@@ -165,10 +165,13 @@ def _first_state(moment: Moment, record: ModelRecord) -> RolloutState:
 
 
 def _steps(moment: Moment, strategy: str, *, is_first: bool) -> list[StepView]:
-    """An undo is asked for by a person who saw why, and beside a first revision there is nothing: they have
-    one step, and the first is held only to see whether it keeps its limits."""
-    if strategy == ALL_AT_ONCE or moment.is_undo:
+    """An undo is asked for by a person who saw why: it is held nowhere, and has steps only where no more
+    replicas may stand at a time. A first revision has nothing beside it, and is held only to see whether it
+    keeps its limits."""
+    if strategy == ALL_AT_ONCE or (moment.is_undo and moment.rules.max_surge is None):
         return [StepView(WHOLE)]
+    if moment.is_undo:
+        return [StepView(step.weight) for step in moment.rules.all_steps]
     steps = [StepView(step.weight, step.hold_seconds, step.pause) for step in moment.rules.all_steps]
     if is_first:
         return [StepView(WHOLE, steps[-1].hold_seconds if moment.rules.has_limits else 0.0)]
@@ -214,6 +217,8 @@ def _warming(moment: Moment, state: RolloutState) -> ModelRecord:
         return _waiting(moment, state, Reason.RollingOut, missing)
     if held := _held(state):
         return _waiting(moment, state, Reason.RolloutPaused, held)
+    if _is_compared(moment, state) and not is_measured(state, moment.now):
+        return _waiting(moment, state, Reason.RollingOut, "The requests of the stable are being counted.")
     state = replace(state, thresholds=baseline(moment.record, state, moment.seen, moment.now))
     if moment.rules.shadow is not None and state.stable and not moment.is_undo:
         state = replace(state, phase="Shadow", step_since=moment.now)
@@ -232,6 +237,8 @@ def _shadow(moment: Moment, state: RolloutState) -> ModelRecord:
         if count < rules.requests:
             text = f"{count} of {rules.requests} shadowed requests ended well: it waits for more."
             return _waiting(moment, state, Reason.WaitingForEvidence, text)
+    if missing := not_answering(moment) or _too_few(moment, state):
+        return _waiting(moment, state, Reason.RollingOut, missing)
     return _with_weight(moment, state, 0)
 
 
@@ -335,6 +342,11 @@ def replicas_for(spec: ModelSpec, state: RolloutState, weight: int) -> int:
     return needed_replicas(min(max(1, state.size), spec.scaling.max_replicas), weight)
 
 
+def _is_compared(moment: Moment, state: RolloutState) -> bool:
+    """Tell whether both revisions will have requests at a time."""
+    return bool(state.stable) and state.strategy != RECREATE and not moment.is_undo
+
+
 def _least_requests(moment: Moment, state: RolloutState) -> int:
     is_asked = not moment.is_undo and (bool(state.stable) or moment.rules.has_limits)
     return moment.rules.least_requests if is_asked else 0
@@ -383,7 +395,8 @@ def retired(
         is_stable = state is not None and not state.has_ended and state.stable == revision
         if revision in record.weights or is_stable or (revision == target and not is_refused):
             continue
-        if not kept.retired_at and (kept.is_proved or is_refused):
+        is_marked = 0.0 < kept.retired_at <= now  # else the clock was set back
+        if not is_marked and (kept.is_proved or is_refused):
             revisions[revision] = replace(kept, retired_at=now)
         elif is_refused:
             continue

@@ -20,6 +20,7 @@ from tidegate.messages.outcomes import Outcomes, Tally
 from tidegate.messages.rollouts import GateView
 
 NO_OUTCOMES: Mapping[str, Tally] = {}
+MEASURED_SECONDS = 3.0
 SELF_CHECK, PROBE = "SelfCheckFailed", "ProbeFailed"
 
 
@@ -60,7 +61,7 @@ def verdict_of(
 
 def first_look(record: ModelRecord, state: RolloutState, seen: Observation, now: float) -> RolloutState:
     """Remember how many requests the stable had ended when its rate begins to be measured."""
-    if state.looked_at or (record.name, state.stable) not in seen.outcomes:
+    if 0.0 < state.looked_at <= now or (record.name, state.stable) not in seen.outcomes:
         return state
     return replace(state, looked_at=now, looked_ended=_before_rollouts(record, state, seen).finished)
 
@@ -69,9 +70,13 @@ def baseline(record: ModelRecord, state: RolloutState, seen: Observation, now: f
     """Return the stable's latencies as they were outside of rollouts, and its requests a second since the
     first look."""
     tally, seconds = _before_rollouts(record, state, seen), now - state.looked_at
-    is_measured = bool(state.looked_at) and seconds >= 1.0
-    rate = max(0, tally.finished - state.looked_ended) / seconds if is_measured else 0.0
-    return freeze(tally, rate)
+    ended = max(0, tally.finished - state.looked_ended)
+    return freeze(tally, ended / seconds if is_measured(state, now) else 0.0)
+
+
+def is_measured(state: RolloutState, now: float) -> bool:
+    """Tell whether the stable's rate is known: its requests have been counted for a while."""
+    return bool(state.looked_at) and now - state.looked_at >= MEASURED_SECONDS
 
 
 def _before_rollouts(record: ModelRecord, state: RolloutState, seen: Observation) -> Tally:
@@ -91,15 +96,7 @@ def shadowed(record: ModelRecord, state: RolloutState, seen: Observation) -> int
 
 
 def _hard(record: ModelRecord, state: RolloutState, target: Outcomes, seen: Observation) -> list[GateView]:
-    kept, failed, text = record.revisions.get(state.target), "", ""
-    if kept is not None and kept.failures:
-        failed, text = kept.reason, kept.message
-    report = seen.reports.get((record.name, state.target))
-    # Of a replica that served and then ended the report has the figures; it counts among those lost.
-    has_failed = report is not None and not report.proved and not report.slots
-    if has_failed and report is not None and kept is not None and kept.is_proved:
-        if report.at >= state.started:
-            failed, text = report.reason, report.message
+    failed, text = _failed_start(record, state, seen)
     lost = sum(
         tally.ends.get("lost", 0) for cohort, tally in target.items() if cohort.rpartition(".")[0] == state.id
     )
@@ -110,6 +107,18 @@ def _hard(record: ModelRecord, state: RolloutState, target: Outcomes, seen: Obse
         failed_probe=said if failed == PROBE else "",
         lost_replicas=lost,
     )
+
+
+def _failed_start(record: ModelRecord, state: RolloutState, seen: Observation) -> tuple[str, str]:
+    """Return the reason and the sentence of a start of the target that failed; empty: none did. The report of
+    a replica that served and then ended has its figures; that one counts among those lost."""
+    kept, report = record.revisions.get(state.target), seen.reports.get((record.name, state.target))
+    if kept is not None and kept.failures:
+        return kept.reason, kept.message
+    is_newer = report is not None and kept is not None and kept.is_proved and report.at >= state.started
+    if report is None or not is_newer or report.proved or report.slots:
+        return "", ""
+    return report.reason, report.message
 
 
 def _limits(limits: RolloutLimits) -> Limits:

@@ -295,6 +295,6 @@ def surge_missing(spec: RolloutSpec, max_replicas: int) -> str:
     least = peak - max_replicas
     return (
         f"rollout.maxSurge is {spec.max_surge}: with scaling.maxReplicas {max_replicas} both revisions may "
-        f"have {most} replicas together, and the rollout of {size} needs {peak}; raise maxSurge to {least}, use "
-        "stableScalesDown with more and smaller steps, or strategy Recreate"
+        f"have {most} replicas together, and the rollout of {size} needs {peak}; raise maxSurge to {least}, "
+        "use stableScalesDown with more and smaller steps, or strategy Recreate"
     )

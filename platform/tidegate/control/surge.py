@@ -90,10 +90,11 @@ def _within(
     more gets it from what is left."""
     standing = {name: seen.application(record.name, name) for name in record.revisions}
     present = {name: _present(each) for name, each in standing.items()}
-    room = budget - sum(map(_taken, standing.values()))
+    room = budget - sum(map(_taken, seen.of_model(record.name)))
     found: dict[str, Bounds] = {}
     for name in sorted(record.revisions, key=lambda name: (name != state.target, name != state.stable)):
-        wish = wished.get(name, Bounds(0, present[name]))
+        # What is left behind gets what it needs to finish its requests.
+        wish = wished.get(name, Bounds(0, max(present[name], min(1, loads.get(name, 0)))))
         gives_up = name == state.stable and rules.stable_scales_down and not state.has_ended
         kept = 0 if gives_up else present[name]
         most = min(wish.most, max(wish.least, kept, loads.get(name, 0)))

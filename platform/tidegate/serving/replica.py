@@ -138,7 +138,8 @@ class ReplicaLoop:
         asking = asyncio.ensure_future(
             self._probing.run(self._probes, len(self._probes) * self._times.step_timeout_seconds)
         )
-        await asyncio.wait({asking, self.ended}, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {asking, self.ended}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         self._probing = None
         if self.failure is not None and not asking.done():
             asking.cancel()

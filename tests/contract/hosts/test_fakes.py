@@ -128,6 +128,14 @@ async def test_a_queue_that_nobody_used_is_empty_and_known(store: Store) -> None
     assert await store.depths.poll([], timeout_seconds=2.0) == {}
 
 
+async def test_queues_that_nobody_used_have_no_outcomes_and_nothing_to_move(store: Store) -> None:
+    queues = [("one", "a"), ("one", "b")]
+    assert await store.registry.outcomes.read(queues) == {queue: {} for queue in queues}
+    assert await store.registry.outcomes.read([]) == {}
+    assert await store.registry.move_revision("one", "a", "b", False) == 0
+    await store.registry.outcomes.forget(queues, "65f0")
+
+
 # Serve -----------------------------------------------------------------------------------------------------
 
 

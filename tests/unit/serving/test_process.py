@@ -47,7 +47,7 @@ def test_the_command_line_gives_the_same_arguments() -> None:
 def test_engine_arguments_that_are_no_json_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse_command_line(["--model", "m", "--revision", "r", "--redis-url", "unix:///x", "--args", "{"])
-    assert "--args: '{': give a JSON object" in capsys.readouterr().err
+    assert "--args: '{': give JSON" in capsys.readouterr().err
 
 
 def test_logs_are_json_lines_in_the_models_file(logger: logging.Logger, tmp_path: Path) -> None:
