@@ -34,15 +34,16 @@ def draw_model(model: ModelView, now: float, *, is_wide: bool = False) -> str:
 
 
 def draw(view: RolloutView, now: float, *, is_wide: bool = False) -> str:
-    """Return what a person wants to know: where it stands, what it waits for, and why. Gates that pass say
-    why only where it `is_wide`. `now` in unix seconds."""
+    """Return what a person wants to know: where it stands, what it waits for, and why. Gates in whose hands
+    it is not say why only where it `is_wide`. `now` in unix seconds."""
     blocks = [
         "\n".join(filter(None, (f"{view.model}: {_where(view)}", _why(view.reason, view.message)))),
         "\n".join(_facts(view, now)),
         table(REVISION_TITLES, _revisions(view)),
     ]
     if view.gates:
-        said = [gate for gate in view.gates if gate.message and (is_wide or gate.state != "passes")]
+        told = ("fails",) if view.phase in ENDED else ("fails", "waits")
+        said = [gate for gate in view.gates if gate.message and (is_wide or gate.state in told)]
         sentences = [f"{GATE_MARKS[gate.state]} {gate.name}: {gate.message}" for gate in said]
         blocks.append("\n".join([table(GATE_TITLES, [_gate(gate) for gate in view.gates]), *sentences]))
     return "\n\n".join(blocks)

@@ -120,6 +120,9 @@ def test_a_gate_shows_its_evidence_against_what_is_needed() -> None:
 
 def test_a_gate_that_passes_says_why_only_where_it_is_asked() -> None:
     assert lines(VIEW)[-1] == "… errors: 1 of 41 failed."
+    assert "errors:" not in draw(replace(VIEW, phase="Completed"), 1090.0)
+    failed = replace(VIEW, phase="Aborted", gates=[replace(ERRORS, state="fails")])
+    assert lines(failed)[-1] == "✗ errors: 1 of 41 failed."
     wide = draw(VIEW, 1090.0, is_wide=True).splitlines()
     assert wide[-2:] == ["… errors: 1 of 41 failed.", "✓ restarts: None of its replicas restarted."]
 
