@@ -26,6 +26,10 @@ GATE_MARKS = {"passes": "✓", "waits": "…", "fails": "✗"}
 def draw_model(model: ModelView, now: float, *, is_wide: bool = False) -> str:
     """Return a model's rollout, or that there is none, and what was asked and not yet done."""
     parts = [draw(model.rollout, now, is_wide=is_wide) if model.rollout is not None else headline(model)]
+    if model.pinned:
+        parts.append(
+            f"An undo holds revision {model.pinned} in the place of the spec's, until the spec changes."
+        )
     if (action := model.action) is not None:
         by = f" by {action.author}" if action.author else ""
         what = " ".join(filter(None, (action.verb, action.revision)))
@@ -60,7 +64,7 @@ def headline(model: ModelView) -> str:
 
 def record_of(model: ModelView) -> dict[str, Any]:
     """Return the same for programs."""
-    shown = {"model": model.name, "rollout": model.rollout, "action": model.action}
+    shown = {"model": model.name, "rollout": model.rollout, "action": model.action, "pinned": model.pinned}
     return cast("dict[str, Any]", msgspec.to_builtins(shown))
 
 

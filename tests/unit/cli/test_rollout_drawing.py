@@ -168,6 +168,12 @@ def test_a_model_without_a_rollout_says_how_it_is() -> None:
     assert "has not looked at it yet" in headline(replace(MODEL, rollout=None, entry=None))
 
 
+def test_an_undo_that_holds_is_shown() -> None:
+    shown = draw_model(replace(MODEL, pinned="9f3a22c0de"), 1090.0)
+    assert "An undo holds revision 9f3a22c0de" in shown
+    assert "An undo" not in draw_model(MODEL, 1090.0)
+
+
 def test_what_was_asked_and_not_begun_is_shown() -> None:
     asked = replace(MODEL, action=Action("undo", "9f3a22c0de", "alice"))
     assert draw_model(asked, 1090.0).endswith("\n\nasked by alice, not begun yet: undo 9f3a22c0de")
