@@ -12,7 +12,7 @@ from tidegate.control.desired import spec_on_wire
 from tidegate.control.resource_files import with_absolute_source
 from tidegate.control.resources import DEFAULT_POOL, Model
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import checked, shown_fields, observed, unknown_model, version_of
+from tidegate.control_api.shown import checked, observed, shown_fields, unknown_model, version_of
 from tidegate.control_api.views import ModelView, PlanView, PoolView
 from tidegate.control_round import Depths, Registry
 from tidegate.errors import Conflict
