@@ -32,7 +32,7 @@ from itertools import accumulate
 
 import msgspec
 
-from tidegate.messages.outcomes import Outcomes, Tally, bucket_of, bucket_seconds
+from tidegate.messages.outcomes import BUCKETS_PER_DOUBLING, Outcomes, Tally, bucket_of, bucket_seconds
 from tidegate.messages.rollouts import GateState, GateView
 
 ALPHA = 0.01  # the share of good rollouts that the gates may abort
@@ -119,14 +119,16 @@ def judge(
     *,
     least_requests: int = 59,
     margin: float = 1.0,
+    slowdown: float = 1.0,
     alpha: float = ALPHA,
 ) -> Judgement:
     """Judge by the cohorts of this rollout alone; `stable` is None for a model's first revision, which only
-    has limits to keep to. `margin` says how many times as often as the stable the target may fail."""
+    has limits to keep to. `margin` says how many times as often as the stable the target may fail,
+    `slowdown` how many times as long it may take."""
     cohorts = _cohorts(stable or {}, target, rollout)
     gates = _limits(cohorts, limits, 1.0 if stable is None else SHARES["limits"])
     if stable is not None:
-        gates = _comparisons(cohorts, thresholds, margin) + gates
+        gates = _comparisons(cohorts, thresholds, margin, slowdown) + gates
     needed = 1.0 / alpha
     clean = sum(cohort.target.ends.get("ok", 0) for cohort in cohorts)
     requests = _requests(clean, least_requests)
@@ -254,7 +256,9 @@ def _cohorts(stable: Outcomes, target: Outcomes, rollout: str) -> list[_Cohort]:
     return found
 
 
-def _comparisons(cohorts: Sequence[_Cohort], thresholds: Thresholds, margin: float) -> list[_Gate]:
+def _comparisons(
+    cohorts: Sequence[_Cohort], thresholds: Thresholds, margin: float, slowdown: float
+) -> list[_Gate]:
     # Where only one revision has requests, a failure says nothing about which of them it hits.
     both = [cohort for cohort in cohorts if 0.0 < cohort.weight < 1.0]
     silence = "The target has had no request beside the stable: it neither passes nor fails."
@@ -262,9 +266,10 @@ def _comparisons(cohorts: Sequence[_Cohort], thresholds: Thresholds, margin: flo
     abnormal = [
         _compared(f"Abnormal ends ({what})", both, _kind(end), margin) for end, what in ABNORMAL_ENDS.items()
     ]
-    first = _slower("First token", thresholds.first_token, _first_tokens, both, thresholds, margin)
+    slack = _buckets_within(slowdown)
+    first = _slower("First token", thresholds.first_token, slack, _first_tokens, both, thresholds, margin)
     between = _slower(
-        "Time between tokens", thresholds.between_tokens, _between_tokens, both, thresholds, margin
+        "Time between tokens", thresholds.between_tokens, slack, _between_tokens, both, thresholds, margin
     )
     gates = [
         _Gate("errors", SHARES["errors"], [_compared("Errors", both, _errors, margin)], silence),
@@ -335,6 +340,7 @@ def _compared(
 def _slower(
     what: str,
     buckets: Sequence[int],
+    slack: int,
     count: Callable[[int], Measure],
     cohorts: Sequence[_Cohort],
     thresholds: Thresholds,
@@ -342,15 +348,21 @@ def _slower(
 ) -> list[_Test]:
     return [
         _compared(
-            f"{what} above {bucket_seconds(bucket):.3g} s (the stable's p{percent})",
+            f"{what} above {bucket_seconds(bucket + slack):.3g} s (the stable's p{percent} was at most "
+            f"{bucket_seconds(bucket):.3g} s)",
             cohorts,
-            count(bucket),
+            count(bucket + slack),
             margin,
             possible_ratios(percent),
             thresholds.together,
         )
         for percent, bucket in zip(QUANTILES, buckets, strict=False)
     ]
+
+
+def _buckets_within(slowdown: float) -> int:
+    """Return how many buckets further what takes so many times as long may be found."""
+    return math.ceil(math.log2(slowdown) * BUCKETS_PER_DOUBLING - 1e-9)
 
 
 def possible_ratios(percent: int) -> dict[float, float]:

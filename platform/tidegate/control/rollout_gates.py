@@ -49,6 +49,7 @@ def verdict_of(
         state.thresholds,
         _limits(spec.limits),
         least_requests=least,
+        slowdown=spec.allowed_slowdown,
     )
     failed = " ".join(gate.message for gate in hard if gate.state == "fails")
     return Verdict(

@@ -190,6 +190,13 @@ class RolloutSpec(Strict):
         description="Requests that must have ended well on the new revision, in place of what margin asks "
         "for; 0: the rollout goes by the clock alone.",
     )
+    allowed_slowdown: float = Field(
+        default=1.15,
+        ge=1,
+        le=100,
+        description="How many times as long as the old revision's the times to the first token and between "
+        "tokens may be; what is at most 1.4 times as much may pass as well.",
+    )
     limits: RolloutLimits = Field(
         default=RolloutLimits(), description="What the new revision must keep to whatever the old one does."
     )

@@ -93,7 +93,8 @@ async def test_a_chat_stream(gateway: Gateway, client: openai.AsyncOpenAI) -> No
     await gateway.replica.say(claim, " 🌊\u2028")
     assert (await anext(stream)).choices[0].delta.content == " 🌊\u2028"
     await gateway.replica.say(claim, "", "length")
-    last, with_usage = [chunk async for chunk in stream]
+    wordless, last, with_usage = [chunk async for chunk in stream]
+    assert wordless.choices[0].delta.content == ""
     assert last.choices[0].finish_reason == "length"
     assert last.choices[0].delta.content is None
     assert last.usage is None
@@ -321,19 +322,20 @@ async def test_a_benchmarks_stream_reads_as_it_reads_it(
     gateway: Gateway, path: str, body: dict[str, Any]
 ) -> None:
     """Messages end in an empty line and begin with `data: `; a chunk with choices is a token or an end, one
-    without holds the usage."""
+    without holds the usage. Each token is timed, one without text (an end token that is ignored) as well."""
     call = asyncio.create_task(gateway.post(path, {"model": MODEL, "stream": True} | body))
-    await gateway.replica.answer("Hi", " there", "!", finish="length")
+    await gateway.replica.answer("Hi", "", "!", finish="length")
     response = await call
     *messages, done, rest = response.text.split("\n\n")
     assert (response.status_code, done, rest) == (200, "data: [DONE]", "")
-    text, usage = "", None
+    texts, usage = [], None
     for message in messages:
         chunk = json.loads(message.removeprefix("data: "))
         if choices := chunk["choices"]:
-            text += choices[0].get("text") or choices[0].get("delta", {}).get("content") or ""
+            token = choices[0].get("delta", choices[0])
+            texts += [token[name] for name in ("text", "content") if name in token and "role" not in token]
         usage = chunk["usage"] or usage
-    assert text == "Hi there!"
+    assert texts == ["Hi", "", "!"]
     assert usage is not None
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (PROMPT_TOKENS, 3)
 

@@ -383,7 +383,10 @@ def chat_prompt(body: Templated, messages: list[dict[str, Any]], args: dict[str,
 
 
 class ChatEvents(Chunks):
-    """`chat.completion.chunk`: the role first, then text, then an empty delta with the finish reason."""
+    """`chat.completion.chunk`: the role first, then text, then an empty delta with the finish reason.
+
+    As vLLM's, tokens without text (special ones, parts of a character) have a chunk: benchmarks time each.
+    """
 
     __slots__ = ("_begun", "_echoed", "_has_logprobs", "_role")
 
@@ -412,7 +415,7 @@ class ChatEvents(Chunks):
         if self._has_logprobs and output.logprobs:
             entries = encode(chat_logprobs(self._shown.entries(output.logprobs)))
             logprobs = b'{"content":%b,"refusal":null}' % entries
-        if text or token_ids or logprobs != b"null":
+        if text or output.token_ids or logprobs != b"null":
             delta = b'{"content":%b}' % text_json(text)
             out += self.chunk(_choice(index, delta, logprobs, more=token_ids))
         if segment.finish is not None:

@@ -205,7 +205,10 @@ class CompletionCall(TextCall):
 
 
 class CompletionEvents(Chunks):
-    """`text_completion` chunks; the last one of a choice carries its finish reason."""
+    """`text_completion` chunks; the last one of a choice carries its finish reason.
+
+    As vLLM's, tokens without text (special ones, parts of a character) have a chunk: benchmarks time each.
+    """
 
     __slots__ = ("_offsets", "_top")
 
@@ -222,7 +225,7 @@ class CompletionEvents(Chunks):
         more = b""
         if self._shown.has_token_ids:
             more = self.token_ids(output.token_ids) + self.token_ids(output.prompt_ids, b"prompt_token_ids")
-        if not output.text and not output.logprobs and not more and finish is None:
+        if finish is None and not (output.token_ids or output.text or output.logprobs or more):
             return b""
         logprobs = b"null"
         if self._top is not None and output.logprobs:

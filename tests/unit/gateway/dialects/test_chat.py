@@ -87,6 +87,18 @@ def test_usage_is_null_until_the_last_chunk() -> None:
     assert "usage" not in orjson.loads(plain[0][1])
 
 
+@pytest.mark.parametrize("finish", [None, Finish("length"), STOP])
+def test_a_token_without_text_has_a_chunk(finish: Finish | None) -> None:
+    chunks = [
+        orjson.loads(data)["choices"][0]
+        for _, data in events(chat_events().render(0, Segment("x", 0, finish, Tokens([2], ""))))
+    ]
+    assert [chunk["delta"] for chunk in chunks if "role" not in chunk["delta"]] == [
+        {"content": ""},
+        *([] if finish is None else [{}]),
+    ]
+
+
 def test_tokens_whose_text_waits_still_send_their_logprobs() -> None:
     rendered = chat_events(logprobs=True)
     token = TokenLogprob(1, "\ufffd", -1.0, b"\xf0")

@@ -67,11 +67,13 @@ def test_of_two_tokens_with_one_name_the_likelier_counts() -> None:
 
 def test_completion_chunks_carry_the_reason_with_the_last_text() -> None:
     rendered = CompletionEvents(HEAD, Shown(), top=None, choices=1)
-    assert rendered.render(0, Segment("x", 0, output=Tokens([1], ""))) == b""
-    raw = rendered.render(0, Segment("x", 1, output=Tokens([1], "a")))
+    assert rendered.render(0, Segment("x", 0)) == b""
+    raw = rendered.render(0, Segment("x", 0, output=Tokens([1], "")))
+    raw += rendered.render(0, Segment("x", 1, output=Tokens([1], "a")))
     raw += rendered.render(0, Segment("x", 2, output=Tokens([1], "b"), finish=Finish("length")))
     choices = [orjson.loads(data)["choices"][0] for _, data in events(raw)]
     assert [(choice["text"], choice["finish_reason"]) for choice in choices] == [
+        ("", None),
         ("a", None),
         ("b", "length"),
     ]
