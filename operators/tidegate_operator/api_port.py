@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from tidegate.control.desired import ModelRecord
 from tidegate.control.history import views
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import checked, load_fields, observed, unknown_model
+from tidegate.control_api.shown import checked, observed, shown_fields, unknown_model
 from tidegate.control_api.views import ModelView, PlanView, PoolView
 from tidegate.control_round import Depths, Registry
 from tidegate.errors import Conflict, HostUnavailable, InvalidRequest, NotFound
@@ -192,7 +192,9 @@ class ClusterHost:
         found = {name: record_of(name, body.get("status") or {}) for name, body in bodies.items()}
         records = {name: record for name, record in found.items() if record is not None}
         seen = await observed(self.registry, self.depths, records, bodies)
-        return [_model_view(body, load_fields(name, seen)) for name, body in bodies.items()]
+        return [
+            _model_view(body, shown_fields(name, seen, records.get(name))) for name, body in bodies.items()
+        ]
 
 
 def _model_view(body: Body, load: Mapping[str, Any]) -> ModelView:

@@ -152,6 +152,7 @@ class TestGuide:
         laptop.run("rollout", "undo", MODEL, "--to-revision", "1")
         laptop.run("rollout", "status", MODEL, "--timeout", "4m")
         assert laptop.rollout()["target"] == first["revision"]
+        assert f"An undo holds revision {first['revision']}" in laptop.run("models", MODEL)
         assert set(traffic.answers) == {200}
 
     def test_without_the_file(self, laptop: Laptop) -> None:

@@ -216,6 +216,8 @@ def _details(model: Record) -> str:
         parts.append(model["message"])
     if model["rollout"]:
         parts.append(f"rollout: {rollout_cell(model['rollout'])} (tidegate rollout status {model['name']})")
+    if model["pinned"]:
+        parts.append(f"An undo holds revision {model['pinned']}, until the spec changes.")
     if model["is_overlaid"]:
         parts.append("Its spec was set here and is not its file's; the file's next change ends that.")
     conditions = [[c["type"], c["status"], c["reason"], c["message"]] for c in model["conditions"]]

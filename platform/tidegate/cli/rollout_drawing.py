@@ -26,6 +26,10 @@ GATE_MARKS = {"passes": "✓", "waits": "…", "fails": "✗"}
 def draw_model(model: ModelView, now: float, *, is_wide: bool = False) -> str:
     """Return a model's rollout, or that there is none, and what was asked and not yet done."""
     parts = [draw(model.rollout, now, is_wide=is_wide) if model.rollout is not None else headline(model)]
+    if model.pinned:
+        parts.append(
+            f"An undo holds revision {model.pinned} in the place of the spec's, until the spec changes."
+        )
     if (action := model.action) is not None:
         by = f" by {action.author}" if action.author else ""
         what = " ".join(filter(None, (action.verb, action.revision)))
@@ -34,15 +38,16 @@ def draw_model(model: ModelView, now: float, *, is_wide: bool = False) -> str:
 
 
 def draw(view: RolloutView, now: float, *, is_wide: bool = False) -> str:
-    """Return what a person wants to know: where it stands, what it waits for, and why. Gates that pass say
-    why only where it `is_wide`. `now` in unix seconds."""
+    """Return what a person wants to know: where it stands, what it waits for, and why. Gates in whose hands
+    it is not say why only where it `is_wide`. `now` in unix seconds."""
     blocks = [
         "\n".join(filter(None, (f"{view.model}: {_where(view)}", _why(view.reason, view.message)))),
         "\n".join(_facts(view, now)),
         table(REVISION_TITLES, _revisions(view)),
     ]
     if view.gates:
-        said = [gate for gate in view.gates if gate.message and (is_wide or gate.state != "passes")]
+        told = ("fails",) if view.phase in ENDED else ("fails", "waits")
+        said = [gate for gate in view.gates if gate.message and (is_wide or gate.state in told)]
         sentences = [f"{GATE_MARKS[gate.state]} {gate.name}: {gate.message}" for gate in said]
         blocks.append("\n".join([table(GATE_TITLES, [_gate(gate) for gate in view.gates]), *sentences]))
     return "\n\n".join(blocks)
@@ -59,7 +64,7 @@ def headline(model: ModelView) -> str:
 
 def record_of(model: ModelView) -> dict[str, Any]:
     """Return the same for programs."""
-    shown = {"model": model.name, "rollout": model.rollout, "action": model.action}
+    shown = {"model": model.name, "rollout": model.rollout, "action": model.action, "pinned": model.pinned}
     return cast("dict[str, Any]", msgspec.to_builtins(shown))
 
 

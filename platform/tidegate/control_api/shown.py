@@ -29,8 +29,9 @@ async def observed(
         return Observation(None)
 
 
-def load_fields(name: str, seen: Observation) -> dict[str, Any]:
-    """Return the fields of a `ModelView` that say what gateways and replicas know of the model."""
+def shown_fields(name: str, seen: Observation, record: ModelRecord | None) -> dict[str, Any]:
+    """Return the fields of a `ModelView` that say what gateways and replicas know of the model, and whether
+    an undo holds."""
     entry = seen.entries.get(name)
     depths = (
         [seen.depths.get((name, revision), Depth(0, 0, 0.0)) for revision in entry.revisions] if entry else []
@@ -38,6 +39,7 @@ def load_fields(name: str, seen: Observation) -> dict[str, Any]:
     replicas = [stats for stats in seen.replicas if stats.model == name]
     return {
         "entry": entry,
+        "pinned": record.pinned.revision if record is not None and record.pinned is not None else "",
         "waiting": sum(depth.waiting for depth in depths),
         "running": sum(depth.running for depth in depths),
         "tokens_per_second": round(sum(stats.tokens_per_second for stats in replicas), 1),

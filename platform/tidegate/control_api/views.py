@@ -54,7 +54,8 @@ class ModelView(msgspec.Struct, frozen=True):
 
     `is_observed`: the controller has decided on this spec, so what `entry` and `rollout` say is of it.
     `is_overlaid`: on a laptop the spec is not the file's, because of what was asked here. `action` has not
-    been acted on yet. `drains`: it takes no new requests.
+    been acted on yet. `drains`: it takes no new requests. `pinned`: the revision that an undo put in the
+    place of the spec's, until the spec is another.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ModelView(msgspec.Struct, frozen=True):
     is_observed: bool = False
     is_overlaid: bool = False
     drains: bool = False
+    pinned: str = ""
     entry: ModelEntry | None = None
     waiting: int = 0
     running: int = 0

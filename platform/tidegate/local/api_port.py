@@ -12,7 +12,7 @@ from tidegate.control.desired import spec_on_wire
 from tidegate.control.resource_files import with_absolute_source
 from tidegate.control.resources import DEFAULT_POOL, Model
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import checked, load_fields, observed, unknown_model, version_of
+from tidegate.control_api.shown import checked, observed, shown_fields, unknown_model, version_of
 from tidegate.control_api.views import ModelView, PlanView, PoolView
 from tidegate.control_round import Depths, Registry
 from tidegate.errors import Conflict
@@ -103,8 +103,12 @@ class LaptopHost:
         return with_absolute_source(checked(name, spec), origin.parent)
 
     async def _views(self, models: Mapping[str, Model]) -> list[ModelView]:
-        seen = await observed(self._registry, self._depths, self._loop.records, models)
-        return [self._view(model, load_fields(name, seen)) for name, model in sorted(models.items())]
+        records = self._loop.records
+        seen = await observed(self._registry, self._depths, records, models)
+        return [
+            self._view(model, shown_fields(name, seen, records.get(name)))
+            for name, model in sorted(models.items())
+        ]
 
     def _view(self, model: Model, load: Mapping[str, Any]) -> ModelView:
         spec = spec_on_wire(model.spec)

@@ -201,6 +201,26 @@ async def test_undo_names_a_revision_that_there_is(rig: Rig, api: Api) -> None:
     assert "only undo takes one" in await api.refused("POST", "/v1/models/one/rollout", body, status=400)
 
 
+async def test_an_undo_is_shown_until_the_spec_is_another(rig: Rig, api: Api) -> None:
+    old = await serving(rig)
+
+    async def change(context_length: int) -> None:
+        read = await api.call("GET", "/v1/models/one")
+        spec = read["spec"] | {"contextLength": context_length}
+        body = {"spec": spec, "resource_version": read["resource_version"]}
+        await api.call("PUT", "/v1/models/one", body)
+        await rounds(rig, SETTLED)
+
+    await change(64)
+    assert (await api.call("GET", "/v1/models/one"))["pinned"] == ""
+    await api.call("POST", "/v1/models/one/rollout", {"verb": "undo"}, status=202)
+    await rounds(rig, SETTLED)
+    assert entry(rig, "one").revisions == {old: 100}
+    assert (await api.call("GET", "/v1/models/one"))["pinned"] == old
+    await change(128)
+    assert (await api.call("GET", "/v1/models/one"))["pinned"] == ""
+
+
 async def test_a_drained_model_refuses_what_is_new_and_ends_what_it_has(rig: Rig, api: Api) -> None:
     revision = await serving(rig)
     rig.store.waiting[("one", revision)] = 2

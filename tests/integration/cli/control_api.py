@@ -27,6 +27,9 @@ from tidegate.store.usage import UsageReader
 ADMIN_KEY = "tg-admin-key-of-a-test"
 
 
+NO_CHANGE = PlanView("bold", [], 1, 1, 0, 0)
+
+
 @dataclass
 class ScriptedHost:
     """One model. Each time that it is read its rollout goes on to the next of `rollouts`, and stays at the
@@ -35,7 +38,7 @@ class ScriptedHost:
     view: ModelView
     rollouts: list[RolloutView | None] = field(default_factory=list)
     history: list[RevisionView] = field(default_factory=list)
-    planned: PlanView | None = None
+    planned: PlanView = NO_CHANGE
     asked: list[Action] = field(default_factory=list)
     specs: list[Mapping[str, Any]] = field(default_factory=list)
     drains: list[bool] = field(default_factory=list)
@@ -78,7 +81,6 @@ class ScriptedHost:
     async def plan(
         self, name: str, *, spec: Mapping[str, Any] | None = None, action: Action | None = None
     ) -> PlanView:
-        assert self.planned is not None
         return self.planned
 
 

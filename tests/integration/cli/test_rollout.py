@@ -138,8 +138,11 @@ def test_an_action_reaches_the_platform(verb: str, api: ControlApi) -> None:
 
 
 def test_what_cannot_be_done_now_is_refused_with_the_platforms_sentence(api: ControlApi) -> None:
-    api.host.rollouts = [at("Completed", 100)]
-    assert_refused(tidegate("rollout", "abort", "bold", environment=api.environment), "nothing to abort")
+    api.host.planned = replace(PLAN, refusal="abort was refused: no rollout is under way.")
+    assert_refused(
+        tidegate("rollout", "abort", "bold", environment=api.environment), "no rollout is under way"
+    )
+    assert api.host.asked == []
     assert_refused(tidegate("rollout", "pause", "none", environment=api.environment), "'none'", "bold")
 
 

@@ -120,6 +120,9 @@ def test_a_gate_shows_its_evidence_against_what_is_needed() -> None:
 
 def test_a_gate_that_passes_says_why_only_where_it_is_asked() -> None:
     assert lines(VIEW)[-1] == "… errors: 1 of 41 failed."
+    assert "errors:" not in draw(replace(VIEW, phase="Completed"), 1090.0)
+    failed = replace(VIEW, phase="Aborted", gates=[replace(ERRORS, state="fails")])
+    assert lines(failed)[-1] == "✗ errors: 1 of 41 failed."
     wide = draw(VIEW, 1090.0, is_wide=True).splitlines()
     assert wide[-2:] == ["… errors: 1 of 41 failed.", "✓ restarts: None of its replicas restarted."]
 
@@ -163,6 +166,12 @@ def test_a_line_says_what_the_phase_means(phase: str, words: str) -> None:
 def test_a_model_without_a_rollout_says_how_it_is() -> None:
     assert draw_model(replace(MODEL, rollout=None), 0.0) == "No rollout of tide. Serving: One replica serves."
     assert "has not looked at it yet" in headline(replace(MODEL, rollout=None, entry=None))
+
+
+def test_an_undo_that_holds_is_shown() -> None:
+    shown = draw_model(replace(MODEL, pinned="9f3a22c0de"), 1090.0)
+    assert "An undo holds revision 9f3a22c0de" in shown
+    assert "An undo" not in draw_model(MODEL, 1090.0)
 
 
 def test_what_was_asked_and_not_begun_is_shown() -> None:

@@ -199,8 +199,15 @@ NOT_VARIABLES = frozenset(
         "truncation",
     ]
 )
-# Which names are reserved, and the size of it all, the document leaves out.
-TEMPLATE_ARGS = Rule(_check_template_args, {})
+# The size of it all the document leaves out.
+TEMPLATE_ARGS = Rule(
+    _check_template_args,
+    {
+        "properties": {
+            "chat_template_kwargs": {"propertyNames": {"not": {"enum": sorted(NOT_VARIABLES)}}},
+        }
+    },
+)
 
 
 class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
