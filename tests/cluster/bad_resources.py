@@ -44,6 +44,14 @@ def group(**fields: Any) -> dict[str, Any]:
     return pool({"groups": [{"name": "cpu", **fields}]})
 
 
+def rolling(**fields: Any) -> dict[str, Any]:
+    return model({"rollout": fields})
+
+
+def probed(**fields: Any) -> dict[str, Any]:
+    return rolling(probes=[fields])
+
+
 def source(uri: str, **fields: Any) -> dict[str, Any]:
     return model({"engine": {"name": "transformers"}, "source": {"uri": uri, **fields}})
 
@@ -57,6 +65,44 @@ BAD_MODELS = (
     Bad("unknown field", model({"licence": "mit"}), "spec.licence", "decoder"),
     Bad("unknown nested field", model({"scaling": {"minReplica": 1}}), "spec.scaling.minReplica", "decoder"),
     Bad("snake case", model({"context_length": 1}), "spec.context_length", "decoder"),
+    Bad("a step of 0 %", rolling(steps=[{"weight": 0}, {"weight": 100}]), "spec.rollout.steps[0].weight"),
+    Bad("another strategy", rolling(strategy="Linear"), "spec.rollout.strategy"),
+    Bad("steps without an end", rolling(steps=[{"weight": 50}]), "spec.rollout.steps", "rule"),
+    Bad(
+        "steps that shrink",
+        rolling(steps=[{"weight": 50}, {"weight": 20}, {"weight": 100}]),
+        "spec.rollout.steps",
+        "rule",
+    ),
+    Bad(
+        "a step twice",
+        rolling(steps=[{"weight": 50}, {"weight": 50}, {"weight": 100}]),
+        "spec.rollout.steps",
+        "rule",
+    ),
+    Bad(
+        "steps of BlueGreen",
+        rolling(strategy="BlueGreen", steps=[{"weight": 50}, {"weight": 100}]),
+        "spec.rollout.steps",
+        "rule",
+    ),
+    Bad(
+        "Recreate keeps some",
+        rolling(strategy="Recreate", minAvailable=1),
+        "spec.rollout.minAvailable",
+        "rule",
+    ),
+    Bad("a shadow of Recreate", rolling(strategy="Recreate", shadow={}), "spec.rollout.shadow", "rule"),
+    Bad("more available than there are", rolling(minAvailable=2), "spec.rollout", "rule"),
+    Bad("a probe without a question", probed(expect="a"), "spec.rollout.probes[0]", "rule"),
+    Bad("a probe without an answer", probed(prompt="a"), "spec.rollout.probes[0]", "rule"),
+    Bad(
+        "a probe with two answers",
+        probed(prompt="a", expect="b", pattern="c"),
+        "spec.rollout.probes[0]",
+        "rule",
+    ),
+    Bad("a margin of everything", rolling(margin=1), "spec.rollout.margin"),
     Bad("no source", model({"engine": {"name": "transformers"}}), "spec.source", "rule"),
     Bad("source without uri", model({"source": {}}), "spec.source.uri"),
     Bad("empty uri", source(""), "spec.source.uri"),

@@ -284,11 +284,16 @@ def _slow(state: ApplicationState | None) -> str:
 
 
 def rolling_out(facts: Facts) -> Verdict | None:
-    """Its steps; before them it is what keeps the new revision from being ready that says most."""
+    """Its steps; before them it is what keeps the new revision from being ready that says most. Figures that
+    change all the time are in the rollout's view: a condition is written, and read by gateways, when it
+    changes."""
     state = facts.record.rollout
     if state is None or not is_judged(state):
         return None
-    return Verdict("True", state.reason, state.message)
+    step = f", step {state.step + 1} of {len(state.steps)}" if state.step >= 0 else ""
+    return Verdict(
+        "True", state.reason, f"Revision {state.target} has {state.weight} % of the requests{step}."
+    )
 
 
 def old_revision_draining(facts: Facts) -> Verdict | None:

@@ -118,6 +118,7 @@ class ReplicaLoop:
             log.error("model did not load: %s: %s", failure.reason, failure.message)
             report = reports.not_loaded(self._model, self._revision, failure, time.time())
             await _persist(self._registry.report, report, patience_seconds=30.0)
+            await self._thread.close(patience_seconds=5.0)  # it runs where a probe failed
             raise failure from error
         self._slots = Slots(loaded.slots)
         seconds = time.monotonic() - begun

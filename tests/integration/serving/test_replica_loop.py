@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -231,6 +232,50 @@ async def test_a_model_that_does_not_load_is_reported(
             pytest.fail("it must not serve")
     report = (await Registry(connection, key_prefix=key_prefix).reports())[(MODEL, REVISION)]
     assert (report.proved, report.reason) == (False, "WeightsMissing")
+
+
+YES: dict[str, Any] = {"words": ["yes"]}
+
+
+async def test_a_replica_serves_once_its_probes_are_answered(
+    ear: Ear, connection: Connection, redis_url: str, key_prefix: str
+) -> None:
+    probes = [{"prompt": "Well?", "expect": "yes"}, {"prompt": "Sure?", "pattern": "^yes"}]
+    request = a_request(max_tokens=3)
+    async with open_replica(redis_url, key_prefix, slots=1, engine_args=YES, probes=probes):
+        await ear.submit(request)
+        assert [finish.reason for finish in await ear.ended(request)] == ["length"]
+    assert await ear.text(request.id) == "yesyesyes"
+    found = (await OutcomeStore(connection, key_prefix).read([(MODEL, REVISION)]))[MODEL, REVISION]
+    assert found[""].ends == {"ok": 1, "length": 1}
+
+
+@pytest.mark.parametrize(
+    ("probe", "engine_args", "words"),
+    [
+        ({"prompt": "Well?", "expect": "no", "max_tokens": 1}, YES, "expected the text 'no' and got 'yes'"),
+        (
+            {"prompt": "boom", "expect": "yes"},
+            {"test_fault": {"marker": "boom", "kind": "crash"}},
+            "The engine broke at a probe: ",
+        ),
+    ],
+)
+async def test_a_probe_that_fails_is_reported_and_nothing_is_served(
+    connection: Connection,
+    redis_url: str,
+    key_prefix: str,
+    probe: dict[str, Any],
+    engine_args: dict[str, Any],
+    words: str,
+) -> None:
+    with pytest.raises(EngineLoadError):
+        async with open_replica(redis_url, key_prefix, engine_args=engine_args, probes=[probe]):
+            pytest.fail("it must not serve")
+    report = (await Registry(connection, key_prefix=key_prefix).reports())[(MODEL, REVISION)]
+    assert (report.proved, report.reason, report.slots) == (False, "ProbeFailed", 0)
+    assert words in report.message
+    assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
 async def test_the_proof_and_the_statistics_are_published(

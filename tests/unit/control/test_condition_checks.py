@@ -27,6 +27,7 @@ from tidegate.control.rollout_state import RolloutState
 from tidegate.control.status import entry_of
 from tidegate.messages.queue import Depth
 from tidegate.messages.registry import ReplicaStats, RevisionReport
+from tidegate.messages.rollouts import StepView
 
 WITH_SOURCE = model("m", engine={"name": "transformers"}, source={"uri": "/w"})
 SLEEPER = model("m", scaling={"minReplicas": 0, "maxReplicas": 1})
@@ -326,10 +327,15 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
     (checks.rollout_queued, facts(NEW, **rollout("Warming")), None, "", ""),
     (
         checks.rolling_out,
-        facts(PROVED, **rollout("Progressing", reason=Reason.WaitingForEvidence)),
+        facts(
+            PROVED,
+            **rollout(
+                "Progressing", reason=Reason.WaitingForEvidence, weight=15, step=0, steps=[StepView(15)]
+            ),
+        ),
         "True",
         "WaitingForEvidence",
-        "Why.",
+        "Revision new has 15 % of the requests, step 1 of 1.",
     ),
     (checks.rolling_out, facts(PROVED, **rollout("Completed")), None, "", ""),
     (checks.rolling_out, facts(PROVED, **rollout("Warming", strategy="AllAtOnce")), None, "", ""),

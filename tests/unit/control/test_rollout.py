@@ -91,6 +91,16 @@ class TestCanary:
         world.ticks(5)
         assert not any(cohort.startswith(f"{past}.") for each in world.outcomes.values() for cohort in each)
 
+    def test_a_round_in_which_nothing_was_decided_writes_nothing(self) -> None:
+        """What changes all the time (seconds, requests, gates) is neither in the record nor in the entry."""
+        world, _, _ = rolling({"steps": steps(50, 100, hold=100.0)})
+        world.until("one", "Progressing")
+        before = world.ticks(5)
+        after = world.tick()
+        assert before.rollouts != after.rollouts
+        assert (after.registry.put, after.registry.move, after.notes) == ((), (), ())
+        assert before.records["one"].durable == after.records["one"].durable
+
     def test_an_end_is_predicted_where_it_can_be(self) -> None:
         world, _, _ = rolling({"steps": steps(50, 100, hold=30.0), "minRequests": 10})
         world.until("one", "Progressing")

@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pydantic import ValidationError
 
-from tests.unit.control.builders import model
+from tests.unit.control.builders import NOW, model
 from tests.unit.control.rolling import Fault, Rolling
 from tests.unit.control.test_rollout import rolling, steps
-from tidegate.control.desired import WHOLE
-from tidegate.control.observed import Group
+from tidegate.control.desired import WHOLE, ModelRecord, RevisionRecord
+from tidegate.control.observed import ApplicationState, Group, Observation, ReplicaState, ServeState
 from tidegate.control.rollout_schema import RolloutSpec, peak_replicas
+from tidegate.control.rollout_state import RolloutState
 from tidegate.control.room import Seat
-from tidegate.control.surge import Held, has_room
+from tidegate.control.surge import Held, bounds_of, has_room
 from tidegate.control.surge import Rolling as Coming
 
 FINE = steps(25, 50, 75, 100, hold=3.0)
@@ -129,6 +131,71 @@ def test_a_peak_is_no_less_than_either_end(size: int, weights: list[int], gives:
     )
     peak = peak_replicas(spec, size)
     assert max(size, least) < peak <= max(size, least) + size
+
+
+STATE = RolloutState("1", "new", "old", "Canary", "Progressing", NOW, weight=25, ready_for=50, size=4)
+RECORD = ModelRecord(
+    "one",
+    1,
+    {"new": 25, "old": 75},
+    {name: RevisionRecord(name, {}) for name in ("old", "new")},
+    rollout=STATE,
+)
+SHRINKING = model(
+    rollout={"maxSurge": 1, "stableScalesDown": True, "steps": FINE},
+    scaling={"minReplicas": 4, "maxReplicas": 4},
+).spec
+
+
+def standing(revision: str, staying: int, ending: int, least: int, most: int) -> ApplicationState:
+    """An application that was told to keep to these numbers."""
+    scaling = {"min_replicas": least, "max_replicas": most, "upscale_delay_s": 0.0}
+    replicas = [ReplicaState(f"{revision}{n}", "RUNNING", 1, "n") for n in range(staying)]
+    replicas += [ReplicaState(f"{revision}e{n}", "STOPPING", 1, "n") for n in range(ending)]
+    config = {"deployments": [{"autoscaling_config": scaling}]}
+    return ApplicationState(f"one--{revision}", "RUNNING", "", config, staying, tuple(replicas))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "others", "bounds"),
+    [
+        ((4, 0, 4, 4), (1, 0, 1, 1), (), {"new": (1, 1), "old": (3, 3)}),
+        ((3, 0, 3, 4), (1, 0, 1, 1), (), {"new": (1, 1), "old": (3, 3)}),
+        ((3, 1, 3, 3), (1, 0, 1, 1), (), {"new": (1, 1), "old": (3, 3)}),
+        ((3, 0, 3, 3), (1, 0, 1, 1), (), {"new": (2, 2), "old": (3, 3)}),
+        ((3, 0, 3, 3), (1, 0, 1, 1), ((0, 1, 0, 0),), {"new": (1, 1), "old": (3, 3)}),
+        ((3, 0, 3, 3), (2, 0, 2, 2), (), {"new": (2, 2), "old": (3, 3)}),
+    ],
+    ids=[
+        "it is told to shrink",
+        "it was told of more",
+        "one ends",
+        "there is room",
+        "of before",
+        "both have",
+    ],
+)
+def test_room_is_given_on_when_it_is_free(
+    old: tuple[int, int, int, int],
+    new: tuple[int, int, int, int],
+    others: tuple[tuple[int, int, int, int], ...],
+    bounds: dict[str, tuple[int, int]],
+) -> None:
+    """Serve scales by itself up to what it was told last, and what ends holds its room."""
+    found = [standing("old", *old), standing("new", *new), *(standing("gone", *each) for each in others)]
+    seen = Observation(ServeState("c", {each.name: each for each in found}))
+    given = bounds_of(SHRINKING, RECORD, {}, seen)
+    assert {name: (each.least, each.most) for name, each in given.items()} == bounds
+
+
+def test_without_a_rollout_there_are_no_bounds() -> None:
+    assert bounds_of(SHRINKING, ModelRecord("one", 1), {}, Observation(None)) == {}
+    over = replace(RECORD, rollout=replace(STATE, phase="Completed"), weights={"new": WHOLE})
+    alone = Observation(ServeState("c", {"one--new": standing("new", 4, 0, 4, 4)}))
+    assert bounds_of(SHRINKING, over, {}, alone) == {}
+    both = {each.name: each for each in (standing("new", 4, 0, 4, 4), standing("old", 1, 0, 1, 1))}
+    given = bounds_of(SHRINKING, over, {"old": 3}, Observation(ServeState("c", both)))
+    assert (given["new"].most, given["old"].most) == (4, 1)
 
 
 class TestPool:
