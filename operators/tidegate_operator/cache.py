@@ -131,4 +131,9 @@ def author_of(model: Body) -> str:
 
 def _last_of_spec(entries: Iterable[Body]) -> Body | None:
     of_spec = (each for each in entries if "f:spec" in (each.get("fieldsV1") or {}))
-    return max(of_spec, key=lambda each: str(each.get("time", "")), default=None)
+    # Times are whole seconds: within one, what was asked of the control API came last.
+    return max(
+        of_spec,
+        key=lambda each: (str(each.get("time", "")), str(each["manager"]).startswith("key:")),
+        default=None,
+    )

@@ -289,7 +289,11 @@ async def configuration(kubeconfig: str | None = None) -> Configuration:
 
 
 # All that is said of a JSON patch whose `test` fails; a result that is invalid is described.
-_PATCH_FAILED = "the server rejected our request due to an error in our request"
+# How it says that a `test` of a JSON patch failed, and that a merge names another object's uid.
+_OTHER_OBJECT = (
+    "the server rejected our request due to an error in our request",
+    "metadata.uid: Invalid value",
+)
 _OWNER = {"fieldManager": FIELD_MANAGER}
 
 
@@ -307,7 +311,7 @@ def _error(status: int, body: bytes, asked: str) -> TidegateError:
         return ApiGone(sentence)
     if status == 410:
         return ApiExpired(sentence)
-    if status == 409 or (status == 422 and _PATCH_FAILED in message):
+    if status == 409 or (status == 422 and any(each in message for each in _OTHER_OBJECT)):
         return ApiConflict(sentence)
     if any(isinstance(cause, dict) and cause.get("reason") == "NamespaceTerminating" for cause in causes):
         return ApiEnding(sentence)
