@@ -18,6 +18,7 @@ from tidegate.control.evidence import Limits, judge
 from tidegate.control.observed import (
     ApplicationState,
     Capacity,
+    Group,
     Observation,
     ReplicaState,
     RevisionKey,
@@ -82,6 +83,7 @@ class Rolling:
         self.models = list(models)
         self.pool = PoolSpec.model_validate(pool)
         self.cpus = cpus
+        self.groups: tuple[Group, ...] = ()  # of a cluster
         self.random = random.Random(seed)
         self.at = NOW
         self.offset = 0.0
@@ -209,6 +211,7 @@ class Rolling:
             depths={key: Depth(len(self.queues.get(key, [])), 0, 0.0) for key in known},
             entries=dict(self.entries),
             capacity=Capacity(self.cpus, 0),
+            groups=self.groups,
             outcomes={key: dict(found) for key, found in self.outcomes.items()},
         )
 
