@@ -377,7 +377,7 @@ class Rolling:
         assert found.verdict != "fails", "a failed gate has raised a weight"
         if past is not None and past.phase == "Progressing" and state.skipped != past.step:
             rules = spec.rollout
-            held = self.now - past.step_since
+            held = max(0.0, self.now - past.step_since)  # the clock may have been set back
             assert held >= past.steps[past.step].hold_seconds, "a hold was forgotten"
             if rules is not None and not is_undo:
                 assert found.clean >= rules.least_requests, "silence has raised a weight"
