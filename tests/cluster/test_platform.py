@@ -42,7 +42,7 @@ from tidegate.demo.facts import TEXTS
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(420)]
 
-BF16, GPTQ, SIMULATED = "tide-demo", "tide-demo-gptq", "simulated"
+BF16, GPTQ, SIMULATED, ROLLING = "tide-demo", "tide-demo-gptq", "simulated", "rolling"
 CONNECTIONS_BREAK = True
 # Long texts that both checkpoints know by heart: an answer that differs anywhere is wrong.
 FACTS = {f"Tell me about {topic.names[0]}.": topic.answer for topic in TEXTS[:3]}
@@ -69,8 +69,8 @@ class Platform:
 
     def learn_answers(self) -> None:
         """The simulated engine's tokens follow from the question alone, and the other's are the facts'."""
-        simulated = self._ask_all(SIMULATED, [f"question {number}" for number in range(4)])
-        facts = self._ask_all(BF16, list(FACTS))
+        simulated = self.ask_all(SIMULATED, [f"question {number}" for number in range(4)])
+        facts = self.ask_all(BF16, list(FACTS))
         for question, answer in facts.items():
             assert FACTS[question].startswith(answer)
             assert len(answer) > LOAD_TOKENS
@@ -79,9 +79,9 @@ class Platform:
             Part(BF16, facts, streams=2, max_tokens=LOAD_TOKENS),
         ]
 
-    def _ask_all(self, name: str, questions: list[str]) -> dict[str, str]:
+    def ask_all(self, name: str, questions: list[str], *, max_tokens: int = LOAD_TOKENS) -> dict[str, str]:
         with ThreadPoolExecutor() as clients:
-            ask = partial(self.release.answer, name, max_tokens=LOAD_TOKENS)
+            ask = partial(self.release.answer, name, max_tokens=max_tokens)
             return dict(zip(questions, clients.map(ask, questions), strict=True))
 
     def load(self) -> Load:
@@ -340,6 +340,68 @@ def test_models_change_under_load_without_a_failed_request(platform: Platform) -
         load.wait_for_answers()
     platform.figures.note("two Models changed", **load.tally.figures)
     assert_nothing_lost(load.tally)
+
+
+def test_a_good_change_goes_out_a_bad_one_comes_back_and_an_undo_too(platform: Platform) -> None:
+    """As `kubectl` and the model's users see it; each by its own evidence, under load."""
+    release, figures = platform.release, platform.figures
+    engine = {"name": "simulated", "args": {"step_ms": 25, "answer_tokens": 120}}
+    rollout = {
+        "steps": [{"weight": 15, "holdSeconds": 2}, {"weight": 50, "holdSeconds": 2}, {"weight": 100}],
+        "minRequests": 30,
+        "abortScaleDownSeconds": 1,
+    }
+    release.apply(model(ROLLING, engine=engine, rollout=rollout))
+    release.wait_for(ROLLING, "Ready", reason="Serving")
+    answers = platform.ask_all(ROLLING, [f"question {number}" for number in range(4)], max_tokens=16)
+    load = partial(Load, release.address, release.key, [Part(ROLLING, answers, streams=8, max_tokens=16)])
+    first = str(release.status(ROLLING)["revision"])
+
+    def ended(target: str, *, is_not: bool) -> dict[str, Any]:
+        """The rollout to this target, or to another, once it is over."""
+
+        def end() -> dict[str, Any] | None:
+            found: dict[str, Any] = release.status(ROLLING).get("rollout") or {}
+            is_meant = (found.get("target") != target) == is_not
+            return found if is_meant and found.get("phase") in ("Completed", "Aborted") else None
+
+        return release.cluster.wait_for(f"the end of a rollout of {ROLLING}", end, 180)
+
+    with load() as good, figures.seconds("a good rollout", "change to its end"):
+        release.change(ROLLING, {"engine": {"args": {"step_ms": 20}}})
+        found = ended(first, is_not=True)
+        good.wait_for_answers()
+    assert found["phase"] == "Completed", found
+    assert_nothing_lost(good.tally)
+    second = str(found["target"])
+
+    with load() as bad, figures.seconds("a bad rollout", "change to its abort"):
+        release.change(ROLLING, {"engine": {"args": {"test_error_share": 0.4}}})
+        found = ended(second, is_not=True)
+    assert found["phase"] == "Aborted", found
+    assert [gate["name"] for gate in found["gates"] if gate["state"] == "fails"] == ["errors"], found
+    assert ("Warning", "RolloutAborted") in release.events(ROLLING)
+    assert release.wait_for(ROLLING, "Ready", reason="Serving")
+    failed = bad.tally.of("lost")
+    assert failed and all("GenerationFailed" in each or "told to fail" in each for each in failed)
+    figures.note("a bad rollout", requests=len(bad.tally.calls), of_them_failed=len(failed))
+    with load() as after:  # the refused revision has nothing any more
+        after.wait_for_answers()
+    assert_nothing_lost(after.tally)
+
+    with load() as undo, figures.seconds("an undo", "annotation to its end"):
+        release.cluster.kubectl(
+            *("annotate", "model", ROLLING, "-n", NAMESPACE, f"tidegate.dev/rollout=undo={first}")
+        )
+        assert ended(first, is_not=False)["phase"] == "Completed"
+        undo.wait_for_answers()
+    assert_nothing_lost(undo.tally)
+    assert release.status(ROLLING)["revision"] == first
+    history = release.cluster.get_all("controllerrevisions", NAMESPACE)
+    assert {first, second} <= {
+        each["data"].get("revision") for each in history if each["metadata"]["name"].startswith(ROLLING)
+    }
+    release.cluster.delete("model", ROLLING, NAMESPACE)
 
 
 def test_broken_models_say_what_is_wrong_and_hurt_no_other(platform: Platform) -> None:
