@@ -25,6 +25,8 @@ def judged(
     the message for its requests, which go."""
     failed: list[tuple[str, str]] = []
     for revision, kept in record.revisions.items():
+        if kept.attempt_at > now:  # the clock was set back: what comes from now on is of this attempt
+            kept = replace(kept, attempt_at=now)
         report = seen.reports.get((record.name, revision))
         if report is not None and report.proved and kept.proof != report:
             kept = replace(kept, proof=report, failures=0, retry_at=0.0, reason="")

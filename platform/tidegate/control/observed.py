@@ -159,10 +159,9 @@ class Observation:
             return None
         return self.serve.applications.get(application_name(model, revision))
 
-    def of_model(self, model: str) -> list[ApplicationState]:
+    def of_model(self, model: str) -> Sequence[ApplicationState]:
         """Return all applications of a model that stand or go, also those of which nothing is recorded."""
-        everything = self.serve.applications if self.serve is not None else {}
-        return [each for name, each in everything.items() if name.rpartition("--")[0] == model]
+        return self._of_model[model]
 
     def refusal(self, model: str, revision: str) -> str | None:
         """Return Serve's words where it refused the revision's application last."""
@@ -186,6 +185,13 @@ class Observation:
     def short_groups(self) -> frozenset[str]:
         """The groups whose next worker finds no node: the workers that run are all their room."""
         return frozenset(item.group for item in self.pod_problems if item.reason == "Unschedulable")
+
+    @cached_property
+    def _of_model(self) -> Mapping[str, Sequence[ApplicationState]]:
+        found: defaultdict[str, list[ApplicationState]] = defaultdict(list)
+        for name, state in (self.serve.applications if self.serve is not None else {}).items():
+            found[name.rpartition("--")[0]].append(state)
+        return found
 
     @cached_property
     def _beating(self) -> Mapping[RevisionKey, Sequence[ReplicaStats]]:

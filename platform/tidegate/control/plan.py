@@ -300,8 +300,8 @@ def _wanted(
     spec is refused is the last valid one."""
     spec = spec_on_wire(model.spec)
     known = record.revisions.get(target)
-    if known is None or not known.checkpoint:
-        first = RevisionRecord(
+    if known is None:
+        known = RevisionRecord(
             revision=target,
             spec=spec,
             spec_hash=revision_of(model.spec),
@@ -309,7 +309,8 @@ def _wanted(
             cause=cause_of(record, spec),
             author=author,
         )
-        known = (known or first).with_source(source or SourceState("resolved"))
+    if not known.checkpoint:
+        known = known.with_source(source or SourceState("resolved"))
     if not known.is_proved:  # other probes are other replicas
         known = replace(known, probes=model.spec.rollout.asked if model.spec.rollout is not None else [])
     return replace(known, spec=spec, retired_at=0.0)

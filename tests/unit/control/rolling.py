@@ -18,6 +18,7 @@ from tidegate.control.evidence import Limits, judge
 from tidegate.control.observed import (
     ApplicationState,
     Capacity,
+    Group,
     Observation,
     ReplicaState,
     RevisionKey,
@@ -82,6 +83,7 @@ class Rolling:
         self.models = list(models)
         self.pool = PoolSpec.model_validate(pool)
         self.cpus = cpus
+        self.groups: tuple[Group, ...] = ()  # of a cluster
         self.random = random.Random(seed)
         self.at = NOW
         self.offset = 0.0
@@ -209,6 +211,7 @@ class Rolling:
             depths={key: Depth(len(self.queues.get(key, [])), 0, 0.0) for key in known},
             entries=dict(self.entries),
             capacity=Capacity(self.cpus, 0),
+            groups=self.groups,
             outcomes={key: dict(found) for key, found in self.outcomes.items()},
         )
 
@@ -374,7 +377,7 @@ class Rolling:
         assert found.verdict != "fails", "a failed gate has raised a weight"
         if past is not None and past.phase == "Progressing" and state.skipped != past.step:
             rules = spec.rollout
-            held = self.now - past.step_since
+            held = max(0.0, self.now - past.step_since)  # the clock may have been set back
             assert held >= past.steps[past.step].hold_seconds, "a hold was forgotten"
             if rules is not None and not is_undo:
                 assert found.clean >= rules.least_requests, "silence has raised a weight"

@@ -257,6 +257,54 @@ class TestPool:
             assert sum(world.entries[name].revisions.values()) == WHOLE
 
 
+class TestCluster:
+    """Models of one GPU each, in a group with some."""
+
+    def rolling_at_once(self, gpus: int, *names: str, **rollout: Any) -> Rolling:
+        plain = {"steps": steps(50, 100), "minRequests": 1, **rollout}
+        needs = {"gpus": 1, "gpuMemory": "10Gi"}
+        world = Rolling(*(model(name, rollout=plain, resources=needs, device="cuda") for name in names))
+        world.groups = (Group("l4", gpus, 24 << 30, max_workers=1, cpus=64),)
+        world.up(*names)
+        world.rates = dict.fromkeys(names, 20)
+        world.ticks(5)
+        for name in names:
+            world.change(name, 2)
+        return world
+
+    def test_with_a_gpu_for_one_they_go_one_after_the_other(self) -> None:
+        world = self.rolling_at_once(3, "one", "two")
+        world.ticks(2)
+        phases = {name: world.view(name).phase for name in ("one", "two")}
+        assert sorted(phases.values()) == ["Queued", "Warming"]
+        most = 0
+        for _ in range(120):
+            world.tick()
+            most = max(most, sum(len(each.replicas) for each in world.standing.values()))
+        assert [world.view(name).phase for name in ("one", "two")] == ["Completed", "Completed"]
+        assert most == 3
+
+    def test_one_that_can_never_fit_is_told_the_sum_and_holds_nobody_up(self) -> None:
+        world = self.rolling_at_once(1, "one")
+        world.ticks(30)
+        assert world.view().phase == "Queued"
+        assert "of its 1 GPU 1 are taken (its own revision" in world.view().message
+        assert world.said("one", "Scheduled") == ("False", "GpusTaken")
+        assert world.said("one", "Ready") == ("True", "Serving")
+        world.groups = (Group("l4", 2, 24 << 30, max_workers=1, cpus=64),)
+        world.until("one", "Completed")
+
+    def test_recreate_needs_no_second_gpu(self) -> None:
+        world = self.rolling_at_once(1, "one", strategy="Recreate", steps=steps(100))
+        world.until("one", "Completed")
+        assert world.peaks["one"] == 1
+        world.change("one", 3)
+        world.faults[world.change("one", 3)] = Fault(load="LoadFailed")
+        world.until("one", "Aborted")
+        world.ticks(20)
+        assert world.said("one", "Ready") == ("True", "Serving")
+
+
 GROUP = Group("g", gpus_per_worker=1, gpu_memory_bytes=1, max_workers=2, cpus=4)
 WHOLE_GPU = Seat(100, 1000, 0)
 
