@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 import uvicorn
 
 from tidegate.control_api.app import ControlApp
-from tidegate.gateway.door import DoorLimits, door_within
+from tidegate.gateway.door import KEEP_ALIVE_SECONDS, DoorLimits, door_within
 
 MAX_HEAD_BYTES = 32 * 1024
 HEAD_SECONDS = 20.0
@@ -43,6 +43,7 @@ async def serving(app: ControlApp, sockets: Sequence[socket.socket]) -> AsyncIte
             proxy_headers=False,  # the address that failures are counted by is the connection's own
             server_header=False,
             date_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
     )

@@ -15,7 +15,7 @@ from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
 from tidegate.gateway.admin_key import AdminKey, read_admin_key
 from tidegate.gateway.app import create_app
 from tidegate.gateway.auth import check_no_auth
-from tidegate.gateway.door import door_class
+from tidegate.gateway.door import KEEP_ALIVE_SECONDS, door_class
 from tidegate.gateway.listen import listen, url
 from tidegate.gateway.services import make_services
 from tidegate.runtime import calm_collector
@@ -29,7 +29,6 @@ from tidegate.telemetry import configure_logging, fields
 logger = logging.getLogger("tidegate.gateway")
 
 CONNECT_SECONDS = 60.0  # that a starting gateway waits for Redis
-KEEP_ALIVE_SECONDS = 75  # longer than the pools of usual clients and proxies, which then close first
 
 
 def main() -> int:

@@ -38,6 +38,7 @@ SLICE_BYTES = 16 * 1024  # fed to the parser at once
 MOST_HEADERS = 256
 MOST_PIPELINED = 64
 LINGER_SECONDS = 2.0
+KEEP_ALIVE_SECONDS = 75  # longer than the pools of usual clients and proxies, which then close first
 BODY_TIMES = 20  # a body whose parts come in time may take so many times `body_seconds` in all
 RESERVED_DESCRIPTORS = 128  # for Redis, files and what listens
 FEWEST_CONNECTIONS = 16
