@@ -102,8 +102,9 @@ def application_config(application: Application, replicas: ReplicaSettings) -> d
 
 
 def _encoded(args: ReplicaArgs) -> dict[str, Any]:
-    """What a version adds must not show where it is not used: other arguments are another application."""
-    found: dict[str, Any] = msgspec.to_builtins(args)
+    """What a version adds must not show where it is not used: other arguments are another application. As
+    JSON gives them back, which has no tuples, or they would never be what Serve holds."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(args))
     return {name: value for name, value in found.items() if value or name not in LATER_ARGS}
 
 

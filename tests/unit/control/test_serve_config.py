@@ -21,7 +21,7 @@ from tidegate.control.serve_config import (
     put_body,
     split_application_name,
 )
-from tidegate.replica_args import parse_args
+from tidegate.replica_args import Probe, parse_args
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray 2.60 speaks to an older pydantic
@@ -83,8 +83,8 @@ placements = st.none() | st.builds(
     st.integers(0, 1 << 44),
 )
 applications = st.builds(
-    lambda wanted, revision, path, awake, place, granted, leaves: Application(
-        wanted.name, revision, wanted.spec, path, awake, place, granted, leaves
+    lambda wanted, revision, path, awake, place, granted, leaves, probes: Application(
+        wanted.name, revision, wanted.spec, path, awake, place, granted, leaves, probes=tuple(probes)
     ),
     models(),
     revisions,
@@ -93,6 +93,7 @@ applications = st.builds(
     placements,
     st.none() | st.integers(0, MAX_REPLICAS),
     st.booleans(),
+    st.lists(st.builds(Probe, prompt=st.text(max_size=5), expect=st.just("yes")), max_size=2),
 )
 
 
@@ -100,7 +101,9 @@ applications = st.builds(
 @given(st.lists(applications, max_size=3, unique_by=lambda wanted: wanted.name))
 def test_ray_accepts_everything(wanted: list[Application]) -> None:
     config = put_body(application_config(item, REPLICAS) for item in wanted)
-    parsed = ServeDeploySchema.model_validate(json.loads(json.dumps(config)))
+    sent = json.loads(json.dumps(config))
+    assert sent == config, "Serve never holds what JSON cannot say"
+    parsed = ServeDeploySchema.model_validate(sent)
     assert [application.name for application in parsed.applications] == [item.name for item in wanted]
 
 
