@@ -22,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tidegate.control.evidence import (
+    ALLOWED_SLOWDOWN,
     ALPHA,
     QUANTILES,
     RATIOS,
     SHARES,
     Limits,
     Thresholds,
+    buckets_within,
     freeze,
     judge,
     possible_ratios,
@@ -123,7 +125,8 @@ def simulate(scenario: Scenario, runs: int, rng: np.random.Generator) -> Seen:
         freeze(Tally(first_token=_counted(one), between_tokens=_counted(other)), scenario.per_second)
         for one, other in zip(first, between, strict=True)
     ]
-    buckets = np.array([(each.first_token, each.between_tokens) for each in thresholds])
+    slack = buckets_within(ALLOWED_SLOWDOWN)
+    buckets = np.array([(each.first_token, each.between_tokens) for each in thresholds]) + slack
     shares = [(each.empty, ABNORMAL_ENDS["instant"], ABNORMAL_ENDS["length"]) for each in revisions]
     return Seen(
         weights,

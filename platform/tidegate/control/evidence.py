@@ -36,6 +36,7 @@ from tidegate.messages.outcomes import BUCKETS_PER_DOUBLING, Outcomes, Tally, bu
 from tidegate.messages.rollouts import GateState, GateView
 
 ALPHA = 0.01  # the share of good rollouts that the gates may abort
+ALLOWED_SLOWDOWN = 1.15  # so many times as long as the stable a target may take, if nobody says otherwise
 # How many times as often a bad target fails, and how much of the evidence each ratio gets: most where the
 # stable hardly ever fails, since there every second counts.
 RATIOS: Mapping[float, float] = {1.5: 0.05, 2.5: 0.15, 5.0: 0.2, 15.0: 0.2, 60.0: 0.4}
@@ -266,7 +267,7 @@ def _comparisons(
     abnormal = [
         _compared(f"Abnormal ends ({what})", both, _kind(end), margin) for end, what in ABNORMAL_ENDS.items()
     ]
-    slack = _buckets_within(slowdown)
+    slack = buckets_within(slowdown)
     first = _slower("First token", thresholds.first_token, slack, _first_tokens, both, thresholds, margin)
     between = _slower(
         "Time between tokens", thresholds.between_tokens, slack, _between_tokens, both, thresholds, margin
@@ -360,7 +361,7 @@ def _slower(
     ]
 
 
-def _buckets_within(slowdown: float) -> int:
+def buckets_within(slowdown: float) -> int:
     """Return how many buckets further what takes so many times as long may be found."""
     return math.ceil(math.log2(slowdown) * BUCKETS_PER_DOUBLING - 1e-9)
 

@@ -13,7 +13,7 @@ import msgspec
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from tidegate import replica_args
-from tidegate.control.evidence import needed_requests
+from tidegate.control.evidence import ALLOWED_SLOWDOWN, needed_requests
 from tidegate.control.schema_types import Rule, Strict, rules
 
 MAX_STEPS = 20
@@ -191,7 +191,7 @@ class RolloutSpec(Strict):
         "for; 0: the rollout goes by the clock alone.",
     )
     allowed_slowdown: float = Field(
-        default=1.15,
+        default=ALLOWED_SLOWDOWN,
         ge=1,
         le=100,
         description="How many times as long as the old revision's the times to the first token and between "

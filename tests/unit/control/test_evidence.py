@@ -241,6 +241,19 @@ def test_a_hang_is_seen_before_any_request_has_ended() -> None:
     assert young.verdict == "waits"
 
 
+def test_what_is_no_slower_than_is_allowed_is_no_failure() -> None:
+    """A target in the next bucket may be slower by a hair only: buckets have ends."""
+    thresholds = freeze(Tally(first_token={QUICK: 1000}, between_tokens={QUICK: 1000}))
+    even = at(15, Tally({"ok": 1000}, first_token={QUICK: 1000}))
+    slower = {each: at(15, Tally({"ok": 200}, first_token={QUICK + each: 200})) for each in (1, 2, 3)}
+
+    def verdict(buckets: int, slowdown: float) -> str:
+        return judged(even, slower[buckets], thresholds=thresholds, slowdown=slowdown).verdict
+
+    assert verdict(1, 1.0) == verdict(2, 1.15) == verdict(3, 1.4) == "fails"
+    assert verdict(1, 1.15) == verdict(2, 1.4) == "passes"
+
+
 def test_of_a_quantile_the_one_that_says_most_is_named_with_its_seconds() -> None:
     served = Tally(first_token={QUICK: 500, SLOW: 490, HANGS: 10})
     judgement = judged(at(15, served), at(15, Tally(first_token={QUICK: 30, SLOW: 30, HANGS: 10})))
