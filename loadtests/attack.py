@@ -39,6 +39,7 @@ from tidegate.store.connection import Connection
 ATTACKED, INNOCENT = "attacked", "innocent"
 SHAPE = EngineShape(slots=64, step_ms=20)
 MAX_MEMORY = "1gb"  # of the chart's Redis
+NAP_SECONDS = 0.02
 CALM_SECONDS = 20.0  # before the attack: what the machine itself does to a caller
 MEGABYTE = 1_000_000
 CHAT = "/v1/chat/completions"
@@ -195,20 +196,26 @@ ATTACKS: dict[Callable[[Door], Awaitable[str]], int] = {  # and how many clients
 
 @dataclass(slots=True)
 class Noticed:
-    """What the innocent caller saw, in seconds, worst last; and what went wrong."""
+    """What the innocent caller saw, in seconds, with the time of day of the worst; and what went wrong.
+    `machine` is how late the same process woke from short naps, which asks nobody."""
 
-    gaps: list[float] = field(default_factory=list)
-    first_tokens: list[float] = field(default_factory=list)
-    wholes: list[float] = field(default_factory=list)
-    lives: list[float] = field(default_factory=list)
+    seconds: dict[str, list[float]] = field(
+        default_factory=lambda: {name: [] for name in ("gaps", "first_tokens", "wholes", "lives", "machine")}
+    )
+    worst: dict[str, tuple[float, str]] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
+
+    def note(self, name: str, seconds: float) -> None:
+        self.seconds[name].append(seconds)
+        if name not in self.worst or seconds > self.worst[name][0]:
+            self.worst[name] = (seconds, time.strftime("%H:%M:%S"))
 
 
 async def innocent_streams(door: Door, noticed: Noticed) -> None:
     body = door.chat(max_tokens=400, stream=True)
     while True:
         await asyncio.sleep(0)
-        began = last = time.monotonic()
+        last = time.monotonic()
         reader, writer = await asyncio.open_connection(door.host, door.port)
         try:
             writer.write(door.head(len(body)) + body)
@@ -218,9 +225,7 @@ async def innocent_streams(door: Door, noticed: Noticed) -> None:
                 if not line.startswith(b"data: "):
                     continue
                 now = time.monotonic()
-                (noticed.first_tokens if is_first else noticed.gaps).append(
-                    now - (began if is_first else last)
-                )
+                noticed.note("first_tokens" if is_first else "gaps", now - last)
                 last, is_first = now, False
                 if b'"error"' in line:
                     noticed.failures["error in the stream"] += 1
@@ -243,7 +248,7 @@ async def innocent_wholes(door: Door, noticed: Noticed) -> None:
             status = await post(door, door.chat(max_tokens=1))
         except (OSError, TimeoutError) as error:
             status = type(error).__name__
-        noticed.wholes.append(time.monotonic() - began)
+        noticed.note("wholes", time.monotonic() - began)
         if status != "200":
             noticed.failures[f"whole answer {status}"] += 1
         await asyncio.sleep(0.2)
@@ -260,7 +265,7 @@ async def innocent_lives(door: Door, noticed: Noticed) -> None:
             writer.transport.abort()
         except (OSError, TimeoutError) as error:
             noticed.failures[f"livez {type(error).__name__}"] += 1
-        noticed.lives.append(time.monotonic() - began)
+        noticed.note("lives", time.monotonic() - began)
         await asyncio.sleep(0.1)
 
 
@@ -284,9 +289,19 @@ async def watch_memory(pids: dict[str, int], most: dict[str, int]) -> None:
         await asyncio.sleep(0.2)
 
 
+async def naps(noticed: Noticed) -> None:
+    while True:
+        due = time.monotonic() + NAP_SECONDS
+        await asyncio.sleep(NAP_SECONDS)
+        noticed.note("machine", time.monotonic() - due)
+
+
 async def innocent(door: Door, noticed: Noticed) -> None:
     await asyncio.gather(
-        innocent_streams(door, noticed), innocent_wholes(door, noticed), innocent_lives(door, noticed)
+        innocent_streams(door, noticed),
+        innocent_wholes(door, noticed),
+        innocent_lives(door, noticed),
+        naps(noticed),
     )
 
 
@@ -297,11 +312,11 @@ async def run_for(seconds: float, *work: Awaitable[None]) -> None:
 
 
 def table(when: str, noticed: Noticed) -> str:
-    lines = [f"| the innocent, {when} | times | p99 s | worst s |", "| --- | --- | --- | --- |"]
-    for name in ("gaps", "first_tokens", "wholes", "lives"):
-        values = sorted(getattr(noticed, name))
-        p99, worst = (values[int(len(values) * 0.99)], values[-1]) if values else (float("nan"), float("nan"))
-        lines.append(f"| {name} | {len(values)} | {p99:.3f} | {worst:.3f} |")
+    lines = [f"| the innocent, {when} | times | p99 s | worst s | at |", "| --- | --- | --- | --- | --- |"]
+    for name, (worst, at) in noticed.worst.items():
+        values = sorted(noticed.seconds[name])
+        p99 = values[int(len(values) * 0.99)]
+        lines.append(f"| {name} | {len(values)} | {p99:.3f} | {worst:.3f} | {at} |")
     return "\n".join([*lines, "", f"failures: {dict(noticed.failures) or 'none'}", ""])
 
 

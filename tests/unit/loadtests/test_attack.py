@@ -24,9 +24,12 @@ async def test_a_call_gives_its_status_whatever_is_left_of_its_body() -> None:
         assert await post(door, door.chat(n=2), reads=False) == "unread"
 
 
-def test_the_table_shows_the_worst() -> None:
-    noticed = Noticed(gaps=[0.02] * 99 + [1.5], lives=[0.001], failures=Counter({"stream 503": 2}))
+def test_the_table_shows_the_worst_and_when_it_was() -> None:
+    noticed = Noticed(failures=Counter({"stream 503": 2}))
+    for seconds in [*[0.02] * 60, 1.5, *[0.02] * 139]:
+        noticed.note("gaps", seconds)
+    noticed.note("machine", 0.001)
     text = table("before", noticed)
-    assert "| gaps | 100 | 1.500 | 1.500 |" in text
-    assert "| wholes | 0 | nan | nan |" in text
+    assert f"| gaps | 200 | 0.020 | 1.500 | {noticed.worst['gaps'][1]} |" in text
+    assert "wholes" not in text
     assert "failures: {'stream 503': 2}" in text
