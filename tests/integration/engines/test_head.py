@@ -133,7 +133,7 @@ def test_a_prefill_takes_the_logits_of_one_token(engine: TransformersEngine, wid
 
 
 def test_a_family_that_does_not_take_how_many_logits_to_keep() -> None:
-    size = {"hidden_size": 64, "num_blocks": 2, "num_heads": HEADS, "vocab_size": 99, "chunk_size": 16}
+    size = {"hidden_size": 64, "num_blocks": 2, "num_heads": HEADS, "vocab_size": 512, "chunk_size": 16}
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("xlstm", **size))
     inputs = {"input_ids": torch.tensor([PROMPT[:48]]), "use_cache": False}
     parts: list[torch.Tensor] = []
