@@ -39,7 +39,7 @@ async def test_a_home_of_the_version_before_comes_up(restored: Platform) -> None
     assert (served.created, list(served.revisions)) == (1795610790, ["c5e467c1cf"])
     assert (await restored.ask("sim")).status_code == 200
     # It has proved itself before, so it need not wake for that: it sleeps on.
-    asleep = (await restored.entries())["sim-zero"]
-    assert (asleep.ready, asleep.reason, list(asleep.revisions)) == (True, "Asleep", ["a3647462ff"])
+    asleep = await restored.until("sim-zero", lambda entry: entry.ready)
+    assert (asleep.reason, list(asleep.revisions)) == ("Asleep", ["a3647462ff"])
     assert await restored.pids("sim-zero") == set()
     assert (await restored.ask("sim-zero", key=TEAM_KEY)).status_code == 200
