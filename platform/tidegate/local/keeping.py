@@ -6,8 +6,10 @@ import asyncio
 import fcntl
 import logging
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from tidegate.errors import ConfigError, FieldProblem, TidegateError
 from tidegate.local import processes
@@ -16,6 +18,7 @@ from tidegate.local.home import Home, read_record
 log = logging.getLogger("tidegate.local")
 
 FIRST_BACKOFF_SECONDS = 0.5
+DYING_SECONDS = 1.0
 LONGEST_BACKOFF_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # a part that ran so long starts with the first backoff again
 
@@ -50,7 +53,7 @@ def only_one(home: Home) -> Iterator[None]:
     """Holds the lock of a home. Raises `ConfigError` where a host runs with it already."""
     with home.lock.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except OSError as error:
             running = read_record(home)
             who = f" (process {running.host.pid})" if running is not None else ""
@@ -59,6 +62,20 @@ def only_one(home: Home) -> Iterator[None]:
             )
             raise ConfigError(str(problem), [problem]) from error
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    """A killed host's threads hold its files for a moment after it is known to be dead."""
+    until = time.monotonic() + DYING_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def leave_nothing(home: Home) -> None:
