@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
+from tidegate.errors import InvalidRequest
 from tidegate.messages import before
-from tidegate.messages.work import Prompt, Request, Segment
+from tidegate.messages.work import ChatPrompt, Prompt, Request, Segment
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -26,7 +28,34 @@ _request_decoder = msgspec.msgpack.Decoder(Request)
 
 
 def encode_prompt(prompt: Prompt) -> bytes:
-    return _encoder.encode(prompt)
+    """Raises `InvalidRequest` for a whole number that msgpack has no form for: a chat's messages and the
+    variables of its template hold any JSON besides the fields that are declared."""
+    try:
+        return _encoder.encode(prompt)
+    except OverflowError as error:
+        assert isinstance(prompt, ChatPrompt)
+        field, bits = _too_large(prompt)
+        raise InvalidRequest(
+            f"{field}: a whole number of {bits} bits: at most 64 are taken, so send it as a text.",
+            param=field,
+        ) from error
+
+
+def _too_large(prompt: ChatPrompt) -> tuple[str, int]:
+    """The place of a whole number that does not fit, and its bits."""
+    parts: list[tuple[str, Any]] = [
+        ("chat_template_kwargs", prompt.template_args),
+        ("messages", prompt.messages),
+    ]
+    while parts:
+        place, value = parts.pop()
+        if isinstance(value, dict):
+            parts += [(f"{place}.{name}", item) for name, item in value.items()]
+        elif isinstance(value, list):
+            parts += [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+            return place, value.bit_length()
+    raise AssertionError("every number of the prompt fits")
 
 
 def encode_request(request: Request, prompt: bytes | None = None) -> bytes:

@@ -33,6 +33,16 @@ async def test_a_key_is_needed(gateway: Gateway, method: str, path: str) -> None
         assert response.headers["x-request-id"]
 
 
+async def test_a_number_that_the_queue_cannot_hold_is_refused_by_its_place(gateway: Gateway) -> None:
+    message = {"role": "user", "content": "Hi"}
+    huge = 10**30
+    for path in (PATH, "/tokenize"):
+        answer = await gateway.post(
+            path, {"model": MODEL, "messages": [message], "chat_template_kwargs": {"a": [0, huge]}}
+        )
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "chat_template_kwargs.a[1]")
+
+
 async def test_a_revoked_key_is_refused(gateway: Gateway) -> None:
     assert (await gateway.http.get("/v1/models")).status_code == 200
     await gateway.keys.revoke(gateway.key_id)

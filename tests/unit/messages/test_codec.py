@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from tidegate.errors import InvalidRequest
 from tidegate.messages.codec import (
     decode_request,
     decode_segments,
+    encode_prompt,
     encode_request,
     encode_segments,
 )
@@ -15,6 +17,7 @@ from tidegate.messages.work import (
     ChatPrompt,
     Finish,
     Generate,
+    Prompt,
     Request,
     Sampling,
     Segment,
@@ -78,6 +81,20 @@ def test_what_the_version_before_left_in_redis_is_read() -> None:
     mixed = SEGMENTS_BEFORE + encode_segments(SEGMENTS)
     assert decode_segments(mixed) == [*SEGMENTS, *SEGMENTS]
     assert decode_segments(mixed, from_seq=1) == [SEGMENTS[1], SEGMENTS[1]]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        (ChatPrompt([{"role": "user", "more": [1, {"n": -(1 << 63) - 1}]}]), "messages[0].more[1].n"),
+        (ChatPrompt([], template_args={"size": 1 << 64}), "chat_template_kwargs.size"),
+    ],
+)
+def test_a_whole_number_beyond_64_bits_is_refused_by_its_place(prompt: Prompt, field: str) -> None:
+    with pytest.raises(InvalidRequest, match="as a text") as refused:
+        encode_prompt(prompt)
+    assert refused.value.param == field
+    assert encode_prompt(ChatPrompt([{"n": (1 << 64) - 1, "m": -(1 << 63)}]))
 
 
 def test_other_bytes_are_refused() -> None:
