@@ -32,6 +32,7 @@ END_SECONDS = 240.0
 LOOK_SECONDS = 0.25
 BASELINE_SECONDS = 15.0
 STEPS = [{"weight": 15, "holdSeconds": 20}, {"weight": 50, "holdSeconds": 10}, {"weight": 100}]
+LAST = [{"weight": 100, "holdSeconds": 5}]
 # What is changed of the spec, by a word for it.
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "good": {"args": {"answer_tokens": 65}},
@@ -40,6 +41,9 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "three times as long": {"args": {"step_ms": 30}},
     "empty answers": {"args": {"test_empty_share": 0.5}},
     "a probe answered wrongly": {"args": {"vocab": 900}},
+    "5 % errors, shadow first": {"args": {"test_error_share": 0.05}, "rollout": {"shadow": {}}},
+    "good, BlueGreen": {"args": {"answer_tokens": 66}, "rollout": {"strategy": "BlueGreen", "steps": LAST}},
+    "good, Recreate": {"args": {"answer_tokens": 67}, "rollout": {"strategy": "Recreate", "steps": LAST}},
 }
 
 
@@ -55,6 +59,7 @@ def model(change: Mapping[str, Any], probe: str) -> str:
             "steps": STEPS,
             "abortScaleDownSeconds": 1,
             "probes": [{"prompt": "Which vocabulary?", "expect": probe, "maxTokens": 4}] if probe else [],
+            **change.get("rollout", {}),
         },
     }
     head = {"apiVersion": "tidegate.dev/v1alpha1", "kind": "Model", "metadata": {"name": MODEL}}

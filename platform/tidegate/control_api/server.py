@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 import uvicorn
 
 from tidegate.control_api.app import ControlApp
-from tidegate.gateway.door import KEEP_ALIVE_SECONDS, DoorLimits, door_within
+from tidegate.gateway.door import DoorLimits, door_within, server_config
 
 MAX_HEAD_BYTES = 32 * 1024
 HEAD_SECONDS = 20.0
@@ -32,21 +32,7 @@ async def serving(app: ControlApp, sockets: Sequence[socket.socket]) -> AsyncIte
     limits = DoorLimits(
         MAX_HEAD_BYTES, HEAD_SECONDS, BODY_SECONDS, STALL_SECONDS, MOST_CONNECTIONS, remedy="Send less."
     )
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=door_within(limits),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,  # the address that failures are counted by is the connection's own
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-    )
+    server = _Server(server_config(app, door_within(limits), lifespan="off", grace_seconds=GRACE_SECONDS))
     task = asyncio.create_task(server.serve(sockets=list(sockets)), name="control API")
     try:
         yield

@@ -15,7 +15,7 @@ from tidegate.errors import ConfigError, FieldProblem, QueueUnavailable
 from tidegate.gateway.admin_key import AdminKey, read_admin_key
 from tidegate.gateway.app import create_app
 from tidegate.gateway.auth import check_no_auth
-from tidegate.gateway.door import KEEP_ALIVE_SECONDS, door_class
+from tidegate.gateway.door import door_class, server_config
 from tidegate.gateway.listen import listen, url
 from tidegate.gateway.services import make_services
 from tidegate.runtime import calm_collector
@@ -83,20 +83,9 @@ async def serve(settings: Settings) -> None:
         )
         sockets = listen(settings.host, settings.port)
         app = create_app(make_services(settings, gateway_id, queue, keys, registry))
+        grace_seconds = round(settings.shutdown_grace_seconds)
         server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                http=door_class(settings),
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                proxy_headers=False,  # nothing here asks for the address of the client
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=round(settings.shutdown_grace_seconds),
-            )
+            server_config(app, door_class(settings), lifespan="on", grace_seconds=grace_seconds)
         )
         logger.info(
             "gateway starts", extra=fields(gateway=gateway_id, host=settings.host, port=settings.port)

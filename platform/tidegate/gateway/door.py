@@ -23,7 +23,7 @@ import functools
 import resource
 import sys
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import httptools
 import orjson
@@ -74,6 +74,25 @@ def door_class(settings: Settings) -> type[asyncio.Protocol]:
 def door_within(limits: DoorLimits) -> type[asyncio.Protocol]:
     """Return what uvicorn makes a protocol with; all connections that it makes share `limits`."""
     return cast("type[asyncio.Protocol]", functools.partial(Door, limits=limits))
+
+
+def server_config(
+    app: Any, protocol: type[asyncio.Protocol], *, lifespan: Literal["on", "off"], grace_seconds: int
+) -> Config:
+    """Return how uvicorn serves `app` behind such a door; the logs are this process's own."""
+    return Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan=lifespan,
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # an address is the connection's own
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=grace_seconds,
+    )
 
 
 def connections_within(wanted: int) -> int:

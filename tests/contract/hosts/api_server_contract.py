@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import pytest
@@ -10,31 +9,16 @@ from msgspec.structs import replace
 
 from tidegate.control.desired import RevisionRecord
 from tidegate.messages.registry import RevisionReport
-from tidegate_operator.apply import Writer
+from tidegate_operator import api_port, apply
 from tidegate_operator.asked import annotations_of, removal
 from tidegate_operator.cluster import ApiConflict, ApiError, ApiGone, Object
-from tidegate_operator.kinds import Kind
 from tidegate_operator.revision_objects import controller_revision, read_revision
 
 SPEC = {"engine": {"name": "simulated"}}
 
 
-class Api(Writer, Protocol):
+class Api(api_port.Writer, apply.Writer, Protocol):
     """The part of `tidegate_operator.cluster.Cluster` that the contract is about."""
-
-    async def list(self, kind: Kind, namespace: str, selector: str = "") -> tuple[list[Object], int]: ...
-
-    async def annotate(
-        self, kind: Kind, body: Mapping[str, Any], annotations: Mapping[str, str | None], manager: str
-    ) -> Object: ...
-
-    async def patch(
-        self,
-        kind: Kind,
-        body: Mapping[str, Any],
-        operations: Sequence[Mapping[str, Any]],
-        manager: str = ...,
-    ) -> Object: ...
 
 
 class Calls:
