@@ -41,9 +41,9 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "three times as long": {"args": {"step_ms": 30}},
     "empty answers": {"args": {"test_empty_share": 0.5}},
     "a probe answered wrongly": {"args": {"vocab": 900}},
-    "5 % errors, shadow first": {"args": {"test_error_share": 0.05}, "rollout": {"shadow": {}}},
-    "good, BlueGreen": {"args": {"answer_tokens": 66}, "rollout": {"strategy": "BlueGreen", "steps": LAST}},
-    "good, Recreate": {"args": {"answer_tokens": 67}, "rollout": {"strategy": "Recreate", "steps": LAST}},
+    "5 % errors with a shadow": {"args": {"test_error_share": 0.05}, "rollout": {"shadow": {}}},
+    "good as BlueGreen": {"args": {"answer_tokens": 66}, "rollout": {"strategy": "BlueGreen", "steps": LAST}},
+    "good as Recreate": {"args": {"answer_tokens": 67}, "rollout": {"strategy": "Recreate", "steps": LAST}},
 }
 
 

@@ -279,6 +279,7 @@ MEANINGS = {
     "RolloutState.author": "Who asked for it.",
     "RolloutState.gates": "The last judgement.",
     "RolloutState.clean_requests": "The target's requests that ended well.",
+    "RolloutState.needed_requests": "How many of them the step needs.",
     "RolloutState.looked_at": "When the stable's requests were first counted (unix seconds).",
     "RolloutState.looked_ended": "How many had ended by then.",
     "Thresholds.per_second": "Its requests a second.",

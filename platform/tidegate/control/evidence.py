@@ -90,12 +90,13 @@ class Limits(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """`fails`: the joined `evidence` (an e-value) has reached `needed`. `waits`: fewer than the least
-    requests have ended well (`clean`). `message` says which, with the numbers."""
+    requests have ended well (`clean` of `needed_clean`). `message` says which, with the numbers."""
 
     verdict: GateState
     message: str
     gates: list[GateView]
     clean: int
+    needed_clean: int
     evidence: float
     needed: float
 
@@ -105,10 +106,30 @@ def freeze(baseline: Tally, per_second: float = 0.0) -> Thresholds:
     return Thresholds(_quantiles(baseline.first_token), _quantiles(baseline.between_tokens), per_second)
 
 
-def needed_requests(margin: float, doubt: float = 0.05) -> int:
-    """Return how many requests without an error exclude an error rate of `margin`: it would give them with a
-    probability of `doubt` at most. 59 for 5 %, 149 for 2 %, 299 for 1 %."""
-    return math.ceil(math.log(doubt) / math.log1p(-margin))
+def needed_requests(rate: float, failures: int = 0, doubt: float = 0.05) -> int:
+    """Return how many requests, of which so many failed, exclude an error rate of `rate`: it would give so
+    few failures with a probability of `doubt` at most (Chernoff's bound, exact where none failed). Without a
+    failure 59 for 5 %, 149 for 2 %, 299 for 1 %."""
+    rate = min(rate, 0.999)
+    fewest = most = max(math.ceil(math.log(doubt) / math.log1p(-rate)), math.floor(failures / rate) + 1)
+    while most * _divergence(failures / most, rate) < -math.log(doubt):
+        fewest, most = most, 2 * most
+    while fewest < most:
+        middle = (fewest + most) // 2
+        if middle * _divergence(failures / middle, rate) < -math.log(doubt):
+            fewest = middle + 1
+        else:
+            most = middle
+    return most
+
+
+def _divergence(seen: float, rate: float) -> float:
+    """Return how unlikely a share `seen` of failures is at `rate`, in nats a request (Kullback-Leibler); 0:
+    it is no smaller."""
+    if seen >= rate:
+        return 0.0
+    failed = seen * math.log(seen / rate) if seen else 0.0
+    return failed + (1.0 - seen) * (math.log1p(-seen) - math.log1p(-rate))
 
 
 def judge(
@@ -119,20 +140,23 @@ def judge(
     limits: Limits,
     *,
     least_requests: int = 59,
+    excess: float | None = None,
     margin: float = 1.0,
     slowdown: float = 1.0,
     alpha: float = ALPHA,
 ) -> Judgement:
     """Judge by the cohorts of this rollout alone; `stable` is None for a model's first revision, which only
-    has limits to keep to. `margin` says how many times as often as the stable the target may fail,
-    `slowdown` how many times as long it may take."""
+    has limits to keep to. `least_requests` must have ended well, and with `excess` as many as exclude,
+    whatever failed, an error rate so far above the stable's. `margin` says how many times as often as the
+    stable the target may fail, `slowdown` how many times as long it may take."""
     cohorts = _cohorts(stable or {}, target, rollout)
     gates = _limits(cohorts, limits, 1.0 if stable is None else SHARES["limits"])
     if stable is not None:
         gates = _comparisons(cohorts, thresholds, margin, slowdown) + gates
     needed = 1.0 / alpha
     clean = sum(cohort.target.ends.get("ok", 0) for cohort in cohorts)
-    requests = _requests(clean, least_requests)
+    needed_clean = least_requests if excess is None else max(least_requests, _excluding(cohorts, excess))
+    requests = _requests(clean, needed_clean)
     unlooked = 1.0 - sum(gate.share for gate in gates)  # gates without a view: an e-value of 1 each
     parts = [gate.log_part for gate in gates] + ([math.log(unlooked)] if unlooked > 1e-9 else [])
     joined = _log_sum(parts)
@@ -148,6 +172,7 @@ def judge(
         " ".join(failed) or requests.message,
         views,
         clean,
+        needed_clean,
         _shown(joined),
         needed,
     )
@@ -316,6 +341,15 @@ def _requests(clean: int, least: int) -> GateView:
     if not least:
         message = f"No requests are asked for (minRequests: 0), it goes by the clock; {clean} ended well."
     return GateView("requests", state, message, target_requests=clean)
+
+
+def _excluding(cohorts: Sequence[_Cohort], excess: float) -> int:
+    """Return how many of the target's requests must have ended well, given those that failed beside the
+    stable's."""
+    both = [cohort for cohort in cohorts if 0.0 < cohort.weight < 1.0]
+    failures, _ = _sum(_errors, [cohort.target for cohort in both])
+    failed, ended = _sum(_errors, [cohort.stable for cohort in both])
+    return needed_requests(excess + (failed / ended if ended else 0.0), failures) - failures
 
 
 def _compared(

@@ -440,9 +440,7 @@ def _history_limit(model: Model) -> int:
 def _views(
     steps: Sequence[_Step], records: Mapping[str, ModelRecord], seen: Observation, now: float
 ) -> dict[str, RolloutView]:
-    found = {
-        step.name: view_of(step.model.spec, records[step.name], seen, step.position, now) for step in steps
-    }
+    found = {step.name: view_of(records[step.name], seen, step.position, now) for step in steps}
     return {name: view for name, view in found.items() if view is not None}
 
 

@@ -90,7 +90,12 @@ def moved(moment: Moment) -> ModelRecord:
     if state.strategy == ALL_AT_ONCE:
         return _all_at_once(moment, state)
     found = verdict_of(record, state, moment.rules, _least_requests(moment, state), moment.seen)
-    state = replace(state, gates=found.gates, clean_requests=found.clean_requests)
+    state = replace(
+        state,
+        gates=found.gates,
+        clean_requests=found.clean_requests,
+        needed_requests=found.needed_requests,
+    )
     if found.failure and (state.stable or state.phase == "Progressing"):
         return aborted(record, state, found.failure, moment.now)
     match state.phase:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from tidegate.control.desired import ModelRecord
+from tidegate.control.desired import WHOLE, ModelRecord
 from tidegate.control.evidence import Limits, Thresholds, freeze, hard_gates, judge
 from tidegate.control.observed import Observation
 from tidegate.control.rollout_schema import RolloutLimits, RolloutSpec
@@ -33,6 +33,7 @@ class Verdict:
     failure: str
     missing: str
     clean_requests: int = 0
+    needed_requests: int = 0
 
 
 def verdict_of(
@@ -42,6 +43,8 @@ def verdict_of(
     target = seen.outcomes.get((record.name, state.target), NO_OUTCOMES)
     stable = seen.outcomes.get((record.name, state.stable), NO_OUTCOMES) if state.stable else None
     hard = _hard(record, state, target, seen)
+    # Once the stable has no requests there is nothing to wait for beside it.
+    is_compared = least and spec.min_requests is None and state.weight < WHOLE
     found = judge(
         stable,
         target,
@@ -49,6 +52,7 @@ def verdict_of(
         state.thresholds,
         _limits(spec.limits),
         least_requests=least,
+        excess=spec.margin if is_compared else None,
         slowdown=spec.allowed_slowdown,
     )
     failed = " ".join(gate.message for gate in hard if gate.state == "fails")
@@ -57,6 +61,7 @@ def verdict_of(
         failed or (found.message if found.verdict == "fails" else ""),
         found.message if found.verdict == "waits" else "",
         found.clean,
+        found.needed_clean,
     )
 
 

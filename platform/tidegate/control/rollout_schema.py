@@ -180,8 +180,9 @@ class RolloutSpec(Strict):
         default=0.05,
         ge=0.0001,
         le=0.5,
-        description="Error rate that enough good requests must exclude before a step ends: 0.05 asks for 59 "
-        "of them, 0.02 for 149, 0.01 for 299.",
+        description="Error rate above the old revision's that enough good requests must exclude before a "
+        "step ends: 0.05 asks for 59 of them where none fails, 0.02 for 149, 0.01 for 299, and for more with "
+        "each that fails.",
     )
     min_requests: int | None = Field(
         default=None,

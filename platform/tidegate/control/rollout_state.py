@@ -53,6 +53,7 @@ class RolloutState(msgspec.Struct, frozen=True):
     author: str = ""
     gates: list[GateView] = []
     clean_requests: int = 0
+    needed_requests: int = 0
 
     @property
     def has_ended(self) -> bool:
@@ -61,7 +62,11 @@ class RolloutState(msgspec.Struct, frozen=True):
     @property
     def durable(self) -> RolloutState:
         """It as it is worth storing: what every round finds out anew is left out until its end."""
-        return self if self.has_ended else replace(self, message="", gates=[], clean_requests=0)
+        return (
+            self
+            if self.has_ended
+            else replace(self, message="", gates=[], clean_requests=0, needed_requests=0)
+        )
 
     def refuses(self, revision: str) -> bool:
         """Tell whether `revision` was given up, and stays so."""

@@ -7,22 +7,18 @@ from collections.abc import Iterator
 from tidegate.control.desired import ModelRecord
 from tidegate.control.observed import Observation
 from tidegate.control.reasons import Reason
-from tidegate.control.resources import ModelSpec
 from tidegate.control.rollout_state import Note, RolloutState
 from tidegate.messages.outcomes import cohort_of
-from tidegate.messages.rollouts import GateView, Phase, RolloutView
+from tidegate.messages.rollouts import Phase, RolloutView
 
 REFUSED = "ActionRefused"  # a note's reason
 
 
-def view_of(
-    spec: ModelSpec, record: ModelRecord, seen: Observation, position: int, now: float
-) -> RolloutView | None:
+def view_of(record: ModelRecord, seen: Observation, position: int, now: float) -> RolloutView | None:
     """Return the rollout that is under way, or the last one; None: nothing was ever rolled out."""
     state = record.rollout
     if state is None:
         return None
-    needed = next((gate for gate in state.gates if gate.name == "requests"), None)
     return RolloutView(
         model=record.name,
         id=state.id,
@@ -37,11 +33,11 @@ def view_of(
         message=f"{state.message} {state.note}".strip(),
         gates=state.gates,
         clean_requests=state.clean_requests,
-        needed_requests=_needed(spec, state, needed),
+        needed_requests=state.needed_requests,
         started=state.started,
         step_since=state.step_since,
         ended=state.ended,
-        ends_at=_ends_at(spec, state, now),
+        ends_at=_ends_at(state, now),
         position=position if state.phase == "Queued" else 0,
         replicas={name: _replicas(record.name, name, seen) for name in record.revisions},
     )
@@ -77,18 +73,13 @@ def _position(state: RolloutState) -> tuple[str, Phase, int, int]:
     return state.id, phase_of(state), state.step, state.weight
 
 
-def _needed(spec: ModelSpec, state: RolloutState, gate: GateView | None) -> int:
-    is_judged = spec.rollout is not None and state.strategy != "AllAtOnce" and gate is not None
-    return spec.rollout.least_requests if is_judged and spec.rollout is not None else 0
-
-
 def _replicas(model: str, revision: str, seen: Observation) -> str:
     state = seen.application(model, revision)
     wanted = state.wanted_replicas if state is not None else 0
     return f"{seen.ready_replicas(model, revision)}/{wanted}"
 
 
-def _ends_at(spec: ModelSpec, state: RolloutState, now: float) -> float:
+def _ends_at(state: RolloutState, now: float) -> float:
     """Predict the end from the times that are left and the rate of good requests so far; 0 where a person, a
     load or more requests than come decide it."""
     if state.has_ended or state.phase != "Progressing" or state.is_paused:
@@ -97,7 +88,7 @@ def _ends_at(spec: ModelSpec, state: RolloutState, now: float) -> float:
     if any(step.pause for step in left[1:]) or (left[0].pause and state.released < state.step):
         return 0.0
     at = max(now, state.step_since + left[0].hold_seconds)
-    missing = (spec.rollout.least_requests if spec.rollout is not None else 0) - state.clean_requests
+    missing = state.needed_requests - state.clean_requests
     if missing > 0:
         if not state.clean_requests:
             return 0.0

@@ -241,6 +241,38 @@ def test_a_hang_is_seen_before_any_request_has_ended() -> None:
     assert young.verdict == "waits"
 
 
+@pytest.mark.parametrize(("rate", "failures"), [(0.05, 1), (0.05, 7), (0.02, 3), (0.3, 40)])
+def test_each_failure_asks_for_more_requests(rate: float, failures: int) -> None:
+    """So few failures are as unlikely as is said, and one request less does not say it by the bound."""
+    needed = needed_requests(rate, failures)
+    chance = sum(
+        math.exp(
+            math.lgamma(needed + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(needed - k + 1)
+            + k * math.log(rate)
+            + (needed - k) * math.log1p(-rate)
+        )
+        for k in range(failures + 1)
+    )
+    assert chance <= 0.05
+    assert needed_requests(rate, failures - 1) < needed < 4 * (failures + 3) / rate
+    assert failures / needed < rate
+
+
+def test_as_many_good_requests_are_no_evidence_where_others_failed() -> None:
+    """The complaint about thresholds: 5 % of errors passed for 59 good requests."""
+    stable = at(15, ends(ok=340))
+    assert judged(stable, at(15, ends(ok=60)), excess=0.05).verdict == "passes"
+    failing = judged(stable, at(15, ends(ok=60, error=1)), excess=0.05)
+    assert (failing.verdict, failing.needed_clean) == ("waits", needed_requests(0.05, 1) - 1)
+    assert "60 of 112 requests" in failing.message
+    assert judged(stable, at(15, ends(ok=112, error=1)), excess=0.05).verdict == "passes"
+    # What fails as often on the stable is not the target's to prove.
+    alike = judged(at(15, ends(ok=3_230, error=170)), at(15, ends(ok=600, error=30)), excess=0.05)
+    assert alike.verdict == "passes"
+
+
 def test_what_is_no_slower_than_is_allowed_is_no_failure() -> None:
     """A target in the next bucket may be slower by a hair only: buckets have ends."""
     thresholds = freeze(Tally(first_token={QUICK: 1000}, between_tokens={QUICK: 1000}))

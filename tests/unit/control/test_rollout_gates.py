@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.control.builders import NOW
 from tidegate.control.desired import ModelRecord, RevisionRecord
@@ -51,9 +52,21 @@ def test_the_stables_errors_are_not_the_targets() -> None:
     assert not failure(seen(GOOD, {"a1.15": tally(10, 90), "a1.50": tally(10, 90)}))
 
 
+def test_failures_ask_for_more_good_requests_while_the_stable_has_some() -> None:
+    observed = seen({"a1.15": tally(60, 1)}, GOOD)
+    found = verdict_of(record(), replace(STATE, weight=15), RolloutSpec(), 59, observed)
+    assert (found.failure, found.missing[:9]) == ("", "60 of 112")
+    for state, asked in (
+        (replace(STATE, weight=100), RolloutSpec()),  # or a late failure could hold it for ever
+        (replace(STATE, weight=15), RolloutSpec.model_validate({"minRequests": 59})),
+    ):
+        assert not verdict_of(record(), state, asked, 59, observed).missing
+
+
 @pytest.mark.parametrize("cohort", ["", "9f.15", "a1x.15"])
 def test_requests_of_no_or_another_rollout_say_nothing(cohort: str) -> None:
-    found = verdict_of(record(), STATE, RolloutSpec(), 5, seen({cohort: tally(50, 50)}, GOOD))
+    asked = RolloutSpec.model_validate({"minRequests": 5})
+    found = verdict_of(record(), STATE, asked, 5, seen({cohort: tally(50, 50)}, GOOD))
     assert (found.failure, found.clean_requests) == ("", 0)
     assert found.missing.startswith("0 of 5 requests")
 

@@ -388,6 +388,7 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         author="ada",
         gates=[gate],
         clean_requests=7,
+        needed_requests=59,
     )
     action = Action("undo", "old", "ada", 1.0)
     known = ModelRecord("m", 1, {"0123456789": 100}, {record.revision: record}, look, pin, rollout, action)
