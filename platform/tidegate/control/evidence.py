@@ -54,6 +54,9 @@ QUANTILES = (50, 90, 95, 99)  # percent
 # Slow requests come together: a replica that stands still makes all wait that come meanwhile. What a revision
 # gets within this time counts as one failure.
 TOGETHER_SECONDS = 0.7
+# A step is left once requests exclude, besides errors, that so much larger a share of them is slow, or ends
+# abnormally, than of the stable's. Less is left to the gates.
+SHARE_EXCESS = 0.2
 LEAST_BASELINE = 50  # requests; of fewer a quantile says nothing
 MOST_LOST_REPLICAS = 2  # one more aborts
 MOST_EVIDENCE = 1e12  # what is more is shown as this: JSON has no infinity
@@ -110,7 +113,6 @@ def needed_requests(rate: float, failures: int = 0, doubt: float = 0.05) -> int:
     """Return how many requests, of which so many failed, exclude an error rate of `rate`: it would give so
     few failures with a probability of `doubt` at most (Chernoff's bound, exact where none failed). Without a
     failure 59 for 5 %, 149 for 2 %, 299 for 1 %."""
-    rate = min(rate, 0.999)
     fewest = most = max(math.ceil(math.log(doubt) / math.log1p(-rate)), math.floor(failures / rate) + 1)
     while most * _divergence(failures / most, rate) < -math.log(doubt):
         fewest, most = most, 2 * most
@@ -147,16 +149,18 @@ def judge(
 ) -> Judgement:
     """Judge by the cohorts of this rollout alone; `stable` is None for a model's first revision, which only
     has limits to keep to. `least_requests` must have ended well, and with `excess` as many as exclude,
-    whatever failed, an error rate so far above the stable's. `margin` says how many times as often as the
-    stable the target may fail, `slowdown` how many times as long it may take."""
+    whatever failed or was slow, an error rate so far above the stable's (`SHARE_EXCESS`: of the rest).
+    `margin` says how many times as often as the stable the target may fail, `slowdown` how many times as
+    long it may take."""
     cohorts = _cohorts(stable or {}, target, rollout)
     gates = _limits(cohorts, limits, 1.0 if stable is None else SHARES["limits"])
     if stable is not None:
         gates = _comparisons(cohorts, thresholds, margin, slowdown) + gates
     needed = 1.0 / alpha
     clean = sum(cohort.target.ends.get("ok", 0) for cohort in cohorts)
-    needed_clean = least_requests if excess is None else max(least_requests, _excluding(cohorts, excess))
-    requests = _requests(clean, needed_clean)
+    missing, why = (0, "") if excess is None else _missing(cohorts, thresholds, slowdown, excess)
+    needed_clean = max(least_requests, clean + missing)
+    requests = _requests(clean, needed_clean, why)
     unlooked = 1.0 - sum(gate.share for gate in gates)  # gates without a view: an e-value of 1 each
     parts = [gate.log_part for gate in gates] + ([math.log(unlooked)] if unlooked > 1e-9 else [])
     joined = _log_sum(parts)
@@ -333,23 +337,45 @@ def _limits(cohorts: Sequence[_Cohort], limits: Limits, share: float) -> list[_G
     return gates
 
 
-def _requests(clean: int, least: int) -> GateView:
+def _requests(clean: int, least: int, why: str) -> GateView:
     """Absence of an alarm is no evidence: so many requests must have ended well."""
     state: GateState = "waits" if clean < least else "passes"
     message = f"{clean} of {least} requests of the target ended well"
-    message += ": it waits for more." if clean < least else "."
+    if clean < least:
+        message += f", and {why}: it waits for more." if why else ": it waits for more."
+    else:
+        message += "."
     if not least:
         message = f"No requests are asked for (minRequests: 0), it goes by the clock; {clean} ended well."
     return GateView("requests", state, message, target_requests=clean)
 
 
-def _excluding(cohorts: Sequence[_Cohort], excess: float) -> int:
-    """Return how many of the target's requests must have ended well, given those that failed beside the
-    stable's."""
-    both = [cohort for cohort in cohorts if 0.0 < cohort.weight < 1.0]
-    failures, _ = _sum(_errors, [cohort.target for cohort in both])
-    failed, ended = _sum(_errors, [cohort.stable for cohort in both])
-    return needed_requests(excess + (failed / ended if ended else 0.0), failures) - failures
+def _missing(
+    cohorts: Sequence[_Cohort], thresholds: Thresholds, slowdown: float, excess: float
+) -> tuple[int, str]:
+    """Return how many more requests of the target exclude that it does so much worse than the stable beside
+    it, given those that did badly; and which of them ask for the most."""
+    slack = buckets_within(slowdown)
+    slow = [("were slow to begin", _first_tokens(bucket + slack)) for bucket in thresholds.first_token]
+    slow += [("were slow", _between_tokens(bucket + slack)) for bucket in thresholds.between_tokens]
+    slow += [(f"had {what}", _kind(end)) for end, what in ABNORMAL_ENDS.items()]
+    found = [_more_requests("failed", _errors, [each for each in cohorts if each.weight < 1.0], excess)]
+    # Copies, which a target has at weight 0, wait behind all others.
+    both = [each for each in cohorts if 0.0 < each.weight < 1.0]
+    found += [_more_requests(what, measure, both, SHARE_EXCESS) for what, measure in slow]
+    return max(found, key=lambda each: each[0])
+
+
+def _more_requests(what: str, measure: Measure, cohorts: Sequence[_Cohort], excess: float) -> tuple[int, str]:
+    bad, requests = _sum(measure, [cohort.target for cohort in cohorts])
+    stable_bad, stable_requests = _sum(measure, [cohort.stable for cohort in cohorts])
+    rate = excess + (stable_bad / stable_requests if stable_requests else 0.0)
+    if rate >= 1.0 or not (requests or stable_requests or measure is _errors):
+        return (
+            0,
+            "",
+        )  # no target is so much worse, or there is nothing to measure: one token has no time between
+    return max(0, needed_requests(rate, bad) - requests), f"{bad} {what}" if bad else ""
 
 
 def _compared(

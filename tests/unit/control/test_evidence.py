@@ -273,6 +273,39 @@ def test_as_many_good_requests_are_no_evidence_where_others_failed() -> None:
     assert alike.verdict == "passes"
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        Tally({"ok": 60}, first_token={HANGS: 60}),
+        Tally({"ok": 60}, between_tokens={SLOW: 60}),
+        Tally({"ok": 60, "empty": 30}),
+        Tally({"ok": 60}, waiting_first={HANGS: 25}, first_token={QUICK: 60}),
+    ],
+    ids=["first token", "between tokens", "empty", "hang"],
+)
+def test_no_step_is_left_by_a_target_that_is_slow_or_says_nothing(bad: Tally) -> None:
+    """Also before its gate is sure of it."""
+    even = Tally({"ok": 100}, first_token={QUICK: 100}, between_tokens={QUICK: 100})
+    thresholds, stable = freeze(even), at(15, even)
+    found = judged(stable, at(15, bad), excess=0.05, thresholds=thresholds)
+    assert (found.verdict, found.clean) in (("waits", 60), ("fails", 60))
+    assert found.needed_clean > 100
+    alike = at(15, Tally({"ok": 60}, first_token={QUICK: 60}, between_tokens={QUICK: 60}))
+    assert judged(stable, alike, excess=0.05, thresholds=thresholds).verdict == "passes"
+
+
+def test_where_the_stable_is_as_bad_the_target_is_not_held() -> None:
+    thresholds = freeze(Tally(first_token={QUICK: 100}))
+    stable = at(15, Tally({"ok": 850}, first_token={HANGS: 850}))
+    target = at(15, Tally({"ok": 150}, first_token={HANGS: 150}))
+    assert judged(stable, target, excess=0.05, thresholds=thresholds).verdict == "passes"
+
+
+def test_copies_count_as_evidence_on_errors() -> None:
+    stable, copies = at(0, Tally({"ok": 100})), at(0, Tally({"ok": 60}, first_token={HANGS: 60}))
+    assert judged(stable, copies, excess=0.05).verdict == "passes"
+
+
 def test_what_is_no_slower_than_is_allowed_is_no_failure() -> None:
     """A target in the next bucket may be slower by a hair only: buckets have ends."""
     thresholds = freeze(Tally(first_token={QUICK: 1000}, between_tokens={QUICK: 1000}))
