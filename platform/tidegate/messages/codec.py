@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from tidegate.errors import InvalidRequest
 from tidegate.messages import before
-from tidegate.messages.work import ChatPrompt, Prompt, Request, Segment
+from tidegate.messages.work import Prompt, Request, Segment
+
+_HUGE_NUMBER = 1  # the msgpack extension type of a whole number beyond 64 bits: signed, big-endian
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -22,40 +23,38 @@ class _Head(msgspec.Struct, array_like=True):
     seq: int
 
 
+def _read_extension(code: int, data: memoryview) -> int:
+    if code != _HUGE_NUMBER:
+        raise msgspec.ValidationError(f"extension type {code}: this version knows {_HUGE_NUMBER} only")
+    return int.from_bytes(data, "big", signed=True)
+
+
 _head_decoder = msgspec.msgpack.Decoder(_Head)
 _segment_decoder = msgspec.msgpack.Decoder(Segment)
-_request_decoder = msgspec.msgpack.Decoder(Request)
+_request_decoder = msgspec.msgpack.Decoder(Request, ext_hook=_read_extension)
 
 
 def encode_prompt(prompt: Prompt) -> bytes:
-    """Raises `InvalidRequest` for a whole number that msgpack has no form for: a chat's messages and the
-    variables of its template hold any JSON besides the fields that are declared."""
     try:
         return _encoder.encode(prompt)
-    except OverflowError as error:
-        assert isinstance(prompt, ChatPrompt)
-        field, bits = _too_large(prompt)
-        raise InvalidRequest(
-            f"{field}: a whole number of {bits} bits: at most 64 are taken, so send it as a text.",
-            param=field,
-        ) from error
+    except OverflowError:  # a chat's messages and template variables hold any JSON, numbers of any size too
+        return _encoder.encode(_with_huge_numbers(msgspec.to_builtins(prompt)))
 
 
-def _too_large(prompt: ChatPrompt) -> tuple[str, int]:
-    """The place of a whole number that does not fit, and its bits."""
-    parts: list[tuple[str, Any]] = [
-        ("chat_template_kwargs", prompt.template_args),
-        ("messages", prompt.messages),
-    ]
-    while parts:
-        place, value = parts.pop()
-        if isinstance(value, dict):
-            parts += [(f"{place}.{name}", item) for name, item in value.items()]
-        elif isinstance(value, list):
-            parts += [(f"{place}[{index}]", item) for index, item in enumerate(value)]
-        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-            return place, value.bit_length()
-    raise AssertionError("every number of the prompt fits")
+def _with_huge_numbers(value: list[Any]) -> list[Any]:
+    """`value`, changed in place: msgpack has whole numbers of 64 bits at most, so larger ones become
+    extensions. By a list of what is left to do, since JSON may be nested deeper than Python calls."""
+    left: list[Any] = [value]
+    while left:
+        part = left.pop()
+        for place, item in list(part.items() if isinstance(part, dict) else enumerate(part)):
+            if isinstance(item, dict | list):
+                left.append(item)
+            elif isinstance(item, int) and not -(1 << 63) <= item < 1 << 64:
+                size_bytes = item.bit_length() // 8 + 1
+                data = item.to_bytes(size_bytes, "big", signed=True)
+                part[place] = msgspec.msgpack.Ext(_HUGE_NUMBER, data)
+    return value
 
 
 def encode_request(request: Request, prompt: bytes | None = None) -> bytes:

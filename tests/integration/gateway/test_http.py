@@ -14,6 +14,7 @@ from tests.integration.gateway.rig import CHAT, MODEL, Gateway, open_gateway
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.messages.queue import QueueLimits
+from tidegate.messages.work import ChatPrompt, Generate
 from tidegate.store.connection import Connection
 
 PATH = "/v1/chat/completions"
@@ -33,14 +34,18 @@ async def test_a_key_is_needed(gateway: Gateway, method: str, path: str) -> None
         assert response.headers["x-request-id"]
 
 
-async def test_a_number_that_the_queue_cannot_hold_is_refused_by_its_place(gateway: Gateway) -> None:
+async def test_whole_numbers_of_any_size_reach_the_replica(gateway: Gateway) -> None:
+    """In the variables of a chat's template, which hold any JSON."""
+    huge = [10**30, -(10**30)]
     message = {"role": "user", "content": "Hi"}
-    huge = 10**30
-    for path in (PATH, "/tokenize"):
-        answer = await gateway.post(
-            path, {"model": MODEL, "messages": [message], "chat_template_kwargs": {"a": [0, huge]}}
-        )
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "chat_template_kwargs.a[1]")
+    body = {"model": MODEL, "messages": [message], "chat_template_kwargs": {"a": huge}}
+    answering = asyncio.create_task(gateway.replica.answer("Hello"))
+    assert (await gateway.post(PATH, body)).status_code == 200
+    [claim] = await answering
+    assert isinstance(claim.request.work, Generate)
+    prompt = claim.request.work.prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert prompt.template_args["a"] == huge
 
 
 async def test_a_revoked_key_is_refused(gateway: Gateway) -> None:
