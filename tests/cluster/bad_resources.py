@@ -94,6 +94,19 @@ BAD_MODELS = (
     ),
     Bad("a shadow of Recreate", rolling(strategy="Recreate", shadow={}), "spec.rollout.shadow", "rule"),
     Bad("more available than there are", rolling(minAvailable=2), "spec.rollout", "rule"),
+    Bad(
+        "two bounds of a surge",
+        model({"rollout": {"maxSurge": 1, "maxSurgeAccelerators": 0.5}, "resources": {"gpus": 1}}),
+        "spec.rollout.maxSurgeAccelerators",
+        "rule",
+    ),
+    Bad(
+        "two bounds of what is kept",
+        model({"rollout": {"minAvailable": 1, "minAvailableAccelerators": 0.5}, "resources": {"gpus": 1}}),
+        "spec.rollout.minAvailableAccelerators",
+        "rule",
+    ),
+    Bad("accelerators of a CPU", rolling(maxSurgeAccelerators=1), "spec.rollout", "rule"),
     Bad("a probe without a question", probed(expect="a"), "spec.rollout.probes[0]", "rule"),
     Bad("a probe without an answer", probed(prompt="a"), "spec.rollout.probes[0]", "rule"),
     Bad(

@@ -239,8 +239,10 @@ def rollout_queued(facts: Facts) -> Verdict | None:
 
 
 def nowhere_to_go(facts: Facts) -> Verdict | None:
-    kept, misfit = facts.candidate, facts.misfit
-    if kept is None or (misfit is not None and facts.seen.groups and kept.placement is None):
+    kept, misfit, state = facts.candidate, facts.misfit, facts.record.rollout
+    is_queued = state is not None and state.phase == "Queued"
+    has_no_place = is_queued or (bool(facts.seen.groups) and kept is not None and kept.placement is None)
+    if kept is None or (misfit is not None and has_no_place):
         return Verdict("False", Reason.Settled, misfit[1] if misfit is not None else "")
     return None
 

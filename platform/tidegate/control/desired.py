@@ -86,6 +86,13 @@ class RevisionRecord(msgspec.Struct, frozen=True):
         return self.placement.group if self.placement is not None else ""
 
     @property
+    def gpus(self) -> float:
+        """What one replica takes where it has a place, else what its spec asks for."""
+        if self.placement is not None:
+            return self.placement.gpus
+        return float((self.spec.get("resources") or {}).get("gpus") or 0)
+
+    @property
     def source(self) -> SourceState:
         """The resolved source."""
         return SourceState(

@@ -96,6 +96,8 @@ class Reason(StrEnum):
     GpusTaken = "GpusTaken", SCHEDULED, "The group's GPUs are taken by models that are always there."
     CpusTaken = "CpusTaken", SCHEDULED, "The group's CPU cores are taken by models that are always there."
     MemoryTaken = "MemoryTaken", SCHEDULED, "The group's memory is taken by models that are always there."
+    SurgeTooSmall = ("SurgeTooSmall", SCHEDULED,
+        "The rollout needs more accelerators than its bounds allow; the old revision serves.")
     Unschedulable = "Unschedulable", SCHEDULED, "Kubernetes finds no node for a pod of the pool."
     NoSuchPool = "NoSuchPool", SCHEDULED, "The Pool that the model names does not exist."
     PoolFull = ("PoolFull", PROGRESSING,

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from tidegate.control.pool_schema import LocalReference, Pool, PoolSpec, WorkerGroup
-from tidegate.control.rollout_schema import RolloutSpec, surge_missing
+from tidegate.control.rollout_schema import NO_ACCELERATOR, RolloutSpec, surge_missing
 from tidegate.control.schema_types import (
     SERVICE_LABEL,
     BytesOrEmpty,
@@ -322,6 +322,14 @@ class ModelSpec(Strict):
                 ".device",
             ),
             Rule(
+                "!has(self.rollout) || (!has(self.rollout.maxSurgeAccelerators) && "
+                "self.rollout.minAvailableAccelerators == 0.0) || (self.device != 'cpu' && "
+                "(self.resources.gpus > 0.0 || self.resources.gpuMemory != '' || "
+                "self.resources.accelerator != ''))",
+                f"rollout counts accelerators, and {NO_ACCELERATOR}",
+                ".rollout",
+            ),
+            Rule(
                 "!has(self.rollout) || self.rollout.minAvailable <= self.scaling.maxReplicas",
                 "rollout.minAvailable is above scaling.maxReplicas; lower it",
                 ".rollout",
@@ -346,6 +354,9 @@ class ModelSpec(Strict):
                 "device cpu takes no resources.gpus or resources.gpuMemory; remove them or use device auto"
             )
         if self.rollout is not None:
+            takes_some = self.device != "cpu" and (asked.gpus or asked.gpu_memory or asked.accelerator)
+            if self.rollout.counts_accelerators and not takes_some:
+                raise ValueError(f"rollout counts accelerators, and {NO_ACCELERATOR}")
             if self.rollout.min_available > self.scaling.max_replicas:
                 raise ValueError(
                     f"rollout.minAvailable ({self.rollout.min_available}) is above scaling.maxReplicas "

@@ -173,7 +173,7 @@ def _steps(moment: Moment, strategy: str, *, is_first: bool) -> list[StepView]:
     """An undo is asked for by a person who saw why: it is held nowhere, and has steps only where no more
     replicas may stand at a time. A first revision has nothing beside it, and is held only to see whether it
     keeps its limits."""
-    if strategy == ALL_AT_ONCE or (moment.is_undo and moment.rules.max_surge is None):
+    if strategy == ALL_AT_ONCE or (moment.is_undo and not moment.rules.has_surge):
         return [StepView(WHOLE)]
     if moment.is_undo:
         return [StepView(step.weight) for step in moment.rules.all_steps]

@@ -14,10 +14,11 @@ from msgspec.structs import replace as struct_replace
 from tidegate.control.desired import ModelRecord, RevisionRecord, recorded_spec
 from tidegate.control.observed import Observation, RevisionKey, SourceState, application_name
 from tidegate.control.packing import Packing, Placement, Refusal
+from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model
 from tidegate.control.rollout import ALL_AT_ONCE, Moment, begun, may_stand, must_line_up
 from tidegate.control.seating import pack, places, seat_at
-from tidegate.control.surge import Held, Rolling, extra_replicas, has_room
+from tidegate.control.surge import Held, Rolling, extra_replicas, has_room, surge_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,19 @@ def line_up(asked: Sequence[Asked], seen: Observation, now: float) -> Line:
         refusal = packing.refusals.get(key) if packing is not None else None
         coming = _rolling(trial[name], seen, packing.placements.get(key) if packing is not None else None)
         others = list(_begun(found.values(), seen))
-        if refusal is not None and not others:
+        missing = _surge_refusal(trial[name], coming) if refusal is None else ""
+        if missing:
+            found[name] = replace(found[name].at(0, missing), misfit=(Reason.SurgeTooSmall, missing))
+        elif refusal is not None and not others:
             found[name] = replace(found[name].at(0, refusal[1]), misfit=refusal)
         elif positions or refusal is not None or not _fits(coming, others, found, seen):
             positions[name] = len(positions) + 1
             found[name] = found[name].at(positions[name])
         else:
             found = trial
+    for name, each in found.items():
+        if _is_under_way(each) and (missing := _surge_refusal(each, _rolling(each, seen))):
+            found[name] = replace(each, misfit=(Reason.SurgeTooSmall, missing))
     left_out = _left_out(found.values(), seen, now)
     return Line(list(found.values()), _packed(found, seen, now, left_out), left_out, positions)
 
@@ -145,11 +152,19 @@ def _leaves_some(each: Asked, seen: Observation) -> bool:
 
 
 def _begun(asked: Collection[Asked], seen: Observation) -> Iterator[Rolling]:
-    for each in asked:
-        state = each.record.rollout
-        is_under_way = state is not None and not state.has_ended and state.phase != "Queued"
-        if is_under_way and state is not None and state.stable and state.strategy != ALL_AT_ONCE:
-            yield _rolling(each, seen)
+    return (_rolling(each, seen) for each in asked if _is_under_way(each))
+
+
+def _is_under_way(each: Asked) -> bool:
+    """Tell whether its rollout has begun, and needs room beside what serves."""
+    state = each.record.rollout
+    if state is None or state.has_ended or state.phase == "Queued":
+        return False
+    return bool(state.stable) and state.strategy != ALL_AT_ONCE
+
+
+def _surge_refusal(each: Asked, coming: Rolling) -> str:
+    return surge_refusal(each.model.spec, each.record, coming.seat.hundredths)
 
 
 def _rolling(each: Asked, seen: Observation, placement: Placement | None = None) -> Rolling:
@@ -158,16 +173,18 @@ def _rolling(each: Asked, seen: Observation, placement: Placement | None = None)
     kept = each.record.revisions.get(each.target) or RevisionRecord(each.target, {})
     if placement is not None:
         kept = struct_replace(kept, placement=placement)
+    seat = seat_at(each.model.spec, kept)
     return Rolling(
         kept.group,
-        seat_at(each.model.spec, kept),
-        extra_replicas(each.model.spec, state.size),
+        seat,
+        extra_replicas(each.model.spec, each.record, state.size, seat.hundredths),
         seen.ready_replicas(each.name, each.target),
     )
 
 
 def _held(asked: Collection[Asked], seen: Observation) -> Iterator[Held]:
-    """What is not recorded any more is taken for one like those that are."""
+    """What is not recorded any more is taken for one like those that are. Of what goes Serve does not say how
+    many replicas are still ending; they may be all."""
     for each in asked:
         for application in seen.of_model(each.name):
             revision = application.name.rpartition("--")[2]
@@ -175,4 +192,7 @@ def _held(asked: Collection[Asked], seen: Observation) -> Iterator[Held]:
             if kept is None:
                 continue
             seat = seat_at(recorded_spec(kept, each.model.spec), kept)
-            yield from (Held(kept.group, seat, replica.node) for replica in application.replicas)
+            nodes = [replica.node for replica in application.replicas]
+            if application.status == "DELETING":
+                nodes = [""] * each.model.spec.scaling.max_replicas
+            yield from (Held(kept.group, seat, node) for node in nodes)

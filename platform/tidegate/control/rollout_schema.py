@@ -16,10 +16,12 @@ from tidegate import replica_args
 from tidegate.control.evidence import ALLOWED_SLOWDOWN, needed_requests
 from tidegate.control.schema_types import Rule, Strict, rules
 
+NO_ACCELERATOR = "a replica takes none; give maxSurge and minAvailable, in replicas, or resources.gpus"
 MAX_STEPS = 20
 MAX_HOLD_SECONDS = 30 * 86_400.0
 
 Hold = Annotated[float, Field(ge=0, le=MAX_HOLD_SECONDS)]
+Accelerators = Annotated[float, Field(ge=0, le=4096)]
 
 
 class Step(Strict):
@@ -162,14 +164,24 @@ class RolloutSpec(Strict):
         default=None,
         ge=0,
         le=64,
-        description="Replicas above scaling.maxReplicas that both revisions may have together; without it "
-        "the Pool's room is the bound.",
+        description="Replicas above scaling.maxReplicas that both revisions may have together; without it, "
+        "and without maxSurgeAccelerators, the Pool's room is the bound.",
+    )
+    max_surge_accelerators: Accelerators | None = Field(
+        default=None,
+        description="In the place of maxSurge: accelerators (GPUs, 0.5 is half of one, in steps of 0.01) that "
+        "both revisions may take together above what scaling.maxReplicas replicas of the larger one take.",
     )
     min_available: int = Field(
         default=0,
         ge=0,
         le=64,
         description="Replicas that the old revision keeps at least until the rollout is complete.",
+    )
+    min_available_accelerators: Accelerators = Field(
+        default=0.0,
+        description="In the place of minAvailable: accelerators that the old revision's replicas keep "
+        "together at least, rounded up to whole replicas.",
     )
     stable_scales_down: bool = Field(
         default=False,
@@ -224,6 +236,21 @@ class RolloutSpec(Strict):
                 ".minAvailable",
             ),
             Rule(
+                "self.strategy != 'Recreate' || self.minAvailableAccelerators == 0.0",
+                "strategy Recreate stops the old revision first; leave minAvailableAccelerators 0",
+                ".minAvailableAccelerators",
+            ),
+            Rule(
+                "!has(self.maxSurge) || !has(self.maxSurgeAccelerators)",
+                "give maxSurge or maxSurgeAccelerators, one of them",
+                ".maxSurgeAccelerators",
+            ),
+            Rule(
+                "self.minAvailable == 0 || self.minAvailableAccelerators == 0.0",
+                "give minAvailable or minAvailableAccelerators, one of them",
+                ".minAvailableAccelerators",
+            ),
+            Rule(
                 "self.strategy != 'Recreate' || !has(self.shadow)",
                 "strategy Recreate has no two revisions at a time; leave shadow out",
                 ".shadow",
@@ -242,8 +269,13 @@ class RolloutSpec(Strict):
             raise ValueError(
                 f"steps are for the strategy Canary, not {self.strategy}; leave them out, or keep one of 100"
             )
-        if self.strategy == "Recreate" and self.min_available:
-            raise ValueError("strategy Recreate stops the old revision first; leave minAvailable 0")
+        if self.strategy == "Recreate" and (self.min_available or self.min_available_accelerators):
+            field = "minAvailable" if self.min_available else "minAvailableAccelerators"
+            raise ValueError(f"strategy Recreate stops the old revision first; leave {field} 0")
+        if self.max_surge is not None and self.max_surge_accelerators is not None:
+            raise ValueError("give maxSurge or maxSurgeAccelerators, one of them")
+        if self.min_available and self.min_available_accelerators:
+            raise ValueError("give minAvailable or minAvailableAccelerators, one of them")
         if self.strategy == "Recreate" and self.shadow is not None:
             raise ValueError("strategy Recreate has no two revisions at a time; leave shadow out")
         return self
@@ -257,6 +289,15 @@ class RolloutSpec(Strict):
     def asked(self) -> list[replica_args.Probe]:
         """The probes as replicas are told them."""
         return [msgspec.convert(probe.model_dump(), replica_args.Probe) for probe in self.probes]
+
+    @property
+    def has_surge(self) -> bool:
+        """Tell whether a number bounds what both revisions have together."""
+        return self.max_surge is not None or self.max_surge_accelerators is not None
+
+    @property
+    def counts_accelerators(self) -> bool:
+        return self.max_surge_accelerators is not None or self.min_available_accelerators > 0
 
     @property
     def has_limits(self) -> bool:
@@ -282,13 +323,19 @@ def stable_replicas(spec: RolloutSpec, size: int, weight: int) -> int:
     return max(left, spec.min_available)
 
 
-def peak_replicas(spec: RolloutSpec, size: int) -> int:
-    """Return the most replicas that both revisions have at a time: each step's are ready before it begins."""
+def peaks(spec: RolloutSpec, size: int) -> list[tuple[int, int]]:
+    """Return how many replicas the old and the new revision have at the most crowded moment of each step: its
+    are ready before it begins."""
     before = [0, *(step.weight for step in spec.all_steps[:-1])]
-    return max(
-        stable_replicas(spec, size, weight) + needed_replicas(size, step.weight)
+    return [
+        (stable_replicas(spec, size, weight), needed_replicas(size, step.weight))
         for weight, step in zip(before, spec.all_steps, strict=True)
-    )
+    ]
+
+
+def peak_replicas(spec: RolloutSpec, size: int) -> int:
+    """Return the most replicas that both revisions have at a time."""
+    return max(map(sum, peaks(spec, size)))
 
 
 def surge_missing(spec: RolloutSpec, max_replicas: int) -> str:

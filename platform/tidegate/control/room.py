@@ -29,7 +29,12 @@ class Seat:
 
 def seat_of(gpus: float, cpus: float, memory_bytes: int, text: str = "") -> Seat:
     """Return the seat of these amounts, rounded up."""
-    return Seat(math.ceil(round(gpus * WHOLE, 6)), math.ceil(round(cpus * MILLI, 6)), memory_bytes, text=text)
+    return Seat(hundredths(gpus), math.ceil(round(cpus * MILLI, 6)), memory_bytes, text=text)
+
+
+def hundredths(gpus: float) -> int:
+    """Return the share of a GPU, or the GPUs, in the steps in which one is shared, rounded up."""
+    return math.ceil(round(gpus * WHOLE, 6))
 
 
 @dataclass(slots=True, eq=False)

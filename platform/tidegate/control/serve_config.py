@@ -10,7 +10,7 @@ return to it at each change of the config.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,6 +185,15 @@ def ordered_most(config: Mapping[str, Any] | None) -> int:
     return int(scaling.get("max_replicas") or 0) if scaling.get("upscale_delay_s") == 0.0 else 0
 
 
+def ordered_gpus(config: Mapping[str, Any] | None) -> float:
+    """Return what Ray reserves for a replica of the application of this config."""
+    return float((_deployment(config).get("ray_actor_options") or {}).get("num_gpus") or 0)
+
+
 def _scaling(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    deployments = (config or {}).get("deployments") or [{}]
-    return deployments[0].get("autoscaling_config") or {}
+    return _deployment(config).get("autoscaling_config") or {}
+
+
+def _deployment(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    deployments: Sequence[Mapping[str, Any]] = (config or {}).get("deployments") or [{}]
+    return deployments[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -114,7 +115,10 @@ def _routes(services: Services) -> APIRouter:
         key: Key, what: str, past: views.ModelView, spec: dict[str, Any], version: str, *, dry_run: bool
     ) -> Response:
         if dry_run:
-            return _json(await host.plan(past.name, spec=spec))
+            return _json(checks.fitting(await host.plan(past.name, spec=spec)))
+        if checks.counts_accelerators(spec):
+            with suppress(Conflict, HostUnavailable):  # without a plan the status says it later
+                checks.fitting(await host.plan(past.name, spec=spec))
         after = await host.put_spec(past.name, spec, version, key.name)
         await trail.note(key, what, past.name, past.spec, after.spec)
         return _json(after)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tidegate.control_api.views import ScaleBody
+from tidegate.control.reasons import Reason
+from tidegate.control_api.views import PlanView, ScaleBody
 from tidegate.errors import InvalidRequest
 from tidegate.messages.rollouts import Action, RolloutView
 
@@ -25,6 +26,21 @@ def scaled(spec: Mapping[str, Any], body: ScaleBody) -> dict[str, Any]:
     if not wanted:
         raise InvalidRequest("min_replicas, max_replicas: missing: give one of them, or both.")
     return {**spec, "scaling": {**(spec.get("scaling") or {}), **wanted}}
+
+
+def counts_accelerators(spec: Mapping[str, Any]) -> bool:
+    """Tell whether only a plan says if a rollout by this spec fits: what replicas take is not in it."""
+    rollout = spec.get("rollout")
+    names = ("maxSurgeAccelerators", "minAvailableAccelerators")
+    return isinstance(rollout, Mapping) and any(rollout.get(name) is not None for name in names)
+
+
+def fitting(plan: PlanView) -> PlanView:
+    """Return the plan. Raises `InvalidRequest` where its rollout could never keep to its bounds."""
+    for each in plan.conditions:
+        if each.reason == Reason.SurgeTooSmall:
+            raise InvalidRequest(each.message, param="rollout")
+    return plan
 
 
 def brief(view: RolloutView | None) -> dict[str, Any] | None:

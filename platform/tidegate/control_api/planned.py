@@ -12,6 +12,7 @@ from tidegate.control.observed import SourceState
 from tidegate.control.plan import PoolPlan, PoolSnapshot, plan_pool
 from tidegate.control.resources import Model
 from tidegate.control.rollout_view import REFUSED
+from tidegate.control.room import hundredths
 from tidegate.control.serve_config import Application, split_application_name
 from tidegate.control.surge import extra_replicas
 from tidegate.control_api.views import PlanView
@@ -52,9 +53,9 @@ def _view(snapshot: PoolSnapshot, plan: PoolPlan, name: str) -> PlanView:
     peak = sum(first.values())
     record = plan.records.get(name)
     state = record.rollout if record is not None else None
-    if state is not None and not state.has_ended:  # the steps to come need more
+    if record is not None and state is not None and not state.has_ended:  # the steps to come need more
         size = max(state.size, sum(now.values()))
-        extra = extra_replicas(model.spec, size)
+        extra = extra_replicas(model.spec, record, size, hundredths(gpus.get(state.target, 0.0)))
         peak = max(peak, size + extra)
         gpus_peak = max(gpus_peak, gpus_now + gpus.get(state.target, 0.0) * extra)
     entry, rollout = plan.entries.get(name), plan.rollouts.get(name)

@@ -79,10 +79,12 @@ class Rolling:
     """`rates` are requests a second by model, `faults` by revision. `offset` is how far the host's clock is
     off the ticks."""
 
-    def __init__(self, *models: Model, seed: int = 1, cpus: float = 1024, **pool: Any) -> None:
+    def __init__(
+        self, *models: Model, seed: int = 1, cpus: float = 1024, gpus: float = 0, **pool: Any
+    ) -> None:
         self.models = list(models)
         self.pool = PoolSpec.model_validate(pool)
-        self.cpus = cpus
+        self.cpus, self.gpus = cpus, gpus
         self.groups: tuple[Group, ...] = ()  # of a cluster
         self.random = random.Random(seed)
         self.at = NOW
@@ -102,6 +104,9 @@ class Rolling:
         self.starts = 0
         self.starts_of: dict[str, int] = {}
         self.peaks: dict[str, int] = {}
+        self.gpu_peaks: dict[str, float] = {}
+        self.held_gpus: dict[str, float] = {}
+        self.shares: dict[str, float] = {}  # what a replica takes of a GPU, by revision
         self.plans: list[PoolPlan] = []
         self.crash: Crash = ""
 
@@ -118,6 +123,12 @@ class Rolling:
         new = model(name, **{**wire, "engine": {"name": "simulated", "args": {"seed": seed}}, **spec})
         self.models = [new if each.name == name else each for each in self.models]
         return revision_of(new.spec)
+
+    def change_rollout(self, name: str, **fields: Any) -> None:
+        (old,) = (each for each in self.models if each.name == name)
+        wire = old.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        new = model(name, **{**wire, "rollout": {**wire["rollout"], **fields}})
+        self.models = [new if each.name == name else each for each in self.models]
 
     def ask(self, name: str, verb: Verb, revision: str = "") -> None:
         self.actions[name] = Action(verb, revision, author="ada", at=self.now)
@@ -195,8 +206,10 @@ class Rolling:
                 for replica in each.replicas
             )
             status = "DELETING" if each.is_going else "RUNNING"
-            wanted = 0 if each.is_going else max(len(each.staying), each.scaling["min_replicas"])
+            wanted = max(len(each.staying), each.scaling["min_replicas"])
             states[name] = ApplicationState(name, status, "", each.config, wanted, replicas)
+            if each.is_going:  # as Serve: neither its config nor the replicas that are still ending
+                states[name] = ApplicationState(name, status)
             for replica in each.staying:
                 if replica.ready_at <= self.at:
                     idle = 0.0 if self.queues.get(key) else self.at - 60
@@ -210,7 +223,7 @@ class Rolling:
             replicas=tuple(stats),
             depths={key: Depth(len(self.queues.get(key, [])), 0, 0.0) for key in known},
             entries=dict(self.entries),
-            capacity=Capacity(self.cpus, 0),
+            capacity=Capacity(self.cpus, self.gpus),
             groups=self.groups,
             outcomes={key: dict(found) for key, found in self.outcomes.items()},
         )
@@ -393,6 +406,7 @@ class Rolling:
             if rules is not None and rules.max_surge is not None:
                 most = each.spec.scaling.max_replicas + rules.max_surge
                 assert count <= most, f"{count} replicas where {most} are allowed"
+            self._look_at_gpus(each)
             record = self.records.get(name)
             state = record.rollout if record is not None else None
             if rules is None or state is None or state.has_ended or not state.stable:
@@ -402,6 +416,29 @@ class Rolling:
                 stable = self.standing.get(f"{name}--{state.stable}")
                 staying = len(stable.staying) if stable is not None else 0
                 assert staying >= rules.min_available, "the stable is below minAvailable"
+                kept = staying * self.shares.get(state.stable, 0.0)
+                assert kept >= rules.min_available_accelerators - 1e-9, "below minAvailableAccelerators"
+
+    def _look_at_gpus(self, each: Model) -> None:
+        """By what Ray is asked for, whatever the records say. One revision alone may have all that it may
+        have, so the larger one's share counts, and also that of what has not gone yet. A bound that was made
+        smaller takes nothing away; nothing more may start."""
+        held = 0.0
+        rolling = set[str]()
+        for key, one in self.standing.items():
+            if _key(key)[0] == each.name:
+                share = one.config["deployments"][0]["ray_actor_options"]["num_gpus"]
+                self.shares[_key(key)[1]] = share
+                rolling.add(_key(key)[1])
+                held += share * sum(it.ends_at is None or it.ends_at > self.at for it in one.replicas)
+        before, self.held_gpus[each.name] = self.held_gpus.get(each.name, 0.0), held
+        self.gpu_peaks[each.name] = max(self.gpu_peaks.get(each.name, 0.0), held)
+        rules = each.spec.rollout
+        if rules is None or rules.max_surge_accelerators is None or held <= before:
+            return
+        largest = max((self.shares[revision] for revision in rolling), default=0.0)
+        most = each.spec.scaling.max_replicas * largest + rules.max_surge_accelerators
+        assert held <= most + 1e-9, f"{held:g} GPU where {most:g} are allowed"
 
 
 def _own(outcomes: Outcomes, rollout: str) -> Outcomes:

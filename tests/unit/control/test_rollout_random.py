@@ -21,6 +21,7 @@ from tidegate.control.desired import WHOLE
 COUNT = int(os.environ.get("TIDEGATE_ROLLOUTS", "60"))
 BATCH = 20
 CRASHES: tuple[Crash, ...] = ("before", "records", "registry")
+SHARES = (0.2, 0.3, 0.67, 1, 2)  # of a GPU
 BAD = (
     Fault(load="LoadFailed"),
     Fault(load="ProbeFailed"),
@@ -52,10 +53,16 @@ def drawn_rollout(draw: random.Random) -> dict[str, Any]:
 
 
 def drawn_model(draw: random.Random, name: str) -> Any:
-    """A model that may roll: `maxSurge` is raised until the plan fits."""
+    """A model that may roll: `maxSurge` is raised until the plan fits. One that counts accelerators instead is
+    drawn without a look at that: what others of its revisions take is not known yet."""
     least = draw.choice([0, 1, 1, 2])
     scaling = {"minReplicas": least, "maxReplicas": max(1, least) + draw.choice([0, 1, 2]), "idleSeconds": 1}
     rollout = drawn_rollout(draw)
+    if draw.random() < 0.4:
+        rollout["maxSurgeAccelerators"] = draw.choice([0.1, 0.3, 0.5, 1, 2, 4])
+        if rollout.pop("minAvailable", 0):
+            rollout["minAvailableAccelerators"] = draw.choice([0.2, 0.5])
+        return model(name, rollout=rollout, scaling=scaling, resources={"gpus": draw.choice(SHARES)})
     surge = draw.choice([None, 0, 1, 2])
     for more in range(surge if surge is not None else 9, 9):
         try:
@@ -66,13 +73,15 @@ def drawn_model(draw: random.Random, name: str) -> Any:
 
 
 def play(seed: int, *, crashes: bool = True, jumps: bool = True) -> Rolling:
-    """Change models at random for a while, then let all end; people end the pauses."""
+    """Change models at random for a while, then let all end; people end the pauses, and raise what is too
+    small for a rollout."""
     draw = random.Random(seed)
     names = ["one", "two", "three"][: draw.choice([1, 1, 2, 3])]
     world = Rolling(
         *(drawn_model(draw, name) for name in names),
         seed=seed,
         cpus=draw.choice([1024.0, 0.1 * len(names) * 6]),
+        gpus=1024,
     )
     world.ticks(12)
     world.rates = {name: draw.choice([0, 3, 20, 60]) for name in names}
@@ -80,7 +89,8 @@ def play(seed: int, *, crashes: bool = True, jumps: bool = True) -> Rolling:
     for _ in range(draw.randint(60, 250)):
         name = draw.choice(names)
         if draw.random() < 0.03:
-            revision = world.change(name, draw.choice([1, next(seeds), next(seeds)]))
+            takes = {"resources": {"gpus": draw.choice(SHARES)}} if counts_accelerators(world, name) else {}
+            revision = world.change(name, draw.choice([1, next(seeds), next(seeds)]), **takes)
             if draw.random() < 0.5 and revision not in world.starts_of:
                 world.faults.setdefault(revision, draw.choice(BAD))
         if draw.random() < 0.03:
@@ -98,11 +108,18 @@ def play(seed: int, *, crashes: bool = True, jumps: bool = True) -> Rolling:
         for name in names:
             if world.view(name).phase == "Paused" and name not in world.actions:
                 world.ask(name, "resume")
+            if world.said(name, "Scheduled") == ("False", "SurgeTooSmall"):
+                world.change_rollout(name, maxSurgeAccelerators=64, minAvailableAccelerators=0)
         world.tick()
         if all(is_over(world, name) for name in names):
             break
     world.ticks(5)  # gateways follow
     return world
+
+
+def counts_accelerators(world: Rolling, name: str) -> bool:
+    (found,) = (each.spec.rollout for each in world.models if each.name == name)
+    return found is not None and found.max_surge_accelerators is not None
 
 
 def is_over(world: Rolling, name: str) -> bool:

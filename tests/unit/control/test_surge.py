@@ -80,6 +80,137 @@ class TestOneModel:
         assert (world.peaks["one"], world.ready("one", old)) == (5, 4)
 
 
+def gpus(share: float) -> dict[str, Any]:
+    return {"gpus": share}
+
+
+class TestAccelerators:
+    """From half-precision weights on 0.67 of a GPU to quantized ones on 0.3."""
+
+    def rolling(
+        self, rollout: dict[str, Any], shares: tuple[float, float] = (0.67, 0.3), most: int = 1
+    ) -> tuple[Rolling, str, str]:
+        quick = {"steps": steps(50, 100), "minRequests": 1}
+        scaling = {"minReplicas": most, "maxReplicas": most}
+        first = model(rollout={**quick, **rollout}, resources=gpus(shares[0]), scaling=scaling)
+        world = Rolling(first, gpus=64)
+        (old,) = world.up()
+        world.rates = {"one": 20}
+        world.ticks(5)
+        return world, old, world.change("one", 2, resources=gpus(shares[1]))
+
+    def test_the_sum_of_both_shares_keeps_to_the_bound(self) -> None:
+        world, old, _ = self.rolling({"maxSurgeAccelerators": 0.3})
+        world.until("one", "Completed")
+        world.ticks(20)
+        assert world.gpu_peaks["one"] == pytest.approx(0.97)
+        world.ask("one", "undo")
+        world.until("one", "Progressing")
+        world.until("one", "Completed")
+        assert world.view().target == old
+        assert world.gpu_peaks["one"] == pytest.approx(0.97)
+
+    def test_the_stable_shrinks_by_its_own_share(self) -> None:
+        fine = {"stableScalesDown": True, "steps": FINE, "minRequests": 1}
+        world, _, new = self.rolling({**fine, "maxSurgeAccelerators": 0.5}, (1, 0.5), most=4)
+        world.until("one", "Completed")
+        world.ticks(20)
+        assert (world.gpu_peaks["one"], world.ready("one", new)) == (4.5, 4)
+
+    def test_one_that_cannot_fit_is_refused_with_the_sum_until_the_bound_is_raised(self) -> None:
+        world, old, new = self.rolling({"maxSurgeAccelerators": 0.23})
+        world.ticks(30)
+        words = (
+            "rollout.maxSurgeAccelerators is 0.23: with scaling.maxReplicas 1 both revisions may take 0.9 GPU "
+            "together, and the rollout of 1 needs 1 x 0.67 + 1 x 0.3 = 0.97 of it; raise maxSurgeAccelerators "
+            "to 0.3"
+        )
+        assert world.view().phase == "Queued"
+        assert words in world.view().message
+        assert world.said("one", "Scheduled") == ("False", "SurgeTooSmall")
+        assert world.said("one", "Progressing") == ("False", "Settled")
+        assert world.said("one", "Ready") == ("True", "Serving")
+        assert list(world.starts_of) == [old]
+        world.change_rollout("one", maxSurgeAccelerators=0.3)
+        world.until("one", "Completed")
+        assert list(world.records["one"].weights) == [new]
+
+    def test_a_bound_that_gets_too_small_on_the_way_is_told(self) -> None:
+        world, _, _ = self.rolling({"maxSurgeAccelerators": 0.3})
+        world.until("one", "Progressing")
+        world.change_rollout("one", maxSurgeAccelerators=0.1)
+        world.tick()
+        assert world.said("one", "Scheduled") == ("False", "SurgeTooSmall")
+        assert world.view().phase == "Progressing"
+
+    def test_what_is_too_large_holds_nobody_up(self) -> None:
+        world, _, _ = self.rolling({"maxSurgeAccelerators": 0.1})
+        world.models.append(model("two", rollout={"steps": steps(100), "minRequests": 0}))
+        world.ticks(20)
+        world.change("two", 2)
+        world.until("two", "Completed")
+        assert world.view().phase == "Queued"
+
+    def test_the_stable_keeps_what_takes_so_much(self) -> None:
+        keeping = {"minAvailableAccelerators": 1.1, "stableScalesDown": True, "steps": FINE, "minRequests": 1}
+        world, old, _ = self.rolling(keeping, (0.5, 0.25), most=4)
+        fewest = 4
+        while world.view().phase != "Completed" or world.view().target == old:
+            fewest = min(fewest, world.ready("one", old))
+            world.tick()
+        assert fewest == 3
+
+    @pytest.mark.parametrize(
+        ("rollout", "shares", "most", "words"),
+        [
+            (
+                {"minAvailableAccelerators": 1},
+                (0.5, 0.5),
+                1,
+                "is 2 replicas of 0.5 GPU, above scaling.maxRep",
+            ),
+            (
+                {"minAvailableAccelerators": 1, "maxSurge": 1, "stableScalesDown": True},
+                (0.5, 0.5),
+                2,
+                "needs 4; raise maxSurge to 2",
+            ),
+            ({"maxSurgeAccelerators": 0.4}, (0.5, 1), 1, "1 x 0.5 + 1 x 1 = 1.5 of it"),
+        ],
+        ids=["more than there are", "with replicas", "a larger target"],
+    )
+    def test_every_bound_is_in_the_sum(
+        self, rollout: dict[str, Any], shares: tuple[float, float], most: int, words: str
+    ) -> None:
+        world, _, _ = self.rolling(rollout, shares, most)
+        world.ticks(3)
+        assert world.said("one", "Scheduled") == ("False", "SurgeTooSmall")
+        assert words in world.view().message
+
+
+@pytest.mark.parametrize(
+    ("rollout", "words"),
+    [
+        ({"maxSurge": 1, "maxSurgeAccelerators": 1}, "give maxSurge or maxSurgeAccelerators, one of them"),
+        (
+            {"minAvailable": 1, "minAvailableAccelerators": 1},
+            "give minAvailable or minAvailableAccelerators, one of them",
+        ),
+        ({"strategy": "Recreate", "minAvailableAccelerators": 1}, "leave minAvailableAccelerators 0"),
+    ],
+)
+def test_one_number_bounds_one_thing(rollout: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        model(rollout=rollout, resources=gpus(1))
+
+
+@pytest.mark.parametrize("field", ["maxSurgeAccelerators", "minAvailableAccelerators"])
+def test_what_takes_no_accelerator_is_counted_in_replicas(field: str) -> None:
+    for device in ("cpu", "auto"):
+        with pytest.raises(ValidationError, match="a replica takes none; give maxSurge and minAvailable, in"):
+            model(rollout={field: 1}, device=device)
+
+
 @pytest.mark.parametrize(
     ("rollout", "most", "words"),
     [
@@ -188,6 +319,15 @@ def test_room_is_given_on_when_it_is_free(
     assert {name: (each.least, each.most) for name, each in given.items()} == bounds
 
 
+def test_nothing_starts_while_something_goes_that_serve_does_not_show() -> None:
+    going = ApplicationState("one--gone", "DELETING")
+    found = [standing("old", 3, 0, 3, 3), standing("new", 1, 0, 1, 1), going]
+    given = bounds_of(
+        SHRINKING, RECORD, {}, Observation(ServeState("c", {each.name: each for each in found}))
+    )
+    assert given["new"].most == 1
+
+
 def test_without_a_rollout_there_are_no_bounds() -> None:
     assert bounds_of(SHRINKING, ModelRecord("one", 1), {}, Observation(None)) == {}
     over = replace(RECORD, rollout=replace(STATE, phase="Completed"), weights={"new": WHOLE})
@@ -283,6 +423,22 @@ class TestCluster:
             most = max(most, sum(len(each.replicas) for each in world.standing.values()))
         assert [world.view(name).phase for name in ("one", "two")] == ["Completed", "Completed"]
         assert most == 3
+
+    def test_shares_follow_from_memory(self) -> None:
+        """10 GiB of a GPU of 24 are 0.42 of it, and 6 GiB 0.25."""
+        plain = {"steps": steps(50, 100), "minRequests": 1, "maxSurgeAccelerators": 0.24}
+        world = Rolling(model(rollout=plain, resources={"gpuMemory": "10Gi"}))
+        world.groups = (Group("l4", 1, 24 << 30, max_workers=2, cpus=64),)
+        world.up()
+        world.rates = {"one": 20}
+        world.ticks(5)
+        world.change("one", 2, resources={"gpuMemory": "6Gi"})
+        world.ticks(20)
+        assert "1 x 0.42 + 1 x 0.25 = 0.67 of it; raise maxSurgeAccelerators to 0.25" in world.view().message
+        assert world.said("one", "Progressing") == ("False", "Settled")
+        world.change_rollout("one", maxSurgeAccelerators=0.25)
+        world.until("one", "Completed")
+        assert world.gpu_peaks["one"] == pytest.approx(0.67)
 
     def test_one_that_can_never_fit_is_told_the_sum_and_holds_nobody_up(self) -> None:
         world = self.rolling_at_once(1, "one")
