@@ -169,8 +169,9 @@ class RolloutSpec(Strict):
     )
     max_surge_accelerators: Accelerators | None = Field(
         default=None,
-        description="In the place of maxSurge: accelerators (GPUs, 0.5 is half of one, in steps of 0.01) that "
-        "both revisions may take together above what scaling.maxReplicas replicas of the larger one take.",
+        description="In the place of maxSurge: accelerators (GPUs; 0.5 is half of one, in steps of 0.01) "
+        "that both revisions may take together above what scaling.maxReplicas replicas of the larger one "
+        "take.",
     )
     min_available: int = Field(
         default=0,

@@ -221,8 +221,8 @@ def surge_refusal(spec: ModelSpec, record: ModelRecord, target: int) -> str:
         f"rollout.maxSurgeAccelerators is {rules.max_surge_accelerators:g}: with scaling.maxReplicas {most} "
         f"both revisions may take {_gpu(total)} together, and the rollout of {size} needs "
         f"{old} x {shares[0] / WHOLE:g} + {new} x {shares[1] / WHOLE:g} = {peak / WHOLE:g} of it; raise "
-        f"maxSurgeAccelerators to {(peak - most * max(shares)) / WHOLE:g}, use stableScalesDown with more and "
-        "smaller steps, or strategy Recreate"
+        f"maxSurgeAccelerators to {(peak - most * max(shares)) / WHOLE:g}, use stableScalesDown with more "
+        "and smaller steps, or strategy Recreate"
     )
 
 

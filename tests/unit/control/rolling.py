@@ -26,6 +26,7 @@ from tidegate.control.observed import (
 )
 from tidegate.control.plan import PoolPlan, PoolSnapshot, plan_pool
 from tidegate.control.resources import Model, PoolSpec
+from tidegate.control.rollout_schema import RolloutSpec
 from tidegate.control.rollout_state import RolloutState
 from tidegate.control.serve_config import application_config, split_application_name
 from tidegate.messages.outcomes import Outcomes, Tally, bucket_of
@@ -386,6 +387,7 @@ class Rolling:
             state.id,
             state.thresholds,
             Limits(),
+            slowdown=(spec.rollout or RolloutSpec()).allowed_slowdown,
         )
         assert found.verdict != "fails", "a failed gate has raised a weight"
         if past is not None and past.phase == "Progressing" and state.skipped != past.step:

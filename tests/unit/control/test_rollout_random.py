@@ -53,8 +53,8 @@ def drawn_rollout(draw: random.Random) -> dict[str, Any]:
 
 
 def drawn_model(draw: random.Random, name: str) -> Any:
-    """A model that may roll: `maxSurge` is raised until the plan fits. One that counts accelerators instead is
-    drawn without a look at that: what others of its revisions take is not known yet."""
+    """A model that may roll: `maxSurge` is raised until the plan fits. One that counts accelerators
+    instead is drawn without a look at that: what others of its revisions take is not known yet."""
     least = draw.choice([0, 1, 1, 2])
     scaling = {"minReplicas": least, "maxReplicas": max(1, least) + draw.choice([0, 1, 2]), "idleSeconds": 1}
     rollout = drawn_rollout(draw)

@@ -121,9 +121,9 @@ class TestAccelerators:
         world, old, new = self.rolling({"maxSurgeAccelerators": 0.23})
         world.ticks(30)
         words = (
-            "rollout.maxSurgeAccelerators is 0.23: with scaling.maxReplicas 1 both revisions may take 0.9 GPU "
-            "together, and the rollout of 1 needs 1 x 0.67 + 1 x 0.3 = 0.97 of it; raise maxSurgeAccelerators "
-            "to 0.3"
+            "rollout.maxSurgeAccelerators is 0.23: with scaling.maxReplicas 1 both revisions may take "
+            "0.9 GPU together, and the rollout of 1 needs 1 x 0.67 + 1 x 0.3 = 0.97 of it; raise "
+            "maxSurgeAccelerators to 0.3"
         )
         assert world.view().phase == "Queued"
         assert words in world.view().message
