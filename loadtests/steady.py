@@ -1,5 +1,5 @@
-"""Requests at a steady rate by the official client, and what became of each: what a model's users see while it
-changes."""
+"""Requests at a steady rate by the official client, and what became of each: what a model's users see while
+it changes."""
 
 from __future__ import annotations
 

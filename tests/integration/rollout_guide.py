@@ -1,5 +1,5 @@
-"""The guide on rollouts as steps to follow on a platform: change, watch, abort, undo; with its file, its commands
-and requests that go on all the time. The laptop's test and the cluster's follow the same."""
+"""The guide on rollouts as steps to follow on a platform: change, watch, abort, undo; with its file, its
+commands and requests that go on all the time. The laptop's test and the cluster's follow the same."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 A first look is asked for by the spec's hash, and its answer is recorded with the revision. A later one is a
 `Look` in the record, asked for by a key of its own: a person asks for it (`recheck`, `undo`), it is due
-(`spec.source.recheckSeconds`), or a replica has found other content than its revision's. The hosts resolve what
-`questions` says, and `looked` takes the answer.
+(`spec.source.recheckSeconds`), or a replica has found other content than its revision's. The hosts resolve
+what `questions` says, and `looked` takes the answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What rollouts on the whole cluster did: followed on the Models and on the Pool's Serve, for a row of figures."""
+"""What rollouts on the whole cluster did: followed on the Models and on the Pool's Serve."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LOOK_SECONDS = 0.25
 
 @dataclass
 class Seen:
-    """What was seen of one Model's rollout. Times are unix seconds; `stepped` is 0 where it never had a share of
-    the requests, `moved` when that last changed, and `weight` the largest that it had."""
+    """What was seen of one Model's rollout. Times are unix seconds; `stepped` is 0 where it never had a share
+    of the requests, `moved` when that last changed, and `weight` the largest that it had."""
 
     changed: float
     view: dict[str, Any] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class Rollouts:
         return {name: view for name, view in found.items() if view}
 
     def accelerators(self) -> float:
-        """GPUs that the Pool's replicas take, those that start and stop as well, by what Serve itself says."""
+        """GPUs that the Pool's replicas take by what Serve says, those that start and stop as well."""
         return sum(map(_taken, self._applications().values()))
 
     def replicas(self, model: str) -> Mapping[str, set[str]]:

@@ -1,5 +1,5 @@
-"""A Model of real weights goes from fp16 to GPTQ on the whole cluster, on to a third revision, and back to the
-first by an undo, under requests whose every answer is known."""
+"""A Model of real weights goes from fp16 to GPTQ on the whole cluster, on to a third revision, and back to
+the first by an undo, under requests whose every answer is known."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 each found by its own gate; good ones; an operator that is killed at each step; two Models in a Pool with room
 for one; and both revisions in need of more replicas.
 
-The replicas are simulated and take shares of a GPU that the node only says it has. They follow each other on one
-Model: what one leaves serving is what the next is compared with.
+The replicas are simulated and take shares of a GPU that the node only says it has. They follow each other
+on one Model: what one leaves serving is what the next is compared with.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Stage:
 
     @contextmanager
     def watched(self, row: str) -> Iterator[Seen]:
-        """A rollout of the Model that begins in the block; its figures, once it and what it touched are over."""
+        """A rollout of the Model that begins in the block; its figures, once all that it touched is over."""
         self.wait_for_baseline()
         with self.rollouts.followed(MODEL) as seen:
             yield seen[MODEL]

@@ -93,8 +93,8 @@ def open_checkpoint(spec: EngineSpec) -> Checkpoint:
     if spec.digest and checkpoint.digest(spec.commit) != spec.digest:
         raise EngineLoadError(
             "SourceChanged",
-            f"{spec.path} no longer holds what the revision was made from. Put those files back, or take what "
-            "lies there as another revision: tidegate rollout recheck MODEL.",
+            f"{spec.path} no longer holds what the revision was made from. Put those files back, or take "
+            "what lies there as another revision: tidegate rollout recheck MODEL.",
         )
     amiss = contradiction(
         checkpoint.shape,
