@@ -35,7 +35,7 @@ test: $(DEV_STAMP) ## run every test that needs no root
 test-cluster: $(DEV_STAMP) ## run the tests on a Kubernetes cluster of their own; needs root, leaves nothing
 	@tests/cluster/run.sh $(abspath $(BIN)/python) $(PYTEST_ARGS)
 
-test-cluster-full: $(DEV_STAMP) ## measure at 500 Models, under faults, and with a killed head; half an hour, by hand
+test-cluster-full: $(DEV_STAMP) ## measure at 500 Models, under faults, with a killed head, and while Models roll; an hour, by hand
 	@tests/cluster/full/run.sh $(abspath $(BIN)/python) $(PYTEST_ARGS)
 
 check: $(DEV_STAMP) ## ruff, mypy --strict, import-linter, chart lint, and that the CRDs follow from the code

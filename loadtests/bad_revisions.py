@@ -16,7 +16,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import yaml
 
 from loadtests.machine import free_port
 from loadtests.report import table
+from loadtests.steady import SteadyLoad
 
 MODEL = "writer"
 END_SECONDS = 240.0
@@ -47,8 +48,9 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def model(change: Mapping[str, Any], probe: str) -> str:
-    spec = {
+def spec(change: Mapping[str, Any], probe: str) -> dict[str, Any]:
+    """The model's, with one of `CHANGES`; `probe` is the answer that is asked for (empty: none is)."""
+    return {
         "engine": {
             "name": "simulated",
             "maxSlots": 32,
@@ -62,8 +64,11 @@ def model(change: Mapping[str, Any], probe: str) -> str:
             **change.get("rollout", {}),
         },
     }
+
+
+def model(change: Mapping[str, Any], probe: str) -> str:
     head = {"apiVersion": "tidegate.dev/v1alpha1", "kind": "Model", "metadata": {"name": MODEL}}
-    return yaml.safe_dump({**head, "spec": spec})
+    return yaml.safe_dump({**head, "spec": spec(change, probe)})
 
 
 @dataclass
@@ -91,78 +96,14 @@ class Laptop:
         return out.decode()
 
 
-@dataclass(slots=True)
-class Call:
-    """One request; times are unix seconds, `ended` 0 while it runs."""
-
-    began: float
-    ended: float = 0.0
-    has_text: bool = False
-    problem: str = ""
-
-    @property
-    def is_bad(self) -> bool:
-        return bool(self.ended) and (bool(self.problem) or not self.has_text)
-
-
-class Load:
-    """Asks for a stream `rate` times a second, whatever became of those before."""
-
-    def __init__(self, url: str, key: str, rate: float) -> None:
-        self.calls: list[Call] = []
-        self._url, self._headers, self._rate = url, {"Authorization": f"Bearer {key}"}, rate
-        self._open: set[asyncio.Task[None]] = set()
-
-    async def run(self) -> None:
-        limits = httpx.Limits(max_connections=500)
-        async with httpx.AsyncClient(
-            base_url=self._url, headers=self._headers, timeout=120, trust_env=False, limits=limits
-        ) as http:
-            due = time.monotonic()
-            try:
-                while True:
-                    task = asyncio.create_task(self._ask(http, Call(time.time())))
-                    self._open.add(task)
-                    task.add_done_callback(self._open.discard)
-                    due += 1 / self._rate
-                    await asyncio.sleep(max(0.0, due - time.monotonic()))
-            finally:
-                await asyncio.gather(*self._open, return_exceptions=True)
-
-    async def _ask(self, http: httpx.AsyncClient, call: Call) -> None:
-        self.calls.append(call)
-        body = {
-            "model": MODEL,
-            "messages": [{"role": "user", "content": f"Question {len(self.calls)}"}],
-            "max_tokens": 16,
-            "stream": True,
-        }
-        try:
-            async with http.stream("POST", "/v1/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    call.problem = f"{response.status_code}"
-                async for line in response.aiter_lines():
-                    event = line.removeprefix("data: ")
-                    if event == line or event == "[DONE]":
-                        continue
-                    said = json.loads(event)
-                    if "error" in said:
-                        call.problem = "error in the stream"
-                    call.has_text |= any(each["delta"].get("content") for each in said.get("choices", ()))
-        except httpx.HTTPError as error:
-            call.problem = repr(error)
-        call.ended = time.time()
-
-    def of(self, began: float, ended: float) -> Sequence[Call]:
-        return [call for call in self.calls if began <= call.began <= ended]
-
-
 async def rollout(http: httpx.AsyncClient) -> dict[str, Any]:
     answer = await http.get(f"/v1/models/{MODEL}/rollout")
     return dict(answer.json().get("rollout") or {})
 
 
-async def measured(name: str, laptop: Laptop, load: Load, http: httpx.AsyncClient, probe: str) -> list[str]:
+async def measured(
+    name: str, laptop: Laptop, load: SteadyLoad, http: httpx.AsyncClient, probe: str
+) -> list[str]:
     """Carry one change out and return its row of the table."""
     before = (await rollout(http)).get("id", "")
     began, stepped, most = time.time(), 0.0, 0
@@ -182,9 +123,9 @@ async def measured(name: str, laptop: Laptop, load: Load, http: httpx.AsyncClien
             raise RuntimeError(f"{name}: no end after {END_SECONDS:.0f} s: {found}")
     ended = time.time()
     await asyncio.sleep(5)
-    calls = load.of(began, ended)
+    calls = load.between(began, ended)
     bad = [call for call in calls if call.is_bad]
-    late = [call.ended for call in load.of(began, time.time()) if call.is_bad and call.ended > ended]
+    late = [call.ended for call in load.between(began, time.time()) if call.is_bad and call.ended > ended]
     gates = [gate["name"] for gate in found["gates"] if gate["state"] == "fails"]
     return [
         name,
@@ -214,20 +155,17 @@ async def main() -> None:
             key = (await laptop.run("keys", "create", "load")).strip()
             running = json.loads(next((Path(folder) / "home").rglob("host.json")).read_text("utf-8"))
             url = f"http://127.0.0.1:{laptop.port}"
-            load = Load(url, key, chosen.rate)
-            asking = asyncio.create_task(load.run())
             admin = {"Authorization": f"Bearer {running['control_key']}"}
-            async with httpx.AsyncClient(
-                base_url=running["control_url"], headers=admin, trust_env=False
-            ) as http:
+            async with (
+                httpx.AsyncClient(base_url=running["control_url"], headers=admin, trust_env=False) as http,
+                SteadyLoad(url, key, MODEL, chosen.rate).running() as load,
+            ):
                 probe = await answer_to_probe(url, key)
                 await asyncio.sleep(BASELINE_SECONDS)
                 rows = []
                 for name in names:
                     rows.append(await measured(name, laptop, load, http, probe))
                     print(rows[-1], file=sys.stderr, flush=True)
-            asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
         finally:
             await laptop.run("clean", "--yes")
     print(table(head, rows))

@@ -97,6 +97,10 @@ source, and the whole spec. `tidegate rollout history` shows them; in a cluster 
 ControllerRevisions of the Model, on a laptop files in the home's `data/revisions`. A revision that comes
 back is the one that it was, with its number.
 
+Each replica compares as well, before it loads. One that finds other content than its revision's does not
+start (`SourceChanged`), and the source is looked at again at once: so nobody gets other weights under an
+old name.
+
 An undo asks the source for the old content first (the recorded commit of the hub; of a bucket what it or
 the weight cache still has; of a folder the same digest) and is refused with `SourceChanged` where it is
 gone. It holds until the spec changes; a later look at the source ends it only where that holds content

@@ -85,7 +85,7 @@ def _held(folder: str, name: str) -> str:
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """The spec names the engine of a revision and its bounds. `path` is a local checkpoint folder (empty:
-    simulated)."""
+    simulated), and `digest` what must lie there (`Checkpoint.digest` at this `commit`; empty: anything)."""
 
     name: str  # an `EngineName`, or `create_engine` refuses it
     path: str = ""
@@ -98,6 +98,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     # All that a replica may take on its device, weights and KV cache and the rest; 0: what is free there.
     memory_cap_bytes: int = 0
     args: dict[str, Any] = field(default_factory=dict)  # engine-specific, validated by the engine
+    commit: str = ""
+    digest: str = ""
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,7 +7,8 @@ import os
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ CHART = HERE.parents[1] / "helm" / "tidegate"
 
 # One call of kubectl costs a tenth of a second of a core that the cluster wants too.
 POLL_SECONDS = 0.5
+GPU_RESOURCE = "nvidia.com/gpu"
 
 T = TypeVar("T")
 Resource = dict[str, Any]
@@ -106,6 +108,28 @@ class Cluster:
         self.kubectl(
             "delete", kind, name, "-n", namespace, "--ignore-not-found", f"--wait={str(wait).lower()}"
         )
+
+    @contextmanager
+    def offering_gpus(self, count: int) -> Iterator[None]:
+        """The node says that it has so many GPUs, as a device plugin would; it has none."""
+
+        def offer(capacity: str | None) -> None:
+            told = {GPU_RESOURCE: capacity}
+            patch = json.dumps({"status": {"capacity": told, "allocatable": told}})
+            self.kubectl(
+                "patch", "node", self.facts.node, "--subresource=status", "--type=merge", "-p", patch
+            )
+
+        def is_offered() -> bool:
+            node = self.get("node", self.facts.node)
+            return node is not None and node["status"]["allocatable"].get(GPU_RESOURCE) == str(count)
+
+        offer(str(count))
+        try:
+            self.wait_for("the GPUs can be asked for", is_offered, timeout=60)
+            yield
+        finally:
+            offer(None)
 
     # ---- seeing ---------------------------------------------------------------
 

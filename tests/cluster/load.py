@@ -200,3 +200,11 @@ class Load:
                 finish = choice["finish_reason"] or finish
         call.problem = "the connection was closed before the answer's end"
         return "cut"
+
+
+def assert_nothing_lost(tally: Tally, *, breaks: bool = False) -> None:
+    assert tally.of("lost") == []
+    assert tally.of("open") == []
+    if not breaks:
+        assert tally.of("cut") == []
+        assert tally.of("unheard") == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 
 from tests.cluster.cluster import CHART, Cluster, CommandFailed, Resource
 
@@ -26,6 +27,15 @@ OPERATOR = "app.kubernetes.io/component=operator"
 # What Kubernetes itself puts into every namespace, and notes about what was there.
 NOT_OURS = ("configmap/kube-root-ca.crt", "serviceaccount/default")
 NOTES = ("event/", "event.events.k8s.io/")
+
+
+def resource(kind: str, name: str, spec: dict[str, Any]) -> Resource:
+    return {
+        "apiVersion": "tidegate.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": spec,
+    }
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,9 @@ class Release:
     @property
     def key(self) -> str:
         return self.cluster.secret(f"{self.name}-admin-key", "key", self.namespace)
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=self.key, max_retries=0)
 
     def ask(self, model: str, question: str, *, max_tokens: int = 256) -> httpx.Response:
         """One answer, whole; waits as long as the gateway does."""

@@ -4,16 +4,14 @@ is placed, who is refused, and that workers come and go."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import Cluster, Resource
+from tests.cluster.cluster import GPU_RESOURCE, Cluster, Resource
 from tests.cluster.conftest import NAMESPACES
-from tests.cluster.release import Release
+from tests.cluster.release import Release, resource
 
 POOL = "packing"
-GPU = "nvidia.com/gpu"
 WORKERS = f"tidegate.dev/pool={POOL},ray.io/node-type=worker"
 # The memory of Qwen2.5-7B-Instruct with 8k of context, in 4 bits and in fp16, on a GPU of 24 GiB.
 GPTQ, FP16 = "gptq-sized", "fp16-sized"
@@ -32,24 +30,8 @@ def namespace(shared_release: Release) -> str:
 
 @pytest.fixture
 def one_gpu(cluster: Cluster) -> Iterator[None]:
-    """The node offers one GPU, as a device plugin would say."""
-
-    def offer(count: str | None) -> None:
-        patch = f'{{"status": {{"capacity": {{"{GPU}": {count}}}, "allocatable": {{"{GPU}": {count}}}}}}}'
-        cluster.kubectl(
-            "patch", "node", cluster.facts.node, "--subresource=status", "--type=merge", "-p", patch
-        )
-
-    def is_offered() -> bool:
-        node = cluster.get("node", cluster.facts.node)
-        return node is not None and node["status"]["allocatable"].get(GPU) == "1"
-
-    offer('"1"')
-    try:
-        cluster.wait_for("the GPU can be asked for", is_offered, timeout=60)
+    with cluster.offering_gpus(1):
         yield
-    finally:
-        offer("null")
 
 
 @pytest.fixture
@@ -67,15 +49,6 @@ def pool(cluster: Cluster, namespace: str, one_gpu: None) -> Iterator[None]:
         for name in (*WANTED, "third"):
             cluster.delete("model", name, namespace)
         cluster.delete("pool", POOL, namespace)
-
-
-def resource(kind: str, name: str, spec: dict[str, Any]) -> Resource:
-    return {
-        "apiVersion": "tidegate.dev/v1alpha1",
-        "kind": kind,
-        "metadata": {"name": name},
-        "spec": spec,
-    }
 
 
 def model(name: str, gpu_memory: str, min_replicas: int = 1) -> Resource:
@@ -120,7 +93,7 @@ def test_two_models_share_a_gpu_a_third_is_refused_and_the_group_goes_up_and_dow
     (worker,) = workers(cluster, namespace)
     found = cluster.get("pod", worker, namespace)
     assert found is not None
-    assert found["spec"]["containers"][0]["resources"]["limits"][GPU] == "1"
+    assert found["spec"]["containers"][0]["resources"]["limits"][GPU_RESOURCE] == "1"
     for name, share in SHARES.items():
         status = (cluster.get("model", name, namespace) or {})["status"]
         assert (status["accelerator"], status["gpuShare"], status["replicas"]) == ("gpu", share, 1)

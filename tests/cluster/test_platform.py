@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import orjson
 import pytest
 
 from tests.cluster.cluster import Cluster, CommandFailed
 from tests.cluster.conftest import NAMESPACES
 from tests.cluster.figures import Figures
-from tests.cluster.load import Load, Part, Tally
+from tests.cluster.load import Load, Part, Tally, assert_nothing_lost
 from tests.cluster.release import (
     DEFINITIONS,
     GATEWAY,
@@ -36,6 +35,7 @@ from tests.cluster.release import (
     SAMPLES,
     WORKER,
     Release,
+    resource,
 )
 from tests.integration.cli.command import tidegate
 from tidegate.demo.facts import TEXTS
@@ -51,12 +51,7 @@ LOAD_TOKENS = 80
 
 
 def model(name: str, **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "tidegate.dev/v1alpha1",
-        "kind": "Model",
-        "metadata": {"name": name},
-        "spec": spec,
-    }
+    return resource("Model", name, spec)
 
 
 @dataclass
@@ -106,14 +101,6 @@ class Platform:
         return tally
 
 
-def assert_nothing_lost(tally: Tally, *, breaks: bool = False) -> None:
-    assert tally.of("lost") == []
-    assert tally.of("open") == []
-    if not breaks:
-        assert tally.of("cut") == []
-        assert tally.of("unheard") == []
-
-
 @pytest.fixture(scope="module")
 def platform(cluster: Cluster, figures: Figures) -> Iterator[Platform]:
     """Installed, with the samples applied and answering."""
@@ -150,7 +137,7 @@ def told_on_failure(request: pytest.FixtureRequest) -> None:
 
 def test_both_checkpoints_stream_the_same_right_answer_to_the_official_client(platform: Platform) -> None:
     release = platform.release
-    client = openai.OpenAI(base_url=f"{release.address}/v1", api_key=release.key, max_retries=0)
+    client = release.client()
     assert {item.id for item in client.models.list()} == {BF16, GPTQ, SIMULATED}
     for question, answer in FACTS.items():
         for name in (BF16, GPTQ):

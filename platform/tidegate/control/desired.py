@@ -107,6 +107,11 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             digest=self.digest,
         )
 
+    @property
+    def is_named_by_content(self) -> bool:
+        """False for one that the version before has named, and for one without a source."""
+        return bool(self.digest) and self.spec_hash not in ("", self.revision)
+
     def is_of(self, spec_hash: str) -> bool:
         """Tell whether it was made from a spec of this hash."""
         return (self.spec_hash or self.revision) == spec_hash

@@ -1,8 +1,9 @@
 """Looks at sources after the first: whether other content lies there, or still that of an old revision. Pure.
 
 A first look is asked for by the spec's hash, and its answer is recorded with the revision. A later one is a
-`Look` in the record, asked for by a key of its own: a person asks for it (`recheck`, `undo`), or it is due
-(`spec.source.recheckSeconds`). The hosts resolve what `questions` says, and `looked` takes the answer.
+`Look` in the record, asked for by a key of its own: a person asks for it (`recheck`, `undo`), it is due
+(`spec.source.recheckSeconds`), or a replica has found other content than its revision's. The hosts resolve
+what `questions` says, and `looked` takes the answer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tidegate.control.desired import (
 )
 from tidegate.control.history import CONTENT_CHANGED, unborn
 from tidegate.control.observed import Observation, RevisionKey, SourceState
+from tidegate.control.reasons import Reason
 from tidegate.control.resources import Model, ModelSpec
 from tidegate.control.sizing import misfit
 
@@ -111,7 +113,8 @@ def looked(model: Model, record: ModelRecord, seen: Observation, now: float) -> 
     if record.pinned is not None and record.pinned.spec_hash != spec_hash:
         record = replace(record, pinned=None)
     if look is None or look.ended:
-        return recheck(record, model, "", now) if now >= (next_look(model, record) or now + 1) else record
+        is_due = now >= (next_look(model, record) or now + 1)
+        return recheck(record, model, "", now) if is_due or _is_amiss(model, record, seen) else record
     if look.spec_hash != spec_hash:
         return _ended(record, look, now, "Superseded", SUPERSEDED)
     answer = seen.sources.get((model.name, look.key))
@@ -133,6 +136,16 @@ def next_look(model: Model, record: ModelRecord) -> float | None:
         return None
     last = look.ended if look is not None and look.spec_hash == revision_of(model.spec) else 0.0
     return max(last, record.revisions[name].created) + source.recheck_seconds
+
+
+def _is_amiss(model: Model, record: ModelRecord, seen: Observation) -> bool:
+    """Tell whether a replica of the target has found other content since the last look. An undo holds what
+    it was asked for: it is not given up for what lies there now."""
+    name = target_of(model, record, {})
+    report = seen.reports.get((model.name, name)) if name is not None else None
+    if report is None or report.reason != Reason.SourceChanged or record.pinned is not None:
+        return False
+    return not report.proved and report.at > (record.look.ended if record.look is not None else 0.0)
 
 
 def _rechecked(

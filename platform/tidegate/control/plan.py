@@ -415,6 +415,8 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
             leaves=(step.name, revision) in turns.leaving,
             restarted=kept.restarted,
             probes=tuple(kept.probes),
+            commit=kept.commit if kept.is_named_by_content else "",
+            digest=kept.digest if kept.is_named_by_content else "",
         )
 
 

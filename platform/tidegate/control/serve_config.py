@@ -36,6 +36,7 @@ SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than 
 # to be kept there.
 GROUP_UNIT = 0.001
 LATER_ARGS = ("probes", "restarted")  # of a replica
+LATER_ENGINE_ARGS = ("commit", "digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Application:
     leaves: bool = False
     restarted: float = 0.0
     probes: tuple[Probe, ...] = ()
+    commit: str = ""
+    digest: str = ""  # of what lies in `checkpoint`; empty: its revision is not named by it
 
     @property
     def name(self) -> str:
@@ -105,7 +108,12 @@ def _encoded(args: ReplicaArgs) -> dict[str, Any]:
     """What a version adds must not show where it is not used: other arguments are another application. As
     JSON gives them back, which has no tuples, or they would never be what Serve holds."""
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(args))
-    return {name: value for name, value in found.items() if value or name not in LATER_ARGS}
+    found["engine"] = _without_unused(found["engine"], LATER_ENGINE_ARGS)
+    return _without_unused(found, LATER_ARGS)
+
+
+def _without_unused(args: Mapping[str, Any], later: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if value or name not in later}
 
 
 def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
@@ -129,20 +137,21 @@ def replica_args(application: Application, replicas: ReplicaSettings) -> Replica
         **asdict(replicas),
         model=application.model,
         revision=application.revision,
-        engine=engine_spec(application.spec, application.checkpoint, application.placement),
+        engine=engine_spec(application),
         restarted=application.restarted,
         probes=application.probes,
     )
 
 
-def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -> EngineSpec:
+def engine_spec(application: Application) -> EngineSpec:
+    spec, placement = application.spec, application.placement
     device = spec.device
     if device == "auto":
         gpus = placement.gpus if placement is not None else spec.resources.gpus
         device = "cuda" if gpus > 0 else "cpu"
     return EngineSpec(
         name=spec.engine.name,
-        path=checkpoint,
+        path=application.checkpoint,
         precision=spec.precision,
         quantization=spec.quantization,
         device=device,
@@ -151,6 +160,8 @@ def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -
         kv_cache_bytes=spec.engine.kv_cache_bytes,
         memory_cap_bytes=placement.memory_cap_bytes if placement is not None else 0,
         args=dict(spec.engine.args),
+        commit=application.commit,
+        digest=application.digest,
     )
 
 

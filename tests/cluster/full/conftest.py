@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from tests.cluster import cluster as clusters
 from tests.cluster.cluster import Cluster
 from tests.cluster.full.figures import Figures
+from tests.cluster.release import SAMPLES, Release
 from tests.redis_server import RedisServer
 
 FIGURES = pytest.StashKey[Figures]()
@@ -43,6 +45,19 @@ def plane() -> Iterator[Cluster]:
         yield plane
     finally:
         clusters.stop("control")
+
+
+@pytest.fixture(scope="session")
+def cpu_pool(shared_release: Release) -> Iterator[None]:
+    """The Pool `default`, of CPUs, as the sample has it."""
+    resources = yaml.safe_load_all((SAMPLES / "cpu-demo.yaml").read_text(encoding="utf-8"))
+    (pool,) = (each for each in resources if each["kind"] == "Pool")
+    try:
+        shared_release.apply(pool)
+        shared_release.wait_for_pool()
+        yield
+    finally:
+        shared_release.cluster.delete("pool", "default", shared_release.namespace)
 
 
 @pytest.fixture(scope="module")

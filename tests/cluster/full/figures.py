@@ -1,4 +1,4 @@
-"""The table of figures that a run ends with, as Markdown, in the order in which they were found."""
+"""The tables of figures that a run ends with, as Markdown, in the order in which they were found."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 
 
 class Figures:
-    def __init__(self) -> None:
-        self._rows: dict[str, dict[str, str]] = {}
-        self._columns: list[str] = []
+    """A table for each `of`, which is the head of its first column."""
 
-    def add(self, row: str, column: str, value: str) -> None:
-        if column not in self._columns:
-            self._columns.append(column)
-        self._rows.setdefault(row, {})[column] = value
+    def __init__(self) -> None:
+        self._tables: dict[str, dict[str, dict[str, str]]] = {}
+
+    def add(self, row: str, column: str, value: str, of: str = "") -> None:
+        self._tables.setdefault(of, {}).setdefault(row, {})[column] = value
 
     def table(self) -> str:
         """Empty while nothing was found."""
-        if not self._rows:
-            return ""
-        lines = [["", *self._columns], ["---"] * (len(self._columns) + 1)]
-        lines += [
-            [row, *(found.get(column, "") for column in self._columns)] for row, found in self._rows.items()
-        ]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join(_table(of, rows) for of, rows in self._tables.items())
+
+
+def _table(of: str, rows: dict[str, dict[str, str]]) -> str:
+    columns = list(dict.fromkeys(column for found in rows.values() for column in found))
+    lines = [[of, *columns], ["---"] * (len(columns) + 1)]
+    lines += [[row, *(found.get(column, "") for column in columns)] for row, found in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -20,7 +20,7 @@ from tests.cluster.cluster import Cluster, Resource
 from tests.cluster.conftest import NAMESPACES
 from tests.cluster.full.figures import Figures
 from tests.cluster.full.head import Head
-from tests.cluster.release import MODEL, Release
+from tests.cluster.release import MODEL, Release, resource
 
 POOL = "many"
 OURS = "test=head"  # the label of the Models
@@ -147,7 +147,7 @@ class Crowd:
         """With the head that a Pool has by default."""
         group = {"name": "cpu", "cpus": "4", "memory": "6Gi", "maxWorkers": 1}
         spec = {"groups": [group], "workerIdleSeconds": 5, "upgrade": "Recreate", **changes}
-        self._release.apply(_resource("Pool", POOL, spec))
+        self._release.apply(resource("Pool", POOL, spec))
 
     def recreate_without_redis(self) -> None:
         """The same Pool on another Ray cluster, whose head keeps its state to itself."""
@@ -243,17 +243,8 @@ def _sleeper(name: str) -> Resource:
         "engine": {"name": "simulated"},
         "scaling": {"minReplicas": 0, "idleSeconds": 1},
     }
-    model = _resource("Model", name, spec)
+    model = resource("Model", name, spec)
     return {**model, "metadata": {**model["metadata"], "labels": {key: value}}}
-
-
-def _resource(kind: str, name: str, spec: dict[str, Any]) -> Resource:
-    return {
-        "apiVersion": "tidegate.dev/v1alpha1",
-        "kind": kind,
-        "metadata": {"name": name},
-        "spec": spec,
-    }
 
 
 def _add(figures: Figures, row: str, column: str, value: float) -> None:

@@ -78,3 +78,19 @@ async def test_changed_weights_are_another_revision_and_undo_asks_for_the_old_on
     await act(steady, verb="undo", revision=first)
     assert await serving(steady, other_than=second) == first
     assert [item["number"] for item in await history(steady)] == [2, 1]
+
+
+async def test_a_replica_that_starts_later_serves_no_other_bytes_under_the_old_name(
+    steady: Platform, tmp_path: Path
+) -> None:
+    """Nobody has asked for a look: the replica finds it out."""
+    folder = write(tmp_path / "checkpoint")
+    weights = folder / "model.safetensors"
+    steady.define("content", source={"uri": str(folder)})
+    first = await serving(steady)
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    await act(steady, verb="restart")
+    await serving(steady, other_than=first)
+    assert [item["cause"] for item in await history(steady)] == ["source content changed", "created"]

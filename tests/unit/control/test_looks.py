@@ -258,6 +258,35 @@ def test_undo_to_what_the_source_no_longer_holds_moves_nothing_and_says_why() ->
     )
 
 
+def test_a_replica_that_finds_other_content_makes_its_source_be_looked_at() -> None:
+    world = Looking()
+    world.report("one", world.first, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+    world.answer(resolved("b"))
+    assert world.record.revisions[str(next(reversed(world.record.revisions)))].digest == "b"
+    assert world.up() != world.first
+
+
+def test_it_is_looked_at_once_for_each_replica_that_says_so() -> None:
+    """What lies there may be whole again: the next replica finds out."""
+    world = Looking()
+    world.report("one", world.first, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+    world.answer(resolved("a"))
+    assert not world.step().resolve
+    world.report("one", world.first, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+    assert world.step().resolve
+
+
+def test_an_undo_is_not_given_up_for_what_lies_there_now() -> None:
+    world = Looking()
+    goal = world.stored(1)
+    world.settled("b")
+    world.undo(goal)
+    world.answer(resolved("a"))
+    world.up()
+    world.report("one", goal.revision, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+    assert not world.step().resolve
+
+
 def test_undo_to_what_still_stands_starts_and_asks_nothing() -> None:
     world = Looking()
     goal = world.stored(1)

@@ -121,6 +121,15 @@ def test_scaling_changes_rebuild_nothing(
     assert code_version(before) == code_version(after)
 
 
+def test_what_an_old_revision_does_not_know_rebuilds_nothing() -> None:
+    spec = model("m").spec
+    args = application_config(Application("m", "r", spec, "/a", keep_awake=False), REPLICAS)["args"]
+    assert not {"commit", "digest"} & args["engine"].keys()
+    named = Application("m", "r", spec, "/a", keep_awake=False, commit="c", digest="d")
+    engine = application_config(named, REPLICAS)["args"]["engine"]
+    assert (engine["commit"], engine["digest"]) == ("c", "d")
+
+
 def test_an_argument_change_would_rebuild() -> None:
     one = Application("m", "0123456789", model("m").spec, "/a", keep_awake=False)
     two = Application("m", "0123456789", model("m").spec, "/b", keep_awake=False)
