@@ -138,7 +138,7 @@ class LaptopRig:
             JournaledRecords(self._records, self.journal),
             HistoryFolder(self._records.parent / "revisions"),
             REPLICAS,
-            Capacity(4, 0),
+            Capacity(4, 4),
             self.changed,
             self.audit,
             wave=4,

@@ -105,6 +105,29 @@ async def test_a_dry_run_says_what_would_happen_and_changes_nothing(rig: Rig, ap
     assert starts.startswith(f"Revision {new} ")
 
 
+async def test_a_rollout_that_takes_too_many_accelerators_is_refused_with_the_sum(rig: Rig, api: Api) -> None:
+    if isinstance(rig, OperatorRig):
+        group = {"name": "gpu", "gpus": 4, "gpuMemory": "24Gi", "cpus": "4"}
+        rig.declare("Pool", "default", {"groups": [group]})
+    old = await serving(rig, resources={"gpus": 0.67}, rollout={"maxSurgeAccelerators": 0.23})
+    read = await api.call("GET", "/v1/models/one")
+    smaller = read["spec"] | {"resources": read["spec"]["resources"] | {"gpus": 0.3}}
+    body = {"spec": smaller, "resource_version": read["resource_version"]}
+    for query in ("", "?dryRun=true"):
+        told = await api.refused("PUT", f"/v1/models/one{query}", body, status=400)
+        assert "1 x 0.67 + 1 x 0.3 = 0.97 of it; raise maxSurgeAccelerators to 0.3" in told
+    assert await api.call("GET", "/v1/models/one") == read
+    assert api.audit.entries == []
+    body["spec"] = smaller | {"rollout": smaller["rollout"] | {"maxSurgeAccelerators": 0.3}}
+    plan = await api.call("PUT", "/v1/models/one?dryRun=true", body)
+    assert (plan["gpus_now"], plan["gpus_peak"]) == (0.67, pytest.approx(0.97))
+    await api.call("PUT", "/v1/models/one", body)
+    rig.faults.slow.add("one")
+    await rounds(rig, 3)
+    (new,) = revisions_in_serve(rig, "one") - {old}
+    assert new == plan["rollout"]["target"]
+
+
 async def test_scaling_changes_the_bounds_in_place(rig: Rig, api: Api) -> None:
     revision = await serving(rig)
     plan = await api.call("POST", "/v1/models/one/scale?dryRun=true", {"min_replicas": 2, "max_replicas": 3})

@@ -117,6 +117,24 @@ class TestAccelerators:
         world.ticks(20)
         assert (world.gpu_peaks["one"], world.ready("one", new)) == (4.5, 4)
 
+    def test_both_grow_by_their_own_load_and_no_part_of_a_share_is_given_out(self) -> None:
+        shrinking = {
+            "stableScalesDown": True,
+            "steps": steps(50, 100, hold=60.0),
+            "maxSurgeAccelerators": 0.5,
+        }
+        needs = {"resources": gpus(0.5), "scaling": {"minReplicas": 1, "maxReplicas": 2}}
+        world = Rolling(model(rollout=shrinking, **needs), gpus=64)
+        (old,) = world.up()
+        world.rates = {"one": 20}
+        world.ticks(5)
+        new = world.change("one", 2, resources=gpus(0.3))
+        world.until("one", "Progressing")
+        for revision in (old, new):
+            world.queues["one", revision] = ["x"] * 1000
+        world.ticks(8)
+        assert (world.ready("one", old), world.ready("one", new)) == (1, 2)
+
     def test_one_that_cannot_fit_is_refused_with_the_sum_until_the_bound_is_raised(self) -> None:
         world, old, new = self.rolling({"maxSurgeAccelerators": 0.23})
         world.ticks(30)
