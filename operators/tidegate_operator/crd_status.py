@@ -224,6 +224,8 @@ MEANINGS = {
     "Probe.max_tokens": "Tokens of the answer at most.",
     "RolloutView.model": "The Model.",
     "RolloutView.id": "Name of the rollout; it is the label of the requests that are compared.",
+    "RolloutView.undo": "Of an undo asked for since: LookedAt while its source is looked at, Refused where "
+    "that has not the content any more.",
     "RolloutView.strategy": "How it goes: Canary, BlueGreen, Recreate, or AllAtOnce without spec.rollout.",
     "RolloutView.phase": "Queued, Warming, Shadow, Progressing, Paused, Completed or Aborted.",
     "RolloutView.stable": "The revision that had the traffic when it began.",

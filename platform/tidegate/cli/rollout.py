@@ -58,7 +58,8 @@ def status(
 ) -> None:
     """Show a model's rollout: steps, weights, gates with their evidence, and what it waits for.
 
-    With --watch or --timeout the exit status tells how it ended: 0 rolled out, 1 aborted, 2 not in time.
+    With --watch or --timeout the exit status tells how it ended: 0 rolled out, 1 aborted, or
+    an undo that its source refused, 2 not in time.
     """
     from tidegate.cli.rollout_drawing import draw_model, record_of
     from tidegate.cli.rollout_watch import follow, outcome

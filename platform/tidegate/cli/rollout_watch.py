@@ -27,7 +27,8 @@ Outcome = Literal["rolled out", "aborted", "under way"]
 
 def outcome(model: ModelView) -> Outcome:
     """Tell how a model's rollout ended. The last one says nothing of a spec, an action or a source that is
-    still to be looked at. Without any the model is there when it is ready."""
+    still to be looked at. An undo whose source has not the bytes any more ends like one that was aborted.
+    Without any rollout the model is there when it is ready."""
     view, entry = model.rollout, model.entry
     if entry is None or not model.is_observed or model.action is not None:
         return "under way"
@@ -37,7 +38,9 @@ def outcome(model: ModelView) -> Outcome:
         return "under way"
     if view is None:
         return "rolled out" if entry.ready else "under way"
-    if view.phase == "Aborted":
+    if view.undo == "LookedAt":
+        return "under way"
+    if view.phase == "Aborted" or view.undo == "Refused":
         return "aborted"
     return "rolled out" if view.phase == "Completed" else "under way"
 

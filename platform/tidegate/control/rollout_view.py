@@ -9,7 +9,7 @@ from tidegate.control.observed import Observation
 from tidegate.control.reasons import Reason
 from tidegate.control.rollout_state import Note, RolloutState
 from tidegate.messages.outcomes import cohort_of
-from tidegate.messages.rollouts import Phase, RolloutView
+from tidegate.messages.rollouts import Phase, RolloutView, UndoState
 
 REFUSED = "ActionRefused"  # a note's reason
 
@@ -40,7 +40,18 @@ def view_of(record: ModelRecord, seen: Observation, position: int, now: float) -
         ends_at=_ends_at(state, now),
         position=position if state.phase == "Queued" else 0,
         replicas={name: _replicas(record.name, name, seen) for name in record.revisions},
+        undo=_undo(record, state),
     )
+
+
+def _undo(record: ModelRecord, state: RolloutState) -> UndoState:
+    """What was asked since, or has begun since, takes the refusal's place in the note."""
+    look = record.look
+    if look is None or look.goal is None:
+        return ""
+    if not look.ended:
+        return "LookedAt"
+    return "Refused" if look.reason and look.message == state.note else ""
 
 
 def phase_of(state: RolloutState) -> Phase:

@@ -47,6 +47,10 @@ class StepView(msgspec.Struct, frozen=True):
     pause: bool = False
 
 
+# Whether the source still has what an undo asks for: it is being looked at, or has it no more.
+UndoState = Literal["", "LookedAt", "Refused"]
+
+
 class RolloutView(msgspec.Struct, frozen=True):
     """A model's rollout, or its last one. `step` indexes `steps`, -1 before the first."""
 
@@ -70,6 +74,7 @@ class RolloutView(msgspec.Struct, frozen=True):
     ends_at: float = 0.0  # predicted; 0: nothing can be said
     position: int = 0  # in the Pool's line of rollouts; 0: it does not wait
     replicas: dict[str, str] = {}  # by revision: ready/wanted
+    undo: UndoState = ""  # of one that was asked for after it
 
 
 class RevisionView(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.hosts.rigs import LaptopRig, OperatorRig, Rig, entry, rounds
 from tests.contract.hosts.test_hosts import SETTLED, revisions_in_serve, serving
+from tidegate.cli.rollout_watch import outcome
 from tidegate.control.desired import revision_of
 from tidegate.control.history import HISTORY_LIMIT
 from tidegate.control.resources import ModelSpec
@@ -124,11 +125,19 @@ async def test_an_undo_brings_back_what_the_source_still_has_and_else_moves_noth
     await rounds(rig, 2 * SETTLED)
     (second,) = revisions_in_serve(rig, "one")
     await rig.host.act("one", Action("undo", revision=first, at=rig.clock.now))
+    await rig.round()
+    assert outcome(await rig.host.model("one")) == "under way", "its source is being looked at"
     await rounds(rig, 2 * SETTLED)
     assert revisions_in_serve(rig, "one") == {second}
+    refused = await rig.host.model("one")
+    assert refused.rollout is not None
+    assert (refused.rollout.phase, refused.rollout.undo) == ("Completed", "Refused")
+    assert "cannot come back: /w holds second." in refused.rollout.message
+    assert outcome(refused) == "aborted"
     rig.contents["/w"] = "first"
     await rig.host.act("one", Action("undo", at=rig.clock.now))
     await rounds(rig, 2 * SETTLED)
+    assert outcome(await rig.host.model("one")) == "rolled out"
     assert entry(rig, "one").revisions == {first: 100}
     assert revisions_in_serve(rig, "one") == {first}
     assert [kept.number for kept in rig.history("one")] == [1, 2]

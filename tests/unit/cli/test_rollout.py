@@ -119,6 +119,12 @@ def test_the_last_rollout_says_nothing_of_what_is_still_to_be_looked_at() -> Non
     assert outcome(replace(ended, entry=None)) == "under way"
 
 
+def test_an_undo_that_its_source_refuses_has_not_rolled_out() -> None:
+    ended = replace(VIEW, phase="Completed")
+    assert outcome(replace(MODEL, rollout=replace(ended, undo="LookedAt"))) == "under way"
+    assert outcome(replace(MODEL, rollout=replace(ended, undo="Refused"))) == "aborted"
+
+
 def test_a_model_that_never_rolled_is_there_when_it_is_ready() -> None:
     assert outcome(replace(MODEL, rollout=None, entry=replace(ENTRY, ready=False))) == "under way"
     assert outcome(replace(MODEL, rollout=None)) == "rolled out"

@@ -117,7 +117,7 @@ class TestAccelerators:
         world.ticks(20)
         assert (world.gpu_peaks["one"], world.ready("one", new)) == (4.5, 4)
 
-    def test_both_grow_by_their_own_load_and_no_part_of_a_share_is_given_out(self) -> None:
+    def test_no_part_of_a_share_is_given_out(self) -> None:
         shrinking = {
             "stableScalesDown": True,
             "steps": steps(50, 100, hold=60.0),
