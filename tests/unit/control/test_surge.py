@@ -123,7 +123,7 @@ class TestAccelerators:
             "steps": steps(50, 100, hold=60.0),
             "maxSurgeAccelerators": 0.5,
         }
-        needs = {"resources": gpus(0.5), "scaling": {"minReplicas": 1, "maxReplicas": 2}}
+        needs: dict[str, Any] = {"resources": gpus(0.5), "scaling": {"minReplicas": 1, "maxReplicas": 2}}
         world = Rolling(model(rollout=shrinking, **needs), gpus=64)
         (old,) = world.up()
         world.rates = {"one": 20}

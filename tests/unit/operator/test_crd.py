@@ -397,7 +397,7 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
     assert len(status["rolloutState"]) == len(fields(RolloutState))
     view = RolloutView(
         *("m", "1", "Canary", "Aborted", "old", "new", 15, 0, [StepView(15, 1.0, True)], "Reason", "why"),
-        *([gate], 1, 2, 3.0, 4.0, 5.0, 6.0, 7, {"old": "1/1"}),
+        *([gate], 1, 2, 3.0, 4.0, 5.0, 6.0, 7, {"old": "1/1"}, "Refused"),
     )
     status |= rollout_on_wire(view)
     assert len(status["rollout"]) == len(fields(RolloutView))
