@@ -34,7 +34,8 @@ BASELINE_REQUESTS = 300  # of the stable one, before it is compared with another
 DEFAULT_STEPS = [{"weight": 15}, {"weight": 50}, {"weight": 100}]
 SHORT_STEPS = [{"weight": weight, "holdSeconds": 10} for weight in (15, 50, 100)]
 SURGE = {"maxSurge": 1}
-MOST_ACCELERATORS = 0.9  # three times 0.3: both revisions with as many replicas as they may have together
+ONE_REPLICA = {"minReplicas": 1, "maxReplicas": 1}
+MOST_ACCELERATORS = 0.6  # with 0.3 a replica: as many as both revisions may have together
 GATES: Mapping[str, set[str]] = {
     "crashes at load": {"load"},
     "a probe answered wrongly": {"probes"},
@@ -59,7 +60,8 @@ class Stage:
 
     def apply(self, name: str = MODEL, change: Mapping[str, Any] | None = None, **more: Any) -> None:
         """A Model with a change of `CHANGES`, and with more of its spec set."""
-        body = {**spec(change or {}, self.probe), "pool": POOL, "resources": {"gpuMemory": "7Gi"}, **more}
+        place = {"pool": POOL, "resources": {"gpuMemory": "7Gi"}, "scaling": ONE_REPLICA}
+        body = {**spec(change or {}, self.probe), **place, **more}
         self.release.apply(resource("Model", name, body))
 
     def wait_for_baseline(self) -> None:
