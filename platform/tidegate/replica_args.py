@@ -85,7 +85,7 @@ def _held(folder: str, name: str) -> str:
 
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """The spec names the engine of a revision and its bounds. `path` is a local checkpoint folder (empty:
-    simulated), and `digest` what must lie there (`Checkpoint.digest` at this `commit`; empty: anything)."""
+    simulated)."""
 
     name: str  # an `EngineName`, or `create_engine` refuses it
     path: str = ""
@@ -98,8 +98,6 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     # All that a replica may take on its device, weights and KV cache and the rest; 0: what is free there.
     memory_cap_bytes: int = 0
     args: dict[str, Any] = field(default_factory=dict)  # engine-specific, validated by the engine
-    commit: str = ""
-    digest: str = ""
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,13 +156,16 @@ class ReplicaSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 class ReplicaArgs(ReplicaSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The arguments of one replica, as `serving.app.build` gets them from Serve's config. `restarted` is when
-    fresh replicas were asked for (unix seconds): Serve replaces those that have other arguments."""
+    fresh replicas were asked for (unix seconds): Serve replaces those that have other arguments. `digest` is
+    what must lie at the engine's `path` (`Checkpoint.digest` at this `commit`; empty: anything)."""
 
     model: str
     revision: str
     engine: EngineSpec
     restarted: float = 0.0
     probes: tuple[Probe, ...] = ()
+    commit: str = ""
+    digest: str = ""
 
 
 class PolicyArgs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

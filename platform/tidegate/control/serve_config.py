@@ -35,8 +35,7 @@ SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than 
 # Each worker of a group has one whole unit of the group's own resource; a replica takes so much of it, only
 # to be kept there.
 GROUP_UNIT = 0.001
-LATER_ARGS = ("probes", "restarted")  # of a replica
-LATER_ENGINE_ARGS = ("commit", "digest")
+LATER_ARGS = ("commit", "digest", "probes", "restarted")  # of a replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +107,7 @@ def _encoded(args: ReplicaArgs) -> dict[str, Any]:
     """What a version adds must not show where it is not used: other arguments are another application. As
     JSON gives them back, which has no tuples, or they would never be what Serve holds."""
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(args))
-    found["engine"] = _without_unused(found["engine"], LATER_ENGINE_ARGS)
-    return _without_unused(found, LATER_ARGS)
-
-
-def _without_unused(args: Mapping[str, Any], later: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in args.items() if value or name not in later}
+    return {name: value for name, value in found.items() if value or name not in LATER_ARGS}
 
 
 def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
@@ -137,21 +131,22 @@ def replica_args(application: Application, replicas: ReplicaSettings) -> Replica
         **asdict(replicas),
         model=application.model,
         revision=application.revision,
-        engine=engine_spec(application),
+        engine=engine_spec(application.spec, application.checkpoint, application.placement),
         restarted=application.restarted,
         probes=application.probes,
+        commit=application.commit,
+        digest=application.digest,
     )
 
 
-def engine_spec(application: Application) -> EngineSpec:
-    spec, placement = application.spec, application.placement
+def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -> EngineSpec:
     device = spec.device
     if device == "auto":
         gpus = placement.gpus if placement is not None else spec.resources.gpus
         device = "cuda" if gpus > 0 else "cpu"
     return EngineSpec(
         name=spec.engine.name,
-        path=application.checkpoint,
+        path=checkpoint,
         precision=spec.precision,
         quantization=spec.quantization,
         device=device,
@@ -160,8 +155,6 @@ def engine_spec(application: Application) -> EngineSpec:
         kv_cache_bytes=spec.engine.kv_cache_bytes,
         memory_cap_bytes=placement.memory_cap_bytes if placement is not None else 0,
         args=dict(spec.engine.args),
-        commit=application.commit,
-        digest=application.digest,
     )
 
 

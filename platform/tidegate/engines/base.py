@@ -35,7 +35,7 @@ _NO_MEMORY = re.compile(r"allocate memory|not enough memory|out of memory|ALLOC_
 
 class EngineLoadError(Exception):
     """Loading or self-check failed. `reason` is CamelCase: WeightsMissing, WeightsWrong, UnsupportedModel,
-    OutOfMemory, SelfCheckFailed, TokenizerMissing, TokenizerWrong, InvalidEngineArgs, SourceChanged."""
+    OutOfMemory, SelfCheckFailed, TokenizerMissing, TokenizerWrong, InvalidEngineArgs."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -17,12 +18,13 @@ import psutil
 
 from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
-from tidegate.errors import QueueUnavailable
+from tidegate.errors import QueueUnavailable, SourceError
 from tidegate.messages.registry import RevisionReport
 from tidegate.replica_args import ReplicaArgs, find_redis_url
 from tidegate.runtime import calm_collector
 from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop
 from tidegate.serving.reports import ended_note, not_loaded
+from tidegate.sources.checkpoint import read_checkpoint
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue
 from tidegate.store.registry import Registry
@@ -71,8 +73,10 @@ class ReplicaProcess:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _make_engine(self) -> Engine:
-        """Raises `EngineLoadError`, and reports it, where the arguments are not the engine's."""
+        """Raises `EngineLoadError`, and reports it, where the arguments are not the engine's, or its revision
+        is of other weights."""
         try:
+            await asyncio.to_thread(check_content, self.args)
             return create_engine(self.args.engine)
         except EngineLoadError as failure:
             await self.registry.report(not_loaded(self.args.model, self.args.revision, failure, time.time()))
@@ -98,6 +102,18 @@ class ReplicaProcess:
     async def drain(self) -> None:
         await self.loop.drain()
         await self.connection.close()
+
+
+def check_content(args: ReplicaArgs) -> None:
+    """Raise `EngineLoadError` (SourceChanged) where other content lies there than the revision was made from.
+    What cannot be read is the engine's to tell."""
+    with suppress(SourceError):
+        if args.digest and read_checkpoint(Path(args.engine.path)).digest(args.commit) != args.digest:
+            raise EngineLoadError(
+                "SourceChanged",
+                f"{args.engine.path} no longer holds what the revision was made from. Put those files back, "
+                f"or take what lies there as another revision: tidegate rollout recheck {args.model}.",
+            )
 
 
 def configure_logs(args: ReplicaArgs) -> None:

@@ -124,10 +124,10 @@ def test_scaling_changes_rebuild_nothing(
 def test_what_an_old_revision_does_not_know_rebuilds_nothing() -> None:
     spec = model("m").spec
     args = application_config(Application("m", "r", spec, "/a", keep_awake=False), REPLICAS)["args"]
-    assert not {"commit", "digest"} & args["engine"].keys()
+    assert not {"commit", "digest"} & args.keys()
     named = Application("m", "r", spec, "/a", keep_awake=False, commit="c", digest="d")
-    engine = application_config(named, REPLICAS)["args"]["engine"]
-    assert (engine["commit"], engine["digest"]) == ("c", "d")
+    args = application_config(named, REPLICAS)["args"]
+    assert (args["commit"], args["digest"]) == ("c", "d")
 
 
 def test_an_argument_change_would_rebuild() -> None:

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.integration.serving.rig import replica_args
+from tests.unit.sources.builders import write
+from tidegate.engines.base import EngineLoadError
 from tidegate.errors import ConfigError
 from tidegate.replica_args import parse_args
 from tidegate.serving.__main__ import parse_command_line
-from tidegate.serving.process import configure_logs
+from tidegate.serving.process import check_content, configure_logs
+from tidegate.sources.checkpoint import read_checkpoint
 
 
 @pytest.fixture
@@ -25,6 +28,20 @@ def logger() -> Iterator[logging.Logger]:
         if handler not in before[0]:
             handler.close()
     logger.handlers[:], logger.level, logger.propagate = before
+
+
+def test_other_content_than_the_revision_was_made_from_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "checkpoint")
+    digest = read_checkpoint(folder).digest("c")
+    engine = {"name": "simulated", "path": str(folder)}
+    args = parse_args(replica_args("unix:///x", "p", engine=engine, commit="c", digest=digest))
+    check_content(args)
+    (folder / "config.json").write_bytes((folder / "config.json").read_bytes() + b"\n")
+    with pytest.raises(EngineLoadError, match="tidegate rollout recheck") as refused:
+        check_content(args)
+    assert refused.value.reason == "SourceChanged"
+    (folder / "config.json").unlink()
+    check_content(args)  # the engine says what is missing
 
 
 def test_an_unknown_or_wrong_argument_is_named() -> None:

@@ -79,8 +79,7 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
 def open_checkpoint(spec: EngineSpec) -> Checkpoint:
     """Read a folder before anything heavy is loaded, and compare it with what the spec asks of it.
 
-    Raises `EngineLoadError` with WeightsMissing, WeightsWrong, UnsupportedModel, InvalidEngineArgs or
-    SourceChanged.
+    Raises `EngineLoadError` with WeightsMissing, WeightsWrong, UnsupportedModel or InvalidEngineArgs.
     """
     try:
         checkpoint = read_checkpoint(Path(spec.path))
@@ -90,12 +89,6 @@ def open_checkpoint(spec: EngineSpec) -> Checkpoint:
     except SourceError as error:
         reason = UNSUPPORTED if error.source_reason == UNSUPPORTED else "WeightsWrong"
         raise EngineLoadError(reason, error.message) from error
-    if spec.digest and checkpoint.digest(spec.commit) != spec.digest:
-        raise EngineLoadError(
-            "SourceChanged",
-            f"{spec.path} no longer holds what the revision was made from. Put those files back, or take "
-            "what lies there as another revision: tidegate rollout recheck MODEL.",
-        )
     amiss = contradiction(
         checkpoint.shape,
         checkpoint.quantization,
