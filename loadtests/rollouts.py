@@ -23,12 +23,15 @@ from numpy.typing import NDArray
 
 from tidegate.control.evidence import (
     ALLOWED_SLOWDOWN,
+    ALONE,
     ALPHA,
     QUANTILES,
     RATIOS,
+    SHARE_EXCESS,
     SHARES,
     Limits,
     Thresholds,
+    allowed_share,
     buckets_within,
     freeze,
     judge,
@@ -51,6 +54,7 @@ SIGMA = 0.5  # of the logarithm of both
 ABNORMAL_ENDS = {"empty": 0.001, "instant": 0.005, "length": 0.2}  # shares of requests
 BASELINE = 1_000  # requests before the rollout
 ROLLOUT = ((15, 240), (50, 240), (100, 240))  # weight in percent, seconds
+MARGIN = 0.05  # `spec.rollout.margin`'s default
 CHUNK_SECONDS = 600_000  # of all runs at once: what fits in memory
 
 
@@ -88,13 +92,14 @@ class Seen:
 
     weights: Floats
     errors: Pair
-    first_token: list[Pair]  # slower than each of QUANTILES
+    first_token: list[Pair]  # all, and those slower than each of QUANTILES
     between_tokens: list[Pair]
     abnormal: dict[str, Pair]
     pairs: Pair  # only the target failed, only the stable
-    thresholds: list[Thresholds]  # by run
-    requests: Counts  # of the target
-    failed: Counts  # those of them that failed
+    before: list[Tally]  # of the stable, by run
+    thresholds: list[Thresholds]
+    requests: Pair
+    failed: Pair  # those of them that failed, also those whose tenant's error was counted already
 
 
 def simulate(scenario: Scenario, runs: int, rng: np.random.Generator) -> Seen:
@@ -121,10 +126,11 @@ def simulate(scenario: Scenario, runs: int, rng: np.random.Generator) -> Seen:
         _buckets(median * np.exp(SIGMA * rng.standard_normal((runs, BASELINE))))
         for median in (FIRST_TOKEN_SECONDS, BETWEEN_TOKENS_SECONDS)
     )
-    thresholds = [
-        freeze(Tally(first_token=_counted(one), between_tokens=_counted(other)), scenario.per_second)
+    before = [
+        Tally(_ends(scenario.stable, rng), first_token=_counted(one), between_tokens=_counted(other))
         for one, other in zip(first, between, strict=True)
     ]
+    thresholds = [freeze(tally, scenario.per_second) for tally in before]
     slack = buckets_within(ALLOWED_SLOWDOWN)
     buckets = np.array([(each.first_token, each.between_tokens) for each in thresholds]) + slack
     shares = [(each.empty, ABNORMAL_ENDS["instant"], ABNORMAL_ENDS["length"]) for each in revisions]
@@ -135,10 +141,21 @@ def simulate(scenario: Scenario, runs: int, rng: np.random.Generator) -> Seen:
         _slow(buckets[:, 1], BETWEEN_TOKENS_SECONDS, scenario, rates, rng),
         {end: events((shares[0][i], shares[1][i])) for i, end in enumerate(ABNORMAL_ENDS)},
         (only_ours, only_one - only_ours),
+        before,
         thresholds,
-        ours.sum(axis=2) + rng.poisson(rates[0] * (1.0 - scenario.target.errors), shape),
-        ours.sum(axis=2),
+        tuple(
+            failed.sum(axis=2) + rng.poisson(rate * (1.0 - each.errors), shape)
+            for failed, rate, each in zip((ours, theirs), rates, revisions, strict=True)
+        ),
+        (ours.sum(axis=2), theirs.sum(axis=2)),
     )
+
+
+def _ends(revision: Revision, rng: np.random.Generator) -> dict[str, int]:
+    failed = int(rng.binomial(BASELINE, revision.errors))
+    shares = ABNORMAL_ENDS | {"empty": revision.empty}
+    abnormal = {end: int(rng.binomial(BASELINE - failed, share)) for end, share in shares.items()}
+    return {"ok": BASELINE - failed, "error": failed} | abnormal
 
 
 def joined(seen: Seen) -> Floats:
@@ -151,12 +168,82 @@ def joined(seen: Seen) -> Floats:
         "betweenTokens": _by_quantile(seen.between_tokens, seen),
         "abnormalEnds": [_log_e_values(each, seen.weights, RATIOS) for each in seen.abnormal.values()],
     }
+    alone = _alone(seen)
     rest = 1.0 - sum(SHARES[name] for name in gates)  # no limits are set
     total: Floats = np.full(seen.errors[0].shape, math.log(rest))
     for name, tests in gates.items():
+        part = 1.0 - ALONE if name in alone else 1.0
         for test in tests:
-            total = np.logaddexp(total, test + math.log(SHARES[name] / len(tests)))
+            total = np.logaddexp(total, test + math.log(SHARES[name] * part / len(tests)))
+        for test in alone.get(name, ()):
+            total = np.logaddexp(total, test + math.log(SHARES[name] * ALONE / len(tests)))
     return total
+
+
+def _alone(seen: Seen) -> Mapping[str, list[Floats]]:
+    """The tests of the target at 100 %, after each second."""
+    is_alone = seen.weights == 1.0
+    ended = (seen.requests[0] - seen.failed[0], seen.requests[1] - seen.failed[1])
+
+    def of(
+        failures: Pair,
+        requests: Pair,
+        before: Sequence[tuple[int, int]],
+        excess: float = SHARE_EXCESS,
+        together: Floats | float = 1.0,
+    ) -> Floats:
+        lately = [(pair[1] * ~is_alone).sum(axis=1) for pair in (failures, requests)]
+        allowed = np.array(
+            [
+                allowed_share(excess, (bad + int(f), count + int(n)), (int(f), int(n)))
+                for (bad, count), f, n in zip(before, *lately, strict=True)
+            ]
+        )[:, None]
+        bad, count = (np.cumsum(pair[0] * is_alone, axis=1) / together for pair in (failures, requests))
+        terms = [
+            math.log(part) + bad * math.log(ratio) - count * np.log1p((ratio - 1.0) * allowed)
+            for ratio, part in RATIOS.items()
+        ]
+        return np.where(allowed < 1.0, np.logaddexp.reduce(terms), 0.0)
+
+    def slow(
+        pairs: Sequence[Pair], counts: Sequence[Mapping[int, int]], bounds: Sequence[Sequence[int]]
+    ) -> list[Floats]:
+        slack, together = buckets_within(ALLOWED_SLOWDOWN), seen.thresholds[0].together(1.0)
+        return [
+            of(
+                pair,
+                pairs[0],
+                [
+                    (sum(n for bucket, n in each.items() if bucket > bound[i] + slack), sum(each.values()))
+                    for each, bound in zip(counts, bounds, strict=True)
+                ],
+                together=together,
+            )
+            for i, pair in enumerate(pairs[1:])
+        ]
+
+    failed, counted = (np.cumsum(each[0] * is_alone, axis=1) for each in (seen.failed, seen.errors))
+    errors = [(tally.ends["error"], tally.finished) for tally in seen.before]
+    return {
+        "errors": [
+            of(seen.failed, seen.requests, errors, MARGIN, np.maximum(1.0, failed / np.maximum(1, counted)))
+        ],
+        "firstToken": slow(
+            seen.first_token,
+            [tally.first_token for tally in seen.before],
+            [each.first_token for each in seen.thresholds],
+        ),
+        "betweenTokens": slow(
+            seen.between_tokens,
+            [tally.between_tokens for tally in seen.before],
+            [each.between_tokens for each in seen.thresholds],
+        ),
+        "abnormalEnds": [
+            of(pair, ended, [(tally.ends[end], tally.ends["ok"]) for tally in seen.before])
+            for end, pair in seen.abnormal.items()
+        ],
+    }
 
 
 def aborts(evidence: Floats) -> Floats:
@@ -183,7 +270,7 @@ def _by_quantile(slow: Sequence[Pair], seen: Seen) -> list[Floats]:
     together = np.array([seen.thresholds[0].together(weight) for weight in seen.weights])
     return [
         _log_e_values(pair, seen.weights, possible_ratios(percent), together)
-        for percent, pair in zip(QUANTILES, slow, strict=True)
+        for percent, pair in zip(QUANTILES, slow[1:], strict=True)
     ]
 
 
@@ -201,11 +288,12 @@ def _counted(buckets: Counts) -> dict[int, int]:
 def _slow(
     buckets: Counts, median: float, scenario: Scenario, rates: tuple[Floats, Floats], rng: np.random.Generator
 ) -> list[Pair]:
-    """Requests above each run's `buckets` (by run and quantile)."""
+    """All requests, and those above each run's `buckets` (by run and quantile)."""
     bounds = _bounds(buckets)
     found: list[list[Counts]] = []
     for revision, rate in zip((scenario.target, scenario.stable), rates, strict=True):
         above = 1.0 - np.vectorize(NormalDist().cdf)(np.log(bounds / (median * revision.slower)) / SIGMA)
+        above = np.hstack([np.ones((len(buckets), 1)), above])
         found.append(_nested(above, np.broadcast_to(rate, (len(buckets), len(rate))), rng))
     return list(zip(*found, strict=True))
 
@@ -218,12 +306,13 @@ def _first_tokens(
     found = [
         (_later(ours, math.ceil(bound)), _later(theirs, math.ceil(bound)))
         for (ours, theirs), bound in zip(
-            _slow(buckets, FIRST_TOKEN_SECONDS, scenario, rates, rng), bounds.max(axis=0), strict=True
+            _slow(buckets, FIRST_TOKEN_SECONDS, scenario, rates, rng), (0.0, *bounds.max(axis=0)), strict=True
         )
     ]
     if not scenario.stall_seconds:
         return found
     above = np.maximum(0.0, 1.0 - bounds / scenario.stall_seconds)
+    above = np.hstack([above[:, :1], above])  # all are counted already
     met: list[list[Counts]] = []
     for rate in rates:
         replicas = np.maximum(1.0, np.round(6.0 * rate / scenario.per_second)) * (rate > 0.0)
@@ -236,11 +325,11 @@ def _first_tokens(
 
 
 def _nested(above: Floats, rate: Floats, rng: np.random.Generator) -> list[Counts]:
-    """Counts above each quantile, of requests with these shares above it (by run and quantile): who is above
-    the p99 is above the p90."""
+    """Counts above each bound, of requests with these shares above it (by run and bound): who is above the
+    p99 is above the p90."""
     found: list[Counts] = []
     total: Counts = np.zeros(rate.shape, dtype=np.int64)
-    for i in reversed(range(len(QUANTILES))):
+    for i in reversed(range(above.shape[1])):
         part = above[:, i] - (above[:, i + 1] if found else 0.0)
         total = total + rng.poisson(np.maximum(part, 0.0)[:, None] * rate)
         found.insert(0, total)
@@ -290,7 +379,7 @@ def found(scenario: Scenario, runs: int, seed: int, after: Scenario | None = Non
         seconds = aborts(joined(seen))
         until = np.arange(len(seen.weights)) < seconds[:, None]
         windowed = over_in_window(seen)
-        parts.append((seconds - skipped, (seen.failed * until).sum(axis=1), windowed - skipped))
+        parts.append((seconds - skipped, (seen.failed[0] * until).sum(axis=1), windowed - skipped))
     return Found(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
@@ -299,7 +388,7 @@ def over_in_window(
 ) -> Floats:
     """Return when a rule aborts as users of Argo Rollouts write it: the target's error rate above `limit` in
     the last `window` seconds, looked at `every` so many, `failures` times."""
-    sums = [np.cumsum(counts, axis=1) for counts in (seen.failed, seen.requests)]
+    sums = [np.cumsum(pair[0], axis=1) for pair in (seen.failed, seen.requests)]
     failed, requests = (counts - _later(counts, window) for counts in sums)
     is_over = (failed > limit * requests)[:, every - 1 :: every]
     reached = np.cumsum(is_over, axis=1) >= failures
@@ -342,9 +431,10 @@ def _joined_up(first: Seen, then: Seen) -> Seen:
         [both(*each) for each in zip(first.between_tokens, then.between_tokens, strict=True)],
         {end: both(first.abnormal[end], then.abnormal[end]) for end in ABNORMAL_ENDS},
         both(first.pairs, then.pairs),
+        first.before,
         first.thresholds,
-        np.hstack([first.requests, then.requests]),
-        np.hstack([first.failed, then.failed]),
+        both(first.requests, then.requests),
+        both(first.failed, then.failed),
     )
 
 
@@ -443,6 +533,26 @@ def detection(runs: int, seed: int) -> list[list[str]]:
         bad = Scenario(Revision(base), Revision(base + extra), at(weight))
         result = found(good, runs, seed, after=bad)
         rows.append(_row(name, bad, 60, result, flagger(bad, runs, seed)))
+    for base in (0.0, 0.001, 0.01, 0.02, 0.05):
+        for what, bad in (
+            *((f"{extra * 100:g} % more errors", Revision(base + extra)) for extra in (0.1, 0.2, 0.5)),
+            ("3 times as slow", Revision(base, slower=3.0)),
+            ("half of the answers empty", Revision(base, empty=0.5)),
+        ):
+            scenario = Scenario(Revision(base), bad, at(100, 300))
+            name, result = f"{what} as BlueGreen, base {base * 100:g} %", found(scenario, runs, seed)
+            rows.append(_row(name, scenario, 60, result, flagger(scenario, runs, seed)))
+    for what, bad in (
+        ("20 % more errors", Revision(0.21)),
+        ("50 % more errors", Revision(0.51)),
+        ("3 times as slow", Revision(0.01, slower=3.0)),
+    ):
+        good = Scenario(Revision(0.01), Revision(0.01), ((15, 60), (50, 60)))
+        scenario = Scenario(Revision(0.01), bad, at(100, 300))
+        result = found(good, runs, seed, after=scenario)
+        rows.append(
+            _row(f"{what} at 100 % only, base 1 %", scenario, 60, result, flagger(scenario, runs, seed))
+        )
     return rows
 
 
@@ -457,6 +567,8 @@ def false_aborts(runs: int, seed: int) -> list[list[str]]:
             Scenario(same, same, steps=((0, 60), *ROLLOUT)),
             Scenario(same, same, steps=tuple((weight, 240) for weight in (5, 10, 25, 50))),
             Scenario(same, same, stall_seconds=3.0),
+            Scenario(same, same, steps=((100, 300),)),
+            Scenario(same, same, steps=((100, 300),), stall_seconds=3.0),
         ]
         results = [found(scenario, runs, seed) for scenario in scenarios]
         windowed = [float(np.isfinite(results[i].windowed).mean()) for i in (0, 3)]
@@ -503,6 +615,8 @@ HEADS = (
         "shadow first",
         "5/10/25/50 %",
         "replicas stall",
+        "BlueGreen",
+        "BlueGreen, replicas stall",
         "“> 5 % in 60 s”, 4 times",
         "the same, 5/10/25/50 %",
         "Flagger’s defaults",

@@ -18,6 +18,12 @@ test). "Slower than the stable's frozen quantile" is a failure as well, known as
 first token is older than that, so a hang is seen. A weighted mean of e-values is an e-value, and so the gates
 are joined without a correction for their number.
 
+Once the target has all requests nobody is beside it. Then it is judged by a Bernoulli test as well: the share
+that may fail is what the stable's own share before was at most (an upper bound, from its requests before the
+rollout and at the earlier weights), and a margin on top, since those figures are older than the target's. The
+share knows nothing of the target's ends, and the larger it is, the smaller is the e-value, so all that has to
+hold is that the target's true share is not above it.
+
 No evidence against the target is none for it: that is the gate `requests`, which counts what ended well.
 """
 
@@ -27,8 +33,9 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Literal
 
 import msgspec
 
@@ -57,7 +64,11 @@ TOGETHER_SECONDS = 0.7
 # A step is left once requests exclude, besides errors, that so much larger a share of them is slow, or ends
 # abnormally, than of the stable's. Less is left to the gates.
 SHARE_EXCESS = 0.2
-LEAST_BASELINE = 50  # requests; of fewer a quantile says nothing
+LEAST_BASELINE = 50  # requests; of fewer neither a quantile nor a share says anything
+ALONE = 0.1  # the part of a gate's evidence that is about the target at 100 %
+# With this probability at most a share of the stable's is above its bound. Of a dozen bounds that is one of a
+# thousand rollouts, of which the margin leaves none to a target that is as good as the stable.
+DOUBT = 1e-4
 MOST_LOST_REPLICAS = 2  # one more aborts
 MOST_EVIDENCE = 1e12  # what is more is shown as this: JSON has no infinity
 ABNORMAL_ENDS = {
@@ -65,6 +76,11 @@ ABNORMAL_ENDS = {
     "instant": "stops at the first token",
     "length": "runs to the limit",
 }
+SILENCE = "The target has had no request that can be compared: it neither passes nor fails."
+UNKNOWN = (
+    f"Nothing is known to compare with: the stable had fewer than {LEAST_BASELINE} requests before, or "
+    "(Recreate) those of the target have waited for it to start."
+)
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -78,6 +94,10 @@ class Thresholds(msgspec.Struct, frozen=True):
     def together(self, weight: float) -> float:
         """Return how many slow requests of the target, whose share is `weight`, count as one failure."""
         return max(1.0, TOGETHER_SECONDS * self.per_second * weight)
+
+
+# For which requests to wait: none, those of a target beside its stable, those of one that has all.
+More = Literal["", "beside", "alone"]
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -142,23 +162,28 @@ def judge(
     limits: Limits,
     *,
     least_requests: int = 59,
-    excess: float | None = None,
+    excess: float = 0.05,
+    more: More = "",
     margin: float = 1.0,
     slowdown: float = 1.0,
     alpha: float = ALPHA,
 ) -> Judgement:
-    """Judge by the cohorts of this rollout alone; `stable` is None for a model's first revision, which only
-    has limits to keep to. `least_requests` must have ended well, and with `excess` as many as exclude,
-    whatever failed or was slow, an error rate so far above the stable's (`SHARE_EXCESS`: of the rest).
-    `margin` says how many times as often as the stable the target may fail, `slowdown` how many times as
-    long it may take."""
+    """Judge by the cohorts of this rollout, and by what the stable did before all rollouts; `stable` is None
+    for a model's first revision, which only has limits to keep to. `least_requests` must have ended well, and
+    with `more` as many as exclude, whatever failed or was slow, an error rate that is `excess` above the
+    stable's (`SHARE_EXCESS`: of the rest); at 100 % more than that aborts. `margin` says how many times as
+    often as the stable beside it the target may fail, `slowdown` how many times as long it may take."""
     cohorts = _cohorts(stable or {}, target, rollout)
     gates = _limits(cohorts, limits, 1.0 if stable is None else SHARES["limits"])
+    missing, why = 0, ""
     if stable is not None:
-        gates = _comparisons(cohorts, thresholds, margin, slowdown) + gates
+        questions = _questions(thresholds, slowdown, excess)
+        alone = _alone(questions, stable.get("", Tally()), cohorts, thresholds)
+        gates = _comparisons(questions, cohorts, alone, thresholds, margin) + gates
+        if more:
+            missing, why = _missing(questions, cohorts) if more == "beside" else _missing_alone(alone)
     needed = 1.0 / alpha
     clean = sum(cohort.target.ends.get("ok", 0) for cohort in cohorts)
-    missing, why = (0, "") if excess is None else _missing(cohorts, thresholds, slowdown, excess)
     needed_clean = max(least_requests, clean + missing)
     requests = _requests(clean, needed_clean, why)
     unlooked = 1.0 - sum(gate.share for gate in gates)  # gates without a view: an e-value of 1 each
@@ -224,19 +249,48 @@ class _Cohort:
 
 
 @dataclass(frozen=True, slots=True)
+class _Question:
+    """What a failure is for a gate: `what` names it, `words` say it of requests. `excess` is how much larger
+    the target's share of failures may be; `ratios` are those that can be. Some come together."""
+
+    gate: str
+    what: str
+    words: str
+    measure: Measure
+    excess: float = SHARE_EXCESS
+    ratios: Mapping[float, float] = field(default_factory=lambda: RATIOS)
+    comes_together: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Test:
-    """One question to the counts: `what` names the failures, (failures, requests) of both revisions."""
+    """One question to the counts: `what` names the failures, (failures, requests) of both revisions. `part`
+    is how much it has of its gate's evidence."""
 
     what: str
     log_evidence: float
     target: tuple[int, int]
     stable: tuple[int, int] | None = None
+    part: float = 1.0
+
+    @property
+    def log_part(self) -> float:
+        return math.log(self.part) + self.log_evidence
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """A question to the target at 100 %, of whose requests the share `allowed` may fail."""
+
+    question: _Question
+    allowed: float
+    test: _Test
 
 
 @dataclass(frozen=True, slots=True)
 class _Gate:
-    """Tests that have equal parts of a gate's evidence; the one that says most speaks for it. `silence` is
-    said where there is nothing to judge by."""
+    """Tests that share a gate's evidence; of those that have seen a request the one that says most speaks for
+    it. `silence` is said where there is nothing to judge by."""
 
     name: str
     share: float
@@ -245,16 +299,15 @@ class _Gate:
 
     @property
     def log_evidence(self) -> float:
-        if not self.tests:
-            return 0.0
-        return _log_sum(test.log_evidence for test in self.tests) - math.log(len(self.tests))
+        return _mean(self.tests)
 
     @property
     def log_part(self) -> float:
         return math.log(self.share) + self.log_evidence
 
     def view(self, needed: float, *, fails: bool) -> GateView:
-        test = max(self.tests, key=lambda each: each.log_evidence, default=_Test("", 0.0, (0, 0)))
+        asked = [test for test in self.tests if test.target[1]] or self.tests
+        test = max(asked, key=lambda each: each.log_part, default=_Test("", 0.0, (0, 0)))
         stable = test.stable or (0, 0)
         evidence, alone = _shown(self.log_evidence), needed / self.share
         message = self.silence
@@ -286,38 +339,88 @@ def _cohorts(stable: Outcomes, target: Outcomes, rollout: str) -> list[_Cohort]:
     return found
 
 
+def _questions(thresholds: Thresholds, slowdown: float, excess: float) -> list[_Question]:
+    found = [_Question("errors", "Errors", "failed", _errors, excess)]
+    slack = buckets_within(slowdown)
+    for gate, what, words, buckets, measure in (
+        ("firstToken", "First token", "were slow to begin", thresholds.first_token, _first_tokens),
+        ("betweenTokens", "Time between tokens", "were slow", thresholds.between_tokens, _between_tokens),
+    ):
+        for percent, bucket in zip(QUANTILES, buckets, strict=False):
+            seconds, was = bucket_seconds(bucket + slack), bucket_seconds(bucket)
+            found.append(
+                _Question(
+                    gate,
+                    f"{what} above {seconds:.3g} s (the stable's p{percent} was at most {was:.3g} s)",
+                    words,
+                    measure(bucket + slack),
+                    ratios=possible_ratios(percent),
+                    comes_together=True,
+                )
+            )
+    return found + [
+        _Question("abnormalEnds", f"Abnormal ends ({what})", f"had {what}", _kind(end))
+        for end, what in ABNORMAL_ENDS.items()
+    ]
+
+
 def _comparisons(
-    cohorts: Sequence[_Cohort], thresholds: Thresholds, margin: float, slowdown: float
+    questions: Sequence[_Question],
+    cohorts: Sequence[_Cohort],
+    alone: Sequence[_Alone],
+    thresholds: Thresholds,
+    margin: float,
 ) -> list[_Gate]:
     # Where only one revision has requests, a failure says nothing about which of them it hits.
     both = [cohort for cohort in cohorts if 0.0 < cohort.weight < 1.0]
-    silence = "The target has had no request beside the stable: it neither passes nor fails."
-    unknown = f"The stable had fewer than {LEAST_BASELINE} requests before: nothing is known to compare with."
-    abnormal = [
-        _compared(f"Abnormal ends ({what})", both, _kind(end), margin) for end, what in ABNORMAL_ENDS.items()
-    ]
-    slack = buckets_within(slowdown)
-    first = _slower("First token", thresholds.first_token, slack, _first_tokens, both, thresholds, margin)
-    between = _slower(
-        "Time between tokens", thresholds.between_tokens, slack, _between_tokens, both, thresholds, margin
-    )
-    gates = [
-        _Gate("errors", SHARES["errors"], [_compared("Errors", both, _errors, margin)], silence),
-        _Gate("firstToken", SHARES["firstToken"], first, silence if first else unknown),
-        _Gate("betweenTokens", SHARES["betweenTokens"], between, silence if between else unknown),
-        _Gate("abnormalEnds", SHARES["abnormalEnds"], abnormal, silence),
-    ]
+    is_alone = any(cohort.target.ends or cohort.target.waiting_first for cohort in _served_alone(cohorts))
+    gates: list[_Gate] = []
+    for name in ("errors", "firstToken", "betweenTokens", "abnormalEnds"):
+        asked = [each for each in questions if each.gate == name]
+        compared = [_compared(each, both, margin, thresholds) for each in asked]
+        later = [each.test for each in alone if each.question.gate == name]
+        is_unknown = not asked or (is_alone and not later)
+        part = ALONE * len(later) / max(1, len(asked))
+        tests = [*_parted(compared, 1.0 - ALONE), *_parted(later, part)]
+        gates.append(_Gate(name, SHARES[name], tests, UNKNOWN if is_unknown else SILENCE))
     pairs = _pairs(cohorts, margin)
     return [*gates, _Gate("shadow", SHARES["shadow"], pairs, "")] if pairs else gates
 
 
+def _alone(
+    questions: Sequence[_Question], before: Tally, cohorts: Sequence[_Cohort], thresholds: Thresholds
+) -> list[_Alone]:
+    """Ask the target at 100 % what its stable was asked before: `before` all rollouts, and in this one."""
+    target = [cohort.target for cohort in _served_alone(cohorts)]
+    beside = [cohort.stable for cohort in cohorts if cohort.weight < 1.0]
+    found: list[_Alone] = []
+    for question in questions:
+        measure, together = question.measure, 1.0
+        if measure is _errors:
+            measure, together = _failed, _burst(target)
+        elif question.comes_together:
+            together = thresholds.together(1.0)
+        stable, lately = _sum(measure, [before, *beside]), _sum(measure, beside)
+        allowed = allowed_share(question.excess, stable, lately)
+        if allowed >= 1.0:
+            continue
+        what = (
+            f"{question.what} at 100 %, compared with what the stable did before (a share of {allowed:.3g} "
+            "is allowed)"
+        )
+        found.append(_Alone(question, allowed, _bernoulli(what, allowed, measure, target, together, stable)))
+    return found
+
+
+def _served_alone(cohorts: Sequence[_Cohort]) -> list[_Cohort]:
+    return [cohort for cohort in cohorts if cohort.weight == 1.0]
+
+
 def _limits(cohorts: Sequence[_Cohort], limits: Limits, share: float) -> list[_Gate]:
-    """A Bernoulli test is the same formula: a request that breaks the limit is a failure of the target, one
-    that keeps it is not, and the weight is the share that may break it."""
     asked: list[tuple[str, str, float, Measure]] = []
     if limits.error_rate is not None:
         rate = limits.error_rate
-        asked.append(("limits.errorRate", f"Errors, of which {rate:.3g} are allowed", rate, _errors))
+        asked.append(("limits.errorRate", f"Errors, of which {rate:.3g} are allowed", rate, _failed))
     first, between = limits.first_token_seconds, limits.between_tokens_seconds
     for name, what, seconds, count in (
         ("limits.firstTokenSeconds", "First token", first, _first_tokens),
@@ -331,10 +434,25 @@ def _limits(cohorts: Sequence[_Cohort], limits: Limits, share: float) -> list[_G
     served = [cohort.target for cohort in cohorts if cohort.weight > 0.0]
     gates: list[_Gate] = []
     for name, what, allowed, measure in asked:
-        failures, requests = _sum(measure, served)
-        test = _Test(what, log_e_value([(allowed, failures, requests)]), (failures, requests))
+        together = _burst(served) if measure is _failed else 1.0
+        test = _bernoulli(what, allowed, measure, served, together)
         gates.append(_Gate(name, share / len(asked), [test], silence))
     return gates
+
+
+def _bernoulli(
+    what: str,
+    allowed: float,
+    measure: Measure,
+    target: Sequence[Tally],
+    together: float,
+    stable: tuple[int, int] | None = None,
+) -> _Test:
+    """It is the same formula: a request that fails is one of the target, one that does not is not, and the
+    weight is the share that may fail."""
+    failures, requests = _sum(measure, target)
+    evidence = log_e_value([(allowed, failures / together, requests / together)])
+    return _Test(what, evidence, (failures, requests), stable)
 
 
 def _requests(clean: int, least: int, why: str) -> GateView:
@@ -350,75 +468,78 @@ def _requests(clean: int, least: int, why: str) -> GateView:
     return GateView("requests", state, message, target_requests=clean)
 
 
-def _missing(
-    cohorts: Sequence[_Cohort], thresholds: Thresholds, slowdown: float, excess: float
-) -> tuple[int, str]:
+def _missing(questions: Sequence[_Question], cohorts: Sequence[_Cohort]) -> tuple[int, str]:
     """Return how many more requests of the target exclude that it does so much worse than the stable beside
     it, given those that did badly; and which of them ask for the most."""
-    slack = buckets_within(slowdown)
-    slow = [("were slow to begin", _first_tokens(bucket + slack)) for bucket in thresholds.first_token]
-    slow += [("were slow", _between_tokens(bucket + slack)) for bucket in thresholds.between_tokens]
-    slow += [(f"had {what}", _kind(end)) for end, what in ABNORMAL_ENDS.items()]
-    found = [_more_requests("failed", _errors, [each for each in cohorts if each.weight < 1.0], excess)]
     # Copies, which a target has at weight 0, wait behind all others.
-    both = [each for each in cohorts if 0.0 < each.weight < 1.0]
-    found += [_more_requests(what, measure, both, SHARE_EXCESS) for what, measure in slow]
+    served = [each for each in cohorts if 0.0 < each.weight < 1.0]
+    copied = [each for each in cohorts if each.weight < 1.0]
+    found = [_more_requests(each, copied if each.measure is _errors else served) for each in questions]
     return max(found, key=lambda each: each[0])
 
 
-def _more_requests(what: str, measure: Measure, cohorts: Sequence[_Cohort], excess: float) -> tuple[int, str]:
+def _more_requests(question: _Question, cohorts: Sequence[_Cohort]) -> tuple[int, str]:
+    measure = question.measure
     bad, requests = _sum(measure, [cohort.target for cohort in cohorts])
     stable_bad, stable_requests = _sum(measure, [cohort.stable for cohort in cohorts])
-    rate = excess + (stable_bad / stable_requests if stable_requests else 0.0)
+    rate = question.excess + (stable_bad / stable_requests if stable_requests else 0.0)
     if rate >= 1.0 or not (requests or stable_requests or measure is _errors):
-        return (
-            0,
-            "",
-        )  # no target is so much worse, or there is nothing to measure: one token has no time between
-    return max(0, needed_requests(rate, bad) - requests), f"{bad} {what}" if bad else ""
+        # No target is so much worse, or there is nothing to measure: one token has no time between.
+        return 0, ""
+    return max(0, needed_requests(rate, bad) - requests), f"{bad} {question.words}" if bad else ""
+
+
+def _missing_alone(alone: Sequence[_Alone]) -> tuple[int, str]:
+    """Return the same of a target that has all requests, where any did badly."""
+    found = [(0, "")]
+    for each in alone:
+        bad, requests = each.test.target
+        if bad:
+            left = needed_requests(each.allowed, bad) - requests
+            found.append((max(0, left), f"{bad} {each.question.words}"))
+    return max(found, key=lambda each: each[0])
 
 
 def _compared(
-    what: str,
-    cohorts: Sequence[_Cohort],
-    measure: Measure,
-    margin: float,
-    ratios: Mapping[float, float] = RATIOS,
-    together: Callable[[float], float] = lambda _: 1.0,
+    question: _Question, cohorts: Sequence[_Cohort], margin: float, thresholds: Thresholds
 ) -> _Test:
-    failures = []
+    failures, measure = [], question.measure
     for each in cohorts:
-        ours, theirs, events = measure(each.target)[0], measure(each.stable)[0], together(each.weight)
+        events = thresholds.together(each.weight) if question.comes_together else 1.0
+        ours, theirs = measure(each.target)[0], measure(each.stable)[0]
         failures.append((each.weight, ours / events, (ours + theirs) / events))
     return _Test(
-        what,
-        log_e_value(failures, margin, ratios),
+        question.what,
+        log_e_value(failures, margin, question.ratios),
         _sum(measure, [cohort.target for cohort in cohorts]),
         _sum(measure, [cohort.stable for cohort in cohorts]),
     )
 
 
-def _slower(
-    what: str,
-    buckets: Sequence[int],
-    slack: int,
-    count: Callable[[int], Measure],
-    cohorts: Sequence[_Cohort],
-    thresholds: Thresholds,
-    margin: float,
-) -> list[_Test]:
-    return [
-        _compared(
-            f"{what} above {bucket_seconds(bucket + slack):.3g} s (the stable's p{percent} was at most "
-            f"{bucket_seconds(bucket):.3g} s)",
-            cohorts,
-            count(bucket + slack),
-            margin,
-            possible_ratios(percent),
-            thresholds.together,
+def _parted(tests: Sequence[_Test], part: float) -> list[_Test]:
+    return [replace(test, part=part / len(tests)) for test in tests]
+
+
+def allowed_share(excess: float, stable: tuple[int, int], lately: tuple[int, int]) -> float:
+    """Return the share of failures that a target at 100 % may have, given (failures, requests) of the stable
+    in all and those of them in this rollout; 1 or more: it cannot be judged."""
+    if stable[1] < LEAST_BASELINE:
+        return 1.0
+    # What has become worse lately is not the target's to answer for.
+    return excess + max(upper_share(*stable), lately[0] / lately[1] if lately[1] else 0.0)
+
+
+def upper_share(failures: int, requests: int, doubt: float = DOUBT) -> float:
+    """Return the largest share of failures that so many of so many requests leave possible: a larger one
+    gives so few with a probability of `doubt` at most (Chernoff's bound)."""
+    seen = failures / requests
+    low, high = seen, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if requests * _divergence(seen, middle) < -math.log(doubt) else (low, middle)
         )
-        for percent, bucket in zip(QUANTILES, buckets, strict=False)
-    ]
+    return high
 
 
 def buckets_within(slowdown: float) -> int:
@@ -457,6 +578,17 @@ def _errors(tally: Tally) -> tuple[int, int]:
     return failures, failures + tally.ends.get("ok", 0)
 
 
+def _failed(tally: Tally) -> tuple[int, int]:
+    """All errors, also those that came together: what share of the requests failed."""
+    failures = _errors(tally)[0] + tally.ends.get("again", 0)
+    return failures, failures + tally.ends.get("ok", 0)
+
+
+def _burst(tallies: Sequence[Tally]) -> float:
+    """Return how many errors came together, which count as one failure."""
+    return max(1.0, _sum(_failed, tallies)[0] / max(1, _sum(_errors, tallies)[0]))
+
+
 def _kind(end: str) -> Measure:
     return lambda tally: (tally.ends.get(end, 0), tally.ends.get("ok", 0))
 
@@ -491,6 +623,12 @@ def _quantiles(counts: Mapping[int, int]) -> tuple[int, ...]:
     ordered = sorted(counts)
     reached = list(accumulate(counts[bucket] for bucket in ordered))
     return tuple(ordered[bisect_left(reached, math.ceil(total * percent / 100))] for percent in QUANTILES)
+
+
+def _mean(tests: Sequence[_Test]) -> float:
+    """The logarithm of the tests' mean by their parts; what is left of them is an e-value of 1."""
+    left = 1.0 - sum(test.part for test in tests)
+    return _log_sum([test.log_part for test in tests] + ([math.log(left)] if left > 1e-9 else []))
 
 
 def _log_sum(logs: Iterable[float]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from tidegate.control.desired import WHOLE, ModelRecord
-from tidegate.control.evidence import Limits, Thresholds, freeze, hard_gates, judge
+from tidegate.control.evidence import Limits, More, Thresholds, freeze, hard_gates, judge
 from tidegate.control.observed import Observation
 from tidegate.control.rollout_schema import RolloutLimits, RolloutSpec
 from tidegate.control.rollout_state import RolloutState
@@ -44,7 +44,7 @@ def verdict_of(
     stable = seen.outcomes.get((record.name, state.stable), NO_OUTCOMES) if state.stable else None
     hard = _hard(record, state, target, seen)
     # Once the stable has no requests there is nothing to wait for beside it.
-    is_compared = least and spec.min_requests is None and state.weight < WHOLE
+    more: More = "alone" if state.weight == WHOLE else "beside"
     found = judge(
         stable,
         target,
@@ -52,7 +52,8 @@ def verdict_of(
         state.thresholds,
         _limits(spec.limits),
         least_requests=least,
-        excess=spec.margin if is_compared else None,
+        excess=spec.margin,
+        more=more if least and spec.min_requests is None else "",
         slowdown=spec.allowed_slowdown,
     )
     failed = " ".join(gate.message for gate in hard if gate.state == "fails")
@@ -74,10 +75,11 @@ def first_look(record: ModelRecord, state: RolloutState, seen: Observation, now:
 
 def baseline(record: ModelRecord, state: RolloutState, seen: Observation, now: float) -> Thresholds:
     """Return the stable's latencies as they were outside of rollouts, and its requests a second since the
-    first look."""
+    first look. Requests of a Recreate have waited for the target to start: their first tokens say nothing."""
     tally, seconds = _before_rollouts(record, state, seen), now - state.looked_at
     ended = max(0, tally.finished - state.looked_ended)
-    return freeze(tally, ended / seconds if is_measured(state, now) else 0.0)
+    frozen = freeze(tally, ended / seconds if is_measured(state, now) else 0.0)
+    return replace(frozen, first_token=()) if state.strategy == "Recreate" else frozen
 
 
 def is_measured(state: RolloutState, now: float) -> bool:

@@ -194,8 +194,8 @@ class RolloutSpec(Strict):
         ge=0.0001,
         le=0.5,
         description="Error rate above the old revision's that enough good requests must exclude before a "
-        "step ends: 0.05 asks for 59 of them where none fails, 0.02 for 149, 0.01 for 299, and for more with "
-        "each that fails.",
+        "step ends, and that at 100 % is allowed above what it was before: 0.05 asks for 59 of them where "
+        "none fails, 0.02 for 149, 0.01 for 299, and for more with each that fails.",
     )
     min_requests: int | None = Field(
         default=None,

@@ -6,6 +6,9 @@ when, how often, or by which process it is read. A *cohort* is what the model's 
 was admitted, `{rollout}.{weight of the target in percent}`; empty: no rollout was under way. Its fields go
 with its rollout.
 
+Of a tenant's errors within a second, and of a session's within an hour, the first is an `error` and the
+others are `again`.
+
 Of a session's requests a cohort counts the good ends, and all else of the first only: they go to one revision
 and are alike, and the gates take what they count as independent.
 
@@ -21,12 +24,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# ok: it ended well. error: it failed, and not by the client's fault. lost: its replica was lost (once per
-# replica). empty: an answer without text. instant: it stopped at the first token. length: it ran to its
-# limit.
+# ok: it ended well. error: it failed, and not by the client's fault. again: so it did, together with one that
+# counts as error. lost: its replica was lost (once per replica). empty: an answer without text. instant: it
+# stopped at the first token. length: it ran to its limit.
 # A request that the client left, or that asked for what cannot be, counts nowhere.
-End = Literal["ok", "error", "lost", "empty", "instant", "length"]
-ENDS: tuple[End, ...] = ("ok", "error", "lost", "empty", "instant", "length")
+End = Literal["ok", "error", "again", "lost", "empty", "instant", "length"]
+ENDS: tuple[End, ...] = ("ok", "error", "again", "lost", "empty", "instant", "length")
 
 FIRST_BUCKET_SECONDS = 0.001
 BUCKETS_PER_DOUBLING = 4
@@ -69,7 +72,7 @@ class Tally:
 
     @property
     def finished(self) -> int:
-        return self.ends.get("ok", 0) + self.ends.get("error", 0)
+        return sum(self.ends.get(end, 0) for end in ("ok", "error", "again"))
 
 
 Outcomes = Mapping[str, Tally]  # by cohort, of one revision

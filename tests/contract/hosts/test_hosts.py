@@ -11,6 +11,7 @@ from tidegate.control.attempts import FIRST_RETRY_SECONDS
 from tidegate.control.observed import application_name
 from tidegate.control.rollout import SWITCH_SECONDS
 from tidegate.control.seating import REST_SECONDS
+from tidegate.messages.outcomes import Tally
 
 SETTLED = 12  # rounds of a second within which everything here settles
 
@@ -98,6 +99,24 @@ async def test_a_failing_revision_leaves_the_old_one_serving_and_says_why(rig: R
     await rounds(rig, SETTLED)
     assert old not in entry(rig, "one").revisions
     assert condition(rig, "one", "Degraded").status == "False"
+
+
+@pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
+async def test_a_revision_that_fails_with_all_requests_gives_them_back(rig: Rig, strategy: str) -> None:
+    rollout = {"strategy": strategy, "abortScaleDownSeconds": 0}
+    old = await serving(rig, rollout=rollout)
+    rig.store.ended["one", old] = {"": Tally({"ok": 1_000})}
+    rig.model("one", contextLength=64, rollout=rollout)
+    await rounds(rig, 2 * SETTLED)
+    (new,) = entry(rig, "one").revisions
+    assert new != old
+    rig.store.ended["one", new] = {entry(rig, "one").cohort: Tally({"ok": 50, "error": 50})}
+    rig.start()
+    await rounds(rig, 2 * SETTLED)
+    assert entry(rig, "one").revisions == {old: 100}
+    assert revisions_in_serve(rig, "one") == {old}
+    assert condition(rig, "one", "Degraded").reason == "RolloutAborted"
+    assert "at 100 %" in condition(rig, "one", "Degraded").message
 
 
 async def test_a_removed_model_is_refused_before_its_replicas_go(rig: Rig) -> None:

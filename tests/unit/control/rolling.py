@@ -226,7 +226,7 @@ class Rolling:
             entries=dict(self.entries),
             capacity=Capacity(self.cpus, self.gpus),
             groups=self.groups,
-            outcomes={key: dict(found) for key, found in self.outcomes.items()},
+            outcomes={key: dict(self.outcomes.get(key, {})) for key in {*known, *self.outcomes}},
         )
 
     def _publish(self, plan: PoolPlan) -> None:

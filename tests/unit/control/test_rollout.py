@@ -175,6 +175,57 @@ class TestOtherStrategies:
         assert world.ready("one", old) == 1
         assert not world.queues.get(("one", old))
 
+    @pytest.mark.parametrize(
+        ("strategy", "fault", "gate"),
+        [
+            ("BlueGreen", Fault(errors=0.2), "errors"),
+            ("BlueGreen", Fault(errors=0.9), "errors"),
+            ("BlueGreen", Fault(end="empty"), "abnormalEnds"),
+            ("BlueGreen", Fault(slow=8.0), "firstToken"),
+            ("Recreate", Fault(errors=0.2), "errors"),
+            ("Recreate", Fault(end="empty"), "abnormalEnds"),
+        ],
+    )
+    def test_what_is_bad_at_100_percent_is_given_up(self, strategy: str, fault: Fault, gate: str) -> None:
+        """However short the step is."""
+        world, old, new = rolling({"strategy": strategy, "steps": steps(100, hold=0.0)}, fault=fault)
+        world.until("one", "Aborted", "Completed")
+        assert [each.name for each in world.view().gates if each.state == "fails"] == [gate]
+        assert "at 100 %, compared with what the stable did before" in world.view().message
+        assert world.records["one"].weights == {old: WHOLE}
+        world.ticks(60)
+        assert list(world.standing) == [f"one--{old}"]
+        assert world.ready("one", old) == 1
+        assert not [key for key, queue in world.queues.items() if queue]
+        assert world.state().refuses(new)
+
+    @pytest.mark.parametrize("strategy", ["BlueGreen", "Recreate"])
+    def test_what_is_as_good_as_before_is_complete(self, strategy: str) -> None:
+        world, old, _ = rolling({"strategy": strategy, "steps": steps(100)}, fault=Fault(errors=0.03))
+        world.until("one", "Aborted", "Completed")
+        assert (world.view().phase, world.failed.get(old, 0)) == ("Completed", 0)
+
+    @pytest.mark.parametrize("hold", ["pause", "step's pause", "hold"])
+    def test_a_canary_that_breaks_under_the_whole_load_is_given_up(self, hold: str) -> None:
+        last = {"weight": 100, "holdSeconds": 500 if hold == "hold" else 1, "pause": hold == "step's pause"}
+        world, old, new = rolling({"steps": [*steps(50), last]})
+        while world.state().weight < WHOLE:
+            world.tick()
+        if hold == "pause":
+            world.ask("one", "pause")
+        world.ticks(5)
+        assert world.view().phase == ("Progressing" if hold == "hold" else "Paused")
+        world.faults[new] = Fault(errors=0.5)
+        assert world.until("one", "Aborted", "Completed") < 60
+        assert (world.view().phase, world.records["one"].weights) == ("Aborted", {old: WHOLE})
+
+    def test_recreate_counts_the_old_ones_requests_before_it_stops_it(self) -> None:
+        world, old, _ = rolling({"strategy": "Recreate"})
+        world.tick()
+        assert (world.view().phase, world.ready("one", old)) == ("Queued", 1)
+        world.until("one", "Progressing")
+        assert world.state().thresholds.per_second == pytest.approx(BUSY, rel=0.3)
+
     def test_recreate_stops_nothing_before_the_source_is_known(self) -> None:
         world, old, _ = rolling({"strategy": "Recreate"})
         world.change("one", 2, engine={"name": "transformers"}, source={"uri": "/nowhere"})

@@ -57,7 +57,7 @@ def test_failures_ask_for_more_good_requests_while_the_stable_has_some() -> None
     found = verdict_of(record(), replace(STATE, weight=15), RolloutSpec(), 59, observed)
     assert (found.failure, found.missing[:9]) == ("", "60 of 112")
     for state, asked in (
-        (replace(STATE, weight=100), RolloutSpec()),  # or a late failure could hold it for ever
+        (replace(STATE, weight=100), RolloutSpec()),  # or a failure at 15 % could hold it for ever
         (replace(STATE, weight=15), RolloutSpec.model_validate({"minRequests": 59})),
     ):
         assert not verdict_of(record(), state, asked, 59, observed).missing
@@ -108,6 +108,32 @@ def test_the_baseline_is_what_was_before_any_rollout() -> None:
     slow, usual = Tally(first_token={40: 500}), tally(60, first_token={20: 60})
     observed = seen({"": slow}, {"": usual, "a1.15": slow})
     assert baseline(record(), STATE, observed, NOW) == Thresholds((20, 20, 20, 20))
+
+
+def test_requests_of_a_recreate_have_waited_so_their_first_tokens_are_not_compared() -> None:
+    before = tally(60, first_token={20: 60}, between_tokens={9: 60})
+    state = replace(STATE, strategy="Recreate")
+    assert baseline(record(), state, seen({}, {"": before}), NOW) == Thresholds((), (9, 9, 9, 9))
+
+
+def test_at_100_percent_a_failure_asks_for_more_good_requests() -> None:
+    before = {"": tally(1_000)}
+    found = verdict_of(
+        record(), replace(STATE, weight=100), RolloutSpec(), 59, seen({"a1.100": tally(60, 2)}, before)
+    )
+    assert (found.failure, found.clean_requests) == ("", 60)
+    assert found.needed_requests > 100
+    asked = RolloutSpec.model_validate({"minRequests": 59})
+    assert not verdict_of(
+        record(), replace(STATE, weight=100), asked, 59, seen({"a1.100": tally(60, 2)}, before)
+    ).missing
+
+
+def test_the_margin_of_the_spec_counts_at_100_percent() -> None:
+    observed, state = seen({"a1.100": tally(880, 120)}, {"": tally(1_000)}), replace(STATE, weight=100)
+    for margin, fails in ((0.05, True), (0.1, False)):
+        asked = RolloutSpec.model_validate({"margin": margin})
+        assert bool(verdict_of(record(), state, asked, 5, observed).failure) == fails
 
 
 def test_the_rate_is_measured_between_two_looks() -> None:

@@ -165,6 +165,8 @@ STORIES: dict[str, tuple[dict[str, Any], Fault | None, str]] = {
     "broken": ({}, Fault(load="OutOfMemory"), "old"),
     "recreated": ({"strategy": "Recreate", "steps": [{"weight": 100, "holdSeconds": 4}]}, None, "new"),
     "recreated badly": ({"strategy": "Recreate"}, Fault(load="OutOfMemory"), "old"),
+    "at once, badly": ({"strategy": "BlueGreen"}, Fault(errors=0.5), "old"),
+    "recreated, then bad": ({"strategy": "Recreate"}, Fault(end="empty"), "old"),
 }
 
 

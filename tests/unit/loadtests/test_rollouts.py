@@ -21,11 +21,12 @@ from loadtests.rollouts import (
     simulate,
     with_sessions,
 )
-from tidegate.control.evidence import ALPHA, Limits, judge
+from tidegate.control.evidence import ALLOWED_SLOWDOWN, ALPHA, Limits, buckets_within, judge
 from tidegate.messages.outcomes import Tally, cohort_of
 
 GOOD = Revision(0.001)
 SEED = 9
+SLACK = buckets_within(ALLOWED_SLOWDOWN)
 
 
 def at(weight: int, seconds: int = 60) -> Sequence[tuple[int, int]]:
@@ -44,18 +45,23 @@ def outcomes(seen: Seen, run: int, second: int) -> list[dict[str, Tally]]:
             return int(pair[side][run, here].sum())
 
         for side in (0, 1):
-            tally = Tally(ends={"ok": 0, "error": count(seen.errors, side)})
+            failed, errors = count(seen.failed, side), count(seen.errors, side)
+            tally = Tally(
+                ends={"ok": count(seen.requests, side) - failed, "error": errors, "again": failed - errors}
+            )
             tally.ends |= {end: count(seen.abnormal[end], side) for end in ABNORMAL_ENDS}
             for slow, buckets, into in (
                 (seen.first_token, frozen.first_token, tally.first_token),
                 (seen.between_tokens, frozen.between_tokens, tally.between_tokens),
             ):
                 above = [count(pair, side) for pair in slow] + [0]
-                for i, bucket in enumerate(buckets):
-                    into[bucket + 1] = into.get(bucket + 1, 0) + above[i] - above[i + 1]
+                into[0] = above[0] - above[1]
+                for i, bucket in enumerate(buckets, 1):
+                    into[bucket + SLACK + 1] = into.get(bucket + SLACK + 1, 0) + above[i] - above[i + 1]
             if side == 0:
                 tally.pairs = {"01": count(seen.pairs, 0), "10": count(seen.pairs, 1)}
             found[side][cohort_of("a", round(weight * 100))] = tally
+    found[1][""] = seen.before[run]
     return found
 
 
@@ -68,7 +74,15 @@ def test_the_arithmetic_over_arrays_is_that_of_the_gates(base: float) -> None:
     for run in range(30):
         for second in (10, 25, 60, 110):
             target, stable = outcomes(seen, run, second)
-            judgement = judge(stable, target, "a", seen.thresholds[run], Limits(), least_requests=0)
+            judgement = judge(
+                stable,
+                target,
+                "a",
+                seen.thresholds[run],
+                Limits(),
+                least_requests=0,
+                slowdown=ALLOWED_SLOWDOWN,
+            )
             assert math.log(judgement.evidence) == pytest.approx(evidence[run, second - 1], abs=1e-6)
             assert (judgement.verdict == "fails") == (evidence[run, second - 1] >= math.log(1 / ALPHA))
 
@@ -84,20 +98,26 @@ def test_the_arithmetic_over_arrays_is_that_of_the_gates(base: float) -> None:
         (Scenario(GOOD, Revision(0.001, slower=3.0), at(15)), 15, 0.9),
         (Scenario(GOOD, Revision(0.001, empty=0.5), at(15)), 15, 0.95),
         (Scenario(GOOD, Revision(0.05), at(0)), 20, 0.9),
+        (Scenario(GOOD, Revision(0.201), at(100)), 30, 0.95),
+        (Scenario(GOOD, Revision(0.501), at(100)), 10, 0.95),
+        (Scenario(GOOD, Revision(0.501), at(100), tenants=1), 30, 0.95),
+        (Scenario(GOOD, Revision(0.001, empty=0.5), at(100)), 30, 0.95),
+        (Scenario(GOOD, Revision(0.001, slower=3.0), at(100)), 60, 0.9),
     ],
 )
 def test_a_bad_revision_is_found_in_time(bad: Scenario, within_seconds: int, share: float) -> None:
     assert found(bad, 1_000, SEED).within(within_seconds) >= share
 
 
-def test_of_good_revisions_at_most_one_in_a_hundred_is_aborted() -> None:
-    """With a look each second, whatever the base error rate is; at 100 % there is nothing to compare with."""
+@pytest.mark.parametrize("steps", [ROLLOUT, at(100, 300)], ids=["Canary", "BlueGreen"])
+def test_of_good_revisions_at_most_one_in_a_hundred_is_aborted(steps: Sequence[tuple[int, int]]) -> None:
+    """With a look each second, whatever the base error rate is."""
     results = [
-        found(Scenario(Revision(base), Revision(base), ROLLOUT[:2], tenants=tenants), 200, SEED).aborted
+        found(Scenario(Revision(base), Revision(base), steps, tenants=tenants), 200, SEED).aborted
         for base in (0.0, 0.001, 0.01, 0.05)
         for tenants in (1, 8)
     ]
-    assert 0.0 < np.mean(results) <= 0.01
+    assert np.mean(results) <= 0.01
     assert max(results) <= 0.025  # five of 200: more are as good as impossible at one in a hundred
 
 

@@ -41,8 +41,8 @@ local function count_in(queue, cohort, what)
   fields[field] = (fields[field] or 0) + 1
 end
 
--- What fails together is one event: of a tenant's errors one counts in a second, over all revisions of the model, and
--- of a session's one in an hour.
+-- What fails together is one event: of a tenant's errors one counts as `error` in a second, over all revisions of the
+-- model, and of a session's one in an hour; the others as `again`.
 local function is_new_error(f)
   local whose = string.match(f.queue, '^(.*)%-%-') .. ':' .. f.tenant
   local session = f.session and P .. 'failed:' .. whose .. ':' .. f.session
@@ -83,8 +83,13 @@ end
 local function count_end(f, ends)
   local class, stands = '-', ends ~= '' and stands_for_session(f)
   for what in string.gmatch(ends, '%S+') do
-    local counts = stands
-    if what == 'ok' then class, counts = '0', true elseif what == 'error' then class, counts = '1', is_new_error(f) end
+    local counts = stands or what == 'ok' or what == 'error'
+    if what == 'ok' then
+      class = '0'
+    elseif what == 'error' then
+      class = '1'
+      if not is_new_error(f) then what = 'again' end
+    end
     if counts then count_in(f.queue, f.cohort, what) end
   end
   if f.pair then count_pair(f, class) end
