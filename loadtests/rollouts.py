@@ -534,21 +534,21 @@ def detection(runs: int, seed: int) -> list[list[str]]:
         result = found(good, runs, seed, after=bad)
         rows.append(_row(name, bad, 60, result, flagger(bad, runs, seed)))
     for base in (0.0, 0.001, 0.01, 0.02, 0.05):
-        for what, bad in (
+        for what, worse in (
             *((f"{extra * 100:g} % more errors", Revision(base + extra)) for extra in (0.1, 0.2, 0.5)),
             ("3 times as slow", Revision(base, slower=3.0)),
             ("half of the answers empty", Revision(base, empty=0.5)),
         ):
-            scenario = Scenario(Revision(base), bad, at(100, 300))
+            scenario = Scenario(Revision(base), worse, at(100, 300))
             name, result = f"{what} as BlueGreen, base {base * 100:g} %", found(scenario, runs, seed)
             rows.append(_row(name, scenario, 60, result, flagger(scenario, runs, seed)))
-    for what, bad in (
+    for what, worse in (
         ("20 % more errors", Revision(0.21)),
         ("50 % more errors", Revision(0.51)),
         ("3 times as slow", Revision(0.01, slower=3.0)),
     ):
         good = Scenario(Revision(0.01), Revision(0.01), ((15, 60), (50, 60)))
-        scenario = Scenario(Revision(0.01), bad, at(100, 300))
+        scenario = Scenario(Revision(0.01), worse, at(100, 300))
         result = found(good, runs, seed, after=scenario)
         rows.append(
             _row(f"{what} at 100 % only, base 1 %", scenario, 60, result, flagger(scenario, runs, seed))

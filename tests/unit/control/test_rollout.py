@@ -209,6 +209,7 @@ class TestOtherStrategies:
     def test_a_canary_that_breaks_under_the_whole_load_is_given_up(self, hold: str) -> None:
         last = {"weight": 100, "holdSeconds": 500 if hold == "hold" else 1, "pause": hold == "step's pause"}
         world, old, new = rolling({"steps": [*steps(50), last]})
+        world.until("one", "Progressing")
         while world.state().weight < WHOLE:
             world.tick()
         if hold == "pause":
