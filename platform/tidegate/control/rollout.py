@@ -90,7 +90,8 @@ def moved(moment: Moment) -> ModelRecord:
         return record
     if state.strategy == ALL_AT_ONCE:
         return _all_at_once(moment, state)
-    found = verdict_of(record, state, moment.rules, _least_requests(moment, state), moment.seen)
+    least = _least_requests(moment, state)
+    found = verdict_of(record, state, moment.rules, least, moment.seen, is_undo=moment.is_undo)
     state = replace(
         state,
         gates=found.gates,

@@ -37,11 +37,19 @@ class Verdict:
 
 
 def verdict_of(
-    record: ModelRecord, state: RolloutState, spec: RolloutSpec, least: int, seen: Observation
+    record: ModelRecord,
+    state: RolloutState,
+    spec: RolloutSpec,
+    least: int,
+    seen: Observation,
+    *,
+    is_undo: bool = False,
 ) -> Verdict:
-    """Judge the target by all gates; `least` is how many requests must have ended well."""
+    """Judge the target by all gates; `least` is how many requests must have ended well. What an undo leaves
+    is no measure of where it goes: only `limits` and the hard gates judge that."""
     target = seen.outcomes.get((record.name, state.target), NO_OUTCOMES)
-    stable = seen.outcomes.get((record.name, state.stable), NO_OUTCOMES) if state.stable else None
+    is_compared = bool(state.stable) and not is_undo
+    stable = seen.outcomes.get((record.name, state.stable), NO_OUTCOMES) if is_compared else None
     hard = _hard(record, state, target, seen)
     # Once the stable has no requests there is nothing to wait for beside it.
     more: More = "alone" if state.weight == WHOLE else "beside"
