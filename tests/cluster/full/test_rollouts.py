@@ -43,6 +43,7 @@ GATES: Mapping[str, set[str]] = {
     "three times as long": {"firstToken", "betweenTokens"},
     "empty answers": {"abnormalEnds"},
     "5 % errors with a shadow": {"shadow"},
+    "40 % errors as BlueGreen": {"errors"},
 }
 UNTOUCHED = ("crashes at load", "a probe answered wrongly", "5 % errors with a shadow")
 GOOD = ("good as Recreate", "good as BlueGreen", "good")
