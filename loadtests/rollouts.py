@@ -206,39 +206,12 @@ def _alone(seen: Seen) -> Mapping[str, list[Floats]]:
         ]
         return np.where(allowed < 1.0, np.logaddexp.reduce(terms), 0.0)
 
-    def slow(
-        pairs: Sequence[Pair], counts: Sequence[Mapping[int, int]], bounds: Sequence[Sequence[int]]
-    ) -> list[Floats]:
-        slack, together = buckets_within(ALLOWED_SLOWDOWN), seen.thresholds[0].together(1.0)
-        return [
-            of(
-                pair,
-                pairs[0],
-                [
-                    (sum(n for bucket, n in each.items() if bucket > bound[i] + slack), sum(each.values()))
-                    for each, bound in zip(counts, bounds, strict=True)
-                ],
-                together=together,
-            )
-            for i, pair in enumerate(pairs[1:])
-        ]
-
     failed, counted = (np.cumsum(each[0] * is_alone, axis=1) for each in (seen.failed, seen.errors))
     errors = [(tally.ends["error"], tally.finished) for tally in seen.before]
     return {
         "errors": [
             of(seen.failed, seen.requests, errors, MARGIN, np.maximum(1.0, failed / np.maximum(1, counted)))
         ],
-        "firstToken": slow(
-            seen.first_token,
-            [tally.first_token for tally in seen.before],
-            [each.first_token for each in seen.thresholds],
-        ),
-        "betweenTokens": slow(
-            seen.between_tokens,
-            [tally.between_tokens for tally in seen.before],
-            [each.between_tokens for each in seen.thresholds],
-        ),
         "abnormalEnds": [
             of(pair, ended, [(tally.ends[end], tally.ends["ok"]) for tally in seen.before])
             for end, pair in seen.abnormal.items()
@@ -536,7 +509,6 @@ def detection(runs: int, seed: int) -> list[list[str]]:
     for base in (0.0, 0.001, 0.01, 0.02, 0.05):
         for what, worse in (
             *((f"{extra * 100:g} % more errors", Revision(base + extra)) for extra in (0.1, 0.2, 0.5)),
-            ("3 times as slow", Revision(base, slower=3.0)),
             ("half of the answers empty", Revision(base, empty=0.5)),
         ):
             scenario = Scenario(Revision(base), worse, at(100, 300))
@@ -545,7 +517,6 @@ def detection(runs: int, seed: int) -> list[list[str]]:
     for what, worse in (
         ("20 % more errors", Revision(0.21)),
         ("50 % more errors", Revision(0.51)),
-        ("3 times as slow", Revision(0.01, slower=3.0)),
     ):
         good = Scenario(Revision(0.01), Revision(0.01), ((15, 60), (50, 60)))
         scenario = Scenario(Revision(0.01), worse, at(100, 300))

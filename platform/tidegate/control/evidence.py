@@ -79,10 +79,8 @@ ABNORMAL_ENDS = {
     "length": "runs to the limit",
 }
 SILENCE = "The target has had no request that can be compared: it neither passes nor fails."
-UNKNOWN = (
-    f"Nothing is known to compare with: the stable had fewer than {LEAST_BASELINE} requests before, or "
-    "(Recreate) those of the target have waited for it to start."
-)
+UNKNOWN = f"Nothing is known to compare with: the stable had fewer than {LEAST_BASELINE} requests before."
+OTHER_TIMES = "At 100 % times are not compared with those of another hour; rollout.limits bounds them."
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -180,7 +178,7 @@ def judge(
     missing, why = 0, ""
     if stable is not None:
         questions = _questions(thresholds, slowdown, excess)
-        alone = _alone(questions, stable.get("", Tally()), cohorts, thresholds)
+        alone = _alone(questions, stable.get("", Tally()), cohorts)
         gates = _comparisons(questions, cohorts, alone, thresholds, margin) + gates
         if more:
             missing, why = _missing(questions, cohorts) if more == "beside" else _missing_alone(alone)
@@ -381,27 +379,28 @@ def _comparisons(
         asked = [each for each in questions if each.gate == name]
         compared = [_compared(each, both, margin, thresholds) for each in asked]
         later = [each.test for each in alone if each.question.gate == name]
-        is_unknown = not asked or (is_alone and not later)
-        part = ALONE * len(later) / max(1, len(asked))
-        tests = [*_parted(compared, 1.0 - ALONE), *_parted(later, part)]
-        gates.append(_Gate(name, SHARES[name], tests, UNKNOWN if is_unknown else SILENCE))
+        are_times = any(each.comes_together for each in asked)
+        silence = UNKNOWN if not asked or (is_alone and not later) else SILENCE
+        if is_alone and are_times:
+            silence = OTHER_TIMES
+        part = 0.0 if are_times else ALONE
+        tests = [*_parted(compared, 1.0 - part), *_parted(later, part * len(later) / max(1, len(asked)))]
+        gates.append(_Gate(name, SHARES[name], tests, silence))
     pairs = _pairs(cohorts, margin)
     return [*gates, _Gate("shadow", SHARES["shadow"], pairs, "")] if pairs else gates
 
 
-def _alone(
-    questions: Sequence[_Question], before: Tally, cohorts: Sequence[_Cohort], thresholds: Thresholds
-) -> list[_Alone]:
+def _alone(questions: Sequence[_Question], before: Tally, cohorts: Sequence[_Cohort]) -> list[_Alone]:
     """Ask the target at 100 % what its stable was asked before: `before` all rollouts, and in this one."""
     target = [cohort.target for cohort in _served_alone(cohorts)]
     beside = [cohort.stable for cohort in cohorts if cohort.weight < 1.0]
     found: list[_Alone] = []
     for question in questions:
+        if question.comes_together:
+            continue  # times follow the machine's load from hour to hour: only those beside it say something
         measure, together = question.measure, 1.0
         if measure is _errors:
             measure, together = _failed, _burst(target)
-        elif question.comes_together:
-            together = thresholds.together(1.0)
         stable, lately = _sum(measure, [before, *beside]), _sum(measure, beside)
         allowed = allowed_share(question.excess, stable, lately)
         if allowed >= 1.0:

@@ -83,11 +83,10 @@ def first_look(record: ModelRecord, state: RolloutState, seen: Observation, now:
 
 def baseline(record: ModelRecord, state: RolloutState, seen: Observation, now: float) -> Thresholds:
     """Return the stable's latencies as they were outside of rollouts, and its requests a second since the
-    first look. Requests of a Recreate have waited for the target to start: their first tokens say nothing."""
+    first look."""
     tally, seconds = _before_rollouts(record, state, seen), now - state.looked_at
     ended = max(0, tally.finished - state.looked_ended)
-    frozen = freeze(tally, ended / seconds if is_measured(state, now) else 0.0)
-    return replace(frozen, first_token=()) if state.strategy == "Recreate" else frozen
+    return freeze(tally, ended / seconds if is_measured(state, now) else 0.0)
 
 
 def is_measured(state: RolloutState, now: float) -> bool:

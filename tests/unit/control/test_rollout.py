@@ -181,7 +181,6 @@ class TestOtherStrategies:
             ("BlueGreen", Fault(errors=0.2), "errors"),
             ("BlueGreen", Fault(errors=0.9), "errors"),
             ("BlueGreen", Fault(end="empty"), "abnormalEnds"),
-            ("BlueGreen", Fault(slow=8.0), "firstToken"),
             ("Recreate", Fault(errors=0.2), "errors"),
             ("Recreate", Fault(end="empty"), "abnormalEnds"),
         ],

@@ -110,12 +110,6 @@ def test_the_baseline_is_what_was_before_any_rollout() -> None:
     assert baseline(record(), STATE, observed, NOW) == Thresholds((20, 20, 20, 20))
 
 
-def test_requests_of_a_recreate_have_waited_so_their_first_tokens_are_not_compared() -> None:
-    before = tally(60, first_token={20: 60}, between_tokens={9: 60})
-    state = replace(STATE, strategy="Recreate")
-    assert baseline(record(), state, seen({}, {"": before}), NOW) == Thresholds((), (9, 9, 9, 9))
-
-
 def test_at_100_percent_a_failure_asks_for_more_good_requests() -> None:
     before = {"": tally(1_000)}
     found = verdict_of(

@@ -102,7 +102,6 @@ def test_the_arithmetic_over_arrays_is_that_of_the_gates(base: float) -> None:
         (Scenario(GOOD, Revision(0.501), at(100)), 10, 0.95),
         (Scenario(GOOD, Revision(0.501), at(100), tenants=1), 30, 0.95),
         (Scenario(GOOD, Revision(0.001, empty=0.5), at(100)), 30, 0.95),
-        (Scenario(GOOD, Revision(0.001, slower=3.0), at(100)), 60, 0.9),
     ],
 )
 def test_a_bad_revision_is_found_in_time(bad: Scenario, within_seconds: int, share: float) -> None:
