@@ -140,15 +140,16 @@ STRATEGIES = [
         "each step's share and no more; the stable one keeps its replicas, or with `stableScalesDown` gives "
         "them up as its share shrinks, never below `minAvailable`",
         "what the stable one had, and the part of it that the share needs",
-        "all gates; against the stable one at every share below 100",
+        "all gates; at every share below 100 against the stable one, and at 100 errors and abnormal ends "
+        "against what that did before",
         "all requests back at once; with `stableScalesDown` its replicas may have to start again",
     ),
     (
         "`BlueGreen`",
         "everything at once, with as many replicas ready as the stable one had",
         "twice what the stable one had",
-        "load, self-check, probes, restarts, limits, and the shadow step where there is one: at 100 % "
-        "nothing is beside it to compare with",
+        "load, self-check, probes, restarts, limits, the shadow step where there is one, and errors and "
+        "abnormal ends against what the stable one did before; times by limits alone",
         "all requests back at once",
     ),
     (
