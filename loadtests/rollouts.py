@@ -92,7 +92,7 @@ class Seen:
 
     weights: Floats
     errors: Pair
-    first_token: list[Pair]  # all, and those slower than each of QUANTILES
+    first_token: list[Pair]  # slower than each of QUANTILES
     between_tokens: list[Pair]
     abnormal: dict[str, Pair]
     pairs: Pair  # only the target failed, only the stable
@@ -243,7 +243,7 @@ def _by_quantile(slow: Sequence[Pair], seen: Seen) -> list[Floats]:
     together = np.array([seen.thresholds[0].together(weight) for weight in seen.weights])
     return [
         _log_e_values(pair, seen.weights, possible_ratios(percent), together)
-        for percent, pair in zip(QUANTILES, slow[1:], strict=True)
+        for percent, pair in zip(QUANTILES, slow, strict=True)
     ]
 
 
@@ -261,12 +261,11 @@ def _counted(buckets: Counts) -> dict[int, int]:
 def _slow(
     buckets: Counts, median: float, scenario: Scenario, rates: tuple[Floats, Floats], rng: np.random.Generator
 ) -> list[Pair]:
-    """All requests, and those above each run's `buckets` (by run and quantile)."""
+    """Requests above each run's `buckets` (by run and quantile)."""
     bounds = _bounds(buckets)
     found: list[list[Counts]] = []
     for revision, rate in zip((scenario.target, scenario.stable), rates, strict=True):
         above = 1.0 - np.vectorize(NormalDist().cdf)(np.log(bounds / (median * revision.slower)) / SIGMA)
-        above = np.hstack([np.ones((len(buckets), 1)), above])
         found.append(_nested(above, np.broadcast_to(rate, (len(buckets), len(rate))), rng))
     return list(zip(*found, strict=True))
 
@@ -279,13 +278,12 @@ def _first_tokens(
     found = [
         (_later(ours, math.ceil(bound)), _later(theirs, math.ceil(bound)))
         for (ours, theirs), bound in zip(
-            _slow(buckets, FIRST_TOKEN_SECONDS, scenario, rates, rng), (0.0, *bounds.max(axis=0)), strict=True
+            _slow(buckets, FIRST_TOKEN_SECONDS, scenario, rates, rng), bounds.max(axis=0), strict=True
         )
     ]
     if not scenario.stall_seconds:
         return found
     above = np.maximum(0.0, 1.0 - bounds / scenario.stall_seconds)
-    above = np.hstack([above[:, :1], above])  # all are counted already
     met: list[list[Counts]] = []
     for rate in rates:
         replicas = np.maximum(1.0, np.round(6.0 * rate / scenario.per_second)) * (rate > 0.0)
@@ -298,11 +296,11 @@ def _first_tokens(
 
 
 def _nested(above: Floats, rate: Floats, rng: np.random.Generator) -> list[Counts]:
-    """Counts above each bound, of requests with these shares above it (by run and bound): who is above the
-    p99 is above the p90."""
+    """Counts above each quantile, of requests with these shares above it (by run and quantile): who is above
+    the p99 is above the p90."""
     found: list[Counts] = []
     total: Counts = np.zeros(rate.shape, dtype=np.int64)
-    for i in reversed(range(above.shape[1])):
+    for i in reversed(range(len(QUANTILES))):
         part = above[:, i] - (above[:, i + 1] if found else 0.0)
         total = total + rng.poisson(np.maximum(part, 0.0)[:, None] * rate)
         found.insert(0, total)

@@ -16,7 +16,14 @@ from typing import Any, Protocol
 from tidegate.control.desired import ModelRecord
 from tidegate.control.history import views
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import checked, observed, shown_fields, unknown_model
+from tidegate.control_api.shown import (
+    changed_since,
+    checked,
+    observed,
+    shown_fields,
+    unknown_model,
+    version_of,
+)
 from tidegate.control_api.views import ModelView, PlanView, PoolView
 from tidegate.control_round import Depths, Registry
 from tidegate.errors import Conflict, HostUnavailable, InvalidRequest, NotFound
@@ -110,7 +117,10 @@ class ClusterHost:
     ) -> ModelView:
         body = await self._model(name)
         checked(name, spec)
-        same = {"op": "test", "path": "/metadata/resourceVersion", "value": resource_version}
+        past = body.get("spec") or {}
+        if version_of(past) != resource_version:
+            raise changed_since(name)
+        same = {"op": "test", "path": "/spec", "value": past}
         replace = {"op": "replace", "path": "/spec", "value": dict(spec)}
         with _answers(name):
             written = await self.cluster.patch("Model", body, [same, replace], _manager(author))
@@ -198,13 +208,13 @@ class ClusterHost:
 
 
 def _model_view(body: Body, load: Mapping[str, Any]) -> ModelView:
-    meta, status = body["metadata"], body.get("status") or {}
+    meta, spec, status = body["metadata"], dict(body.get("spec") or {}), body.get("status") or {}
     return ModelView(
         name=meta["name"],
         namespace=meta["namespace"],
         pool=pool_of(body),
-        resource_version=meta["resourceVersion"],
-        spec=dict(body.get("spec") or {}),
+        resource_version=version_of(spec),
+        spec=spec,
         is_observed=status.get("observedGeneration") == meta.get("generation"),
         rollout=rollout_of(status),
         drains=asked.drains(body),
@@ -256,9 +266,7 @@ def _answers(name: str = "") -> Iterator[None]:
     try:
         yield
     except ApiConflict as error:
-        raise Conflict(
-            f"Model {name} has changed since it was read; read it again and decide anew."
-        ) from error
+        raise changed_since(name) from error
     except ApiGone as error:
         raise NotFound(f"Model {name} is gone.") from error
     except ApiUnavailable as error:

@@ -59,7 +59,7 @@ class Traffic:
                 self.answers[client.post("/v1/chat/completions", json=body).status_code] += 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Host:
     """Where the guide is followed. `options` go before each command; `has_file`: the spec is a file's."""
 

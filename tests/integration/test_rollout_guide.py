@@ -14,9 +14,9 @@ from tidegate.local.ray_cluster import free_port
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(600)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Laptop(Host):
-    file: Path = Path()
+    file: Path
 
     def apply(self, text: str) -> None:
         self.file.write_text(text, encoding="utf-8")
@@ -26,7 +26,7 @@ class Laptop(Host):
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
     folder = tmp_path_factory.mktemp("guide")
     environment = {"TIDEGATE_HOME": str(folder / "home"), "TIDEGATE_PORT": str(free_port())}
-    laptop = Laptop(environment, file=folder / "writer.yaml")
+    laptop = Laptop(environment=environment, file=folder / "writer.yaml")
     laptop.apply(file_of_guide())
     laptop.run("up", "-f", str(laptop.file))
     yield laptop

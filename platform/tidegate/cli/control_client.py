@@ -33,14 +33,9 @@ NAMED_CLUSTER: ContextVar[kubectl.Cluster | None] = ContextVar("named cluster", 
 
 TIMEOUT_SECONDS = 30.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CONFLICT, CONFLICTS = 409, 5  # a change is made at the newest version so many times
 AWAY = (502, 503, 504)  # of a proxy, of an operator that does not lead, while it starts
 
 Answer = TypeVar("Answer")
-
-
-class Conflict(CommandFailed):
-    """The model has changed since it was read."""
 
 
 class ControlAway(CommandFailed):
@@ -49,13 +44,12 @@ class ControlAway(CommandFailed):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of a model that can be planned first. `read` is the model that it was decided on."""
+    """A change of a model that can be planned first."""
 
     method: str
     path: str
     answer: type[Action] | type[ModelView]
     body: Mapping[str, Any]
-    read: ModelView | None = None
 
 
 def action(model: str, verb: Verb, revision: str = "") -> Change:
@@ -64,9 +58,9 @@ def action(model: str, verb: Verb, revision: str = "") -> Change:
 
 
 def new_spec(model: ModelView, spec: Mapping[str, Any]) -> Change:
-    """Refused where the spec is no longer as it was read."""
+    """Refused where the model is no longer as it was read."""
     body = {"spec": spec, "resource_version": model.resource_version}
-    return Change("PUT", _of(model.name), ModelView, body, model)
+    return Change("PUT", _of(model.name), ModelView, body)
 
 
 def new_bounds(model: str, least: int | None, most: int | None) -> Change:
@@ -92,11 +86,11 @@ class Control:
         return self._ask("GET", f"{_of(model)}/revisions", RevisionList).items
 
     def carry_out(self, change: Change) -> Action | ModelView:
-        return self._change(change, change.path, change.answer)
+        return self._ask(change.method, change.path, change.answer, change.body)
 
     def plan(self, change: Change) -> PlanView:
         """What the platform would do first about it. Changes nothing."""
-        return self._change(change, f"{change.path}?dryRun=true", PlanView)
+        return self._ask(change.method, f"{change.path}?dryRun=true", PlanView, change.body)
 
     def drain(self, model: str, *, is_on: bool) -> ModelView:
         return self._ask("POST", f"{_of(model)}/drain", ModelView, {"drain": is_on})
@@ -110,19 +104,6 @@ class Control:
     def revoke_key(self, key_id: str) -> Key:
         return self._ask("DELETE", f"/keys/{quote(key_id, safe='')}", Key)
 
-    def _change(self, change: Change, path: str, kind: type[Answer]) -> Answer:
-        """In a cluster each status that the operator writes is another version of a model: while its spec is
-        the one that was read, the change holds."""
-        body = change.body
-        for _ in range(CONFLICTS):
-            try:
-                return self._ask(change.method, path, kind, body)
-            except Conflict:
-                if change.read is None or (now := self.model(change.read.name)).spec != change.read.spec:
-                    raise
-                body = {**body, "resource_version": now.resource_version}
-        return self._ask(change.method, path, kind, body)
-
     def _ask(self, method: str, path: str, kind: type[Answer], body: Any = None) -> Answer:
         import httpx
 
@@ -135,8 +116,7 @@ class Control:
                 "`tidegate status` shows what runs here."
             ) from error
         if not answer.is_success:
-            away = ControlAway if answer.status_code in AWAY else CommandFailed
-            raise (Conflict if answer.status_code == CONFLICT else away)(_refusal(answer))
+            raise (ControlAway if answer.status_code in AWAY else CommandFailed)(_refusal(answer))
         try:
             return msgspec.json.decode(answer.content, type=kind)
         except msgspec.DecodeError as error:

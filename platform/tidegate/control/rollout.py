@@ -34,7 +34,6 @@ from tidegate.messages.rollouts import StepView
 SWITCH_SECONDS = 3.0
 ALL_AT_ONCE = "AllAtOnce"
 RECREATE = "Recreate"
-COUNTING = "The requests of the stable are being counted."
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +145,8 @@ def _with_its_turn(record: ModelRecord, state: RolloutState, moment: Moment) -> 
         text = moment.refusal or line
         state = replace(state, reason=Reason.RolloutQueued, message=text)
     elif state.phase == "Queued":
-        state = _counted(replace(state, reason=Reason.RollingOut, message=""), moment)
+        state = replace(state, phase="Warming", reason=Reason.RollingOut, message="")
     return replace(record, rollout=state)
-
-
-def _counted(state: RolloutState, moment: Moment) -> RolloutState:
-    """Begin to warm up; where that stops the stable, once its requests have been counted."""
-    if state.strategy == RECREATE and state.stable and not moment.is_undo:
-        state = first_look(moment.record, state, moment.seen, moment.now)
-        if not is_measured(state, moment.now):
-            return replace(state, message=COUNTING)
-        state = replace(state, thresholds=baseline(moment.record, state, moment.seen, moment.now))
-    return replace(state, phase="Warming")
 
 
 def _first_state(moment: Moment, record: ModelRecord) -> RolloutState:
@@ -235,9 +224,8 @@ def _warming(moment: Moment, state: RolloutState) -> ModelRecord:
     if held := _held(state):
         return _waiting(moment, state, Reason.RolloutPaused, held)
     if _is_compared(moment, state) and not is_measured(state, moment.now):
-        return _waiting(moment, state, Reason.RollingOut, COUNTING)
-    if state.strategy != RECREATE:
-        state = replace(state, thresholds=baseline(moment.record, state, moment.seen, moment.now))
+        return _waiting(moment, state, Reason.RollingOut, "The requests of the stable are being counted.")
+    state = replace(state, thresholds=baseline(moment.record, state, moment.seen, moment.now))
     if moment.rules.shadow is not None and state.stable and not moment.is_undo:
         state = replace(state, phase="Shadow", step_since=moment.now)
         return _waiting(moment, state, Reason.RollingOut, "Requests run on the new revision as well.")

@@ -31,8 +31,9 @@ def scaled(spec: Mapping[str, Any], body: ScaleBody) -> dict[str, Any]:
 def counts_accelerators(spec: Mapping[str, Any]) -> bool:
     """Tell whether only a plan says if a rollout by this spec fits: what replicas take is not in it."""
     rollout = spec.get("rollout")
-    names = ("maxSurgeAccelerators", "minAvailableAccelerators")
-    return isinstance(rollout, Mapping) and any(rollout.get(name) is not None for name in names)
+    if not isinstance(rollout, Mapping):
+        return False
+    return rollout.get("maxSurgeAccelerators") is not None or bool(rollout.get("minAvailableAccelerators"))
 
 
 def fitting(plan: PlanView) -> PlanView:

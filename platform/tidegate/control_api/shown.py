@@ -13,7 +13,7 @@ from tidegate.control.plan import queues_of
 from tidegate.control.resource_files import parse_resource
 from tidegate.control.resources import API_VERSION, Model
 from tidegate.control_round import Depths, Registry, observe_store
-from tidegate.errors import InvalidRequest, NotFound, QueueUnavailable, shortened
+from tidegate.errors import Conflict, InvalidRequest, NotFound, QueueUnavailable, shortened
 from tidegate.messages.queue import Depth
 
 MOST_NAMED_CHARACTERS = 500
@@ -48,7 +48,8 @@ def shown_fields(name: str, seen: Observation, record: ModelRecord | None) -> di
 
 
 def version_of(spec: Mapping[str, Any]) -> str:
-    """Return the resource version of a spec where nothing else gives it one."""
+    """Return the version that a change of a spec is decided on. An object's own will not do: each status that
+    the operator writes is another one of those."""
     text = json.dumps(spec, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -61,6 +62,10 @@ def checked(name: str, spec: Mapping[str, Any]) -> Model:
         return found
     problems = found if isinstance(found, list) else []
     raise InvalidRequest("; ".join(map(str, problems)), param=problems[0].field if problems else None)
+
+
+def changed_since(name: str) -> Conflict:
+    return Conflict(f"Model {name} has changed since it was read; read it again and decide anew.")
 
 
 def unknown_model(name: str, known: Mapping[str, object]) -> NotFound:

@@ -12,10 +12,16 @@ from tidegate.control.desired import spec_on_wire
 from tidegate.control.resource_files import with_absolute_source
 from tidegate.control.resources import DEFAULT_POOL, Model
 from tidegate.control_api.planned import plan_view
-from tidegate.control_api.shown import checked, observed, shown_fields, unknown_model, version_of
+from tidegate.control_api.shown import (
+    changed_since,
+    checked,
+    observed,
+    shown_fields,
+    unknown_model,
+    version_of,
+)
 from tidegate.control_api.views import ModelView, PlanView, PoolView
 from tidegate.control_round import Depths, Registry
-from tidegate.errors import Conflict
 from tidegate.local.asked import Asked
 from tidegate.local.control_loop import ControlLoop
 from tidegate.messages.rollouts import Action, RevisionView
@@ -61,7 +67,7 @@ class LaptopHost:
     ) -> ModelView:
         past = self._model(name)
         if version_of(spec_on_wire(past.spec)) != resource_version:
-            raise Conflict(f"Model {name} has changed since it was read; read it again and decide anew.")
+            raise changed_since(name)
         self._asked.set_spec(self._checked(name, spec), author)
         self._changed()
         return await self.model(name)

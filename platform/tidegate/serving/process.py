@@ -107,7 +107,7 @@ class ReplicaProcess:
 def check_content(args: ReplicaArgs) -> None:
     """Raise `EngineLoadError` (SourceChanged) where other content lies there than the revision was made from.
     What cannot be read is the engine's to tell."""
-    with suppress(SourceError):
+    with suppress(SourceError, OSError):
         if args.digest and read_checkpoint(Path(args.engine.path)).digest(args.commit) != args.digest:
             raise EngineLoadError(
                 "SourceChanged",

@@ -16,12 +16,11 @@ from tests.integration.rollout_guide import MODEL, GuideSteps, Host, Traffic, fi
 pytestmark = pytest.mark.timeout(600)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KubernetesHost(Host):
-    release: Release | None = None
+    release: Release
 
     def apply(self, text: str) -> None:
-        assert self.release is not None
         self.release.cluster.kubectl("apply", "-n", self.release.namespace, "-f", "-", stdin=text)
 
 
@@ -39,7 +38,7 @@ def host(
     environment |= {name: found[name] for name in ("KUBECONFIG", "PATH")}
     context = cluster.kubectl("config", "current-context").strip()
     options = ("--context", context, "--namespace", shared_release.namespace)
-    host = KubernetesHost(environment, options, has_file=False, release=shared_release)
+    host = KubernetesHost(environment=environment, options=options, has_file=False, release=shared_release)
     try:
         host.apply(file_of_guide())
         shared_release.wait_for(MODEL, "Ready", reason="Serving")
@@ -51,7 +50,6 @@ def host(
 @pytest.fixture(scope="module")
 def traffic(host: KubernetesHost) -> Iterator[Traffic]:
     key = host.run("keys", "create", "traffic").strip()
-    assert host.release is not None
     with Traffic(host.release.address, key).running() as traffic:
         yield traffic
 

@@ -71,6 +71,16 @@ async def test_a_spec_is_replaced_at_the_version_that_was_read(rig: Rig, api: Ap
     assert noted.after == {"contextLength": 64}
 
 
+async def test_a_status_that_was_written_meanwhile_is_no_conflict(rig: Rig, api: Api) -> None:
+    revision = await serving(rig)
+    read = await api.call("GET", "/v1/models/one")
+    rig.store.waiting["one", revision] = 7
+    await rounds(rig, SETTLED)
+    assert (await api.call("GET", "/v1/models/one"))["waiting"] == 7
+    body = {"spec": read["spec"] | {"contextLength": 64}, "resource_version": read["resource_version"]}
+    await api.call("PUT", "/v1/models/one", body)
+
+
 async def test_a_wrong_spec_changes_nothing_and_names_its_field(rig: Rig, api: Api) -> None:
     await serving(rig)
     read = await api.call("GET", "/v1/models/one")

@@ -56,6 +56,19 @@ class Looking(World):
     def undo(self, goal: RevisionRecord) -> None:
         self.ask(lambda record: undo(record, self.models[0], goal, "ann", self.now))
 
+    def finds_other_content(self, revision: str) -> None:
+        """A replica that starts does."""
+        self.report("one", revision, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+
+    def undone(self) -> RevisionRecord:
+        """A second content was taken back for the first, which serves."""
+        goal = self.stored(1)
+        self.settled("b")
+        self.undo(goal)
+        self.answer(resolved("a"))
+        self.up()
+        return goal
+
     def answer(self, state: SourceState) -> PoolPlan:
         """Answer the look, once it has been asked for."""
         asked = self.step().resolve
@@ -260,7 +273,7 @@ def test_undo_to_what_the_source_no_longer_holds_moves_nothing_and_says_why() ->
 
 def test_a_replica_that_finds_other_content_makes_its_source_be_looked_at() -> None:
     world = Looking()
-    world.report("one", world.first, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+    world.finds_other_content(world.first)
     world.answer(resolved("b"))
     assert world.record.revisions[str(next(reversed(world.record.revisions)))].digest == "b"
     assert world.up() != world.first
@@ -269,21 +282,17 @@ def test_a_replica_that_finds_other_content_makes_its_source_be_looked_at() -> N
 def test_it_is_looked_at_once_for_each_replica_that_says_so() -> None:
     """What lies there may be whole again: the next replica finds out."""
     world = Looking()
-    world.report("one", world.first, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+    world.finds_other_content(world.first)
     world.answer(resolved("a"))
     assert not world.step().resolve
-    world.report("one", world.first, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+    world.finds_other_content(world.first)
     assert world.step().resolve
 
 
 def test_an_undo_is_not_given_up_for_what_lies_there_now() -> None:
     world = Looking()
-    goal = world.stored(1)
-    world.settled("b")
-    world.undo(goal)
-    world.answer(resolved("a"))
-    world.up()
-    world.report("one", goal.revision, proved=False, reason="SourceChanged", message="/w holds other bytes.")
+    goal = world.undone()
+    world.finds_other_content(goal.revision)
     assert not world.step().resolve
 
 
@@ -301,11 +310,7 @@ def test_undo_to_what_still_stands_starts_and_asks_nothing() -> None:
 
 def test_an_undone_content_does_not_come_back_with_the_next_look() -> None:
     world = Looking()
-    goal = world.stored(1)
-    world.settled("b")
-    world.undo(goal)
-    world.answer(resolved("a"))
-    world.up()
+    goal = world.undone()
     for content in ("b", "a"):
         world.recheck()
         world.answer(resolved(content))

@@ -219,13 +219,6 @@ class TestOtherStrategies:
         assert world.until("one", "Aborted", "Completed") < 60
         assert (world.view().phase, world.records["one"].weights) == ("Aborted", {old: WHOLE})
 
-    def test_recreate_counts_the_old_ones_requests_before_it_stops_it(self) -> None:
-        world, old, _ = rolling({"strategy": "Recreate"})
-        world.tick()
-        assert (world.view().phase, world.ready("one", old)) == ("Queued", 1)
-        world.until("one", "Progressing")
-        assert world.state().thresholds.per_second == pytest.approx(BUSY, rel=0.3)
-
     def test_recreate_stops_nothing_before_the_source_is_known(self) -> None:
         world, old, _ = rolling({"strategy": "Recreate"})
         world.change("one", 2, engine={"name": "transformers"}, source={"uri": "/nowhere"})

@@ -55,8 +55,7 @@ def outcomes(seen: Seen, run: int, second: int) -> list[dict[str, Tally]]:
                 (seen.between_tokens, frozen.between_tokens, tally.between_tokens),
             ):
                 above = [count(pair, side) for pair in slow] + [0]
-                into[0] = above[0] - above[1]
-                for i, bucket in enumerate(buckets, 1):
+                for i, bucket in enumerate(buckets):
                     into[bucket + SLACK + 1] = into.get(bucket + SLACK + 1, 0) + above[i] - above[i + 1]
             if side == 0:
                 tally.pairs = {"01": count(seen.pairs, 0), "10": count(seen.pairs, 1)}
