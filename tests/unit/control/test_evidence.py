@@ -474,6 +474,12 @@ def test_of_few_requests_of_the_stable_nothing_is_known() -> None:
     assert judged({"": ends(ok=LEAST_BASELINE)}, alone(0.9)).verdict == "fails"
 
 
+def test_of_a_stable_with_few_requests_more_may_have_failed_than_was_seen() -> None:
+    bad = alone(0.12, 600)
+    assert judged({"": ends(ok=60)}, bad).verdict == "passes"
+    assert judged({"": ends(ok=6_000)}, bad).verdict == "fails"
+
+
 @pytest.mark.parametrize(
     ("bad", "name"),
     [
