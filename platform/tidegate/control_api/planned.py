@@ -10,12 +10,14 @@ import msgspec
 from tidegate.control.desired import ModelRecord, recorded_spec, revision_of
 from tidegate.control.observed import SourceState
 from tidegate.control.plan import PoolPlan, PoolSnapshot, plan_pool
+from tidegate.control.reasons import PROGRESSING
 from tidegate.control.resources import Model
 from tidegate.control.rollout_view import REFUSED
 from tidegate.control.room import hundredths
 from tidegate.control.serve_config import Application, split_application_name
 from tidegate.control.surge import extra_replicas
 from tidegate.control_api.views import PlanView
+from tidegate.messages.registry import ModelEntry
 
 
 def plan_view(snapshot: PoolSnapshot, name: str, now: float) -> PlanView:
@@ -93,6 +95,10 @@ def _sentences(
                 f"{old.min_replicas} to {old.max_replicas}."
             )
     after = plan.records.get(name)
+    state = after.rollout if after is not None else None
+    is_begun = state is not None and not state.has_ended and state.phase != "Queued"
+    if state is not None and is_begun and state.target not in {*planned, *standing}:
+        yield f"Revision {state.target} starts when its turn comes.{_wait(plan.entries.get(name))}"
     before = dict(past.weights) if past is not None else {}
     if after is not None and before != after.weights:
         shares = ", ".join(f"{weight} % {revision}" for revision, weight in after.weights.items())
@@ -104,6 +110,12 @@ def _sentences(
     for revision in standing:
         if revision not in planned:
             yield f"The replicas of revision {revision} stop when their requests have ended."
+
+
+def _wait(entry: ModelEntry | None) -> str:
+    """Return what a target that may not start yet waits for."""
+    found = entry.conditions if entry is not None else []
+    return next((f" {each.message}" for each in found if each.type == PROGRESSING), "")
 
 
 def _standing(snapshot: PoolSnapshot, name: str) -> dict[str, int]:

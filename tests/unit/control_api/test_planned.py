@@ -52,6 +52,21 @@ def test_of_a_source_that_nobody_has_seen_nothing_is_guessed() -> None:
     assert plan.actions == ["The source hf://owner/other is looked at; what it holds names the revision."]
 
 
+def test_a_revision_that_has_to_wait_is_said_to_start_later() -> None:
+    """Here while Serve still takes up another change of the model, as right after an undo."""
+    spec: dict[str, Any] = {"rollout": {"steps": [{"weight": 25}, {"weight": 100}]}}
+    world = serving(**spec)
+    assert world.seen.serve is not None
+    ((name, state),) = world.seen.serve.applications.items()
+    world.see(serve=ServeState("c", {name: replace(state, status="DEPLOYING")}))
+    past = world.snapshot()
+    changed = model(engine={"name": "simulated", "args": {"step_ms": 7}}, **spec)
+    plan = plan_view(PoolSnapshot([changed], past.pool, past.records, past.seen, wave=1), "one", world.now)
+    assert plan.rollout is not None
+    later = f"Revision {plan.rollout.target} starts when its turn comes."
+    assert plan.actions[0] == f"{later} The revision waits for its turn to be built."
+
+
 def test_the_peak_is_that_of_the_whole_rollout() -> None:
     canary = {"steps": [{"weight": 25}, {"weight": 100}]}
     world = serving(scaling={"minReplicas": 4, "maxReplicas": 4}, rollout=canary)
