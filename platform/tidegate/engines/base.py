@@ -64,6 +64,7 @@ class Prepared:
     prompt: Sequence[int]  # token ids; only their number counts where an engine makes its tokens up
     limit: int
     bad_words: Sequence[Sequence[int]] = ()  # the last token of each may not come after the others
+    begun: str = ""  # of the answer, what the prompt of a chat has already written
 
     @property
     def work(self) -> Generate:

@@ -24,6 +24,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
+from tidegate.engines.transformers.formats import response_format
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, told
@@ -79,6 +80,8 @@ class TransformersEngine:
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
+        form = response_format(tokenizer)
+        self._response_template = form.response_template if form is not None else None
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         named_ends = end_ids(model, tokenizer)
         tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
@@ -127,7 +130,7 @@ class TransformersEngine:
             return ended
         assert isinstance(request.work, Generate)  # others have their answer
         limit = completion_limit(len(reply.ids), request.work, self._context_length)
-        return limit if isinstance(limit, Finish) else Prepared(request, reply.ids, limit, reply.bad_words)
+        return limit if isinstance(limit, Finish) else Prepared(request, reply.ids, limit, reply.bad_words, reply.begun)
 
     async def _reply(self, request: Request) -> Reply:
         """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
@@ -150,6 +153,7 @@ class TransformersEngine:
             end_ids=self._end_ids,
             vocabulary=self._vocabulary,
             rules=self._generation.of_prompt(len(prepared.prompt)),
+            response=self._response_template,
         )
         if (ended := sequence.ended_in_log()) is not None:
             return ended

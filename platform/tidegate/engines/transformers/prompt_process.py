@@ -40,11 +40,14 @@ from typing import Any
 import msgspec
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
+from tidegate.engines.transformers.formats import response_format
 from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
 from tidegate.messages.work import (
+    ChatPrompt,
     Detokenize,
     Finish,
     Generate,
+    Prompt,
     Tokenize,
     TokenLogprob,
     TokenPrompt,
@@ -85,6 +88,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     notes: list[str] = []
     bad_words: list[list[int]] = []
     answer: Tokens | None = None
+    begun: str = ""  # what the prompt of a chat has written of the answer
 
 
 def tokenize_seconds(context_length: int) -> float:
@@ -137,7 +141,24 @@ class Prompts:
             ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
         ids = list(truncated(ids, work.sampling, self.context_length))
         limit = completion_limit(len(ids), work, self.context_length)
-        return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids, bad_words=bad_words)
+        if isinstance(limit, Finish):
+            return Reply(finish=limit)
+        return Reply(ids, bad_words=bad_words, begun=begun(text, prompt, tokenizer))
+
+
+def begun(text: str, prompt: Prompt, tokenizer: Any) -> str:
+    """Return what a chat's prompt has written of the answer, where it is read by the model's format."""
+    from tidegate.engines.transformers.responses import begun_answer, reading_template
+
+    if not isinstance(prompt, ChatPrompt) or not (
+        prompt.add_generation_prompt or prompt.continue_final_message
+    ):
+        return ""
+    form = response_format(tokenizer)
+    if form is None:
+        return ""
+    template = reading_template(form.response_template, has_tools=bool(prompt.tools))
+    return "" if template is None else begun_answer(template, text)
 
 
 def answered(work: Tokenize | Detokenize, ids: list[int], tokenizer: Any) -> Reply:
@@ -166,6 +187,7 @@ REPLIES = msgspec.msgpack.Decoder(Reply)
 def main(words: list[str]) -> None:
     """Arguments: the checkpoint's folder, its context length, the descriptors of the lanes."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
+    from tidegate.engines.transformers import responses  # noqa: F401  # once, not in each worker
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
     tokenizer = load_tokenizer(Path(words[0]))
