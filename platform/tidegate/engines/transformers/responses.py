@@ -274,8 +274,11 @@ def _has_name_before(template: ResponseTemplate) -> bool:
     return False
 
 
-class _Parser(ResponseParser):
+class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no types
     """Transformers' parser, which goes on behind a region that it cannot read and says what was there."""
+
+    _buffer: str
+    _pos: int
 
     def __init__(self, template: ResponseTemplate, begun: str, tools: list[dict[str, Any]]) -> None:
         self._keys = _keys(template)

@@ -19,7 +19,8 @@ TOOLS: list[dict[str, Any]] = [
         },
     }
 ]
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "K\\u00f6ln \\"}{", "days": [1, 2]}}\n</tool_call>'
+BODY = '{"name": "weather", "arguments": {"city": "K\\u00f6ln \\"}{", "days": [1, 2]}}'
+CALL = f"<tool_call>\n{BODY}\n</tool_call>"
 ARGUMENTS = {"city": 'Köln "}{', "days": [1, 2]}
 HERMES = read_format("hermes").response_template
 # As mistral's newer models write: the name before the region, which is the arguments.
@@ -93,9 +94,7 @@ def pieces_of(text: str, size: int) -> list[str]:
         ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", "", [("f", {"a": 1})]),
     ],
 )
-def test_an_answer_in_pieces(
-    text: str, content: str, reasoning: str, calls: list[Any], size: int
-) -> None:
+def test_an_answer_in_pieces(text: str, content: str, reasoning: str, calls: list[Any], size: int) -> None:
     read = Read(HERMES, pieces_of(text, size))
 
     assert (read.text, read.reasoning, read.called()) == (content, reasoning, calls)
@@ -134,7 +133,8 @@ def test_what_follows_a_broken_call_is_read(size: int) -> None:
         (NAMED, '[TOOL_CALLS]weather[ARGS]{"city": "Ulm"}[TOOL_CALLS]now[ARGS]{}</s>'),
         (
             LISTED,
-            '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Ulm"}}, {"name": "now", "arguments": {}}]</s>',
+            '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Ulm"}},'
+            '{"name": "now", "arguments": {}}]</s>',
         ),
     ],
 )
