@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import orjson
 
+DONE = b"data: [DONE]\n\n"
 HEARTBEAT = b": heartbeat\n\n"
 
 

@@ -89,6 +89,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     bad_words: list[list[int]] = []
     answer: Tokens | None = None
     begun: str = ""  # what the prompt of a chat has written of the answer
+    grammar: str = ""  # of an answer that may hold calls
 
 
 def tokenize_seconds(context_length: int) -> float:

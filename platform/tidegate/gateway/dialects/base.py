@@ -26,7 +26,6 @@ class AnswerHead:
     created: int  # unix seconds
     model: str
     revision: str
-    has_event_ids: bool = False  # only for those who ask: many parsers take no line before `data:`
     context_length: int = 0  # 0: not known
 
 
