@@ -80,8 +80,7 @@ class TransformersEngine:
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
-        form = response_format(tokenizer)
-        self._response_template = form.response_template if form is not None else None
+        self._response = response_format(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         named_ends = end_ids(model, tokenizer)
         tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
@@ -156,7 +155,7 @@ class TransformersEngine:
             end_ids=self._end_ids,
             vocabulary=self._vocabulary,
             rules=self._generation.of_prompt(len(prepared.prompt)),
-            response=self._response_template,
+            response=self._response,
         )
         if (ended := sequence.ended_in_log()) is not None:
             return ended

@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.formats import response_format
@@ -47,7 +48,6 @@ from tidegate.messages.work import (
     Detokenize,
     Finish,
     Generate,
-    Prompt,
     Tokenize,
     TokenLogprob,
     TokenPrompt,
@@ -144,22 +144,25 @@ class Prompts:
         limit = completion_limit(len(ids), work, self.context_length)
         if isinstance(limit, Finish):
             return Reply(finish=limit)
-        return Reply(ids, bad_words=bad_words, begun=begun(text, prompt, tokenizer))
+        return replace(answer_rules(text, work, tokenizer), ids=ids, bad_words=bad_words)
 
 
-def begun(text: str, prompt: Prompt, tokenizer: Any) -> str:
-    """Return what a chat's prompt has written of the answer, where it is read by the model's format."""
-    from tidegate.engines.transformers.responses import begun_answer, reading_template
+def answer_rules(text: str, work: Generate, tokenizer: Any) -> Reply:
+    """Return what the answer to a chat is to be read by, and its grammar where it may hold calls."""
+    from tidegate.engines.transformers.call_grammar import call_grammar
+    from tidegate.engines.transformers.responses import answer_format, begun_answer, reading_template
 
-    if not isinstance(prompt, ChatPrompt) or not (
-        prompt.add_generation_prompt or prompt.continue_final_message
-    ):
-        return ""
-    form = response_format(tokenizer)
+    prompt = work.prompt
+    if not isinstance(prompt, ChatPrompt):
+        return Reply()
+    form = answer_format(response_format(tokenizer), prompt)
     if form is None:
-        return ""
+        return Reply()
     template = reading_template(form.response_template, has_tools=bool(prompt.tools))
-    return "" if template is None else begun_answer(template, text)
+    goes_on = prompt.add_generation_prompt or prompt.continue_final_message
+    begun = begun_answer(template, text) if template is not None and goes_on else ""
+    grammar = call_grammar(form, prompt, begun, tokenizer, work.sampling.grammar)
+    return Reply(begun=begun, grammar=grammar)
 
 
 def answered(work: Tokenize | Detokenize, ids: list[int], tokenizer: Any) -> Reply:
@@ -188,7 +191,7 @@ REPLIES = msgspec.msgpack.Decoder(Reply)
 def main(words: list[str]) -> None:
     """Arguments: the checkpoint's folder, its context length, the descriptors of the lanes."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
-    from tidegate.engines.transformers import responses  # noqa: F401  # once, not in each worker
+    from tidegate.engines.transformers import call_grammar, responses  # noqa: F401  # not in each worker
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
     tokenizer = load_tokenizer(Path(words[0]))

@@ -19,9 +19,10 @@ import msgspec
 from transformers.utils.chat_parsing.response_parser import ResponseParser
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
-from tidegate.engines.transformers.formats import calls_of
-from tidegate.messages.work import CallDelta
+from tidegate.engines.transformers.formats import ResponseFormat, calls_of, read_format
+from tidegate.messages.work import CallDelta, ChatPrompt
 
+DEFAULT = "hermes"
 CALLS = "tool_calls"
 REASONING = ("reasoning_content", "reasoning", "thinking")  # as checkpoints' own templates name it
 MOST_READ = 1 << 12  # characters that are kept behind what was read
@@ -33,6 +34,13 @@ class Part(NamedTuple):
     text: str = ""
     reasoning: str = ""
     calls: Sequence[CallDelta] = ()
+
+
+def answer_format(form: ResponseFormat | None, prompt: ChatPrompt) -> ResponseFormat | None:
+    """Return the format of the answer to a prompt, from that of the model: one that knows none writes the
+    calls that it must as `DEFAULT` has them."""
+    must_call = prompt.tool_choice not in ("", "auto")
+    return read_format(DEFAULT) if must_call and (form is None or form.calls is None) else form
 
 
 def reading_template(template: dict[str, Any] | None, *, has_tools: bool) -> ResponseTemplate | None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec.structs import replace
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate
 
 from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
+from tidegate.engines.transformers.formats import ResponseFormat
 from tidegate.engines.transformers.generation_rules import Rules
-from tidegate.engines.transformers.responses import ResponseReader, delimiters, reading_template
+from tidegate.engines.transformers.responses import (
+    ResponseReader,
+    answer_format,
+    delimiters,
+    reading_template,
+)
 from tidegate.engines.transformers.sampling import PrefillLogprobs, needed_steps
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
@@ -36,9 +42,9 @@ class RunningSequence:
         end_ids: Collection[int],
         vocabulary: Vocabulary,
         rules: Rules | None = None,
-        response: dict[str, Any] | None = None,
+        response: ResponseFormat | None = None,
     ) -> None:
-        """`response`: the response template of the model's chat format."""
+        """`response`: how the model's answers are read."""
         request = prepared.request
         self.id = request.id
         self.prompt = list(prepared.prompt)
@@ -159,10 +165,11 @@ class RunningSequence:
         self._has_silent_space = is_first_text and self._vocabulary.has_silent_space
         self._answer = OutputBuffer(self.sampling.stop, keeps_stop=self.sampling.includes_stop)
 
-    def _reading_template(self, response: dict[str, Any] | None) -> ResponseTemplate | None:
+    def _reading_template(self, response: ResponseFormat | None) -> ResponseTemplate | None:
         if not isinstance(self._from, ChatPrompt):
             return None
-        return reading_template(response, has_tools=bool(self._from.tools))
+        form = answer_format(response, self._from)
+        return form and reading_template(form.response_template, has_tools=bool(self._from.tools))
 
     def _named_tokens(self) -> Collection[int]:
         """Return the special tokens by which the parts of an answer are told apart."""

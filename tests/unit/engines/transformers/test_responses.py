@@ -155,7 +155,7 @@ def test_a_call_that_is_cut_off_keeps_what_was_sent() -> None:
     read = Read(HERMES, pieces_of(CALL[:60], 3))
 
     assert read.text == ""
-    assert ARGUMENTS["city"].startswith("K") and read.calls[0][2].startswith('{"city": "K')
+    assert read.calls[0][2].startswith('{"city": "K')
 
 
 def test_without_tools_a_call_is_text() -> None:
