@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from tidegate.gateway import docs
 from tidegate.gateway.asgi import DEPLOYMENT, ASGIApp, Receive, Scope, Send
 from tidegate.gateway.browsers import Cors, OwnPagesOnly
-from tidegate.gateway.dialects import DIALECTS
+from tidegate.gateway.dialects import DIALECTS, wire_of
 from tidegate.gateway.generation import GenerationEndpoint
 from tidegate.gateway.middleware import ErrorBodies, HotRoutes, RequestIds
 from tidegate.gateway.openapi import build_document
@@ -43,7 +43,7 @@ class GatewayApp(FastAPI):
         self.layers = [
             Middleware(RequestIds),
             Middleware(Cors, origins=services.settings.cors_origins),
-            Middleware(ErrorBodies),
+            Middleware(ErrorBodies, wire_of=wire_of),
             *([Middleware(OwnPagesOnly)] if services.settings.no_auth else []),
             Middleware(HotRoutes, endpoints=endpoints),
             Middleware(AsyncExitStackMiddleware),  # FastAPI's own routes need it

@@ -26,10 +26,9 @@ from tidegate.errors import (
     QueueUnavailable,
     RequestError,
 )
-from tidegate.gateway import admission, sse
+from tidegate.gateway import admission
 from tidegate.gateway.asgi import (
     DEPLOYMENT,
-    EVENT_STREAM,
     ClientLeft,
     Header,
     Receive,
@@ -39,6 +38,7 @@ from tidegate.gateway.asgi import (
     read_body,
     send_error,
     send_json,
+    stream_head,
     text_header,
 )
 from tidegate.gateway.auth import find_key, sent_key
@@ -154,7 +154,7 @@ class Exchange:
 
     async def run(self) -> None:
         services, scope = self._services, self._scope
-        sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
+        sent = sent_key(lambda name: text_header(scope, name.encode()))
         key = find_key(sent, services.keys, no_auth=services.settings.no_auth)
         call = await self._read_call(key)
         models = services.registry.models()
@@ -273,11 +273,11 @@ class Exchange:
             logger.warning("a call failed: %s", error.message, extra=fields(reason=error.reason))
         with contextlib.suppress(OSError):  # the connection broke meanwhile
             if self._is_status_out:
-                event = sse.error_event(error.body())
+                event = self._dialect.wire.error_event(error)
                 await self._send({"type": "http.response.body", "body": event, "more_body": False})
             else:
                 self._is_status_out = True
-                await send_error(self._send, error)
+                await send_error(self._send, error, self._dialect.wire.error(error))
 
     def _shadow_of(self, entry: ModelEntry, first: Request, call_id: str) -> Request | None:
         """The copy that the revision that is tried out gets of a call's first sequence, if it gets one."""
@@ -320,7 +320,7 @@ class Exchange:
 
     async def _stream(self, admitted: Admitted) -> None:
         """Hold the status line until there is something to say, then events until every choice has ended."""
-        opened, entry = admitted.opened, admitted.entry
+        opened, entry, wire = admitted.opened, admitted.entry, self._dialect.wire
         events = admitted.events()
         first_token: float | None = None
         loop = asyncio.get_running_loop()
@@ -334,14 +334,15 @@ class Exchange:
                             hold.cancel()
                         await self._write_segments(opened, events, delivered.segments)
                     case Waiting(position):
-                        await self._write(opened, waiting_comment(position, self._as_it_is(entry)))
+                        comment = waiting_comment(position, self._as_it_is(entry))
+                        await self._write(opened, wire.comment(comment))
                     case Signal.HEARTBEAT_DUE:
-                        await self._write(opened, sse.HEARTBEAT)
+                        await self._write(opened, wire.heartbeat(entry.name))
                     case Signal.HOLD_OVER:
                         await self._begin(opened, await self._position_headers(admitted))
                         if not opened.has_begun:
                             # Clients that wait for the first byte of the body see that the call is alive.
-                            await self._write(opened, sse.HEARTBEAT)
+                            await self._write(opened, wire.heartbeat(entry.name))
                     case Signal.DISCONNECTED:
                         raise ClientLeft
                     case Failed(segments, finish):
@@ -380,7 +381,13 @@ class Exchange:
 
     async def _begin(self, opened: OpenCall, headers: Iterable[Header]) -> None:
         self._is_status_out = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, *headers]})
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [*stream_head(self._dialect.wire.media_type), *headers],
+            }
+        )
         opened.wrote()
         self._services.calls.stream_opened(opened)
 

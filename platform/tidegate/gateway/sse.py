@@ -10,11 +10,6 @@ DONE = b"data: [DONE]\n\n"
 HEARTBEAT = b": heartbeat\n\n"
 
 
-def error_event(body: dict[str, object]) -> bytes:
-    """An error after the status line. No `[DONE]` follows it."""
-    return b"data: " + orjson.dumps(body) + b"\n\n"
-
-
 def waiting_comment(position: int, wait_seconds: float | None, why: str = "") -> bytes:
     """`why` is one line."""
     estimate = "" if wait_seconds is None else f", estimated wait {wait_seconds:.0f} s"

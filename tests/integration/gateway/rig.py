@@ -87,6 +87,7 @@ class Replica:
         logprobs: Sequence[TokenLogprob] = (),
         code: str = "",
         message: str = "",
+        stopped_by: str = "",
     ) -> None:
         """One segment of one token."""
         request_id = claim.request.id
@@ -95,7 +96,7 @@ class Replica:
         tokens = self._tokens[request_id] = self._tokens.get(request_id, 0) + 1
         end = None
         if finish is not None:
-            end = Finish(finish, code, message, prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
+            end = Finish(finish, code, message, PROMPT_TOKENS, tokens, stopped_by)
         segment = Segment(request_id, seq, end, Tokens([tokens], text, list(logprobs)), PROMPT_TOKENS)
         await self.queue.emit([(claim.attempt, segment)])
 

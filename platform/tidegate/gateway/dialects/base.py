@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from tidegate.gateway.bodies import RequestBody
+from tidegate.gateway.dialects.wire import Wire
 from tidegate.messages.work import Finish, Segment, Work
 
 
@@ -86,6 +87,7 @@ class Dialect(Protocol):
     path: str
     id_prefix: str  # of the ids of its calls
     may_stream: bool
+    wire: Wire  # of its protocol
     # Its part of the OpenAPI document.
     operation_id: str
     summary: str
