@@ -12,6 +12,7 @@ from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.formats import ResponseFormat
 from tidegate.engines.transformers.generation_rules import Rules
+from tidegate.engines.transformers.grammars import Matcher
 from tidegate.engines.transformers.responses import (
     ResponseReader,
     answer_format,
@@ -43,6 +44,7 @@ class RunningSequence:
         vocabulary: Vocabulary,
         rules: Rules | None = None,
         response: ResponseFormat | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         """`response`: how the model's answers are read."""
         request = prepared.request
@@ -57,6 +59,7 @@ class RunningSequence:
         self._limit = prepared.limit
         self._end_ids = {*(() if self.sampling.ignore_eos else end_ids), *self.sampling.stop_token_ids}
         self.rules = rules
+        self.matcher = matcher
         self._vocabulary = vocabulary
         self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
@@ -65,6 +68,8 @@ class RunningSequence:
         self._begin_answer()
         for place, token in enumerate(self.generated):
             self._replay(token, place)
+        if matcher is not None:
+            matcher.consume(self.generated)
         self.steps = needed_steps(self)
 
     @property
@@ -136,11 +141,21 @@ class RunningSequence:
         entry = None if logprob is None else self._entry(token, *logprob)
         text, entries = self._push(token, len(self.generated), entry)
         self.generated.append(token)
+        if self.matcher is not None and not self.matcher.consume([token]):
+            return self.fail("GrammarFailed", f"The grammar cannot go on: {self.matcher.error}")
         return self._output([token], text, entries, self._finish_after(token))
 
     def end_without_token(self) -> StepOutput:
         """Finish a request that generates nothing."""
         return self._output([], "", [], self._finish("length"))
+
+    def end_closed(self) -> StepOutput:
+        """Finish a request whose grammar and other parameters leave no token."""
+        return self.fail(
+            "GrammarFailed",
+            f"After {len(self.generated)} tokens there is none that the grammar allows and that the request's "
+            "other fields (allowed_token_ids, bad_words, logit_bias, min_tokens) do not rule out.",
+        )
 
     def fail(self, code: str, message: str) -> StepOutput:
         finish = Finish(
@@ -199,7 +214,8 @@ class RunningSequence:
         return self._answer.push(piece, entry, may_stop=place >= self.sampling.min_tokens)
 
     def _finish_after(self, token: int) -> Finish | None:
-        if self._answer.stopped or token in self._end_ids:
+        is_complete = self.matcher is not None and self.matcher.is_complete
+        if self._answer.stopped or token in self._end_ids or is_complete:
             return self._finish("stop")
         return self._finish("length") if len(self.generated) >= self._limit else None
 

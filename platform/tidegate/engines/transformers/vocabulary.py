@@ -37,6 +37,10 @@ class Vocabulary:
         if self._to_bytes is not None and not self._agrees_with_tokenizer():
             self._to_bytes = None
 
+    @property
+    def special_ids(self) -> Collection[int]:
+        return self._special
+
     def piece(self, token_id: int) -> bytes:
         """Return the bytes that a token adds to a text; none for special tokens and ids without a token."""
         piece = self._pieces.get(token_id)
