@@ -166,10 +166,11 @@ end
 local function keep_ended(f, log)
   local h = call('HMGET', P .. f.gateway, 'tenant', 'seconds')
   if not h[1] then return false end
-  local bytes = call('STRLEN', log)
+  local bytes, now = call('STRLEN', log), server_time()
+  call('HSET', P .. f.gateway, 'ended', math.floor(now))
   call('HINCRBY', P .. f.gateway, 'bytes', bytes)
   charge_kept(h[1], bytes)
-  call('ZADD', P .. 'kept', 'XX', 'GT', server_time() + tonumber(h[2]), string.sub(f.gateway, #KEPT + 1))
+  call('ZADD', P .. 'kept', 'XX', 'GT', now + tonumber(h[2]), string.sub(f.gateway, #KEPT + 1))
   return true
 end
 
