@@ -4,12 +4,14 @@ from tidegate.gateway.dialects.anthropic import ANTHROPIC, CountTokens, Messages
 from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
+from tidegate.gateway.dialects.responses import Responses
 from tidegate.gateway.dialects.tokenize import DetokenizeDialect, TokenizeDialect
 from tidegate.gateway.dialects.wire import OPENAI, Wire
 
 DIALECTS: tuple[Dialect, ...] = (
     Chat(),
     Completions(),
+    Responses(),
     TokenizeDialect(),
     DetokenizeDialect(),
     Messages(),
