@@ -17,11 +17,14 @@ UNKNOWN_DRAIN_RETRY_SECONDS = 5.0
 WAKING_RETRY_SECONDS = 10.0
 SHORTEST_WAIT_SECONDS = 1.0  # less could pass before a free replica has claimed the request
 _NAMES_SHOWN = 20
+_NO_NAMES = ("", "tgi", "dummy")  # huggingface_hub, and who follows TGI's docs, send the latter two
 
 
 def find_listed(name: str, models: Mapping[str, ModelEntry]) -> ModelEntry:
-    """An empty name means the only model. Raises `ModelNotFound`, which names the models that exist."""
-    entry = models.get(name) if name or len(models) != 1 else next(iter(models.values()))
+    """A name of nothing means the only model. Raises `ModelNotFound`, which names the models that exist."""
+    entry = models.get(name)
+    if entry is None and name in _NO_NAMES and len(models) == 1:
+        [entry] = models.values()
     if entry is None:
         raise ModelNotFound(f"The model {name!r} does not exist. {_existing(models)}", param="model")
     return entry
@@ -136,6 +139,17 @@ def queue_full(rejected: Rejected, entry: ModelEntry, sequences: int) -> QueueFu
         f"{whose}: it holds at most {rejected.limit} {rejected.unit}, "
         f"{rejected.depth.waiting} requests wait and {rejected.depth.running} run.",
         retry_after_seconds=retry,
+    )
+
+
+def kept_full(whose: str, seconds: float) -> QueueFull:
+    """The refusal for a call that is to be kept where what is kept already has too many bytes."""
+    of = "of your tenant " if whose == "tenant" else ""
+    return QueueFull(
+        f"The calls {of}that are kept to be read again have too many bytes; each is kept for {seconds:.0f} s "
+        "after its end. Send the call later, or one that is not kept: without event ids, with store: false.",
+        code="too_much_kept",
+        retry_after_seconds=seconds / 4,
     )
 
 

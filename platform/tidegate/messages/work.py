@@ -53,6 +53,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     bad_words: tuple[str, ...] = ()
     truncate_prompt: int | None = None  # keep so many of its last tokens; -1: as many as fit
     left_out: tuple[str, ...] = ()  # of MODEL_DEFAULTS, what the client did not say
+    grammar: str = ""  # llguidance's, that the answer must follow; empty: free
     clips_limit: bool = False  # where the context has no room for max_tokens, as many as it has room for
 
 

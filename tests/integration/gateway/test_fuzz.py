@@ -46,6 +46,11 @@ OPERATIONS = [
     ("POST", "/detokenize"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/generate"),
+    ("POST", "/generate_stream"),
+    ("POST", "/"),
+    ("GET", "/info"),
+    ("GET", "/v1/requests/{call_id}/events"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -68,7 +73,7 @@ def served_document(address: str) -> dict[str, Any]:
     bodies = document["components"]["schemas"]
     for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody"):
         bodies[body]["properties"]["model"] = {"const": MODEL}
-    for body in ("TokenizeBody", "DetokenizeBody"):
+    for body in ("TokenizeBody", "DetokenizeBody", "TgiBody", "TgiStreamBody", "TgiEitherBody"):
         bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}
     return document
 

@@ -4,6 +4,7 @@ from tidegate.gateway.dialects.anthropic import ANTHROPIC, CountTokens, Messages
 from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
+from tidegate.gateway.dialects.tgi import TGI, GenerateEither, GenerateStream, GenerateText
 from tidegate.gateway.dialects.tokenize import DetokenizeDialect, TokenizeDialect
 from tidegate.gateway.dialects.wire import OPENAI, Wire
 
@@ -14,9 +15,12 @@ DIALECTS: tuple[Dialect, ...] = (
     DetokenizeDialect(),
     Messages(),
     CountTokens(),
+    GenerateText(),
+    GenerateStream(),
+    GenerateEither(),
 )
 # Of the paths that begin so, whatever comes of them.
-_WIRES = (("/v1/messages", ANTHROPIC),)
+_WIRES = (("/v1/messages", ANTHROPIC), ("/generate", TGI), ("/info", TGI))
 
 
 def wire_of(path: str) -> Wire:
