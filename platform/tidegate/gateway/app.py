@@ -20,7 +20,7 @@ from tidegate.gateway.dialects import DIALECTS, wire_of
 from tidegate.gateway.generation import GenerationEndpoint
 from tidegate.gateway.middleware import ErrorBodies, HotRoutes, RequestIds
 from tidegate.gateway.openapi import build_document
-from tidegate.gateway.routes import events, health, models, tgi
+from tidegate.gateway.routes import events, health, models, ollama, tgi
 from tidegate.gateway.services import Services
 
 logger = logging.getLogger("tidegate.gateway")
@@ -52,6 +52,7 @@ class GatewayApp(FastAPI):
             models.routes(services),
             events.routes(services),
             tgi.routes(services),
+            ollama.routes(services),
             health.routes(services),
         ):
             self.include_router(router)

@@ -77,7 +77,14 @@ def served_document(address: str) -> dict[str, Any]:
     one as well."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
-    for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody"):
+    for body in (
+        "ChatBody",
+        "CompletionBody",
+        "MessagesBody",
+        "CountBody",
+        "OllamaChatBody",
+        "OllamaGenerateBody",
+    ):
         bodies[body]["properties"]["model"] = {"const": MODEL}
     for body in ("TokenizeBody", "DetokenizeBody", "TgiBody", "TgiStreamBody", "TgiEitherBody"):
         bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}

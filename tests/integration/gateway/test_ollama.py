@@ -150,6 +150,7 @@ async def test_a_line_of_nothing_keeps_a_stream_alive(redis_url: str, key_prefix
         ("/api/chat", CHAT | {"format": "json"}, "format"),
         ("/api/chat", CHAT | {"options": {"mirostat": 1}}, "options.mirostat"),
         ("/api/chat", CHAT | {"options": {"nope": 1}}, "options.nope"),
+        ("/api/chat", CHAT | {"options": {"num_predict": 0}}, "options.num_predict"),
         (
             "/api/chat",
             {"model": MODEL, "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]},

@@ -22,6 +22,7 @@ from tidegate.gateway.bodies import (
     documented,
     not_honoured,
     not_honoured_fields,
+    refusal,
     refuse_not_honoured,
     says,
 )
@@ -138,6 +139,8 @@ _NOT_HONOURED = not_honoured_fields(OllamaOptions)
 def _check_options(body: OllamaBody) -> None:
     if body.options is not None:
         refuse_not_honoured(body.options, _NOT_HONOURED, "options.")
+        if body.options.num_predict == 0:
+            raise refusal("options.num_predict", 0, "use 1 or more, or leave it out")
 
 
 class OllamaBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
@@ -212,8 +215,8 @@ class AnsweredMessage(msgspec.Struct):
 
 
 class Ended(msgspec.Struct, kw_only=True):
-    """The last line, or the whole answer. Durations are nanoseconds, as this gateway saw them: the prompt's has
-    the wait in the queue."""
+    """The last line, or the whole answer. Durations are nanoseconds, as this gateway saw them; that of the
+    prompt has the wait in the queue."""
 
     model: str
     created_at: str
