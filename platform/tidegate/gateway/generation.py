@@ -46,7 +46,6 @@ from tidegate.gateway.auth import find_key, sent_key
 from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed, shadow_of
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
-from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.gateway.event_ids import NumberedEvents
 from tidegate.gateway.metrics import UNKNOWN_MODEL, RevisionOutcome
 from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
@@ -214,8 +213,8 @@ class Exchange:
 
     def _keeping(self, call: Call) -> Keeping | None:
         """Whether the call is kept: a stream of events whose client asks for their ids may be resumed."""
-        has_events = call.is_streamed and self._dialect.wire.media_type == OPENAI.media_type
-        if not (has_events and wants_event_ids(self._scope)):
+        is_asked = self._dialect.wire.can_resume and wants_event_ids(self._scope)
+        if not (call.is_streamed and is_asked):
             return None
         seconds = self._services.settings.resume_seconds
         return Keeping(seconds, seconds)
