@@ -42,11 +42,26 @@ def served(redis_server: RedisServer) -> Iterator[tuple[str, str]]:
 OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/{response_id}"),
+    ("DELETE", "/v1/responses/{response_id}"),
+    ("POST", "/v1/responses/{response_id}/cancel"),
+    ("GET", "/v1/responses/{response_id}/input_items"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
-    ("GET", "/v1/requests/{call_id}/events"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/generate"),
+    ("POST", "/generate_stream"),
+    ("POST", "/"),
+    ("GET", "/info"),
+    ("POST", "/api/chat"),
+    ("POST", "/api/generate"),
+    ("POST", "/api/show"),
+    ("GET", "/api/tags"),
+    ("GET", "/api/ps"),
+    ("GET", "/api/version"),
+    ("GET", "/v1/requests/{call_id}/events"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -67,9 +82,17 @@ def served_document(address: str) -> dict[str, Any]:
     one as well."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
-    for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody"):
+    for body in (
+        "ChatBody",
+        "CompletionBody",
+        "MessagesBody",
+        "CountBody",
+        "ResponsesBody",
+        "OllamaChatBody",
+        "OllamaGenerateBody",
+    ):
         bodies[body]["properties"]["model"] = {"const": MODEL}
-    for body in ("TokenizeBody", "DetokenizeBody"):
+    for body in ("TokenizeBody", "DetokenizeBody", "TgiBody", "TgiStreamBody", "TgiEitherBody"):
         bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}
     return document
 
