@@ -118,6 +118,7 @@ def _lifespan(services: Services) -> Any:
             yield
         finally:
             await services.calls.shut_down()
+            await services.grammars.close()
             await services.queue.close()
 
     return lifespan

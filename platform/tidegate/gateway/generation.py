@@ -24,6 +24,7 @@ from tidegate.errors import (
     GenerationFailed,
     InvalidRequest,
     RequestError,
+    shortened,
 )
 from tidegate.gateway import admission, sse
 from tidegate.gateway.asgi import (
@@ -44,6 +45,7 @@ from tidegate.gateway.auth import find_key, sent_key
 from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed, shadow_of
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.metrics import UNKNOWN_MODEL, RevisionOutcome
 from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
 from tidegate.gateway.services import Services
@@ -64,6 +66,8 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 CLIENT_LEFT = "ClientLeft"
+WARNING = b"x-tidegate-warning"
+MOST_WARNING = 1000  # characters
 POSITION_SECONDS = 1.0  # how long a held status line waits for the queue position that it announces
 
 
@@ -122,6 +126,7 @@ class _Exchange:
     _send: Send
     _started: float = field(default_factory=time.perf_counter)
     _is_status_out: bool = False
+    _headers: list[Header] = field(default_factory=list)  # of an answer, beside those of its form
     model_label: str = UNKNOWN_MODEL
     revision: str = ""  # that the call was given
 
@@ -135,6 +140,8 @@ class _Exchange:
             self.model_label = call.model  # a refusal counts under it as well
         entry = admission.find_model(call.model, models)
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
+        if call.constraint is not None:
+            await self._constrain(call, call.constraint, key)
 
         now = time.time()
         call_id = self._dialect.id_prefix + new_id()
@@ -194,6 +201,13 @@ class _Exchange:
                     self.model_label = _known_model(body, services.registry.models())
                     raise
 
+    async def _constrain(self, call: Call, constraint: Constraint, key: Key) -> None:
+        checked = await self._services.grammars.grammar(constraint, key.id)
+        call.follow(checked.grammar)
+        if checked.warnings:
+            said = f"{constraint.param}: {'; '.join(checked.warnings)}"
+            self._headers.append((WARNING, shortened(said, MOST_WARNING).encode("ascii", "backslashreplace")))
+
     async def refuse(self, error: RequestError) -> None:
         """Answer with an error; a client that is gone gets none."""
         if error.status >= 500:
@@ -238,10 +252,10 @@ class _Exchange:
                 if usage.total_tokens:  # none where no model ran
                     self._record(admitted, usage, None)
                 self._is_status_out = True
-                await send_json(self._send, 200, body)
+                await send_json(self._send, 200, body, self._headers)
             case Failed(_, finish):
                 entry = self._as_it_is(admitted.entry)
-                raise failure_error(finish, admitted.call.prompt_field, entry)
+                raise failure_error(finish, admitted.call, entry)
             case _:
                 raise ClientLeft
 
@@ -274,7 +288,7 @@ class _Exchange:
                     case Failed(segments, finish):
                         if self._is_status_out:
                             await self._write(opened, _rendered(events, segments))
-                        raise failure_error(finish, admitted.call.prompt_field, self._as_it_is(entry))
+                        raise failure_error(finish, admitted.call, self._as_it_is(entry))
                     case Ended(segments):
                         if first_token is None:
                             first_token = time.perf_counter() - self._started
@@ -304,7 +318,8 @@ class _Exchange:
 
     async def _begin(self, opened: OpenCall, headers: Iterable[Header]) -> None:
         self._is_status_out = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, *headers]})
+        said = [*EVENT_STREAM, *self._headers, *headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": said})
         opened.wrote()
         self._services.calls.stream_opened(opened)
 

@@ -60,14 +60,22 @@ CASES = [(method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS]
 
 
 def served_document(address: str) -> dict[str, Any]:
-    """The document, with the one model that exists in place of any name; where none need be given it is that
-    one as well."""
+    """The document, with the one model that exists in place of any name (where none need be given it is that
+    one as well), and of what only a compiler can tell, schemas and grammars, some that are right."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
     for body in ("ChatBody", "CompletionBody"):
         bodies[body]["properties"]["model"] = {"const": MODEL}
     for body in ("TokenizeBody", "DetokenizeBody"):
         bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}
+    schemas = {"enum": [None, {}, {"type": "object", "properties": {"a": {"type": "integer"}}}]}
+    right = {"regex": "[ab]+", "grammar": 'start: "a"', "whitespace_pattern": "[ ]?"}
+    bodies["JsonSchema"]["properties"]["schema"] = bodies["StructuredOutputs"]["properties"]["json"] = schemas
+    for name, value in right.items():
+        bodies["StructuredOutputs"]["properties"][name] = {"enum": [None, value]}
+    for body in ("ChatBody", "CompletionBody"):
+        for name in [name for name in bodies[body]["properties"] if name.startswith("guided_")]:
+            bodies[body]["properties"][name] = {"type": "null"}
     return document
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from tidegate.gateway.bodies import RequestBody
+from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Finish, Segment, Work
 
 
@@ -69,6 +70,13 @@ class Call(Protocol):
     def prompt_field(self) -> str:
         """Named where a replica refuses the prompt."""
         ...
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the answer must follow; the request path checks it, and says `follow` before `asks`."""
+        ...
+
+    def follow(self, grammar: str) -> None: ...
 
     def asks(self, random_seed: int) -> list[Ask]:
         """One for each sequence, in the order of the answer's choices. Asked once: the prompts go with it."""

@@ -123,6 +123,10 @@ class _WholeAnswer:
     n = 1
     is_streamed = False
     user = ""
+    constraint = None
+
+    def follow(self, grammar: str) -> NoReturn:  # noqa: ARG002
+        raise AssertionError("nothing is generated")
 
     def events(self, head: AnswerHead) -> NoReturn:
         raise AssertionError(f"{head.call_id} is not streamed")
