@@ -16,14 +16,19 @@ from starlette.middleware import Middleware
 from tidegate.gateway import docs
 from tidegate.gateway.asgi import DEPLOYMENT, ASGIApp, Receive, Scope, Send
 from tidegate.gateway.browsers import Cors, OwnPagesOnly
-from tidegate.gateway.dialects import DIALECTS
-from tidegate.gateway.generation import GenerationEndpoint
+from tidegate.gateway.dialects import DIALECTS, wire_of
+from tidegate.gateway.dialects.responses import Responses
+from tidegate.gateway.generation import Exchange, GenerationEndpoint
 from tidegate.gateway.middleware import ErrorBodies, HotRoutes, RequestIds
 from tidegate.gateway.openapi import build_document
-from tidegate.gateway.routes import health, models
+from tidegate.gateway.responses import ResponseExchange
+from tidegate.gateway.routes import events, health, models, responses
 from tidegate.gateway.services import Services
 
 logger = logging.getLogger("tidegate.gateway")
+
+
+EXCHANGES: dict[str, type[Exchange]] = {Responses.path: ResponseExchange}
 
 
 class GatewayApp(FastAPI):
@@ -38,17 +43,20 @@ class GatewayApp(FastAPI):
             redirect_slashes=False,
             lifespan=_lifespan(services),
         )
-        endpoints = {dialect.path: GenerationEndpoint(dialect, services) for dialect in DIALECTS}
+        endpoints = {
+            dialect.path: GenerationEndpoint(dialect, services, EXCHANGES.get(dialect.path, Exchange))
+            for dialect in DIALECTS
+        }
         # Outermost first.
         self.layers = [
             Middleware(RequestIds),
             Middleware(Cors, origins=services.settings.cors_origins),
-            Middleware(ErrorBodies),
+            Middleware(ErrorBodies, wire_of=wire_of),
             *([Middleware(OwnPagesOnly)] if services.settings.no_auth else []),
             Middleware(HotRoutes, endpoints=endpoints),
             Middleware(AsyncExitStackMiddleware),  # FastAPI's own routes need it
         ]
-        for router in (models.routes(services), health.routes(services)):
+        for router in (module.routes(services) for module in (responses, events, models, health)):
             self.include_router(router)
         self._add_documents()
 
@@ -119,6 +127,7 @@ def _lifespan(services: Services) -> Any:
         finally:
             await services.calls.shut_down()
             await services.grammars.close()
+            await services.kept.close()
             await services.queue.close()
 
     return lifespan

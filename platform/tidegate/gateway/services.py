@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tidegate.gateway.grammar_pool import GrammarPool
 from tidegate.gateway.intake import Intake
 from tidegate.gateway.metrics import GatewayMetrics
-from tidegate.gateway.ports import KeyRing, ModelRegistry, RequestQueue
+from tidegate.gateway.ports import KeptCalls, KeyRing, ModelRegistry, RequestQueue
 from tidegate.gateway.stream import OpenCalls
 from tidegate.settings import Settings
 
@@ -17,6 +17,7 @@ class Services:
     settings: Settings
     gateway_id: str
     queue: RequestQueue
+    kept: KeptCalls
     keys: KeyRing
     registry: ModelRegistry
     metrics: GatewayMetrics
@@ -29,6 +30,7 @@ def make_services(
     settings: Settings,
     gateway_id: str,
     queue: RequestQueue,
+    kept: KeptCalls,
     keys: KeyRing,
     registry: ModelRegistry,
 ) -> Services:
@@ -37,4 +39,4 @@ def make_services(
     # Less would refuse each body of the largest size.
     intake = Intake(max(settings.bodies_max_bytes, 2 * settings.max_body_bytes))
     metrics.open_requests.set_function(lambda: len(calls))
-    return Services(settings, gateway_id, queue, keys, registry, metrics, calls, intake, GrammarPool())
+    return Services(settings, gateway_id, queue, kept, keys, registry, metrics, calls, intake, GrammarPool())

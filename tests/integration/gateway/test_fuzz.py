@@ -42,8 +42,16 @@ def served(redis_server: RedisServer) -> Iterator[tuple[str, str]]:
 OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/{response_id}"),
+    ("DELETE", "/v1/responses/{response_id}"),
+    ("POST", "/v1/responses/{response_id}/cancel"),
+    ("GET", "/v1/responses/{response_id}/input_items"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
+    ("GET", "/v1/requests/{call_id}/events"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -64,7 +72,7 @@ def served_document(address: str) -> dict[str, Any]:
     one as well), and of what only a compiler can tell, schemas and grammars, some that are right."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
-    for body in ("ChatBody", "CompletionBody"):
+    for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody", "ResponsesBody"):
         bodies[body]["properties"]["model"] = {"const": MODEL}
     for body in ("TokenizeBody", "DetokenizeBody"):
         bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import msgspec
 
 from tidegate.gateway.bodies import RequestBody
+from tidegate.gateway.dialects.wire import Wire
 from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Finish, Segment, Work
 
@@ -27,8 +28,8 @@ class AnswerHead:
     created: int  # unix seconds
     model: str
     revision: str
-    has_event_ids: bool = False  # only for those who ask: many parsers take no line before `data:`
     context_length: int = 0  # 0: not known
+    ended: int = 0  # unix seconds, of an answer that is read again; 0: it ends now, or later
 
 
 class Usage(msgspec.Struct):
@@ -89,12 +90,23 @@ class Call(Protocol):
         ...
 
 
+class Free:
+    """A call whose answer has a form of its own."""
+
+    __slots__ = ()
+    constraint = None
+
+    def follow(self, grammar: str) -> NoReturn:
+        raise AssertionError(f"no grammar was asked for: {grammar}")
+
+
 class Dialect(Protocol):
     """One endpoint. `dialects.DIALECTS` lists them all."""
 
     path: str
     id_prefix: str  # of the ids of its calls
     may_stream: bool
+    wire: Wire  # of its protocol
     # Its part of the OpenAPI document.
     operation_id: str
     summary: str

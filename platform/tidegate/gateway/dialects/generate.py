@@ -6,13 +6,35 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from tidegate.gateway.dialects.base import Ask
+from tidegate.gateway.dialects.base import Ask, Free
 from tidegate.messages.work import Generate, Prompt, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1
 DEFAULT_OUTPUT_ESTIMATE = 256  # tokens charged at admission where the client set no limit
 _CHARACTERS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
+
+
+class OneAnswer(Free):
+    """A call with one prompt and one answer, as every protocol but OpenAI's has them."""
+
+    n = 1
+    prompt_field = "messages"
+
+    def __init__(
+        self, model: str, prompt: Prompt, sampling: Sampling, *, seed: int | None, is_streamed: bool
+    ) -> None:
+        self.model = model
+        self.is_streamed = is_streamed
+        self.user = ""
+        self._prompt = prompt
+        self._sampling = sampling
+        self._seed = seed
+
+    def asks(self, random_seed: int) -> list[Ask]:
+        # The prompt may be large, and the call lives as long as its answer.
+        prompt, self._prompt = self._prompt, TextPrompt("")
+        return generate_asks([prompt], 1, self._sampling, self._seed, random_seed)
 
 
 def generate_asks(

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from tidegate.gateway.bodies import BodyReader, RequestBody, Rule, refusal, says
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
 from tidegate.gateway.dialects.chat import (
     MESSAGES,
     ONE_END,
@@ -21,6 +21,7 @@ from tidegate.gateway.dialects.chat import (
     chat_prompt,
 )
 from tidegate.gateway.dialects.openai import Flag, VocabularyId, encode, whole_text
+from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import Detokenize, Prompt, Segment, TextPrompt, Tokenize, TokenPrompt
 
 MOST_CHARACTERS = 1 << 20
@@ -95,6 +96,7 @@ class TokenizeDialect:
     path = "/tokenize"
     id_prefix = "tok-"
     may_stream = False
+    wire = OPENAI
     operation_id, summary = "tokenize", "Show a prompt as the model's tokens"
     body, answer = TokenizeBody, Tokenized
     answer_description = "The tokens"
@@ -108,6 +110,7 @@ class DetokenizeDialect:
     path = "/detokenize"
     id_prefix = "detok-"
     may_stream = False
+    wire = OPENAI
     operation_id, summary = "detokenize", "Show the text of the model's tokens"
     body, answer = DetokenizeBody, Detokenized
     answer_description = "The text"
@@ -117,16 +120,12 @@ class DetokenizeDialect:
         return DetokenizeCall(self._reader.read(raw))
 
 
-class _WholeAnswer:
+class _WholeAnswer(Free):
     """A call of one sequence, which the tokenizer alone answers."""
 
     n = 1
     is_streamed = False
     user = ""
-    constraint = None
-
-    def follow(self, grammar: str) -> NoReturn:  # noqa: ARG002
-        raise AssertionError("nothing is generated")
 
     def events(self, head: AnswerHead) -> NoReturn:
         raise AssertionError(f"{head.call_id} is not streamed")
