@@ -81,9 +81,11 @@ def served_document(address: str) -> dict[str, Any]:
     bodies["JsonSchema"]["properties"]["schema"] = bodies["StructuredOutputs"]["properties"]["json"] = schemas
     for name, value in right.items():
         bodies["StructuredOutputs"]["properties"][name] = {"enum": [None, value]}
-    for body in ("ChatBody", "CompletionBody"):
-        for name in [name for name in bodies[body]["properties"] if name.startswith("guided_")]:
-            bodies[body]["properties"][name] = {"type": "null"}
+    # One of them is right in a body, which the document leaves out.
+    for body, one in (("ChatBody", "response_format"), ("CompletionBody", "structured_outputs")):
+        for name in bodies[body]["properties"]:
+            if name != one and name.startswith(("response_format", "structured_outputs", "guided_")):
+                bodies[body]["properties"][name] = {"type": "null"}
     return document
 
 

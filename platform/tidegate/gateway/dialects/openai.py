@@ -24,15 +24,14 @@ from tidegate.gateway.bodies import RequestBody, Rule, documented, needs, not_ho
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.dialects.structured import (
-    ONE_FORM,
+    Choices as AnswerChoices,
+)
+from tidegate.gateway.dialects.structured import (
     ResponseFormat,
     Schema,
     StructuredOutputs,
     Text,
     constraint_of,
-)
-from tidegate.gateway.dialects.structured import (
-    Choices as AnswerChoices,
 )
 from tidegate.gateway.sse import DONE, text_json
 from tidegate.messages.work import MODEL_DEFAULTS, Finish, Generate, Prompt, Sampling, Segment, TokenLogprob
@@ -112,7 +111,7 @@ _KEEPS_SOMETHING = Rule(_check_truncation, {})
 class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """Chat completions and completions share these fields."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (_STREAMED_OR_NOT, _KEEPS_SOMETHING, ONE_FORM)
+    RULES: ClassVar[tuple[Rule, ...]] = (_STREAMED_OR_NOT, _KEEPS_SOMETHING)
 
     model: Annotated[
         str, Meta(min_length=1, max_length=256, description="the name of a model that GET /v1/models lists")

@@ -123,10 +123,6 @@ class Formatted(Protocol):
     def guided_whitespace_pattern(self) -> str | None: ...
 
 
-_FIELDS = ("response_format", "structured_outputs", *(f"guided_{kind}" for kind in _GUIDED))
-ONE_FORM = _documents({"anyOf": [{"properties": _only(name, _FIELDS)} for name in _FIELDS]})
-
-
 def constraint_of(body: Formatted) -> Constraint | None:
     """Raises `InvalidRequest` where there is more than one, or a part of one."""
     found = _constraints(body)
