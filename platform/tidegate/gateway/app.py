@@ -17,13 +17,18 @@ from tidegate.gateway import docs
 from tidegate.gateway.asgi import DEPLOYMENT, ASGIApp, Receive, Scope, Send
 from tidegate.gateway.browsers import Cors, OwnPagesOnly
 from tidegate.gateway.dialects import DIALECTS, wire_of
-from tidegate.gateway.generation import GenerationEndpoint
+from tidegate.gateway.dialects.responses import Responses
+from tidegate.gateway.generation import Exchange, GenerationEndpoint
 from tidegate.gateway.middleware import ErrorBodies, HotRoutes, RequestIds
 from tidegate.gateway.openapi import build_document
-from tidegate.gateway.routes import events, health, models, ollama, tgi
+from tidegate.gateway.responses import ResponseExchange
+from tidegate.gateway.routes import events, health, models, ollama, responses, tgi
 from tidegate.gateway.services import Services
 
 logger = logging.getLogger("tidegate.gateway")
+
+
+EXCHANGES: dict[str, type[Exchange]] = {Responses.path: ResponseExchange}
 
 
 class GatewayApp(FastAPI):
@@ -38,7 +43,10 @@ class GatewayApp(FastAPI):
             redirect_slashes=False,
             lifespan=_lifespan(services),
         )
-        endpoints = {dialect.path: GenerationEndpoint(dialect, services) for dialect in DIALECTS}
+        endpoints = {
+            dialect.path: GenerationEndpoint(dialect, services, EXCHANGES.get(dialect.path, Exchange))
+            for dialect in DIALECTS
+        }
         # Outermost first.
         self.layers = [
             Middleware(RequestIds),
@@ -49,11 +57,7 @@ class GatewayApp(FastAPI):
             Middleware(AsyncExitStackMiddleware),  # FastAPI's own routes need it
         ]
         for router in (
-            models.routes(services),
-            events.routes(services),
-            tgi.routes(services),
-            ollama.routes(services),
-            health.routes(services),
+            module.routes(services) for module in (responses, events, models, tgi, ollama, health)
         ):
             self.include_router(router)
         self._add_documents()

@@ -42,6 +42,11 @@ def served(redis_server: RedisServer) -> Iterator[tuple[str, str]]:
 OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/{response_id}"),
+    ("DELETE", "/v1/responses/{response_id}"),
+    ("POST", "/v1/responses/{response_id}/cancel"),
+    ("GET", "/v1/responses/{response_id}/input_items"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("POST", "/v1/messages"),
@@ -82,6 +87,7 @@ def served_document(address: str) -> dict[str, Any]:
         "CompletionBody",
         "MessagesBody",
         "CountBody",
+        "ResponsesBody",
         "OllamaChatBody",
         "OllamaGenerateBody",
     ):

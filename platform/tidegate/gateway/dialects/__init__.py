@@ -5,6 +5,7 @@ from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
 from tidegate.gateway.dialects.ollama import OLLAMA, OllamaChat, OllamaGenerate
+from tidegate.gateway.dialects.responses import Responses
 from tidegate.gateway.dialects.tgi import TGI, GenerateEither, GenerateStream, GenerateText
 from tidegate.gateway.dialects.tokenize import DetokenizeDialect, TokenizeDialect
 from tidegate.gateway.dialects.wire import OPENAI, Wire
@@ -12,6 +13,7 @@ from tidegate.gateway.dialects.wire import OPENAI, Wire
 DIALECTS: tuple[Dialect, ...] = (
     Chat(),
     Completions(),
+    Responses(),
     TokenizeDialect(),
     DetokenizeDialect(),
     Messages(),

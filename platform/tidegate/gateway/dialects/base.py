@@ -28,6 +28,7 @@ class AnswerHead:
     model: str
     revision: str
     context_length: int = 0  # 0: not known
+    ended: int = 0  # unix seconds, of an answer that is read again; 0: it ends now, or later
 
 
 class Usage(msgspec.Struct):
