@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.generation_rules import Rules
+from tidegate.engines.transformers.grammars import Matcher
 from tidegate.engines.transformers.sampling import PrefillLogprobs, needed_steps
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
@@ -34,6 +35,7 @@ class RunningSequence:
         end_ids: Collection[int],
         vocabulary: Vocabulary,
         rules: Rules | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
         request = prepared.request
         self.id = request.id
@@ -45,6 +47,7 @@ class RunningSequence:
         self._limit = prepared.limit
         self._end_ids = {*(() if self.sampling.ignore_eos else end_ids), *self.sampling.stop_token_ids}
         self.rules = rules
+        self.matcher = matcher
         self._vocabulary = vocabulary
         self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
@@ -53,6 +56,8 @@ class RunningSequence:
         self._begin_answer()
         for place, token in enumerate(self.generated):
             self._push(token, place)
+        if matcher is not None:
+            matcher.consume(self.generated)
         self.steps = needed_steps(self)
 
     @property
@@ -124,11 +129,21 @@ class RunningSequence:
         entry = None if logprob is None else self._entry(token, *logprob)
         text, entries = self._push(token, len(self.generated), entry)
         self.generated.append(token)
+        if self.matcher is not None and not self.matcher.consume([token]):
+            return self.fail("GrammarFailed", f"The grammar cannot go on: {self.matcher.error}")
         return self._output([token], text, entries, self._finish_after(token))
 
     def end_without_token(self) -> StepOutput:
         """Finish a request that generates nothing."""
         return self._output([], "", [], self._finish("length"))
+
+    def end_closed(self) -> StepOutput:
+        """Finish a request whose grammar and other parameters leave no token."""
+        return self.fail(
+            "GrammarFailed",
+            f"After {len(self.generated)} tokens there is none that the grammar allows and that the other "
+            "fields (allowed_token_ids, bad_words, logit_bias, min_tokens) do not rule out.",
+        )
 
     def fail(self, code: str, message: str) -> StepOutput:
         finish = Finish(
@@ -164,7 +179,8 @@ class RunningSequence:
         return self._answer.push(piece, entry, may_stop=place >= self.sampling.min_tokens)
 
     def _finish_after(self, token: int) -> Finish | None:
-        if self._answer.stopped or token in self._end_ids:
+        is_complete = self.matcher is not None and self.matcher.is_complete
+        if self._answer.stopped or token in self._end_ids or is_complete:
             return self._finish("stop")
         return self._finish("length") if len(self.generated) >= self._limit else None
 

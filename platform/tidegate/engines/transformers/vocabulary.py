@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,10 @@ class Vocabulary:
         self._strips = any(map(_strips_first_space, decoders))
         if self._to_bytes is not None and not self._agrees_with_tokenizer():
             self._to_bytes = None
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        return self._special
 
     def piece(self, token_id: int) -> bytes:
         """Return the bytes that a token adds to a text; none for special tokens and ids without a token."""

@@ -258,9 +258,6 @@ class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
         Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
         says("none, minimal, low, medium, high, xhigh or max; the model's chat template may act on it"),
     ] = None
-    response_format: Annotated[
-        Any, not_honoured('only {"type": "text"} is supported; leave it out', {"type": "text"})
-    ] = None
     tool_choice: Annotated[Any, not_honoured(_NO_TOOLS, "none", "auto")] = None
     tools: Annotated[Any, not_honoured(_NO_TOOLS, [])] = None
     verbosity: Annotated[Any, not_honoured("verbosity is not steered; leave it out", "medium")] = None

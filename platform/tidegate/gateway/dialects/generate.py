@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from tidegate.gateway.dialects.base import Ask
+from tidegate.gateway.dialects.base import Ask, Free
 from tidegate.messages.work import Generate, Prompt, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1
@@ -16,7 +16,7 @@ _CHARACTERS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
 
 
-class OneAnswer:
+class OneAnswer(Free):
     """A call with one prompt and one answer, as every protocol but OpenAI's has them."""
 
     n = 1
