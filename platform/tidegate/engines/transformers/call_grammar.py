@@ -15,8 +15,8 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from tidegate.engines.transformers.formats import CallFormat, ResponseFormat, template_text
-from tidegate.engines.transformers.responses import REASONING
+from tidegate.engines.transformers.formats import CallFormat, ResponseFormat
+from tidegate.engines.transformers.responses import REASONING, mark
 from tidegate.messages.work import ChatPrompt
 
 # Objects are spaced as templates write those of the history, and as models do.
@@ -46,7 +46,7 @@ def call_grammar(
         return ""
     rules = _Rules(tokenizer)
     calls = _Calls(form.calls, prompt, rules)
-    thinks = _Reasoning.of(form.response_template, begun, template_text(tokenizer))
+    thinks = _Reasoning.of(form.response_template, begun)
     if prompt.tool_choice != "auto":
         rules.add("start", f"{thinks.before(rules)} {calls.all()}")
         return rules.text()
@@ -294,13 +294,12 @@ class _Reasoning:
         self._is_open, self._is_over = is_open, is_over
 
     @classmethod
-    def of(cls, template: dict[str, Any] | None, begun: str, chat_template: str) -> _Reasoning:
-        """A model thinks where its chat template knows of it."""
+    def of(cls, template: dict[str, Any] | None, begun: str) -> _Reasoning:
         fields = (template or {}).get("fields", {})
         for name in REASONING:
             if name in fields:
-                opens, closes = (_mark(fields[name], side) for side in ("open", "close"))
-                if opens and closes and (closes in chat_template or opens in begun):
+                opens, closes = (mark(fields[name], side) for side in ("open", "close"))
+                if opens and closes:
                     is_open = begun.rfind(opens) > begun.rfind(closes)
                     return cls(opens, closes, is_open=is_open, is_over=closes in begun)
         return cls()
@@ -320,14 +319,3 @@ class _Reasoning:
     def within(self, rules: _Rules) -> str:
         """Write a free text that ends with a thought."""
         return f"{rules.until(self._opens)} {rules.until(self._closes)}" if self._opens else ""
-
-
-def _mark(field: dict[str, Any], side: str) -> str:
-    """Return the text that opens or closes a region, where it is one text with white space around it."""
-    if isinstance(text := field.get(side), list):
-        text = text[0]
-    if text:
-        return str(text)
-    pattern = str(field.get(f"{side}_pattern", ""))
-    text = re.sub(r"\\(.)", r"\1", pattern.replace(r"\s*", ""))
-    return text if re.fullmatch(pattern, text) else ""

@@ -41,7 +41,6 @@ import msgspec
 from msgspec.structs import replace
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
-from tidegate.engines.transformers.formats import response_format
 from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
 from tidegate.messages.work import (
     ChatPrompt,
@@ -150,12 +149,12 @@ class Prompts:
 def answer_rules(text: str, work: Generate, tokenizer: Any) -> Reply:
     """Return what the answer to a chat is to be read by, and its grammar where it may hold calls."""
     from tidegate.engines.transformers.call_grammar import call_grammar
-    from tidegate.engines.transformers.responses import answer_format, begun_answer, reading_template
+    from tidegate.engines.transformers.responses import answer_formats, begun_answer, reading_template
 
     prompt = work.prompt
     if not isinstance(prompt, ChatPrompt):
         return Reply()
-    form = answer_format(response_format(tokenizer), prompt)
+    form = answer_formats(tokenizer).of(prompt)
     if form is None:
         return Reply()
     template = reading_template(form.response_template, has_tools=bool(prompt.tools))
