@@ -98,6 +98,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     # All that a replica may take on its device, weights and KV cache and the rest; 0: what is free there.
     memory_cap_bytes: int = 0
     args: dict[str, Any] = field(default_factory=dict)  # engine-specific, validated by the engine
+    task: str = ""  # generate | embed | score | classify; empty: what the checkpoint is for
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True):

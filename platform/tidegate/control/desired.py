@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import Reason
-from tidegate.control.resources import Model, ModelSpec
+from tidegate.control.resources import FIRST_TASK, Model, ModelSpec
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action
@@ -75,6 +75,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     number: int = 0
     restarted: float = 0.0  # when fresh replicas were asked for
     probes: list[Probe] = []
+    task: str = ""  # of its source
 
     @property
     def is_proved(self) -> bool:
@@ -105,6 +106,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             weights=self.stored_weights,
             commit=self.commit,
             digest=self.digest,
+            task=self.task,
         )
 
     @property
@@ -127,6 +129,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             stored_weights=found.weights,
             commit=found.commit,
             digest=found.digest,
+            task=found.task,
         )
 
 
@@ -242,8 +245,10 @@ def fitting(spec: ModelSpec, source: SourceState | None) -> SourceState | None:
     amiss = contradiction(
         source.shape,
         source.quantization,
+        source.task,
         asked_context=spec.context_length,
         asked_quantization=spec.quantization,
+        asked_task=spec.task,
     )
     return SourceState("failed", reason=Reason.InvalidEngineArgs, message=amiss) if amiss else source
 
@@ -264,6 +269,8 @@ def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpe
 
 def _content(spec: ModelSpec) -> str:
     wire = spec_on_wire(spec)
+    if spec.task == "auto":
+        wire["task"] = FIRST_TASK
     if wire["source"] is not None:
         del wire["source"]["recheckSeconds"]  # when it is looked at, and not what it is
     return json.dumps({name: wire[name] for name in REVISION_FIELDS}, sort_keys=True, separators=(",", ":"))

@@ -41,6 +41,8 @@ __all__ = [
 API_VERSION = "tidegate.dev/v1alpha1"
 DEFAULT_POOL = "default"
 MAX_REPLICAS = 64
+# The only task that the version before knew: its API server wrote it into every stored Model.
+FIRST_TASK = "text-generation"
 MIN_RECHECK_SECONDS, MAX_RECHECK_SECONDS = 60, 30 * 86_400
 RECHECK_REMEDY = f"use 0, or at least {MIN_RECHECK_SECONDS} seconds"
 
@@ -259,8 +261,11 @@ class ModelSpec(Strict):
     source: Source | None = Field(
         default=None, description="The checkpoint. Only the simulated engine needs none."
     )
-    task: Literal["text-generation"] = Field(
-        default="text-generation", description="What the model does: chat and text completions."
+    task: Literal["auto", "generate", "embed", "score", "classify", "text-generation"] = Field(
+        default="auto",
+        description="What the model does. generate: chat and text completions; embed: vectors of texts; "
+        "score: a number for a query and a document (reranking); classify: shares of labels; auto: what the "
+        f"checkpoint's files say. {FIRST_TASK} is read as auto.",
     )
     engine: EngineChoice = Field(default=EngineChoice(), description="What runs the model.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -297,6 +302,11 @@ class ModelSpec(Strict):
         ),
     )
 
+    @field_validator("task")
+    @classmethod
+    def _first_task(cls, task: str) -> str:
+        return "auto" if task == FIRST_TASK else task
+
     # The same as `_consistent`, for the API server.
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -309,6 +319,11 @@ class ModelSpec(Strict):
                 "self.quantization != 'gptq' || self.engine.name == 'transformers'",
                 "quantization gptq needs the engine transformers",
                 ".quantization",
+            ),
+            Rule(
+                "self.engine.name != 'simulated' || !(self.task in ['embed', 'score', 'classify'])",
+                "the engine simulated generates only; leave task out",
+                ".task",
             ),
             Rule(
                 "self.device != 'cuda' || self.resources.gpus > 0.0 || self.resources.gpuMemory != '' || "
@@ -343,6 +358,8 @@ class ModelSpec(Strict):
             raise ValueError(f"source.uri is missing; the engine {self.engine.name} needs a checkpoint")
         if self.engine.name == "simulated" and self.quantization == "gptq":
             raise ValueError("quantization gptq needs the engine transformers")
+        if self.engine.name == "simulated" and self.task in ("embed", "score", "classify"):
+            raise ValueError("the engine simulated generates only; leave task out")
         asked = self.resources
         if self.device == "cuda" and not (asked.gpus or asked.gpu_memory or asked.accelerator):
             raise ValueError(

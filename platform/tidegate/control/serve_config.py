@@ -36,6 +36,7 @@ SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than 
 # to be kept there.
 GROUP_UNIT = 0.001
 LATER_ARGS = ("commit", "digest", "probes", "restarted")  # of a replica
+LATER_ENGINE_ARGS = ("task",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,9 @@ def _encoded(args: ReplicaArgs) -> dict[str, Any]:
     """What a version adds must not show where it is not used: other arguments are another application. As
     JSON gives them back, which has no tuples, or they would never be what Serve holds."""
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(args))
+    found["engine"] = {
+        name: value for name, value in found["engine"].items() if value or name not in LATER_ENGINE_ARGS
+    }
     return {name: value for name, value in found.items() if value or name not in LATER_ARGS}
 
 
@@ -155,6 +159,7 @@ def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -
         kv_cache_bytes=spec.engine.kv_cache_bytes,
         memory_cap_bytes=placement.memory_cap_bytes if placement is not None else 0,
         args=dict(spec.engine.args),
+        task="" if spec.task == "auto" else spec.task,
     )
 
 

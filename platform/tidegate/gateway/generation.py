@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import assert_never
 
 import msgspec
@@ -64,6 +65,13 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 CLIENT_LEFT = "ClientLeft"
+# An endpoint for each task, for who asks at another's.
+PATHS = {
+    "generate": "/v1/chat/completions or /v1/completions",
+    "embed": "/v1/embeddings",
+    "score": "/v1/rerank or /v1/score",
+    "classify": "/v1/classify or /v1/moderations",
+}
 POSITION_SECONDS = 1.0  # how long a held status line waits for the queue position that it announces
 
 
@@ -134,6 +142,7 @@ class _Exchange:
         if call.model in models:
             self.model_label = call.model  # a refusal counts under it as well
         entry = admission.find_model(call.model, models)
+        admission.check_task(entry, self._dialect.task, PATHS)
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
 
         now = time.time()
@@ -234,7 +243,7 @@ class _Exchange:
                 for index, segment in segments:
                     choices[index].append(segment)
                 usage = count_usage(admitted.opened.finishes(), admitted.call.n)
-                body = admitted.call.answer(admitted.head, choices, usage)
+                body = await self._written(admitted, choices, usage)
                 if usage.total_tokens:  # none where no model ran
                     self._record(admitted, usage, None)
                 self._is_status_out = True
@@ -244,6 +253,12 @@ class _Exchange:
                 raise failure_error(finish, admitted.call.prompt_field, entry)
             case _:
                 raise ClientLeft
+
+    async def _written(self, admitted: _Admitted, choices: list[list[Segment]], usage: Usage) -> bytes:
+        """Write a whole answer; what many results make, beside the event loop."""
+        write = partial(admitted.call.answer, admitted.head, choices, usage)
+        has_results = len(choices) > 1 and choices[0][-1].result is not None
+        return await asyncio.to_thread(write) if has_results else write()
 
     async def _stream(self, admitted: _Admitted) -> None:
         """Hold the status line until there is something to say, then events until every choice has ended."""

@@ -7,6 +7,7 @@ import logging
 from tidegate.control.reasons import Reason
 from tidegate.errors import (
     PROMPT_REFUSALS,
+    REFUSED_FIELDS,
     GenerationFailed,
     InvalidRequest,
     ModelUnavailable,
@@ -48,7 +49,8 @@ def failure_error(finish: Finish, prompt_field: str, entry: ModelEntry) -> Reque
     if code := _TOLD.get(finish.code):
         return GenerationFailed(finish.message, code=code)
     if code := PROMPT_REFUSALS.get(finish.code):
-        return InvalidRequest(finish.message, param=prompt_field, code=code)
+        param = REFUSED_FIELDS.get(finish.code, prompt_field)
+        return InvalidRequest(finish.message, param=param, code=code)
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
     return GenerationFailed(
         f"The model {entry.name!r} failed on this request ({finish.code or 'EngineError'}). "

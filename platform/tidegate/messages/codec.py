@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tidegate.messages import before
-from tidegate.messages.work import Prompt, Request, Segment
+from tidegate.messages.work import Inputs, Prompt, Request, Segment
 
 _HUGE_NUMBER = 1  # the msgpack extension type of a whole number beyond 64 bits: signed, big-endian
 
@@ -34,7 +34,7 @@ _segment_decoder = msgspec.msgpack.Decoder(Segment)
 _request_decoder = msgspec.msgpack.Decoder(Request, ext_hook=_read_extension)
 
 
-def encode_prompt(prompt: Prompt) -> bytes:
+def encode_prompt(prompt: Prompt | Inputs) -> bytes:
     try:
         return _encoder.encode(prompt)
     except OverflowError:  # a chat's messages and template variables hold any JSON, numbers of any size too

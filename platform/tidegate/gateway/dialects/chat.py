@@ -312,6 +312,7 @@ class ChatCompletion(msgspec.Struct):
 
 class Chat:
     path = "/v1/chat/completions"
+    task = "generate"
     id_prefix = "chatcmpl-"
     may_stream = True
     operation_id, summary = "create_chat_completion", "Answer a conversation"

@@ -140,6 +140,7 @@ class Completion(msgspec.Struct):
 
 class Completions:
     path = "/v1/completions"
+    task = "generate"
     id_prefix = "cmpl-"
     may_stream = True
     operation_id, summary = "create_completion", "Continue a text"

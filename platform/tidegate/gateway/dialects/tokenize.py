@@ -93,6 +93,7 @@ class Detokenized(msgspec.Struct):
 
 class TokenizeDialect:
     path = "/tokenize"
+    task = ""
     id_prefix = "tok-"
     may_stream = False
     operation_id, summary = "tokenize", "Show a prompt as the model's tokens"
@@ -106,6 +107,7 @@ class TokenizeDialect:
 
 class DetokenizeDialect:
     path = "/detokenize"
+    task = ""
     id_prefix = "detok-"
     may_stream = False
     operation_id, summary = "detokenize", "Show the text of the model's tokens"
