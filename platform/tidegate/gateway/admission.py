@@ -48,8 +48,8 @@ def check_task(entry: ModelEntry, task: str, paths: Mapping[str, str]) -> None:
     own = entry.task if entry.task in paths else "generate"  # hosts of the version before call it otherwise
     if task and task != own:
         raise InvalidRequest(
-            f"model: {entry.name!r}: it is served to {own}, not to {task}: send this to {paths[own]}, or name "
-            f"a model that GET /v1/models shows with the task {task}.",
+            f"model: {entry.name!r}: it is served to {own}, not to {task}: send this to {paths[own]}, or "
+            f"name a model that GET /v1/models shows with the task {task}.",
             param="model",
             code="wrong_task",
         )

@@ -264,7 +264,10 @@ class EncoderEngine:
         name = work.prompt_name or sentence.default_prompt
         if work.prompt_name and name not in sentence.prompts:
             known = ", ".join(sorted(sentence.prompts)) or "none"
-            raise PromptError(f"prompt_name: {name!r}: the checkpoint has no such prompt; it has {known}.")
+            raise PromptError(
+                f"prompt_name: {name!r}: the checkpoint has no such prompt; it has {known}.",
+                "UnknownPromptName",
+            )
         if not (prefix := sentence.prompts.get(name, "")):
             return work
         items = [

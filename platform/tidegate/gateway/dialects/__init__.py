@@ -4,12 +4,14 @@ from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
 from tidegate.gateway.dialects.embeddings import Embeddings
+from tidegate.gateway.dialects.judging import JUDGING
 from tidegate.gateway.dialects.tokenize import DetokenizeDialect, TokenizeDialect
 
 DIALECTS: tuple[Dialect, ...] = (
     Chat(),
     Completions(),
     Embeddings(),
+    *JUDGING,
     TokenizeDialect(),
     DetokenizeDialect(),
 )
