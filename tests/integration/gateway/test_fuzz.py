@@ -19,8 +19,18 @@ from tests.fuzzing import unfit_checks
 from tests.in_thread import in_thread
 from tests.integration.gateway.rig import MODEL, open_gateway
 from tests.redis_server import RedisServer
+from tidegate.gateway.dialects.embeddings import Embeddings
+from tidegate.gateway.dialects.judging import JUDGING
 
 EXAMPLES = 15  # per operation; a longer run is `schemathesis run http://.../openapi.json`
+# The models are called by their tasks.
+TASKS = {
+    "EmbeddingBody": "embed",
+    "RerankBody": "score",
+    "ScoreBody": "score",
+    "ClassifyBody": "classify",
+    "ModerationBody": "classify",
+}
 ALL = list(HealthCheck)  # generating from a large schema is slow and filters much
 
 
@@ -28,9 +38,14 @@ ALL = list(HealthCheck)  # generating from a large schema is slow and filters mu
 async def serving_gateway(redis_url: str) -> AsyncIterator[tuple[str, str]]:
     """The address and a key of a gateway with a replica that answers everything."""
     async with open_gateway(redis_url, "fuzz-" + secrets.token_hex(4)) as gateway:
-        answering = asyncio.create_task(gateway.replica.answer_everything())
+        replicas = [gateway.replica]
+        for task in set(TASKS.values()):
+            await gateway.put_model(name=task, task=task)
+            replicas.append(await gateway.open_replica(model=task))
+        answering = [asyncio.create_task(replica.answer_everything()) for replica in replicas]
         yield gateway.address, gateway.key
-        answering.cancel()
+        for each in answering:
+            each.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +59,7 @@ OPERATIONS = [
     ("POST", "/v1/completions"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
+    *(("POST", dialect.path) for dialect in (Embeddings(), *JUDGING)),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -60,14 +76,15 @@ CASES = [(method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS]
 
 
 def served_document(address: str) -> dict[str, Any]:
-    """The document, with the one model that exists in place of any name; where none need be given it is that
-    one as well."""
+    """The document, with a model of the endpoint's task in place of any name."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
     for body in ("ChatBody", "CompletionBody"):
         bodies[body]["properties"]["model"] = {"const": MODEL}
+    for body, task in TASKS.items():
+        bodies[body]["properties"]["model"] = {"const": task}
     for body in ("TokenizeBody", "DetokenizeBody"):
-        bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}
+        bodies[body]["properties"]["model"] = {"const": MODEL}
     return document
 
 

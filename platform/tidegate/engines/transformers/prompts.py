@@ -138,7 +138,7 @@ def input_ids(
             truncation=most is not None,
             max_length=most,
             return_attention_mask=False,
-            return_token_type_ids=bool(pairs),
+            return_token_type_ids=None if pairs else False,  # as the tokenizer would
             verbose=False,
         )
         found, types = made["input_ids"], made.get("token_type_ids") or []
