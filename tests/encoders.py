@@ -33,7 +33,7 @@ ENCODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 def tiny_encoder(folder: Path, name: str, *, auto: str = "AutoModel", **config: Any) -> Path:
     """Write a checkpoint of `name` (a key of ENCODERS or DECODERS), of transformers' class `auto`."""
-    kind, size = (ENCODERS | dict(DECODERS))[name]
+    kind, size = {**ENCODERS, **DECODERS}[name]
     save_model(folder, kind, {**size, **config}, auto=auto)
     save_tokenizer(folder, with_template=False)
     return folder

@@ -245,9 +245,9 @@ def fitting(spec: ModelSpec, source: SourceState | None) -> SourceState | None:
     amiss = contradiction(
         source.shape,
         source.quantization,
-        source.task,
         asked_context=spec.context_length,
         asked_quantization=spec.quantization,
+        task=source.task,
         asked_task=spec.task,
     )
     return SourceState("failed", reason=Reason.InvalidEngineArgs, message=amiss) if amiss else source

@@ -147,11 +147,11 @@ def decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
 def contradiction(
     shape: DecoderShape,
     quantization: str,
-    task: str,
     *,
     asked_context: int,
     asked_quantization: str,
-    asked_task: str,
+    task: str = "",
+    asked_task: str = "",
 ) -> str:
     """Say what a spec asks of a checkpoint that it cannot give; empty where it can. `quantization` and `task`
     are the checkpoint's, and "" where nobody knows it; `asked_task` is "" or auto where none is asked for."""

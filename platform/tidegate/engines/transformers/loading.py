@@ -94,9 +94,9 @@ def open_checkpoint(spec: EngineSpec) -> Checkpoint:
     amiss = contradiction(
         checkpoint.shape,
         checkpoint.quantization,
-        checkpoint.task,
         asked_context=spec.context_length,
         asked_quantization=spec.quantization,
+        task=checkpoint.task,
         asked_task=spec.task,
     )
     if amiss:
