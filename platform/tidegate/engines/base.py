@@ -65,6 +65,7 @@ class Prepared:
     prompt: Sequence[int]  # token ids; only their number counts where an engine makes its tokens up
     limit: int
     bad_words: Sequence[Sequence[int]] = ()  # the last token of each may not come after the others
+    grammar: str = ""  # llguidance's, that the answer follows: the sampling's, or one that the replica made
     # Of a task that generates nothing, in the place of `prompt`: token ids of each input, and of pairs which
     # text each is of (0, 1).
     inputs: Sequence[Sequence[int]] = ()

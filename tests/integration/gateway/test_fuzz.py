@@ -60,6 +60,9 @@ OPERATIONS = [
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     *(("POST", dialect.path) for dialect in (Embeddings(), *JUDGING)),
+    ("GET", "/v1/requests/{call_id}/events"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -79,7 +82,7 @@ def served_document(address: str) -> dict[str, Any]:
     """The document, with a model of the endpoint's task in place of any name."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
-    for body in ("ChatBody", "CompletionBody"):
+    for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody"):
         bodies[body]["properties"]["model"] = {"const": MODEL}
     for body, task in TASKS.items():
         bodies[body]["properties"]["model"] = {"const": task}

@@ -24,6 +24,7 @@ from tidegate.gateway.dialects.inputs import (
     results,
 )
 from tidegate.gateway.dialects.openai import Flag, encode
+from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import Embed, Segment
 
 MOST_DIMENSIONS = 1 << 16
@@ -72,6 +73,7 @@ class Embeddings:
     task = "embed"
     id_prefix = "embd-"
     may_stream = False
+    wire = OPENAI
     operation_id, summary = "create_embedding", "Make vectors of texts"
     body, answer = EmbeddingBody, EmbeddingList
     answer_description = "A vector for each input, in their order"

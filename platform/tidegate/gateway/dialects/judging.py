@@ -25,6 +25,7 @@ from tidegate.gateway.dialects.inputs import (
     results,
 )
 from tidegate.gateway.dialects.openai import Flag, encode
+from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import PairPrompt, Score, Segment
 
 THRESHOLD = 0.5  # of a moderation's category
@@ -87,6 +88,7 @@ class Rerank:
     task = "score"
     id_prefix = "rerank-"
     may_stream = False
+    wire = OPENAI
     summary = "Order documents by their relevance to a query"
     body, answer = RerankBody, Ranking
     answer_description = "The documents, the most relevant first"
@@ -207,6 +209,7 @@ class ScoreDialect:
     task = "score"
     id_prefix = "score-"
     may_stream = False
+    wire = OPENAI
     summary = "Score pairs of texts"
     body, answer = ScoreBody, ScoreList
     answer_description = "A score for each pair, in their order"
@@ -260,6 +263,7 @@ class Classify:
     task = "classify"
     id_prefix = "classify-"
     may_stream = False
+    wire = OPENAI
     summary = "Classify texts"
     body, answer = ClassifyBody, ClassList
     answer_description = "The labels' shares for each text, in their order"
@@ -336,6 +340,7 @@ class Moderations:
     task = "classify"
     id_prefix = "modr-"
     may_stream = False
+    wire = OPENAI
     operation_id, summary = "create_moderation", "Say which categories of a classifier hold for texts"
     body, answer = ModerationBody, ModerationList
     answer_description = "The categories of each text, in their order"
