@@ -130,6 +130,8 @@ Texts = Annotated[
         {"anyOf": [{"type": "null"}, *TEXT_FORMS]},
     ),
 ]
+# That lists of more than one are as long as each other, a schema cannot say.
+_ONE = {"anyOf": [{"type": "string"}, {"type": "array", "maxItems": 1}]}
 _SIDES = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
 
 
@@ -167,7 +169,8 @@ class ScoreBody(InputBody, kw_only=True, forbid_unknown_fields=True):
                     {
                         "required": list(pair),
                         "properties": {
-                            **{name: {"not": {"type": "null"}} for name in pair},
+                            pair[0]: _ONE,
+                            pair[1]: {"not": {"type": "null"}},
                             **{
                                 other: {"type": "null"}
                                 for others in _SIDES
