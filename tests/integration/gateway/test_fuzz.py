@@ -57,12 +57,27 @@ def served(redis_server: RedisServer) -> Iterator[tuple[str, str]]:
 OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/{response_id}"),
+    ("DELETE", "/v1/responses/{response_id}"),
+    ("POST", "/v1/responses/{response_id}/cancel"),
+    ("GET", "/v1/responses/{response_id}/input_items"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     *(("POST", dialect.path) for dialect in (Embeddings(), *JUDGING)),
-    ("GET", "/v1/requests/{call_id}/events"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/generate"),
+    ("POST", "/generate_stream"),
+    ("POST", "/"),
+    ("GET", "/info"),
+    ("POST", "/api/chat"),
+    ("POST", "/api/generate"),
+    ("POST", "/api/show"),
+    ("GET", "/api/tags"),
+    ("GET", "/api/ps"),
+    ("GET", "/api/version"),
+    ("GET", "/v1/requests/{call_id}/events"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -82,11 +97,19 @@ def served_document(address: str) -> dict[str, Any]:
     """The document, with a model of the endpoint's task in place of any name."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
-    for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody"):
+    for body in (
+        "ChatBody",
+        "CompletionBody",
+        "MessagesBody",
+        "CountBody",
+        "ResponsesBody",
+        "OllamaChatBody",
+        "OllamaGenerateBody",
+    ):
         bodies[body]["properties"]["model"] = {"const": MODEL}
     for body, task in TASKS.items():
         bodies[body]["properties"]["model"] = {"const": task}
-    for body in ("TokenizeBody", "DetokenizeBody"):
+    for body in ("TokenizeBody", "DetokenizeBody", "TgiBody", "TgiStreamBody", "TgiEitherBody"):
         bodies[body]["properties"]["model"] = {"const": MODEL}
     return document
 

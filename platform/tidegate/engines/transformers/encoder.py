@@ -123,7 +123,7 @@ class EncoderEngine:
         tokenizer_notes = check_against_model(self._tokenizer, self._vocabulary_size, ())
         self._sentence = sentence_of(checkpoint)
         self._context_length = context_length(spec, loaded, 0 if is_judge else self._sentence.max_tokens)
-        self._prompts = PromptPool(checkpoint.path, self._context_length)
+        self._prompts = PromptPool(checkpoint.path, self._context_length, spec.chat_template)
         self._pad_id = padding(self._model, self._tokenizer, self._vocabulary_size)
         self._labels = label_names(self._model.config) if is_judge else []
         if is_judge:

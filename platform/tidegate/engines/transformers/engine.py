@@ -24,6 +24,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
+from tidegate.engines.transformers.formats import format_stops, with_stops
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, out_of_memory
@@ -80,12 +81,15 @@ class TransformersEngine:
         torch.set_num_threads(args.threads or usable_cores())
         checkpoint = open_checkpoint(spec)
         self._context_length = spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
-        self._prompts = PromptPool(checkpoint.path, self._context_length)  # loads beside the weights
+        self._prompts = PromptPool(  # loads beside the weights
+            checkpoint.path, self._context_length, spec.chat_template
+        )
         loaded = load(checkpoint, spec)
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
+        self._stops = format_stops(tokenizer, self._vocabulary_size)
         named_ends = end_ids(model, tokenizer)
         tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
         self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
@@ -137,7 +141,8 @@ class TransformersEngine:
         limit = completion_limit(len(reply.ids), request.work, self._context_length)
         if isinstance(limit, Finish):
             return limit
-        return Prepared(request, reply.ids, limit, reply.bad_words, request.work.sampling.grammar)
+        grammar = request.work.sampling.grammar
+        return Prepared(with_stops(request, self._stops), reply.ids, limit, reply.bad_words, grammar)
 
     async def _reply(self, request: Request) -> Reply:
         """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""

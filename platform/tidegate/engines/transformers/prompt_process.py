@@ -181,11 +181,13 @@ REPLIES = msgspec.msgpack.Decoder(Reply)
 
 
 def main(words: list[str]) -> None:
-    """Arguments: the checkpoint's folder, its context length, the descriptors of the lanes."""
+    """Arguments: the checkpoint's folder, its context length, the descriptors of the lanes. Standard input:
+    `EngineSpec.chat_template`, which may be longer than an argument."""
+    chat_template = sys.stdin.buffer.read().decode()
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
-    tokenizer = load_tokenizer(Path(words[0]))
+    tokenizer = load_tokenizer(Path(words[0]), chat_template)
     prompts = Prompts(tokenizer, int(words[1]), most_characters_per_token(tokenizer))
     gc.collect()
     gc.freeze()  # or the workers' collections would copy all of it

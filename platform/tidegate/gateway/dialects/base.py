@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -28,6 +28,7 @@ class AnswerHead:
     model: str
     revision: str
     context_length: int = 0  # 0: not known
+    ended: int = 0  # unix seconds, of an answer that is read again; 0: it ends now, or later
 
 
 class Usage(msgspec.Struct):
@@ -98,7 +99,9 @@ class Dialect(Protocol):
     def body(self) -> type[RequestBody]: ...
 
     @property
-    def answer(self) -> type[msgspec.Struct]: ...
+    def answer(self) -> Any:
+        """A struct, or a list of one."""
+        ...
 
     def read(self, raw: bytes) -> Call:
         """Raises `InvalidRequest`."""
