@@ -323,6 +323,7 @@ class Response(msgspec.Struct, kw_only=True):
 
 class Responses:
     path = "/v1/responses"
+    task = "generate"
     id_prefix = "resp_"
     may_stream = True
     wire = OPENAI
