@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from tidegate.gateway.bodies import documented, refusal, says
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import CallDelta, Segment
 
@@ -172,6 +173,15 @@ def asked_functions(functions: Sequence[FunctionDefinition], choice: str | Named
             _check_named(name, functions, "function_call.name", "functions")
             return Asked(made, name, False)
     return Asked(made, "auto", False)
+
+
+def strict_schemas(functions: Sequence[FunctionDefinition], where: str) -> list[Constraint]:
+    """What must be enforceable of the functions. `where`: the path of one, with `{}` for its index."""
+    return [
+        Constraint("json", function.parameters, f"{where.format(index)}.parameters", is_strict=True)
+        for index, function in enumerate(functions)
+        if function.strict and function.parameters
+    ]
 
 
 def called(name: str, arguments: str, call_id: str) -> dict[str, Any]:
