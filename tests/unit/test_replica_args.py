@@ -81,6 +81,7 @@ def test_what_a_model_says_reaches_its_engine() -> None:
         precision="float16",
         quantization="gptq",
         contextLength=7,
+        chatTemplate="vicuna",
         resources={"cpus": 1, "gpus": 1},
     )
     place = Placement("gpu", 1.0, 1 << 30, 1 << 30)

@@ -23,8 +23,7 @@ from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
 REVISION_DIGITS = 10
 UNCHANGED = "The source holds what it held."
 WHOLE = 100  # the shares of a model's traffic sum to it
-# The fields of a spec that need a new replica. All others change in place. One that comes later is to be left
-# out of the hash where it is at its default: an upgrade would restart every model.
+# The fields of a spec that need a new replica. All others change in place.
 REVISION_FIELDS = (
     "source",
     "task",
@@ -34,7 +33,11 @@ REVISION_FIELDS = (
     "contextLength",
     "device",
     "resources",
+    "chatTemplate",
 )
+# Those that came later are left out of the hash where they are at their default: an upgrade would restart
+# every model.
+LATER_FIELDS = ("chatTemplate",)
 
 
 class RevisionRecord(msgspec.Struct, frozen=True):
@@ -266,7 +269,8 @@ def _content(spec: ModelSpec) -> str:
     wire = spec_on_wire(spec)
     if wire["source"] is not None:
         del wire["source"]["recheckSeconds"]  # when it is looked at, and not what it is
-    return json.dumps({name: wire[name] for name in REVISION_FIELDS}, sort_keys=True, separators=(",", ":"))
+    found = {name: wire[name] for name in REVISION_FIELDS if wire[name] or name not in LATER_FIELDS}
+    return json.dumps(found, sort_keys=True, separators=(",", ":"))
 
 
 def _digits(text: str) -> str:

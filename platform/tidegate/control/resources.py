@@ -23,7 +23,7 @@ from tidegate.control.schema_types import (
     rules,
     size_bytes,
 )
-from tidegate.replica_args import EngineName
+from tidegate.replica_args import CHAT_FORMATS, EngineName, unknown_format
 from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, mistake_in
 
 __all__ = [
@@ -42,6 +42,7 @@ API_VERSION = "tidegate.dev/v1alpha1"
 DEFAULT_POOL = "default"
 MAX_REPLICAS = 64
 MIN_RECHECK_SECONDS, MAX_RECHECK_SECONDS = 60, 30 * 86_400
+MAX_CHAT_TEMPLATE = 1 << 16  # characters
 RECHECK_REMEDY = f"use 0, or at least {MIN_RECHECK_SECONDS} seconds"
 
 ArgName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -272,6 +273,21 @@ class ModelSpec(Strict):
     context_length: int = Field(
         default=0, ge=0, le=1 << 24, description="Tokens of prompt and answer together; 0: the checkpoint's."
     )
+    chat_template: str = Field(
+        default="",
+        max_length=MAX_CHAT_TEMPLATE,
+        description="How chat messages become a prompt: the name of a built-in format "
+        f"({', '.join(CHAT_FORMATS)}), or the text of a template (Jinja, as in a tokenizer's chat_template); "
+        "empty: the checkpoint's own, without which the model serves completions only.",
+        json_schema_extra=rules(
+            Rule(
+                "self == '' || self.contains('{{') || self.contains('{%') || "
+                f"self in [{', '.join(map(repr, CHAT_FORMATS))}]",
+                f"there is no such chat format; use one of {', '.join(CHAT_FORMATS)}, or the text of a "
+                "template (Jinja)",
+            ),
+        ),
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="auto: cuda where resources.gpus is above 0 or the Pool's group has GPUs, else cpu.",
@@ -297,6 +313,13 @@ class ModelSpec(Strict):
         ),
     )
 
+    @field_validator("chat_template")
+    @classmethod
+    def _known_format(cls, chat_template: str) -> str:
+        if remedy := unknown_format(chat_template):
+            raise ValueError(remedy)
+        return chat_template
+
     # The same as `_consistent`, for the API server.
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -309,6 +332,11 @@ class ModelSpec(Strict):
                 "self.quantization != 'gptq' || self.engine.name == 'transformers'",
                 "quantization gptq needs the engine transformers",
                 ".quantization",
+            ),
+            Rule(
+                "self.chatTemplate == '' || self.engine.name == 'transformers'",
+                "chatTemplate needs the engine transformers",
+                ".chatTemplate",
             ),
             Rule(
                 "self.device != 'cuda' || self.resources.gpus > 0.0 || self.resources.gpuMemory != '' || "
@@ -343,6 +371,8 @@ class ModelSpec(Strict):
             raise ValueError(f"source.uri is missing; the engine {self.engine.name} needs a checkpoint")
         if self.engine.name == "simulated" and self.quantization == "gptq":
             raise ValueError("quantization gptq needs the engine transformers")
+        if self.engine.name == "simulated" and self.chat_template:
+            raise ValueError("chatTemplate needs the engine transformers")
         asked = self.resources
         if self.device == "cuda" and not (asked.gpus or asked.gpu_memory or asked.accelerator):
             raise ValueError(

@@ -57,6 +57,7 @@ def test_what_acts_in_place_keeps_the_revision(spec: dict[str, Any]) -> None:
         {"resources": {"cpus": 1}},
         {"engine": {"name": "simulated", "maxSlots": 3}},
         {"source": {"uri": "/elsewhere"}},
+        {"source": {"uri": "/w"}, "engine": {"name": "transformers"}, "chatTemplate": "vicuna"},
     ],
 )
 def test_what_needs_a_new_replica_makes_a_revision(spec: dict[str, Any]) -> None:

@@ -128,6 +128,7 @@ def test_what_an_old_revision_does_not_know_rebuilds_nothing() -> None:
     named = Application("m", "r", spec, "/a", keep_awake=False, commit="c", digest="d")
     args = application_config(named, REPLICAS)["args"]
     assert (args["commit"], args["digest"]) == ("c", "d")
+    assert "chat_template" not in args["engine"]
 
 
 def test_an_argument_change_would_rebuild() -> None:

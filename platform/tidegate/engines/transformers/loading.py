@@ -65,7 +65,7 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     room = within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device)
     check_weights_fit(weights_bytes, room, device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
-    tokenizer = load_tokenizer(checkpoint.path)
+    tokenizer = load_tokenizer(checkpoint.path, spec.chat_template)
     if checkpoint.quantization == "gptq":
         model, notes = load_gptq(checkpoint, skeleton, precision, device, room)
     else:

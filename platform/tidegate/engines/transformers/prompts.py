@@ -13,8 +13,16 @@ from typing import Any
 
 from tidegate.engines.transformers import chat_templates
 from tidegate.engines.transformers.chat_templates import MessagesRefused, TemplateFault
+from tidegate.engines.transformers.formats import is_built_in
 from tidegate.errors import MOST_CHARACTERS, shortened
 from tidegate.messages.work import ChatPrompt, Generate, Prompt, Request, TextPrompt, TokenPrompt
+from tidegate.replica_args import CHAT_FORMATS
+
+# Formats are not guessed from a model's name: a wrong one answers badly and says nothing.
+CHAT_REMEDY = (
+    "set spec.chatTemplate of its Model to the format that it was trained on "
+    f"({', '.join(CHAT_FORMATS)}), or to the text of a template"
+)
 
 
 class PromptError(Exception):
@@ -49,9 +57,7 @@ def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
     if isinstance(prompt, TextPrompt):
         return prompt.text
     if not tokenizer.chat_template:
-        raise PromptError(
-            f"The model {model!r} has no chat template: use /v1/completions, or add one to its tokenizer."
-        )
+        raise PromptError(f"The model {model!r} has no chat template: use /v1/completions, or {CHAT_REMEDY}.")
     try:
         return chat_templates.render(prompt, tokenizer)
     except TemplateFault as error:
@@ -62,8 +68,10 @@ def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
 
 
 def tokenize(text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any) -> list[int]:
-    """Return the ids of what `render` made of `prompt`. May be empty (see `usable`)."""
-    return text_ids(text, tokenizer) if prompt.add_special_tokens else encoded(text, tokenizer)
+    """Return the ids of what `render` made of `prompt`. May be empty (see `usable`). A built-in format serves
+    many tokenizers, so it leaves to each what that puts before a text; other templates write it."""
+    is_framed = prompt.add_special_tokens or (isinstance(prompt, ChatPrompt) and is_built_in(tokenizer))
+    return text_ids(text, tokenizer) if is_framed else encoded(text, tokenizer)
 
 
 def usable(ids: list[int], prompt: Prompt, tokenizer: Any, model: str, vocabulary_size: int) -> list[int]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
-FOLDER = Path(__file__).parent
+from tidegate.messages.work import ChatPrompt, Generate, Request
+from tidegate.replica_args import CHAT_FORMATS, FORMATS_FOLDER
 
 
 class CallFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,8 +44,10 @@ class Call(NamedTuple):
 
 class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the answers of a model end and are read. `stop`: what ends an answer beside the model's end tokens.
-    Without a `response_template` all of an answer is content; without `calls` the format has none."""
+    Without a `response_template` all of an answer is content; without `calls` the format has none. `models`
+    are those that are trained on it, for people."""
 
+    models: str = ""
     stop: tuple[str, ...] = ()
     response_template: dict[str, Any] | None = None
     calls: CallFormat | None = None
@@ -82,6 +85,47 @@ def calls_of(value: Any) -> list[Call]:
     raise ValueError("this is no call of a tool")
 
 
+class Stops(NamedTuple):
+    """What ends the answers of a chat format. A special token has no text, so it stops by its id."""
+
+    texts: tuple[str, ...] = ()
+    token_ids: tuple[int, ...] = ()
+
+
+def format_stops(tokenizer: Any, vocabulary_size: int) -> Stops:
+    found = response_format(tokenizer)
+    if found is None:
+        return Stops()
+    added = tokenizer.added_tokens_decoder.items()
+    special = {str(token): token_id for token_id, token in added if token.special}
+    return Stops(
+        tuple(stop for stop in found.stop if stop not in special),
+        tuple(special[stop] for stop in found.stop if special.get(stop, vocabulary_size) < vocabulary_size),
+    )
+
+
+def with_stops(request: Request, stops: Stops) -> Request:
+    """Let a chat end where its format does, beside where the client wants it to. Not where it is to go on
+    behind the model's own end tokens: these are the format's."""
+    work = request.work
+    if not any(stops) or not isinstance(work, Generate) or not isinstance(work.prompt, ChatPrompt):
+        return request
+    sampling = work.sampling
+    if sampling.ignore_eos:
+        return request
+    both = replace(
+        sampling,
+        stop=(*sampling.stop, *stops.texts),
+        stop_token_ids=(*sampling.stop_token_ids, *stops.token_ids),
+    )
+    return replace(request, work=replace(work, sampling=both))
+
+
+def is_built_in(tokenizer: Any) -> bool:
+    """True where the tokenizer's chat template is one of those here."""
+    return template_text(tokenizer) in names_by_template()
+
+
 def template_text(tokenizer: Any) -> str:
     """Return the chat template; of several all of them."""
     template = tokenizer.chat_template or ""
@@ -96,14 +140,14 @@ def recognised(template: str) -> ResponseFormat | None:
 
 def template_of(name: str) -> str:
     """Return the text of a built-in chat template."""
-    return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    return (FORMATS_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 @lru_cache(maxsize=64)
 def read_format(name: str) -> ResponseFormat:
-    return msgspec.json.decode((FOLDER / f"{name}.json").read_bytes(), type=ResponseFormat)
+    return msgspec.json.decode((FORMATS_FOLDER / f"{name}.json").read_bytes(), type=ResponseFormat)
 
 
 @cache
 def names_by_template() -> dict[str, str]:
-    return {template_of(file.stem): file.stem for file in FOLDER.glob("*.jinja")}
+    return {template_of(name): name for name in CHAT_FORMATS}
