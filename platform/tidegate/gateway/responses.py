@@ -146,7 +146,7 @@ async def _conversation(services: Services, response_id: str, key: Key) -> list[
     try:
         kept = await find_response(services, response_id, key)
     except NotFound as error:
-        raise InvalidRequest(
+        raise NotFound(
             f"previous_response_id: {error.message}",
             param="previous_response_id",
             code="previous_response_not_found",

@@ -418,7 +418,7 @@ async def test_only_the_tenant_of_a_response_finds_it(gateway: Gateway, client: 
         with pytest.raises(openai.NotFoundError) as caught:
             await call
         assert caught.value.code == "response_not_found"
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.NotFoundError) as refused:
         await rival.responses.create(model=MODEL, input="x", previous_response_id=answer.id)
     assert refused.value.code == "previous_response_not_found"
     assert (await client.responses.retrieve(answer.id)).id == answer.id
