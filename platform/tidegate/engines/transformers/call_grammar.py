@@ -15,7 +15,7 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from tidegate.engines.transformers.formats import CallFormat, ResponseFormat
+from tidegate.engines.transformers.formats import CallFormat, ResponseFormat, template_text
 from tidegate.engines.transformers.responses import REASONING
 from tidegate.messages.work import ChatPrompt
 
@@ -46,7 +46,7 @@ def call_grammar(
         return ""
     rules = _Rules(tokenizer)
     calls = _Calls(form.calls, prompt, rules)
-    thinks = _Reasoning.of(form.response_template, begun)
+    thinks = _Reasoning.of(form.response_template, begun, template_text(tokenizer))
     if prompt.tool_choice != "auto":
         rules.add("start", f"{thinks.before(rules)} {calls.all()}")
         return rules.text()
@@ -294,12 +294,13 @@ class _Reasoning:
         self._is_open, self._is_over = is_open, is_over
 
     @classmethod
-    def of(cls, template: dict[str, Any] | None, begun: str) -> _Reasoning:
+    def of(cls, template: dict[str, Any] | None, begun: str, chat_template: str) -> _Reasoning:
+        """A model thinks where its chat template knows of it."""
         fields = (template or {}).get("fields", {})
         for name in REASONING:
             if name in fields:
                 opens, closes = (_mark(fields[name], side) for side in ("open", "close"))
-                if opens and closes:
+                if opens and closes and (closes in chat_template or opens in begun):
                     is_open = begun.rfind(opens) > begun.rfind(closes)
                     return cls(opens, closes, is_open=is_open, is_over=closes in begun)
         return cls()

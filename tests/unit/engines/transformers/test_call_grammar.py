@@ -59,7 +59,7 @@ NOW = a_tool("now", {})
 
 
 @lru_cache
-def tokenizer(*, keeps_tags: bool = True) -> PreTrainedTokenizerFast:
+def tokenizer(*, keeps_tags: bool = True, thinks: bool = True) -> PreTrainedTokenizerFast:
     backend = Tokenizer(
         models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
     )
@@ -69,7 +69,9 @@ def tokenizer(*, keeps_tags: bool = True) -> PreTrainedTokenizerFast:
     if keeps_tags:
         names = ("<tool_call>", "</tool_call>", "<think>", "</think>")
         backend.add_tokens([AddedToken(name, special=False) for name in names])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    made.chat_template = "{{ messages }}" + "<think></think>" * thinks
+    return made
 
 
 def is_taken(
@@ -81,9 +83,10 @@ def is_taken(
     begun: str = "",
     content: str = "",
     keeps_tags: bool = True,
+    thinks: bool = True,
 ) -> bool:
     """True where the answer, token by token and with its end, is one by the grammar."""
-    made = tokenizer(keeps_tags=keeps_tags)
+    made = tokenizer(keeps_tags=keeps_tags, thinks=thinks)
     prompt = ChatPrompt([], tools=list(tools), tool_choice=choice, parallel_tool_calls=parallel)
     grammar = call_grammar(form, prompt, begun, made, content)
     backend = made.backend_tokenizer
@@ -158,6 +161,11 @@ def test_a_thought_that_the_prompt_has_begun_is_ended_first() -> None:
     over = "<think>\n\n</think>\n\n"
     assert is_taken(HERMES, CALL, WEATHER, begun=over)
     assert not is_taken(HERMES, f"<think>Hm.</think>{CALL}", WEATHER, begun=over)
+
+
+def test_a_model_whose_template_knows_no_thoughts_has_none_before_a_call() -> None:
+    assert is_taken(HERMES, CALL, WEATHER, thinks=False)
+    assert not is_taken(HERMES, f"<think>Hm.</think>{CALL}", WEATHER, thinks=False)
 
 
 @pytest.mark.parametrize(
