@@ -2,8 +2,8 @@
 
 One check runs at a time, and one of each key waits for its turn, the others of the key behind it: who sends
 schemas that take their whole budget delays a stranger by one of them. The process starts with the first check
-that needs it, and again after each that it did not survive. What was found is kept, so a schema that comes with
-every call is checked once.
+that needs it, and again after each that it did not survive. What was found is kept, so a schema that comes
+with every call is checked once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class GrammarPool:
         self._known_bytes = 0
 
     async def grammar(self, constraint: Constraint, key: str) -> Checked:
-        """Return the grammar of a constraint. Raises `InvalidRequest`, and `QueueFull` where too many wait."""
+        """Raises `InvalidRequest` where there is no grammar for it, `QueueFull` where too many wait."""
         frame = msgspec.msgpack.encode(constraint)
         if len(frame) > MOST_BYTES:
             raise _refused(constraint, f"it has {len(frame)} bytes, at most {MOST_BYTES} are taken")
@@ -59,7 +59,9 @@ class GrammarPool:
 
     async def _checked(self, frame: bytes, key: str) -> Checked:
         if self._waiting >= MOST_WAITING:
-            raise QueueFull(f"{MOST_WAITING} schemas wait to be checked. Send the call again.", retry_after_seconds=1)
+            raise QueueFull(
+                f"{MOST_WAITING} schemas wait to be checked. Send the call again.", retry_after_seconds=1
+            )
         self._waiting += 1
         try:
             async with AsyncExitStack() as stack:

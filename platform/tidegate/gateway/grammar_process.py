@@ -1,7 +1,8 @@
 """The process beside a gateway that checks grammars: `python -m` this module.
 
-A schema is a program: intersected patterns may take forever or a lot of memory, and nothing stops that from within.
-So each check has a budget of CPU time after which the kernel ends this process, and the gateway starts another.
+A schema is a program: intersected patterns may take forever or a lot of memory, and nothing stops that from
+within. So each check has a budget of CPU time after which the kernel ends this process, and the gateway
+starts another.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Makes the grammar that an answer must follow of what the client sent, or says what is wrong with it.
 
-Pure, and not bounded in time: `grammar_process` runs it, `grammar_pool` bounds it. The library checks a grammar
-without a tokenizer. It says neither where in a schema it stumbles, which is found here by checking parts of it,
-nor that it does not know a keyword, for which all of them are listed here.
+Pure, and not bounded in time: `grammar_process` runs it, `grammar_pool` bounds it. The library checks a
+grammar without a tokenizer. It says neither where in a schema it stumbles, which is found here by checking
+parts of it, nor that it does not know a keyword, for which all of them are listed here.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ SEARCH_SECONDS = 0.1  # for the part of a schema that is refused
 MOST_WARNINGS = 8
 
 # Keywords that the library enforces, or refuses.
-ENFORCED = frozenset(
-    """$ref $dynamicRef $recursiveRef additionalItems additionalProperties allOf anyOf const contains
-    dependencies dependentRequired dependentSchemas else enum exclusiveMaximum exclusiveMinimum format if items
-    maxContains maxItems maxLength maxProperties maximum minContains minItems minLength minProperties minimum
-    multipleOf not oneOf pattern patternProperties prefixItems properties propertyNames required then type
-    unevaluatedItems unevaluatedProperties uniqueItems""".split()
-)
+ENFORCED = """
+    $dynamicRef $recursiveRef $ref additionalItems additionalProperties allOf anyOf const contains
+    dependencies dependentRequired dependentSchemas else enum exclusiveMaximum exclusiveMinimum format
+    if items maxContains maxItems maxLength maxProperties maximum minContains minItems minLength
+    minProperties minimum multipleOf not oneOf pattern patternProperties prefixItems properties
+    propertyNames required then type unevaluatedItems unevaluatedProperties uniqueItems
+"""
 # Keywords that rule nothing out, JSON Schema's and OpenAPI's.
-ANNOTATIONS = frozenset(
-    """$anchor $comment $defs $dynamicAnchor $id $recursiveAnchor $schema $vocabulary contentEncoding
-    contentMediaType contentSchema default definitions deprecated description discriminator example examples
-    externalDocs id readOnly title writeOnly xml""".split()
-)
+ANNOTATIONS = """
+    $anchor $comment $defs $dynamicAnchor $id $recursiveAnchor $schema $vocabulary contentEncoding
+    contentMediaType contentSchema default definitions deprecated description discriminator example
+    examples externalDocs id readOnly title writeOnly xml
+"""
+KNOWN = frozenset(ENFORCED.split()) | frozenset(ANNOTATIONS.split())
 _SCHEMAS_BY_NAME = ("$defs", "definitions", "properties", "patternProperties", "dependentSchemas")
 _SCHEMAS = (
     "items",
@@ -83,7 +84,7 @@ def check(constraint: Constraint) -> Checked:
     return Checked(grammar)
 
 
-def schema_grammar(schema: Any, whitespace: str | None = None) -> str:
+def schema_grammar(schema: dict[str, Any], whitespace: str | None = None) -> str:
     """Raises `ValueError`. Without `whitespace` an answer has none between its tokens: a model that does not
     know how to go on cannot fill it with blanks, and more of it has only one continuation."""
     options = {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
@@ -98,13 +99,17 @@ def _check_schema(constraint: Constraint) -> Checked:
             schema = msgspec.json.decode(schema)
         except msgspec.DecodeError as error:
             return Checked(refusal=f"it is not valid JSON: {error}")
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        return Checked(refusal=f"{'no value is valid for it; ' if schema is False else ''}send a JSON object")
     unknown = [
         f"{path or '/'}: the keyword {name!r}"
         for path, part in _parts(schema)
         for name in part
-        if name not in ENFORCED and name not in ANNOTATIONS and not name.startswith("x-")
+        if name not in KNOWN and not name.startswith("x-")
     ]
-    if "x-guidance" in schema if isinstance(schema, dict) else False:
+    if "x-guidance" in schema:
         unknown.insert(0, "/: the keyword 'x-guidance'")
         schema = {name: value for name, value in schema.items() if name != "x-guidance"}
     if unknown and constraint.is_strict:
@@ -112,7 +117,9 @@ def _check_schema(constraint: Constraint) -> Checked:
     grammar = schema_grammar(schema, constraint.whitespace)
     if why := _why_not(grammar):
         return Checked(refusal=_located(schema, why))
-    return Checked(grammar, warnings=[f"{found} is not known and has no effect" for found in unknown[:MOST_WARNINGS]])
+    return Checked(
+        grammar, warnings=[f"{found} is not known and has no effect" for found in unknown[:MOST_WARNINGS]]
+    )
 
 
 def _grammar(constraint: Constraint) -> str:
@@ -154,29 +161,29 @@ def _children(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"/{name}", found
 
 
-def _located(schema: Any, why: str) -> str:
+def _located(schema: dict[str, Any], why: str) -> str:
     """Say where and by which keyword a schema is refused: the innermost part that is refused for the same
     reason, and the keyword without which it is not."""
     until = time.monotonic() + SEARCH_SECONDS
-    named = {key: schema[key] for key in ("$defs", "definitions") if key in schema} if isinstance(schema, dict) else {}
+    named: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
 
     def reason(part: Any) -> str:
-        if time.monotonic() > until:
+        if not isinstance(part, dict) or time.monotonic() > until:
             return ""
         try:
-            return _why_not(schema_grammar({**named, **part} if isinstance(part, dict) else part))
+            return _why_not(schema_grammar({**named, **part}))
         except ValueError:
             return ""
 
     path, part, is_inner = "", schema, True
-    while is_inner and isinstance(part, dict):
+    while is_inner:
         is_inner = False
         for step, child in _children(part):
             if reason(child) == why:
                 path, part, is_inner = path + step, child, True
                 break
-    if isinstance(part, dict):
-        for keyword in part:
-            if keyword not in named and reason({name: value for name, value in part.items() if name != keyword}) != why:
-                return f"{path}/{keyword}: {why}"
+    for keyword in part:
+        rest = {name: value for name, value in part.items() if name != keyword}
+        if keyword not in named and reason(rest) != why:
+            return f"{path}/{keyword}: {why}"
     return f"{path or '/'}: {why}"

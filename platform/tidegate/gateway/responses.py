@@ -135,7 +135,7 @@ async def shown(services: Services, kept: KeptCall) -> Response:
         status = "queued" if state == "waiting" else "in_progress"
     elif finish is not None and finish.reason not in GOOD_ENDS:
         status = "cancelled" if finish.reason == "cancelled" else "failed"
-        failed = failure_error(finish, call.prompt_field, entry_of(services, kept))
+        failed = failure_error(finish, call, entry_of(services, kept))
         error = _said(failed, finish) if status == "failed" else None
     drafts = drafts_of(kept.id, [segment for segment in log or () if _is_good(segment)])
     return call.response(head_of(kept), drafts, status, error)

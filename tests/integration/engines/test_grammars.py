@@ -112,6 +112,7 @@ def test_a_complete_answer_ends_whatever_else_is_asked(llama: Engine) -> None:
 
 
 def test_a_lazy_grammar_binds_from_its_trigger_on(llama: Engine) -> None:
-    grammar = 'start: TEXT "<" call\nTEXT: /[a-d]{2}/\ncall: %json {"const": [1, 2], "x-guidance": {"whitespace_flexible": false}}'
+    compact = '{"const": [1, 2], "x-guidance": {"whitespace_flexible": false}}'
+    grammar = f'start: TEXT "<" call\nTEXT: /[a-d]{{2}}/\ncall: %json {compact}'
     result = run_one(llama, a_request("r", PROMPT, max_tokens=60, grammar=grammar))
     assert re.fullmatch(r"[a-d]{2}<\[1,2\]", result.text)

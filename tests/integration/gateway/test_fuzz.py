@@ -49,9 +49,19 @@ OPERATIONS = [
     ("GET", "/v1/responses/{response_id}/input_items"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
-    ("GET", "/v1/requests/{call_id}/events"),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/generate"),
+    ("POST", "/generate_stream"),
+    ("POST", "/"),
+    ("GET", "/info"),
+    ("POST", "/api/chat"),
+    ("POST", "/api/generate"),
+    ("POST", "/api/show"),
+    ("GET", "/api/tags"),
+    ("GET", "/api/ps"),
+    ("GET", "/api/version"),
+    ("GET", "/v1/requests/{call_id}/events"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -68,14 +78,32 @@ CASES = [(method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS]
 
 
 def served_document(address: str) -> dict[str, Any]:
-    """The document, with the one model that exists in place of any name; where none need be given it is that
-    one as well."""
+    """The document, with the one model that exists in place of any name (where none need be given it is that
+    one as well), and of what only a compiler can tell, schemas and grammars, some that are right."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
-    for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody", "ResponsesBody"):
+    for body in (
+        "ChatBody",
+        "CompletionBody",
+        "MessagesBody",
+        "CountBody",
+        "ResponsesBody",
+        "OllamaChatBody",
+        "OllamaGenerateBody",
+    ):
         bodies[body]["properties"]["model"] = {"const": MODEL}
-    for body in ("TokenizeBody", "DetokenizeBody"):
+    for body in ("TokenizeBody", "DetokenizeBody", "TgiBody", "TgiStreamBody", "TgiEitherBody"):
         bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}
+    schemas = {"enum": [None, {}, {"type": "object", "properties": {"a": {"type": "integer"}}}]}
+    right = {"regex": "[ab]+", "grammar": 'start: "a"', "whitespace_pattern": "[ ]?"}
+    bodies["JsonSchema"]["properties"]["schema"] = bodies["StructuredOutputs"]["properties"]["json"] = schemas
+    for name, value in right.items():
+        bodies["StructuredOutputs"]["properties"][name] = {"enum": [None, value]}
+    # One of them is right in a body, which the document leaves out.
+    for body, one in (("ChatBody", "response_format"), ("CompletionBody", "structured_outputs")):
+        for name in bodies[body]["properties"]:
+            if name != one and name.startswith(("response_format", "structured_outputs", "guided_")):
+                bodies[body]["properties"][name] = {"type": "null"}
     return document
 
 

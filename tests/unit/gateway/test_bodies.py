@@ -161,11 +161,11 @@ def test_an_unknown_field_is_refused_by_name() -> None:
 
 
 def test_an_unknown_field_that_is_null_passes() -> None:
-    body = CHAT | {"guided_json": None, "stream": True, "stream_options": {"x": None, "include_usage": True}}
+    body = CHAT | {"guided_jsons": None, "stream": True, "stream_options": {"x": None, "include_usage": True}}
     body["messages"] = [{"role": "user", "content": "hi", "colour": None}]
     assert read_chat(orjson.dumps(body)).shown.has_usage
-    assert read_completion(orjson.dumps(COMPLETION | {"guided_json": None, "temperature": 1})).n == 1
-    assert refuse_chat(body | {"guided_json": {}}).param == "guided_json"
+    assert read_completion(orjson.dumps(COMPLETION | {"guided_jsons": None, "temperature": 1})).n == 1
+    assert refuse_chat(body | {"guided_jsons": {}}).param == "guided_jsons"
     assert refuse_chat(body | {"stream_options": {"x": 1}}).param == "stream_options.x"
 
 

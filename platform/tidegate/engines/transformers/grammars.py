@@ -1,8 +1,8 @@
 """Compiles the grammars that answers must follow, and keeps rows to them.
 
-Who runs where. `refusal` is awaited on the event loop and compiles on a thread of its own, whose first
-work is to read the vocabulary; the engine thread takes a `Matcher` for each row from what was compiled. The library drops the
-GIL for both, and for masks, which its own threads fill, all rows at once.
+Who runs where. `refusal` is awaited on the event loop and compiles on a thread of its own, whose first work
+is to read the vocabulary; the engine thread takes a `Matcher` for each row from what was compiled. The
+library drops the GIL for both, and for masks, which its own threads fill, all rows at once.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Grammars:
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
     async def refusal(self, grammar: str) -> str | None:
-        """Compile a grammar; returns why it cannot be. As long as the gateway's check took, or a little longer."""
-        loop = asyncio.get_running_loop()
-        compiled = self._cached(grammar) or await loop.run_in_executor(self._compiler, self._compile, grammar)
+        """Compile a grammar; returns why it cannot be. Takes about as long as the gateway's check did."""
+        if (compiled := self._cached(grammar)) is None:
+            loop = asyncio.get_running_loop()
+            compiled = await loop.run_in_executor(self._compiler, self._compile, grammar)
         return compiled.get_error() if compiled.is_error() else None
 
     def matcher(self, grammar: str) -> Matcher:

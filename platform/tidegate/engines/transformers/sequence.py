@@ -153,8 +153,8 @@ class RunningSequence:
         """Finish a request whose grammar and other parameters leave no token."""
         return self.fail(
             "GrammarFailed",
-            f"After {len(self.generated)} tokens there is none that the grammar allows and that the request's "
-            "other fields (allowed_token_ids, bad_words, logit_bias, min_tokens) do not rule out.",
+            f"After {len(self.generated)} tokens there is none that the grammar allows and that the other "
+            "fields (allowed_token_ids, bad_words, logit_bias, min_tokens) do not rule out.",
         )
 
     def fail(self, code: str, message: str) -> StepOutput:

@@ -4,7 +4,9 @@ from tidegate.gateway.dialects.anthropic import ANTHROPIC, CountTokens, Messages
 from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
+from tidegate.gateway.dialects.ollama import OLLAMA, OllamaChat, OllamaGenerate
 from tidegate.gateway.dialects.responses import Responses
+from tidegate.gateway.dialects.tgi import TGI, GenerateEither, GenerateStream, GenerateText
 from tidegate.gateway.dialects.tokenize import DetokenizeDialect, TokenizeDialect
 from tidegate.gateway.dialects.wire import OPENAI, Wire
 
@@ -16,9 +18,14 @@ DIALECTS: tuple[Dialect, ...] = (
     DetokenizeDialect(),
     Messages(),
     CountTokens(),
+    GenerateText(),
+    GenerateStream(),
+    GenerateEither(),
+    OllamaChat(),
+    OllamaGenerate(),
 )
 # Of the paths that begin so, whatever comes of them.
-_WIRES = (("/v1/messages", ANTHROPIC),)
+_WIRES = (("/v1/messages", ANTHROPIC), ("/generate", TGI), ("/info", TGI), ("/api/", OLLAMA))
 
 
 def wire_of(path: str) -> Wire:

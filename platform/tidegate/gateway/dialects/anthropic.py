@@ -13,8 +13,8 @@ from msgspec import Meta
 
 from tidegate.errors import RequestError
 from tidegate.gateway.bodies import BodyReader, RequestBody, not_honoured, says
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
-from tidegate.gateway.dialects.generate import OneAnswer
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
+from tidegate.gateway.dialects.generate import MOST_STOPS, OneAnswer
 from tidegate.gateway.dialects.openai import Flag, Limit, Share, StopString, Temperature, whole_text
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
 from tidegate.gateway.sse import text_json
@@ -28,7 +28,6 @@ from tidegate.messages.work import (
     Tokenize,
 )
 
-MOST_STOPS = 16
 _MESSAGES = "a list of at least one message with role and content: a text, or a list of text blocks"
 _NO_TOOLS = "tools are not supported; leave it out"
 _UNREAD = says("(advisory: not acted on)")
@@ -310,7 +309,7 @@ _TEXT = _event(
 _BLOCK_ENDS = _event(b"content_block_stop", b'{"type":"content_block_stop","index":%d}')
 
 
-class CountCall:
+class CountCall(Free):
     n = 1
     is_streamed = False
     user = ""

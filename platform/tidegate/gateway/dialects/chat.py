@@ -332,9 +332,6 @@ class ChatBody(TextBody, kw_only=True, forbid_unknown_fields=True):
         Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
         says("none, minimal, low, medium, high, xhigh or max; the model's chat template may act on it"),
     ] = None
-    response_format: Annotated[
-        Any, not_honoured('only {"type": "text"} is supported; leave it out', {"type": "text"})
-    ] = None
     verbosity: Annotated[Any, not_honoured("verbosity is not steered; leave it out", "medium")] = None
     web_search_options: Annotated[Any, not_honoured("web search is not supported; leave it out")] = None
 

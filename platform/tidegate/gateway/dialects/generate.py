@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
-from tidegate.gateway.dialects.base import Ask
+from tidegate.gateway.dialects.base import Ask, Free
 from tidegate.messages.work import Generate, Prompt, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1
+MOST_STOPS = 16  # stop strings of one answer; OpenAI's API has a bound of its own
 DEFAULT_OUTPUT_ESTIMATE = 256  # tokens charged at admission where the client set no limit
 _CHARACTERS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
 
 
-class OneAnswer:
+class OneAnswer(Free):
     """A call with one prompt and one answer, as every protocol but OpenAI's has them."""
 
     n = 1

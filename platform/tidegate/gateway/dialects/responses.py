@@ -26,7 +26,7 @@ from tidegate.gateway.bodies import (
     refusal,
     says,
 )
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.dialects.openai import (
     MAX_TOP_LOGPROBS,
@@ -352,7 +352,7 @@ class Responses:
         return ResponseCall(self._reader.read(raw))
 
 
-class ResponseCall:
+class ResponseCall(Free):
     __slots__ = (
         "_asked",
         "_input",
