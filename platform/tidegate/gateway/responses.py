@@ -93,7 +93,8 @@ class ResponseExchange(_ResponseStream):
             await super()._answer(admitted)
             return
         self._is_status_out = True
-        await send_json(self._send, 200, encode(call.response(admitted.head, Drafts(""), "queued")))
+        body = encode(call.response(admitted.head, Drafts(""), "queued"))
+        await send_json(self._send, 200, body, self._headers)
 
 
 class ResponseResumption(_ResponseStream, Resumption):

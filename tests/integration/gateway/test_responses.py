@@ -130,6 +130,18 @@ async def test_a_response(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     assert (await client.responses.retrieve(answer.id)).to_dict() == answer.to_dict()
 
 
+async def test_json_by_a_schema(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    asked: Any = {"type": "json_schema", "name": "x", "schema": schema, "strict": True}
+    call = asyncio.create_task(client.responses.create(model=MODEL, input="Hello", text={"format": asked}))
+    [claim] = await gateway.replica.answer('{"a":1}')
+    answer = await call
+    assert "integer" in sampling_of(claim.request).grammar
+    assert answer.text is not None and answer.text.to_dict()["format"] == asked | {"description": None}
+    found = await client.responses.retrieve(answer.id)
+    assert found.output_text == '{"a":1}'
+
+
 async def test_a_stream_has_openais_events_and_can_be_read_again(
     gateway: Gateway, client: openai.AsyncOpenAI, other: openai.AsyncOpenAI
 ) -> None:
@@ -469,7 +481,12 @@ async def test_a_client_that_leaves_a_response_in_the_foreground_cancels_it(
         ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "foo"}}}},
+            "text.format.schema",
+        ),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name"),
         ({"tools": [WEATHER | {"parameters": {"type": "array"}}]}, "tools[0].parameters.type"),

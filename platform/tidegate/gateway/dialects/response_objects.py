@@ -68,12 +68,8 @@ class IncompleteDetails(msgspec.Struct):
     reason: Literal["max_output_tokens"]
 
 
-class TextFormat(msgspec.Struct, frozen=True):
-    type: Literal["text"] = "text"
-
-
-class TextShown(msgspec.Struct, frozen=True):
-    format: TextFormat = TextFormat()
+class TextShown(msgspec.Struct):
+    format: Any
 
 
 class ReasoningShown(msgspec.Struct):
@@ -130,7 +126,7 @@ class Response(msgspec.Struct, kw_only=True):
     service_tier: str = "default"
     store: bool
     temperature: float
-    text: TextShown = TextShown()
+    text: TextShown
     tool_choice: Any
     tools: list[FunctionTool]
     top_logprobs: int

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from tidegate.errors import InvalidRequest
 from tidegate.gateway.bodies import (
@@ -26,7 +27,7 @@ from tidegate.gateway.bodies import (
     refusal,
     says,
 )
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.dialects.openai import (
     MAX_TOP_LOGPROBS,
@@ -57,8 +58,10 @@ from tidegate.gateway.dialects.response_objects import (
     ResponseError,
     ResponseUsage,
     Status,
+    TextShown,
 )
 from tidegate.gateway.dialects.response_output import ID_PREFIX, Drafts, ResponseEvents, drafts_of, item_id
+from tidegate.gateway.dialects.structured import JsonSchema
 from tidegate.gateway.dialects.tools import (
     MAX_TOOLS,
     NO_TOOLS,
@@ -76,6 +79,7 @@ from tidegate.gateway.dialects.tools import (
     called,
 )
 from tidegate.gateway.dialects.wire import OPENAI
+from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import MODEL_DEFAULTS, ChatPrompt, Finish, Sampling, Segment
 
 ROLES = ("user", "assistant", "system", "developer")
@@ -191,11 +195,28 @@ class ResponseStreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=
     include_obfuscation: bool | None = None  # padding against eavesdroppers: none is sent
 
 
+class FreeText(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """The model says what it likes."""
+
+
+class JsonObject(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"
+):
+    """Any JSON object."""
+
+
+class JsonOfSchema(JsonSchema, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    """As `json_schema` of chat completions, but flat."""
+
+
 class TextConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`text`: how the text of an answer is made."""
 
     format: Annotated[
-        Any, documented('only {"type": "text"} is supported', {"enum": [None, {"type": "text"}]})
+        FreeText | JsonObject | JsonOfSchema | None,
+        says(
+            '{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "name": ..., "schema": ...}'
+        ),
     ] = None
     verbosity: Annotated[Any, documented("verbosity is not steered", {"enum": [None, "medium"]})] = None
 
@@ -214,11 +235,7 @@ def _check_background(body: ResponsesBody) -> None:
 
 
 def _check_text(body: ResponsesBody) -> None:
-    if body.text is None:
-        return
-    if body.text.format not in (None, {"type": "text"}):
-        raise refusal("text.format", body.text.format, 'only {"type": "text"} is supported; leave it out')
-    if body.text.verbosity not in (None, "medium"):
+    if body.text is not None and body.text.verbosity not in (None, "medium"):
         raise refusal("text.verbosity", body.text.verbosity, "verbosity is not steered; leave it out")
 
 
@@ -292,7 +309,7 @@ class ResponsesBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         Annotated[list[Include], Meta(max_length=16)] | None,
         says(f"{LOGPROBS}: log probabilities; the others name what no answer here has"),
     ] = None
-    text: Annotated[TextConfig | None, says('{"format": {"type": "text"}}')] = None
+    text: Annotated[TextConfig | None, says('{"format": ...}: how the text of the answer is formed')] = None
     reasoning: Annotated[
         ReasoningConfig | None, says('{"effort": ...}: the model\'s chat template may act on it')
     ] = None
@@ -352,12 +369,13 @@ class Responses:
         return ResponseCall(self._reader.read(raw))
 
 
-class ResponseCall(Free):
+class ResponseCall:
     __slots__ = (
         "_asked",
         "_input",
         "_sampling",
         "body",
+        "constraint",
         "is_stored",
         "is_streamed",
         "model",
@@ -369,6 +387,7 @@ class ResponseCall(Free):
 
     def __init__(self, body: ResponsesBody) -> None:
         self.body = body
+        self.constraint = _constraint(body)
         self.model, self.n = body.model, 1
         self.is_streamed = bool(body.stream)
         self.user = body.user or ""
@@ -400,6 +419,9 @@ class ResponseCall(Free):
                     raise refusal("input", asked, "no answer before this output has a call with that call_id")
                 message["name"] = names[asked]
         return messages
+
+    def follow(self, grammar: str) -> None:
+        self._sampling = replace(self._sampling, grammar=grammar)
 
     def asks(self, random_seed: int) -> list[Ask]:
         messages = self.conversation()
@@ -456,6 +478,7 @@ class ResponseCall(Free):
             safety_identifier=body.safety_identifier,
             store=self.is_stored,
             temperature=self._sampling.temperature,
+            text=TextShown(_format(body)),
             tool_choice=body.tool_choice or "auto",
             tools=[
                 FunctionTool(
@@ -476,6 +499,20 @@ class ResponseCall(Free):
             user=body.user,
             metadata=body.metadata or {},
         )
+
+
+def _constraint(body: ResponsesBody) -> Constraint | None:
+    match _format(body):
+        case JsonObject():
+            return Constraint("json", {"type": "object"}, "text.format")
+        case JsonOfSchema(schema=schema, strict=strict):
+            value = {"type": "object"} if schema is None else schema
+            return Constraint("json", value, "text.format.schema", bool(strict))
+    return None
+
+
+def _format(body: ResponsesBody) -> FreeText | JsonObject | JsonOfSchema:
+    return FreeText() if body.text is None or body.text.format is None else body.text.format
 
 
 def _usage(finish: Finish, drafts: Drafts) -> ResponseUsage:
