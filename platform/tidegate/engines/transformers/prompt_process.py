@@ -42,12 +42,21 @@ from msgspec.structs import replace
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.formats import response_format
-from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
+from tidegate.engines.transformers.prompts import (
+    PromptError,
+    bad_word_ids,
+    input_ids,
+    render,
+    tokenize,
+    usable,
+)
 from tidegate.messages.work import (
     ChatPrompt,
     Detokenize,
+    Embed,
     Finish,
     Generate,
+    Score,
     Tokenize,
     TokenLogprob,
     TokenPrompt,
@@ -90,6 +99,9 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     answer: Tokens | None = None
     begun: str = ""  # what the prompt of a chat has written of the answer
     grammar: str = ""  # of an answer that may hold calls
+    # Of inputs, as in `Prepared`.
+    inputs: list[list[int]] = []
+    types: list[list[int]] = []
 
 
 def tokenize_seconds(context_length: int) -> float:
@@ -123,8 +135,13 @@ class Prompts:
         return Reply(most_characters_per_token=self.most_characters_per_token, notes=notes)
 
     def _prepare(self, task: Task, work: Work) -> Reply:
-        prompt, tokenizer, text = work.prompt, self._tokenizer, ""
+        tokenizer, text = self._tokenizer, ""
         most = QUICK_SECONDS if task.is_quick else math.inf
+        if isinstance(work, Embed | Score):
+            with cpu_seconds(signal.ITIMER_PROF, min(most, tokenize_seconds(self.context_length))):
+                inputs, types = input_ids(work, tokenizer, self.context_length, task.vocabulary_size)
+            return Reply(inputs=inputs, types=types)
+        prompt = work.prompt
         if not isinstance(prompt, TokenPrompt):
             with cpu_seconds(signal.ITIMER_VIRTUAL, min(most, RENDER_SECONDS)):
                 text = render(prompt, tokenizer, task.model)

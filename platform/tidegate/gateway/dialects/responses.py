@@ -357,6 +357,7 @@ class ResponsesBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
 
 class Responses:
     path = "/v1/responses"
+    task = "generate"
     id_prefix = ID_PREFIX
     may_stream = True
     wire = OPENAI
