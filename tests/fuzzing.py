@@ -29,6 +29,10 @@ def refers(body: Any) -> bool:
     has_results = isinstance(messages, list) and any(
         isinstance(message, dict) and message.get("role") in ("tool", "function") for message in messages
     )
+    items = body.get("input")
+    has_results |= isinstance(items, list) and any(
+        isinstance(item, dict) and item.get("type") == "function_call_output" for item in items
+    )
     chooses = body.get("tool_choice") not in (None, "none", "auto") or isinstance(
         body.get("function_call"), dict
     )

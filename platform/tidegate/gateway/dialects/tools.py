@@ -30,7 +30,7 @@ FunctionName = Annotated[
         description="1 to 64 letters, digits, _, - or .",
     ),
 ]
-_PARAMETERS = {
+PARAMETERS = {
     "anyOf": [
         {"type": "null"},
         {
@@ -50,7 +50,7 @@ class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     description: Annotated[str | None, says("what it does, for the model")] = None
     parameters: Annotated[
         dict[str, Any] | None,
-        documented("a JSON schema of type object; left out: it has none", _PARAMETERS),
+        documented("a JSON schema of type object; left out: it has none", PARAMETERS),
     ] = None
     strict: Annotated[bool | None, says("true: what of the schema cannot be enforced is refused")] = None
 
