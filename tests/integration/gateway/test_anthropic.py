@@ -18,6 +18,7 @@ BODY: dict[str, Any] = {
     "max_tokens": 32,
     "messages": [{"role": "user", "content": "Hello"}],
 }
+FORM = {"type": "json_schema", "schema": {}}
 
 
 def events(response: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
@@ -164,6 +165,15 @@ async def test_an_answer_without_text(gateway: Gateway) -> None:
     ]
 
 
+@pytest.mark.parametrize("older", [False, True])
+async def test_a_schema_reaches_the_model(gateway: Gateway, older: bool) -> None:
+    form = {"type": "json_schema", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    body = {"output_format": form} if older else {"output_config": {"format": form, "effort": "low"}}
+    work, _ = await asked(gateway, body, "{}")
+    assert '"a"' in work.sampling.grammar
+    assert work.prompt.template_args == ({} if older else {"reasoning_effort": "low"})
+
+
 async def test_tokens_are_counted(gateway: Gateway) -> None:
     body = {name: BODY[name] for name in ("model", "messages")}
     call = asyncio.create_task(gateway.post(f"{PATH}/count_tokens?beta=true", body | {"system": "Be kind."}))
@@ -187,6 +197,8 @@ async def _emit_prompt(gateway: Gateway, claim: Claim, prompt_ids: list[int]) ->
         ({"tools": [{"name": "f", "input_schema": {}}]}, "tools: "),
         ({"mcp_servers": [{}]}, "mcp_servers: "),
         ({"nope": 1}, "nope: unknown field"),
+        ({"output_config": {"format": FORM}, "output_format": FORM}, "output_format: "),
+        ({"output_format": FORM | {"schema": {"type": "nope"}}}, "output_format.schema: "),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "image"),
     ],
 )

@@ -98,6 +98,15 @@ async def test_what_is_asked_reaches_the_model(gateway: Gateway) -> None:
     assert sampling.left_out == ("top_p", "min_p")
 
 
+@pytest.mark.parametrize(
+    ("form", "part"), [("json", '{"type":"object"'), ({"properties": {"a": {}}}, '"a"'), ("", None)]
+)
+async def test_a_format_reaches_the_model(gateway: Gateway, form: Any, part: str | None) -> None:
+    work, _ = await asked(gateway, "/api/chat", CHAT | {"format": form}, "x")
+    grammar = work.sampling.grammar
+    assert grammar == "" if part is None else part in grammar
+
+
 async def test_generate(gateway: Gateway) -> None:
     body = {"model": MODEL, "prompt": "Once", "system": "Be kind."}
     work, response = await asked(gateway, "/api/generate", body, "Good", " day")
@@ -147,7 +156,8 @@ async def test_a_line_of_nothing_keeps_a_stream_alive(redis_url: str, key_prefix
     ("path", "body", "field"),
     [
         ("/api/chat", CHAT | {"tools": [{}]}, "tools"),
-        ("/api/chat", CHAT | {"format": "json"}, "format"),
+        ("/api/chat", CHAT | {"format": "yaml"}, "format"),
+        ("/api/chat", CHAT | {"format": {"type": "nope"}}, "format"),
         ("/api/chat", CHAT | {"options": {"mirostat": 1}}, "options.mirostat"),
         ("/api/chat", CHAT | {"options": {"nope": 1}}, "options.nope"),
         ("/api/chat", CHAT | {"options": {"num_predict": 0}}, "options.num_predict"),

@@ -12,11 +12,12 @@ import msgspec
 from msgspec import Meta
 
 from tidegate.errors import RequestError
-from tidegate.gateway.bodies import BodyReader, RequestBody, not_honoured, says
+from tidegate.gateway.bodies import BodyReader, RequestBody, not_honoured, refusal, says
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
 from tidegate.gateway.dialects.generate import MOST_STOPS, OneAnswer
 from tidegate.gateway.dialects.openai import Flag, Limit, Share, StopString, Temperature, whole_text
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import (
     MODEL_DEFAULTS,
@@ -100,6 +101,19 @@ class ThinkingConfig(msgspec.Struct):
     budget_tokens: int | None = None
 
 
+class JsonOutput(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: Annotated[dict[str, Any], says("a JSON schema, which the answer's text is valid for")]
+
+
+class OutputConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    format: JsonOutput | None = None
+    effort: Annotated[
+        Literal["low", "medium", "high", "xhigh", "max"] | None,
+        says("low, medium, high, xhigh or max; the model's chat template may act on it"),
+    ] = None
+
+
 class RequestMetadata(msgspec.Struct):
     user_id: Annotated[str, Meta(max_length=1024)] | None = None
 
@@ -118,8 +132,12 @@ class PromptBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     ] = None
     tools: Annotated[Any, not_honoured(_NO_TOOLS, [])] = None
     tool_choice: Annotated[Any, not_honoured(_NO_TOOLS)] = None
-    output_config: Annotated[Any, not_honoured("output is not steered; leave it out", {})] = None
-    output_format: Annotated[Any, not_honoured("output is not steered; leave it out")] = None
+    output_config: Annotated[
+        OutputConfig | None, says('{"format": {"type": "json_schema", "schema": ...}, "effort": ...}')
+    ] = None
+    output_format: Annotated[
+        JsonOutput | None, says("the older name of output_config.format; send one of them")
+    ] = None
     container: Annotated[Any, not_honoured("no code runs here; leave it out")] = None
     mcp_servers: Annotated[Any, not_honoured("no server is asked; leave it out", [])] = None
     cache_control: Annotated[Any, _UNREAD] = None
@@ -229,7 +247,14 @@ class MessagesCall(OneAnswer):
             left_out=tuple(name for name in MODEL_DEFAULTS if getattr(body, name, None) is None),
             clips_limit=True,
         )
-        super().__init__(body.model, _prompt(body), sampling, seed=None, is_streamed=bool(body.stream))
+        super().__init__(
+            body.model,
+            _prompt(body),
+            sampling,
+            seed=None,
+            is_streamed=bool(body.stream),
+            constraint=_constraint(body),
+        )
         self.user = (body.metadata and body.metadata.user_id) or ""
 
     def events(self, head: AnswerHead) -> MessageEvents:
@@ -343,10 +368,25 @@ def _prompt(body: PromptBody) -> ChatPrompt:
         else:
             messages.append({"role": message.role, "content": text})
     goes_on = messages[-1]["role"] == "assistant"
-    args = {} if body.thinking is None else {"enable_thinking": body.thinking.type != "disabled"}
+    args: dict[str, Any] = {}
+    if body.thinking is not None:
+        args["enable_thinking"] = body.thinking.type != "disabled"
+    if body.output_config is not None and body.output_config.effort is not None:
+        args["reasoning_effort"] = body.output_config.effort
     return ChatPrompt(
         messages, add_generation_prompt=not goes_on, continue_final_message=goes_on, template_args=args
     )
+
+
+def _constraint(body: PromptBody) -> Constraint | None:
+    asked = body.output_config.format if body.output_config is not None else None
+    if asked is not None and body.output_format is not None:
+        raise refusal("output_format", "given", "output_config.format says it already; send one of them")
+    if asked is not None:
+        return Constraint("json", asked.schema, "output_config.format.schema")
+    if body.output_format is not None:
+        return Constraint("json", body.output_format.schema, "output_format.schema")
+    return None
 
 
 def _text(content: str | Sequence[Block]) -> str:

@@ -39,6 +39,7 @@ from tidegate.gateway.dialects.openai import (
     whole_text,
 )
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import on_one_line, text_json
 from tidegate.messages.work import (
     MODEL_DEFAULTS,
@@ -162,7 +163,9 @@ class OllamaBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         bool | Literal["low", "medium", "high", "max"] | None,
         says("true, false, low, medium, high or max; the model's chat template may act on it"),
     ] = None
-    format: Annotated[Any, not_honoured("answers are not constrained; leave it out", "")] = None
+    format: Annotated[
+        Literal["", "json"] | dict[str, Any] | None, says("json: a JSON object; or a JSON schema")
+    ] = None
     keep_alive: Annotated[Any, _UNREAD] = None
     truncate: Annotated[Any, not_honoured("a prompt is not cut; use true or leave it out", True)] = None
     shift: Annotated[Any, not_honoured("a context is not shifted; leave it out", False)] = None
@@ -289,6 +292,7 @@ class OllamaCall(OneAnswer):
             _sampling(body.options or OllamaOptions()),
             seed=None if body.options is None else body.options.seed,
             is_streamed=prompt is not None and body.stream is not False,
+            constraint=_constraint(body.format) if prompt is not None else None,
         )
 
     def asks(self, random_seed: int) -> list[Ask]:
@@ -369,6 +373,12 @@ def _chat(body: OllamaBody, messages: list[dict[str, Any]]) -> ChatPrompt:
     return ChatPrompt(
         messages, add_generation_prompt=not goes_on, continue_final_message=goes_on, template_args=args
     )
+
+
+def _constraint(asked: str | dict[str, Any] | None) -> Constraint | None:
+    if not asked and not isinstance(asked, dict):
+        return None
+    return Constraint("json", asked if isinstance(asked, dict) else {"type": "object"}, "format")
 
 
 def _sampling(asked: OllamaOptions) -> Sampling:
