@@ -2,7 +2,8 @@
 
 All are frozen msgspec structs, encoded as msgpack arrays: the position of a field is its wire format,
 so new fields are appended with a default and none is ever reordered. An envelope (`Request`, `Segment`) says
-whose it is; what is asked and what comes back are unions by tag, to which a task adds its own pair.
+whose it is; what is asked is a union by tag, to which a task adds its own. What comes back is `Tokens`, piece
+by piece, or the one `result` of a task that generates nothing.
 
     gateway ──Request──> queue ──Claim──> replica ──Segment──> queue (log + channel) ──Segment──> gateway
 
@@ -79,6 +80,21 @@ class TokenPrompt(msgspec.Struct, frozen=True, array_like=True, tag="t"):
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
 
 
+class PairPrompt(msgspec.Struct, frozen=True, array_like=True, tag="pair"):
+    """Two texts to judge together, such as a query and a document."""
+
+    text: str
+    pair: str
+
+
+class Inputs(msgspec.Struct, frozen=True, array_like=True, tag="in"):
+    """Neighbouring inputs of a call, of one kind, that one request carries: a call of thousands is some
+    hundred requests. `first` is the place of its first one in the call."""
+
+    items: list[TextPrompt | TokenPrompt | PairPrompt]
+    first: int = 0
+
+
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
     """A text to generate. The answer comes back as `Tokens`."""
 
@@ -99,7 +115,23 @@ class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag="detokenize")
     prompt: TokenPrompt
 
 
-Work = Generate | Tokenize | Detokenize
+class Embed(msgspec.Struct, frozen=True, array_like=True, tag="embed"):
+    """Inputs whose vectors come back as `Vectors`."""
+
+    prompt: Inputs
+    dimensions: int | None = None  # keep so many numbers of each vector, normalised again
+    truncate: int | None = None  # keep so many of an input's first tokens; -1: as many as fit
+    prompt_name: str = ""  # of the checkpoint's prompts, to be put before each text; empty: its default
+
+
+class Score(msgspec.Struct, frozen=True, array_like=True, tag="score"):
+    """Inputs that the head of a model judges. What it says comes back as `Scores`."""
+
+    prompt: Inputs
+    truncate: int | None = None  # as in `Embed`
+
+
+Work = Generate | Tokenize | Detokenize | Embed | Score
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -162,6 +194,20 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):
 NO_TOKENS = Tokens()
 
 
+class Vectors(msgspec.Struct, frozen=True, array_like=True, tag="v"):
+    """The answer to `Embed`: little-endian float32, the vectors one behind the other."""
+
+    dimensions: int
+    values: bytes
+
+
+class Scores(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """The answer to `Score`: for each input a number for each of the model's labels."""
+
+    rows: list[list[float]]
+    labels: list[str] = []
+
+
 class Segment(msgspec.Struct, frozen=True, array_like=True):
     """The envelope of what one engine step adds to one request.
 
@@ -174,6 +220,7 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     finish: Finish | None = None
     output: Tokens = NO_TOKENS
     prompt_tokens: int = 0  # in segment 0 (and wherever known)
+    result: Vectors | Scores | None = None  # of a task that generates nothing, whole, in its only segment
 
 
 class Claim(msgspec.Struct, frozen=True):

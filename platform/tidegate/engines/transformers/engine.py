@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput, is_out_of_memory
+from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
@@ -28,7 +28,7 @@ from tidegate.engines.transformers.formats import format_stops, with_stops
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.grammars import Grammars
 from tidegate.engines.transformers.head import InParts
-from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, told
+from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, out_of_memory
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
@@ -40,7 +40,17 @@ from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages.work import Finish, Generate, Request, Segment, TextPrompt, TokenPrompt, Tokens
+from tidegate.messages.work import (
+    Embed,
+    Finish,
+    Generate,
+    Request,
+    Score,
+    Segment,
+    TextPrompt,
+    TokenPrompt,
+    Tokens,
+)
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
@@ -64,11 +74,7 @@ class TransformersEngine:
         except BaseException as error:
             self.close()
             if is_out_of_memory(error):
-                raise EngineLoadError(
-                    "OutOfMemory",
-                    f"Memory ran out while the model was loaded and checked ({told(error)}): give it more, "
-                    "or serve a smaller or quantized checkpoint.",
-                ) from error
+                raise out_of_memory(error) from error
             raise
 
     def _load(self) -> LoadReport:
@@ -129,6 +135,8 @@ class TransformersEngine:
         return self._scheduler.free_slots()
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        if isinstance(request.work, Embed | Score):
+            return refusal("WrongTask", f"The model {request.model!r} is served to generate text.")
         request = self._generation.applied(request)
         try:
             check_token_ids(request, self._tokenizer, self._vocabulary_size)

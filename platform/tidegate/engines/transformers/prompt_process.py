@@ -40,11 +40,20 @@ from typing import Any
 import msgspec
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
-from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
+from tidegate.engines.transformers.prompts import (
+    PromptError,
+    bad_word_ids,
+    input_ids,
+    render,
+    tokenize,
+    usable,
+)
 from tidegate.messages.work import (
     Detokenize,
+    Embed,
     Finish,
     Generate,
+    Score,
     Tokenize,
     TokenLogprob,
     TokenPrompt,
@@ -85,6 +94,9 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     notes: list[str] = []
     bad_words: list[list[int]] = []
     answer: Tokens | None = None
+    # Of inputs, as in `Prepared`.
+    inputs: list[list[int]] = []
+    types: list[list[int]] = []
 
 
 def tokenize_seconds(context_length: int) -> float:
@@ -118,8 +130,13 @@ class Prompts:
         return Reply(most_characters_per_token=self.most_characters_per_token, notes=notes)
 
     def _prepare(self, task: Task, work: Work) -> Reply:
-        prompt, tokenizer, text = work.prompt, self._tokenizer, ""
+        tokenizer, text = self._tokenizer, ""
         most = QUICK_SECONDS if task.is_quick else math.inf
+        if isinstance(work, Embed | Score):
+            with cpu_seconds(signal.ITIMER_PROF, min(most, tokenize_seconds(self.context_length))):
+                inputs, types = input_ids(work, tokenizer, self.context_length, task.vocabulary_size)
+            return Reply(inputs=inputs, types=types)
+        prompt = work.prompt
         if not isinstance(prompt, TokenPrompt):
             with cpu_seconds(signal.ITIMER_VIRTUAL, min(most, RENDER_SECONDS)):
                 text = render(prompt, tokenizer, task.model)

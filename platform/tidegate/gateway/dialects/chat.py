@@ -310,6 +310,7 @@ class ChatCompletion(msgspec.Struct):
 
 class Chat:
     path = "/v1/chat/completions"
+    task = "generate"
     id_prefix = "chatcmpl-"
     may_stream = True
     wire = OPENAI
