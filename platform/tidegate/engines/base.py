@@ -65,6 +65,7 @@ class Prepared:
     limit: int
     bad_words: Sequence[Sequence[int]] = ()  # the last token of each may not come after the others
     grammar: str = ""  # llguidance's, that the answer follows: the sampling's, or one that the replica made
+    begun: str = ""  # of the answer, what the prompt of a chat has already written
 
     @property
     def work(self) -> Generate:

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
-from tidegate.engines.limits import completion_limit, truncated
+from tidegate.engines.limits import completion_limit, refusal, truncated
 from tidegate.engines.stop_buffer import StopBuffer
 from tidegate.messages.work import (
     NO_TOKENS,
@@ -138,6 +138,9 @@ class SimulatedEngine:
         if isinstance(work, Tokenize):
             shown = self._prompt_entries(request, count, None) if work.has_strings else []
             return Tokens(prompt_ids=self._prompt_ids(request, count), prompt_logprobs=shown)
+        if isinstance(work.prompt, ChatPrompt) and work.prompt.tool_choice not in ("", "auto"):
+            why = "The simulated engine calls no tools: use tool_choice auto or none."
+            return refusal("InvalidPrompt", why)
         kept = truncated(range(count), work.sampling, self._context_length)
         limit = completion_limit(len(kept), work, self._context_length)
         return limit if isinstance(limit, Finish) else Prepared(request, kept, limit)

@@ -24,8 +24,9 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
-from tidegate.engines.transformers.formats import format_stops, with_stops
+from tidegate.engines.transformers.formats import format_stops, response_format, with_stops
 from tidegate.engines.transformers.generation_rules import GenerationRules
+from tidegate.engines.transformers.grammars import Grammars
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, told
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
@@ -82,12 +83,20 @@ class TransformersEngine:
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
+        self._response = response_format(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         self._stops = format_stops(tokenizer, self._vocabulary_size)
         named_ends = end_ids(model, tokenizer)
         tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
         self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
         self._generation = GenerationRules(model, self._end_ids)
+        self._grammars = Grammars(
+            tokenizer,
+            self._vocabulary,
+            self._end_ids,
+            size=self._vocabulary_size,
+            threads=args.threads or usable_cores(),
+        )
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         kv = measure_kv(model)
         cap = spec.memory_cap_bytes
@@ -133,8 +142,11 @@ class TransformersEngine:
         limit = completion_limit(len(reply.ids), request.work, self._context_length)
         if isinstance(limit, Finish):
             return limit
-        grammar = request.work.sampling.grammar
-        return Prepared(with_stops(request, self._stops), reply.ids, limit, reply.bad_words, grammar)
+        grammar = reply.grammar or request.work.sampling.grammar
+        if grammar and (why := await self._grammars.refusal(grammar)):
+            return refusal("GrammarFailed", f"This model cannot follow the grammar: {why}", len(reply.ids))
+        request = with_stops(request, self._stops)
+        return Prepared(request, reply.ids, limit, reply.bad_words, grammar, reply.begun)
 
     async def _reply(self, request: Request) -> Reply:
         """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
@@ -157,6 +169,8 @@ class TransformersEngine:
             end_ids=self._end_ids,
             vocabulary=self._vocabulary,
             rules=self._generation.of_prompt(len(prepared.prompt)),
+            response=self._response,
+            matcher=self._grammars.matcher(prepared.grammar) if prepared.grammar else None,
         )
         if (ended := sequence.ended_in_log()) is not None:
             return ended
@@ -185,6 +199,8 @@ class TransformersEngine:
         self._scheduler = self._empty_scheduler(slots=0)
         if hasattr(self, "_prompts"):
             self._prompts.close()
+        if hasattr(self, "_grammars"):
+            self._grammars.close()
         for name in ("_batch", "_tokens", "_generation"):
             if hasattr(self, name):
                 delattr(self, name)
@@ -231,6 +247,8 @@ class TransformersEngine:
                 output = sequence.fail("NumericalError", "The model's logits were not finite.")
             elif sequence.generates_nothing:
                 output = sequence.end_without_token()
+            elif not chosen.open[row]:
+                output = sequence.end_closed()
             else:
                 output = sequence.accept(chosen.ids[row], chosen.logprobs.get(row))
             if output.finish is not None:
