@@ -88,7 +88,7 @@ class TextBlock(msgspec.Struct, tag="text", tag_field="type"):
 
 
 class ThinkingBlock(msgspec.Struct, tag="thinking", tag_field="type"):
-    """Part of an answer that is sent back, which the model's chat template may show; without its signature."""
+    """Part of an answer that is sent back; the model's chat template may show it. Signatures are not read."""
 
     thinking: str
 

@@ -426,8 +426,8 @@ def _now() -> str:
 
 
 def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
-    """Messages as a chat template takes them. A result that names neither call nor function is that of the first
-    call before it that has none."""
+    """Messages as a chat template takes them. A result that names neither call nor function is that of the
+    first call before it that has none."""
     made: list[dict[str, Any]] = []
     open_calls: dict[str, str] = {}  # ids of those without a result, and whom they call
     count = 0
