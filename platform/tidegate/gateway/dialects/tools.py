@@ -29,18 +29,13 @@ FunctionName = Annotated[
         description="1 to 64 letters, digits, _, - or .",
     ),
 ]
-PARAMETERS = {
-    "anyOf": [
-        {"type": "null"},
-        {
-            "type": "object",
-            "properties": {
-                "type": {"const": "object"},
-                "properties": {"type": "object"},
-                "required": {"type": "array", "items": {"type": "string"}},
-            },
-        },
-    ]
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "object"},
+        "properties": {"type": "object"},
+        "required": {"type": "array", "items": {"type": "string"}},
+    },
 }
 
 
@@ -49,7 +44,9 @@ class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     description: Annotated[str | None, says("what it does, for the model")] = None
     parameters: Annotated[
         dict[str, Any] | None,
-        documented("a JSON schema of type object; left out: it has none", PARAMETERS),
+        documented(
+            "a JSON schema of type object; left out: it has none", {"anyOf": [{"type": "null"}, PARAMETERS]}
+        ),
     ] = None
     strict: Annotated[bool | None, says("true: what of the schema cannot be enforced is refused")] = None
 
