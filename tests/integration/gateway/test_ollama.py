@@ -10,7 +10,16 @@ import httpx
 import pytest
 
 from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, REVISION, Gateway, open_gateway
-from tidegate.messages.work import ChatPrompt, Finish, Generate, Segment, TextPrompt, Tokenize, Tokens
+from tidegate.messages.work import (
+    CallDelta,
+    ChatPrompt,
+    Finish,
+    Generate,
+    Segment,
+    TextPrompt,
+    Tokenize,
+    Tokens,
+)
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 WHOLE = {"stream": False}
@@ -85,7 +94,7 @@ async def test_what_is_asked_reaches_the_model(gateway: Gateway) -> None:
         [
             {"role": "system", "content": "Be kind."},
             {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": "Good"},
+            {"role": "assistant", "content": "Good", "reasoning_content": "hm"},
         ],
         add_generation_prompt=False,
         continue_final_message=True,
@@ -96,6 +105,68 @@ async def test_what_is_asked_reaches_the_model(gateway: Gateway) -> None:
     assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.5, 3, 7)
     assert (sampling.stop, sampling.repetition_penalty) == (("END",), 1.1)
     assert sampling.left_out == ("top_p", "min_p")
+
+
+@pytest.mark.parametrize(
+    ("form", "part"), [("json", '{"type":"object"'), ({"properties": {"a": {}}}, '"a"'), ("", None)]
+)
+async def test_a_format_reaches_the_model(gateway: Gateway, form: Any, part: str | None) -> None:
+    work, _ = await asked(gateway, "/api/chat", CHAT | {"format": form}, "x")
+    grammar = work.sampling.grammar
+    assert grammar == "" if part is None else part in grammar
+
+
+FUNCTION = {
+    "name": "weather",
+    "description": "Of a city",
+    "parameters": {"type": "object", "properties": {"city": {}}},
+}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+
+
+async def test_tools_calls_and_results_reach_the_model(gateway: Gateway) -> None:
+    call = {"function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "tool_calls": [call, call | {"id": "mine"}]},
+        {"role": "tool", "content": "Rain.", "tool_name": "weather"},
+        {"role": "tool", "content": "Sun."},
+    ]
+    work, _ = await asked(gateway, "/api/chat", CHAT | {"messages": messages, "tools": TOOLS}, "x")
+    assert (work.prompt.tools, work.prompt.tool_choice) == (TOOLS, "auto")
+    made = work.prompt.messages
+    assert [each["id"] for each in made[1]["tool_calls"]] == ["call00000", "mine"]
+    assert made[1]["tool_calls"][0]["function"] == call["function"]
+    assert [(each["tool_call_id"], each["name"]) for each in made[2:]] == [
+        ("call00000", "weather"),
+        ("mine", "weather"),
+    ]
+
+
+@pytest.mark.parametrize("think", [None, False])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_and_thoughts_of_an_answer(gateway: Gateway, stream: bool, think: bool | None) -> None:
+    body = CHAT | {"tools": TOOLS, "stream": stream, "think": think}
+    call = asyncio.create_task(gateway.post("/api/chat", body))
+    [claim] = await gateway.replica.next()
+    parts = [
+        Tokens([1], reasoning="hm"),
+        Tokens([2], "Let me see.", calls=[CallDelta(0, "c1", "weather", "")]),
+        Tokens(
+            [3], calls=[CallDelta(0, "", "", '{"city":"Ulm\u2028"}'), CallDelta(1, "c2", "weather", "{}")]
+        ),
+    ]
+    for seq, part in enumerate(parts):
+        end = Finish("stop", "", "", PROMPT_TOKENS, 3) if seq == 2 else None
+        segment = Segment(claim.request.id, seq, end, part, PROMPT_TOKENS)
+        await gateway.replica.queue.emit([(claim.attempt, segment)])
+    messages = [part["message"] for part in (lines(await call) if stream else [(await call).json()])]
+    assert "".join(message["content"] for message in messages) == "Let me see."
+    assert "".join(message.get("thinking", "") for message in messages) == ("" if think is False else "hm")
+    assert [made for message in messages for made in message.get("tool_calls", ())] == [
+        {"id": "c1", "function": {"index": 0, "name": "weather", "arguments": {"city": "Ulm\u2028"}}},
+        {"id": "c2", "function": {"index": 1, "name": "weather", "arguments": {}}},
+    ]
 
 
 async def test_generate(gateway: Gateway) -> None:
@@ -146,8 +217,18 @@ async def test_a_line_of_nothing_keeps_a_stream_alive(redis_url: str, key_prefix
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("/api/chat", CHAT | {"tools": [{}]}, "tools"),
-        ("/api/chat", CHAT | {"format": "json"}, "format"),
+        ("/api/chat", CHAT | {"format": "yaml"}, "format"),
+        ("/api/chat", CHAT | {"format": {"type": "nope"}}, "format"),
+        (
+            "/api/chat",
+            CHAT | {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "tools[0].function.name",
+        ),
+        (
+            "/api/chat",
+            {"model": MODEL, "messages": [{"role": "tool", "content": "x", "tool_name": "f"}]},
+            "messages[0].tool_name",
+        ),
         ("/api/chat", CHAT | {"options": {"mirostat": 1}}, "options.mirostat"),
         ("/api/chat", CHAT | {"options": {"nope": 1}}, "options.nope"),
         ("/api/chat", CHAT | {"options": {"num_predict": 0}}, "options.num_predict"),
