@@ -361,8 +361,8 @@ def test_a_formats_stops_are_a_chats_alone_and_come_beside_the_clients() -> None
 
 
 # Of each response format: answers as models write them, with their content, reasoning and calls.
-CALL = ("f", {"a": 1, "b": "x"})
-OTHER = ("g", {})
+CALL: tuple[str, dict[str, Any]] = ("f", {"a": 1, "b": "x"})
+OTHER: tuple[str, dict[str, Any]] = ("g", {})
 THOUGHT = "<think>\nhm hm\n</think>\n\n"
 HERMES = '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "x"}}\n</tool_call>'
 CODER = (
@@ -481,7 +481,7 @@ def read(form: str, prefix: str, pieces: list[str]) -> tuple[str, str, list[tupl
     for event in events:
         if event["type"] == "region_close" and event["field"] == "tool_calls":
             with suppress(ValueError):
-                calls += [tuple(call) for call in calls_of(event["value"])]
+                calls += [(call.name, call.arguments) for call in calls_of(event["value"])]
     texts = {
         name: "".join(
             event["text"] for event in events if event["type"] == "region_chunk" and event["field"] == name
