@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import Reason
-from tidegate.control.resources import Model, ModelSpec
+from tidegate.control.resources import FIRST_TASK, Model, ModelSpec
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action
@@ -78,6 +78,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     number: int = 0
     restarted: float = 0.0  # when fresh replicas were asked for
     probes: list[Probe] = []
+    task: str = ""  # of its source
 
     @property
     def is_proved(self) -> bool:
@@ -108,6 +109,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             weights=self.stored_weights,
             commit=self.commit,
             digest=self.digest,
+            task=self.task,
         )
 
     @property
@@ -130,6 +132,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             stored_weights=found.weights,
             commit=found.commit,
             digest=found.digest,
+            task=found.task,
         )
 
 
@@ -247,6 +250,8 @@ def fitting(spec: ModelSpec, source: SourceState | None) -> SourceState | None:
         source.quantization,
         asked_context=spec.context_length,
         asked_quantization=spec.quantization,
+        task=source.task,
+        asked_task=spec.task,
     )
     return SourceState("failed", reason=Reason.InvalidEngineArgs, message=amiss) if amiss else source
 
@@ -267,6 +272,8 @@ def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpe
 
 def _content(spec: ModelSpec) -> str:
     wire = spec_on_wire(spec)
+    if spec.task == "auto":
+        wire["task"] = FIRST_TASK
     if wire["source"] is not None:
         del wire["source"]["recheckSeconds"]  # when it is looked at, and not what it is
     found = {name: wire[name] for name in REVISION_FIELDS if wire[name] or name not in LATER_FIELDS}

@@ -41,6 +41,8 @@ __all__ = [
 API_VERSION = "tidegate.dev/v1alpha1"
 DEFAULT_POOL = "default"
 MAX_REPLICAS = 64
+# The only task that the version before knew: its API server wrote it into every stored Model.
+FIRST_TASK = "text-generation"
 MIN_RECHECK_SECONDS, MAX_RECHECK_SECONDS = 60, 30 * 86_400
 MAX_CHAT_TEMPLATE = 1 << 16  # characters
 RECHECK_REMEDY = f"use 0, or at least {MIN_RECHECK_SECONDS} seconds"
@@ -260,8 +262,11 @@ class ModelSpec(Strict):
     source: Source | None = Field(
         default=None, description="The checkpoint. Only the simulated engine needs none."
     )
-    task: Literal["text-generation"] = Field(
-        default="text-generation", description="What the model does: chat and text completions."
+    task: Literal["auto", "generate", "embed", "score", "classify", "text-generation"] = Field(
+        default="auto",
+        description="What the model does. generate: chat and text completions; embed: vectors of texts; "
+        "score: a number for a query and a document (reranking); classify: shares of labels; auto: what the "
+        f"checkpoint's files say. {FIRST_TASK} is read as auto.",
     )
     engine: EngineChoice = Field(default=EngineChoice(), description="What runs the model.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -313,6 +318,11 @@ class ModelSpec(Strict):
         ),
     )
 
+    @field_validator("task")
+    @classmethod
+    def _first_task(cls, task: str) -> str:
+        return "auto" if task == FIRST_TASK else task
+
     @field_validator("chat_template")
     @classmethod
     def _known_format(cls, chat_template: str) -> str:
@@ -332,6 +342,11 @@ class ModelSpec(Strict):
                 "self.quantization != 'gptq' || self.engine.name == 'transformers'",
                 "quantization gptq needs the engine transformers",
                 ".quantization",
+            ),
+            Rule(
+                "self.engine.name != 'simulated' || !(self.task in ['embed', 'score', 'classify'])",
+                "the engine simulated generates only; leave task out",
+                ".task",
             ),
             Rule(
                 "self.chatTemplate == '' || self.engine.name == 'transformers'",
@@ -371,6 +386,8 @@ class ModelSpec(Strict):
             raise ValueError(f"source.uri is missing; the engine {self.engine.name} needs a checkpoint")
         if self.engine.name == "simulated" and self.quantization == "gptq":
             raise ValueError("quantization gptq needs the engine transformers")
+        if self.engine.name == "simulated" and self.task in ("embed", "score", "classify"):
+            raise ValueError("the engine simulated generates only; leave task out")
         if self.engine.name == "simulated" and self.chat_template:
             raise ValueError("chatTemplate needs the engine transformers")
         asked = self.resources

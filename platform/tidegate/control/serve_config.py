@@ -36,7 +36,7 @@ SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than 
 # to be kept there.
 GROUP_UNIT = 0.001
 LATER_ARGS = ("commit", "digest", "probes", "restarted")  # of a replica
-LATER_ENGINE_ARGS = ("chat_template",)
+LATER_ENGINE_ARGS = ("chat_template", "task")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +162,7 @@ def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -
         memory_cap_bytes=placement.memory_cap_bytes if placement is not None else 0,
         args=dict(spec.engine.args),
         chat_template=spec.chat_template,
+        task="" if spec.task == "auto" else spec.task,
     )
 
 

@@ -27,9 +27,12 @@ from tidegate.messages.work import (
     NO_TOKENS,
     ChatPrompt,
     Detokenize,
+    Embed,
     Finish,
+    Inputs,
     Request,
     Sampling,
+    Score,
     Segment,
     TextPrompt,
     Tokenize,
@@ -132,12 +135,17 @@ class SimulatedEngine:
         return self._slots - len(self._rows)
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        if isinstance(request.work, Embed | Score):
+            return refusal("WrongTask", f"The model {request.model!r} is served to generate text.")
         work, count = request.work, self._prompt_tokens(request)
         if isinstance(work, Detokenize):
             return Tokens(text=self._prompt_text(request))
         if isinstance(work, Tokenize):
             shown = self._prompt_entries(request, count, None) if work.has_strings else []
             return Tokens(prompt_ids=self._prompt_ids(request, count), prompt_logprobs=shown)
+        if isinstance(work.prompt, ChatPrompt) and work.prompt.tool_choice not in ("", "auto"):
+            why = "The simulated engine calls no tools: use tool_choice auto or none."
+            return refusal("InvalidPrompt", why)
         if work.sampling.grammar:
             return refusal(
                 "GrammarFailed", "The simulated engine draws words at random: it follows no grammar."
@@ -324,6 +332,8 @@ class SimulatedEngine:
                 return text
             case TokenPrompt(token_ids):
                 return "".join(self._words[token % len(self._words)] for token in token_ids)
+            case Inputs():
+                raise AssertionError("prepare refuses them")
 
     def _prompt_tokens(self, request: Request) -> int:
         """Count exactly for token prompts; text counts one token per four characters begun."""

@@ -45,6 +45,19 @@ def find_model(name: str, models: Mapping[str, ModelEntry]) -> ModelEntry:
     return entry
 
 
+def check_task(entry: ModelEntry, task: str, paths: Mapping[str, str]) -> None:
+    """Raise `InvalidRequest` where an endpoint of `task` (empty: of any) is not the model's. `paths` names an
+    endpoint for each task."""
+    own = entry.task if entry.task in paths else "generate"  # hosts of the version before call it otherwise
+    if task and task != own:
+        raise InvalidRequest(
+            f"model: {entry.name!r}: it is served to {own}, not to {task}: send this to {paths[own]}, or "
+            f"name a model that GET /v1/models shows with the task {task}.",
+            param="model",
+            code="wrong_task",
+        )
+
+
 def choose_revision(weights: Mapping[str, int], key: str) -> str:
     """Choose by weight. One `key` gets the same revision in every gateway, as long as the table stays. The
     first of the table keeps its keys as its weight grows: so the one that is rolled out is first.

@@ -114,7 +114,7 @@ def usual(scope: Scope) -> Scope:
 
 # `/openai/v1/...`, and before that one path a deployment, which is what a model is here.
 _AZURE = re.compile(
-    r"/openai/(?:v1/(?P<rest>.+)|deployments/(?P<deployment>.+?)/(?P<of_deployment>(?:chat/)?completions))"
+    r"/openai/(?:v1/(?P<rest>.+)|deployments/(?P<deployment>.+?)/(?P<of_deployment>(?:chat/)?completions|embeddings))"
 )
 # Where TGI's clients name a model, in front of TGI's paths and those of OpenAI: TGI itself has one model.
 _OF_MODEL = re.compile(

@@ -130,8 +130,8 @@ def describe(struct: type[msgspec.Struct], components: dict[str, dict[str, Any]]
                 component["required"].append(name)
         if component.get("additionalProperties") is False:
             component["additionalProperties"] = getattr(kind.cls, "UNKNOWN", {"type": "null"})
-        if rules := getattr(kind.cls, "RULES", ()):
-            component["allOf"] = [rule.schema for rule in rules if rule.schema]
+        if schemas := [rule.schema for rule in getattr(kind.cls, "RULES", ()) if rule.schema]:
+            component["allOf"] = schemas
 
 
 class BodyReader(Generic[Body]):

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, assert_never
 
 import msgspec
@@ -74,6 +75,13 @@ WARNING = b"x-tidegate-warning"
 MOST_WARNING = 1000  # characters
 AT_ONCE = 512  # segments that are rendered together
 _NOT_KEPT = contextlib.nullcontext()
+# An endpoint for each task, for who asks at another's.
+PATHS = {
+    "generate": "/v1/chat/completions or /v1/completions",
+    "embed": "/v1/embeddings",
+    "score": "/v1/rerank or /v1/score",
+    "classify": "/v1/classify or /v1/moderations",
+}
 POSITION_SECONDS = 1.0  # how long a held status line waits for the queue position that it announces
 
 
@@ -164,6 +172,7 @@ class Exchange:
         if call.model in models:
             self.model_label = call.model  # a refusal counts under it as well
         entry = admission.find_model(call.model, models)
+        admission.check_task(entry, self._dialect.task, PATHS)
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
         if call.constraint is not None:
             await self._constrain(call, call.constraint, key)
@@ -338,7 +347,7 @@ class Exchange:
                 for index, segment in segments:
                     choices[index].append(segment)
                 usage = count_usage(admitted.opened.finishes(), admitted.call.n)
-                body = admitted.call.answer(admitted.head, choices, usage)
+                body = await self._written(admitted, choices, usage)
                 if usage.total_tokens:  # none where no model ran
                     self._record(admitted, usage, None)
                 self._is_status_out = True
@@ -348,6 +357,12 @@ class Exchange:
                 raise failure_error(finish, admitted.call, entry)
             case _:
                 raise ClientLeft
+
+    async def _written(self, admitted: Admitted, choices: list[list[Segment]], usage: Usage) -> bytes:
+        """Write a whole answer; what many results make, beside the event loop."""
+        write = partial(admitted.call.answer, admitted.head, choices, usage)
+        has_results = len(choices) > 1 and choices[0][-1].result is not None
+        return await asyncio.to_thread(write) if has_results else write()
 
     async def _stream(self, admitted: Admitted) -> None:
         """Hold the status line until there is something to say, then events until every choice has ended."""

@@ -7,6 +7,7 @@ import logging
 from tidegate.control.reasons import Reason
 from tidegate.errors import (
     PROMPT_REFUSALS,
+    REFUSED_FIELDS,
     GenerationFailed,
     InvalidRequest,
     ModelUnavailable,
@@ -50,7 +51,9 @@ def failure_error(finish: Finish, call: Call, entry: ModelEntry) -> RequestError
         return GenerationFailed(finish.message, code=code)
     if code := PROMPT_REFUSALS.get(finish.code):
         constraint = call.constraint if finish.code == "GrammarFailed" else None
-        param = call.prompt_field if constraint is None else constraint.param
+        param = REFUSED_FIELDS.get(finish.code, call.prompt_field)
+        if constraint is not None:
+            param = constraint.param
         return InvalidRequest(finish.message, param=param, code=code)
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
     return GenerationFailed(

@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.errors import SourceError
-from tidegate.sources.facts import DecoderShape, StoredWeights, auto_precision, decoder_shape, text_config
+from tidegate.sources.facts import (
+    DecoderShape,
+    StoredWeights,
+    auto_precision,
+    decoder_shape,
+    task_of,
+    text_config,
+)
 from tidegate.sources.schemes import WANTED_FILES
 from tidegate.sources.tensors import LFS_POINTER, MOST_LFS_BYTES, StoredTensor, lfs_pointer, read_header
 
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
 SINGLE, INDEX_ENDING = "model.safetensors", ".safetensors.index.json"
 INDEX = f"model{INDEX_ENDING}"
+MODULES = "modules.json"  # of sentence-transformers: what comes behind the model
 ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
 # Beside the weights, what is read of a checkpoint.
 SMALL_FILES = [pattern for pattern in WANTED_FILES if pattern != "*.safetensors"]
@@ -78,6 +86,11 @@ class Checkpoint:
     @property
     def architecture(self) -> str:
         return str((self.config.get("architectures") or [self.model_type])[0])
+
+    @property
+    def task(self) -> str:
+        """What its files say that it is for (`sources.facts.TASKS`)."""
+        return task_of(self.config, MODULES in self.files)
 
     @property
     def quantization(self) -> str:

@@ -37,6 +37,12 @@ def test_a_specs_hash_never_changes() -> None:
     assert revision_of(sourced().spec) == "feddb78dd4"
 
 
+def test_the_task_of_the_version_before_says_nothing() -> None:
+    before = sourced(task="text-generation").spec
+    assert (before.task, revision_of(before)) == ("auto", "feddb78dd4")
+    assert revision_of(sourced(task="embed").spec) != "feddb78dd4"
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -190,6 +190,14 @@ def test_of_a_config_that_is_not_ours_nothing_was_ordered(config: dict[str, Any]
     assert ordered(config) == (0, False)
 
 
+def test_a_task_shows_only_where_it_is_asked_for() -> None:
+    """Or every replica of the version before would be replaced."""
+    for task, shown in (("auto", {}), ("embed", {"task": "embed"})):
+        spec = model(engine={"name": "transformers"}, source={"uri": "/w"}, task=task).spec
+        args = application_config(Application("m", "r", spec, "/w", keep_awake=False), REPLICAS)["args"]
+        assert {name: value for name, value in args["engine"].items() if name == "task"} == shown
+
+
 def test_no_target_means_the_engines_slots() -> None:
     config = application_config(Application("m", "r", model().spec, "", keep_awake=False), REPLICAS)
     assert 0 < config["deployments"][0]["autoscaling_config"]["target_ongoing_requests"] < 1

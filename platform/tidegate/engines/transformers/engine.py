@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput, is_out_of_memory
+from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
-from tidegate.engines.transformers.formats import format_stops, with_stops
+from tidegate.engines.transformers.formats import format_stops, response_format, with_stops
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.grammars import Grammars
 from tidegate.engines.transformers.head import InParts
-from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, told
+from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, out_of_memory
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
@@ -40,7 +40,17 @@ from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages.work import Finish, Generate, Request, Segment, TextPrompt, TokenPrompt, Tokens
+from tidegate.messages.work import (
+    Embed,
+    Finish,
+    Generate,
+    Request,
+    Score,
+    Segment,
+    TextPrompt,
+    TokenPrompt,
+    Tokens,
+)
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
@@ -64,11 +74,7 @@ class TransformersEngine:
         except BaseException as error:
             self.close()
             if is_out_of_memory(error):
-                raise EngineLoadError(
-                    "OutOfMemory",
-                    f"Memory ran out while the model was loaded and checked ({told(error)}): give it more, "
-                    "or serve a smaller or quantized checkpoint.",
-                ) from error
+                raise out_of_memory(error) from error
             raise
 
     def _load(self) -> LoadReport:
@@ -83,6 +89,7 @@ class TransformersEngine:
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
+        self._response = response_format(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         self._stops = format_stops(tokenizer, self._vocabulary_size)
         named_ends = end_ids(model, tokenizer)
@@ -129,6 +136,8 @@ class TransformersEngine:
         return self._scheduler.free_slots()
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        if isinstance(request.work, Embed | Score):
+            return refusal("WrongTask", f"The model {request.model!r} is served to generate text.")
         request = self._generation.applied(request)
         try:
             check_token_ids(request, self._tokenizer, self._vocabulary_size)
@@ -141,10 +150,11 @@ class TransformersEngine:
         limit = completion_limit(len(reply.ids), request.work, self._context_length)
         if isinstance(limit, Finish):
             return limit
-        grammar = request.work.sampling.grammar
+        grammar = reply.grammar or request.work.sampling.grammar
         if grammar and (why := await self._grammars.refusal(grammar)):
             return refusal("GrammarFailed", f"This model cannot follow the grammar: {why}", len(reply.ids))
-        return Prepared(with_stops(request, self._stops), reply.ids, limit, reply.bad_words, grammar)
+        request = with_stops(request, self._stops)
+        return Prepared(request, reply.ids, limit, reply.bad_words, grammar, reply.begun)
 
     async def _reply(self, request: Request) -> Reply:
         """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
@@ -167,6 +177,7 @@ class TransformersEngine:
             end_ids=self._end_ids,
             vocabulary=self._vocabulary,
             rules=self._generation.of_prompt(len(prepared.prompt)),
+            response=self._response,
             matcher=self._grammars.matcher(prepared.grammar) if prepared.grammar else None,
         )
         if (ended := sequence.ended_in_log()) is not None:

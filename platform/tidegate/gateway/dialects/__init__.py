@@ -4,6 +4,8 @@ from tidegate.gateway.dialects.anthropic import ANTHROPIC, CountTokens, Messages
 from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
+from tidegate.gateway.dialects.embeddings import Embeddings
+from tidegate.gateway.dialects.judging import JUDGING
 from tidegate.gateway.dialects.ollama import OLLAMA, OllamaChat, OllamaGenerate
 from tidegate.gateway.dialects.responses import Responses
 from tidegate.gateway.dialects.tgi import TGI, GenerateEither, GenerateStream, GenerateText
@@ -13,6 +15,8 @@ from tidegate.gateway.dialects.wire import OPENAI, Wire
 DIALECTS: tuple[Dialect, ...] = (
     Chat(),
     Completions(),
+    Embeddings(),
+    *JUDGING,
     Responses(),
     TokenizeDialect(),
     DetokenizeDialect(),

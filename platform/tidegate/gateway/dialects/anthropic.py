@@ -190,6 +190,7 @@ class TokenCount(msgspec.Struct):
 
 class Messages:
     path = "/v1/messages"
+    task = "generate"
     id_prefix = "msg_"
     may_stream = True
     wire = ANTHROPIC
@@ -204,6 +205,7 @@ class Messages:
 
 class CountTokens:
     path = "/v1/messages/count_tokens"
+    task = ""
     id_prefix = "count_"
     may_stream = False
     wire = ANTHROPIC

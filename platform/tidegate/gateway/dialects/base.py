@@ -104,6 +104,7 @@ class Dialect(Protocol):
     """One endpoint. `dialects.DIALECTS` lists them all."""
 
     path: str
+    task: str  # of the models that it asks; empty: of any
     id_prefix: str  # of the ids of its calls
     may_stream: bool
     wire: Wire  # of its protocol

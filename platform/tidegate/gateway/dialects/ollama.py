@@ -240,6 +240,7 @@ class OllamaGenerateAnswer(Ended, kw_only=True):
 
 class OllamaChat:
     path = "/api/chat"
+    task = "generate"
     id_prefix = "ollama-"
     may_stream = True
     wire = OLLAMA
@@ -256,6 +257,7 @@ class OllamaChat:
 
 class OllamaGenerate:
     path = "/api/generate"
+    task = "generate"
     id_prefix = "ollama-"
     may_stream = True
     wire: Wire = OllamaWire(_NO_RESPONSE)

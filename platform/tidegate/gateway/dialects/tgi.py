@@ -209,6 +209,7 @@ class StreamedToken(msgspec.Struct):
 
 class GenerateText:
     path = "/generate"
+    task = "generate"
     id_prefix = "tgi-"
     may_stream = False
     wire = TGI

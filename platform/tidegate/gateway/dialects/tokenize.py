@@ -94,6 +94,7 @@ class Detokenized(msgspec.Struct):
 
 class TokenizeDialect:
     path = "/tokenize"
+    task = ""
     id_prefix = "tok-"
     may_stream = False
     wire = OPENAI
@@ -108,6 +109,7 @@ class TokenizeDialect:
 
 class DetokenizeDialect:
     path = "/detokenize"
+    task = ""
     id_prefix = "detok-"
     may_stream = False
     wire = OPENAI
