@@ -63,10 +63,18 @@ LISTED = {
 class Read:
     """All parts of an answer together, and the calls as a client puts them together."""
 
-    def __init__(self, template: Any, pieces: list[str], *, begun: str = "", has_tools: bool = True) -> None:
+    def __init__(
+        self,
+        template: Any,
+        pieces: list[str],
+        *,
+        begun: str = "",
+        has_tools: bool = True,
+        tools: list[dict[str, Any]] = TOOLS,
+    ) -> None:
         made = reading_template(template, has_tools=has_tools)
         assert made is not None
-        reader = ResponseReader(made, begun, TOOLS if has_tools else [], "call.0")
+        reader = ResponseReader(made, begun, tools if has_tools else [], "call.0")
         self.parts = [*map(reader.push, pieces), reader.finish()]
         self.text = "".join(part.text for part in self.parts)
         self.reasoning = "".join(part.reasoning for part in self.parts)
