@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -56,8 +56,9 @@ def call_grammar(
     if not form.calls.trigger:
         return ""
     call = f"{rules.until(form.calls.trigger)} {calls.behind_trigger()}"
-    parts = [part for part in (call if prompt.parallel_tool_calls else "", thinks.within(rules)) if part]
-    free = f"({' | '.join(parts)})*" if parts else ""
+    others = rules.kept_whole(besides=(form.calls.trigger, *thinks.marks))
+    parts = [call if prompt.parallel_tool_calls else "", thinks.within(rules), others]
+    free = f"({' | '.join(filter(None, parts))})*" if any(parts) else ""
     end = "TEXT" if prompt.parallel_tool_calls else f"(TEXT | {call})"
     rules.add("start", f"{thinks.rest(rules)} {free} {end}")
     return rules.text()
@@ -100,6 +101,11 @@ class _Rules:
             name = self._lazy.setdefault(first, f"until_{len(self._lazy)}")
             forms.append(name)
         return f"({' | '.join(forms)}) {behind}"
+
+    def kept_whole(self, besides: Collection[str]) -> str:
+        """Write any text up to and with a token that is no text to a grammar, but for some."""
+        tokens = sorted({token for text, (token, _) in self._added.items() if text not in besides})
+        return f"TEXT <[{','.join(map(str, tokens))}]>" if tokens else ""
 
     def schema(self, schema: Mapping[str, Any]) -> str:
         return f"%json {json.dumps({**schema, 'x-guidance': SPACING}, ensure_ascii=False)}"
@@ -303,6 +309,10 @@ class _Reasoning:
                     is_open = begun.rfind(opens) > begun.rfind(closes)
                     return cls(opens, closes, is_open=is_open, is_over=closes in begun)
         return cls()
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        return self._opens, self._closes
 
     def before(self, rules: _Rules) -> str:
         """Write what may come before calls."""

@@ -145,6 +145,12 @@ def test_an_answer_that_may_call(answer: str, is_right: bool, keeps_tags: bool) 
     assert is_taken(HERMES, answer, WEATHER, NOW, choice="auto", keeps_tags=keeps_tags) == is_right
 
 
+def test_a_free_answer_may_have_any_special_token_but_the_trigger() -> None:
+    assert is_taken(HERMES, "a[TOOL_CALLS]b", WEATHER, choice="auto")
+    assert is_taken(HERMES, f"a[TOOL_CALLS]b{CALL}", WEATHER, choice="auto", parallel=False)
+    assert not is_taken(LISTED, "a[TOOL_CALLS]b", WEATHER, choice="auto")
+
+
 def test_an_answer_that_may_call_once() -> None:
     for answer in ("Sunny.", CALL, f"So: {CALL}", f"<think>Hm.</think>{CALL}"):
         assert is_taken(HERMES, answer, WEATHER, choice="auto", parallel=False), answer
