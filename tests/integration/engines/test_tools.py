@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from llguidance import LLMatcher
 from msgspec.structs import replace
 
-from tests.checkpoints import tiny, with_tools
+from tests.checkpoints import CHAT_TEMPLATE, tiny, with_tools
 from tests.engine_requests import Result, a_request, run, run_one, run_steps
 from tidegate.engines.base import Engine
 from tidegate.engines.create import create_engine
@@ -149,6 +150,31 @@ def test_a_model_without_a_format_calls_in_the_default_one(tmp_path: Path) -> No
     plain = run_one(engine, asking("x.1", "auto", WEATHER, max_tokens=10))
     assert plain.text and calls_of(plain) == []
     engine.close()
+
+
+def test_what_a_model_thinks_comes_apart(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "thinks", "llama")
+    (folder / "chat_template.jinja").write_text(f"{CHAT_TEMPLATE}{{# <think></think> #}}")
+    engine = create_engine(
+        EngineSpec("transformers", path=str(folder), precision="float32", device="cpu", args={"threads": 1})
+    )
+    engine.load()
+    form = 'start: "<think>\\n" /[ab]{5}/ "\\n</think>\\n\\n" /[cd]{5}/'
+    request = a_request(
+        "x.0", [{"role": "user", "content": "?"}], grammar=form, max_tokens=80, ignore_eos=False
+    )
+    whole = run_one(engine, request)
+    before = run_steps(engine, request, 9)
+    after = run_one(engine, request, before.log)
+    engine.close()
+
+    assert re.fullmatch("[ab]{5}", reasoning(whole.log)) and re.fullmatch("[cd]{5}", whole.text)
+    assert reasoning([*before.log, *after.log]) == reasoning(whole.log)
+    assert before.text + after.text == whole.text
+
+
+def reasoning(log: list[Segment]) -> str:
+    return "".join(segment.output.reasoning for segment in log)
 
 
 def test_a_schema_that_takes_forever_holds_up_nobody(engine: Engine) -> None:

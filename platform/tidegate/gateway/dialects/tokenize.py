@@ -21,6 +21,7 @@ from tidegate.gateway.dialects.chat import (
     chat_prompt,
 )
 from tidegate.gateway.dialects.openai import Flag, VocabularyId, encode, whole_text
+from tidegate.gateway.dialects.tools import Tools, asked_tools
 from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import Detokenize, Prompt, Segment, TextPrompt, Tokenize, TokenPrompt
 
@@ -63,6 +64,7 @@ class TokenizeBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         says(f"a text of at most {MOST_CHARACTERS} characters"),
     ] = None
     messages: Annotated[Messages | None, says(MESSAGES)] = None
+    tools: Tools = None
     add_special_tokens: Flag = None
     return_token_strs: Flag = None
     add_generation_prompt: Flag = None
@@ -143,7 +145,8 @@ class TokenizeCall(_WholeAnswer):
             self._prompt = TextPrompt(body.prompt or "", body.add_special_tokens is not False)
         else:
             args = body.chat_template_kwargs or {}
-            self._prompt = chat_prompt(body, chat_messages(body.messages), args)
+            tools = asked_tools(body.tools or (), None, None)
+            self._prompt = chat_prompt(body, chat_messages(body.messages), args, tools)
 
     def asks(self, random_seed: int) -> list[Ask]:  # noqa: ARG002 - nothing is drawn
         # The prompt may be large, and the call lives as long as its answer.
