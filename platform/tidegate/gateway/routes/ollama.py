@@ -20,6 +20,8 @@ from tidegate.gateway.services import Services
 from tidegate.messages.registry import ModelEntry
 
 SPOKEN = "0.12.6"  # the version of Ollama whose API this is: some clients ask for one that is new enough
+# By task. Whether a model calls tools says its chat template, which only its replicas know.
+_CAPABILITIES: dict[str, list[str]] = {"embed": ["embedding"], "score": [], "classify": []}
 _IN_USE_UNTIL = "9999-12-31T00:00:00Z"
 
 
@@ -139,7 +141,7 @@ def routes(services: Services) -> APIRouter:
             modified_at=tag["modified_at"],
             details=tag["details"],
             model_info={"general.architecture": family, f"{family}.context_length": entry.context_length},
-            capabilities=["completion"],
+            capabilities=_CAPABILITIES.get(entry.task, ["completion", "tools"]),
         )
 
     @router.get(
