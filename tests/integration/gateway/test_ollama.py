@@ -170,6 +170,12 @@ async def test_calls_and_thoughts_of_an_answer(gateway: Gateway, stream: bool, t
     ]
 
 
+async def test_lines_have_no_ids(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post("/api/chat", CHAT, **{"x-tidegate-event-ids": "1"}))
+    await gateway.replica.answer("Good", " day")
+    assert len(lines(await call)) == 3
+
+
 async def test_generate(gateway: Gateway) -> None:
     body = {"model": MODEL, "prompt": "Once", "system": "Be kind."}
     work, response = await asked(gateway, "/api/generate", body, "Good", " day")

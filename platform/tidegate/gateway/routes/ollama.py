@@ -15,6 +15,7 @@ from tidegate.gateway.asgi import read_body
 from tidegate.gateway.auth import KnownKey
 from tidegate.gateway.bodies import REFERENCE, BodyReader, RequestBody, describe, says
 from tidegate.gateway.dialects.ollama import LATEST, OLLAMA
+from tidegate.gateway.intake import SMALL_BYTES
 from tidegate.gateway.openapi import error_responses
 from tidegate.gateway.services import Services
 from tidegate.messages.registry import ModelEntry
@@ -132,7 +133,8 @@ def routes(services: Services) -> APIRouter:
         },
     )
     async def show(request: Request) -> Shown:
-        raw = await read_body(request.scope, request.receive, services.settings.max_body_bytes)
+        most = min(SMALL_BYTES, services.settings.max_body_bytes)  # so it need not be counted
+        raw = await read_body(request.scope, request.receive, most)
         name = reader.read(raw).model.removesuffix(LATEST)
         entry = find_listed(name, services.registry.models())
         tag = _tag(entry)
