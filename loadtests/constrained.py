@@ -1,8 +1,8 @@
 """Constrained answers against free ones, in an engine of its own: `python -m loadtests.constrained [MODEL]`.
 
-MODEL is a checkpoint's folder; without one a Llama of random weights is made, with a tokenizer of 16,000 tokens
-that is trained on the standard library. 16 requests begin together. Prints milliseconds a token, of which each
-answer has the same number in the first two lines, and the time of whole answers in the others.
+MODEL is a checkpoint's folder; without one a Llama of random weights is made, with a tokenizer of 16,000
+tokens that is trained on the standard library. 16 requests begin together. In the first two lines each answer
+has the same number of tokens; the others are whole objects.
 """
 
 from __future__ import annotations

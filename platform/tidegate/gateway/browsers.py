@@ -77,7 +77,7 @@ class OwnPagesOnly:
 def _preflight(scope: Scope) -> list[Header]:
     asked = header(scope, b"access-control-request-headers") or b""
     return [
-        (b"access-control-allow-methods", b"GET, HEAD, POST"),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
         (
             b"access-control-allow-headers",
             asked if _HEADER_NAMES.fullmatch(asked) else b"authorization, content-type",

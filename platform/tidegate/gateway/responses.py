@@ -97,7 +97,8 @@ class ResponseExchange(_ResponseStream):
             await super()._answer(admitted)
             return
         self._is_status_out = True
-        await send_json(self._send, 200, encode(call.response(admitted.head, [], status="queued")))
+        body = encode(call.response(admitted.head, [], status="queued"))
+        await send_json(self._send, 200, body, self._headers)
 
 
 class ResponseResumption(_ResponseStream, Resumption):
@@ -150,7 +151,7 @@ async def _conversation(services: Services, response_id: str, key: Key) -> list[
     try:
         kept = await find_response(services, response_id, key)
     except NotFound as error:
-        raise InvalidRequest(
+        raise NotFound(
             f"previous_response_id: {error.message}",
             param="previous_response_id",
             code="previous_response_not_found",

@@ -24,7 +24,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
-from tidegate.engines.transformers.formats import format_stops, with_stops
+from tidegate.engines.transformers.formats import format_stops, response_format, with_stops
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.grammars import Grammars
 from tidegate.engines.transformers.head import InParts
@@ -91,6 +91,7 @@ class TransformersEngine:
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
+        self._response = response_format(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         self._stops = format_stops(tokenizer, self._vocabulary_size)
         named_ends = end_ids(model, tokenizer)
@@ -152,10 +153,11 @@ class TransformersEngine:
         limit = completion_limit(len(reply.ids), request.work, self._context_length)
         if isinstance(limit, Finish):
             return limit
-        grammar = request.work.sampling.grammar
+        grammar = reply.grammar or request.work.sampling.grammar
         if grammar and (why := await self._grammars.refusal(grammar)):
             return refusal("GrammarFailed", f"This model cannot follow the grammar: {why}", len(reply.ids))
-        return Prepared(with_stops(request, self._stops), reply.ids, limit, reply.bad_words, grammar)
+        request = with_stops(request, self._stops)
+        return Prepared(request, reply.ids, limit, reply.bad_words, grammar, reply.begun)
 
     async def _reply(self, request: Request) -> Reply:
         """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
@@ -178,6 +180,7 @@ class TransformersEngine:
             end_ids=self._end_ids,
             vocabulary=self._vocabulary,
             rules=self._generation.of_prompt(len(prepared.prompt)),
+            response=self._response,
             matcher=self._grammars.matcher(prepared.grammar) if prepared.grammar else None,
         )
         if (ended := sequence.ended_in_log()) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from msgspec.structs import replace
 
 from tidegate.gateway.dialects.base import Ask, Free
@@ -61,4 +62,6 @@ def estimated_tokens(prompt: Prompt, max_tokens: int | None) -> int:
     if isinstance(prompt, TextPrompt):
         return len(prompt.text) // _CHARACTERS_PER_TOKEN + 1 + output
     characters = sum([len(message["content"]) for message in prompt.messages])
+    if prompt.tools:
+        characters += len(msgspec.json.encode(prompt.tools))
     return characters // _CHARACTERS_PER_TOKEN + _MESSAGE_OVERHEAD_TOKENS * len(prompt.messages) + output

@@ -184,7 +184,7 @@ TestSteps.settings = settings(deadline=None, max_examples=60, stateful_step_coun
         ([8] * 16, 9, 16, 8),
         ([8] + [1] * 63, 9, 16, 1),  # 64 rows would compute eight tokens for the sake of one
         ([8] + [1] * 63, 9, 1 << 20, 8),
-        ([8, 2, 2, 2], 9, 16, 8),
+        ([8, 2, 2, 2], 9, 16, 2),
     ],
 )
 def test_a_step_takes_as_many_forced_tokens_as_are_worth_it(
