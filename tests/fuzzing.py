@@ -33,6 +33,10 @@ def refers(body: Any) -> bool:
         for one in listed
     ) or any(isinstance(part, dict) and str(part.get("type")).startswith("tool_") for part in parts)
     has_results = has_results or bool(listed and listed[-1].get("tool_calls"))
+    items = body.get("input")
+    has_results |= isinstance(items, list) and any(
+        isinstance(item, dict) and item.get("type") == "function_call_output" for item in items
+    )
     chooses = body.get("tool_choice") not in (None, "none", "auto") or isinstance(
         body.get("function_call"), dict
     )
