@@ -36,6 +36,7 @@ class OneAnswer:
     ) -> None:
         self.model = model
         self.constraint = constraint
+        self.schemas: Sequence[Constraint] = ()
         self.is_streamed = is_streamed
         self.user = ""
         self._prompt = prompt

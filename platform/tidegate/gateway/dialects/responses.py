@@ -77,6 +77,7 @@ from tidegate.gateway.dialects.tools import (
     Tool,
     asked_tools,
     called,
+    strict_schemas,
 )
 from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.gateway.grammars import Constraint
@@ -384,6 +385,7 @@ class ResponseCall:
         "model",
         "n",
         "previous",
+        "schemas",
         "user",
     )
     prompt_field = "input"
@@ -398,6 +400,7 @@ class ResponseCall:
         self.previous: list[dict[str, Any]] = []  # messages of the conversation before
         self._input = input_messages(body.input)
         self._asked = _asked(body)
+        self.schemas = strict_schemas(body.tools or (), "tools[{}]")
         has_logprobs = body.top_logprobs is not None or LOGPROBS in (body.include or ())
         self._sampling = Sampling(
             seed=0,  # its own

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from tidegate.gateway.bodies import documented, refusal, says
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import CallDelta, Segment
 
@@ -171,6 +172,22 @@ def asked_functions(functions: Sequence[FunctionDefinition], choice: str | Named
             _check_named(name, functions, "function_call.name", "functions")
             return Asked(made, name, False)
     return Asked(made, "auto", False)
+
+
+class MaybeStrict(Protocol):
+    @property
+    def parameters(self) -> dict[str, Any] | None: ...
+    @property
+    def strict(self) -> bool | None: ...
+
+
+def strict_schemas(functions: Sequence[MaybeStrict], where: str) -> Sequence[Constraint]:
+    """What must be enforceable of the functions. `where`: the path of one, with `{}` for its index."""
+    return [
+        Constraint("json", function.parameters, f"{where.format(index)}.parameters", is_strict=True)
+        for index, function in enumerate(functions)
+        if function.strict and function.parameters
+    ]
 
 
 def called(name: str, arguments: str, call_id: str) -> dict[str, Any]:
