@@ -1,8 +1,8 @@
 """The yardstick of embeddings: sentence-transformers' own batched `encode`.
 
 `python -m loadtests.plain_encode CHECKPOINT`, then one JSON list of texts a line on standard input, one JSON
-answer (`{"seconds": ...}`) a line on standard output. It loads once and waits without using CPU, so that it can
-take turns with the platform in one run.
+answer (`{"seconds": ...}`) a line on standard output. It loads once and waits without using CPU, so that it
+can take turns with the platform in one run.
 """
 
 from __future__ import annotations
