@@ -39,6 +39,7 @@ MAX_RETRY_AFTER_SECONDS = 120  # SDKs stop honouring the header above about this
 # of a replica is ours (500 or more).
 PROMPT_REFUSALS = {
     "ContextLengthExceeded": "context_length_exceeded",
+    "GrammarFailed": "grammar_failed",
     "InvalidPrompt": "invalid_prompt",
     "PromptTooCostly": "prompt_too_costly",
     "TooManyDimensions": "too_many_dimensions",

@@ -66,6 +66,7 @@ class Prepared:
     limit: int
     bad_words: Sequence[Sequence[int]] = ()  # the last token of each may not come after the others
     grammar: str = ""  # llguidance's, that the answer follows: the sampling's, or one that the replica made
+    begun: str = ""  # of the answer, what the prompt of a chat has already written
     # Of a task that generates nothing, in the place of `prompt`: token ids of each input, and of pairs which
     # text each is of (0, 1).
     inputs: Sequence[Sequence[int]] = ()

@@ -143,6 +143,13 @@ class SimulatedEngine:
         if isinstance(work, Tokenize):
             shown = self._prompt_entries(request, count, None) if work.has_strings else []
             return Tokens(prompt_ids=self._prompt_ids(request, count), prompt_logprobs=shown)
+        if isinstance(work.prompt, ChatPrompt) and work.prompt.tool_choice not in ("", "auto"):
+            why = "The simulated engine calls no tools: use tool_choice auto or none."
+            return refusal("InvalidPrompt", why)
+        if work.sampling.grammar:
+            return refusal(
+                "GrammarFailed", "The simulated engine draws words at random: it follows no grammar."
+            )
         kept = truncated(range(count), work.sampling, self._context_length)
         limit = completion_limit(len(kept), work, self._context_length)
         return limit if isinstance(limit, Finish) else Prepared(request, kept, limit)

@@ -135,6 +135,7 @@ def _lifespan(services: Services) -> Any:
             yield
         finally:
             await services.calls.shut_down()
+            await services.grammars.close()
             await services.kept.close()
             await services.queue.close()
 

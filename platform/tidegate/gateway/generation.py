@@ -27,6 +27,7 @@ from tidegate.errors import (
     InvalidRequest,
     QueueUnavailable,
     RequestError,
+    shortened,
 )
 from tidegate.gateway import admission
 from tidegate.gateway.asgi import (
@@ -48,6 +49,7 @@ from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed, shadow_of
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.event_ids import NumberedEvents
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.metrics import UNKNOWN_MODEL, RevisionOutcome
 from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
 from tidegate.gateway.services import Services
@@ -69,6 +71,8 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 CLIENT_LEFT = "ClientLeft"
+WARNING = b"x-tidegate-warning"
+MOST_WARNING = 1000  # characters
 AT_ONCE = 512  # segments that are rendered together
 _NOT_KEPT = contextlib.nullcontext()
 # An endpoint for each task, for who asks at another's.
@@ -155,6 +159,7 @@ class Exchange:
     _failed: Finish | None = None  # how the answer failed
     _started: float = field(default_factory=time.perf_counter)
     _is_status_out: bool = False
+    _headers: list[Header] = field(default_factory=list)  # of an answer, beside those of its form
     model_label: str = UNKNOWN_MODEL
     revision: str = ""  # that the call was given
 
@@ -169,6 +174,8 @@ class Exchange:
         entry = admission.find_model(call.model, models)
         admission.check_task(entry, self._dialect.task, PATHS)
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
+        if call.constraint is not None:
+            await self._constrain(call, call.constraint, key)
 
         now = time.time()
         call_id = self._dialect.id_prefix + new_id()
@@ -289,6 +296,13 @@ class Exchange:
                     self.model_label = _known_model(body, services.registry.models())
                     raise
 
+    async def _constrain(self, call: Call, constraint: Constraint, key: Key) -> None:
+        checked = await self._services.grammars.grammar(constraint, key.id)
+        call.follow(checked.grammar)
+        if checked.warnings:
+            said = f"{constraint.param}: {'; '.join(checked.warnings)}"
+            self._headers.append((WARNING, shortened(said, MOST_WARNING).encode("ascii", "backslashreplace")))
+
     async def refuse(self, error: RequestError) -> None:
         """Answer with an error; a client that is gone gets none."""
         if error.status >= 500:
@@ -337,10 +351,10 @@ class Exchange:
                 if usage.total_tokens:  # none where no model ran
                     self._record(admitted, usage, None)
                 self._is_status_out = True
-                await send_json(self._send, 200, body)
+                await send_json(self._send, 200, body, self._headers)
             case Failed(_, finish):
                 entry = self._as_it_is(admitted.entry)
-                raise failure_error(finish, admitted.call.prompt_field, entry)
+                raise failure_error(finish, admitted.call, entry)
             case _:
                 raise ClientLeft
 
@@ -381,7 +395,7 @@ class Exchange:
                         self._failed = finish
                         if self._is_status_out or any(admitted.seen):
                             await self._write_segments(opened, events, segments)
-                        raise failure_error(finish, admitted.call.prompt_field, self._as_it_is(entry))
+                        raise failure_error(finish, admitted.call, self._as_it_is(entry))
                     case Ended(segments):
                         if first_token is None:
                             first_token = time.perf_counter() - self._started
@@ -422,7 +436,7 @@ class Exchange:
             {
                 "type": "http.response.start",
                 "status": 200,
-                "headers": [*stream_head(self._dialect.wire.media_type), *headers],
+                "headers": [*stream_head(self._dialect.wire.media_type), *self._headers, *headers],
             }
         )
         opened.wrote()

@@ -97,7 +97,8 @@ class ResponseExchange(_ResponseStream):
             await super()._answer(admitted)
             return
         self._is_status_out = True
-        await send_json(self._send, 200, encode(call.response(admitted.head, [], status="queued")))
+        body = encode(call.response(admitted.head, [], status="queued"))
+        await send_json(self._send, 200, body, self._headers)
 
 
 class ResponseResumption(_ResponseStream, Resumption):
@@ -139,7 +140,7 @@ async def shown(services: Services, kept: KeptCall) -> Response:
         status = "queued" if state == "waiting" else "in_progress"
     elif finish is not None and finish.reason not in GOOD_ENDS:
         status = "cancelled" if finish.reason == "cancelled" else "failed"
-        failed = failure_error(finish, call.prompt_field, entry_of(services, kept))
+        failed = failure_error(finish, call, entry_of(services, kept))
         error = _said(failed, finish) if status == "failed" else None
     segments = [segment for segment in log or () if _is_good(segment)]
     return call.response(head_of(kept), segments, status=status, error=error)
@@ -150,7 +151,7 @@ async def _conversation(services: Services, response_id: str, key: Key) -> list[
     try:
         kept = await find_response(services, response_id, key)
     except NotFound as error:
-        raise InvalidRequest(
+        raise NotFound(
             f"previous_response_id: {error.message}",
             param="previous_response_id",
             code="previous_response_not_found",

@@ -49,6 +49,7 @@ MOST_ANSWER_BYTES = 128 * 1024 * 1024  # of an answer that is not streamed
 MOST_UNTAKEN_BYTES = 256 * 1024 * 1024
 _SEGMENT_BYTES, _LOGPROB_BYTES = 440, 215  # measured; a token and each of its alternatives
 _NUMBER_BYTES = 32  # of a list
+_CALL_BYTES = 300  # a part of a call, beside its arguments
 TOO_SLOW = Finish("error", "ReaderTooSlow", "The client reads its stream slower than it is written.")
 TOO_LARGE = Finish("error", "AnswerTooLarge", "The answer is too large to be sent whole: ask for a stream.")
 LOG_GONE = Finish("error", "LogGone", "the request's log is gone")
@@ -172,7 +173,9 @@ class OpenCall:
             return
         self._pending.append((request.index, segment))
         output = segment.output
-        size_bytes = _SEGMENT_BYTES + len(output.text)
+        size_bytes = _SEGMENT_BYTES + len(output.text) + len(output.reasoning)
+        if output.calls:
+            size_bytes += sum([_CALL_BYTES + len(call.arguments) for call in output.calls])
         for entries in (output.logprobs, output.prompt_logprobs):
             if entries:
                 size_bytes += _LOGPROB_BYTES * sum([1 + len(token.top) for token in entries])

@@ -59,13 +59,19 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, array_like=True, tag="chat"):
-    """Messages as the client sent them (validated); the replica renders the chat template."""
+    """Messages as the client sent them (validated); the replica renders the chat template.
+
+    Those with `tool_calls` have the arguments as objects, as templates want them.
+    """
 
     messages: list[dict[str, Any]]
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the answer goes on inside the last message
     add_special_tokens: bool = False  # besides those that the template writes
     template_args: dict[str, Any] = {}  # variables of the template
+    tools: list[dict[str, Any]] = []  # that may be called, in OpenAI's shape
+    tool_choice: str = ""  # auto, required, or the name of the one to call; empty: without tools
+    parallel_tool_calls: bool = True  # more than one call in an answer
 
 
 class TextPrompt(msgspec.Struct, frozen=True, array_like=True, tag="text"):
@@ -176,11 +182,20 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     stopped_by: str = ""  # the stop string that ended the text; empty: none did
 
 
+class CallDelta(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a call of a tool. The parts with one `index` joined are the call."""
+
+    index: int  # of the call in its answer
+    id: str  # with the name in the call's first part alone
+    name: str
+    arguments: str  # a piece of JSON text
+
+
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     """The answer to `Generate`, or a part of it.
 
-    `text` holds only characters that can never be taken back: partial UTF-8 and possible beginnings of a stop
-    string wait for later tokens. The tag is short because it travels with every segment.
+    `text` holds only characters that can never be taken back: partial UTF-8, possible beginnings of a stop
+    string and of a call wait for later tokens. The tag is short because it travels with every segment.
     """
 
     token_ids: list[int] = []
@@ -189,6 +204,14 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     # Both in the first segment alone, where asked for.
     prompt_ids: list[int] = []
     prompt_logprobs: list[TokenLogprob] = []
+    # What of the answer is not its content, where the chat format tells: it is not in `text`.
+    reasoning: str = ""
+    calls: list[CallDelta] = []
+
+    @property
+    def any_text(self) -> str:
+        """Some of what the answer says, be it content or not; empty: nothing."""
+        return self.text or self.reasoning or "".join([call.name + call.arguments for call in self.calls])
 
 
 NO_TOKENS = Tokens()

@@ -31,7 +31,7 @@ class Measure:
         self._is_whole = False  # it generates nothing
         self._tokens = 0
         for segment in log:
-            self._has_text = self._has_text or bool(segment.output.text)
+            self._has_text = self._has_text or bool(segment.output.any_text)
             self._tokens += len(segment.output.token_ids)
         self._first = self._last = 0.0
         self._first_tokens = 0

@@ -168,5 +168,7 @@ def merged(segment: Segment, output: StepOutput) -> Segment:
         logprobs,
         old.prompt_ids or new.prompt_ids,
         old.prompt_logprobs or new.prompt_logprobs,
+        old.reasoning + new.reasoning,
+        old.calls + new.calls if new.calls else old.calls,
     )
     return Segment(segment.request_id, segment.seq, output.finish, both, segment.prompt_tokens, output.result)

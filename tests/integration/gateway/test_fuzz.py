@@ -26,6 +26,7 @@ EXAMPLES = 15  # per operation; a longer run is `schemathesis run http://.../ope
 # The models are called by their tasks.
 TASKS = {
     "EmbeddingBody": "embed",
+    "OllamaEmbedBody": "embed",
     "RerankBody": "score",
     "ScoreBody": "score",
     "ClassifyBody": "classify",
@@ -73,6 +74,7 @@ OPERATIONS = [
     ("GET", "/info"),
     ("POST", "/api/chat"),
     ("POST", "/api/generate"),
+    ("POST", "/api/embed"),
     ("POST", "/api/show"),
     ("GET", "/api/tags"),
     ("GET", "/api/ps"),
@@ -94,7 +96,8 @@ CASES = [(method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS]
 
 
 def served_document(address: str) -> dict[str, Any]:
-    """The document, with a model of the endpoint's task in place of any name."""
+    """The document, with a model of the endpoint's task in place of any name, and of what only a compiler can
+    tell, schemas and grammars, some that are right."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
     for body in (
@@ -111,6 +114,24 @@ def served_document(address: str) -> dict[str, Any]:
         bodies[body]["properties"]["model"] = {"const": task}
     for body in ("TokenizeBody", "DetokenizeBody", "TgiBody", "TgiStreamBody", "TgiEitherBody"):
         bodies[body]["properties"]["model"] = {"const": MODEL}
+    schemas = {"enum": [None, {}, {"type": "object", "properties": {"a": {"type": "integer"}}}]}
+    right = {"regex": "[ab]+", "grammar": 'start: "a"', "whitespace_pattern": "[ ]?"}
+    bodies["JsonSchema"]["properties"]["schema"] = bodies["StructuredOutputs"]["properties"]["json"] = schemas
+    bodies["ResponseFormat"]["properties"]["value"] = schemas
+    for struct, field in (("JsonGrammar", "value"), ("NamedSchema", "schema"), ("JsonOutput", "schema")):
+        bodies[struct]["properties"][field] = {"enum": schemas["enum"][1:]}
+    bodies["RegexGrammar"]["properties"]["value"] = {"enum": [right["regex"]]}
+    for body in ("OllamaChatBody", "OllamaGenerateBody"):
+        bodies[body]["properties"]["format"] = {"enum": ["", "json", *schemas["enum"]]}
+    for body in ("MessagesBody", "CountBody"):
+        bodies[body]["properties"]["output_format"] = {"type": "null"}
+    for name, value in right.items():
+        bodies["StructuredOutputs"]["properties"][name] = {"enum": [None, value]}
+    # One of them is right in a body, which the document leaves out.
+    for body, one in (("ChatBody", "response_format"), ("CompletionBody", "structured_outputs")):
+        for name in bodies[body]["properties"]:
+            if name != one and name.startswith(("response_format", "structured_outputs", "guided_")):
+                bodies[body]["properties"][name] = {"type": "null"}
     return document
 
 

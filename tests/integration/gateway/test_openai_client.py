@@ -231,8 +231,8 @@ async def test_errors_become_the_clients_exceptions(gateway: Gateway, client: op
         await client.chat.completions.create(**body)  # type: ignore[call-overload]
 
     with pytest.raises(openai.BadRequestError) as refused:
-        await ask(tools=[{"type": "function", "function": {"name": "f"}}])
-    assert refused.value.param == "tools"
+        await ask(modalities=["audio"])
+    assert refused.value.param == "modalities"
     with pytest.raises(openai.NotFoundError) as missing:
         await ask(model="nope")
     assert missing.value.code == "model_not_found"

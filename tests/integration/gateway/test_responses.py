@@ -117,6 +117,18 @@ async def test_a_response(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     assert (await client.responses.retrieve(answer.id)).to_dict() == answer.to_dict()
 
 
+async def test_json_by_a_schema(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    asked: Any = {"type": "json_schema", "name": "x", "schema": schema, "strict": True}
+    call = asyncio.create_task(client.responses.create(model=MODEL, input="Hello", text={"format": asked}))
+    [claim] = await gateway.replica.answer('{"a":1}')
+    answer = await call
+    assert "integer" in sampling_of(claim.request).grammar
+    assert answer.text is not None and answer.text.to_dict()["format"] == asked | {"description": None}
+    found = await client.responses.retrieve(answer.id)
+    assert found.output_text == '{"a":1}'
+
+
 async def test_a_stream_has_openais_events_and_can_be_read_again(
     gateway: Gateway, client: openai.AsyncOpenAI, other: openai.AsyncOpenAI
 ) -> None:
@@ -299,7 +311,7 @@ async def test_only_the_tenant_of_a_response_finds_it(gateway: Gateway, client: 
         with pytest.raises(openai.NotFoundError) as caught:
             await call
         assert caught.value.code == "response_not_found"
-    with pytest.raises(openai.BadRequestError) as refused:
+    with pytest.raises(openai.NotFoundError) as refused:
         await rival.responses.create(model=MODEL, input="x", previous_response_id=answer.id)
     assert refused.value.code == "previous_response_not_found"
     assert (await client.responses.retrieve(answer.id)).id == answer.id
@@ -348,7 +360,12 @@ async def test_a_client_that_leaves_a_response_in_the_foreground_cancels_it(
         ),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].type"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "foo"}}}},
+            "text.format.schema",
+        ),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
         ({"background": True, "store": False}, "background"),
         ({"conversation": "conv_1"}, "conversation"),

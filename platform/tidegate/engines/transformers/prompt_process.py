@@ -38,8 +38,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
+from tidegate.engines.transformers.formats import response_format
 from tidegate.engines.transformers.prompts import (
     PromptError,
     bad_word_ids,
@@ -49,6 +51,7 @@ from tidegate.engines.transformers.prompts import (
     usable,
 )
 from tidegate.messages.work import (
+    ChatPrompt,
     Detokenize,
     Embed,
     Finish,
@@ -94,6 +97,8 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     notes: list[str] = []
     bad_words: list[list[int]] = []
     answer: Tokens | None = None
+    begun: str = ""  # what the prompt of a chat has written of the answer
+    grammar: str = ""  # of an answer that may hold calls
     # Of inputs, as in `Prepared`.
     inputs: list[list[int]] = []
     types: list[list[int]] = []
@@ -154,7 +159,27 @@ class Prompts:
             ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
         ids = list(truncated(ids, work.sampling, self.context_length))
         limit = completion_limit(len(ids), work, self.context_length)
-        return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids, bad_words=bad_words)
+        if isinstance(limit, Finish):
+            return Reply(finish=limit)
+        return replace(answer_rules(text, work, tokenizer), ids=ids, bad_words=bad_words)
+
+
+def answer_rules(text: str, work: Generate, tokenizer: Any) -> Reply:
+    """Return what the answer to a chat is to be read by, and its grammar where it may hold calls."""
+    from tidegate.engines.transformers.call_grammar import call_grammar
+    from tidegate.engines.transformers.responses import answer_format, begun_answer, reading_template
+
+    prompt = work.prompt
+    if not isinstance(prompt, ChatPrompt):
+        return Reply()
+    form = answer_format(response_format(tokenizer), prompt)
+    if form is None:
+        return Reply()
+    template = reading_template(form.response_template, has_tools=bool(prompt.tools))
+    goes_on = prompt.add_generation_prompt or prompt.continue_final_message
+    begun = begun_answer(template, text) if template is not None and goes_on else ""
+    grammar = call_grammar(form, prompt, begun, tokenizer, work.sampling.grammar)
+    return Reply(begun=begun, grammar=grammar)
 
 
 def answered(work: Tokenize | Detokenize, ids: list[int], tokenizer: Any) -> Reply:
@@ -185,6 +210,7 @@ def main(words: list[str]) -> None:
     `EngineSpec.chat_template`, which may be longer than an argument."""
     chat_template = sys.stdin.buffer.read().decode()
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
+    from tidegate.engines.transformers import call_grammar, responses  # noqa: F401  # not in each worker
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
     tokenizer = load_tokenizer(Path(words[0]), chat_template)

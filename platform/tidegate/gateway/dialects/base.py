@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import msgspec
 
 from tidegate.gateway.bodies import RequestBody
 from tidegate.gateway.dialects.wire import Wire
+from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Finish, Segment, Work
 
 
@@ -71,6 +72,13 @@ class Call(Protocol):
         """Named where a replica refuses the prompt."""
         ...
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the answer must follow; the request path checks it, and says `follow` before `asks`."""
+        ...
+
+    def follow(self, grammar: str) -> None: ...
+
     def asks(self, random_seed: int) -> list[Ask]:
         """One for each sequence, in the order of the answer's choices. Asked once: the prompts go with it."""
         ...
@@ -80,6 +88,16 @@ class Call(Protocol):
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         """The whole answer as one JSON object. The last segment of each choice holds its finish."""
         ...
+
+
+class Free:
+    """A call whose answer has a form of its own."""
+
+    __slots__ = ()
+    constraint = None
+
+    def follow(self, grammar: str) -> NoReturn:
+        raise AssertionError(f"no grammar was asked for: {grammar}")
 
 
 class Dialect(Protocol):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from msgspec.structs import replace
 
 from tidegate.gateway.dialects.base import Ask
+from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Generate, Prompt, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1
@@ -23,14 +25,25 @@ class OneAnswer:
     prompt_field = "messages"
 
     def __init__(
-        self, model: str, prompt: Prompt, sampling: Sampling, *, seed: int | None, is_streamed: bool
+        self,
+        model: str,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        seed: int | None,
+        is_streamed: bool,
+        constraint: Constraint | None = None,
     ) -> None:
         self.model = model
+        self.constraint = constraint
         self.is_streamed = is_streamed
         self.user = ""
         self._prompt = prompt
         self._sampling = sampling
         self._seed = seed
+
+    def follow(self, grammar: str) -> None:
+        self._sampling = replace(self._sampling, grammar=grammar)
 
     def asks(self, random_seed: int) -> list[Ask]:
         # The prompt may be large, and the call lives as long as its answer.
@@ -61,4 +74,6 @@ def estimated_tokens(prompt: Prompt, max_tokens: int | None) -> int:
     if isinstance(prompt, TextPrompt):
         return len(prompt.text) // _CHARACTERS_PER_TOKEN + 1 + output
     characters = sum([len(message["content"]) for message in prompt.messages])
+    if prompt.tools:
+        characters += len(msgspec.json.encode(prompt.tools))
     return characters // _CHARACTERS_PER_TOKEN + _MESSAGE_OVERHEAD_TOKENS * len(prompt.messages) + output

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from tidegate.gateway.bodies import RequestBody, Rule, documented, not_honoured, refusal, says
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
 from tidegate.gateway.dialects.openai import MAX_TOKEN_ID, MAX_TOKENS, Advisory, VocabularyId
 from tidegate.messages.work import Embed, Inputs, PairPrompt, Score, Segment, TextPrompt, TokenPrompt
 
@@ -80,7 +80,7 @@ class InputBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
 Item = TextPrompt | TokenPrompt | PairPrompt
 
 
-class InputCall:
+class InputCall(Free):
     """A call of one work over inputs, `INPUTS_A_REQUEST` of them a request. `work` makes that of some."""
 
     n = 1

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from tidegate.gateway.bodies import (
     BodyReader,
@@ -39,7 +40,9 @@ from tidegate.gateway.dialects.openai import (
     TopLogprobs,
     encode,
 )
+from tidegate.gateway.dialects.structured import JsonSchema
 from tidegate.gateway.dialects.wire import OPENAI
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import MODEL_DEFAULTS, ChatPrompt, Finish, Sampling, Segment
 
@@ -96,11 +99,28 @@ class ResponseStreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=
     include_obfuscation: bool | None = None  # padding against eavesdroppers: none is sent
 
 
+class FreeText(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """The model says what it likes."""
+
+
+class JsonObject(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"
+):
+    """Any JSON object."""
+
+
+class JsonOfSchema(JsonSchema, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    """As `json_schema` of chat completions, but flat."""
+
+
 class TextConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`text`: how the text of an answer is made."""
 
     format: Annotated[
-        Any, documented('only {"type": "text"} is supported', {"enum": [None, {"type": "text"}]})
+        FreeText | JsonObject | JsonOfSchema | None,
+        says(
+            '{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "name": ..., "schema": ...}'
+        ),
     ] = None
     verbosity: Annotated[Any, documented("verbosity is not steered", {"enum": [None, "medium"]})] = None
 
@@ -119,11 +139,7 @@ def _check_background(body: ResponsesBody) -> None:
 
 
 def _check_text(body: ResponsesBody) -> None:
-    if body.text is None:
-        return
-    if body.text.format not in (None, {"type": "text"}):
-        raise refusal("text.format", body.text.format, 'only {"type": "text"} is supported; leave it out')
-    if body.text.verbosity not in (None, "medium"):
+    if body.text is not None and body.text.verbosity not in (None, "medium"):
         raise refusal("text.verbosity", body.text.verbosity, "verbosity is not steered; leave it out")
 
 
@@ -197,7 +213,7 @@ class ResponsesBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         Annotated[list[Include], Meta(max_length=16)] | None,
         says(f"{LOGPROBS}: log probabilities; the others name what no answer here has"),
     ] = None
-    text: Annotated[TextConfig | None, says('{"format": {"type": "text"}}')] = None
+    text: Annotated[TextConfig | None, says('{"format": ...}: how the text of the answer is formed')] = None
     reasoning: Annotated[
         ReasoningConfig | None, says('{"effort": ...}: the model\'s chat template may act on it')
     ] = None
@@ -254,12 +270,8 @@ class IncompleteDetails(msgspec.Struct):
     reason: Literal["max_output_tokens"]
 
 
-class TextFormat(msgspec.Struct, frozen=True):
-    type: Literal["text"] = "text"
-
-
-class TextShown(msgspec.Struct, frozen=True):
-    format: TextFormat = TextFormat()
+class TextShown(msgspec.Struct):
+    format: Any
 
 
 class ReasoningShown(msgspec.Struct):
@@ -308,7 +320,7 @@ class Response(msgspec.Struct, kw_only=True):
     service_tier: str = "default"
     store: bool
     temperature: float
-    text: TextShown = TextShown()
+    text: TextShown
     tool_choice: str = "auto"
     tools: list[Any] = []
     top_logprobs: int
@@ -341,6 +353,7 @@ class ResponseCall:
         "_messages",
         "_sampling",
         "body",
+        "constraint",
         "is_stored",
         "is_streamed",
         "model",
@@ -352,6 +365,7 @@ class ResponseCall:
 
     def __init__(self, body: ResponsesBody) -> None:
         self.body = body
+        self.constraint = _constraint(body)
         self.model, self.n = body.model, 1
         self.is_streamed = bool(body.stream)
         self.user = body.user or ""
@@ -373,6 +387,9 @@ class ResponseCall:
     def conversation(self) -> list[dict[str, Any]]:
         """What a later response that goes on from this one has before it, without the answer."""
         return [*self.previous, *self._messages]
+
+    def follow(self, grammar: str) -> None:
+        self._sampling = replace(self._sampling, grammar=grammar)
 
     def asks(self, random_seed: int) -> list[Ask]:
         messages = self.conversation()
@@ -423,6 +440,7 @@ class ResponseCall:
             safety_identifier=body.safety_identifier,
             store=self.is_stored,
             temperature=self._sampling.temperature,
+            text=TextShown(_format(body)),
             top_logprobs=body.top_logprobs or 0,
             top_p=self._sampling.top_p,
             presence_penalty=self._sampling.presence_penalty,
@@ -445,6 +463,20 @@ class ResponseCall:
         if self._sampling.top_logprobs is None:
             return []
         return chat_logprobs([token for segment in segments for token in segment.output.logprobs])
+
+
+def _constraint(body: ResponsesBody) -> Constraint | None:
+    match _format(body):
+        case JsonObject():
+            return Constraint("json", {"type": "object"}, "text.format")
+        case JsonOfSchema(schema=schema, strict=strict):
+            value = {"type": "object"} if schema is None else schema
+            return Constraint("json", value, "text.format.schema", bool(strict))
+    return None
+
+
+def _format(body: ResponsesBody) -> FreeText | JsonObject | JsonOfSchema:
+    return FreeText() if body.text is None or body.text.format is None else body.text.format
 
 
 def _usage(finish: Finish) -> ResponseUsage:

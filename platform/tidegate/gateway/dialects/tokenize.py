@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from tidegate.gateway.bodies import BodyReader, RequestBody, Rule, refusal, says
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
 from tidegate.gateway.dialects.chat import (
     MESSAGES,
     ONE_END,
@@ -122,7 +122,7 @@ class DetokenizeDialect:
         return DetokenizeCall(self._reader.read(raw))
 
 
-class _WholeAnswer:
+class _WholeAnswer(Free):
     """A call of one sequence, which the tokenizer alone answers."""
 
     n = 1
