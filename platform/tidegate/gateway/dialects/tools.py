@@ -29,18 +29,13 @@ FunctionName = Annotated[
         description="1 to 64 letters, digits, _, - or .",
     ),
 ]
-_PARAMETERS = {
-    "anyOf": [
-        {"type": "null"},
-        {
-            "type": "object",
-            "properties": {
-                "type": {"const": "object"},
-                "properties": {"type": "object"},
-                "required": {"type": "array", "items": {"type": "string"}},
-            },
-        },
-    ]
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "object"},
+        "properties": {"type": "object"},
+        "required": {"type": "array", "items": {"type": "string"}},
+    },
 }
 
 
@@ -49,7 +44,9 @@ class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     description: Annotated[str | None, says("what it does, for the model")] = None
     parameters: Annotated[
         dict[str, Any] | None,
-        documented("a JSON schema of type object; left out: it has none", _PARAMETERS),
+        documented(
+            "a JSON schema of type object; left out: it has none", {"anyOf": [{"type": "null"}, PARAMETERS]}
+        ),
     ] = None
     strict: Annotated[bool | None, says("true: what of the schema cannot be enforced is refused")] = None
 
@@ -137,8 +134,10 @@ def asked_tools(
     if not tools:
         return NO_TOOLS
     definitions = [tool.function for tool in tools]
-    made = [_shown(definition, f"tools[{at}].function") for at, definition in enumerate(definitions)]
-    _check_size(made, "tools")
+    made = [
+        shown(definition, f"tools[{at}].function.parameters") for at, definition in enumerate(definitions)
+    ]
+    check_size(made, "tools")
     is_parallel = parallel is not False
     match choice:
         case "none":
@@ -163,8 +162,8 @@ def asked_functions(functions: Sequence[FunctionDefinition], choice: str | Named
     """The same of `functions` and `function_call`, of which an answer has one at most."""
     if not functions:
         return NO_TOOLS
-    made = [_shown(definition, f"functions[{at}]") for at, definition in enumerate(functions)]
-    _check_size(made, "functions")
+    made = [shown(definition, f"functions[{at}].parameters") for at, definition in enumerate(functions)]
+    check_size(made, "functions")
     match choice:
         case "none":
             return NO_TOOLS
@@ -236,10 +235,10 @@ def function_deltas(parts: Sequence[CallDelta]) -> list[bytes]:
     return deltas
 
 
-def _shown(definition: FunctionDefinition, where: str) -> dict[str, Any]:
-    """A definition as templates show it to the model."""
+def shown(definition: FunctionDefinition, where: str) -> dict[str, Any]:
+    """A definition as templates show it to the model. `where`: its parameters."""
     parameters = dict(definition.parameters or {})
-    _check_parameters(parameters, f"{where}.parameters")
+    _check_parameters(parameters, where)
     function: dict[str, Any] = {"name": definition.name}
     if definition.description is not None:
         function["description"] = definition.description
@@ -257,7 +256,7 @@ def _check_parameters(schema: dict[str, Any], where: str) -> None:
         raise refusal(f"{where}.required", required, "it is a list of names")
 
 
-def _check_size(tools: list[dict[str, Any]], where: str) -> None:
+def check_size(tools: list[dict[str, Any]], where: str) -> None:
     depth, level = 0, list[Any](tools)
     while level and depth <= MAX_TOOLS_DEPTH:
         children = [value.values() if isinstance(value, dict) else value for value in level]
