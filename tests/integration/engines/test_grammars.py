@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -116,3 +117,42 @@ def test_a_lazy_grammar_binds_from_its_trigger_on(llama: Engine) -> None:
     grammar = f'start: TEXT "<" call\nTEXT: /[a-d]{{2}}/\ncall: %json {compact}'
     result = run_one(llama, a_request("r", PROMPT, max_tokens=60, grammar=grammar))
     assert re.fullmatch(r"[a-d]{2}<\[1,2\]", result.text)
+
+
+KEYS = {
+    "type": "object",
+    "properties": {name: {"enum": [1, 2]} for name in ("first_of_all", "second_of_all", "third_of_all")},
+    "required": ["first_of_all", "second_of_all", "third_of_all"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("arch", ["llama", "bloom", "gpt2", "mistral"])
+def test_forced_tokens_take_fewer_steps_for_the_same_tokens(load: Callable[..., Engine], arch: str) -> None:
+    engine = load(arch)
+    keys = schema(KEYS)
+    alone = a_request("r", PROMPT, max_tokens=90, grammar=keys, temperature=1.0)
+    result = run_one(engine, alone)
+    # With log probabilities every token has a step.
+    told = a_request("r", PROMPT, max_tokens=90, grammar=keys, temperature=1.0, top_logprobs=0)
+    each = run_one(engine, told)
+    assert (result.tokens, result.text, result.finish) == (each.tokens, each.text, each.finish)
+    assert len(each.log) == len(each.tokens) > 2 * len(result.log)
+    others = [
+        a_request("free", "an other prompt of more tokens than the first one", max_tokens=60),
+        a_request("warm", PROMPT, max_tokens=60, temperature=1.0, seed=3),
+        a_request("s", PROMPT + " the tide", max_tokens=90, grammar=keys, temperature=1.0),
+    ]
+    together = run(engine, [alone, *others], apart=1)
+    assert together["r"].tokens == result.tokens
+    for other in others:
+        assert together[other.id].tokens == run_one(engine, other).tokens, other.id
+
+
+@pytest.mark.parametrize("most", range(1, 12, 3))
+def test_forced_tokens_end_at_the_limit_and_at_a_stop_string(llama: Engine, most: int) -> None:
+    cut = run_one(llama, a_request("r", PROMPT, max_tokens=most, grammar=schema(KEYS)))
+    assert (ended(cut), len(cut.tokens)) == (("length", ""), most)
+    assert '{"first_of_all":1,"second_of_all":'.startswith(cut.text.replace("2", "1"))
+    stopped = run_one(llama, a_request("r", PROMPT, max_tokens=90, grammar=schema(KEYS), stop=("rst_o",)))
+    assert (ended(stopped), stopped.text) == (("stop", ""), '{"fi')

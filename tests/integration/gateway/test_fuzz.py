@@ -26,6 +26,7 @@ EXAMPLES = 15  # per operation; a longer run is `schemathesis run http://.../ope
 # The models are called by their tasks.
 TASKS = {
     "EmbeddingBody": "embed",
+    "OllamaEmbedBody": "embed",
     "RerankBody": "score",
     "ScoreBody": "score",
     "ClassifyBody": "classify",
@@ -73,6 +74,7 @@ OPERATIONS = [
     ("GET", "/info"),
     ("POST", "/api/chat"),
     ("POST", "/api/generate"),
+    ("POST", "/api/embed"),
     ("POST", "/api/show"),
     ("GET", "/api/tags"),
     ("GET", "/api/ps"),

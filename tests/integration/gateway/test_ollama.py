@@ -13,6 +13,7 @@ from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, REVISION, Gatewa
 from tidegate.messages.work import (
     CallDelta,
     ChatPrompt,
+    Embed,
     Finish,
     Generate,
     Segment,
@@ -169,6 +170,12 @@ async def test_calls_and_thoughts_of_an_answer(gateway: Gateway, stream: bool, t
     ]
 
 
+async def test_lines_have_no_ids(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post("/api/chat", CHAT, **{"x-tidegate-event-ids": "1"}))
+    await gateway.replica.answer("Good", " day")
+    assert len(lines(await call)) == 3
+
+
 async def test_generate(gateway: Gateway) -> None:
     body = {"model": MODEL, "prompt": "Once", "system": "Be kind."}
     work, response = await asked(gateway, "/api/generate", body, "Good", " day")
@@ -271,6 +278,28 @@ async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
     assert "inside" not in last["error"]
 
 
+@pytest.mark.parametrize(("truncate", "kept"), [(None, -1), (False, None)])
+async def test_embeddings(gateway: Gateway, truncate: bool | None, kept: int | None) -> None:
+    await gateway.put_model(task="embed")
+    body = {"model": f"{MODEL}:latest", "input": ["a", "b"], "truncate": truncate, "dimensions": 2}
+    call = asyncio.create_task(gateway.post("/api/embed", body | {"keep_alive": 0, "options": {}}))
+    [claim] = await gateway.replica.next()
+    work = claim.request.work
+    assert isinstance(work, Embed)
+    assert (work.prompt.items, work.truncate, work.dimensions) == (
+        [TextPrompt("a"), TextPrompt("b")],
+        kept,
+        2,
+    )
+    await gateway.replica.judge(claim)
+    answer = (await call).json()
+    assert answer["embeddings"] == [[0.0, 1.0], [1.0, 1.0]]
+    assert (answer["model"], answer["prompt_eval_count"]) == (MODEL, PROMPT_TOKENS)
+    assert (await gateway.post("/api/show", {"model": MODEL})).json()["capabilities"] == ["embedding"]
+    wrong = await gateway.post("/api/chat", CHAT)
+    assert (wrong.status_code, list(wrong.json())) == (400, ["error"])
+
+
 async def test_models_are_listed_and_shown(gateway: Gateway) -> None:
     await gateway.put_model(context_length=64, weights_bytes=5, quantization="gptq-int4")
     await gateway.put_model(name="asleep", replicas_ready=0)
@@ -281,5 +310,5 @@ async def test_models_are_listed_and_shown(gateway: Gateway) -> None:
     shown = (await gateway.post("/api/show", {"model": f"{MODEL}:latest"})).json()
     assert shown["details"]["quantization_level"] == "gptq-int4"
     assert shown["model_info"]["simulated.context_length"] == 64
-    assert shown["capabilities"] == ["completion"]
+    assert shown["capabilities"] == ["completion", "tools"]
     assert (await gateway.http.get("/api/version")).json()["version"].count(".") == 2

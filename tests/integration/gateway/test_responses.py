@@ -193,7 +193,8 @@ async def test_a_conversation_goes_on_at_another_gateway(
 
 async def test_the_output_may_be_sent_back(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     first = await answered(gateway, client, "Hi")
-    back: list[Any] = [item.to_dict() for item in first.output]
+    back: list[Any] = [{"type": "reasoning", "id": "rs_1", "summary": []}]
+    back += [item.to_dict() for item in first.output]
     call = asyncio.create_task(
         client.responses.create(model=MODEL, input=[*back, {"role": "user", "content": "Go on"}])
     )

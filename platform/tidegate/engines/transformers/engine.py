@@ -35,7 +35,7 @@ from tidegate.engines.transformers.prompt_process import Reply, Task
 from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
 from tidegate.engines.transformers.responses import answer_formats
 from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
-from tidegate.engines.transformers.scheduler import Scheduler
+from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
@@ -56,6 +56,8 @@ from tidegate.messages.work import (
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
+# What a step costs beside its tokens, in tokens: reading the weights.
+WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
 UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 
 
@@ -106,6 +108,7 @@ class TransformersEngine:
             threads=args.threads or usable_cores(),
         )
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
+        self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
         kv = measure_kv(model)
         cap = spec.memory_cap_bytes
         slots = kv_budget(
@@ -227,13 +230,19 @@ class TransformersEngine:
 
     def _step(self) -> list[StepOutput]:
         outputs: list[StepOutput] = []
-        logits = [self._batch.decode(self._tokens)] if self._scheduler.running else []
+        logits = [self._decode()] if self._scheduler.running else []
         for group in self._scheduler.schedule():
             logits += self._prefill(group, outputs)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
             self._accept(choose(together, self._scheduler.running), outputs)
         return outputs
+
+    def _decode(self) -> Tensor:
+        counts = [sequence.unfed for sequence in self._scheduler.running]
+        if (width := max(counts)) == 1:
+            return self._batch.decode(self._tokens)
+        return self._batch.run([sequence.tail(width) for sequence in self._scheduler.running], counts)
 
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:
         """Let a group join the batch. Returns its logits; a request whose prefill fails only fails itself."""
@@ -256,6 +265,7 @@ class TransformersEngine:
     def _accept(self, chosen: Chosen, outputs: list[StepOutput]) -> None:
         """Give every row its token; rows that end leave the batch."""
         over: dict[int, bool] = {}
+        accepted: list[StepOutput] = []
         for row, sequence in enumerate(self._scheduler.running):
             is_finite = bool(chosen.finite[row])
             if not is_finite:
@@ -268,10 +278,25 @@ class TransformersEngine:
                 output = sequence.accept(chosen.ids[row], chosen.logprobs.get(row))
             if output.finish is not None:
                 over[row] = not is_finite
-            outputs.append(output)
+            accepted.append(output)
+        self._force(accepted, over)
+        outputs += accepted
         self._tokens = chosen.tokens
         if over:
             self._leave(over)
+
+    def _force(self, accepted: list[StepOutput], over: dict[int, bool]) -> None:
+        """Add tokens that are forced, as many as the next step does better to take at once."""
+        running = self._scheduler.running
+        ready = {row: 1 + len(sequence.forced) for row, sequence in enumerate(running) if row not in over}
+        if max(ready.values(), default=1) == 1:
+            return
+        width = run_width(list(ready.values()), self._batch.longest_run(), self._weights_tokens)
+        for row, count in ready.items():
+            if min(count, width) > 1:
+                accepted[row] = running[row].accept_forced(min(count, width) - 1, accepted[row])
+                if accepted[row].finish is not None:
+                    over[row] = False
 
     def _leave(self, rows: dict[int, bool]) -> None:
         """Take rows out of the batch; True: what it leaves in the cache must be cleared."""

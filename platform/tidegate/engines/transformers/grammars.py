@@ -75,17 +75,38 @@ class Grammars:
 
 
 class Matcher:
-    """Where one row stands in its grammar. Consuming the row's tokens again leads to the same place."""
+    """Where one row stands in its grammar. Consuming the row's tokens again leads to the same place.
 
-    __slots__ = ("_matcher", "executor")
+    `forced`: the tokens that come next where the text has one continuation only, as the tokenizer writes it.
+    Other tokens could spell it too, but to choose among those is no choice of the model's.
+    """
+
+    __slots__ = ("_matcher", "_may_force", "executor", "forced")
 
     def __init__(self, matcher: LLMatcher, executor: LLExecutor) -> None:
         self._matcher = matcher
+        self._may_force = False
         self.executor = executor
+        self.forced: list[int] = []
 
-    def consume(self, tokens: Sequence[int]) -> bool:
+    def begin(self, tokens: Sequence[int], *, may_force: bool) -> None:
+        """Take the row's tokens so far. `may_force`: nothing but the grammar rules tokens out."""
+        self._may_force = may_force
+        self._matcher.consume_tokens(list(tokens))
+        self._look_ahead()
+
+    def consume(self, token: int) -> bool:
         """Advance. False: it cannot, now or ever (see `error`)."""
-        return self._matcher.consume_tokens(list(tokens))
+        if not self._matcher.consume_token(token):
+            return False
+        if self.forced[:1] == [token]:
+            del self.forced[0]
+        if not self.forced:
+            self._look_ahead()
+        return True
+
+    def _look_ahead(self) -> None:
+        self.forced = self._matcher.compute_ff_tokens() if self._may_force else []
 
     @property
     def error(self) -> str:
@@ -102,7 +123,13 @@ def allowed_tokens(matchers: Sequence[Matcher], like: Tensor) -> Tensor:
     rows, size = like.shape
     words = allocate_token_bitmask(rows, size)
     executor = matchers[0].executor
-    fill_next_token_bitmask_par(executor, [(row._matcher, at) for at, row in enumerate(matchers)], words)
+    free = [(row._matcher, at) for at, row in enumerate(matchers) if not row.forced]
+    if free:
+        fill_next_token_bitmask_par(executor, free, words)
+    for at, row in enumerate(matchers):
+        if row.forced:
+            words[at] = 0
+            words.view(np.uint32)[at, row.forced[0] // 32] = 1 << row.forced[0] % 32
     bits = np.unpackbits(words.view(np.uint8), axis=1, count=size, bitorder="little")
     return torch.from_numpy(bits).view(torch.bool).to(like.device)
 

@@ -326,6 +326,10 @@ STEPS: tuple[type[LogitStep], ...] = (
 )
 
 
+# What may leave out a token that a grammar would have next.
+RULING_OUT = frozenset({AllowedTokens, BadWords, LogitBias, ModelRules})
+
+
 def needed_steps(row: Row) -> dict[type[LogitStep], LogitStep]:
     return {step: step(row) for step in STEPS if step.is_needed(row)}
 

@@ -18,7 +18,7 @@ from tidegate.engines.transformers.responses import (
     delimiters,
     reading_template,
 )
-from tidegate.engines.transformers.sampling import PrefillLogprobs, needed_steps
+from tidegate.engines.transformers.sampling import RULING_OUT, PrefillLogprobs, needed_steps
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
     NO_TOKENS,
@@ -67,9 +67,10 @@ class RunningSequence:
         self._begin_answer()
         for place, token in enumerate(self.generated):
             self._replay(token, place)
-        if matcher is not None:
-            matcher.consume(self.generated)
         self.steps = needed_steps(self)
+        if matcher is not None:
+            matcher.begin(self.generated, may_force=not self.steps.keys() & RULING_OUT)
+        self.unfed = 0  # tokens that the KV cache has not seen; none before the prefill, which takes all
 
     @property
     def tokens(self) -> list[int]:
@@ -140,9 +141,30 @@ class RunningSequence:
         entry = None if logprob is None else self._entry(token, *logprob)
         text, entries = self._push(token, len(self.generated), entry)
         self.generated.append(token)
-        if self.matcher is not None and not self.matcher.consume([token]):
+        self.unfed = 1
+        if self.matcher is not None and not self.matcher.consume(token):
             return self.fail("GrammarFailed", f"The grammar cannot go on: {self.matcher.error}")
         return self._output([token], text, entries, self._finish_after(token))
+
+    @property
+    def forced(self) -> Sequence[int]:
+        """Return the tokens that may be added without the model's logits before them."""
+        return () if self.matcher is None or self.sampling.top_logprobs is not None else self.matcher.forced
+
+    def accept_forced(self, most: int, output: StepOutput) -> StepOutput:
+        """Add up to `most` of the forced tokens to what a step put out."""
+        for count, token in enumerate(self.forced[:most], 2):
+            more = self.accept(token, None)
+            self.unfed = count
+            output = StepOutput(self.id, joined(output.output, more.output), len(self.prompt), more.finish)
+            if output.finish is not None:
+                break
+        return output
+
+    def tail(self, length: int) -> list[int]:
+        """Return the row's last tokens."""
+        own = self.generated[-length:]
+        return own if len(own) == length else self.prompt[len(own) - length :] + own
 
     def end_without_token(self) -> StepOutput:
         """Finish a request that generates nothing."""
@@ -287,3 +309,14 @@ class RunningSequence:
 def without_first_space(entry: TokenLogprob) -> TokenLogprob:
     """Leave out the space that the text does not show, so that the bytes of all tokens are the text's."""
     return replace(entry, raw=entry.raw.removeprefix(b" "))
+
+
+def joined(first: Tokens, more: Tokens) -> Tokens:
+    """Put what a forced token lets out, which has no log probability, behind what came before it."""
+    return replace(
+        first,
+        token_ids=[*first.token_ids, *more.token_ids],
+        text=first.text + more.text,
+        reasoning=first.reasoning + more.reasoning,
+        calls=[*first.calls, *more.calls],
+    )

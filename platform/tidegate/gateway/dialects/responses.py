@@ -564,10 +564,12 @@ def _flat(text: str) -> str:
 
 
 def input_messages(given: str | list[InputItem]) -> list[dict[str, Any]]:
-    """Messages as a chat template takes them, one for each item (see `joined`). Raises `InvalidRequest`."""
+    """Messages as a chat template takes them, one for each item that says something (see `joined`). Raises
+    `InvalidRequest`."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    return [_message(f"input[{index}]", item) for index, item in enumerate(given)]
+    messages = [_message(f"input[{index}]", item) for index, item in enumerate(given)]
+    return [message for message in messages if message is not None]
 
 
 def joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -610,7 +612,7 @@ def answer_messages(drafts: Drafts) -> list[dict[str, Any]]:
     return messages
 
 
-def _message(where: str, item: InputItem) -> dict[str, Any]:
+def _message(where: str, item: InputItem) -> dict[str, Any] | None:
     answer: dict[str, Any] = {"role": "assistant", "content": ""}
     match item.type:
         case None | "message":
@@ -631,8 +633,8 @@ def _message(where: str, item: InputItem) -> dict[str, Any]:
             text = _text(f"{where}.output", item.output)
             return {"role": "tool", "tool_call_id": item.call_id, "content": text}
         case "reasoning":
-            thought = "" if item.content is None else _text(f"{where}.content", item.content or "")
-            return answer | {"reasoning_content": thought} if thought else answer
+            thought = _text(f"{where}.content", item.content) if item.content else ""
+            return answer | {"reasoning_content": thought} if thought else None
     raise refusal(f"{where}.type", item.type, f"send one of {', '.join(ITEMS)}, or leave the item out")
 
 

@@ -361,7 +361,7 @@ class TgiEvents:
         output, finish = segment.output, segment.finish
         self._text.append(output.text)
         entries: Sequence[TokenLogprob] = output.logprobs
-        if finish is not None and not entries:
+        if not entries and (output.text or finish is not None):
             entries = [TokenLogprob(output.token_ids[-1] if output.token_ids else 0, "", 0.0, b"")]
         texts = [entry.token for entry in entries]
         if "".join(texts) != output.text:

@@ -488,7 +488,7 @@ def read(form: str, prefix: str, pieces: list[str]) -> tuple[str, str, list[tupl
         )
         for name in ("content", "reasoning_content")
     }
-    return texts["content"].strip(), texts["reasoning_content"], calls
+    return texts["content"].strip(), texts["reasoning_content"].strip(), calls
 
 
 @pytest.mark.parametrize(("form", "answer", "content", "reasoning", "calls"), ANSWERS)

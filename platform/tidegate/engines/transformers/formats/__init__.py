@@ -2,7 +2,8 @@
 
 `NAME.jinja` is a chat template, with its stop strings in `NAME.json`; a JSON alone says how answers of a
 model are read whose checkpoint brings its own template. `response_template` is transformers' own
-(`transformers.utils.chat_parsing`), whose parser reads it.
+(`transformers.utils.chat_parsing`), whose parser reads it. Its patterns begin with a literal or where the
+answer does, and what repeats in them is bounded: they run over hostile text on the engine's thread.
 """
 
 from __future__ import annotations
