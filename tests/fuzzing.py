@@ -26,8 +26,16 @@ def refers(body: Any) -> bool:
     if not isinstance(body, dict):
         return False
     messages = body.get("messages")
-    has_results = isinstance(messages, list) and any(
-        isinstance(message, dict) and message.get("role") in ("tool", "function") for message in messages
+    listed = [one for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+    parts = [part for one in listed if isinstance(one.get("content"), list) for part in one["content"]]
+    has_results = any(
+        one.get("role") in ("tool", "function") or (one.get("tool_calls") and one.get("role") != "assistant")
+        for one in listed
+    ) or any(isinstance(part, dict) and str(part.get("type")).startswith("tool_") for part in parts)
+    has_results = has_results or bool(listed and listed[-1].get("tool_calls"))
+    items = body.get("input")
+    has_results |= isinstance(items, list) and any(
+        isinstance(item, dict) and item.get("type") == "function_call_output" for item in items
     )
     chooses = body.get("tool_choice") not in (None, "none", "auto") or isinstance(
         body.get("function_call"), dict

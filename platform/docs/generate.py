@@ -20,7 +20,7 @@ from tidegate.cli.main import app
 from tidegate.control import resources
 from tidegate.control.desired import REVISION_FIELDS
 from tidegate.control.reasons import CONDITION_TYPES, Reason
-from tidegate.engines.transformers.formats import read_format, template_of
+from tidegate.engines.transformers.formats import RECOGNISED_BY, read_format, template_of
 from tidegate.replica_args import CHAT_FORMATS
 from tidegate.settings import PREFIX, ProcessSettings, Settings, variables
 from tidegate_operator.crd_status import ModelStatus, PoolStatus
@@ -142,6 +142,16 @@ A template of one's own is Jinja as in a tokenizer's `chat_template`, with `mess
 is tried when the model loads, and the same message says where it is broken; it is rendered in a sandbox,
 within bounds of CPU time and memory.
 """
+
+RESPONSE_FORMATS_INTRO = """\
+## How answers are read
+
+Calls of tools and reasoning are told from the content of an answer by the checkpoint's own
+`response_template` (transformers'), or by the format that its chat template shows. Of several the first row
+counts; the answers of a template that shows none of them are content as a whole.
+
+| format | models | recognised by |
+| --- | --- | --- |"""
 
 STRATEGIES_INTRO = """
 ## What a rollout guarantees
@@ -379,7 +389,17 @@ def _chat_formats() -> str:
         stops = ", ".join(f"`{json.dumps(stop)[1:-1]}`" for stop in form.stop)
         lines.append(f"## {name}\n\n{form.models}." + f" Stops at {stops}." * bool(stops))
         lines.append(f"\n```text\n{written}\n```\n")
-    return "\n".join(lines)
+    lines.append(RESPONSE_FORMATS_INTRO)
+    for name in dict.fromkeys(name for name, _ in RECOGNISED_BY):
+        marks = [" and ".join(map(_code, marks)) for known, marks in RECOGNISED_BY if known == name]
+        lines.append(f"| {name} | {read_format(name).models} | {', or '.join(marks)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    """Write a text as code in the cell of a table."""
+    text = text.replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _settings() -> str:

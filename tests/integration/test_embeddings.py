@@ -64,6 +64,7 @@ async def test_a_call_whose_replica_is_killed_is_answered_whole_and_in_order(
         assert not call.done()
         spawn()
         answer = await call
+        await client.close()
     expected = SentenceTransformer(str(MINILM), device="cpu").encode(TEXTS)
     found = torch.tensor([each.embedding for each in answer.data])
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-3, rtol=0)

@@ -176,6 +176,8 @@ class Exchange:
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
         if call.constraint is not None:
             await self._constrain(call, call.constraint, key)
+        for schema in call.schemas:
+            await services.grammars.grammar(schema, key.id)
 
         now = time.time()
         call_id = self._dialect.id_prefix + new_id()

@@ -12,14 +12,9 @@ from tidegate.errors import PROMPT_REFUSALS, InvalidRequest, NotFound, RequestEr
 from tidegate.gateway.asgi import send_json
 from tidegate.gateway.dialects.base import AnswerHead, Call, Events
 from tidegate.gateway.dialects.openai import encode
-from tidegate.gateway.dialects.responses import (
-    Response,
-    ResponseCall,
-    ResponseError,
-    ResponseEvents,
-    Responses,
-    Status,
-)
+from tidegate.gateway.dialects.response_objects import Response, ResponseError, Status
+from tidegate.gateway.dialects.response_output import Drafts, ResponseEvents, drafts_of
+from tidegate.gateway.dialects.responses import ResponseCall, Responses, answer_messages, joined
 from tidegate.gateway.event_ids import NumberedEvents
 from tidegate.gateway.generation import Admitted, Exchange, Keeping, wants_event_ids
 from tidegate.gateway.replies import failure_error
@@ -65,6 +60,7 @@ class ResponseExchange(_ResponseStream):
         call = cast("ResponseCall", await super()._read_call(key))
         if previous := call.body.previous_response_id:
             call.previous = await _conversation(self._services, previous, key)
+        call.conversation()  # or what of it does not fit together is refused now
         self.begins_at_once = bool(call.body.background)
         return call
 
@@ -97,7 +93,7 @@ class ResponseExchange(_ResponseStream):
             await super()._answer(admitted)
             return
         self._is_status_out = True
-        body = encode(call.response(admitted.head, [], status="queued"))
+        body = encode(call.response(admitted.head, Drafts(""), "queued"))
         await send_json(self._send, 200, body, self._headers)
 
 
@@ -142,8 +138,8 @@ async def shown(services: Services, kept: KeptCall) -> Response:
         status = "cancelled" if finish.reason == "cancelled" else "failed"
         failed = failure_error(finish, call, entry_of(services, kept))
         error = _said(failed, finish) if status == "failed" else None
-    segments = [segment for segment in log or () if _is_good(segment)]
-    return call.response(head_of(kept), segments, status=status, error=error)
+    drafts = drafts_of(kept.id, [segment for segment in log or () if _is_good(segment)])
+    return call.response(head_of(kept), drafts, status, error)
 
 
 async def _conversation(services: Services, response_id: str, key: Key) -> list[dict[str, Any]]:
@@ -165,8 +161,7 @@ async def _conversation(services: Services, response_id: str, key: Key) -> list[
             "completed.",
             param="previous_response_id",
         )
-    text = "".join([segment.output.text for segment in log])
-    return [*call_of(kept).conversation(), {"role": "assistant", "content": text}]
+    return joined([*call_of(kept).conversation(), *answer_messages(drafts_of(kept.id, log))])
 
 
 def _is_good(segment: Segment) -> bool:

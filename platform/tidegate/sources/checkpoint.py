@@ -136,8 +136,13 @@ class Checkpoint:
             name
             for name, size in self.files.items()
             if name in self.weight_files
-            or (size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in SMALL_FILES))
+            or (size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in self._small))
         ]
+
+    @property
+    def _small(self) -> list[str]:
+        """The layers of sentence-transformers' modules are small files too."""
+        return [*SMALL_FILES, SINGLE] if MODULES in self.files else SMALL_FILES
 
     def digest(self, commit: str = "") -> str:
         """Return a checksum over what is loaded: the small files' contents, and for weights their checksum

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from llguidance import LLMatcher
 from msgspec.structs import replace
 
 from tests.checkpoints import tiny, with_tools
@@ -148,3 +149,29 @@ def test_a_model_without_a_format_calls_in_the_default_one(tmp_path: Path) -> No
     plain = run_one(engine, asking("x.1", "auto", WEATHER, max_tokens=10))
     assert plain.text and calls_of(plain) == []
     engine.close()
+
+
+def test_a_schema_that_takes_forever_holds_up_nobody(engine: Engine) -> None:
+    patterns = [{"type": "string", "pattern": f"(.*a.{{{width}}}){{3}}"} for width in range(20)]
+    schema = {"type": "object", "properties": {"a": {"allOf": patterns}}}
+    bomb = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    results = run(engine, [asking("bomb.0", "required", bomb), asking("x.0", "weather", WEATHER)])
+
+    assert results["bomb.0"].finish is not None
+    assert results["bomb.0"].finish.code == "PromptTooCostly"
+    assert len(calls_of(results["x.0"])) == 1
+
+
+def test_what_calls_nothing_is_in_the_form_that_was_asked_for(engine: Engine) -> None:
+    form = LLMatcher.grammar_from_json_schema(
+        '{"const": {"rain": true}}', overrides={"whitespace_flexible": False}
+    )
+    results = run(
+        engine, [asking(f"x.{seed}", "auto", WEATHER, seed=seed, grammar=form) for seed in range(12)]
+    )
+
+    called = [calls_of(result) for result in results.values()]
+    for result, calls in zip(results.values(), called, strict=True):
+        assert result.finish is not None and result.finish.reason == "stop"
+        assert (result.text == "") if calls else (json.loads(result.text) == {"rain": True})
+    assert any(called) and not all(called)

@@ -112,6 +112,16 @@ class Replica:
         segment = Segment(request_id, seq, end, Tokens([tokens], text, list(logprobs)), PROMPT_TOKENS)
         await self.queue.emit([(claim.attempt, segment)])
 
+    async def emit(self, claim: Claim, *outputs: Tokens, finish: FinishReason) -> None:
+        """The whole rest of an answer, a segment for each."""
+        request_id = claim.request.id
+        first = self._seqs.get(request_id, 0)
+        segments = [Segment(request_id, seq, None, output) for seq, output in enumerate(outputs, first)]
+        end = Finish(finish, prompt_tokens=PROMPT_TOKENS, completion_tokens=first + len(outputs))
+        self._seqs[request_id] = first + len(outputs) + 1
+        segments.append(Segment(request_id, first + len(outputs), end))
+        await self.queue.emit([(claim.attempt, segment) for segment in segments])
+
     async def answer_everything(self) -> None:
         """One word for each request that comes, until cancelled."""
         while True:

@@ -26,6 +26,7 @@ EXAMPLES = 15  # per operation; a longer run is `schemathesis run http://.../ope
 # The models are called by their tasks.
 TASKS = {
     "EmbeddingBody": "embed",
+    "OllamaEmbedBody": "embed",
     "RerankBody": "score",
     "ScoreBody": "score",
     "ClassifyBody": "classify",
@@ -73,6 +74,7 @@ OPERATIONS = [
     ("GET", "/info"),
     ("POST", "/api/chat"),
     ("POST", "/api/generate"),
+    ("POST", "/api/embed"),
     ("POST", "/api/show"),
     ("GET", "/api/tags"),
     ("GET", "/api/ps"),
@@ -115,6 +117,14 @@ def served_document(address: str) -> dict[str, Any]:
     schemas = {"enum": [None, {}, {"type": "object", "properties": {"a": {"type": "integer"}}}]}
     right = {"regex": "[ab]+", "grammar": 'start: "a"', "whitespace_pattern": "[ ]?"}
     bodies["JsonSchema"]["properties"]["schema"] = bodies["StructuredOutputs"]["properties"]["json"] = schemas
+    bodies["ResponseFormat"]["properties"]["value"] = schemas
+    for struct, field in (("JsonGrammar", "value"), ("NamedSchema", "schema"), ("JsonOutput", "schema")):
+        bodies[struct]["properties"][field] = {"enum": schemas["enum"][1:]}
+    bodies["RegexGrammar"]["properties"]["value"] = {"enum": [right["regex"]]}
+    for body in ("OllamaChatBody", "OllamaGenerateBody"):
+        bodies[body]["properties"]["format"] = {"enum": ["", "json", *schemas["enum"]]}
+    for body in ("MessagesBody", "CountBody"):
+        bodies[body]["properties"]["output_format"] = {"type": "null"}
     for name, value in right.items():
         bodies["StructuredOutputs"]["properties"][name] = {"enum": [None, value]}
     # One of them is right in a body, which the document leaves out.

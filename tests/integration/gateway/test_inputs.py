@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
@@ -14,8 +15,11 @@ from tidegate.messages.work import Embed, PairPrompt, Score, TextPrompt, TokenPr
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{gateway.address}/v1", api_key=gateway.key, max_retries=0)
+async def client(gateway: Gateway) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{gateway.address}/v1", api_key=gateway.key, max_retries=0
+    ) as client:
+        yield client
 
 
 async def judged(gateway: Gateway, path: str, body: dict[str, Any], task: str) -> Any:
@@ -172,9 +176,7 @@ async def test_classes_have_their_shares(gateway: Gateway) -> None:
     ]
 
 
-async def test_moderations_flag_what_holds_and_is_not_harmless(
-    gateway: Gateway, client: openai.AsyncOpenAI
-) -> None:
+async def test_moderations_flag_what_holds_and_is_not_harmless(gateway: Gateway) -> None:
     body = {"input": ["a", {"type": "text", "text": "b"}], "threshold": 0.25}
     answer = await judged(gateway, "/v1/moderations", body, "classify")
     assert [each["flagged"] for each in answer["results"]] == [False, True]

@@ -10,7 +10,17 @@ import httpx
 import pytest
 
 from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, REVISION, Gateway, open_gateway
-from tidegate.messages.work import ChatPrompt, Finish, Generate, Segment, TextPrompt, Tokenize, Tokens
+from tidegate.messages.work import (
+    CallDelta,
+    ChatPrompt,
+    Embed,
+    Finish,
+    Generate,
+    Segment,
+    TextPrompt,
+    Tokenize,
+    Tokens,
+)
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 WHOLE = {"stream": False}
@@ -85,7 +95,7 @@ async def test_what_is_asked_reaches_the_model(gateway: Gateway) -> None:
         [
             {"role": "system", "content": "Be kind."},
             {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": "Good"},
+            {"role": "assistant", "content": "Good", "reasoning_content": "hm"},
         ],
         add_generation_prompt=False,
         continue_final_message=True,
@@ -96,6 +106,74 @@ async def test_what_is_asked_reaches_the_model(gateway: Gateway) -> None:
     assert (sampling.temperature, sampling.top_k, sampling.seed) == (0.5, 3, 7)
     assert (sampling.stop, sampling.repetition_penalty) == (("END",), 1.1)
     assert sampling.left_out == ("top_p", "min_p")
+
+
+@pytest.mark.parametrize(
+    ("form", "part"), [("json", '{"type":"object"'), ({"properties": {"a": {}}}, '"a"'), ("", None)]
+)
+async def test_a_format_reaches_the_model(gateway: Gateway, form: Any, part: str | None) -> None:
+    work, _ = await asked(gateway, "/api/chat", CHAT | {"format": form}, "x")
+    grammar = work.sampling.grammar
+    assert grammar == "" if part is None else part in grammar
+
+
+FUNCTION = {
+    "name": "weather",
+    "description": "Of a city",
+    "parameters": {"type": "object", "properties": {"city": {}}},
+}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+
+
+async def test_tools_calls_and_results_reach_the_model(gateway: Gateway) -> None:
+    call = {"function": {"name": "weather", "arguments": {"city": "Ulm"}}}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "tool_calls": [call, call | {"id": "mine"}]},
+        {"role": "tool", "content": "Rain.", "tool_name": "weather"},
+        {"role": "tool", "content": "Sun."},
+    ]
+    work, _ = await asked(gateway, "/api/chat", CHAT | {"messages": messages, "tools": TOOLS}, "x")
+    assert (work.prompt.tools, work.prompt.tool_choice) == (TOOLS, "auto")
+    made = work.prompt.messages
+    assert [each["id"] for each in made[1]["tool_calls"]] == ["call00000", "mine"]
+    assert made[1]["tool_calls"][0]["function"] == call["function"]
+    assert [(each["tool_call_id"], each["name"]) for each in made[2:]] == [
+        ("call00000", "weather"),
+        ("mine", "weather"),
+    ]
+
+
+@pytest.mark.parametrize("think", [None, False])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_and_thoughts_of_an_answer(gateway: Gateway, stream: bool, think: bool | None) -> None:
+    body = CHAT | {"tools": TOOLS, "stream": stream, "think": think}
+    call = asyncio.create_task(gateway.post("/api/chat", body))
+    [claim] = await gateway.replica.next()
+    parts = [
+        Tokens([1], reasoning="hm"),
+        Tokens([2], "Let me see.", calls=[CallDelta(0, "c1", "weather", "")]),
+        Tokens(
+            [3], calls=[CallDelta(0, "", "", '{"city":"Ulm\u2028"}'), CallDelta(1, "c2", "weather", "{}")]
+        ),
+    ]
+    for seq, part in enumerate(parts):
+        end = Finish("stop", "", "", PROMPT_TOKENS, 3) if seq == 2 else None
+        segment = Segment(claim.request.id, seq, end, part, PROMPT_TOKENS)
+        await gateway.replica.queue.emit([(claim.attempt, segment)])
+    messages = [part["message"] for part in (lines(await call) if stream else [(await call).json()])]
+    assert "".join(message["content"] for message in messages) == "Let me see."
+    assert "".join(message.get("thinking", "") for message in messages) == ("" if think is False else "hm")
+    assert [made for message in messages for made in message.get("tool_calls", ())] == [
+        {"id": "c1", "function": {"index": 0, "name": "weather", "arguments": {"city": "Ulm\u2028"}}},
+        {"id": "c2", "function": {"index": 1, "name": "weather", "arguments": {}}},
+    ]
+
+
+async def test_lines_have_no_ids(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post("/api/chat", CHAT, **{"x-tidegate-event-ids": "1"}))
+    await gateway.replica.answer("Good", " day")
+    assert len(lines(await call)) == 3
 
 
 async def test_generate(gateway: Gateway) -> None:
@@ -146,8 +224,18 @@ async def test_a_line_of_nothing_keeps_a_stream_alive(redis_url: str, key_prefix
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("/api/chat", CHAT | {"tools": [{}]}, "tools"),
-        ("/api/chat", CHAT | {"format": "json"}, "format"),
+        ("/api/chat", CHAT | {"format": "yaml"}, "format"),
+        ("/api/chat", CHAT | {"format": {"type": "nope"}}, "format"),
+        (
+            "/api/chat",
+            CHAT | {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "tools[0].function.name",
+        ),
+        (
+            "/api/chat",
+            {"model": MODEL, "messages": [{"role": "tool", "content": "x", "tool_name": "f"}]},
+            "messages[0].tool_name",
+        ),
         ("/api/chat", CHAT | {"options": {"mirostat": 1}}, "options.mirostat"),
         ("/api/chat", CHAT | {"options": {"nope": 1}}, "options.nope"),
         ("/api/chat", CHAT | {"options": {"num_predict": 0}}, "options.num_predict"),
@@ -190,6 +278,28 @@ async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
     assert "inside" not in last["error"]
 
 
+@pytest.mark.parametrize(("truncate", "kept"), [(None, -1), (False, None)])
+async def test_embeddings(gateway: Gateway, truncate: bool | None, kept: int | None) -> None:
+    await gateway.put_model(task="embed")
+    body = {"model": f"{MODEL}:latest", "input": ["a", "b"], "truncate": truncate, "dimensions": 2}
+    call = asyncio.create_task(gateway.post("/api/embed", body | {"keep_alive": 0, "options": {}}))
+    [claim] = await gateway.replica.next()
+    work = claim.request.work
+    assert isinstance(work, Embed)
+    assert (work.prompt.items, work.truncate, work.dimensions) == (
+        [TextPrompt("a"), TextPrompt("b")],
+        kept,
+        2,
+    )
+    await gateway.replica.judge(claim)
+    answer = (await call).json()
+    assert answer["embeddings"] == [[0.0, 1.0], [1.0, 1.0]]
+    assert (answer["model"], answer["prompt_eval_count"]) == (MODEL, PROMPT_TOKENS)
+    assert (await gateway.post("/api/show", {"model": MODEL})).json()["capabilities"] == ["embedding"]
+    wrong = await gateway.post("/api/chat", CHAT)
+    assert (wrong.status_code, list(wrong.json())) == (400, ["error"])
+
+
 async def test_models_are_listed_and_shown(gateway: Gateway) -> None:
     await gateway.put_model(context_length=64, weights_bytes=5, quantization="gptq-int4")
     await gateway.put_model(name="asleep", replicas_ready=0)
@@ -200,5 +310,5 @@ async def test_models_are_listed_and_shown(gateway: Gateway) -> None:
     shown = (await gateway.post("/api/show", {"model": f"{MODEL}:latest"})).json()
     assert shown["details"]["quantization_level"] == "gptq-int4"
     assert shown["model_info"]["simulated.context_length"] == 64
-    assert shown["capabilities"] == ["completion"]
+    assert shown["capabilities"] == ["completion", "tools"]
     assert (await gateway.http.get("/api/version")).json()["version"].count(".") == 2

@@ -270,8 +270,8 @@ async def test_azures_later_paths_and_a_body_without_a_model(gateway: Gateway) -
     assert (await call).json()["model"] == MODEL
     missing = await gateway.post("/openai/deployments/none/completions", {"prompt": "x"})
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
-    embeddings = await gateway.post(f"/openai/deployments/{MODEL}/embeddings", {})
-    assert embeddings.status_code == 404
+    embeddings = await gateway.post(f"/openai/deployments/{MODEL}/embeddings", {"input": "x"})
+    assert (embeddings.status_code, embeddings.json()["error"]["code"]) == (400, "wrong_task")
 
 
 # Bodies as vLLM's benchmark (0.33, backends openai and openai-chat) and guidellm (0.8) send them.

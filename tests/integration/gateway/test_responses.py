@@ -13,7 +13,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from tests.engine_requests import sampling_of
 from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, Gateway, open_gateway
 from tests.waiting import await_until
-from tidegate.messages.work import ChatPrompt, Claim, Generate
+from tidegate.messages.work import CallDelta, ChatPrompt, Claim, Generate, Tokens
 
 # What Open Responses asks of every response (its openapi.json, `ResponseResource.required`).
 REQUIRED = """
@@ -35,6 +35,19 @@ WHOLE = [
     "response.output_item.done",
     "response.completed",
 ]
+
+
+WEATHER = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "The weather of a place",
+    "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    "strict": False,
+}
+CALLED = (
+    Tokens(calls=[CallDelta(0, "call_1", "get_weather", "")]),
+    Tokens(calls=[CallDelta(0, "", "", '{"place":"Rome"}')]),
+)
 
 
 def client_of(gateway: Gateway, key: str = "") -> openai.AsyncOpenAI:
@@ -180,13 +193,120 @@ async def test_a_conversation_goes_on_at_another_gateway(
 
 async def test_the_output_may_be_sent_back(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     first = await answered(gateway, client, "Hi")
-    back: list[Any] = [item.to_dict() for item in first.output]
+    back: list[Any] = [{"type": "reasoning", "id": "rs_1", "summary": []}]
+    back += [item.to_dict() for item in first.output]
     call = asyncio.create_task(
         client.responses.create(model=MODEL, input=[*back, {"role": "user", "content": "Go on"}])
     )
     [claim] = await gateway.replica.answer("on")
     await call
     assert messages_of(claim)[0] == {"role": "assistant", "content": "Hi"}
+
+
+async def test_a_call_of_a_tool_and_its_output(
+    gateway: Gateway, client: openai.AsyncOpenAI, other: openai.AsyncOpenAI
+) -> None:
+    tools: list[Any] = [WEATHER]
+    asked = asyncio.create_task(
+        client.responses.create(model=MODEL, input="Rome?", tools=tools, tool_choice="required")
+    )
+    [claim] = await gateway.replica.next()
+    work = claim.request.work
+    assert isinstance(work, Generate) and isinstance(work.prompt, ChatPrompt)
+    assert work.prompt.tool_choice == "required"
+    assert work.prompt.tools[0]["function"]["name"] == "get_weather"
+    await gateway.replica.emit(claim, Tokens([1], reasoning="Hm."), *CALLED, finish="stop")
+    answer = await asked
+    assert [item.type for item in answer.output] == ["reasoning", "function_call"]
+    call = answer.output[1]
+    assert call.type == "function_call"
+    assert (call.call_id, call.name, call.arguments, call.status) == (
+        "call_1",
+        "get_weather",
+        '{"place":"Rome"}',
+        "completed",
+    )
+    assert answer.tools[0].to_dict() == WEATHER and answer.tool_choice == "required"
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
+    seen = [
+        {"role": "user", "content": "Rome?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "reasoning_content": "Hm.",
+            "tool_calls": [
+                {
+                    "id": "call_1",
+                    "type": "function",
+                    "function": {"name": "get_weather", "arguments": {"place": "Rome"}},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "sunny", "name": "get_weather"},
+    ]
+    sent_back = [{"role": "user", "content": "Rome?"}, *(item.to_dict() for item in answer.output), output]
+    for body in ({"input": [output], "previous_response_id": answer.id}, {"input": sent_back}):
+        going_on = asyncio.create_task(other.responses.create(model=MODEL, tools=tools, **body))
+        [claim] = await gateway.replica.answer("Sunny.")
+        assert (await going_on).output_text == "Sunny."
+        assert messages_of(claim) == seen
+    items = await client.responses.input_items.list((await going_on).id, order="asc")
+    assert [item.type for item in items.data] == [
+        "message",
+        "reasoning",
+        "function_call",
+        "function_call_output",
+    ]
+
+
+async def test_the_events_of_reasoning_text_and_calls(
+    gateway: Gateway, client: openai.AsyncOpenAI, other: openai.AsyncOpenAI
+) -> None:
+    tools: list[Any] = [WEATHER]
+    opening = asyncio.create_task(
+        client.responses.create(model=MODEL, input="Rome?", tools=tools, stream=True)
+    )
+    [claim] = await gateway.replica.next()
+    second = Tokens(calls=[CallDelta(1, "call_2", "get_weather", "{}")])
+    said = (Tokens([1], reasoning="Hm."), Tokens([2], "I"), Tokens([3], " look."), *CALLED, second)
+    await gateway.replica.emit(claim, *said, finish="stop")
+    events = await read(await opening)
+    assert [event.type.removeprefix("response.") for event in events] == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "content_part.done",
+        "output_item.done",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+        "output_item.added",
+        "function_call_arguments.delta",
+        "function_call_arguments.done",
+        "output_item.done",
+        "completed",
+    ]
+    last = events[-1]
+    assert last.type == "response.completed"
+    done = [event.item.to_dict() for event in events if event.type == "response.output_item.done"]
+    assert done == [item.to_dict() for item in last.response.output]
+    assert [item["id"] for item in done] == [
+        event.item.id for event in events if event.type == "response.output_item.added"
+    ]
+    for cut in (5, 12, 17):
+        rest = await read(await other.responses.retrieve(last.response.id, stream=True, starting_after=cut))
+        assert [event.to_dict() for event in rest[:-1]] == [event.to_dict() for event in events[cut + 1 : -1]]
 
 
 async def test_one_in_the_background_needs_no_gateway(
@@ -358,7 +478,9 @@ async def test_a_client_that_leaves_a_response_in_the_foreground_cancels_it(
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
             "input[0].content[0].type",
         ),
-        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input"),
+        ({"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}, "input[0].arguments"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
         ({"input": [{"role": "robot", "content": "x"}]}, "input[0].role"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         (
@@ -366,7 +488,10 @@ async def test_a_client_that_leaves_a_response_in_the_foreground_cancels_it(
             "text.format.schema",
         ),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice.name"),
+        ({"tools": [WEATHER | {"parameters": {"type": "array"}}]}, "tools[0].parameters.type"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"background": True, "store": False}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),

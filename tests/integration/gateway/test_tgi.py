@@ -15,6 +15,7 @@ from tests.integration.gateway.rig import CHAT, MODEL, PROMPT_TOKENS, Gateway
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.work import Generate, Sampling, Segment, TextPrompt, TokenLogprob, Tokens
 
+MESSAGES: Any = CHAT["messages"]
 GREEDY = Sampling(seed=0, max_tokens=100, temperature=0.0, clips_limit=True)
 
 
@@ -155,13 +156,48 @@ async def test_chat_through_the_hubs_client(gateway: Gateway, prefix: str) -> No
     """Which sends no model of ours: the path names it, or it is the only one."""
     async with AsyncInferenceClient(model=gateway.address + prefix, token=gateway.key) as client:
         answering = asyncio.create_task(gateway.replica.answer("Good", " day"))
-        whole = await client.chat_completion(CHAT["messages"], max_tokens=5)
+        whole = await client.chat_completion(MESSAGES, max_tokens=5)
         await answering
         assert whole.choices[0].message.content == "Good day"
         answering = asyncio.create_task(gateway.replica.answer("Good", " day"))
-        chunks = [chunk async for chunk in await client.chat_completion(CHAT["messages"], stream=True)]
+        chunks = [chunk async for chunk in await client.chat_completion(MESSAGES, stream=True)]
         await answering
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Good day"
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("grammar", "part"),
+    [
+        ({"type": "json", "value": SCHEMA}, '"a"'),
+        ({"type": "json_schema", "value": {"name": "x", "schema": SCHEMA}}, '"a"'),
+        ({"type": "regex", "value": "[ab]+"}, "[ab]+"),
+    ],
+)
+async def test_a_grammar_reaches_the_model(
+    gateway: Gateway, hub: AsyncInferenceClient, grammar: Any, part: str
+) -> None:
+    answering = asyncio.create_task(served(gateway, "x"))
+    assert await hub.text_generation("Once", grammar=grammar) == "x"
+    assert part in (await answering).sampling.grammar
+
+
+async def test_a_grammar_that_is_wrong_is_refused(gateway: Gateway, hub: AsyncInferenceClient) -> None:
+    wrong: Any = {"type": "regex", "value": "["}
+    with pytest.raises(ValidationError, match=r"parameters\.grammar\.value"):
+        await hub.text_generation("Once", grammar=wrong)
+
+
+async def test_a_chats_schema_through_the_hubs_client(gateway: Gateway, hub: AsyncInferenceClient) -> None:
+    """Which sends it in TGI's form."""
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+    answering = asyncio.create_task(gateway.replica.answer("{}"))
+    await hub.chat_completion(MESSAGES, response_format=form)
+    [claim] = await answering
+    assert isinstance(claim.request.work, Generate)
+    assert '"a"' in claim.request.work.sampling.grammar
 
 
 async def test_which_model(gateway: Gateway) -> None:

@@ -146,3 +146,12 @@ def test_functions_are_called_in_their_own_shape(client: openai.OpenAI) -> None:
     ]
     again = client.chat.completions.create(model=MODEL, messages=history, max_tokens=4)
     assert again.choices[0].message.content
+
+
+def test_a_strict_schema_that_cannot_be_enforced_is_refused_by_name(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"city": {"not": {"const": "Ulm"}}}}
+    strict: Any = {"type": "function", "function": {"name": "weather", "strict": True, "parameters": schema}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=MODEL, messages=QUESTION, tools=[*TOOLS, strict])
+    assert refused.value.param == "tools[1].function.parameters"
+    assert "not" in refused.value.message

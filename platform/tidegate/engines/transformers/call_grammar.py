@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 from llguidance import LLMatcher
 
-from tidegate.engines.transformers.formats import CallFormat, ResponseFormat, template_text
-from tidegate.engines.transformers.responses import REASONING
+from tidegate.engines.transformers.formats import CallFormat, ResponseFormat
+from tidegate.engines.transformers.responses import REASONING, mark
 from tidegate.messages.work import ChatPrompt
 
 # Objects are spaced as templates write those of the history, and as models do.
@@ -46,7 +46,7 @@ def call_grammar(
         return ""
     rules = _Rules(tokenizer)
     calls = _Calls(form.calls, prompt, rules)
-    thinks = _Reasoning.of(form.response_template, begun, template_text(tokenizer))
+    thinks = _Reasoning.of(form.response_template, begun)
     if prompt.tool_choice != "auto":
         rules.add("start", f"{thinks.before(rules)} {calls.all()}")
         return rules.text()
@@ -56,8 +56,9 @@ def call_grammar(
     if not form.calls.trigger:
         return ""
     call = f"{rules.until(form.calls.trigger)} {calls.behind_trigger()}"
-    parts = [part for part in (call if prompt.parallel_tool_calls else "", thinks.within(rules)) if part]
-    free = f"({' | '.join(parts)})*" if parts else ""
+    others = rules.kept_whole(besides=(form.calls.trigger, *thinks.marks))
+    parts = [call if prompt.parallel_tool_calls else "", thinks.within(rules), others]
+    free = f"({' | '.join(filter(None, parts))})*" if any(parts) else ""
     end = "TEXT" if prompt.parallel_tool_calls else f"(TEXT | {call})"
     rules.add("start", f"{thinks.rest(rules)} {free} {end}")
     return rules.text()
@@ -100,6 +101,11 @@ class _Rules:
             name = self._lazy.setdefault(first, f"until_{len(self._lazy)}")
             forms.append(name)
         return f"({' | '.join(forms)}) {behind}"
+
+    def kept_whole(self, besides: Collection[str]) -> str:
+        """Write any text up to and with a token that is no text to a grammar, but for some."""
+        tokens = sorted({token for text, (token, _) in self._added.items() if text not in besides})
+        return f"TEXT <[{','.join(map(str, tokens))}]>" if tokens else ""
 
     def schema(self, schema: Mapping[str, Any]) -> str:
         return f"%json {json.dumps({**schema, 'x-guidance': SPACING}, ensure_ascii=False)}"
@@ -294,16 +300,19 @@ class _Reasoning:
         self._is_open, self._is_over = is_open, is_over
 
     @classmethod
-    def of(cls, template: dict[str, Any] | None, begun: str, chat_template: str) -> _Reasoning:
-        """A model thinks where its chat template knows of it."""
+    def of(cls, template: dict[str, Any] | None, begun: str) -> _Reasoning:
         fields = (template or {}).get("fields", {})
         for name in REASONING:
             if name in fields:
-                opens, closes = (_mark(fields[name], side) for side in ("open", "close"))
-                if opens and closes and (closes in chat_template or opens in begun):
+                opens, closes = (mark(fields[name], side) for side in ("open", "close"))
+                if opens and closes:
                     is_open = begun.rfind(opens) > begun.rfind(closes)
                     return cls(opens, closes, is_open=is_open, is_over=closes in begun)
         return cls()
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        return self._opens, self._closes
 
     def before(self, rules: _Rules) -> str:
         """Write what may come before calls."""
@@ -320,14 +329,3 @@ class _Reasoning:
     def within(self, rules: _Rules) -> str:
         """Write a free text that ends with a thought."""
         return f"{rules.until(self._opens)} {rules.until(self._closes)}" if self._opens else ""
-
-
-def _mark(field: dict[str, Any], side: str) -> str:
-    """Return the text that opens or closes a region, where it is one text with white space around it."""
-    if isinstance(text := field.get(side), list):
-        text = text[0]
-    if text:
-        return str(text)
-    pattern = str(field.get(f"{side}_pattern", ""))
-    text = re.sub(r"\\(.)", r"\1", pattern.replace(r"\s*", ""))
-    return text if re.fullmatch(pattern, text) else ""

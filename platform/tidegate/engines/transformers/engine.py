@@ -24,7 +24,7 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
-from tidegate.engines.transformers.formats import format_stops, response_format, with_stops
+from tidegate.engines.transformers.formats import format_stops, with_stops
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.grammars import Grammars
 from tidegate.engines.transformers.head import InParts
@@ -33,6 +33,7 @@ from tidegate.engines.transformers.memory import kv_budget, usable_cores, within
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
 from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
+from tidegate.engines.transformers.responses import answer_formats
 from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
@@ -41,6 +42,7 @@ from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
+    ChatPrompt,
     Embed,
     Finish,
     Generate,
@@ -91,7 +93,7 @@ class TransformersEngine:
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
-        self._response = response_format(tokenizer)
+        self._response = answer_formats(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         self._stops = format_stops(tokenizer, self._vocabulary_size)
         named_ends = end_ids(model, tokenizer)
@@ -155,7 +157,12 @@ class TransformersEngine:
             return limit
         grammar = reply.grammar or request.work.sampling.grammar
         if grammar and (why := await self._grammars.refusal(grammar)):
-            return refusal("GrammarFailed", f"This model cannot follow the grammar: {why}", len(reply.ids))
+            # What may call and need not is free where the grammar of its calls is too large.
+            if not may_be_free(request.work):
+                return refusal(
+                    "GrammarFailed", f"This model cannot follow the grammar: {why}", len(reply.ids)
+                )
+            grammar = ""
         request = with_stops(request, self._stops)
         return Prepared(request, reply.ids, limit, reply.bad_words, grammar, reply.begun)
 
@@ -296,6 +303,11 @@ class TransformersEngine:
         for row in sorted(rows, reverse=True):
             self._batch.leave(row, clear=rows[row])
         self._tokens = self._tokens[self._scheduler.leave(rows)]
+
+
+def may_be_free(work: Generate) -> bool:
+    is_free = isinstance(work.prompt, ChatPrompt) and work.prompt.tool_choice == "auto"
+    return is_free and not work.sampling.grammar
 
 
 def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

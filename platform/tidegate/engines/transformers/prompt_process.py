@@ -41,7 +41,6 @@ import msgspec
 from msgspec.structs import replace
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
-from tidegate.engines.transformers.formats import response_format
 from tidegate.engines.transformers.prompts import (
     PromptError,
     bad_word_ids,
@@ -161,24 +160,34 @@ class Prompts:
         limit = completion_limit(len(ids), work, self.context_length)
         if isinstance(limit, Finish):
             return Reply(finish=limit)
-        return replace(answer_rules(text, work, tokenizer), ids=ids, bad_words=bad_words)
+        # Schemas of tools are programs too.
+        with cpu_seconds(signal.ITIMER_VIRTUAL, min(most, RENDER_SECONDS)):
+            rules = answer_rules(text, work, tokenizer)
+        return rules if rules.finish is not None else replace(rules, ids=ids, bad_words=bad_words)
 
 
 def answer_rules(text: str, work: Generate, tokenizer: Any) -> Reply:
     """Return what the answer to a chat is to be read by, and its grammar where it may hold calls."""
+    from llguidance import LLMatcher
+
     from tidegate.engines.transformers.call_grammar import call_grammar
-    from tidegate.engines.transformers.responses import answer_format, begun_answer, reading_template
+    from tidegate.engines.transformers.responses import answer_formats, begun_answer, reading_template
 
     prompt = work.prompt
     if not isinstance(prompt, ChatPrompt):
         return Reply()
-    form = answer_format(response_format(tokenizer), prompt)
+    form = answer_formats(tokenizer).of(prompt)
     if form is None:
         return Reply()
     template = reading_template(form.response_template, has_tools=bool(prompt.tools))
     goes_on = prompt.add_generation_prompt or prompt.continue_final_message
     begun = begun_answer(template, text) if template is not None and goes_on else ""
     grammar = call_grammar(form, prompt, begun, tokenizer, work.sampling.grammar)
+    if grammar and (why := LLMatcher.validate_grammar(grammar)):
+        # An answer that need not call is free where its calls cannot be enforced.
+        if prompt.tool_choice != "auto" or work.sampling.grammar:
+            return Reply(finish=refusal("InvalidPrompt", f"tools: they make no grammar of calls: {why}"))
+        grammar = ""
     return Reply(begun=begun, grammar=grammar)
 
 
@@ -247,7 +256,8 @@ def finish_of_death(code: int, context_length: int) -> Finish:
     if code == -signal.SIGVTALRM:
         return refusal(
             "PromptTooCostly",
-            f"The model's chat template took more than {RENDER_SECONDS:g} s of CPU time over these messages.",
+            f"The model's chat template took more than {RENDER_SECONDS:g} s of CPU time over these messages, "
+            "or the grammar of their tools.",
         )
     if code == -signal.SIGPROF:
         return refusal(

@@ -19,7 +19,13 @@ import msgspec
 from transformers.utils.chat_parsing.response_parser import ResponseParser
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate, load_response_template
 
-from tidegate.engines.transformers.formats import ResponseFormat, calls_of, read_format
+from tidegate.engines.transformers.formats import (
+    ResponseFormat,
+    calls_of,
+    read_format,
+    response_format,
+    template_text,
+)
 from tidegate.messages.work import CallDelta, ChatPrompt
 
 DEFAULT = "hermes"
@@ -36,11 +42,54 @@ class Part(NamedTuple):
     calls: Sequence[CallDelta] = ()
 
 
-def answer_format(form: ResponseFormat | None, prompt: ChatPrompt) -> ResponseFormat | None:
-    """Return the format of the answer to a prompt, from that of the model: one that knows none writes the
-    calls that it must as `DEFAULT` has them."""
-    must_call = prompt.tool_choice not in ("", "auto")
-    return read_format(DEFAULT) if must_call and (form is None or form.calls is None) else form
+class AnswerFormats:
+    """The formats of a model's answers, from its tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        chat_template = template_text(tokenizer)
+        form = response_format(tokenizer)
+        is_own = form is not None and form.response_template == getattr(tokenizer, "response_template", None)
+        self._model = form if form is None or is_own else _without_unknown(form, chat_template)
+        self._default = _without_unknown(read_format(DEFAULT), chat_template)
+
+    def of(self, prompt: ChatPrompt) -> ResponseFormat | None:
+        """Return the format of the answer to a prompt. A model that knows none writes the calls that it must
+        as `DEFAULT` has them."""
+        must_call = prompt.tool_choice not in ("", "auto")
+        form = self._model
+        return self._default if must_call and (form is None or form.calls is None) else form
+
+
+@lru_cache(maxsize=4)
+def answer_formats(tokenizer: Any) -> AnswerFormats:
+    return AnswerFormats(tokenizer)
+
+
+def _without_unknown(form: ResponseFormat, chat_template: str) -> ResponseFormat:
+    """Leave out thoughts where the chat template knows of none: such models have none."""
+    if form.response_template is None:
+        return form
+    fields = {
+        name: field
+        for name, field in form.response_template["fields"].items()
+        if name not in REASONING or mark(field, "close") in chat_template
+    }
+    return msgspec.structs.replace(form, response_template={**form.response_template, "fields": fields})
+
+
+def mark(field: dict[str, Any], side: str) -> str:
+    """Return the text that opens or closes a region, where it is one text with white space around it; else
+    nothing."""
+    if isinstance(text := field.get(side), list):
+        text = text[0]
+    if text:
+        return str(text)
+    pattern = str(field.get(f"{side}_pattern", ""))
+    text = re.sub(r"\\(.)", r"\1", pattern.replace(r"\s*", ""))
+    try:
+        return text if re.fullmatch(pattern, text) else ""
+    except re.error:  # of the parser's dialect
+        return ""
 
 
 def reading_template(template: dict[str, Any] | None, *, has_tools: bool) -> ResponseTemplate | None:

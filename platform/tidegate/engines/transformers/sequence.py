@@ -10,12 +10,11 @@ from transformers.utils.chat_parsing.response_templates import ResponseTemplate
 
 from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
-from tidegate.engines.transformers.formats import ResponseFormat
 from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.engines.transformers.grammars import Matcher
 from tidegate.engines.transformers.responses import (
+    AnswerFormats,
     ResponseReader,
-    answer_format,
     delimiters,
     reading_template,
 )
@@ -43,7 +42,7 @@ class RunningSequence:
         end_ids: Collection[int],
         vocabulary: Vocabulary,
         rules: Rules | None = None,
-        response: ResponseFormat | None = None,
+        response: AnswerFormats | None = None,
         matcher: Matcher | None = None,
     ) -> None:
         """`response`: how the model's answers are read."""
@@ -202,10 +201,10 @@ class RunningSequence:
         self._has_silent_space = is_first_text and self._vocabulary.has_silent_space
         self._answer = OutputBuffer(self.sampling.stop, keeps_stop=self.sampling.includes_stop)
 
-    def _reading_template(self, response: ResponseFormat | None) -> ResponseTemplate | None:
+    def _reading_template(self, response: AnswerFormats | None) -> ResponseTemplate | None:
         if not isinstance(self._from, ChatPrompt):
             return None
-        form = answer_format(response, self._from)
+        form = response.of(self._from) if response is not None else None
         return form and reading_template(form.response_template, has_tools=bool(self._from.tools))
 
     def _named_tokens(self) -> Collection[int]:

@@ -31,6 +31,7 @@ class Vocabulary:
         self._added = {token_id: str(token) for token_id, token in added.items() if not token.special}
         self._known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._pieces: dict[int, bytes] = {}
+        self._named: dict[str, frozenset[int]] = {}
         decoders = _decoders(tokenizer)
         self._to_bytes = _bytes_rule(decoders)
         self._strips = any(map(_strips_first_space, decoders))
@@ -65,6 +66,11 @@ class Vocabulary:
 
     def named_in(self, patterns: str) -> frozenset[int]:
         """Return the special tokens that regular expressions name."""
+        if patterns not in self._named:
+            self._named[patterns] = self._find_named(patterns)
+        return self._named[patterns]
+
+    def _find_named(self, patterns: str) -> frozenset[int]:
         names = {token: str(self._tokenizer.convert_ids_to_tokens(token)) for token in self._special}
         return frozenset(
             token for token, name in names.items() if name in patterns or re.escape(name) in patterns

@@ -7,6 +7,7 @@ from tidegate.gateway.dialects.completions import Completions
 from tidegate.gateway.dialects.embeddings import Embeddings
 from tidegate.gateway.dialects.judging import JUDGING
 from tidegate.gateway.dialects.ollama import OLLAMA, OllamaChat, OllamaGenerate
+from tidegate.gateway.dialects.ollama_embed import OllamaEmbed
 from tidegate.gateway.dialects.responses import Responses
 from tidegate.gateway.dialects.tgi import TGI, GenerateEither, GenerateStream, GenerateText
 from tidegate.gateway.dialects.tokenize import DetokenizeDialect, TokenizeDialect
@@ -27,6 +28,7 @@ DIALECTS: tuple[Dialect, ...] = (
     GenerateEither(),
     OllamaChat(),
     OllamaGenerate(),
+    OllamaEmbed(),
 )
 # Of the paths that begin so, whatever comes of them.
 _WIRES = (("/v1/messages", ANTHROPIC), ("/generate", TGI), ("/info", TGI), ("/api/", OLLAMA))

@@ -79,6 +79,11 @@ class Call(Protocol):
 
     def follow(self, grammar: str) -> None: ...
 
+    @property
+    def schemas(self) -> Sequence[Constraint]:
+        """What else must be enforceable: the arguments of strict tools."""
+        ...
+
     def asks(self, random_seed: int) -> list[Ask]:
         """One for each sequence, in the order of the answer's choices. Asked once: the prompts go with it."""
         ...
@@ -95,6 +100,7 @@ class Free:
 
     __slots__ = ()
     constraint = None
+    schemas: Sequence[Constraint] = ()
 
     def follow(self, grammar: str) -> NoReturn:
         raise AssertionError(f"no grammar was asked for: {grammar}")

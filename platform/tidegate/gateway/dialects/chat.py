@@ -54,6 +54,7 @@ from tidegate.gateway.dialects.tools import (
     call_deltas,
     called,
     function_deltas,
+    strict_schemas,
     whole_calls,
 )
 from tidegate.gateway.dialects.wire import OPENAI
@@ -423,6 +424,10 @@ class ChatCall(TextCall):
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
+        self.schemas = [
+            *strict_schemas([tool.function for tool in body.tools or ()], "tools[{}].function"),
+            *strict_schemas(body.functions or (), "functions[{}]"),
+        ]
 
     def events(self, head: AnswerHead) -> ChatEvents:
         has_logprobs = self.top_logprobs is not None

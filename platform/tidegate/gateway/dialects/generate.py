@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
-from tidegate.gateway.dialects.base import Ask, Free
+from tidegate.gateway.dialects.base import Ask
+from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Generate, Prompt, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1
@@ -17,21 +18,33 @@ _CHARACTERS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
 
 
-class OneAnswer(Free):
+class OneAnswer:
     """A call with one prompt and one answer, as every protocol but OpenAI's has them."""
 
     n = 1
     prompt_field = "messages"
 
     def __init__(
-        self, model: str, prompt: Prompt, sampling: Sampling, *, seed: int | None, is_streamed: bool
+        self,
+        model: str,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        seed: int | None,
+        is_streamed: bool,
+        constraint: Constraint | None = None,
     ) -> None:
         self.model = model
+        self.constraint = constraint
+        self.schemas: Sequence[Constraint] = ()
         self.is_streamed = is_streamed
         self.user = ""
         self._prompt = prompt
         self._sampling = sampling
         self._seed = seed
+
+    def follow(self, grammar: str) -> None:
+        self._sampling = replace(self._sampling, grammar=grammar)
 
     def asks(self, random_seed: int) -> list[Ask]:
         # The prompt may be large, and the call lives as long as its answer.

@@ -27,6 +27,7 @@ from tidegate.gateway.bodies import (
     says,
 )
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
+from tidegate.gateway.dialects.chat import whole_reasoning
 from tidegate.gateway.dialects.generate import MOST_STOPS, OneAnswer
 from tidegate.gateway.dialects.openai import (
     MAX_TOKENS,
@@ -38,7 +39,18 @@ from tidegate.gateway.dialects.openai import (
     finish_reason,
     whole_text,
 )
+from tidegate.gateway.dialects.tools import (
+    MAX_TOOLS,
+    NO_TOOLS,
+    Asked,
+    Tools,
+    asked_tools,
+    called,
+    checked,
+    whole_calls,
+)
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import on_one_line, text_json
 from tidegate.messages.work import (
     MODEL_DEFAULTS,
@@ -52,8 +64,7 @@ from tidegate.messages.work import (
 
 LATEST = ":latest"  # the tag that Ollama's clients give a name without one
 _UNREAD = says("(advisory: not acted on)")
-_NO_TOOLS = "tools are not supported; leave it out"
-_MESSAGES = "a list of messages with role (system, user or assistant) and content, a text"
+_MESSAGES = "a list of messages with role (system, user, assistant or tool) and content, a text"
 
 
 class OllamaError(msgspec.Struct):
@@ -97,7 +108,7 @@ class OllamaOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = None
     temperature: Annotated[Temperature | None, says("a number from 0 (greedy) to 2")] = None
-    top_k: Annotated[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, says("0: all")] = None
+    top_k: Annotated[Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None, says("0 or -1: all")] = None
     top_p: Annotated[Share | None, says("a number from 0 to 1")] = None
     min_p: Annotated[Share | None, says("a number from 0 to 1")] = None
     seed: Annotated[Seed | None, says("a 64-bit whole number; left out: drawn at random")] = None
@@ -162,7 +173,9 @@ class OllamaBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         bool | Literal["low", "medium", "high", "max"] | None,
         says("true, false, low, medium, high or max; the model's chat template may act on it"),
     ] = None
-    format: Annotated[Any, not_honoured("answers are not constrained; leave it out", "")] = None
+    format: Annotated[
+        Literal["", "json"] | dict[str, Any] | None, says("json: a JSON object; or a JSON schema")
+    ] = None
     keep_alive: Annotated[Any, _UNREAD] = None
     truncate: Annotated[Any, not_honoured("a prompt is not cut; use true or leave it out", True)] = None
     shift: Annotated[Any, not_honoured("a context is not shifted; leave it out", False)] = None
@@ -170,14 +183,35 @@ class OllamaBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: Annotated[Any, not_honoured("use /v1/chat/completions, or leave it out", 0)] = None
 
 
+class OllamaFunction(msgspec.Struct, kw_only=True):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    arguments: dict[str, Any] = {}
+
+
+class OllamaCall(msgspec.Struct, kw_only=True):
+    """A call in an answer that is sent back."""
+
+    function: OllamaFunction
+    id: Annotated[str | None, says("left out: the calls are told apart by their order")] = None
+
+
 class OllamaMessage(msgspec.Struct, kw_only=True):
     """Of an answer that is sent back what is not listed is not read."""
 
-    role: Annotated[Literal["system", "user", "assistant"], says("one of system, user, assistant")]
+    role: Annotated[
+        Literal["system", "user", "assistant", "tool"], says("one of system, user, assistant, tool")
+    ]
     content: str = ""
-    thinking: Annotated[str | None, says("part of an answer that is sent back (not read)")] = None
+    thinking: Annotated[
+        str | None, says("what an assistant thought; the model's chat template may show it")
+    ] = None
     images: Annotated[Any, not_honoured("only text goes in; leave it out", [])] = None
-    tool_calls: Annotated[Any, not_honoured(_NO_TOOLS, [])] = None
+    tool_calls: Annotated[
+        Annotated[list[OllamaCall], Meta(max_length=MAX_TOOLS)] | None,
+        says("the calls of an assistant's answer, as it had them"),
+    ] = None
+    tool_name: Annotated[str | None, says("whose result a message of role tool is")] = None
+    tool_call_id: Annotated[str | None, says("the same by the id of the call")] = None
 
 
 _NOT_HONOURED_OF_MESSAGE = not_honoured_fields(OllamaMessage)
@@ -194,7 +228,7 @@ class OllamaChatBody(OllamaBody, kw_only=True, forbid_unknown_fields=True):
     RULES: ClassVar[tuple[Rule, ...]] = (*OllamaBody.RULES, Rule(_check_messages, {}))
 
     messages: Annotated[list[OllamaMessage] | None, says(_MESSAGES)] = None
-    tools: Annotated[Any, not_honoured(_NO_TOOLS, [])] = None
+    tools: Tools = None
 
 
 class OllamaGenerateBody(OllamaBody, kw_only=True, forbid_unknown_fields=True):
@@ -209,9 +243,22 @@ class OllamaGenerateBody(OllamaBody, kw_only=True, forbid_unknown_fields=True):
     context: Annotated[Any, not_honoured("send messages to /api/chat, or leave it out", [])] = None
 
 
-class AnsweredMessage(msgspec.Struct):
+class AnsweredFunction(msgspec.Struct):
+    index: int
+    name: str
+    arguments: dict[str, Any]
+
+
+class AnsweredCall(msgspec.Struct):
+    id: str
+    function: AnsweredFunction
+
+
+class AnsweredMessage(msgspec.Struct, omit_defaults=True):
     role: Literal["assistant"]
     content: str
+    thinking: str = ""
+    tool_calls: list[AnsweredCall] = []
 
 
 class Ended(msgspec.Struct, kw_only=True):
@@ -236,6 +283,7 @@ class OllamaChatAnswer(Ended, kw_only=True):
 
 class OllamaGenerateAnswer(Ended, kw_only=True):
     response: str
+    thinking: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class OllamaChat:
@@ -249,10 +297,11 @@ class OllamaChat:
     answer_description = "Lines that end with the answer's end, or the whole answer where stream is false"
     _reader = BodyReader(OllamaChatBody)
 
-    def read(self, raw: bytes) -> OllamaCall:
+    def read(self, raw: bytes) -> OllamaAsked:
         body = self._reader.read(raw)
-        messages = [{"role": message.role, "content": message.content} for message in body.messages or ()]
-        return OllamaCall(body, _chat(body, messages) if messages else None, "messages")
+        messages = _messages(body.messages or ())
+        tools = asked_tools(body.tools or (), None, None)
+        return OllamaAsked(body, _chat(body, messages, tools) if messages else None, "messages")
 
 
 class OllamaGenerate:
@@ -266,7 +315,7 @@ class OllamaGenerate:
     answer_description = "Lines that end with the answer's end, or the whole answer where stream is false"
     _reader = BodyReader(OllamaGenerateBody)
 
-    def read(self, raw: bytes) -> OllamaCall:
+    def read(self, raw: bytes) -> OllamaAsked:
         body = self._reader.read(raw)
         prompt: Prompt | None = None
         if body.prompt and body.raw:
@@ -274,16 +323,17 @@ class OllamaGenerate:
         elif body.prompt:
             system = [{"role": "system", "content": body.system}] if body.system else []
             prompt = _chat(body, [*system, {"role": "user", "content": body.prompt}])
-        return OllamaCall(body, prompt, "prompt")
+        return OllamaAsked(body, prompt, "prompt")
 
 
-class OllamaCall(OneAnswer):
+class OllamaAsked(OneAnswer):
     """`prompt` None: the model is loaded, and nothing asked."""
 
     def __init__(self, body: OllamaBody, prompt: Prompt | None, prompt_field: str) -> None:
         self.prompt_field = prompt_field
         self.is_chat = prompt_field == "messages"
         self.began = time.perf_counter_ns()
+        self.shows_thinking = body.think is not False
         self._is_load = prompt is None
         super().__init__(
             body.model.removesuffix(LATEST),
@@ -291,6 +341,7 @@ class OllamaCall(OneAnswer):
             _sampling(body.options or OllamaOptions()),
             seed=None if body.options is None else body.options.seed,
             is_streamed=prompt is not None and body.stream is not False,
+            constraint=_constraint(body.format) if prompt is not None else None,
         )
 
     def asks(self, random_seed: int) -> list[Ask]:
@@ -302,12 +353,15 @@ class OllamaCall(OneAnswer):
         return OllamaEvents(self, head)
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
-        text = whole_text(choices[0])
-        reason: Any = "load" if self._is_load else finish_reason(choices[0][-1].finish)
-        return encode(self.ended(head, text, reason, usage, self.began))
+        segments = choices[0]
+        message = AnsweredMessage("assistant", whole_text(segments), tool_calls=_whole_calls(segments))
+        if self.shows_thinking:
+            message.thinking = whole_reasoning(segments)
+        reason: Any = "load" if self._is_load else finish_reason(segments[-1].finish)
+        return encode(self.ended(head, message, reason, usage, self.began))
 
     def ended(
-        self, head: AnswerHead, text: str, reason: Any, usage: Usage, first_token: int
+        self, head: AnswerHead, message: AnsweredMessage, reason: Any, usage: Usage, first_token: int
     ) -> OllamaChatAnswer | OllamaGenerateAnswer:
         """`first_token`: when it came, as `began`."""
         now = time.perf_counter_ns()
@@ -323,17 +377,19 @@ class OllamaCall(OneAnswer):
         )
         fields = msgspec.structs.asdict(end)
         if self.is_chat:
-            return OllamaChatAnswer(**fields, message=AnsweredMessage("assistant", text))
-        return OllamaGenerateAnswer(**fields, response=text)
+            return OllamaChatAnswer(**fields, message=message)
+        thinking = message.thinking or msgspec.UNSET
+        return OllamaGenerateAnswer(**fields, response=message.content, thinking=thinking)
 
 
 class OllamaEvents:
-    """A line for each text, and a last one with the counts."""
+    """A line for each text, one for each call of a tool, which is whole, and a last one with the counts."""
 
-    __slots__ = ("_call", "_first_token", "_head", "_reason")
+    __slots__ = ("_call", "_first_token", "_head", "_pending", "_reason")
 
-    def __init__(self, call: OllamaCall, head: AnswerHead) -> None:
+    def __init__(self, call: OllamaAsked, head: AnswerHead) -> None:
         self._call = call
+        self._pending: list[Segment] = []  # that hold calls: their parts may be still to come
         self._head = head
         self._first_token = 0
         self._reason = "stop"
@@ -342,14 +398,30 @@ class OllamaEvents:
         self._first_token = self._first_token or time.perf_counter_ns()
         if segment.finish is not None:
             self._reason = finish_reason(segment.finish)
-        if not segment.output.text:
-            return b""
-        text = text_json(segment.output.text)
-        part = b'"message":{"role":"assistant","content":%b}' if self._call.is_chat else b'"response":%b'
-        return _line(self._head.model, part % text)
+        output = segment.output
+        if output.calls:
+            self._pending.append(segment)
+        out = b""
+        if output.reasoning and self._call.shows_thinking:
+            thought = text_json(output.reasoning)
+            out = self._part(b'"content":"","thinking":%b', b'"response":"","thinking":%b', thought)
+        if output.text:
+            out += self._part(b'"content":%b', b'"response":%b', text_json(output.text))
+        return out
+
+    def _part(self, of_message: bytes, of_response: bytes, value: bytes) -> bytes:
+        if self._call.is_chat:
+            return _line(self._head.model, b'"message":{"role":"assistant",%b}' % (of_message % value))
+        return _line(self._head.model, of_response % value)
 
     def end(self, usage: Usage) -> bytes:
-        return encode(self._call.ended(self._head, "", self._reason, usage, self._first_token)) + b"\n"
+        out = b""
+        for call in _whole_calls(self._pending):
+            message = encode(AnsweredMessage("assistant", "", tool_calls=[call]))
+            out += _line(self._head.model, b'"message":%b' % on_one_line(message))
+        nothing = AnsweredMessage("assistant", "")
+        end = self._call.ended(self._head, nothing, self._reason, usage, self._first_token)
+        return out + encode(end) + b"\n"
 
 
 def _line(model: str, part: bytes) -> bytes:
@@ -360,7 +432,55 @@ def _now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _chat(body: OllamaBody, messages: list[dict[str, Any]]) -> ChatPrompt:
+def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
+    """Messages as a chat template takes them. A result that names neither call nor function is that of the
+    first call before it that has none."""
+    made: list[dict[str, Any]] = []
+    open_calls: dict[str, str] = {}  # ids of those without a result, and whom they call
+    count = 0
+    for place, message in enumerate(messages):
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.role == "assistant":
+            if message.thinking:
+                turn["reasoning_content"] = message.thinking
+            for index, call in enumerate(message.tool_calls or ()):
+                where = f"messages[{place}].tool_calls[{index}].function.arguments"
+                call_id = call.id or f"call{count:05}"
+                count += 1
+                open_calls[call_id] = call.function.name
+                arguments = checked(call.function.arguments, where)
+                function = {"name": call.function.name, "arguments": arguments}
+                turn.setdefault("tool_calls", []).append(
+                    {"id": call_id, "type": "function", "function": function}
+                )
+        elif message.tool_calls:
+            raise refusal(f"messages[{place}].tool_calls", "given", "only a message of role assistant has it")
+        elif message.role == "tool":
+            wanted = [
+                call_id
+                for call_id, name in open_calls.items()
+                if message.tool_call_id in (None, call_id) and message.tool_name in (None, name)
+            ]
+            if not wanted:
+                named = "tool_name" if message.tool_name is not None else "tool_call_id"
+                value = message.tool_name or message.tool_call_id
+                raise refusal(f"messages[{place}].{named}", value, "no answer before it has a call of it")
+            turn |= {"tool_call_id": wanted[0], "name": open_calls.pop(wanted[0])}
+        made.append(turn)
+    if made and "tool_calls" in made[-1]:
+        raise refusal(f"messages[{len(made) - 1}].tool_calls", "given", "a call needs its result after it")
+    return made
+
+
+def _whole_calls(segments: Sequence[Segment]) -> list[AnsweredCall]:
+    found = []
+    for place, call in enumerate(whole_calls(segments)):
+        made = called(call.function.name, call.function.arguments, call.id)["function"]
+        found.append(AnsweredCall(call.id, AnsweredFunction(place, made["name"], made["arguments"])))
+    return found
+
+
+def _chat(body: OllamaBody, messages: list[dict[str, Any]], tools: Asked = NO_TOOLS) -> ChatPrompt:
     """The answer goes on from a last message of the assistant's, as Ollama's does."""
     goes_on = messages[-1]["role"] == "assistant"
     args: dict[str, Any] = {}
@@ -369,8 +489,20 @@ def _chat(body: OllamaBody, messages: list[dict[str, Any]]) -> ChatPrompt:
         if isinstance(body.think, str):
             args["reasoning_effort"] = body.think
     return ChatPrompt(
-        messages, add_generation_prompt=not goes_on, continue_final_message=goes_on, template_args=args
+        messages,
+        add_generation_prompt=not goes_on,
+        continue_final_message=goes_on,
+        template_args=args,
+        tools=tools.tools,
+        tool_choice=tools.choice,
+        parallel_tool_calls=tools.is_parallel,
     )
+
+
+def _constraint(asked: str | dict[str, Any] | None) -> Constraint | None:
+    if not asked and not isinstance(asked, dict):
+        return None
+    return Constraint("json", asked if isinstance(asked, dict) else {"type": "object"}, "format")
 
 
 def _sampling(asked: OllamaOptions) -> Sampling:
@@ -378,7 +510,7 @@ def _sampling(asked: OllamaOptions) -> Sampling:
     found = {
         "temperature": asked.temperature,
         "top_p": asked.top_p,
-        "top_k": asked.top_k,
+        "top_k": None if asked.top_k is None else max(asked.top_k, 0),
         "min_p": asked.min_p,
         "repetition_penalty": asked.repeat_penalty,
     }

@@ -33,6 +33,7 @@ from tidegate.gateway.dialects.structured import (
     Text,
     constraint_of,
 )
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import DONE, text_json
 from tidegate.messages.work import MODEL_DEFAULTS, Finish, Generate, Prompt, Sampling, Segment, TokenLogprob
 
@@ -253,6 +254,7 @@ class TextCall(ABC):
         "is_streamed",
         "model",
         "n",
+        "schemas",
         "shown",
         "top_logprobs",
         "user",
@@ -275,6 +277,7 @@ class TextCall(ABC):
         self.model = body.model
         self.n = body.n or 1
         self.constraint = constraint_of(body)
+        self.schemas: Sequence[Constraint] = ()
         self.is_streamed = bool(body.stream)
         self.user = body.user or ""
         has_usage = options is not None and bool(options.include_usage)

@@ -1,11 +1,12 @@
 """`POST /v1/responses`: OpenAI's Responses API, and the objects and events of its other endpoints.
 
-A response is one item of text. Whatever shows one (the answer, the events that carry it,
-`GET /v1/responses/{id}`) makes it of the call's body and its segments, so every gateway shows the same.
+Whatever shows a response (the answer, the events that carry it, `GET /v1/responses/{id}`) makes it of the
+call's body and its segments (`response_output`), so every gateway shows the same.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,6 +15,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from tidegate.errors import InvalidRequest
 from tidegate.gateway.bodies import (
     BodyReader,
     RequestBody,
@@ -26,7 +28,6 @@ from tidegate.gateway.bodies import (
     says,
 )
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
-from tidegate.gateway.dialects.chat import ChatTokenLogprob, chat_logprobs
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.dialects.openai import (
     MAX_TOP_LOGPROBS,
@@ -40,18 +41,54 @@ from tidegate.gateway.dialects.openai import (
     TopLogprobs,
     encode,
 )
+from tidegate.gateway.dialects.response_objects import (
+    FunctionCallItem,
+    FunctionOutputItem,
+    FunctionTool,
+    IncompleteDetails,
+    InputText,
+    Item,
+    MessageItem,
+    OutputDetails,
+    OutputText,
+    ReasoningItem,
+    ReasoningShown,
+    ReasoningText,
+    Response,
+    ResponseError,
+    ResponseUsage,
+    Status,
+    TextShown,
+)
+from tidegate.gateway.dialects.response_output import ID_PREFIX, Drafts, ResponseEvents, drafts_of, item_id
 from tidegate.gateway.dialects.structured import JsonSchema
+from tidegate.gateway.dialects.tools import (
+    MAX_TOOLS,
+    NO_TOOLS,
+    PARAMETERS,
+    Allowed,
+    AllowedTools,
+    Asked,
+    FunctionDefinition,
+    FunctionName,
+    NamedFunction,
+    NamedTool,
+    NamedToolInList,
+    Tool,
+    asked_tools,
+    called,
+    strict_schemas,
+)
 from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.gateway.grammars import Constraint
-from tidegate.gateway.sse import text_json
 from tidegate.messages.work import MODEL_DEFAULTS, ChatPrompt, Finish, Sampling, Segment
 
 ROLES = ("user", "assistant", "system", "developer")
 TEXT_PARTS = ("input_text", "output_text", "text")
 CONTENT = 'a text, or a list of parts {"type": "input_text", "text": ...}'
-INPUT = "a text, or a list of messages with role and content"
+INPUT = "a text, or a list of messages, calls, their outputs and reasoning"
 MOST_ITEMS = 4096
-_NO_TOOLS = "tools are not supported; leave it out"
+ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 LOGPROBS = "message.output_text.logprobs"
 Include = Literal[
     "message.output_text.logprobs",
@@ -63,8 +100,6 @@ Include = Literal[
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 ]
-Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
-ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class InputPart(msgspec.Struct, kw_only=True):
@@ -75,24 +110,88 @@ class InputPart(msgspec.Struct, kw_only=True):
     refusal: Annotated[str | None, says("what an assistant said in place of text")] = None
 
 
-class InputItem(msgspec.Struct, kw_only=True):
-    """A message, of the client or of an answer that is sent back. Other items are refused by name."""
+Content = Annotated[
+    str | list[InputPart] | None,
+    documented(
+        CONTENT,
+        {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": reference("InputPart")}]},
+    ),
+]
+CallId = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=256)] | None,
+    documented(None, {"type": "string", "minLength": 1, "maxLength": 256}),
+]
 
-    type: Annotated[str | None, documented(None, {"enum": ["message", None]})] = None
-    role: Annotated[str | None, documented("who speaks", {"enum": list(ROLES)}, is_required=True)] = None
-    content: Annotated[
-        str | list[InputPart] | None,
+
+class InputItem(msgspec.Struct, kw_only=True):
+    """A message, a call and its output, or what a model thought: of the client, or of an answer that is sent
+    back. Other items are refused by name."""
+
+    type: Annotated[str | None, documented(None, {"enum": [*ITEMS, None]})] = None
+    role: Annotated[str | None, documented("who speaks", {"enum": list(ROLES)})] = None
+    content: Content = None
+    call_id: CallId = None
+    name: Annotated[
+        str | None, documented("of the function that is called", {"type": "string", "minLength": 1})
+    ] = None
+    arguments: Annotated[str | None, documented("JSON text, as it was in the answer", {"type": "string"})] = (
+        None
+    )
+    output: Annotated[Content, says("what the function gave")] = None
+
+
+def _item(kind: str, *required: str) -> dict[str, Any]:
+    types = {"enum": ["message", None]} if kind == "message" else {"const": kind}
+    return {"required": [*(() if kind == "message" else ("type",)), *required], "properties": {"type": types}}
+
+
+InputItem.RULES = (  # type: ignore[attr-defined]
+    Rule(
+        lambda _: None,
+        {
+            "anyOf": [
+                _item("message", "role", "content"),
+                _item("function_call", "call_id", "name", "arguments"),
+                _item("function_call_output", "call_id", "output"),
+            ]
+        },
+    ),
+)
+
+
+class ResponsesTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A function, as in the tools of chat completions but flat."""
+
+    type: Literal["function"]
+    name: FunctionName
+    description: Annotated[str | None, says("what it does, for the model")] = None
+    parameters: Annotated[
+        dict[str, Any] | None,
         documented(
-            CONTENT,
-            {
-                "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "minItems": 1, "items": reference("InputPart")},
-                ]
-            },
-            is_required=True,
+            "a JSON schema of type object; left out: it has none", {"anyOf": [{"type": "null"}, PARAMETERS]}
         ),
     ] = None
+    strict: Annotated[bool | None, says("true: what of the schema cannot be enforced is refused")] = None
+
+
+class FunctionChosen(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
+    name: FunctionName
+
+
+class ToolNamed(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    type: Literal["function"]
+    name: FunctionName
+
+
+class ToolsAllowed(
+    msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    """Fewer than all of `tools`."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolNamed], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class ResponseStreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -234,10 +333,21 @@ class ResponsesBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     truncation: Annotated[
         Any, not_honoured("a conversation is not cut; use disabled or leave it out", "disabled")
     ] = None
-    tools: Annotated[Any, not_honoured(_NO_TOOLS, [])] = None
-    tool_choice: Annotated[Any, not_honoured(_NO_TOOLS, "none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, not_honoured(_NO_TOOLS, True, False)] = None
-    max_tool_calls: Annotated[Any, not_honoured(_NO_TOOLS)] = None
+    tools: Annotated[
+        Annotated[list[ResponsesTool], Meta(max_length=MAX_TOOLS)] | None,
+        says(f'at most {MAX_TOOLS} of {{"type": "function", "name": ..., "parameters": ...}}'),
+    ] = None
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | FunctionChosen | ToolsAllowed | None,
+        says(
+            'none, auto, required, {"type": "function", "name": ...}, or {"type": "allowed_tools", "mode": '
+            '"auto" or "required", "tools": [...]}; left out: auto'
+        ),
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, says("false: an answer has one call at most; left out: true")
+    ] = None
+    max_tool_calls: Annotated[Any, not_honoured("there are no tools of our own; leave it out")] = None
     conversation: Annotated[
         Any, not_honoured("conversations are not kept by name; use previous_response_id")
     ] = None
@@ -248,95 +358,10 @@ class ResponsesBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     moderation: Annotated[Any, not_honoured("moderation is not supported; leave it out")] = None
 
 
-class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
-    text: str
-    annotations: list[Any] = []
-    logprobs: list[ChatTokenLogprob] = []
-
-
-class OutputMessage(msgspec.Struct, tag_field="type", tag="message"):
-    id: str
-    status: ItemStatus
-    content: list[OutputText]
-    role: Literal["assistant"] = "assistant"
-
-
-class ResponseError(msgspec.Struct):
-    code: str
-    message: str
-
-
-class IncompleteDetails(msgspec.Struct):
-    reason: Literal["max_output_tokens"]
-
-
-class TextShown(msgspec.Struct):
-    format: Any
-
-
-class ReasoningShown(msgspec.Struct):
-    effort: str | None
-    summary: str | None
-
-
-class InputDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-
-
-class OutputDetails(msgspec.Struct, frozen=True):
-    reasoning_tokens: int = 0
-
-
-class ResponseUsage(msgspec.Struct):
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    input_tokens_details: InputDetails = InputDetails()
-    output_tokens_details: OutputDetails = OutputDetails()
-
-
-class Response(msgspec.Struct, kw_only=True):
-    """OpenAI's object. What was left out of the body shows what that means."""
-
-    id: str
-    object: Literal["response"] = "response"
-    created_at: int
-    completed_at: int | None = None
-    status: Status
-    background: bool
-    error: ResponseError | None = None
-    incomplete_details: IncompleteDetails | None = None
-    instructions: str | None
-    max_output_tokens: int | None
-    max_tool_calls: None = None
-    model: str
-    output: list[OutputMessage] = []
-    parallel_tool_calls: bool = True
-    previous_response_id: str | None
-    prompt_cache_key: str | None
-    reasoning: ReasoningShown | None
-    safety_identifier: str | None
-    service_tier: str = "default"
-    store: bool
-    temperature: float
-    text: TextShown
-    tool_choice: str = "auto"
-    tools: list[Any] = []
-    top_logprobs: int
-    top_p: float
-    presence_penalty: float
-    frequency_penalty: float
-    truncation: str = "disabled"
-    usage: ResponseUsage | None = None
-    user: str | None
-    metadata: dict[str, str]
-
-
 class Responses:
     path = "/v1/responses"
     task = "generate"
-    id_prefix = "resp_"
+    id_prefix = ID_PREFIX
     may_stream = True
     wire = OPENAI
     operation_id, summary = "create_response", "Answer, and remember the answer"
@@ -350,7 +375,8 @@ class Responses:
 
 class ResponseCall:
     __slots__ = (
-        "_messages",
+        "_asked",
+        "_input",
         "_sampling",
         "body",
         "constraint",
@@ -359,6 +385,7 @@ class ResponseCall:
         "model",
         "n",
         "previous",
+        "schemas",
         "user",
     )
     prompt_field = "input"
@@ -371,7 +398,9 @@ class ResponseCall:
         self.user = body.user or ""
         self.is_stored = body.store is not False  # until it turns out that there is no room
         self.previous: list[dict[str, Any]] = []  # messages of the conversation before
-        self._messages = input_messages(body.input)
+        self._input = input_messages(body.input)
+        self._asked = _asked(body)
+        self.schemas = strict_schemas(body.tools or (), "tools[{}]")
         has_logprobs = body.top_logprobs is not None or LOGPROBS in (body.include or ())
         self._sampling = Sampling(
             seed=0,  # its own
@@ -385,8 +414,17 @@ class ResponseCall:
         )
 
     def conversation(self) -> list[dict[str, Any]]:
-        """What a later response that goes on from this one has before it, without the answer."""
-        return [*self.previous, *self._messages]
+        """All messages before the answer but the instructions. Raises `InvalidRequest` for outputs of calls
+        that no answer before has."""
+        messages = joined([*self.previous, *self._input])
+        names: dict[str, str] = {}
+        for message in messages:
+            names.update({call["id"]: call["function"]["name"] for call in message.get("tool_calls", ())})
+            if message["role"] == "tool":
+                if (asked := message["tool_call_id"]) not in names:
+                    raise refusal("input", asked, "no answer before this output has a call with that call_id")
+                message["name"] = names[asked]
+        return messages
 
     def follow(self, grammar: str) -> None:
         self._sampling = replace(self._sampling, grammar=grammar)
@@ -395,32 +433,37 @@ class ResponseCall:
         messages = self.conversation()
         if self.body.instructions:
             messages.insert(0, {"role": "system", "content": self.body.instructions})
-        self._messages = []
         args: dict[str, Any] = {}
         if self.body.reasoning is not None and (effort := self.body.reasoning.effort) is not None:
             args = {"enable_thinking": effort != "none", "reasoning_effort": effort}
-        return generate_asks([ChatPrompt(messages, template_args=args)], 1, self._sampling, None, random_seed)
+        prompt = ChatPrompt(
+            messages,
+            template_args=args,
+            tools=self._asked.tools,
+            tool_choice=self._asked.choice,
+            parallel_tool_calls=self._asked.is_parallel,
+        )
+        return generate_asks([prompt], 1, self._sampling, None, random_seed)
 
     def events(self, head: AnswerHead) -> ResponseEvents:
-        return ResponseEvents(head, self)
+        return ResponseEvents(
+            head, functools.partial(self.response, head), is_background=bool(self.body.background)
+        )
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:  # noqa: ARG002
-        return encode(self.response(head, choices[0]))
+        return encode(self.response(head, drafts_of(head.call_id, choices[0])))
 
     def response(
         self,
         head: AnswerHead,
-        segments: Sequence[Segment],
-        *,
+        drafts: Drafts,
         status: Status | None = None,
         error: ResponseError | None = None,
     ) -> Response:
-        """The response as it is with these segments; `status`, where they do not say it."""
-        body, finish = self.body, segments[-1].finish if segments else None
+        """The response as it is with these items; `status`, where they do not say it."""
+        body, finish = self.body, drafts.finish
         is_cut = finish is not None and finish.reason == "length"
         status = status or ("incomplete" if is_cut else "completed" if finish else "in_progress")
-        has_ended = status not in ("queued", "in_progress")
-        is_whole = status in ("completed", "incomplete")
         reasoning = body.reasoning
         return Response(
             id=head.call_id,
@@ -433,7 +476,8 @@ class ResponseCall:
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             model=head.model,
-            output=[self.item(head, segments, has_ended=has_ended)] if segments or is_whole else [],
+            output=drafts.items(has_ended=status not in ("queued", "in_progress")),
+            parallel_tool_calls=body.parallel_tool_calls is not False,
             previous_response_id=body.previous_response_id,
             prompt_cache_key=body.prompt_cache_key,
             reasoning=None if reasoning is None else ReasoningShown(reasoning.effort, reasoning.summary),
@@ -441,28 +485,26 @@ class ResponseCall:
             store=self.is_stored,
             temperature=self._sampling.temperature,
             text=TextShown(_format(body)),
+            tool_choice=body.tool_choice or "auto",
+            tools=[
+                FunctionTool(
+                    name=tool.name,
+                    description=tool.description,
+                    parameters=tool.parameters,
+                    strict=tool.strict,
+                )
+                for tool in body.tools or ()
+            ],
             top_logprobs=body.top_logprobs or 0,
             top_p=self._sampling.top_p,
             presence_penalty=self._sampling.presence_penalty,
             frequency_penalty=self._sampling.frequency_penalty,
-            usage=_usage(finish) if finish is not None and is_whole else None,
+            usage=_usage(finish, drafts)
+            if finish is not None and status in ("completed", "incomplete")
+            else None,
             user=body.user,
             metadata=body.metadata or {},
         )
-
-    def item(self, head: AnswerHead, segments: Sequence[Segment], *, has_ended: bool = True) -> OutputMessage:
-        finish = segments[-1].finish if segments else None
-        is_complete = finish is not None and finish.reason == "stop"
-        status: ItemStatus = "completed" if is_complete else "incomplete" if has_ended else "in_progress"
-        text = "".join([segment.output.text for segment in segments])
-        return OutputMessage(
-            item_id(head.call_id), status, [OutputText(text, logprobs=self.logprobs(segments))]
-        )
-
-    def logprobs(self, segments: Sequence[Segment]) -> list[ChatTokenLogprob]:
-        if self._sampling.top_logprobs is None:
-            return []
-        return chat_logprobs([token for segment in segments for token in segment.output.logprobs])
 
 
 def _constraint(body: ResponsesBody) -> Constraint | None:
@@ -479,122 +521,133 @@ def _format(body: ResponsesBody) -> FreeText | JsonObject | JsonOfSchema:
     return FreeText() if body.text is None or body.text.format is None else body.text.format
 
 
-def _usage(finish: Finish) -> ResponseUsage:
+def _usage(finish: Finish, drafts: Drafts) -> ResponseUsage:
     prompt, completion = finish.prompt_tokens, finish.completion_tokens
-    return ResponseUsage(prompt, completion, prompt + completion)
+    return ResponseUsage(prompt, completion, prompt + completion, OutputDetails(drafts.reasoning_tokens))
 
 
-def item_id(call_id: str) -> str:
-    return "msg_" + call_id.removeprefix(Responses.id_prefix)
-
-
-class ResponseEvents:
-    """OpenAI's events. `sequence_number` counts them from 0; a token costs one JSON escape and one join."""
-
-    __slots__ = ("_call", "_has_begun", "_head", "_place", "_segments", "_sent")
-
-    def __init__(self, head: AnswerHead, call: ResponseCall) -> None:
-        self._head = head
-        self._call = call
-        self._sent = 0
-        self._has_begun = False
-        self._segments: list[Segment] = []
-        self._place = b'"item_id":"%b","output_index":0,"content_index":0' % item_id(head.call_id).encode()
-
-    def begin(self) -> bytes:
-        """Before anything is known of the answer; the first render does it where nobody did."""
-        if self._has_begun:
-            return b""
-        self._has_begun = True
-        begun = self._call.response(self._head, [], status="in_progress")
-        if not self._call.body.background:
-            return self._of_response("created", begun) + self._of_response("in_progress", begun)
-        queued = self._call.response(self._head, [], status="queued")
-        return b"".join(
-            [
-                self._of_response("created", queued),
-                self._of_response("queued", queued),
-                self._of_response("in_progress", begun),
+def _asked(body: ResponsesBody) -> Asked:
+    """The tools as those of chat completions."""
+    if not body.tools:
+        if body.tool_choice not in (None, "none", "auto"):
+            raise refusal("tool_choice", "given", "it needs tools")
+        return NO_TOOLS
+    tools = [
+        Tool(
+            type="function",
+            function=FunctionDefinition(
+                name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+            ),
+        )
+        for tool in body.tools
+    ]
+    choice: str | NamedTool | AllowedTools | None
+    match body.tool_choice:
+        case FunctionChosen(name=name):
+            choice = NamedTool(function=NamedFunction(name=name))
+        case ToolsAllowed(mode=mode, tools=named):
+            listed = [
+                NamedToolInList(type="function", function=NamedFunction(name=tool.name)) for tool in named
             ]
-        )
+            choice = AllowedTools(allowed_tools=Allowed(mode=mode, tools=listed))
+        case said:
+            choice = said
+    try:
+        return asked_tools(tools, choice, body.parallel_tool_calls)
+    except InvalidRequest as error:  # which names the fields of chat completions
+        param = _flat(error.param or "tools")
+        raise InvalidRequest(_flat(error.message), param=param, code=error.error_code) from None
 
-    def render(self, index: int, segment: Segment) -> bytes:  # noqa: ARG002 - there is one
-        out = self.begin()
-        if not self._segments:
-            out += self._added()
-        self._segments.append(segment)
-        output = segment.output
-        if output.text or output.logprobs:
-            logprobs = encode(self._call.logprobs([segment])) if output.logprobs else b"[]"
-            out += self._event(
-                b"response.output_text.delta",
-                b'%b,"delta":%b,"logprobs":%b' % (self._place, text_json(output.text), logprobs),
-            )
-        if segment.finish is not None:
-            out += self._done()
-        return out
 
-    def end(self, usage: Usage) -> bytes:  # noqa: ARG002 - the response has its own
-        response = self._call.response(self._head, self._segments)
-        return self._of_response(response.status, response)
-
-    def failed(self, status: Literal["failed", "cancelled"], error: ResponseError) -> bytes:
-        """End a stream whose answer failed."""
-        out = self.begin()
-        response = self._call.response(self._head, self._segments, status=status, error=error)
-        return out + self._of_response("failed", response)
-
-    def broke(self, error: ResponseError) -> bytes:
-        """End a stream for what is not the answer's fault: it may go on elsewhere."""
-        made = b'"code":%b,"message":%b,"param":null' % (text_json(error.code), text_json(error.message))
-        return self._event(b"error", made)
-
-    def _added(self) -> bytes:
-        item = self._call.item(self._head, [], has_ended=False)
-        item.content = []
-        out = self._event(b"response.output_item.added", b'"output_index":0,"item":%b' % encode(item))
-        return out + self._event(
-            b"response.content_part.added", b'%b,"part":%b' % (self._place, encode(OutputText("")))
-        )
-
-    def _done(self) -> bytes:
-        item = self._call.item(self._head, self._segments)
-        part = item.content[0]
-        whole = b'%b,"text":%b,"logprobs":%b' % (self._place, text_json(part.text), encode(part.logprobs))
-        out = self._event(b"response.output_text.done", whole)
-        out += self._event(b"response.content_part.done", b'%b,"part":%b' % (self._place, encode(part)))
-        return out + self._event(b"response.output_item.done", b'"output_index":0,"item":%b' % encode(item))
-
-    def _of_response(self, name: str, response: Response) -> bytes:
-        return self._event(b"response." + name.encode(), b'"response":%b' % encode(response))
-
-    def _event(self, kind: bytes, fields: bytes) -> bytes:
-        number, self._sent = self._sent, self._sent + 1
-        return b'event: %b\ndata: {"type":"%b","sequence_number":%d,%b}\n\n' % (kind, kind, number, fields)
+def _flat(text: str) -> str:
+    return text.replace(".function", "").replace(".allowed_tools", "")
 
 
 def input_messages(given: str | list[InputItem]) -> list[dict[str, Any]]:
-    """Plain role and content pairs for a chat template. Raises `InvalidRequest`."""
+    """Messages as a chat template takes them, one for each item that says something (see `joined`). Raises
+    `InvalidRequest`."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    return [_message(f"input[{index}]", item) for index, item in enumerate(given)]
+    messages = [_message(f"input[{index}]", item) for index, item in enumerate(given)]
+    return [message for message in messages if message is not None]
 
 
-def _message(where: str, item: InputItem) -> dict[str, Any]:
-    if item.type not in (None, "message"):
-        raise refusal(f"{where}.type", item.type, "only messages are supported; leave the item out")
-    if item.role not in ROLES:
-        raise refusal(f"{where}.role", item.role, f"one of {', '.join(ROLES)}")
-    content = item.content
+def joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What follows each other of an assistant is one message: what it thought, said, and whom it called."""
+    made: list[dict[str, Any]] = []
+    for message in messages:
+        last = made[-1] if made else None
+        if (
+            last is None
+            or message["role"] != "assistant"
+            or last["role"] != "assistant"
+            or not _goes_on(last, message)
+        ):
+            made.append(dict(message))
+            continue
+        last["content"] += message["content"]
+        for name in ("reasoning_content", "tool_calls"):
+            if name in message:
+                last[name] = last.get(name, type(message[name])()) + message[name]
+    return made
+
+
+def _goes_on(last: dict[str, Any], message: dict[str, Any]) -> bool:
+    """Two answers in a row stay two."""
+    return not (last["content"] and message["content"])
+
+
+def answer_messages(drafts: Drafts) -> list[dict[str, Any]]:
+    """An answer as the history of what goes on from it."""
+    messages = []
+    for draft in drafts.drafts:
+        text = "".join(draft.pieces)
+        message: dict[str, Any] = {"role": "assistant", "content": ""}
+        if draft.kind == "message":
+            messages.append(message | {"content": text})
+        elif draft.kind == "reasoning":
+            messages.append(message | {"reasoning_content": text})
+        else:
+            messages.append(message | {"tool_calls": [called(draft.name, text, draft.call_id)]})
+    return messages
+
+
+def _message(where: str, item: InputItem) -> dict[str, Any] | None:
+    answer: dict[str, Any] = {"role": "assistant", "content": ""}
+    match item.type:
+        case None | "message":
+            if item.role not in ROLES:
+                raise refusal(f"{where}.role", item.role, f"one of {', '.join(ROLES)}")
+            text = _text(f"{where}.content", item.content)
+            return {"role": "system" if item.role == "developer" else item.role, "content": text}
+        case "function_call":
+            for name in ("call_id", "name", "arguments"):
+                if getattr(item, name) is None:
+                    raise refusal(f"{where}.{name}", None, "a function_call has call_id, name and arguments")
+            return answer | {
+                "tool_calls": [called(item.name or "", item.arguments or "", item.call_id or "")]
+            }
+        case "function_call_output":
+            if item.call_id is None:
+                raise refusal(f"{where}.call_id", None, "send the call_id of the call that this answers")
+            text = _text(f"{where}.output", item.output)
+            return {"role": "tool", "tool_call_id": item.call_id, "content": text}
+        case "reasoning":
+            thought = _text(f"{where}.content", item.content) if item.content else ""
+            return answer | {"reasoning_content": thought} if thought else None
+    raise refusal(f"{where}.type", item.type, f"send one of {', '.join(ITEMS)}, or leave the item out")
+
+
+def _text(where: str, content: str | list[InputPart] | None) -> str:
     if content is None or content == []:
-        raise refusal(f"{where}.content", content, f"use {CONTENT}")
-    if not isinstance(content, str):
-        content = "\n".join([_text(f"{where}.content[{place}]", part) for place, part in enumerate(content)])
-    return {"role": "system" if item.role == "developer" else item.role, "content": content}
+        raise refusal(where, content, f"use {CONTENT}")
+    if isinstance(content, str):
+        return content
+    return "\n".join([_part(f"{where}[{place}]", part) for place, part in enumerate(content)])
 
 
-def _text(where: str, part: InputPart) -> str:
-    if part.type not in (*TEXT_PARTS, "refusal"):
+def _part(where: str, part: InputPart) -> str:
+    if part.type not in (*TEXT_PARTS, "refusal", "reasoning_text"):
         raise refusal(f"{where}.type", part.type, f"only texts are supported; use {CONTENT}")
     text = part.refusal if part.type == "refusal" and part.text is None else part.text
     if text is None:
@@ -602,26 +655,24 @@ def _text(where: str, part: InputPart) -> str:
     return text
 
 
-class InputText(msgspec.Struct, tag_field="type", tag="input_text"):
-    text: str
-
-
-class InputMessage(msgspec.Struct, tag_field="type", tag="message"):
-    id: str
-    role: str
-    content: list[InputText | OutputText]
-    status: ItemStatus = "completed"
-
-
-def input_items(call_id: str, body: ResponsesBody) -> list[InputMessage]:
+def input_items(call_id: str, body: ResponsesBody) -> list[Item]:
     """What the body sent, each item under an id of its own."""
     given = [InputItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    items = []
-    for index, item in enumerate(given):
-        parts = [InputPart(type="text", text=item.content)] if isinstance(item.content, str) else item.content
-        texts = [_text("content", part) for part in parts or ()]
-        kind = OutputText if item.role == "assistant" else InputText
-        items.append(
-            InputMessage(f"{item_id(call_id)}_{index}", item.role or "user", [kind(text) for text in texts])
+    return [_shown(call_id, index, item) for index, item in enumerate(given)]
+
+
+def _shown(call_id: str, index: int, item: InputItem) -> Item:
+    kind = item.type or "message"
+    own_id = item_id(call_id, kind, f"in{index}")
+    if kind == "function_call":
+        return FunctionCallItem(
+            own_id, "completed", item.call_id or "", item.name or "", item.arguments or ""
         )
-    return items
+    if kind == "function_call_output":
+        return FunctionOutputItem(own_id, "completed", item.call_id or "", _text("output", item.output))
+    parts = [InputPart(type="text", text=item.content)] if isinstance(item.content, str) else item.content
+    texts = [_part("content", part) for part in parts or ()]
+    if kind == "reasoning":
+        return ReasoningItem(own_id, "completed", [ReasoningText(text) for text in texts])
+    made = OutputText if item.role == "assistant" else InputText
+    return MessageItem(own_id, item.role or "user", "completed", [made(text) for text in texts])

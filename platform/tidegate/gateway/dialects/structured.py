@@ -51,14 +51,22 @@ class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             {
                 "anyOf": [
                     {
-                        "properties": {"type": {"const": "json_schema"}, "json_schema": {"type": "object"}},
+                        "properties": {
+                            "type": {"const": "json_schema"},
+                            "json_schema": {"type": "object"},
+                            "value": {"type": "null"},
+                        },
                         "required": ["json_schema"],
                     },
                     {
                         "properties": {
                             "type": {"enum": ["text", "json_object"]},
                             "json_schema": {"type": "null"},
+                            "value": {"type": "null"},
                         }
+                    },
+                    {
+                        "properties": {"type": {"const": "json_object"}, "json_schema": {"type": "null"}},
                     },
                 ]
             }
@@ -68,6 +76,10 @@ class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     type: Annotated[Literal["text", "json_object", "json_schema"], says("text, json_object or json_schema")]
     json_schema: Annotated[
         JsonSchema | None, says("a name and a schema, together with type: json_schema")
+    ] = None
+    value: Annotated[
+        Schema | None,
+        documented("TGI's: a JSON schema, together with type: json_object", _SCHEMA),
     ] = None
 
 
@@ -142,6 +154,8 @@ def _constraints(body: Formatted) -> list[Constraint]:
             schema, strict = asked.json_schema.schema, bool(asked.json_schema.strict)
             value = {"type": "object"} if schema is None else schema
             found.append(Constraint("json", value, "response_format.json_schema.schema", strict))
+        elif asked.value is not None:
+            found.append(Constraint("json", asked.value, "response_format.value"))
         elif asked.type == "json_object":
             found.append(Constraint("json", {"type": "object"}, "response_format"))
     groups: list[tuple[str, Any, str | None]] = []
@@ -174,3 +188,5 @@ def _check_response_format(asked: ResponseFormat) -> None:
         )
     if asked.type != "json_schema" and asked.json_schema is not None:
         raise refusal("response_format.json_schema", "given", "it needs type: json_schema")
+    if asked.type != "json_object" and asked.value is not None:
+        raise refusal("response_format.value", "given", "it needs type: json_object")

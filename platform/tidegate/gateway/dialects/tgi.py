@@ -40,10 +40,12 @@ from tidegate.gateway.dialects.openai import (
 )
 from tidegate.gateway.dialects.tokenize import ModelOrNone
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import on_one_line
 from tidegate.messages.work import Finish, Sampling, Segment, TextPrompt, TokenLogprob
 
 DEFAULT_NEW_TOKENS = 100  # TGI's
+JsonSchemaObject = Annotated[dict[str, Any], says("a JSON schema")]
 
 
 class TgiError(msgspec.Struct):
@@ -63,6 +65,35 @@ class TgiWire(Wire):
 
 
 TGI: Wire = TgiWire()
+
+
+class JsonGrammar(msgspec.Struct, tag="json", tag_field="type", forbid_unknown_fields=True):
+    value: JsonSchemaObject
+
+
+class NamedSchema(msgspec.Struct, forbid_unknown_fields=True):
+    schema: JsonSchemaObject
+    name: str | None = None
+
+
+class JsonSchemaGrammar(msgspec.Struct, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
+    value: NamedSchema
+
+
+class RegexGrammar(msgspec.Struct, tag="regex", tag_field="type", forbid_unknown_fields=True):
+    value: Annotated[str, Meta(min_length=1)]
+
+
+def _constraint(asked: TgiParameters) -> Constraint | None:
+    match asked.grammar:
+        case None:
+            return None
+        case RegexGrammar(value=pattern):
+            return Constraint("regex", pattern, "parameters.grammar.value")
+        case JsonSchemaGrammar(value=named):
+            return Constraint("json", named.schema, "parameters.grammar.value.schema")
+        case JsonGrammar(value=schema):
+            return Constraint("json", schema, "parameters.grammar.value")
 
 
 class TgiParameters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -97,7 +128,10 @@ class TgiParameters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     best_of: Annotated[Any, not_honoured("one answer is made; use 1 or leave it out", 1)] = None
     typical_p: Annotated[Any, not_honoured("use top_p, or leave it out", 1, 1.0)] = None
     watermark: Annotated[Any, not_honoured("answers have none; leave it out", False)] = None
-    grammar: Annotated[Any, not_honoured("answers are not constrained; leave it out")] = None
+    grammar: Annotated[
+        JsonGrammar | JsonSchemaGrammar | RegexGrammar | None,
+        says('{"type": "json", "value": a JSON schema}, or {"type": "regex", "value": a regular expression}'),
+    ] = None
     adapter_id: Annotated[Any, not_honoured("a model serves without adapters; leave it out")] = None
 
 
@@ -277,7 +311,12 @@ class TgiCall(OneAnswer):
             truncate_prompt=asked.truncate,
         )
         super().__init__(
-            body.model or "", TextPrompt(body.inputs), sampling, seed=asked.seed, is_streamed=is_streamed
+            body.model or "",
+            TextPrompt(body.inputs),
+            sampling,
+            seed=asked.seed,
+            is_streamed=is_streamed,
+            constraint=_constraint(asked),
         )
 
     def events(self, head: AnswerHead) -> TgiEvents:  # noqa: ARG002 - events name neither call nor model
@@ -322,7 +361,7 @@ class TgiEvents:
         output, finish = segment.output, segment.finish
         self._text.append(output.text)
         entries: Sequence[TokenLogprob] = output.logprobs
-        if finish is not None and not entries:
+        if not entries and (output.text or finish is not None):
             entries = [TokenLogprob(output.token_ids[-1] if output.token_ids else 0, "", 0.0, b"")]
         texts = [entry.token for entry in entries]
         if "".join(texts) != output.text:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from tidegate.gateway.bodies import documented, refusal, says
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import CallDelta, Segment
 
@@ -29,18 +30,13 @@ FunctionName = Annotated[
         description="1 to 64 letters, digits, _, - or .",
     ),
 ]
-_PARAMETERS = {
-    "anyOf": [
-        {"type": "null"},
-        {
-            "type": "object",
-            "properties": {
-                "type": {"const": "object"},
-                "properties": {"type": "object"},
-                "required": {"type": "array", "items": {"type": "string"}},
-            },
-        },
-    ]
+PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "object"},
+        "properties": {"type": "object"},
+        "required": {"type": "array", "items": {"type": "string"}},
+    },
 }
 
 
@@ -49,7 +45,9 @@ class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     description: Annotated[str | None, says("what it does, for the model")] = None
     parameters: Annotated[
         dict[str, Any] | None,
-        documented("a JSON schema of type object; left out: it has none", _PARAMETERS),
+        documented(
+            "a JSON schema of type object; left out: it has none", {"anyOf": [{"type": "null"}, PARAMETERS]}
+        ),
     ] = None
     strict: Annotated[bool | None, says("true: what of the schema cannot be enforced is refused")] = None
 
@@ -137,8 +135,10 @@ def asked_tools(
     if not tools:
         return NO_TOOLS
     definitions = [tool.function for tool in tools]
-    made = [_shown(definition, f"tools[{at}].function") for at, definition in enumerate(definitions)]
-    _check_size(made, "tools")
+    made = [
+        shown(definition, f"tools[{at}].function.parameters") for at, definition in enumerate(definitions)
+    ]
+    check_size(made, "tools")
     is_parallel = parallel is not False
     match choice:
         case "none":
@@ -163,8 +163,8 @@ def asked_functions(functions: Sequence[FunctionDefinition], choice: str | Named
     """The same of `functions` and `function_call`, of which an answer has one at most."""
     if not functions:
         return NO_TOOLS
-    made = [_shown(definition, f"functions[{at}]") for at, definition in enumerate(functions)]
-    _check_size(made, "functions")
+    made = [shown(definition, f"functions[{at}].parameters") for at, definition in enumerate(functions)]
+    check_size(made, "functions")
     match choice:
         case "none":
             return NO_TOOLS
@@ -174,6 +174,39 @@ def asked_functions(functions: Sequence[FunctionDefinition], choice: str | Named
     return Asked(made, "auto", False)
 
 
+class MaybeStrict(Protocol):
+    @property
+    def parameters(self) -> dict[str, Any] | None: ...
+    @property
+    def strict(self) -> bool | None: ...
+
+
+def strict_schemas(functions: Sequence[MaybeStrict], where: str) -> Sequence[Constraint]:
+    """What must be enforceable of the functions. `where`: the path of one, with `{}` for its index."""
+    return [
+        Constraint("json", function.parameters, f"{where.format(index)}.parameters", is_strict=True)
+        for index, function in enumerate(functions)
+        if function.strict and function.parameters
+    ]
+
+
+def is_deep(found: dict[str, Any] | list[Any]) -> bool:
+    """True for more than `MAX_TOOLS_DEPTH` levels, which what reads it later may not survive."""
+    depth, level = 0, list[Any](found.values() if isinstance(found, dict) else found)
+    while level and depth <= MAX_TOOLS_DEPTH:
+        level = [item for item in level if isinstance(item, (dict, list))]
+        level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        depth += 1
+    return bool(level)
+
+
+def checked(arguments: dict[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of a call in the history. Raises `InvalidRequest`."""
+    if is_deep(arguments):
+        raise refusal(where, "given", f"arguments have at most {MAX_TOOLS_DEPTH} levels")
+    return arguments
+
+
 def called(name: str, arguments: str, call_id: str) -> dict[str, Any]:
     """A call in the history as templates want it: with an object of arguments. The model sees again what it
     wrote where that is none."""
@@ -181,7 +214,7 @@ def called(name: str, arguments: str, call_id: str) -> dict[str, Any]:
         found = msgspec.json.decode(arguments or "{}")
     except (msgspec.DecodeError, RecursionError):
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or is_deep(found):
         found = {INVALID: arguments}
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": found}}
 
@@ -236,10 +269,10 @@ def function_deltas(parts: Sequence[CallDelta]) -> list[bytes]:
     return deltas
 
 
-def _shown(definition: FunctionDefinition, where: str) -> dict[str, Any]:
-    """A definition as templates show it to the model."""
+def shown(definition: FunctionDefinition, where: str) -> dict[str, Any]:
+    """A definition as templates show it to the model. `where`: its parameters."""
     parameters = dict(definition.parameters or {})
-    _check_parameters(parameters, f"{where}.parameters")
+    _check_parameters(parameters, where)
     function: dict[str, Any] = {"name": definition.name}
     if definition.description is not None:
         function["description"] = definition.description
@@ -257,13 +290,8 @@ def _check_parameters(schema: dict[str, Any], where: str) -> None:
         raise refusal(f"{where}.required", required, "it is a list of names")
 
 
-def _check_size(tools: list[dict[str, Any]], where: str) -> None:
-    depth, level = 0, list[Any](tools)
-    while level and depth <= MAX_TOOLS_DEPTH:
-        children = [value.values() if isinstance(value, dict) else value for value in level]
-        level = [item for child in children for item in child if isinstance(item, (dict, list))]
-        depth += 1
-    if level or len(msgspec.json.encode(tools)) > MAX_TOOLS_BYTES:
+def check_size(tools: list[dict[str, Any]], where: str) -> None:
+    if is_deep(tools) or len(msgspec.json.encode(tools)) > MAX_TOOLS_BYTES:
         most = f"they have at most {MAX_TOOLS_BYTES} bytes and {MAX_TOOLS_DEPTH} levels"
         raise refusal(where, "given", most)
 

@@ -15,11 +15,14 @@ from tidegate.gateway.asgi import read_body
 from tidegate.gateway.auth import KnownKey
 from tidegate.gateway.bodies import REFERENCE, BodyReader, RequestBody, describe, says
 from tidegate.gateway.dialects.ollama import LATEST, OLLAMA
+from tidegate.gateway.intake import SMALL_BYTES
 from tidegate.gateway.openapi import error_responses
 from tidegate.gateway.services import Services
 from tidegate.messages.registry import ModelEntry
 
 SPOKEN = "0.12.6"  # the version of Ollama whose API this is: some clients ask for one that is new enough
+# By task. Whether a model calls tools says its chat template, which only its replicas know.
+_CAPABILITIES: dict[str, list[str]] = {"embed": ["embedding"], "score": [], "classify": []}
 _IN_USE_UNTIL = "9999-12-31T00:00:00Z"
 
 
@@ -130,7 +133,8 @@ def routes(services: Services) -> APIRouter:
         },
     )
     async def show(request: Request) -> Shown:
-        raw = await read_body(request.scope, request.receive, services.settings.max_body_bytes)
+        most = min(SMALL_BYTES, services.settings.max_body_bytes)  # so it need not be counted
+        raw = await read_body(request.scope, request.receive, most)
         name = reader.read(raw).model.removesuffix(LATEST)
         entry = find_listed(name, services.registry.models())
         tag = _tag(entry)
@@ -139,7 +143,7 @@ def routes(services: Services) -> APIRouter:
             modified_at=tag["modified_at"],
             details=tag["details"],
             model_info={"general.architecture": family, f"{family}.context_length": entry.context_length},
-            capabilities=["completion"],
+            capabilities=_CAPABILITIES.get(entry.task, ["completion", "tools"]),
         )
 
     @router.get(

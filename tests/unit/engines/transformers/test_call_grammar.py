@@ -59,7 +59,7 @@ NOW = a_tool("now", {})
 
 
 @lru_cache
-def tokenizer(*, keeps_tags: bool = True, thinks: bool = True) -> PreTrainedTokenizerFast:
+def tokenizer(*, keeps_tags: bool = True) -> PreTrainedTokenizerFast:
     backend = Tokenizer(
         models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
     )
@@ -69,9 +69,7 @@ def tokenizer(*, keeps_tags: bool = True, thinks: bool = True) -> PreTrainedToke
     if keeps_tags:
         names = ("<tool_call>", "</tool_call>", "<think>", "</think>")
         backend.add_tokens([AddedToken(name, special=False) for name in names])
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    made.chat_template = "{{ messages }}" + "<think></think>" * thinks
-    return made
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
 
 
 def is_taken(
@@ -83,10 +81,9 @@ def is_taken(
     begun: str = "",
     content: str = "",
     keeps_tags: bool = True,
-    thinks: bool = True,
 ) -> bool:
     """True where the answer, token by token and with its end, is one by the grammar."""
-    made = tokenizer(keeps_tags=keeps_tags, thinks=thinks)
+    made = tokenizer(keeps_tags=keeps_tags)
     prompt = ChatPrompt([], tools=list(tools), tool_choice=choice, parallel_tool_calls=parallel)
     grammar = call_grammar(form, prompt, begun, made, content)
     backend = made.backend_tokenizer
@@ -148,6 +145,12 @@ def test_an_answer_that_may_call(answer: str, is_right: bool, keeps_tags: bool) 
     assert is_taken(HERMES, answer, WEATHER, NOW, choice="auto", keeps_tags=keeps_tags) == is_right
 
 
+def test_a_free_answer_may_have_any_special_token_but_the_trigger() -> None:
+    assert is_taken(HERMES, "a[TOOL_CALLS]b", WEATHER, choice="auto")
+    assert is_taken(HERMES, f"a[TOOL_CALLS]b{CALL}", WEATHER, choice="auto", parallel=False)
+    assert not is_taken(LISTED, "a[TOOL_CALLS]b", WEATHER, choice="auto")
+
+
 def test_an_answer_that_may_call_once() -> None:
     for answer in ("Sunny.", CALL, f"So: {CALL}", f"<think>Hm.</think>{CALL}"):
         assert is_taken(HERMES, answer, WEATHER, choice="auto", parallel=False), answer
@@ -161,11 +164,6 @@ def test_a_thought_that_the_prompt_has_begun_is_ended_first() -> None:
     over = "<think>\n\n</think>\n\n"
     assert is_taken(HERMES, CALL, WEATHER, begun=over)
     assert not is_taken(HERMES, f"<think>Hm.</think>{CALL}", WEATHER, begun=over)
-
-
-def test_a_model_whose_template_knows_no_thoughts_has_none_before_a_call() -> None:
-    assert is_taken(HERMES, CALL, WEATHER, thinks=False)
-    assert not is_taken(HERMES, f"<think>Hm.</think>{CALL}", WEATHER, thinks=False)
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,33 @@ answers of each response format."""
 
 from __future__ import annotations
 
+import json
+import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tokenizers import Tokenizer, processors
+from transformers.utils.chat_parsing import ResponseParser
 
 from tests.checkpoints import BOS, save_tokenizer
 from tests.engine_requests import a_request, prompt_ids, sampling_of
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.chat_templates import MessagesRefused, render
 from tidegate.engines.transformers.formats import (
+    CallFormat,
     Stops,
+    calls_of,
     format_stops,
+    read_format,
+    response_format,
     with_stops,
 )
 from tidegate.engines.transformers.tokenizer import load_tokenizer
 from tidegate.messages.work import ChatPrompt
-from tidegate.replica_args import CHAT_FORMATS
+from tidegate.replica_args import CHAT_FORMATS, FORMATS_FOLDER
 
 SYSTEM = [{"role": "system", "content": "S"}]
 QUESTION = [{"role": "user", "content": "Q1"}]
@@ -54,6 +63,10 @@ WITH_SYSTEM = {
     "firefly": "<s>S\nQ1</s>A1</s>Q2</s>",
     "firefly-1b4": "<s>S\nQ1</s></s>A1</s>Q2</s></s>",
     "gpt4all": "### Instruction:\nS\n### Prompt: Q1\n### Response: A1\n### Prompt: Q2\n### Response:",
+    "hermes": (
+        "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n"
+        "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n"
+    ),
     "koala": "S USER: Q1 GPT: A1</s>USER: Q2 GPT:",
     "llama-2": "[INST] <<SYS>>\nS\n<</SYS>>\n\nQ1 [/INST] A1 </s><s>[INST] Q2 [/INST]",
     "moss": "S\n<|Human|>: Q1<eoh>\n<|MOSS|>: A1<eom>\n<|Human|>: Q2<eoh>\n<|MOSS|>:",
@@ -157,6 +170,7 @@ WITHOUT_SYSTEM = {
         "### Prompt: Q1\n"
         "### Response:"
     ),
+    "hermes": "<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n",
     "koala": "BEGINNING OF CONVERSATION: USER: Q1 GPT:",
     "llama-2": "[INST] Q1 [/INST]",
     "moss": (
@@ -344,3 +358,262 @@ def test_a_formats_stops_are_a_chats_alone_and_come_beside_the_clients() -> None
     assert (found.stop, found.stop_token_ids) == (("\n", "###"), (7, 2))
     for other in (a_request("r", "text", **asked), a_request("r", QUESTION, **{**asked, "ignore_eos": True})):
         assert with_stops(other, stops) is other
+
+
+# Of each response format: answers as models write them, with their content, reasoning and calls.
+CALL: tuple[str, dict[str, Any]] = ("f", {"a": 1, "b": "x"})
+OTHER: tuple[str, dict[str, Any]] = ("g", {})
+THOUGHT = "<think>\nhm hm\n</think>\n\n"
+HERMES = '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "x"}}\n</tool_call>'
+CODER = (
+    "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\nx\n</parameter>\n"
+    "</function>\n</tool_call>"
+)
+GLM = (
+    "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>b</arg_key>\n"
+    "<arg_value>x</arg_value>\n</tool_call>"
+)
+DEEPSEEK = '<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"a": 1, "b": "x"}\n```<｜tool▁call▁end｜>'
+DEEPSEEK_31 = '<｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": 1, "b": "x"}<｜tool▁call▁end｜>'
+HARMONY = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": 1, "b": "x"}'
+ANSWERS: list[tuple[str, str, str, str, list[tuple[str, dict[str, Any]]]]] = [
+    ("hermes", "Just text.", "Just text.", "", []),
+    ("hermes", "1 < 2 <tool", "1 < 2 <tool", "", []),
+    ("hermes", HERMES, "", "", [CALL]),
+    ("hermes", f"{THOUGHT}I see.\n{HERMES}\n{HERMES}", "I see.", "hm hm", [CALL, CALL]),
+    ("hermes", f"{THOUGHT}A text.", "A text.", "hm hm", []),
+    ("hermes", "<think>cut off", "", "cut off", []),
+    ("hermes", "<tool_call>\n{broken\n</tool_call>", "", "", []),
+    ("qwen3-coder", f"I see.\n\n{CODER}\n{CODER}", "I see.", "", [CALL, CALL]),
+    ("qwen3-coder", "<tool_call>\n<function=g>\n</function>\n</tool_call>", "", "", [OTHER]),
+    ("glm-4.5", f"{THOUGHT}{GLM}\n<tool_call>g\n</tool_call>", "", "hm hm", [CALL, OTHER]),
+    ("llama3-json", '{"name": "f", "parameters": {"a": 1, "b": "x"}}', "", "", [CALL]),
+    ("llama3-json", '<|python_tag|>{"name": "g", "parameters": {}}', "", "", [OTHER]),
+    (
+        "llama3-json",
+        '{"name": "g", "parameters": {}}; {"name": "f", "parameters": {"a": 1, "b": "x"}}',
+        "",
+        "",
+        [OTHER, CALL],
+    ),
+    ("llama3-json", '{"name": "Ada", "age": 36}', '{"name": "Ada", "age": 36}', "", []),
+    ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1, "b": "x"}}]', "", "", [CALL]),
+    (
+        "mistral",
+        'Well. [TOOL_CALLS][{"name": "g", "arguments": {}, "id": "abcdefghi"}, '
+        '{"name": "f", "arguments": {"a": 1, "b": "x"}}]',
+        "Well.",
+        "",
+        [OTHER, CALL],
+    ),
+    ("mistral", "[TOOL_CALLS] [{", "", "", []),
+    ("mistral-args", '[TOOL_CALLS]f[ARGS]{"a": 1, "b": "x"}[TOOL_CALLS]g[ARGS]{}', "", "", [CALL, OTHER]),
+    ("mistral-args", "[THINK]hm hm[/THINK]Well.[TOOL_CALLS]g[CALL_ID]1[ARGS]{}", "Well.", "hm hm", [OTHER]),
+    ("pythonic", '[f(a=1, b="x"), g()]', "", "", [CALL, OTHER]),
+    ("pythonic", "<|python_start|>[f(b='x', a=1)]<|python_end|>", "", "", [CALL]),
+    (
+        "pythonic",
+        '[f(a=[true, None, {"k": -1.5}], b=")]")]',
+        "",
+        "",
+        [("f", {"a": [True, None, {"k": -1.5}], "b": ")]"})],
+    ),
+    ("pythonic", "[1] is a list of one.", "[1] is a list of one.", "", []),
+    ("pythonic", "[f(a=open('/'))]", "", "", []),
+    (
+        "deepseek-v3",
+        f"{THOUGHT}So.<｜tool▁calls▁begin｜>{DEEPSEEK}\n{DEEPSEEK}<｜tool▁calls▁end｜>",
+        "So.",
+        "hm hm",
+        [CALL, CALL],
+    ),
+    (
+        "deepseek-v3.1",
+        f"So.<｜tool▁calls▁begin｜>{DEEPSEEK_31}{DEEPSEEK_31}<｜tool▁calls▁end｜>",
+        "So.",
+        "",
+        [CALL, CALL],
+    ),
+    (
+        "harmony",
+        f"<|channel|>analysis<|message|>hm hm<|end|><|start|>assistant{HARMONY}<|call|>",
+        "",
+        "hm hm",
+        [CALL],
+    ),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>hm hm<|end|><|start|>assistant<|channel|>final<|message|>A text.",
+        "A text.",
+        "hm hm",
+        [],
+    ),
+    ("harmony", " to=functions.g<|channel|>commentary json<|message|>{}", "", "", [OTHER]),
+    ("harmony", "A text.", "A text.", "", []),
+    ("think", f"{THOUGHT}A text.", "A text.", "hm hm", []),
+]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
+            },
+        },
+    }
+    for name in ("f", "g")
+]
+
+
+def read(form: str, prefix: str, pieces: list[str]) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
+    """Content, reasoning and calls of an answer that comes in these pieces."""
+    parser = ResponseParser(read_format(form).response_template, prefix=prefix, tools=TOOLS)
+    events: list[dict[str, Any]] = []
+    calls: list[tuple[str, dict[str, Any]]] = []
+    try:
+        for piece in pieces:
+            events += parser.feed(piece)
+        events += parser.finalize()[1]
+    except ValueError:  # of a call that is none, as of those of `calls_of`
+        pass
+    for event in events:
+        if event["type"] == "region_close" and event["field"] == "tool_calls":
+            with suppress(ValueError):
+                calls += [(call.name, call.arguments) for call in calls_of(event["value"])]
+    texts = {
+        name: "".join(
+            event["text"] for event in events if event["type"] == "region_chunk" and event["field"] == name
+        )
+        for name in ("content", "reasoning_content")
+    }
+    return texts["content"].strip(), texts["reasoning_content"].strip(), calls
+
+
+@pytest.mark.parametrize(("form", "answer", "content", "reasoning", "calls"), ANSWERS)
+def test_an_answer_is_read_the_same_whatever_pieces_it_comes_in(
+    form: str, answer: str, content: str, reasoning: str, calls: list[tuple[str, dict[str, Any]]]
+) -> None:
+    expected = (content, reasoning, calls)
+    assert read(form, "", [answer]) == expected
+    assert read(form, "", list(answer)) == expected
+    for at in range(1, len(answer)):
+        assert read(form, "", [answer[:at], answer[at:]]) == expected, answer[:at]
+
+
+@pytest.mark.parametrize(
+    ("form", "prefix"),
+    [
+        ("hermes", f"<|im_start|>user\n{HERMES}<|im_end|>\n<|im_start|>assistant\n<think>\n"),
+        ("deepseek-v3", "<｜User｜>Q<｜Assistant｜><think>\n"),
+        ("think", "<|start_header_id|>assistant<|end_header_id|>\n\n<think>\n"),
+        ("harmony", "<|start|>assistant<|channel|>analysis<|message|>"),
+    ],
+)
+def test_what_the_prompt_has_begun_goes_on(form: str, prefix: str) -> None:
+    end = "<|end|><|channel|>final<|message|>" if form == "harmony" else "\n</think>\n\n"
+    assert read(form, prefix, [f"hm hm{end}A text."]) == ("A text.", "hm hm", [])
+
+
+def written_call(form: CallFormat, name: str, arguments: dict[str, Any]) -> str:
+    def value(given: Any) -> str:
+        if form.arguments == "text" and isinstance(given, str):
+            return given
+        return repr(given) if form.arguments == "python" else json.dumps(given)
+
+    parameters = [
+        form.parameter.replace("{key}", key).replace("{value}", value(given))
+        for key, given in arguments.items()
+    ]
+    text = json.dumps(arguments) if form.arguments == "json" else form.comma.join(parameters)
+    return form.call.replace("{arguments}", text).replace("{name}", name)
+
+
+@pytest.mark.parametrize(
+    "form", sorted(file.stem for file in FORMATS_FOLDER.glob("*.json") if b'"calls"' in file.read_bytes())
+)
+def test_a_call_that_is_written_as_the_format_says_is_read_back(form: str) -> None:
+    calls = read_format(form).calls
+    assert calls is not None
+    asked = [CALL, OTHER] if calls.separator is not None else [CALL]
+    text = (calls.separator or "").join(written_call(calls, *call) for call in asked)
+    answer = f"{calls.begin}{text}{calls.end}"
+    assert read(form, "", list(answer)) == ("", "", asked)
+    assert answer.startswith(calls.trigger)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        7,
+        {"name": "f", "arguments": [1]},
+        {"name": "f", "arguments": {"a": math.nan}},
+        {"name": "f", "arguments": "{"},
+        {"function": {"arguments": {}}},
+        "[f(1)]",
+        "[f(**{'a': 1})]",
+        "[f(a={1})]",
+        "[f(a=b)]",
+        "[f(a=1), 2]",
+        "f(a=1)",
+        "[]",
+        "[f(a=" + "[" * 5000,
+        "[f(a=" + "9" * 5000 + ")]",
+    ],
+)
+def test_what_is_no_call_is_none(value: Any) -> None:
+    with pytest.raises(ValueError):  # json's, ast's, or its own
+        calls_of(value)
+
+
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [
+        ("<tool_call>\n{}\n</tool_call>", "hermes"),
+        ("<tool_call>\n<function=x>\n<parameter=y>\n</tool_call>", "qwen3-coder"),
+        ("<tool_call>x\n<arg_key>\n</tool_call>", "glm-4.5"),
+        ('{"name": function name, "parameters": dictionary} <|start_header_id|>', "llama3-json"),
+        ("[TOOL_CALLS] [", "mistral"),
+        ("[TOOL_CALLS]x[ARGS]", "mistral-args"),
+        ("<|python_start|>", "pythonic"),
+        ("<｜tool▁call▁begin｜>function\n```json", "deepseek-v3"),
+        ("<｜tool▁call▁begin｜>", "deepseek-v3.1"),
+        ("<|channel|>commentary <|constrain|>json", "harmony"),
+        ("{{ content.split('</think>')[-1] }}", "think"),
+        ("{{ messages[0].content }}", None),
+    ],
+)
+def test_a_checkpoints_own_template_says_how_its_answers_are_read(
+    folder: Path, template: str, form: str | None
+) -> None:
+    """And it ends as the checkpoint says, not as the built-in format of that name."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = template
+    found = response_format(tokenizer)
+    assert found == (None if form is None else replace(read_format(form), stop=()))
+    tokenizer.response_template = {"start_anchor": "x", "fields": {"content": {}}}
+    own = response_format(tokenizer)
+    assert own is not None
+    assert own.response_template == tokenizer.response_template
+    assert own.calls == (found.calls if found is not None else None)
+
+
+def test_a_built_in_format_with_tools_shows_them_their_calls_and_what_they_gave(folder: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1, "b": "x"}}}
+    shown = written(
+        folder,
+        "hermes",
+        [
+            *QUESTION,
+            {"role": "assistant", "content": "So.", "tool_calls": [call, call]},
+            {"role": "tool", "tool_call_id": "1", "content": "R1"},
+            {"role": "tool", "tool_call_id": "1", "content": "R2"},
+        ],
+    )
+    assert shown == WITHOUT_SYSTEM["hermes"] + (
+        f"So.\n{HERMES}\n{HERMES}<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\nR1\n</tool_response>\n<tool_response>\nR2\n</tool_response>"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tidegate.engines.transformers.formats import read_format
-from tidegate.engines.transformers.responses import ResponseReader, begun_answer, reading_template
+from tidegate.engines.transformers.responses import (
+    AnswerFormats,
+    ResponseReader,
+    begun_answer,
+    reading_template,
+)
+from tidegate.messages.work import ChatPrompt
 
 TOOLS: list[dict[str, Any]] = [
     {
@@ -56,10 +63,18 @@ LISTED = {
 class Read:
     """All parts of an answer together, and the calls as a client puts them together."""
 
-    def __init__(self, template: Any, pieces: list[str], *, begun: str = "", has_tools: bool = True) -> None:
+    def __init__(
+        self,
+        template: Any,
+        pieces: list[str],
+        *,
+        begun: str = "",
+        has_tools: bool = True,
+        tools: list[dict[str, Any]] = TOOLS,
+    ) -> None:
         made = reading_template(template, has_tools=has_tools)
         assert made is not None
-        reader = ResponseReader(made, begun, TOOLS if has_tools else [], "call.0")
+        reader = ResponseReader(made, begun, tools if has_tools else [], "call.0")
         self.parts = [*map(reader.push, pieces), reader.finish()]
         self.text = "".join(part.text for part in self.parts)
         self.reasoning = "".join(part.reasoning for part in self.parts)
@@ -192,3 +207,34 @@ def test_a_long_answer_is_not_kept() -> None:
 
     assert text == "some words " * 9999 + "some words"
     assert len(reader._parser._buffer) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "knows_calls", "thinks"),
+    [
+        ("{{ messages }}<tool_call></tool_call>", True, False),
+        ("{{ messages }}<tool_call></tool_call><think></think>", True, True),
+        ("{{ messages }}", False, False),
+    ],
+)
+def test_a_model_has_the_parts_that_its_template_knows(
+    chat_template: str, knows_calls: bool, thinks: bool
+) -> None:
+    tokenizer = SimpleNamespace(chat_template=chat_template, response_template=None)
+    formats = AnswerFormats(tokenizer)
+
+    def fields(choice: str) -> set[str]:
+        form = formats.of(ChatPrompt([], tools=TOOLS, tool_choice=choice))
+        return (
+            set() if form is None or form.response_template is None else {*form.response_template["fields"]}
+        )
+
+    assert ("tool_calls" in fields("auto")) == knows_calls
+    assert ("reasoning_content" in fields("auto")) == thinks
+    assert "tool_calls" in fields("required")
+    assert ("reasoning_content" in fields("required")) == thinks
+
+
+def test_an_answer_of_one_part_is_not_read() -> None:
+    assert reading_template(NAMED, has_tools=False) is None
+    assert reading_template(None, has_tools=True) is None

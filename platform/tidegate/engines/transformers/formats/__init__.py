@@ -2,14 +2,16 @@
 
 `NAME.jinja` is a chat template, with its stop strings in `NAME.json`; a JSON alone says how answers of a
 model are read whose checkpoint brings its own template. `response_template` is transformers' own
-(`transformers.utils.chat_parsing`), whose parser reads it.
+(`transformers.utils.chat_parsing`), whose parser reads it. Its patterns begin with a literal or where the
+answer does, and what repeats in them is bounded: they run over hostile text on the engine's thread.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 from functools import cache, lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import msgspec
 from msgspec.structs import replace
@@ -37,6 +39,10 @@ class CallFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trigger: str = ""
 
 
+NO_CALL = "this is no call of a tool"
+JSON_WORDS = {"true": True, "false": False, "null": None}  # which models mix into Python
+
+
 class Call(NamedTuple):
     name: str
     arguments: dict[str, Any]
@@ -54,7 +60,21 @@ class ResponseFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 # What answers are in where the text of the checkpoint's template has all of these; the first wins.
-RECOGNISED_BY: tuple[tuple[str, tuple[str, ...]], ...] = (("hermes", ("<tool_call>", "</tool_call>")),)
+RECOGNISED_BY: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("harmony", ("<|channel|>", "<|constrain|>")),
+    ("deepseek-v3", ("<｜tool▁call▁begin｜>", "```json")),
+    ("deepseek-v3.1", ("<｜tool▁call▁begin｜>",)),
+    ("mistral-args", ("[TOOL_CALLS]", "[ARGS]")),
+    ("mistral", ("[TOOL_CALLS]",)),
+    ("qwen3-coder", ("<tool_call>", "<function=", "<parameter=")),
+    ("glm-4.5", ("<tool_call>", "<arg_key>")),
+    ("hermes", ("<tool_call>", "</tool_call>")),
+    ("pythonic", ("<|python_start|>",)),
+    ("pythonic", ("[func_name1(",)),
+    ("llama3-json", ("<|start_header_id|>", '"parameters": dictionary')),
+    ("llama3-json", ("<|python_tag|>",)),
+    ("think", ("</think>",)),
+)
 
 
 def response_format(tokenizer: Any) -> ResponseFormat | None:
@@ -76,13 +96,51 @@ def calls_of(value: Any) -> list[Call]:
         value = value.get("function", value)
     if isinstance(value, list):
         return [call for item in value for call in calls_of(item)]
+    if isinstance(value, str):
+        return python_calls(value)
     if isinstance(value, dict):
         name, arguments = value.get("name"), value.get("arguments", value.get("parameters", {}))
         if isinstance(arguments, str):
             arguments = json.loads(arguments or "{}")
         if isinstance(name, str) and isinstance(arguments, dict):
+            json.dumps(arguments, allow_nan=False)
             return [Call(name, arguments)]
-    raise ValueError("this is no call of a tool")
+    raise ValueError(NO_CALL)
+
+
+def python_calls(text: str) -> list[Call]:
+    """Read `[f(a=1), g()]`. Raises `ValueError`."""
+    try:
+        written = _Words().visit(ast.parse(text.strip(), mode="eval")).body
+        nodes = written.elts if isinstance(written, ast.List) else []
+        calls = [
+            Call(
+                ast.unparse(node.func),
+                {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords},
+            )
+            for node in nodes
+            if is_call(node)
+        ]
+        json.dumps([call.arguments for call in calls], allow_nan=False)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(NO_CALL) from error
+    if not calls or len(calls) != len(nodes):
+        raise ValueError(NO_CALL)
+    return calls
+
+
+def is_call(node: ast.expr) -> TypeGuard[ast.Call]:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name | ast.Attribute)
+        and not node.args
+        and all(keyword.arg for keyword in node.keywords)
+    )
+
+
+class _Words(ast.NodeTransformer):
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # as `ast` calls it
+        return ast.Constant(JSON_WORDS[node.id]) if node.id in JSON_WORDS else node
 
 
 class Stops(NamedTuple):
@@ -133,9 +191,11 @@ def template_text(tokenizer: Any) -> str:
 
 
 def recognised(template: str) -> ResponseFormat | None:
-    return next(
-        (read_format(name) for name, marks in RECOGNISED_BY if all(mark in template for mark in marks)), None
-    )
+    """Return the format of a checkpoint's own template. Its answers end as the checkpoint says."""
+    for name, marks in RECOGNISED_BY:
+        if all(mark in template for mark in marks):
+            return replace(read_format(name), stop=())
+    return None
 
 
 def template_of(name: str) -> str:
