@@ -7,13 +7,17 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 
 from tests.engine_requests import Result, a_request, run, run_one, run_steps
+from tests.schemas import FOLLOWED
 from tidegate.engines.base import Engine
+from tidegate.engines.transformers import grammars
 
+FORMATS = jsonschema.FormatChecker()
 PROMPT = "The gate opens when"
 SCHEMA = {
     "type": "object",
@@ -149,6 +153,15 @@ def test_forced_tokens_take_fewer_steps_for_the_same_tokens(load: Callable[..., 
         assert together[other.id].tokens == run_one(engine, other).tokens, other.id
 
 
+def test_a_grammar_that_met_a_limit_begins_anew(llama: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars, "LIMITS", LLParserLimits(max_lexer_states=200, verbose_errors=False))
+    long = schema({"type": "string", "minLength": 300, "maxLength": 500})
+    costly = run_one(llama, a_request("r", PROMPT, max_tokens=200, grammar=long))
+    assert ended(costly) == ("error", "GrammarFailed")
+    assert costly.finish is not None and "states" in costly.finish.message
+    assert ended(run_one(llama, a_request("r", PROMPT, max_tokens=4, grammar=long))) == ("length", "")
+
+
 @pytest.mark.parametrize("most", range(1, 12, 3))
 def test_forced_tokens_end_at_the_limit_and_at_a_stop_string(llama: Engine, most: int) -> None:
     cut = run_one(llama, a_request("r", PROMPT, max_tokens=most, grammar=schema(KEYS)))
@@ -156,3 +169,16 @@ def test_forced_tokens_end_at_the_limit_and_at_a_stop_string(llama: Engine, most
     assert '{"first_of_all":1,"second_of_all":'.startswith(cut.text.replace("2", "1"))
     stopped = run_one(llama, a_request("r", PROMPT, max_tokens=90, grammar=schema(KEYS), stop=("rst_o",)))
     assert (ended(stopped), stopped.text) == (("stop", ""), '{"fi')
+
+
+def test_answers_that_end_are_valid_for_their_schemas(llama: Engine) -> None:
+    requests = [
+        a_request(name, PROMPT, max_tokens=60, grammar=schema(wanted), temperature=1.0)
+        for name, wanted in FOLLOWED.items()
+    ]
+    results = run(llama, requests)
+    whole = [name for name, result in results.items() if ended(result) == ("stop", "")]
+    for name in whole:
+        jsonschema.validate(json.loads(results[name].text), FOLLOWED[name], format_checker=FORMATS)
+    assert len(whole) > len(FOLLOWED) // 2
+    assert all(ended(result)[0] == "length" for name, result in results.items() if name not in whole)

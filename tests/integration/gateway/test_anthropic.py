@@ -28,6 +28,7 @@ SHOWN = {
         "parameters": {"type": "object", "properties": {"city": {}}},
     },
 }
+DEEP = json.loads('{"a":' * 70 + "1" + "}" * 70)
 CALL = {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Ulm"}}
 
 
@@ -319,6 +320,10 @@ async def _emit_prompt(gateway: Gateway, claim: Claim, prompt_ids: list[int]) ->
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]},
             "messages[0].content[0].tool_use_id: ",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [CALL | {"input": DEEP}]}]},
+            "messages[0].content[0].input: ",
         ),
         (
             {"messages": [{"role": "assistant", "content": [CALL]}]},

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,14 @@ from torch import Tensor
 from tidegate.engines.transformers.prompts import encoded
 from tidegate.engines.transformers.vocabulary import Vocabulary
 
-# Of grammars as text; compiled, they were measured to take up to a hundred times as much.
+# Of grammars that are kept: as text, of which a compiled one was measured to take up to a hundred times as
+# much, and in number, as each grows by the states that its answers reach.
 CACHE_BYTES = 1 << 20
-# What one row may cost: some 5 ms a mask, and 50 MB over its life.
+MOST_CACHED = 32
+# Some ten ms a mask, and some 50 MB of states for all answers of a grammar. Each character of a text with a
+# maxLength takes a few.
 LIMITS = LLParserLimits(
-    step_lexer_fuel=70_000, step_max_items=50_000, max_lexer_states=25_000, verbose_errors=False
+    step_lexer_fuel=70_000, step_max_items=50_000, max_lexer_states=100_000, verbose_errors=False
 )
 
 
@@ -50,11 +54,12 @@ class Grammars:
         if (compiled := self._cached(grammar)) is None:
             loop = asyncio.get_running_loop()
             compiled = await loop.run_in_executor(self._compiler, self._compile, grammar)
-        return compiled.get_error() if compiled.is_error() else None
+        return _plain(compiled.get_error()) or None
 
     def matcher(self, grammar: str) -> Matcher:
         """Return a matcher at the beginning of its grammar."""
-        return Matcher((self._cached(grammar) or self._compile(grammar)).deep_copy(), self._masks)
+        compiled = self._cached(grammar) or self._compile(grammar)
+        return Matcher(compiled.deep_copy(), self._masks, partial(self._forget, grammar))
 
     def close(self) -> None:
         self._compiler.shutdown(wait=False, cancel_futures=True)
@@ -69,9 +74,16 @@ class Grammars:
         made = LLMatcher(self._tokenizer.result(), grammar, log_level=0, limits=LIMITS)
         with self._lock:
             self._compiled[grammar] = made
-            while len(self._compiled) > 1 and sum(map(len, self._compiled)) > CACHE_BYTES:
+            while len(self._compiled) > 1 and (
+                len(self._compiled) > MOST_CACHED or sum(map(len, self._compiled)) > CACHE_BYTES
+            ):
                 self._compiled.popitem(last=False)
         return made
+
+    def _forget(self, grammar: str) -> None:
+        """Matchers of a grammar share the states that they reach: at a limit of one, others have none."""
+        with self._lock:
+            self._compiled.pop(grammar, None)
 
 
 class Matcher:
@@ -81,10 +93,11 @@ class Matcher:
     Other tokens could spell it too, but to choose among those is no choice of the model's.
     """
 
-    __slots__ = ("_matcher", "_may_force", "executor", "forced")
+    __slots__ = ("_failed", "_matcher", "_may_force", "executor", "forced")
 
-    def __init__(self, matcher: LLMatcher, executor: LLExecutor) -> None:
+    def __init__(self, matcher: LLMatcher, executor: LLExecutor, failed: Callable[[], None]) -> None:
         self._matcher = matcher
+        self._failed = failed
         self._may_force = False
         self.executor = executor
         self.forced: list[int] = []
@@ -97,7 +110,9 @@ class Matcher:
 
     def consume(self, token: int) -> bool:
         """Advance. False: it cannot, now or ever (see `error`)."""
-        if not self._matcher.consume_token(token):
+        # A matcher that failed over a mask takes an end token all the same.
+        if not self._matcher.consume_token(token) or self._matcher.is_error():
+            self._failed()
             return False
         if self.forced[:1] == [token]:
             del self.forced[0]
@@ -110,7 +125,7 @@ class Matcher:
 
     @property
     def error(self) -> str:
-        return self._matcher.get_error()
+        return _plain(self._matcher.get_error())
 
     @property
     def is_complete(self) -> bool:
@@ -132,6 +147,10 @@ def allowed_tokens(matchers: Sequence[Matcher], like: Tensor) -> Tensor:
             words.view(np.uint32)[at, row.forced[0] // 32] = 1 << row.forced[0] % 32
     bits = np.unpackbits(words.view(np.uint8), axis=1, count=size, bitorder="little")
     return torch.from_numpy(bits).view(torch.bool).to(like.device)
+
+
+def _plain(error: str) -> str:
+    return error.removesuffix("<non-verbose/>").strip()
 
 
 def _ll_tokenizer(tokenizer: Any, vocabulary: Vocabulary, end_ids: list[int], size: int) -> LLTokenizer:

@@ -25,6 +25,7 @@ from tidegate.gateway.dialects.tools import (
     FunctionDefinition,
     called,
     check_size,
+    checked,
     shown,
     whole_calls,
 )
@@ -524,7 +525,8 @@ def _turns(where: str, message: InputMessage, calls: dict[str, str]) -> Iterator
             if message.role != "assistant":
                 raise refusal(f"{where}.content[{place}].type", "tool_use", "send it with role assistant")
             calls[block.id] = block.name
-            function = {"name": block.name, "arguments": block.input}
+            arguments = checked(block.input, f"{where}.content[{place}].input")
+            function = {"name": block.name, "arguments": arguments}
             found.append({"id": block.id, "type": "function", "function": function})
     thoughts = [block.thinking for block in message.content if isinstance(block, ThinkingBlock)]
     if thoughts and message.role == "assistant":

@@ -46,6 +46,7 @@ from tidegate.gateway.dialects.tools import (
     Tools,
     asked_tools,
     called,
+    checked,
     whole_calls,
 )
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
@@ -107,7 +108,7 @@ class OllamaOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = None
     temperature: Annotated[Temperature | None, says("a number from 0 (greedy) to 2")] = None
-    top_k: Annotated[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None, says("0: all")] = None
+    top_k: Annotated[Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None, says("0 or -1: all")] = None
     top_p: Annotated[Share | None, says("a number from 0 to 1")] = None
     min_p: Annotated[Share | None, says("a number from 0 to 1")] = None
     seed: Annotated[Seed | None, says("a 64-bit whole number; left out: drawn at random")] = None
@@ -442,11 +443,13 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
         if message.role == "assistant":
             if message.thinking:
                 turn["reasoning_content"] = message.thinking
-            for call in message.tool_calls or ():
+            for index, call in enumerate(message.tool_calls or ()):
+                where = f"messages[{place}].tool_calls[{index}].function.arguments"
                 call_id = call.id or f"call{count:05}"
                 count += 1
                 open_calls[call_id] = call.function.name
-                function = {"name": call.function.name, "arguments": call.function.arguments}
+                arguments = checked(call.function.arguments, where)
+                function = {"name": call.function.name, "arguments": arguments}
                 turn.setdefault("tool_calls", []).append(
                     {"id": call_id, "type": "function", "function": function}
                 )
@@ -507,7 +510,7 @@ def _sampling(asked: OllamaOptions) -> Sampling:
     found = {
         "temperature": asked.temperature,
         "top_p": asked.top_p,
-        "top_k": asked.top_k,
+        "top_k": None if asked.top_k is None else max(asked.top_k, 0),
         "min_p": asked.min_p,
         "repetition_penalty": asked.repeat_penalty,
     }

@@ -190,6 +190,23 @@ def strict_schemas(functions: Sequence[MaybeStrict], where: str) -> Sequence[Con
     ]
 
 
+def is_deep(found: dict[str, Any] | list[Any]) -> bool:
+    """True for more than `MAX_TOOLS_DEPTH` levels, which what reads it later may not survive."""
+    depth, level = 0, list[Any](found.values() if isinstance(found, dict) else found)
+    while level and depth <= MAX_TOOLS_DEPTH:
+        level = [item for item in level if isinstance(item, (dict, list))]
+        level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        depth += 1
+    return bool(level)
+
+
+def checked(arguments: dict[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of a call in the history. Raises `InvalidRequest`."""
+    if is_deep(arguments):
+        raise refusal(where, "given", f"arguments have at most {MAX_TOOLS_DEPTH} levels")
+    return arguments
+
+
 def called(name: str, arguments: str, call_id: str) -> dict[str, Any]:
     """A call in the history as templates want it: with an object of arguments. The model sees again what it
     wrote where that is none."""
@@ -197,7 +214,7 @@ def called(name: str, arguments: str, call_id: str) -> dict[str, Any]:
         found = msgspec.json.decode(arguments or "{}")
     except (msgspec.DecodeError, RecursionError):
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or is_deep(found):
         found = {INVALID: arguments}
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": found}}
 
@@ -274,12 +291,7 @@ def _check_parameters(schema: dict[str, Any], where: str) -> None:
 
 
 def check_size(tools: list[dict[str, Any]], where: str) -> None:
-    depth, level = 0, list[Any](tools)
-    while level and depth <= MAX_TOOLS_DEPTH:
-        children = [value.values() if isinstance(value, dict) else value for value in level]
-        level = [item for child in children for item in child if isinstance(item, (dict, list))]
-        depth += 1
-    if level or len(msgspec.json.encode(tools)) > MAX_TOOLS_BYTES:
+    if is_deep(tools) or len(msgspec.json.encode(tools)) > MAX_TOOLS_BYTES:
         most = f"they have at most {MAX_TOOLS_BYTES} bytes and {MAX_TOOLS_DEPTH} levels"
         raise refusal(where, "given", most)
 

@@ -13,6 +13,7 @@ from tests.unit.gateway.dialects.segments import events
 from tidegate.errors import InvalidRequest
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.chat import Chat, ChatCall
+from tidegate.gateway.dialects.tools import INVALID, MAX_TOOLS_DEPTH, called
 from tidegate.messages.work import CallDelta, ChatPrompt, Finish, Segment, Tokens
 
 HEAD = AnswerHead("chatcmpl-1", 5, "m", "r1")
@@ -262,3 +263,9 @@ def test_reasoning_is_left_out_where_it_is_not_wanted() -> None:
 
 def test_tools_are_charged_at_admission() -> None:
     assert a_call(tools=[TOOL]).asks(7)[0].cost > a_call().asks(7)[0].cost + 20
+
+
+def test_arguments_that_are_too_deep_for_what_reads_them_stay_text() -> None:
+    deep = '{"a":' * 2 * MAX_TOOLS_DEPTH + "1" + "}" * 2 * MAX_TOOLS_DEPTH
+    assert called("f", deep, "c")["function"]["arguments"] == {INVALID: deep}
+    assert called("f", '{"a":{"b":[1]}}', "c")["function"]["arguments"] == {"a": {"b": [1]}}
