@@ -147,7 +147,8 @@ class AnthropicTool(msgspec.Struct, kw_only=True):
     """A function of the client's. `cache_control` and the like are not read."""
 
     type: Annotated[
-        Literal["custom"] | None, says("custom, or left out: tools that a server runs are not supported")
+        Literal["custom"] | None,
+        says("custom, which is also the default: tools that a server runs are not supported"),
     ] = None
     name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,128}$"), says("1 to 128 letters, digits, _, - or .")]
     description: Annotated[str | None, says("what it does, for the model")] = None
