@@ -288,6 +288,8 @@ class TransformersEngine:
     def _force(self, accepted: list[StepOutput], over: dict[int, bool]) -> None:
         """Add tokens that are forced, as many as the next step does better to take at once."""
         running = self._scheduler.running
+        if all(sequence.matcher is None for sequence in running):
+            return
         ready = {row: 1 + len(sequence.forced) for row, sequence in enumerate(running) if row not in over}
         if max(ready.values(), default=1) == 1:
             return
