@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.errors import SourceError
-from tidegate.sources.facts import DecoderShape, StoredWeights, auto_precision, decoder_shape, text_config
+from tidegate.sources.facts import (
+    DecoderShape,
+    StoredWeights,
+    auto_precision,
+    decoder_shape,
+    has_encoder,
+    text_config,
+)
 from tidegate.sources.schemes import WANTED_FILES
 from tidegate.sources.tensors import LFS_POINTER, MOST_LFS_BYTES, StoredTensor, lfs_pointer, read_header
 
@@ -88,6 +95,11 @@ class Checkpoint:
     @property
     def auto_precision(self) -> str:
         return auto_precision(self.config, self.values)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Tell an encoder-decoder."""
+        return has_encoder(self.config)
 
     @property
     def shape(self) -> DecoderShape:

@@ -30,9 +30,16 @@ class Batch(Protocol):
     @property
     def count(self) -> int: ...
 
-    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
+    def join(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] = (),
+        every: InParts | None = None,
+    ) -> Tensor:
         """Prefill new rows. Returns logits [rows, vocabulary] after the last token; `every` gets those after
-        each token of what is then one row. On an exception no row has joined."""
+        each token of what is then one row. `sources` are the tokens that the encoder of an encoder-decoder
+        reads for each row. On an exception no row has joined."""
         ...
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -102,7 +109,13 @@ class ArenaBatch:
     def count(self) -> int:
         return self._arena.count
 
-    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
+    def join(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] = (),  # noqa: ARG002 - a decoder reads nothing beside
+        every: InParts | None = None,
+    ) -> Tensor:
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         with torch.inference_mode():
@@ -244,8 +257,16 @@ class RowByRow:
     def count(self) -> int:
         return len(self.rows)
 
-    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
+    def join(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] = (),
+        every: InParts | None = None,
+    ) -> Tensor:
         rows = [self._empty(sequence) for sequence in sequences]
+        for row, source in zip(rows, sources, strict=False):
+            row.kwargs |= self._read(source)
         logits = [self._forward(row, every, is_first_iteration=True) for row in rows]
         self.rows += rows
         return torch.cat(logits)
@@ -271,6 +292,10 @@ class RowByRow:
             GenerationConfig(), kwargs, GenerationMode.GREEDY_SEARCH, 1, 0
         )
         return OwnRow(ids, kwargs)
+
+    def _read(self, source: Sequence[int]) -> dict[str, Any]:  # noqa: ARG002 - a decoder reads nothing beside
+        """Return what a row hands on of what its encoder has read."""
+        return {}
 
     def _forward(self, row: OwnRow, every: InParts | None = None, **step: Any) -> Tensor:
         """Return logits [1, vocabulary] after the last of the row's new tokens."""

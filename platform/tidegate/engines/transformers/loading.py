@@ -126,28 +126,42 @@ def limit_memory(device: str, cap_bytes: int) -> None:
 
 
 def check_architecture(checkpoint: Checkpoint) -> None:
-    """Refuse what is not a decoder that transformers itself knows. Raises UnsupportedModel."""
+    """Refuse what transformers itself knows no decoder or encoder-decoder of. Raises UnsupportedModel."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
 
     if checkpoint.model_type not in CONFIG_MAPPING_NAMES:
         raise EngineLoadError(UNSUPPORTED, unknown_type(checkpoint).message)
     heads = [str(name) for name in checkpoint.config.get("architectures") or []]
-    decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(checkpoint.model_type, ())
-    allowed = {decoders} if isinstance(decoders, str) else set(decoders)
+    known = (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+        if checkpoint.has_encoder
+        else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
+    classes = known.get(checkpoint.model_type, ())
+    allowed = {classes} if isinstance(classes, str) else set(classes)
     if not allowed or (heads and not allowed.intersection(heads)):
         raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
 
 
+def auto_class(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if checkpoint.has_encoder else AutoModelForCausalLM
+
+
 def load_skeleton(checkpoint: Checkpoint) -> Any:
     """Return the architecture that the config describes, without weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         config.__dict__.pop("quantization_config", None)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return auto_class(checkpoint).from_config(config)
     except Exception as error:  # each architecture checks its own fields, and raises what it likes
         raise EngineLoadError(
             "WeightsWrong",
@@ -176,12 +190,12 @@ def from_pretrained(
     `weights` stand for the files' where these do not hold them as they are computed with; `skeleton` is then
     the architecture.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     how = {"dtype": getattr(torch, precision), "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         if weights is None:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto_class(checkpoint).from_pretrained(
                 checkpoint.path, local_files_only=True, trust_remote_code=False, **how
             )
         else:

@@ -47,10 +47,11 @@ ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "err
 class Crew:
     """A nursery with its workers, and the lanes to them that carry nothing."""
 
-    def __init__(self, path: Path, context_length: int) -> None:
+    def __init__(self, path: Path, context_length: int, has_encoder: bool) -> None:
         pairs = [socket.socketpair() for _ in range(LANES)]
         theirs = [end.fileno() for _, end in pairs]
-        words = [sys.executable, "-m", prompt_process.__name__, str(path), str(context_length)]
+        words = [sys.executable, "-m", prompt_process.__name__]
+        words += [str(path), str(context_length), str(int(has_encoder))]
         # A session of its own: `end` reaches the workers too, and no Ctrl-C does.
         self._process = subprocess.Popen(  # noqa: S603  # our own module
             [*words, *map(str, theirs)],
@@ -73,11 +74,11 @@ class Crew:
 
 
 class PromptPool:
-    def __init__(self, path: Path, context_length: int) -> None:
+    def __init__(self, path: Path, context_length: int, *, has_encoder: bool = False) -> None:
         """Start the process, which loads the tokenizer meanwhile."""
         self.most_characters_per_token = 0  # until `wait_ready`
-        self._path, self._context_length = path, context_length
-        self._crew: Crew | None = Crew(path, context_length)
+        self._path, self._context_length, self._has_encoder = path, context_length, has_encoder
+        self._crew: Crew | None = Crew(path, context_length, has_encoder)
         self._is_closed = False
         self._seats = asyncio.Semaphore(LANES)
         self._slow_seats = asyncio.Semaphore(SLOW_LANES)
@@ -149,7 +150,7 @@ class PromptPool:
     async def _exchange(self, frame: bytes) -> Reply | None:
         if self._is_closed:
             return None
-        crew = self._crew = self._crew or Crew(self._path, self._context_length)
+        crew = self._crew = self._crew or Crew(self._path, self._context_length, self._has_encoder)
         lane = crew.idle.pop()
         loop = asyncio.get_running_loop()
         try:

@@ -44,6 +44,23 @@ def check_token_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> N
         check_known(request.work.prompt.token_ids, tokenizer, vocabulary_size)
 
 
+def check_no_prompt_asked(request: Request) -> None:
+    """Refuse what asks for a prompt that an encoder reads as if the answer went on from it. Raises
+    `PromptError`."""
+    if not isinstance(request.work, Generate):
+        return
+    sampling = request.work.sampling
+    for name, is_asked in (
+        ("echo", sampling.echo),
+        ("prompt_logprobs", sampling.prompt_logprobs is not None),
+    ):
+        if is_asked:
+            raise PromptError(
+                f"{name}: {request.model!r} is an encoder-decoder. Its answer does not go on from the "
+                f"prompt, whose tokens have no log probabilities; leave {name} out."
+            )
+
+
 def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
     """Return the text to tokenize. Raises `PromptError`."""
     if isinstance(prompt, TextPrompt):
@@ -61,8 +78,13 @@ def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
         raise PromptError(f"The chat template of {model!r} refuses these messages: {why}") from error
 
 
-def tokenize(text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any) -> list[int]:
-    """Return the ids of what `render` made of `prompt`. May be empty (see `usable`)."""
+def tokenize(
+    text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any, *, has_encoder: bool = False
+) -> list[int]:
+    """Return the ids of what `render` made of `prompt`. May be empty (see `usable`). What an encoder reads is
+    a whole text, which nothing goes on from: it has all that the tokenizer puts around one."""
+    if has_encoder:
+        return encoded(text, tokenizer, add_special_tokens=prompt.add_special_tokens)
     return text_ids(text, tokenizer) if prompt.add_special_tokens else encoded(text, tokenizer)
 
 
@@ -103,11 +125,11 @@ def frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(whole[:start]), tuple(token for token in whole[start + len(text) :] if token not in ends)
 
 
-def encoded(text: str, tokenizer: Any) -> list[int]:
-    """Encode a text and nothing around it."""
+def encoded(text: str, tokenizer: Any, *, add_special_tokens: bool = False) -> list[int]:
+    """Encode a text and, if not told otherwise, nothing around it."""
     found = tokenizer(
         text,
-        add_special_tokens=False,
+        add_special_tokens=add_special_tokens,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
