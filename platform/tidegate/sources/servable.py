@@ -45,7 +45,7 @@ def check_described(checkpoint: Checkpoint) -> None:
     known = registered_types()
     if known and (not checkpoint.model_type or f'"{checkpoint.model_type}"' not in known):
         raise unknown_type(checkpoint)
-    if checkpoint.has_encoder and checkpoint.task == "generate":
+    if checkpoint.has_encoder:
         _check_encoder_decoder(checkpoint)
     heads = [str(name) for name in checkpoint.config.get("architectures") or []]
     if heads and all(head.endswith(OTHER_HEADS) for head in heads):
@@ -108,6 +108,10 @@ def _auto_text(name: str) -> str:
 
 
 def _check_encoder_decoder(checkpoint: Checkpoint) -> None:
+    if checkpoint.task != "generate":
+        raise SourceError(
+            UNSUPPORTED, f"{named(checkpoint)} is an encoder-decoder, which is served to generate text alone."
+        )
     known = text_to_text_types()
     if known and f'"{checkpoint.model_type}"' not in known:
         raise not_causal(checkpoint)

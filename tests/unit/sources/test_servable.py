@@ -45,7 +45,7 @@ def refusal(folder: Path) -> tuple[str, str]:
                 "architectures": ["BartModel"],
                 "is_encoder_decoder": True,
             },
-            "BartModel (bart) is not a causal language model, and no encoder-decoder",
+            "BartModel (bart) is an encoder-decoder, which is served to generate text alone.",
         ),
         (
             {"model_type": "bert", "architectures": ["BertForTokenClassification"]},
