@@ -129,7 +129,8 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(value)
     if constraint.kind == "choice":
-        texts = [msgspec.json.encode(text).decode() for text in value]
+        # The one character that JSON may hold and a string of Lark's may not.
+        texts = [msgspec.json.encode(text).decode().replace("\x7f", "\\u007f") for text in value]
         return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
     return LLMatcher.grammar_from_lark(any_to_lark(value))
 
