@@ -164,6 +164,20 @@ class Settings(ProcessSettings):
     )
     tenant_max_bytes: Count = Field(384 * 1024 * 1024, description="The same of one tenant's requests.")
 
+    resume_seconds: float = Field(
+        60.0,
+        ge=20,
+        le=86_400,
+        description="How long a stream with event ids can be resumed: after its end, and while it runs and "
+        "nobody reads it.",
+    )
+    tenant_kept_bytes: Count = Field(
+        64 * 1024 * 1024,
+        description="Bytes of one tenant's calls that are kept to be read again (bodies, and answers that "
+        "have ended); above it 429.",
+    )
+    total_kept_bytes: Count = Field(128 * 1024 * 1024, description="The same in all.")
+
     hold_status_seconds: Seconds = Field(
         5.0, description="How long a stream's status line waits for the first token or a refusal."
     )

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import httpx
@@ -36,6 +36,9 @@ ENTRY = ModelEntry(
     reason="",
     message="",
 )
+
+
+IDS = {"x-tidegate-event-ids": "1"}
 
 
 class GatewayChild:
@@ -72,8 +75,12 @@ class GatewayChild:
 class Stream:
     """One client of a streamed completion: what it was told, and whether that came to its end."""
 
-    def __init__(self, address: str, prompt: str, max_tokens: int) -> None:
+    def __init__(
+        self, address: str, prompt: str, max_tokens: int, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.id = ""
+        self.numbers: list[int] = []  # of the events, where they have ids
+        self._headers = headers
         self.text = ""
         self.is_done = False
         self.is_broken = False
@@ -91,15 +98,36 @@ class Stream:
         try:
             async with (
                 httpx.AsyncClient(trust_env=False, timeout=60) as client,
-                client.stream("POST", f"{self._address}/v1/completions", json=self._body) as response,
+                client.stream(
+                    "POST", f"{self._address}/v1/completions", json=self._body, headers=self._headers
+                ) as response,
             ):
-                assert response.status_code == 200, await response.aread()
-                async for line in response.aiter_lines():
-                    self._take(line)
+                await self._take_all(response)
         except httpx.TransportError:
             self.is_broken = True
 
+    async def resume(self, address: str) -> None:
+        """Go on at another gateway."""
+        url = f"{address}/v1/requests/{self.id}/events"
+        last = {"last-event-id": f"{self.id}/{self.numbers[-1]}"}
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=60) as client,
+            client.stream("GET", url, headers=last) as response,
+        ):
+            await self._take_all(response)
+
+    async def _take_all(self, response: httpx.Response) -> None:
+        """Whole events: what was cut off is not taken."""
+        assert response.status_code == 200, await response.aread()
+        text = ""
+        async for piece in response.aiter_text():
+            *events, text = (text + piece).split("\n\n")
+            for line in "\n".join(events).split("\n"):
+                self._take(line)
+
     def _take(self, line: str) -> None:
+        if line.startswith("id: "):
+            self.numbers.append(int(line.rpartition("/")[2]))
         if not line.startswith("data: "):
             return
         if line == "data: [DONE]":
@@ -164,6 +192,36 @@ async def test_killed_gateways_and_replicas_break_only_the_connections_of_the_de
     undisturbed = [Stream(staying.address(), *stream.asked) for stream in safe]
     await asyncio.gather(*(stream.read() for stream in undisturbed))
     assert [stream.text for stream in safe] == [stream.text for stream in undisturbed]
+
+
+async def test_streams_of_a_killed_gateway_go_on_at_another_with_every_token_once(
+    ear: Ear,
+    children: list[ReplicaChild | GatewayChild],
+    redis_url: str,
+    key_prefix: str,
+    tmp_path: Path,
+) -> None:
+    draw = random.Random(10)
+    dying, staying = (
+        GatewayChild(redis_url, key_prefix, tmp_path / f"gateway-{number}.log") for number in range(2)
+    )
+    children += [dying, staying, ReplicaChild(redis_url, key_prefix, slots=8)]
+    await await_until(lambda: dying.address() and staying.address(), 30)
+    streams = [Stream(dying.address(), f"moved {n}", draw.randint(150, 300), IDS) for n in range(8)]
+    reading = [asyncio.ensure_future(stream.read()) for stream in streams]
+    await await_until(lambda: all(stream.id for stream in streams), 30)
+    await await_until(lambda: sum(len(stream.text) for stream in streams) > 2000, 30)
+    dying.kill()
+    await asyncio.gather(*reading)
+
+    assert any(stream.is_broken for stream in streams)
+    await asyncio.gather(*(stream.resume(staying.address()) for stream in streams if stream.is_broken))
+    assert all(stream.is_done for stream in streams)
+    for stream in streams:
+        assert stream.numbers == list(range(1, len(stream.numbers) + 1))
+    undisturbed = [Stream(staying.address(), *stream.asked) for stream in streams]
+    await asyncio.gather(*(stream.read() for stream in undisturbed))
+    assert [stream.text for stream in streams] == [stream.text for stream in undisturbed]
 
 
 async def test_a_new_gateway_serves_where_a_killed_one_was(

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from tidegate import __version__
 from tidegate.control_api import views
 from tidegate.gateway.bodies import REFERENCE, reference
-from tidegate.gateway.openapi import ErrorBody
+from tidegate.gateway.dialects.wire import ErrorBody
 from tidegate.messages.administration import Usage
 from tidegate.messages.registry import Key
 
@@ -21,9 +21,9 @@ _STRUCTS: tuple[type, ...] = (
         for kind in vars(views).values()
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind is not views.Body
     ),
+    ErrorBody,
     Key,
     Usage,
-    ErrorBody,
 )
 _REFUSALS = {
     400: "A field is wrong; the error names it in `param`",

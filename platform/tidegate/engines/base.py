@@ -64,6 +64,7 @@ class Prepared:
     prompt: Sequence[int]  # token ids; only their number counts where an engine makes its tokens up
     limit: int
     bad_words: Sequence[Sequence[int]] = ()  # the last token of each may not come after the others
+    grammar: str = ""  # llguidance's, that the answer follows: the sampling's, or one that the replica made
 
     @property
     def work(self) -> Generate:

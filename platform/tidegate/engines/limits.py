@@ -31,6 +31,8 @@ def completion_limit(prompt_tokens: int, work: Generate, context_length: int) ->
         asked = f"your {what} resulted in {prompt_tokens} tokens. Please reduce the length of the {what}."
     elif max_tokens <= room:
         return max_tokens
+    elif work.sampling.clips_limit and room >= 1:
+        return room
     else:
         asked = (
             f"you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {what}, "

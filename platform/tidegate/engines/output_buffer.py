@@ -15,7 +15,7 @@ from tidegate.messages.work import TokenLogprob
 
 
 class OutputBuffer:
-    __slots__ = ("_entries", "_released", "_seen", "_stop", "stopped")
+    __slots__ = ("_entries", "_released", "_seen", "_stop", "stopped", "stopped_by")
 
     def __init__(self, stops: Sequence[str], *, keeps_stop: bool = False) -> None:
         self._stop = StopBuffer(stops, keeps_stop=keeps_stop) if stops else None
@@ -23,6 +23,7 @@ class OutputBuffer:
         self._seen = 0  # characters pushed
         self._released = 0  # characters given out
         self.stopped = False
+        self.stopped_by = ""  # the stop string
 
     def push(
         self, piece: str, entry: TokenLogprob | None = None, *, may_stop: bool = True
@@ -34,7 +35,7 @@ class OutputBuffer:
         text = piece
         if self._stop is not None:
             text = self._stop.push(piece, may_stop=may_stop)
-            self.stopped = self._stop.stopped
+            self.stopped, self.stopped_by = self._stop.stopped, self._stop.stopped_by
         self._released += len(text)
         return text, self._due() if self._entries else []
 

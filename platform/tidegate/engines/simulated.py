@@ -287,6 +287,7 @@ class SimulatedEngine:
             message="The simulated engine was told to fail this request." if is_error else "",
             prompt_tokens=row.prompt_tokens,
             completion_tokens=row.position,
+            stopped_by="" if row.stop is None else row.stop.stopped_by,
         )
 
     def _break(self, fault: Fault) -> None:

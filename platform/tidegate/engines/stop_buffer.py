@@ -14,7 +14,7 @@ class StopBuffer:
     """Holds back the longest end of the text that could still become a stop string. `keeps_stop`: the stop
     string itself is released too."""
 
-    __slots__ = ("_held", "_keeps_stop", "_longest", "_stops", "stopped")
+    __slots__ = ("_held", "_keeps_stop", "_longest", "_stops", "stopped", "stopped_by")
 
     def __init__(self, stops: Sequence[str] = (), *, keeps_stop: bool = False) -> None:
         self._stops = tuple(stop for stop in stops if stop)
@@ -22,6 +22,7 @@ class StopBuffer:
         self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.stopped = False
+        self.stopped_by = ""  # the stop string that was complete
 
     def push(self, text: str, *, may_stop: bool = True) -> str:
         """Add `text`; return what can be released now. After `stopped` nothing is. Stop strings that are
@@ -31,11 +32,12 @@ class StopBuffer:
         if self.stopped:
             return ""
         held = self._held + text
-        cut = self._first_stop(held, len(self._held)) if may_stop else None
-        if cut is not None:
-            self.stopped = True
+        found = self._first_stop(held, len(self._held)) if may_stop else None
+        if found is not None:
+            end, begin = found
+            self.stopped, self.stopped_by = True, held[begin:end]
             self._held = ""
-            return held[:cut]
+            return held[: end if self._keeps_stop else begin]
         keep = self._possible_beginning(held)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
@@ -45,15 +47,15 @@ class StopBuffer:
         held, self._held = self._held, ""
         return held
 
-    def _first_stop(self, text: str, searched: int) -> int | None:
-        """Find where the text is cut for the stop string that is complete first, if any is after what was
+    def _first_stop(self, text: str, searched: int) -> tuple[int, int] | None:
+        """Find the end and the beginning of the stop string that is complete first, if any is after what was
         searched before."""
         found = [
             (at + len(stop), at)
             for stop in self._stops
             if (at := text.find(stop, max(0, searched + 1 - len(stop)))) >= 0
         ]
-        return min(found)[0 if self._keeps_stop else 1] if found else None
+        return min(found) if found else None
 
     def _possible_beginning(self, text: str) -> int:
         """Return the length of the longest end of `text` that begins a stop string."""

@@ -22,6 +22,7 @@ from tidegate.runtime import calm_collector
 from tidegate.settings import Settings, load_settings
 from tidegate.store.connection import Connection
 from tidegate.store.gateway_queue import GatewayQueue
+from tidegate.store.kept_calls import KeptCalls
 from tidegate.store.keys import Keys
 from tidegate.store.registry import Registry
 from tidegate.telemetry import configure_logging, fields
@@ -81,8 +82,9 @@ async def serve(settings: Settings) -> None:
             gateway_id=gateway_id,
             times=settings.times,
         )
+        kept = KeptCalls(connection, key_prefix=settings.key_prefix, times=settings.times)
         sockets = listen(settings.host, settings.port)
-        app = create_app(make_services(settings, gateway_id, queue, keys, registry))
+        app = create_app(make_services(settings, gateway_id, queue, kept, keys, registry))
         grace_seconds = round(settings.shutdown_grace_seconds)
         server = uvicorn.Server(
             server_config(app, door_class(settings), lifespan="on", grace_seconds=grace_seconds)

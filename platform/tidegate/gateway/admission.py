@@ -139,6 +139,17 @@ def queue_full(rejected: Rejected, entry: ModelEntry, sequences: int) -> QueueFu
     )
 
 
+def kept_full(whose: str, seconds: float) -> QueueFull:
+    """The refusal for a call that is to be kept where what is kept already has too many bytes."""
+    of = "of your tenant " if whose == "tenant" else ""
+    return QueueFull(
+        f"The calls {of}that are kept to be read again have too many bytes; each is kept for {seconds:.0f} s "
+        "after its end. Send the call later, or one that is not kept: without event ids, with store: false.",
+        code="too_much_kept",
+        retry_after_seconds=seconds / 4,
+    )
+
+
 def _point(key: str, total: int) -> int:
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") % total
 

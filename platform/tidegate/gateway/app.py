@@ -16,11 +16,11 @@ from starlette.middleware import Middleware
 from tidegate.gateway import docs
 from tidegate.gateway.asgi import DEPLOYMENT, ASGIApp, Receive, Scope, Send
 from tidegate.gateway.browsers import Cors, OwnPagesOnly
-from tidegate.gateway.dialects import DIALECTS
+from tidegate.gateway.dialects import DIALECTS, wire_of
 from tidegate.gateway.generation import GenerationEndpoint
 from tidegate.gateway.middleware import ErrorBodies, HotRoutes, RequestIds
 from tidegate.gateway.openapi import build_document
-from tidegate.gateway.routes import health, models
+from tidegate.gateway.routes import events, health, models
 from tidegate.gateway.services import Services
 
 logger = logging.getLogger("tidegate.gateway")
@@ -43,12 +43,12 @@ class GatewayApp(FastAPI):
         self.layers = [
             Middleware(RequestIds),
             Middleware(Cors, origins=services.settings.cors_origins),
-            Middleware(ErrorBodies),
+            Middleware(ErrorBodies, wire_of=wire_of),
             *([Middleware(OwnPagesOnly)] if services.settings.no_auth else []),
             Middleware(HotRoutes, endpoints=endpoints),
             Middleware(AsyncExitStackMiddleware),  # FastAPI's own routes need it
         ]
-        for router in (models.routes(services), health.routes(services)):
+        for router in (models.routes(services), events.routes(services), health.routes(services)):
             self.include_router(router)
         self._add_documents()
 
@@ -118,6 +118,7 @@ def _lifespan(services: Services) -> Any:
             yield
         finally:
             await services.calls.shut_down()
+            await services.kept.close()
             await services.queue.close()
 
     return lifespan

@@ -22,13 +22,16 @@ Header = tuple[bytes, bytes]
 REQUEST_ID = "tidegate.request_id"  # keys of the scope
 DEPLOYMENT = "tidegate.deployment"  # the model, where the path names it
 JSON = (b"content-type", b"application/json")
-EVENT_STREAM: tuple[Header, ...] = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would gather events into large writes
-)
 _MOST_MEMBERS = 64  # of a gzip body: empty ones cost time and no bytes
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+def stream_head(media_type: str) -> tuple[Header, ...]:
+    return (
+        (b"content-type", f"{media_type}; charset=utf-8".encode()),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),  # nginx would gather events into large writes
+    )
 
 
 class ClientLeft(Exception):
@@ -157,11 +160,12 @@ async def send_json(send: Send, status: int, body: bytes, headers: Iterable[Head
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: RequestError) -> None:
+async def send_error(send: Send, error: RequestError, body: bytes | None = None) -> None:
+    """`body`: the error in another form than OpenAI's."""
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
     if error.status == 413:
         headers.append((b"connection", b"close"))  # the rest of the body is not read
-    await send_json(send, error.status, orjson.dumps(error.body()), headers)
+    await send_json(send, error.status, body or orjson.dumps(error.body()), headers)
 
 
 def _too_large(size: int, limit_bytes: int) -> RequestTooLarge:

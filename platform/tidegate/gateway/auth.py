@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
 
 from fastapi import Request
 from fastapi.security.http import HTTPBase
@@ -15,9 +16,17 @@ from tidegate.settings import Settings
 NO_KEY = Key(id="", name="", tenant="default", created=0.0)
 
 
-def sent_key(authorization: str | None, api_key: str | None) -> str | None:
-    """Return what `find_key` takes. Azure's clients send the bare key as `api-key`."""
-    return f"Bearer {api_key}" if authorization is None and api_key is not None else authorization
+BARE = (
+    "api-key",
+    "x-api-key",
+)  # headers that hold a key alone: Azure's clients send the one, Anthropic's the other
+
+
+def sent_key(header: Callable[[str], str | None]) -> str | None:
+    """Return what `find_key` takes, from the headers by their names."""
+    if (authorization := header("authorization")) is not None:
+        return authorization
+    return next((f"Bearer {key}" for name in BARE if (key := header(name)) is not None), None)
 
 
 def find_key(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> Key:
@@ -62,7 +71,7 @@ class KnownKey(HTTPBase):
         self._no_auth = settings.no_auth
 
     async def __call__(self, request: Request) -> Key:  # type: ignore[override]
-        sent = sent_key(request.headers.get("authorization"), request.headers.get("api-key"))
+        sent = sent_key(request.headers.get)
         return find_key(sent, self._keys, no_auth=self._no_auth)
 
 

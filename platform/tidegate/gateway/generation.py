@@ -13,9 +13,9 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Container, Iterable
+from collections.abc import AsyncIterator, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import msgspec
 
@@ -23,12 +23,12 @@ from tidegate.errors import (
     GatewayStopping,
     GenerationFailed,
     InvalidRequest,
+    QueueUnavailable,
     RequestError,
 )
-from tidegate.gateway import admission, sse
+from tidegate.gateway import admission
 from tidegate.gateway.asgi import (
     DEPLOYMENT,
-    EVENT_STREAM,
     ClientLeft,
     Header,
     Receive,
@@ -38,12 +38,14 @@ from tidegate.gateway.asgi import (
     read_body,
     send_error,
     send_json,
+    stream_head,
     text_header,
 )
 from tidegate.gateway.auth import find_key, sent_key
 from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed, shadow_of
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
+from tidegate.gateway.event_ids import NumberedEvents
 from tidegate.gateway.metrics import UNKNOWN_MODEL, RevisionOutcome
 from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
 from tidegate.gateway.services import Services
@@ -56,6 +58,7 @@ from tidegate.gateway.stream import (
     Signal,
     Waiting,
 )
+from tidegate.messages.kept import KeptCall, gateway_of
 from tidegate.messages.queue import Bounds, Label, Rejected
 from tidegate.messages.registry import Key, ModelEntry
 from tidegate.messages.work import Generate, Request, Segment
@@ -64,6 +67,8 @@ from tidegate.telemetry import fields
 logger = logging.getLogger("tidegate.gateway")
 
 CLIENT_LEFT = "ClientLeft"
+AT_ONCE = 512  # segments that are rendered together
+_NOT_KEPT = contextlib.nullcontext()
 POSITION_SECONDS = 1.0  # how long a held status line waits for the queue position that it announces
 
 
@@ -75,51 +80,73 @@ class GenerationEndpoint:
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = _Exchange(self._services, self._dialect, scope, receive, send)
-        of_revision: RevisionOutcome = "error"
-        try:
-            await exchange.run()
-            outcome, of_revision = "ok", "ok"
-        except ClientLeft:
-            outcome, of_revision = "left", "left"
-        except RequestError as error:
-            outcome = error.reason
-            of_revision = "error" if error.status >= 500 else "refused"
-            await exchange.refuse(error)
-        except asyncio.CancelledError:
-            # Only the server cancels, when its grace at shutdown is over; this is the task's outermost frame.
-            outcome, of_revision = "GatewayStopped", "left"
-            await exchange.refuse(GatewayStopping("The gateway is stopping. Send the request again."))
-        except Exception:
-            outcome, of_revision = "InternalError", "error"
-            logger.exception("a generation call failed")
-            await exchange.refuse(GenerationFailed("The gateway failed on this request."))
-        finally:
-            metrics = self._services.metrics
-            metrics.ended(exchange.model_label, outcome)
-            if exchange.revision:
-                metrics.ended_on(exchange.model_label, exchange.revision, of_revision)
+        exchange = Exchange(self._services, scope, receive, send, self._dialect)
+        outcome, of_revision = await conducted(exchange)
+        metrics = self._services.metrics
+        metrics.ended(exchange.model_label, outcome)
+        if exchange.revision:
+            metrics.ended_on(exchange.model_label, exchange.revision, of_revision)
+
+
+async def conducted(exchange: Exchange) -> tuple[str, RevisionOutcome]:
+    """Run an exchange and answer what it raises. Returns how it ended, and what that is to its revision."""
+    try:
+        await exchange.run()
+    except ClientLeft:
+        return "left", "left"
+    except RequestError as error:
+        await exchange.refuse(error)
+        return error.reason, "error" if error.status >= 500 else "refused"
+    except asyncio.CancelledError:
+        # Only the server cancels, when its grace at shutdown is over; this is the task's outermost frame.
+        await exchange.refuse(GatewayStopping("The gateway is stopping. Send the request again."))
+        return "GatewayStopped", "left"
+    except Exception:
+        logger.exception("a generation call failed")
+        await exchange.refuse(GenerationFailed("The gateway failed on this request."))
+        return "InternalError", "error"
+    return "ok", "ok"
 
 
 @dataclass(slots=True)
-class _Admitted:
-    """A call that the queue has taken."""
+class Admitted:
+    """A call that the queue has taken. `is_numbered`: its events have ids; the first `seen` of each choice
+    the client has already."""
 
     call: Call
     head: AnswerHead
     entry: ModelEntry
     opened: OpenCall
+    is_numbered: bool = False
+    seen: Sequence[int] = ()
+
+    def events(self) -> Events:
+        events = self.call.events(self.head)
+        if not self.is_numbered:
+            return events
+        return NumberedEvents(events, self.head.call_id, self.seen or [0] * len(self.opened.requests))
+
+
+class Keeping(NamedTuple):
+    """For how long a call is kept: after its end, and while it runs and nobody reads it. One that does not
+    outlive its client is cancelled as any other when that leaves."""
+
+    seconds: float
+    linger_seconds: float
+    outlives_client: bool = True
 
 
 @dataclass(slots=True)
-class _Exchange:
+class Exchange:
     """One HTTP call. `run` raises what must be refused; `refuse` answers in the form that is left."""
 
     _services: Services
-    _dialect: Dialect
     _scope: Scope
     _receive: Receive
     _send: Send
+    _dialect: Dialect
+    _body: bytes = b""  # of a call that is kept
+    _is_admitted: bool = False
     _started: float = field(default_factory=time.perf_counter)
     _is_status_out: bool = False
     model_label: str = UNKNOWN_MODEL
@@ -127,7 +154,7 @@ class _Exchange:
 
     async def run(self) -> None:
         services, scope = self._services, self._scope
-        sent = sent_key(text_header(scope, b"authorization"), text_header(scope, b"api-key"))
+        sent = sent_key(lambda name: text_header(scope, name.encode()))
         key = find_key(sent, services.keys, no_auth=services.settings.no_auth)
         call = await self._read_call(key)
         models = services.registry.models()
@@ -140,48 +167,91 @@ class _Exchange:
         call_id = self._dialect.id_prefix + new_id()
         session = admission.session_of(key.tenant, text_header(scope, b"x-tidegate-session") or call.user)
         revision = self.revision = admission.choose_revision(entry.revisions, session or call_id)
-        head = AnswerHead(
-            call_id, int(now), entry.name, revision, _wants_event_ids(scope), entry.context_length
-        )
+        head = AnswerHead(call_id, int(now), entry.name, revision, entry.context_length)
+        keeping = self._keeping(call)
         requests = build_requests(
             call,
             head,
             key=key,
-            gateway=services.gateway_id,
+            gateway=gateway_of(call_id) if keeping else services.gateway_id,
             created=now,
             deadline=now + budget,
             random_seed=new_seed(),
         )
         shadow = self._shadow_of(entry, requests[0], call_id)
         bounds, label = self._bounds(entry), Label(entry.cohort, session, shadow is not None)
-        opened = services.calls.open(requests, is_streamed=call.is_streamed)
+        opened = services.calls.open(requests, is_streamed=call.is_streamed, is_kept=keeping is not None)
         cancel_reason: str | None = "the gateway gave the call up"
         watcher: asyncio.Task[None] | None = None
         try:
-            submitting = services.queue.submit(requests, bounds, label)
-            del requests  # they live as long as they are on their way, and not as long as the answer
-            outcome = await submitting
-            if isinstance(outcome, Rejected):
-                cancel_reason = None
-                raise admission.queue_full(outcome, entry, len(opened.requests))
-            services.calls.submitted(opened)
-            admission.check_wait(outcome.waiting_ahead, outcome.depth, entry, budget)
-            if shadow is not None:
-                services.queue.shadow(opened.requests[0].id, shadow, bounds, entry.cohort)
-                shadow = None
-            admitted = _Admitted(call, head, entry, opened)
-            watcher = asyncio.get_running_loop().create_task(_watch(self._receive, opened))
-            await (self._stream(admitted) if call.is_streamed else self._answer(admitted))
+            async with self._kept(key.tenant, head, keeping, opened) if keeping else _NOT_KEPT:
+                submitting = services.queue.submit(requests, bounds, label)
+                del requests  # they live as long as they are on their way, and not as long as the answer
+                outcome = await submitting
+                if isinstance(outcome, Rejected):
+                    cancel_reason = None
+                    raise admission.queue_full(outcome, entry, len(opened.requests))
+                services.calls.submitted(opened)
+                admission.check_wait(outcome.waiting_ahead, outcome.depth, entry, budget)
+                self._is_admitted = True
+                if shadow is not None:
+                    services.queue.shadow(opened.requests[0].id, shadow, bounds, entry.cohort)
+                    shadow = None
+                admitted = Admitted(call, head, entry, opened, is_numbered=keeping is not None)
+                watcher = asyncio.get_running_loop().create_task(watch(self._receive, opened))
+                await (self._stream(admitted) if call.is_streamed else self._answer(admitted))
         except ClientLeft:
             cancel_reason = CLIENT_LEFT
             raise
         finally:
             if watcher is not None:
                 watcher.cancel()
-            services.calls.close(opened, cancel_reason)
+            lives_on = self._is_admitted and keeping is not None and keeping.outlives_client
+            services.calls.close(opened, None if lives_on else cancel_reason)
+
+    def _keeping(self, call: Call) -> Keeping | None:
+        """Whether the call is kept: a stream whose client asks for event ids may resume it."""
+        if not (call.is_streamed and _wants_event_ids(self._scope)):
+            return None
+        seconds = self._services.settings.resume_seconds
+        return Keeping(seconds, seconds)
+
+    @contextlib.asynccontextmanager
+    async def _kept(
+        self, tenant: str, head: AnswerHead, keeping: Keeping, opened: OpenCall
+    ) -> AsyncIterator[None]:
+        """Keep the call and hear its channel, before its submit. One that is refused is not kept."""
+        services, settings = self._services, self._services.settings
+        record = KeptCall(
+            id=head.call_id,
+            tenant=tenant,
+            path=self._dialect.path,
+            created=head.created,
+            model=head.model,
+            revision=head.revision,
+            context_length=head.context_length,
+            sequences=len(opened.requests),
+            body=self._body,
+        )
+        full = await services.kept.keep(
+            record,
+            seconds=keeping.seconds,
+            linger_seconds=keeping.linger_seconds,
+            tenant_bytes=settings.tenant_kept_bytes,
+            total_bytes=settings.total_kept_bytes,
+        )
+        if full:
+            raise admission.kept_full(full, keeping.seconds)
+        try:
+            async with services.kept.following(head.call_id, services.calls.deliver_to(opened)):
+                yield
+        finally:
+            if not self._is_admitted:
+                with contextlib.suppress(QueueUnavailable):
+                    await services.kept.unkeep(head.call_id, "The call was refused.")
 
     async def _read_call(self, key: Key) -> Call:
-        """Read and check the body, which is free again as soon as this returns."""
+        """Read and check the body, which is free again as soon as this returns, unless the call is kept."""
         services = self._services
         async with services.intake.body(key.id) as held:
             body = await read_body(self._scope, self._receive, services.settings.max_body_bytes, held.count)
@@ -189,7 +259,10 @@ class _Exchange:
                 body = with_model(body, deployment)
             async with services.intake.turn() if held.is_large else contextlib.nullcontext():
                 try:
-                    return self._dialect.read(body)
+                    call = self._dialect.read(body)
+                    if self._keeping(call):
+                        self._body = body
+                    return call
                 except InvalidRequest:
                     self.model_label = _known_model(body, services.registry.models())
                     raise
@@ -200,11 +273,11 @@ class _Exchange:
             logger.warning("a call failed: %s", error.message, extra=fields(reason=error.reason))
         with contextlib.suppress(OSError):  # the connection broke meanwhile
             if self._is_status_out:
-                event = sse.error_event(error.body())
+                event = self._dialect.wire.error_event(error)
                 await self._send({"type": "http.response.body", "body": event, "more_body": False})
             else:
                 self._is_status_out = True
-                await send_error(self._send, error)
+                await send_error(self._send, error, self._dialect.wire.error(error))
 
     def _shadow_of(self, entry: ModelEntry, first: Request, call_id: str) -> Request | None:
         """The copy that the revision that is tried out gets of a call's first sequence, if it gets one."""
@@ -226,7 +299,7 @@ class _Exchange:
             settings.total_max_bytes,
         )
 
-    async def _answer(self, admitted: _Admitted) -> None:
+    async def _answer(self, admitted: Admitted) -> None:
         """Wait for the end, then one JSON object."""
         match await admitted.opened.next():
             case Ended(segments):
@@ -245,10 +318,10 @@ class _Exchange:
             case _:
                 raise ClientLeft
 
-    async def _stream(self, admitted: _Admitted) -> None:
+    async def _stream(self, admitted: Admitted) -> None:
         """Hold the status line until there is something to say, then events until every choice has ended."""
-        opened, entry = admitted.opened, admitted.entry
-        events = admitted.call.events(admitted.head)
+        opened, entry, wire = admitted.opened, admitted.entry, self._dialect.wire
+        events = admitted.events()
         first_token: float | None = None
         loop = asyncio.get_running_loop()
         hold = loop.call_later(self._services.settings.hold_status_seconds, opened.end_hold)
@@ -259,26 +332,30 @@ class _Exchange:
                         if first_token is None:
                             first_token = time.perf_counter() - self._started
                             hold.cancel()
-                        await self._write(opened, _rendered(events, delivered.segments))
+                        await self._write_segments(opened, events, delivered.segments)
                     case Waiting(position):
-                        await self._write(opened, waiting_comment(position, self._as_it_is(entry)))
+                        comment = waiting_comment(position, self._as_it_is(entry))
+                        await self._write(opened, wire.comment(comment))
                     case Signal.HEARTBEAT_DUE:
-                        await self._write(opened, sse.HEARTBEAT)
+                        await self._write(opened, wire.heartbeat(entry.name))
                     case Signal.HOLD_OVER:
                         await self._begin(opened, await self._position_headers(admitted))
                         if not opened.has_begun:
                             # Clients that wait for the first byte of the body see that the call is alive.
-                            await self._write(opened, sse.HEARTBEAT)
+                            await self._write(opened, wire.heartbeat(entry.name))
                     case Signal.DISCONNECTED:
                         raise ClientLeft
                     case Failed(segments, finish):
-                        if self._is_status_out:
-                            await self._write(opened, _rendered(events, segments))
+                        if self._is_status_out or admitted.seen:
+                            await self._write_segments(opened, events, segments)
                         raise failure_error(finish, admitted.call.prompt_field, self._as_it_is(entry))
                     case Ended(segments):
                         if first_token is None:
                             first_token = time.perf_counter() - self._started
                         usage = count_usage(opened.finishes(), admitted.call.n)
+                        if len(segments) > AT_ONCE:
+                            await self._write_segments(opened, events, segments)
+                            segments = []
                         out = _rendered(events, segments) + events.end(usage)
                         self._record(admitted, usage, first_token)
                         await self._write(opened, out, is_last=True)
@@ -288,7 +365,7 @@ class _Exchange:
         finally:
             hold.cancel()
 
-    async def _position_headers(self, admitted: _Admitted) -> list[Header]:
+    async def _position_headers(self, admitted: Admitted) -> list[Header]:
         """Empty where the queue does not say in time."""
         asked = (admitted.opened.requests[0].id, admitted.entry.name, admitted.head.revision)
         try:
@@ -304,9 +381,22 @@ class _Exchange:
 
     async def _begin(self, opened: OpenCall, headers: Iterable[Header]) -> None:
         self._is_status_out = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENT_STREAM, *headers]})
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [*stream_head(self._dialect.wire.media_type), *headers],
+            }
+        )
         opened.wrote()
         self._services.calls.stream_opened(opened)
+
+    async def _write_segments(
+        self, opened: OpenCall, events: Events, segments: Sequence[tuple[int, Segment]]
+    ) -> None:
+        """A log that is read again comes whole; in parts it leaves room for other calls."""
+        for at in range(0, len(segments), AT_ONCE):
+            await self._write(opened, _rendered(events, segments[at : at + AT_ONCE]))
 
     async def _write(self, opened: OpenCall, out: bytes, *, is_last: bool = False) -> None:
         if not self._is_status_out:
@@ -315,7 +405,7 @@ class _Exchange:
             await self._send({"type": "http.response.body", "body": out, "more_body": not is_last})
             opened.wrote()
 
-    def _record(self, admitted: _Admitted, usage: Usage, first_token: float | None) -> None:
+    def _record(self, admitted: Admitted, usage: Usage, first_token: float | None) -> None:
         self._services.metrics.answered(
             admitted.entry.name,
             admitted.head.revision,
@@ -357,7 +447,7 @@ def _rendered(events: Events, segments: Iterable[tuple[int, Segment]]) -> bytes:
     )
 
 
-async def _watch(receive: Receive, opened: OpenCall) -> None:
+async def watch(receive: Receive, opened: OpenCall) -> None:
     """Wait for the client to close the connection."""
     while (await receive())["type"] != "http.disconnect":
         continue

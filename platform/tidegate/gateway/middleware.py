@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.exceptions import HTTPException
 
@@ -20,6 +20,7 @@ from tidegate.gateway.asgi import (
     request_id_of,
     send_error,
 )
+from tidegate.gateway.dialects.wire import OPENAI, Wire
 from tidegate.telemetry import request_id
 
 logger = logging.getLogger("tidegate.gateway")
@@ -71,11 +72,19 @@ class MethodNotAllowed(RequestError):
 
 
 class ErrorBodies:
-    """Turns every exception of the routes into OpenAI's error body. What nobody expected becomes a 500
-    that shows nothing and a log line that shows everything. `who` fails then; `index` lists the routes."""
+    """Turns every exception of the routes into an error body of the path's protocol. What nobody expected
+    becomes a 500 that shows nothing and a log line that shows everything. `who` fails then; `index` lists the
+    routes."""
 
-    def __init__(self, app: ASGIApp, who: str = "gateway", index: str = "/docs") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        who: str = "gateway",
+        index: str = "/docs",
+        wire_of: Callable[[str], Wire] = lambda _: OPENAI,
+    ) -> None:
         self._app = app
+        self._wire_of = wire_of
         self._who = who
         self._index = index
 
@@ -83,18 +92,20 @@ class ErrorBodies:
         try:
             await self._app(scope, receive, send)
         except RequestError as error:
-            await send_error(send, error)
+            await self._send(scope, send, error)
         except HTTPException as error:
-            await send_error(send, self._router_error(scope, error))
+            await self._send(scope, send, self._router_error(scope, error))
         except ClientLeft:
             logger.debug("the client left before its request was complete")
         except Exception:
             if scope["type"] != "http":
                 raise
             logger.exception("a call failed")
-            await send_error(
-                send, GenerationFailed(f"The {self._who} failed on this request.", code="internal_error")
-            )
+            failed = GenerationFailed(f"The {self._who} failed on this request.", code="internal_error")
+            await self._send(scope, send, failed)
+
+    async def _send(self, scope: Scope, send: Send, error: RequestError) -> None:
+        await send_error(send, error, self._wire_of(scope.get("path", "")).error(error))
 
     def _router_error(self, scope: Scope, error: HTTPException) -> RequestError:
         url, headers = f"{scope['method']} {scope['path']}", error.headers or {}

@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from tidegate import __version__
 from tidegate.gateway.bodies import REFERENCE, describe, reference
 from tidegate.gateway.dialects.base import Dialect
+from tidegate.gateway.dialects.wire import OPENAI, Wire
 
 _RETRY_AFTER = {"schema": {"type": "integer"}, "description": "Seconds, 1 to 120", "required": False}
 _REQUEST_ID = {
@@ -48,20 +49,9 @@ _SESSION_HEADER = {
 }
 
 
-class ErrorDetail(msgspec.Struct):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(msgspec.Struct):
-    error: ErrorDetail
-
-
-def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int, wire: Wire = OPENAI) -> dict[int | str, dict[str, Any]]:
     return {
-        status: {"description": _DESCRIPTIONS[status], "content": _json(ErrorBody)}
+        status: {"description": _DESCRIPTIONS[status], "content": _json(wire.error_body)}
         | ({"headers": {"retry-after": _RETRY_AFTER}} if status in (429, 503) else {})
         for status in statuses
     }
@@ -74,10 +64,10 @@ def build_document(app: FastAPI, dialects: Sequence[Dialect]) -> dict[str, Any]:
         description="Language models behind one OpenAI-compatible address.",
         routes=app.routes,
     )
+    routes = document["paths"]
     document["paths"] = {
-        **{dialect.path: {"post": _generation(dialect)} for dialect in dialects},
-        **document["paths"],
-    }
+        dialect.path: {"post": _generation(dialect), **routes.pop(dialect.path, {})} for dialect in dialects
+    } | routes
     for methods in document["paths"].values():
         for operation in methods.values():
             operation["responses"].pop("422", None)  # no parameter of FastAPI's routes can be wrong
@@ -91,8 +81,8 @@ def build_document(app: FastAPI, dialects: Sequence[Dialect]) -> dict[str, Any]:
 
 
 def _components(dialects: Sequence[Dialect]) -> dict[str, Any]:
-    structs = [struct for dialect in dialects for struct in (dialect.body, dialect.answer)]
-    _, components = msgspec.json.schema_components((*structs, ErrorBody), ref_template=REFERENCE)
+    structs = [s for dialect in dialects for s in (dialect.body, dialect.answer, dialect.wire.error_body)]
+    _, components = msgspec.json.schema_components(structs, ref_template=REFERENCE)
     for dialect in dialects:
         describe(dialect.body, components)
     return components
@@ -100,8 +90,9 @@ def _components(dialects: Sequence[Dialect]) -> dict[str, Any]:
 
 def _generation(dialect: Dialect) -> dict[str, Any]:
     # No schema for events, because one would describe JSON bodies.
-    answer = _json(dialect.answer) | ({"text/event-stream": {}} if dialect.may_stream else {})
-    responses = error_responses(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
+    answer = _json(dialect.answer) | ({dialect.wire.media_type: {}} if dialect.may_stream else {})
+    statuses = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
+    responses = error_responses(*statuses, wire=dialect.wire)
     responses[200] = {"description": dialect.answer_description, "content": answer}
     return {
         "tags": ["generation"],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol
 
+from tidegate.messages.kept import KeptCall
 from tidegate.messages.queue import Accepted, Bounds, Depth, Label, Place, QueueHealth, Rejected
 from tidegate.messages.registry import Key, ModelEntry
 from tidegate.messages.work import Request, Segment
@@ -49,6 +51,35 @@ class RequestQueue(Protocol):
 
     async def health(self) -> QueueHealth:
         """Say within two seconds what the queue can do now. Nothing is asked twice within a second."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class KeptCalls(Protocol):
+    """Calls whose answers can be read again, on any gateway. Every method raises `QueueUnavailable`."""
+
+    async def keep(
+        self, call: KeptCall, *, seconds: float, linger_seconds: float, tenant_bytes: int, total_bytes: int
+    ) -> Literal["", "tenant", "total"]:
+        """Keep a call from before its submit until `seconds` after its end. While it runs and nobody reads
+        it, it lives for `linger_seconds`, and is then cancelled. Returns whose bytes do not suffice."""
+        ...
+
+    async def find(self, call_id: str, tenant: str) -> KeptCall | None: ...
+
+    async def state(self, request_id: str) -> str:
+        """Where a request of a kept call is: waiting, running or a terminal state; empty: it is gone."""
+        ...
+
+    async def unkeep(self, call_id: str, reason: str) -> None:
+        """Remove it before its time; what runs is cancelled."""
+        ...
+
+    def following(
+        self, call_id: str, deliver: Callable[[list[Segment]], None]
+    ) -> AbstractAsyncContextManager[None]:
+        """Within it the call is read here: it stays, and `deliver` gets every batch that is published."""
         ...
 
     async def close(self) -> None: ...

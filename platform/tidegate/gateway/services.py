@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tidegate.gateway.intake import Intake
 from tidegate.gateway.metrics import GatewayMetrics
-from tidegate.gateway.ports import KeyRing, ModelRegistry, RequestQueue
+from tidegate.gateway.ports import KeptCalls, KeyRing, ModelRegistry, RequestQueue
 from tidegate.gateway.stream import OpenCalls
 from tidegate.settings import Settings
 
@@ -16,6 +16,7 @@ class Services:
     settings: Settings
     gateway_id: str
     queue: RequestQueue
+    kept: KeptCalls
     keys: KeyRing
     registry: ModelRegistry
     metrics: GatewayMetrics
@@ -27,6 +28,7 @@ def make_services(
     settings: Settings,
     gateway_id: str,
     queue: RequestQueue,
+    kept: KeptCalls,
     keys: KeyRing,
     registry: ModelRegistry,
 ) -> Services:
@@ -35,4 +37,4 @@ def make_services(
     # Less would refuse each body of the largest size.
     intake = Intake(max(settings.bodies_max_bytes, 2 * settings.max_body_bytes))
     metrics.open_requests.set_function(lambda: len(calls))
-    return Services(settings, gateway_id, queue, keys, registry, metrics, calls, intake)
+    return Services(settings, gateway_id, queue, kept, keys, registry, metrics, calls, intake)

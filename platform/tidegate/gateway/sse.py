@@ -6,12 +6,8 @@ from collections.abc import Sequence
 
 import orjson
 
+DONE = b"data: [DONE]\n\n"
 HEARTBEAT = b": heartbeat\n\n"
-
-
-def error_event(body: dict[str, object]) -> bytes:
-    """An error after the status line. No `[DONE]` follows it."""
-    return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
 def waiting_comment(position: int, wait_seconds: float | None, why: str = "") -> bytes:

@@ -13,16 +13,18 @@ Everything runs on the one event loop, so no step of a plain function is interru
 The published batches are the fast path, the request's log is the truth. At all times `next_seq` is the
 number of segments handed to the writer, in order and without a gap. A segment ahead of it is put aside and
 the log is read; what is read again and was already handed over is dropped by its number. A request is in
-the table from before its submit, because its first segment may come before the submit's answer.
+the table from before its submit, because its first segment may come before the submit's answer. A call that
+is kept has a channel of its own, which each of its readers hears for itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -30,6 +32,7 @@ import msgspec
 from tidegate.errors import QueueUnavailable
 from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import RequestQueue
+from tidegate.messages.kept import KeptCall
 from tidegate.messages.queue import Place
 from tidegate.messages.work import Finish, Request, Segment
 
@@ -119,6 +122,8 @@ class OpenCall:
     unfinished: int
     is_streamed: bool  # a plain answer's writer waits for the end
     untaken: Untaken
+    is_kept: bool = False  # it has a channel of its own, and its requests belong to no gateway
+    most_pending_bytes: int = MOST_PENDING_BYTES
     requests: list[OpenRequest] = field(default_factory=list)
     failure: Finish | None = None
     has_begun: bool = False  # a first segment came
@@ -172,8 +177,7 @@ class OpenCall:
                 size_bytes += _LOGPROB_BYTES * sum([1 + len(token.top) for token in entries])
         self._pending_bytes += size_bytes
         self.untaken.size_bytes += size_bytes
-        most = MOST_PENDING_BYTES if self.is_streamed else MOST_ANSWER_BYTES
-        if self._pending_bytes > most or self.untaken.is_too_much(self._pending_bytes):
+        if self._pending_bytes > self.most_pending_bytes or self.untaken.is_too_much(self._pending_bytes):
             self.failure = self.failure or (TOO_SLOW if self.is_streamed else TOO_LARGE)
             self._take()
             self._wake()
@@ -246,6 +250,7 @@ class OpenCalls:
         self._metrics = metrics
         self._heartbeat_seconds = heartbeat_seconds
         self._requests: dict[str, OpenRequest] = {}
+        self._kept: set[OpenCall] = set()
         self._untaken = Untaken()
         self._streaming: set[OpenCall] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -253,15 +258,36 @@ class OpenCalls:
         self._replay_slots = asyncio.Semaphore(REPLAYS_AT_ONCE)
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._requests) + sum([len(call.requests) for call in self._kept])
 
-    def open(self, requests: Sequence[Request], *, is_streamed: bool) -> OpenCall:
+    def open(self, requests: Sequence[Request], *, is_streamed: bool, is_kept: bool = False) -> OpenCall:
         """Begin to expect the segments of `requests`. Every `open` is paired with a `close`."""
-        call = OpenCall(requests[0].model, requests[0].revision, len(requests), is_streamed, self._untaken)
+        first, ids = requests[0], [request.id for request in requests]
+        call = self._open(first.model, first.revision, ids, is_streamed=is_streamed, is_kept=is_kept)
+        if is_kept:
+            self._kept.add(call)
+        else:
+            self._requests.update((request.id, request) for request in call.requests)
+        return call
+
+    def reopen(self, kept: KeptCall) -> OpenCall:
+        """Begin to expect the segments of a call that was submitted before, those that it has too. Is paired
+        with a `close` as well."""
+        ids = [f"{kept.id}.{index}" for index in range(kept.sequences)]
+        call = self._open(kept.model, kept.revision, ids, is_streamed=True, is_kept=True)
+        call.most_pending_bytes = MOST_ANSWER_BYTES  # its log comes at once
+        call.is_replay_owed = True
+        self._kept.add(call)
+        return call
+
+    def _open(
+        self, model: str, revision: str, ids: Sequence[str], *, is_streamed: bool, is_kept: bool
+    ) -> OpenCall:
+        call = OpenCall(model, revision, len(ids), is_streamed, self._untaken, is_kept)
+        if not is_streamed:
+            call.most_pending_bytes = MOST_ANSWER_BYTES
         self._untaken.calls += 1
-        for index, request in enumerate(requests):
-            self._requests[request.id] = OpenRequest(call, request.id, index)
-            call.requests.append(self._requests[request.id])
+        call.requests = [OpenRequest(call, request_id, index) for index, request_id in enumerate(ids)]
         return call
 
     def submitted(self, call: OpenCall) -> None:
@@ -274,18 +300,21 @@ class OpenCalls:
     def close(self, call: OpenCall, cancel_reason: str | None) -> None:
         """Forget a call and, where a reason is given, cancel what of it still runs."""
         self._streaming.discard(call)
-        for request in call.requests:
+        self._kept.discard(call)
+        for request in () if call.is_kept else call.requests:
             self._requests.pop(request.id, None)
         if call.unfinished and cancel_reason is not None:
             running = [request.id for request in call.requests if request.finish is None]
-            self._spawn(self._cancel(running, cancel_reason))
-        self._queue.forget([request.id for request in call.requests if request.finish is not None])
+            self._spawn(self._cancel(running, cancel_reason, is_kept=call.is_kept))
+        if not call.is_kept:
+            self._queue.forget([request.id for request in call.requests if request.finish is not None])
         # The two point to each other, and a whole answer hangs on them: it goes now, without the collector.
         call.requests = []
         call.drop()
         self._untaken.calls -= 1
 
     def _stop_running(self, call: OpenCall) -> None:
+        """Of a call that is kept, which may be read again, nothing is stopped."""
         running = [request.id for request in call.requests if self._requests.pop(request.id, None)]
         if running:
             self._spawn(self._cancel(running, TOO_SLOW.message))
@@ -297,7 +326,13 @@ class OpenCalls:
             self._watcher = self._spawn(self._watch_silence())
 
     def deliver(self, segments: Iterable[Segment]) -> None:
-        requests = self._requests
+        self._deliver(self._requests, segments)
+
+    def deliver_to(self, call: OpenCall) -> Callable[[Iterable[Segment]], None]:
+        """What hears the channel of a kept call for this reader of it."""
+        return partial(self._deliver, {request.id: request for request in call.requests})
+
+    def _deliver(self, requests: Mapping[str, OpenRequest], segments: Iterable[Segment]) -> None:
         count = 0
         for segment in segments:
             count += 1
@@ -314,7 +349,8 @@ class OpenCalls:
 
     def lost(self) -> None:
         """Read every open request's log: whatever was published in the last moments may be missing."""
-        for request in list(self._requests.values()):
+        kept = [request for call in self._kept for request in call.requests]
+        for request in [*self._requests.values(), *kept]:
             if request.call.is_submitted:
                 self._start_replay(request)
             else:
@@ -346,7 +382,7 @@ class OpenCalls:
 
     async def _replay(self, request: OpenRequest) -> None:
         async with self._replay_slots:
-            while request.id in self._requests:
+            while request.id in self._requests or request.call in self._kept:
                 try:
                     log = await self._queue.replay(request.id, request.next_seq)
                 except QueueUnavailable:
@@ -372,14 +408,15 @@ class OpenCalls:
         request.early = early if has_gap else None
         return not has_gap
 
-    async def _cancel(self, request_ids: Sequence[str], reason: str) -> None:
+    async def _cancel(self, request_ids: Sequence[str], reason: str, *, is_kept: bool = False) -> None:
         try:
             await self._queue.cancel(request_ids, reason)
         except QueueUnavailable as error:
             # The requests end by their own limits; nobody reads their results.
             logger.warning("could not cancel %d requests: %s", len(request_ids), error.message)
             return
-        self._queue.forget(request_ids)
+        if not is_kept:
+            self._queue.forget(request_ids)
 
     async def _watch_silence(self) -> None:
         loop = asyncio.get_running_loop()

@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tidegate.messages import before
+from tidegate.messages.kept import KeptCall
 from tidegate.messages.work import Prompt, Request, Segment
 
 _HUGE_NUMBER = 1  # the msgpack extension type of a whole number beyond 64 bits: signed, big-endian
@@ -31,6 +32,7 @@ def _read_extension(code: int, data: memoryview) -> int:
 
 _head_decoder = msgspec.msgpack.Decoder(_Head)
 _segment_decoder = msgspec.msgpack.Decoder(Segment)
+_kept_decoder = msgspec.msgpack.Decoder(KeptCall, ext_hook=_read_extension)
 _request_decoder = msgspec.msgpack.Decoder(Request, ext_hook=_read_extension)
 
 
@@ -71,6 +73,17 @@ def decode_request(body: bytes) -> Request:
         return _request_decoder.decode(body)
     except msgspec.ValidationError:
         return before.decode_request(body)
+
+
+def encode_kept(call: KeptCall) -> bytes:
+    try:
+        return _encoder.encode(call)
+    except OverflowError:
+        return _encoder.encode(_with_huge_numbers(msgspec.to_builtins(call, builtin_types=(bytes,))))
+
+
+def decode_kept(record: bytes) -> KeptCall:
+    return _kept_decoder.decode(record)
 
 
 def encode_segment(segment: Segment) -> bytes:

@@ -53,6 +53,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     bad_words: tuple[str, ...] = ()
     truncate_prompt: int | None = None  # keep so many of its last tokens; -1: as many as fit
     left_out: tuple[str, ...] = ()  # of MODEL_DEFAULTS, what the client did not say
+    grammar: str = ""  # llguidance's, that the answer must follow; empty: free
+    clips_limit: bool = False  # where the context has no room for max_tokens, as many as it has room for
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, array_like=True, tag="chat"):
@@ -139,6 +141,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     message: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    stopped_by: str = ""  # the stop string that ended the text; empty: none did
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):

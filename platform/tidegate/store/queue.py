@@ -23,6 +23,8 @@ Where things are ({prefix}: in front of each)
     burst:..., failed:..., counted:..., lost:{replica}  string  an error, session, loss counted just now
     shadows             set      unfinished ids of shadows   pair:{id}  string  the end of one of the two
     open:{gateway}      set      unfinished ids            gateways   zset  gateway by last heartbeat
+    call:{id}           hash     a call that is kept: tenant, times, bytes, what it needs to be read again
+    kept                zset     their ids by when they go   kept_bytes  hash  their bytes, by tenant
     replica:{replica}   hash     its last claim, its suspect          swept  hash  the last sweep
     gw:{gateway}, rep:{replica}, wake:{queue}, changed:{what}   channels
 
@@ -85,6 +87,14 @@ Shadows
     be refused. Nothing of it stays after its end, but that both ends are counted as a pair: the request's own
     hash says that it is shadowed from its submit on, so it does not matter which of the two ends first, or
     that the copy comes later.
+
+Kept calls
+    A call that may be read again is written down (`keep`) before its submit. Its requests belong to no
+    gateway but to the call: `call:{id}` is their gateway, so every reader, on whatever gateway, hears the
+    call's own channel, and no gateway's death ends them. While somebody reads it (`attend`) or it lingers, it
+    lives; then a sweep cancels what runs and removes all. After the end of its requests it stays for its
+    seconds, and their logs with it. What is kept has bounds of its own: bodies count at once, logs when they
+    end, and until then in the queue; a call that would pass one is refused.
 
 Memory
     What is submitted and what is generated count against the same bounds: of a model, of one key's share of

@@ -12,17 +12,19 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from tidegate.errors import QueueOutOfMemory, RequestTooLarge
 from tidegate.messages.codec import (
     decode_request,
     decode_segments,
+    encode_kept,
     encode_prompt,
     encode_request,
     encode_segment,
     frame,
 )
+from tidegate.messages.kept import KeptCall
 from tidegate.messages.queue import NO_LABEL, Accepted, Bounds, Depth, Label, Place, Rejected
 from tidegate.messages.work import Claim, Request, Segment
 from tidegate.replica_args import DEFAULT_TIMES, Times
@@ -82,6 +84,9 @@ BEAT = load("beat", FREES)
 BEATING = load("beating", READS)
 PUT = load("put", FREES)
 PROBE = load("probe", MAY_GROW)
+KEEP = load("keep", MAY_GROW)
+ATTEND = load("attend", FREES)
+UNKEEP = load("unkeep", FREES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +314,22 @@ class Scripts:
     async def put(self, what: str, name: str, text: bytes) -> None:
         """Write a model, key or report: few and small, and a revoked key must not wait for memory."""
         await self._run(PUT, what, name, text)
+
+    async def keep(
+        self, call: KeptCall, *, seconds: float, linger_seconds: float, tenant_bytes: int, total_bytes: int
+    ) -> Literal["", "tenant", "total"]:
+        """Keep a call; returns whose bound on the bytes of all that is kept it would pass."""
+        about = (call.id, call.tenant, call.sequences, seconds, linger_seconds)
+        reply = await self._run(KEEP, *about, tenant_bytes, total_bytes, encode_kept(call))
+        return reply.decode()  # type: ignore[no-any-return]  # the words of keep.lua
+
+    async def attend(self, call_ids: Sequence[str]) -> None:
+        """Somebody reads these kept calls now."""
+        await self._run(ATTEND, *call_ids)
+
+    async def unkeep(self, call_ids: Sequence[str], message: str) -> None:
+        """Remove kept calls with all that is kept of them; what of them runs is cancelled."""
+        await self._run(UNKEEP, message, self._times.expire_seconds, *call_ids)
 
     async def _run(self, script: Script, *arguments: Argument) -> Any:
         return await self._connection.run(script, self._prefix, *arguments, repeat=True)

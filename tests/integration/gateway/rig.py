@@ -25,6 +25,7 @@ from tidegate.messages.work import Claim, Finish, FinishReason, Segment, TokenLo
 from tidegate.replica_args import Times
 from tidegate.settings import Settings
 from tidegate.store.connection import Connection
+from tidegate.store.kept_calls import KeptCalls
 from tidegate.store.keys import Keys
 from tidegate.store.queue import GatewayQueue, ReplicaQueue
 from tidegate.store.registry import Registry
@@ -86,6 +87,7 @@ class Replica:
         logprobs: Sequence[TokenLogprob] = (),
         code: str = "",
         message: str = "",
+        stopped_by: str = "",
     ) -> None:
         """One segment of one token."""
         request_id = claim.request.id
@@ -94,7 +96,7 @@ class Replica:
         tokens = self._tokens[request_id] = self._tokens.get(request_id, 0) + 1
         end = None
         if finish is not None:
-            end = Finish(finish, code, message, prompt_tokens=PROMPT_TOKENS, completion_tokens=tokens)
+            end = Finish(finish, code, message, PROMPT_TOKENS, tokens, stopped_by)
         segment = Segment(request_id, seq, end, Tokens([tokens], text, list(logprobs)), PROMPT_TOKENS)
         await self.queue.emit([(claim.attempt, segment)])
 
@@ -157,7 +159,8 @@ async def open_gateway(redis_url: str, key_prefix: str, **changes: Any) -> Async
             await follower.start()
             stack.push_async_callback(follower.close)
         queue = GatewayQueue(connection, key_prefix=key_prefix, gateway_id=gateway_id, times=settings.times)
-        services = make_services(settings, gateway_id, queue, keys, registry)
+        kept = KeptCalls(connection, key_prefix=key_prefix, times=settings.times)
+        services = make_services(settings, gateway_id, queue, kept, keys, registry)
         replica = await _open_replica(stack, redis_url, key_prefix)
         server, address = await _serve(stack, services)
         http = await stack.enter_async_context(

@@ -433,8 +433,8 @@ async def test_a_finished_call_is_freed_without_the_collector(gateway: Gateway) 
     seen: list[weakref.ref[OpenCall]] = []
     opened_as = gateway.services.calls.open
 
-    def open_and_watch(requests: Sequence[Request], *, is_streamed: bool) -> OpenCall:
-        call = opened_as(requests, is_streamed=is_streamed)
+    def open_and_watch(requests: Sequence[Request], *, is_streamed: bool, is_kept: bool = False) -> OpenCall:
+        call = opened_as(requests, is_streamed=is_streamed, is_kept=is_kept)
         seen.append(weakref.ref(call))
         return call
 

@@ -44,6 +44,9 @@ OPERATIONS = [
     ("POST", "/v1/completions"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
+    ("GET", "/v1/requests/{call_id}/events"),
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -64,7 +67,7 @@ def served_document(address: str) -> dict[str, Any]:
     one as well."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
-    for body in ("ChatBody", "CompletionBody"):
+    for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody"):
         bodies[body]["properties"]["model"] = {"const": MODEL}
     for body in ("TokenizeBody", "DetokenizeBody"):
         bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}

@@ -127,7 +127,9 @@ class TransformersEngine:
             return ended
         assert isinstance(request.work, Generate)  # others have their answer
         limit = completion_limit(len(reply.ids), request.work, self._context_length)
-        return limit if isinstance(limit, Finish) else Prepared(request, reply.ids, limit, reply.bad_words)
+        if isinstance(limit, Finish):
+            return limit
+        return Prepared(request, reply.ids, limit, reply.bad_words, request.work.sampling.grammar)
 
     async def _reply(self, request: Request) -> Reply:
         """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""

@@ -169,7 +169,12 @@ class RunningSequence:
         return self._finish("length") if len(self.generated) >= self._limit else None
 
     def _finish(self, reason: Literal["stop", "length"]) -> Finish:
-        return Finish(reason, prompt_tokens=len(self.prompt), completion_tokens=len(self.generated))
+        return Finish(
+            reason,
+            prompt_tokens=len(self.prompt),
+            completion_tokens=len(self.generated),
+            stopped_by=self._answer.stopped_by,
+        )
 
     def _output(
         self, tokens: list[int], text: str, entries: list[TokenLogprob], finish: Finish | None

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from tidegate.gateway.bodies import RequestBody
+from tidegate.gateway.dialects.wire import Wire
 from tidegate.messages.work import Finish, Segment, Work
 
 
@@ -26,7 +27,6 @@ class AnswerHead:
     created: int  # unix seconds
     model: str
     revision: str
-    has_event_ids: bool = False  # only for those who ask: many parsers take no line before `data:`
     context_length: int = 0  # 0: not known
 
 
@@ -87,6 +87,7 @@ class Dialect(Protocol):
     path: str
     id_prefix: str  # of the ids of its calls
     may_stream: bool
+    wire: Wire  # of its protocol
     # Its part of the OpenAPI document.
     operation_id: str
     summary: str

@@ -39,6 +39,7 @@ from tidegate.gateway.dialects.openai import (
     finite,
     whole_text,
 )
+from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import ChatPrompt, Segment, TokenLogprob
 
@@ -314,6 +315,7 @@ class Chat:
     path = "/v1/chat/completions"
     id_prefix = "chatcmpl-"
     may_stream = True
+    wire = OPENAI
     operation_id, summary = "create_chat_completion", "Answer a conversation"
     body, answer = ChatBody, ChatCompletion
     answer_description = "The answer, or its events where stream is true"

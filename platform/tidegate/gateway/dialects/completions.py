@@ -32,6 +32,7 @@ from tidegate.gateway.dialects.openai import (
     finite,
     whole_text,
 )
+from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import Prompt, Segment, TextPrompt, TokenLogprob, TokenPrompt
 
@@ -142,6 +143,7 @@ class Completions:
     path = "/v1/completions"
     id_prefix = "cmpl-"
     may_stream = True
+    wire = OPENAI
     operation_id, summary = "create_completion", "Continue a text"
     body, answer = CompletionBody, Completion
     answer_description = "The continuation, or its events where stream is true"

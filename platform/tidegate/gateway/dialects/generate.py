@@ -15,6 +15,28 @@ _CHARACTERS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
 
 
+class OneAnswer:
+    """A call with one prompt and one answer, as every protocol but OpenAI's has them."""
+
+    n = 1
+    prompt_field = "messages"
+
+    def __init__(
+        self, model: str, prompt: Prompt, sampling: Sampling, *, seed: int | None, is_streamed: bool
+    ) -> None:
+        self.model = model
+        self.is_streamed = is_streamed
+        self.user = ""
+        self._prompt = prompt
+        self._sampling = sampling
+        self._seed = seed
+
+    def asks(self, random_seed: int) -> list[Ask]:
+        # The prompt may be large, and the call lives as long as its answer.
+        prompt, self._prompt = self._prompt, TextPrompt("")
+        return generate_asks([prompt], 1, self._sampling, self._seed, random_seed)
+
+
 def generate_asks(
     prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int | None, random_seed: int
 ) -> list[Ask]:

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from tidegate.gateway.bodies import RequestBody, Rule, documented, needs, not_honoured, refusal, says
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
-from tidegate.gateway.sse import text_json
+from tidegate.gateway.sse import DONE, text_json
 from tidegate.messages.work import MODEL_DEFAULTS, Finish, Generate, Prompt, Sampling, Segment, TokenLogprob
 
 MAX_CHOICES = 128
@@ -337,19 +337,16 @@ def _named_by_id(token: TokenLogprob) -> TokenLogprob:
 
 
 class Chunks:
-    """The events of one answer, each a chunk as JSON, after `id: {call id}/{k}` (k counts up) for who asks.
+    """The events of one answer, each a chunk as JSON.
 
     Everything that stays the same over a stream is joined once; a token costs one JSON escape and one join.
     """
 
-    __slots__ = ("_event", "_has_ids", "_head", "_sent", "_shown", "_tail", "_used")
+    __slots__ = ("_head", "_shown", "_tail", "_used")
 
     def __init__(self, head: AnswerHead, kind: bytes, shown: Shown) -> None:
-        self._sent = 0
         self._shown = shown
         self._used: dict[int, tuple[int, int]] = {}  # prompt and completion tokens of each choice
-        self._has_ids = head.has_event_ids
-        self._event = b"id: " + head.call_id.encode() + b"/"
         self._head = (
             b'data: {"id":"%b","object":"%b","created":%d,"model":%b,"system_fingerprint":%b,"choices":['
             % (head.call_id.encode(), kind, head.created, text_json(head.model), text_json(head.revision))
@@ -368,18 +365,12 @@ class Chunks:
         return b',"%b":%b' % (name, encode(token_ids)) if token_ids else b""
 
     def chunk(self, choice: bytes, more: bytes = b"") -> bytes:
-        return b"%b%b%b]%b%b" % (self._id_line(), self._head, choice, more, self._tail)
+        return b"%b%b]%b%b" % (self._head, choice, more, self._tail)
 
     def end(self, usage: Usage) -> bytes:
         if not self._shown.has_usage:
             return DONE
-        return b'%b%b],"usage":%b}\n\n%b' % (self._id_line(), self._head, encode(usage), DONE)
-
-    def _id_line(self) -> bytes:
-        if not self._has_ids:
-            return b""
-        self._sent += 1
-        return b"%b%d\n" % (self._event, self._sent)
+        return b'%b],"usage":%b}\n\n%b' % (self._head, encode(usage), DONE)
 
 
 class PromptLogprob(msgspec.Struct):
@@ -405,7 +396,6 @@ def prompt_logprobs(token: TokenLogprob) -> dict[str, PromptLogprob] | None:
     return found
 
 
-DONE = b"data: [DONE]\n\n"
 encode = msgspec.json.Encoder().encode
 
 

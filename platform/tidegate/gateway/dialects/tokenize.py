@@ -21,6 +21,7 @@ from tidegate.gateway.dialects.chat import (
     chat_prompt,
 )
 from tidegate.gateway.dialects.openai import Flag, VocabularyId, encode, whole_text
+from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import Detokenize, Prompt, Segment, TextPrompt, Tokenize, TokenPrompt
 
 MOST_CHARACTERS = 1 << 20
@@ -95,6 +96,7 @@ class TokenizeDialect:
     path = "/tokenize"
     id_prefix = "tok-"
     may_stream = False
+    wire = OPENAI
     operation_id, summary = "tokenize", "Show a prompt as the model's tokens"
     body, answer = TokenizeBody, Tokenized
     answer_description = "The tokens"
@@ -108,6 +110,7 @@ class DetokenizeDialect:
     path = "/detokenize"
     id_prefix = "detok-"
     may_stream = False
+    wire = OPENAI
     operation_id, summary = "detokenize", "Show the text of the model's tokens"
     body, answer = DetokenizeBody, Detokenized
     answer_description = "The text"

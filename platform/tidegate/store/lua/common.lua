@@ -152,6 +152,27 @@ local function final_segment(id, seq, reason, code, message)
   return struct.pack('>I4', #body) .. body
 end
 
+-- The gateway of a kept call is the call itself: the essay in store/queue.py says how it lives.
+local KEPT = 'call:'
+local function is_kept(f) return string.sub(f.gateway, 1, #KEPT) == KEPT end
+
+local function charge_kept(tenant, bytes)
+  for _, whose in ipairs({ 'of:' .. tenant, 'all' }) do
+    if call('HINCRBY', P .. 'kept_bytes', whose, bytes) <= 0 then call('HDEL', P .. 'kept_bytes', whose) end
+  end
+end
+
+-- A sequence of a kept call has ended: its log counts, and the call stays for its seconds from now on.
+local function keep_ended(f, log)
+  local h = call('HMGET', P .. f.gateway, 'tenant', 'seconds')
+  if not h[1] then return false end
+  local bytes = call('STRLEN', log)
+  call('HINCRBY', P .. f.gateway, 'bytes', bytes)
+  charge_kept(h[1], bytes)
+  call('ZADD', P .. 'kept', 'XX', 'GT', server_time() + tonumber(h[2]), string.sub(f.gateway, #KEPT + 1))
+  return true
+end
+
 -- Into a terminal state, `seq` being the number of its last segment: everything that makes a request count or
 -- appear anywhere goes. `ends` are the outcomes that this end counts as.
 local function settle(id, state, f, seq, framed, ttl, ends)
@@ -163,14 +184,12 @@ local function settle(id, state, f, seq, framed, ttl, ends)
     call('SREM', P .. 'shadows', id)
     return
   end
-  if seq == 0 then
-    call('SET', log, framed, 'EX', ttl)
-  else
-    call('APPEND', log, framed)
-    call('EXPIRE', log, ttl)
-  end
+  if seq == 0 then call('SET', log, framed) else call('APPEND', log, framed) end
   call('HSET', key, 'state', state, 'seq', seq + 1, 'body', '')
-  call('EXPIRE', key, ttl)
+  if not (is_kept(f) and keep_ended(f, log)) then
+    call('EXPIRE', log, ttl)
+    call('EXPIRE', key, ttl)
+  end
   add(closed, f.gateway, id)
   post(f.gateway, framed)
 end
@@ -238,6 +257,23 @@ local function end_from_outside(id, f, state, reason, code, message, ttl)
   end
   local is_ours = OURS[code] and not (is_shadow(f) and state == 'expired')
   settle(id, state, f, f.seq, framed, ttl, is_ours and 'error' or '')
+end
+
+-- A kept call goes with all that is kept of it; what of it still runs ends.
+local function end_kept(id, code, message, ttl)
+  local name = KEPT .. id
+  for _, request in ipairs(call('SMEMBERS', P .. 'open:' .. name)) do
+    local f = read(request)
+    if f and (f.state == 'waiting' or f.state == 'running') then
+      end_from_outside(request, f, 'cancelled', 'cancelled', code, message, ttl)
+    end
+  end
+  local h = call('HMGET', P .. name, 'tenant', 'bytes', 'sequences')
+  call('ZREM', P .. 'kept', id)
+  if not h[1] then return end
+  charge_kept(h[1], -tonumber(h[2]))
+  call('UNLINK', P .. name)
+  for i = 0, tonumber(h[3]) - 1 do call('UNLINK', P .. 'req:' .. id .. '.' .. i, P .. 'log:' .. id .. '.' .. i) end
 end
 
 local function is_suspect(f) return f.deaths >= 1 or f.losses >= LOSSES_TO_SUSPECT end

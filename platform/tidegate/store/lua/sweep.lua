@@ -49,6 +49,12 @@ for _, dead in ipairs(silent) do
     done = done + 1
   end
 end
+
+local forgotten = is_grace and {} or call('ZRANGE', P .. 'kept', '-inf', now, 'BYSCORE', 'LIMIT', 0, most)
+for _, id in ipairs(forgotten) do
+  end_kept(id, 'NobodyCame', 'The client left and nobody came back for the answer in time.', ttl)
+  done = done + 1
+end
 flush(now)
 for _, dead in ipairs(silent) do
   if call('EXISTS', P .. 'open:' .. dead) == 0 then call('ZREM', P .. 'gateways', dead) end

@@ -53,15 +53,6 @@ def test_chat_chunks_are_openais_and_hold_the_text(texts: list[str]) -> None:
     assert {chunk.model for chunk in chunks} == {'m"é'}
 
 
-def test_event_ids_count_up_for_who_asks() -> None:
-    rendered = ChatEvents(
-        AnswerHead("chatcmpl-1", 5, "m", "r1", has_event_ids=True), Shown(has_usage=True), has_logprobs=False
-    )
-    raw = rendered.render(0, a_segment("t", finish=STOP)) + rendered.end(Usage(1, 2, 3))
-    ids = [event_id for event_id, _ in events(raw.removesuffix(b"data: [DONE]\n\n"))]
-    assert ids == [f"chatcmpl-1/{number}" for number in (1, 2, 3, 4)]
-
-
 def test_each_choice_begins_with_its_role() -> None:
     rendered = chat_events()
     raw = b"".join(rendered.render(index, Segment("x", 0, output=Tokens([1], "t"))) for index in (1, 0, 1))

@@ -1,0 +1,221 @@
+"""Anthropic's Messages, over a real gateway and queue."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, Gateway
+from tidegate.messages.work import ChatPrompt, Claim, Finish, Generate, Segment, Tokenize, Tokens
+
+PATH = "/v1/messages"
+BODY: dict[str, Any] = {
+    "model": MODEL,
+    "max_tokens": 32,
+    "messages": [{"role": "user", "content": "Hello"}],
+}
+
+
+def events(response: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for block in response.text.split("\n\n"):
+        if block and not block.startswith(":"):
+            name, data = block.split("\n")
+            event = json.loads(data.removeprefix("data: "))
+            assert event["type"] == name.removeprefix("event: ")
+            found.append((event["type"], event))
+    return found
+
+
+async def asked(
+    gateway: Gateway, body: dict[str, Any], *words: str, **end: Any
+) -> tuple[Any, httpx.Response]:
+    """The work that a call became, and its answer."""
+    call = asyncio.create_task(gateway.post(PATH, BODY | body))
+    [claim] = await gateway.replica.next()
+    for word in words[:-1]:
+        await gateway.replica.say(claim, word)
+    await gateway.replica.say(claim, words[-1], **({"finish": "stop"} | end))
+    return claim.request.work, await call
+
+
+async def test_a_whole_answer(gateway: Gateway) -> None:
+    work, response = await asked(gateway, {}, "Good", " day")
+    message = response.json()
+    assert message.pop("id").startswith("msg_")
+    assert message == {
+        "type": "message",
+        "role": "assistant",
+        "model": MODEL,
+        "content": [{"type": "text", "text": "Good day", "citations": None}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": PROMPT_TOKENS,
+            "output_tokens": 2,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": 0,
+        },
+    }
+    assert isinstance(work, Generate)
+    assert (work.sampling.max_tokens, work.sampling.clips_limit) == (32, True)
+    assert "temperature" in work.sampling.left_out
+
+
+async def test_what_an_agent_sends_reaches_the_model(gateway: Gateway) -> None:
+    cached = {"cache_control": {"type": "ephemeral"}}
+    body = {
+        "system": [{"type": "text", "text": "Be kind."}, {"type": "text", "text": "Be brief."} | cached],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "Hi"} | cached]},
+            {"role": "user", "content": "there"},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "x"},
+                    {"type": "redacted_thinking", "data": "x"},
+                    {"type": "text", "text": "Good", "citations": None},
+                ],
+            },
+        ],
+        "temperature": 0.5,
+        "top_k": 5,
+        "top_p": 0.9,
+        "stop_sequences": ["END"],
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "metadata": {"user_id": "u"},
+        "context_management": {"edits": []},
+        "service_tier": "auto",
+        "tools": [],
+    }
+    work, _ = await asked(gateway, body, "x")
+    assert work.prompt == ChatPrompt(
+        [
+            {"role": "system", "content": "Be kind.\nBe brief."},
+            {"role": "user", "content": "Hi\nthere"},
+            {"role": "assistant", "content": "Good"},
+        ],
+        add_generation_prompt=False,
+        continue_final_message=True,
+        template_args={"enable_thinking": True},
+    )
+    sampling = work.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.stop) == (0.5, 5, 0.9, ("END",))
+
+
+async def test_a_stream(gateway: Gateway) -> None:
+    _, response = await asked(gateway, {"stream": True}, "Good", "", " day\u2028")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = events(response)
+    assert [name for name, _ in found] == [
+        "message_start",
+        "ping",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    begun = found[0][1]["message"]
+    assert (begun["content"], begun["stop_reason"], begun["usage"]["input_tokens"]) == (
+        [],
+        None,
+        PROMPT_TOKENS,
+    )
+    assert [event["delta"]["text"] for name, event in found if name == "content_block_delta"] == [
+        "Good",
+        " day\u2028",
+    ]
+    assert found[-2][1]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert found[-2][1]["usage"]["output_tokens"] == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ({"finish": "length"}, ("max_tokens", None)),
+        ({"stopped_by": "END"}, ("stop_sequence", "END")),
+        ({"stopped_by": "<|a stop of the model's format|>"}, ("end_turn", None)),
+    ],
+)
+async def test_reasons_to_stop(
+    gateway: Gateway, stream: bool, end: dict[str, Any], expected: tuple[str, str | None]
+) -> None:
+    _, response = await asked(gateway, {"stream": stream, "stop_sequences": ["END"]}, "x", **end)
+    shown = events(response)[-2][1]["delta"] if stream else response.json()
+    assert (shown["stop_reason"], shown["stop_sequence"]) == expected
+
+
+async def test_an_answer_without_text(gateway: Gateway) -> None:
+    _, response = await asked(gateway, {}, "")
+    assert response.json()["content"] == []
+    _, response = await asked(gateway, {"stream": True}, "")
+    assert [name for name, _ in events(response)] == [
+        "message_start",
+        "ping",
+        "message_delta",
+        "message_stop",
+    ]
+
+
+async def test_tokens_are_counted(gateway: Gateway) -> None:
+    body = {name: BODY[name] for name in ("model", "messages")}
+    call = asyncio.create_task(gateway.post(f"{PATH}/count_tokens?beta=true", body | {"system": "Be kind."}))
+    [claim] = await gateway.replica.next()
+    assert isinstance(claim.request.work, Tokenize)
+    assert isinstance(claim.request.work.prompt, ChatPrompt)
+    assert len(claim.request.work.prompt.messages) == 2
+    await _emit_prompt(gateway, claim, [4, 5, 6])
+    assert (await call).json() == {"input_tokens": 3}
+
+
+async def _emit_prompt(gateway: Gateway, claim: Claim, prompt_ids: list[int]) -> None:
+    segment = Segment(claim.request.id, 0, Finish("stop"), Tokens(prompt_ids=prompt_ids))
+    await gateway.replica.queue.emit([(claim.attempt, segment)])
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools: "),
+        ({"mcp_servers": [{}]}, "mcp_servers: "),
+        ({"nope": 1}, "nope: unknown field"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "image"),
+    ],
+)
+async def test_refusals_have_anthropics_form(gateway: Gateway, body: dict[str, Any], says: str) -> None:
+    response = await gateway.post(PATH, BODY | body)
+    assert response.status_code == 400
+    refused = response.json()
+    assert (refused["type"], refused["error"]["type"]) == ("error", "invalid_request_error")
+    assert says in refused["error"]["message"]
+    assert set(refused["error"]) == {"type", "message"}
+
+
+async def test_keys_models_and_methods(gateway: Gateway) -> None:
+    async with httpx.AsyncClient(base_url=gateway.address) as http:
+        nobody = await http.post(PATH, json=BODY)
+        assert (nobody.status_code, nobody.json()["error"]["type"]) == (401, "authentication_error")
+        known = {"x-api-key": gateway.key, "anthropic-version": "2023-06-01", "anthropic-beta": "x"}
+        other = await http.post(PATH, json=BODY | {"model": "nope"}, headers=known)
+        assert (other.status_code, other.json()["error"]["type"]) == (404, "not_found_error")
+        wrong = await http.get(PATH, headers=known)
+        assert (wrong.status_code, wrong.json()["type"]) == (405, "error")
+
+
+async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post(PATH, BODY | {"stream": True}))
+    [claim] = await gateway.replica.next()
+    await gateway.replica.say(claim, "Good")
+    await gateway.replica.say(claim, "", "error", code="EngineError", message="inside")
+    found = events(await call)
+    assert found[-1][0] == "error"
+    assert found[-1][1]["error"]["type"] == "api_error"
+    assert "inside" not in found[-1][1]["error"]["message"]
