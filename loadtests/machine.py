@@ -6,17 +6,19 @@ and stopped by that id; nothing is ever found by name.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import psutil
 
@@ -217,6 +219,34 @@ def accepts_connections(port: int, host: str = "127.0.0.1") -> bool:
 
 def python() -> str:
     return sys.executable
+
+
+@contextmanager
+def helper(module: str, *arguments: str, nice: int = 0) -> Iterator[Callable[[Any], dict[str, Any]]]:
+    """A loaded model in a process of its own: call it with an order, which it answers on a line."""
+    with subprocess.Popen(
+        [python(), "-m", module, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=REPOSITORY,
+        start_new_session=True,
+    ) as process:
+        if nice:
+            prioritize(process.pid, nice)
+
+        def order(asked: Any) -> dict[str, Any]:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(asked).encode() + b"\n")
+            process.stdin.flush()
+            answer: dict[str, Any] = json.loads(read_line(process.stdout))
+            return answer
+
+        try:
+            json.loads(read_line(process.stdout))
+            yield order
+        finally:
+            process.kill()
 
 
 def read_line(stream: IO[bytes] | None) -> str:

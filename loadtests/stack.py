@@ -8,6 +8,7 @@ that is really stored, validation, metrics, a queue with an append-only file.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tidegate.store.registry import Registry
 MODEL = "simulated"
 REVISION = "0000000000"
 START_SECONDS = 60.0
+EMBEDDINGS_PATH = "/v1/embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,12 @@ def start_platform(
     limits: QueueLimits | None = None,
     engine: tuple[str, ...] = (),
     model: str = MODEL,
+    task: str = "generate",
 ) -> Platform:
     """Redis, gateway and one replica, ready to answer. `engine`: other arguments for the replica's engine
     than those of the simulated one. Raises `StartFailed`."""
     redis, redis_url = start_redis(processes)
-    secret = asyncio.run(register(redis_url, model, limits or QueueLimits(max_requests=5000)))
+    secret = asyncio.run(register(redis_url, model, limits or QueueLimits(max_requests=5000), task))
     port = free_port()
     environ = {
         "TIDEGATE_REDIS_URL": redis_url,
@@ -101,7 +104,7 @@ def start_platform(
     wait_for(gateway, lambda: accepts_connections(port), START_SECONDS, "listening")
     parts = {"gateway": gateway.pid, "redis": redis.pid, "replica": replica.pid}
     target = Target("platform", "127.0.0.1", port, model, secret, parts)
-    wait_for(replica, answers(target), 180.0, "answer through the gateway")
+    wait_for(replica, answers(target, task), 180.0, "answer through the gateway")
     return Platform(target, redis_url, redis, gateway, [replica])
 
 
@@ -114,7 +117,7 @@ def replica_command(redis_url: str, model: str, shape: EngineShape, engine: tupl
     return [*command, "--engine", "simulated", "--slots", str(shape.slots), "--args", args]
 
 
-async def register(redis_url: str, model: str, limits: QueueLimits) -> str:
+async def register(redis_url: str, model: str, limits: QueueLimits, task: str = "generate") -> str:
     """Write the model's entry and a key as the product does; returns the key's secret."""
     async with Connection(redis_url, name="loadtests") as connection:
         registry = Registry(connection, key_prefix=KEY_PREFIX)
@@ -122,7 +125,7 @@ async def register(redis_url: str, model: str, limits: QueueLimits) -> str:
             ModelEntry(
                 name=model,
                 created=int(time.time()),
-                task="chat",
+                task=task,
                 engine="simulated",
                 precision="simulated",
                 quantization="none",
@@ -141,14 +144,17 @@ async def register(redis_url: str, model: str, limits: QueueLimits) -> str:
         return secret
 
 
-def answers(target: Target) -> Callable[[], bool]:
-    """A question for `wait_for`: does a one-token request succeed?"""
-    body = chat_body(target.model, 1, is_stream=False)
+def answers(target: Target, task: str = "generate") -> Callable[[], bool]:
+    """A question for `wait_for`: does a small request of the task succeed?"""
+    url, body = target.url, chat_body(target.model, 1, is_stream=False)
+    if task == "embed":
+        url = f"http://{target.host}:{target.port}{EMBEDDINGS_PATH}"
+        body = json.dumps({"model": target.model, "input": "a"})
     headers = {"content-type": "application/json", "authorization": f"Bearer {target.key}"}
 
     def ask() -> bool:
         try:
-            answer: Any = httpx.post(target.url, content=body, headers=headers, timeout=30.0)
+            answer: Any = httpx.post(url, content=body, headers=headers, timeout=30.0)
         except httpx.HTTPError:
             return False
         return bool(answer.status_code == 200)

@@ -28,6 +28,17 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
+# A chat that calls tools in the form of Hermes and Qwen.
+TOOLS_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool.function | tojson }}\n{% endfor %}"
+    "Call as <tool_call>...</tool_call>.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 GPT = {"n_embd": HIDDEN, "n_layer": 2, "n_head": HEADS, "n_inner": INNER, "n_positions": CONTEXT}
 NEOX = {
     "hidden_size": HIDDEN,
@@ -87,6 +98,14 @@ def tiny(folder: Path, arch: str, *, dtype: str = "float32", with_template: bool
         kind, auto, size = OTHERS[arch]
     save_model(folder, kind, size, auto=auto, dtype=dtype)
     save_tokenizer(folder, with_template=with_template)
+    return folder
+
+
+def with_tools(folder: Path) -> Path:
+    """Write a checkpoint whose chat template has tools, with room for them."""
+    save_model(folder, "llama", {**LLAMA, "max_position_embeddings": 2048})
+    save_tokenizer(folder, with_template=False)
+    (folder / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
     return folder
 
 

@@ -15,6 +15,7 @@ from tidegate.messages.work import (
     ChatPrompt,
     Finish,
     Generate,
+    Inputs,
     Prompt,
     Request,
     Sampling,
@@ -92,6 +93,7 @@ def prompt_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> list[i
     """Make a request's prompt token ids, as an engine and its process beside it do together."""
     check_token_ids(request, tokenizer, vocabulary_size)
     prompt = request.work.prompt
+    assert not isinstance(prompt, Inputs)
     if isinstance(prompt, TokenPrompt):
         ids = prompt.token_ids
     else:

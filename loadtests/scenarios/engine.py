@@ -9,16 +9,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
-from loadtests.machine import REPOSITORY, prioritize, python, read_line
+from loadtests.machine import helper
 from loadtests.measure import PROMPT, Load, Run, run_load
 from loadtests.stack import EngineShape, start_platform
 
@@ -98,33 +96,10 @@ def summarize(rounds: list[Round]) -> Section:
 
 
 @contextmanager
-def plain_generate(checkpoint: Path, nice: int) -> Iterator[Any]:
+def plain_generate(checkpoint: Path, nice: int) -> Iterator[Callable[[int, int], dict[str, float]]]:
     """A loaded model in a process of its own: call it with batch and tokens."""
-    with subprocess.Popen(
-        [python(), "-m", "loadtests.plain_generate", str(checkpoint)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=REPOSITORY,
-        start_new_session=True,
-    ) as process:
-        if nice:
-            prioritize(process.pid, nice)
-
-        def order(batch: int, tokens: int) -> dict[str, float]:
-            assert process.stdin is not None
-            process.stdin.write(
-                json.dumps({"prompt": PROMPT, "batch": batch, "tokens": tokens}).encode() + b"\n"
-            )
-            process.stdin.flush()
-            answer: dict[str, float] = json.loads(read_line(process.stdout))
-            return answer
-
-        try:
-            json.loads(read_line(process.stdout))
-            yield order
-        finally:
-            process.kill()
+    with helper("loadtests.plain_generate", str(checkpoint), nice=nice) as order:
+        yield lambda batch, tokens: order({"prompt": PROMPT, "batch": batch, "tokens": tokens})
 
 
 def demo_path(context: Context) -> Path:

@@ -216,6 +216,7 @@ MEANINGS = {
     "Pin.revision": "The revision that stands.",
     "Pin.instead": "The revision that the spec asks for.",
     "Pin.spec_hash": "The hash of the spec that it stands instead of.",
+    "RevisionRecord.task": "What the checkpoint is for.",
     "RevisionRecord.probes": "What each replica must answer before it takes requests.",
     "Probe.prompt": "Text to go on with.",
     "Probe.messages": "A chat to answer.",

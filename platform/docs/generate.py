@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
+from jinja2 import Template
 from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 
@@ -19,6 +20,8 @@ from tidegate.cli.main import app
 from tidegate.control import resources
 from tidegate.control.desired import REVISION_FIELDS
 from tidegate.control.reasons import CONDITION_TYPES, Reason
+from tidegate.engines.transformers.formats import RECOGNISED_BY, read_format, template_of
+from tidegate.replica_args import CHAT_FORMATS
 from tidegate.settings import PREFIX, ProcessSettings, Settings, variables
 from tidegate_operator.crd_status import ModelStatus, PoolStatus
 from tidegate_operator.settings import OperatorSettings
@@ -45,6 +48,7 @@ def pages() -> dict[str, str]:
         + _resource(resources.Pool, resources.PoolSpec, POOL_INTRO)
         + _status(PoolStatus),
         "reasons.md": GENERATED + _reasons(),
+        "chat-formats.md": GENERATED + _chat_formats(),
         "settings.md": GENERATED + _settings(),
         "cli.md": GENERATED + _cli(),
     }
@@ -110,6 +114,44 @@ which has not been tried.
 
 Fields marked ° make a new revision.
 """
+
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}  # of the examples
+CHAT_FORMATS_INTRO = """\
+# Chat formats
+
+A chat model was trained on conversations in one form, and answers badly in another. Most checkpoints bring
+theirs as a chat template, and need nothing. For one that brings none, `spec.chatTemplate` of its Model names
+one of these, or holds the text of a template:
+
+```yaml
+spec:
+  source:
+    uri: hf://lmsys/vicuna-7b-v1.5
+  chatTemplate: vicuna
+```
+
+It goes before the checkpoint's own. Nothing is guessed from a model's name. Until it is set, chat is
+refused, and the message of the Model's condition `Degraded` says so.
+
+A built-in format begins as the tokenizer begins any text, and ends an answer at its stop strings, beside the
+model's end tokens and what the client asks for; not with `ignore_eos`. A stop string that is one special
+token of the tokenizer stops by its id. A system message comes first, in the place of the format's own.
+
+A template of one's own is Jinja as in a tokenizer's `chat_template`, with `messages`,
+`add_generation_prompt`, `bos_token`, `eos_token` and `raise_exception`. It writes its start token itself. It
+is tried when the model loads, and the same message says where it is broken; it is rendered in a sandbox,
+within bounds of CPU time and memory.
+"""
+
+RESPONSE_FORMATS_INTRO = """\
+## How answers are read
+
+Calls of tools and reasoning are told from the content of an answer by the checkpoint's own
+`response_template` (transformers'), or by the format that its chat template shows. Of several the first row
+counts; the answers of a template that shows none of them are content as a whole.
+
+| format | models | recognised by |
+| --- | --- | --- |"""
 
 STRATEGIES_INTRO = """
 ## What a rollout guarantees
@@ -333,6 +375,31 @@ def _bounds(info: FieldInfo) -> str:
         if getattr(part, name, None) is not None
     ]
     return f"({', '.join(found)})" if found else ""
+
+
+def _chat_formats() -> str:
+    lines = [CHAT_FORMATS_INTRO]
+    turns = [("system", "{system}"), ("user", "{question}"), ("assistant", "{answer}"), ("user", "{next}")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    for name in CHAT_FORMATS:
+        form = read_format(name)
+        written = Template(template_of(name)).render(
+            messages=messages, add_generation_prompt=True, **SPECIAL_TOKENS
+        )
+        stops = ", ".join(f"`{json.dumps(stop)[1:-1]}`" for stop in form.stop)
+        lines.append(f"## {name}\n\n{form.models}." + f" Stops at {stops}." * bool(stops))
+        lines.append(f"\n```text\n{written}\n```\n")
+    lines.append(RESPONSE_FORMATS_INTRO)
+    for name in dict.fromkeys(name for name, _ in RECOGNISED_BY):
+        marks = [" and ".join(map(_code, marks)) for known, marks in RECOGNISED_BY if known == name]
+        lines.append(f"| {name} | {read_format(name).models} | {', or '.join(marks)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    """Write a text as code in the cell of a table."""
+    text = text.replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _settings() -> str:

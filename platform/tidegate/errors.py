@@ -39,8 +39,20 @@ MAX_RETRY_AFTER_SECONDS = 120  # SDKs stop honouring the header above about this
 # of a replica is ours (500 or more).
 PROMPT_REFUSALS = {
     "ContextLengthExceeded": "context_length_exceeded",
+    "GrammarFailed": "grammar_failed",
     "InvalidPrompt": "invalid_prompt",
     "PromptTooCostly": "prompt_too_costly",
+    "TooManyDimensions": "too_many_dimensions",
+    "TruncatedTooFar": "truncated_too_far",
+    "UnknownPromptName": "unknown_prompt_name",
+    "WrongTask": "wrong_task",
+}
+# What a code is about, where that is another field than the prompt's.
+REFUSED_FIELDS = {
+    "TooManyDimensions": "dimensions",
+    "TruncatedTooFar": "truncate_prompt_tokens",
+    "UnknownPromptName": "prompt_name",
+    "WrongTask": "model",
 }
 MOST_CHARACTERS = 2000  # of a message to a client
 MOST_PARAM_CHARACTERS = 200

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta, Struct, field
 
-from tidegate.errors import ConfigError
+from tidegate.errors import MOST_CHARACTERS, ConfigError, shortened
 
 KEY_PREFIX = "tidegate"
 
@@ -24,6 +24,9 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 EngineName = Literal["transformers", "simulated"]
+
+FORMATS_FOLDER = Path(__file__).parent / "engines" / "transformers" / "formats"
+CHAT_FORMATS = tuple(sorted(file.stem for file in FORMATS_FOLDER.glob("*.jinja")))  # built in
 
 FROM_ENVIRONMENT = "env:"  # begins a `redis_url` that names a variable instead
 SLOTS_UNTIL_KNOWN = 16  # of a revision that never reported how many its engine has
@@ -34,6 +37,17 @@ URL_FILE, PASSWORD_FILE = "url", "password"
 _URL = re.compile(
     r"(?P<scheme>[^/]*://)(?:(?P<user>[^/?#:]*)(?::(?P<password>[^/?#]*))?@)?(?P<rest>.*)", re.DOTALL
 )
+
+
+def unknown_format(chat_template: str) -> str:
+    """Say what is wrong with a chat template that is neither a built-in format nor the text of one; empty:
+    nothing. Every template has a tag, and no name has."""
+    if not chat_template or chat_template in CHAT_FORMATS or "{{" in chat_template or "{%" in chat_template:
+        return ""
+    return (
+        f"there is no chat format {shortened(chat_template, MOST_CHARACTERS // 4)!r}; use one of "
+        f"{', '.join(CHAT_FORMATS)}, or the text of a template (Jinja)"
+    )
 
 
 def find_redis_url(given: str) -> str:
@@ -98,6 +112,8 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     # All that a replica may take on its device, weights and KV cache and the rest; 0: what is free there.
     memory_cap_bytes: int = 0
     args: dict[str, Any] = field(default_factory=dict)  # engine-specific, validated by the engine
+    chat_template: str = ""  # a name of `CHAT_FORMATS`, or a template's text; empty: the checkpoint's own
+    task: str = ""  # generate | embed | score | classify; empty: what the checkpoint is for
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True):

@@ -171,6 +171,13 @@ class Settings(ProcessSettings):
         description="How long a stream with event ids can be resumed: after its end, and while it runs and "
         "nobody reads it.",
     )
+    store_seconds: float = Field(
+        3600.0,
+        ge=60,
+        le=2_592_000,
+        description="How long a stored response (`/v1/responses`) can be read after its end, and one in the "
+        "background waits and runs.",
+    )
     tenant_kept_bytes: Count = Field(
         64 * 1024 * 1024,
         description="Bytes of one tenant's calls that are kept to be read again (bodies, and answers that "

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -222,6 +223,37 @@ async def test_streams_of_a_killed_gateway_go_on_at_another_with_every_token_onc
     undisturbed = [Stream(staying.address(), *stream.asked) for stream in streams]
     await asyncio.gather(*(stream.read() for stream in undisturbed))
     assert [stream.text for stream in streams] == [stream.text for stream in undisturbed]
+
+
+async def test_a_response_in_the_background_survives_its_gateway(
+    ear: Ear,
+    children: list[ReplicaChild | GatewayChild],
+    redis_url: str,
+    key_prefix: str,
+    tmp_path: Path,
+) -> None:
+    dying, staying = (
+        GatewayChild(redis_url, key_prefix, tmp_path / f"gateway-{number}.log") for number in range(2)
+    )
+    children += [dying, staying]
+    await await_until(lambda: dying.address() and staying.address(), 30)
+    body = {"model": MODEL, "input": "hello", "background": True, "max_output_tokens": 100}
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        begun = (await client.post(f"{dying.address()}/v1/responses", json=body)).json()
+        assert begun["status"] == "queued"
+        dying.kill()
+        children.append(ReplicaChild(redis_url, key_prefix))
+
+        async def ended() -> dict[str, Any] | None:
+            found = await client.get(f"{staying.address()}/v1/responses/{begun['id']}")
+            answer: dict[str, Any] = found.json()
+            return answer if answer["status"] not in ("queued", "in_progress") else None
+
+        answer = await await_until(ended, 30)
+    assert answer is not None and answer["status"] == "incomplete"
+    assert answer["usage"]["output_tokens"] == 100
+    log = await ear.queue.replay(f"{begun['id']}.0")
+    assert log is not None and answer["output"][0]["content"][0]["text"] == _text_of_finished(log)
 
 
 async def test_a_new_gateway_serves_where_a_killed_one_was(

@@ -81,7 +81,9 @@ def test_what_a_model_says_reaches_its_engine() -> None:
         precision="float16",
         quantization="gptq",
         contextLength=7,
+        chatTemplate="vicuna",
         resources={"cpus": 1, "gpus": 1},
+        task="generate",
     )
     place = Placement("gpu", 1.0, 1 << 30, 1 << 30)
     spec = engine_spec(wanted.spec, "/models/x", place)

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import Reason
-from tidegate.control.resources import Model, ModelSpec
+from tidegate.control.resources import FIRST_TASK, Model, ModelSpec
 from tidegate.control.rollout_state import RolloutState
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action
@@ -23,8 +23,7 @@ from tidegate.sources.facts import DecoderShape, StoredWeights, contradiction
 REVISION_DIGITS = 10
 UNCHANGED = "The source holds what it held."
 WHOLE = 100  # the shares of a model's traffic sum to it
-# The fields of a spec that need a new replica. All others change in place. One that comes later is to be left
-# out of the hash where it is at its default: an upgrade would restart every model.
+# The fields of a spec that need a new replica. All others change in place.
 REVISION_FIELDS = (
     "source",
     "task",
@@ -34,7 +33,11 @@ REVISION_FIELDS = (
     "contextLength",
     "device",
     "resources",
+    "chatTemplate",
 )
+# Those that came later are left out of the hash where they are at their default: an upgrade would restart
+# every model.
+LATER_FIELDS = ("chatTemplate",)
 
 
 class RevisionRecord(msgspec.Struct, frozen=True):
@@ -75,6 +78,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
     number: int = 0
     restarted: float = 0.0  # when fresh replicas were asked for
     probes: list[Probe] = []
+    task: str = ""  # of its source
 
     @property
     def is_proved(self) -> bool:
@@ -105,6 +109,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             weights=self.stored_weights,
             commit=self.commit,
             digest=self.digest,
+            task=self.task,
         )
 
     @property
@@ -127,6 +132,7 @@ class RevisionRecord(msgspec.Struct, frozen=True):
             stored_weights=found.weights,
             commit=found.commit,
             digest=found.digest,
+            task=found.task,
         )
 
 
@@ -244,6 +250,8 @@ def fitting(spec: ModelSpec, source: SourceState | None) -> SourceState | None:
         source.quantization,
         asked_context=spec.context_length,
         asked_quantization=spec.quantization,
+        task=source.task,
+        asked_task=spec.task,
     )
     return SourceState("failed", reason=Reason.InvalidEngineArgs, message=amiss) if amiss else source
 
@@ -264,9 +272,12 @@ def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpe
 
 def _content(spec: ModelSpec) -> str:
     wire = spec_on_wire(spec)
+    if spec.task == "auto":
+        wire["task"] = FIRST_TASK
     if wire["source"] is not None:
         del wire["source"]["recheckSeconds"]  # when it is looked at, and not what it is
-    return json.dumps({name: wire[name] for name in REVISION_FIELDS}, sort_keys=True, separators=(",", ":"))
+    found = {name: wire[name] for name in REVISION_FIELDS if wire[name] or name not in LATER_FIELDS}
+    return json.dumps(found, sort_keys=True, separators=(",", ":"))
 
 
 def _digits(text: str) -> str:

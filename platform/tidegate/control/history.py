@@ -13,6 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from tidegate.control.desired import REVISION_FIELDS, ModelRecord, RevisionRecord
+from tidegate.control.resources import FIRST_TASK
 from tidegate.messages.rollouts import RevisionView
 
 HISTORY_LIMIT = 10
@@ -112,5 +113,5 @@ def _flat(spec: Mapping[str, Any]) -> dict[str, str]:
             found[path] = value if isinstance(value, str) else json.dumps(value)
 
     for name in REVISION_FIELDS:
-        walk(name, spec.get(name))
+        walk(name, "auto" if name == "task" and spec.get(name) == FIRST_TASK else spec.get(name))
     return found

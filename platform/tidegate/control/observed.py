@@ -78,6 +78,7 @@ class SourceState:
     commit: str = ""
     digest: str = ""
     is_unasked: bool = False  # nobody looks at it: to be asked again
+    task: str = ""  # that the checkpoint is for; empty: of a record of the version before
 
 
 @dataclass(frozen=True, slots=True)

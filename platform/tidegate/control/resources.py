@@ -23,7 +23,7 @@ from tidegate.control.schema_types import (
     rules,
     size_bytes,
 )
-from tidegate.replica_args import EngineName
+from tidegate.replica_args import CHAT_FORMATS, EngineName, unknown_format
 from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, mistake_in
 
 __all__ = [
@@ -41,7 +41,10 @@ __all__ = [
 API_VERSION = "tidegate.dev/v1alpha1"
 DEFAULT_POOL = "default"
 MAX_REPLICAS = 64
+# The only task that the version before knew: its API server wrote it into every stored Model.
+FIRST_TASK = "text-generation"
 MIN_RECHECK_SECONDS, MAX_RECHECK_SECONDS = 60, 30 * 86_400
+MAX_CHAT_TEMPLATE = 1 << 16  # characters
 RECHECK_REMEDY = f"use 0, or at least {MIN_RECHECK_SECONDS} seconds"
 
 ArgName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
@@ -259,8 +262,11 @@ class ModelSpec(Strict):
     source: Source | None = Field(
         default=None, description="The checkpoint. Only the simulated engine needs none."
     )
-    task: Literal["text-generation"] = Field(
-        default="text-generation", description="What the model does: chat and text completions."
+    task: Literal["auto", "generate", "embed", "score", "classify", "text-generation"] = Field(
+        default="auto",
+        description="What the model does. generate: chat and text completions; embed: vectors of texts; "
+        "score: a number for a query and a document (reranking); classify: shares of labels; auto: what the "
+        f"checkpoint's files say. {FIRST_TASK} is read as auto.",
     )
     engine: EngineChoice = Field(default=EngineChoice(), description="What runs the model.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -271,6 +277,21 @@ class ModelSpec(Strict):
     )
     context_length: int = Field(
         default=0, ge=0, le=1 << 24, description="Tokens of prompt and answer together; 0: the checkpoint's."
+    )
+    chat_template: str = Field(
+        default="",
+        max_length=MAX_CHAT_TEMPLATE,
+        description="How chat messages become a prompt: the name of a built-in format "
+        f"({', '.join(CHAT_FORMATS)}), or the text of a template (Jinja, as in a tokenizer's chat_template); "
+        "empty: the checkpoint's own, without which the model serves completions only.",
+        json_schema_extra=rules(
+            Rule(
+                "self == '' || self.contains('{{') || self.contains('{%') || "
+                f"self in [{', '.join(map(repr, CHAT_FORMATS))}]",
+                f"there is no such chat format; use one of {', '.join(CHAT_FORMATS)}, or the text of a "
+                "template (Jinja)",
+            ),
+        ),
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
@@ -297,6 +318,18 @@ class ModelSpec(Strict):
         ),
     )
 
+    @field_validator("task")
+    @classmethod
+    def _first_task(cls, task: str) -> str:
+        return "auto" if task == FIRST_TASK else task
+
+    @field_validator("chat_template")
+    @classmethod
+    def _known_format(cls, chat_template: str) -> str:
+        if remedy := unknown_format(chat_template):
+            raise ValueError(remedy)
+        return chat_template
+
     # The same as `_consistent`, for the API server.
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -309,6 +342,16 @@ class ModelSpec(Strict):
                 "self.quantization != 'gptq' || self.engine.name == 'transformers'",
                 "quantization gptq needs the engine transformers",
                 ".quantization",
+            ),
+            Rule(
+                "self.engine.name != 'simulated' || !(self.task in ['embed', 'score', 'classify'])",
+                "the engine simulated generates only; leave task out",
+                ".task",
+            ),
+            Rule(
+                "self.chatTemplate == '' || self.engine.name == 'transformers'",
+                "chatTemplate needs the engine transformers",
+                ".chatTemplate",
             ),
             Rule(
                 "self.device != 'cuda' || self.resources.gpus > 0.0 || self.resources.gpuMemory != '' || "
@@ -343,6 +386,10 @@ class ModelSpec(Strict):
             raise ValueError(f"source.uri is missing; the engine {self.engine.name} needs a checkpoint")
         if self.engine.name == "simulated" and self.quantization == "gptq":
             raise ValueError("quantization gptq needs the engine transformers")
+        if self.engine.name == "simulated" and self.task in ("embed", "score", "classify"):
+            raise ValueError("the engine simulated generates only; leave task out")
+        if self.engine.name == "simulated" and self.chat_template:
+            raise ValueError("chatTemplate needs the engine transformers")
         asked = self.resources
         if self.device == "cuda" and not (asked.gpus or asked.gpu_memory or asked.accelerator):
             raise ValueError(

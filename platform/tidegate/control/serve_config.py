@@ -10,7 +10,7 @@ return to it at each change of the config.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ SHUTDOWN_MARGIN_SECONDS = 15.0  # Serve kills a replica that drains longer than 
 # to be kept there.
 GROUP_UNIT = 0.001
 LATER_ARGS = ("commit", "digest", "probes", "restarted")  # of a replica
+LATER_ENGINE_ARGS = ("chat_template", "task")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,12 @@ def _encoded(args: ReplicaArgs) -> dict[str, Any]:
     """What a version adds must not show where it is not used: other arguments are another application. As
     JSON gives them back, which has no tuples, or they would never be what Serve holds."""
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(args))
-    return {name: value for name, value in found.items() if value or name not in LATER_ARGS}
+    found["engine"] = used(found["engine"], LATER_ENGINE_ARGS)
+    return used(found, LATER_ARGS)
+
+
+def used(args: Mapping[str, Any], later: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if value or name not in later}
 
 
 def ray_actor_options(spec: ModelSpec, placement: Placement | None) -> dict[str, Any]:
@@ -155,6 +161,8 @@ def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -
         kv_cache_bytes=spec.engine.kv_cache_bytes,
         memory_cap_bytes=placement.memory_cap_bytes if placement is not None else 0,
         args=dict(spec.engine.args),
+        chat_template=spec.chat_template,
+        task="" if spec.task == "auto" else spec.task,
     )
 
 

@@ -54,7 +54,10 @@ def replica_bytes(spec: ModelSpec, source: SourceState | None) -> ReplicaMemory:
 
 
 def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
-    """Return the bytes of one replica's KV cache. Raises `UnknownArchitecture`."""
+    """Return the bytes of one replica's KV cache: none where nothing is generated. Raises
+    `UnknownArchitecture`."""
+    if asked_task(spec, source) != "generate":
+        return 0
     if spec.engine.kv_cache_bytes:
         return spec.engine.kv_cache_bytes
     context = spec.context_length or source.shape.positions
@@ -68,6 +71,12 @@ def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
     if spec.engine.max_slots:
         return row * spec.engine.max_slots
     return row * max(1, min(MOST_DEFAULT_ROWS, _loaded_weights(spec, source) // row))
+
+
+def asked_task(spec: ModelSpec, source: SourceState | None) -> str:
+    """Return what the model does: what the spec says, else what its checkpoint is for."""
+    found = source.task if source is not None else ""
+    return (spec.task if spec.task != "auto" else found) or "generate"
 
 
 def misfit(spec: ModelSpec, source: SourceState | None, capacity: Capacity) -> tuple[str, str] | None:

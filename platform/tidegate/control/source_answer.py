@@ -30,4 +30,5 @@ def read_answer(text: str) -> SourceState | None:
         weights=answer.weights,
         commit=answer.commit,
         digest=answer.digest,
+        task=answer.task,
     )

@@ -10,6 +10,7 @@ from tidegate.control.conditions import condition, settle
 from tidegate.control.desired import WHOLE
 from tidegate.control.reasons import DEGRADED, PROGRESSING, READY
 from tidegate.control.rollout_view import label_of
+from tidegate.control.sizing import asked_task
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.registry import Condition, ModelEntry
 
@@ -30,7 +31,7 @@ def entry_of(facts: Facts, now: float) -> ModelEntry:
     return ModelEntry(
         name=facts.model.name,
         created=record.created,
-        task=spec.task,
+        task=asked_task(spec, source),
         engine=spec.engine.name,
         precision=_precision(facts),
         quantization=_quantization(facts),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tidegate.messages.work import Finish, Generate, Request, Segment, Tokens
+from tidegate.messages.work import Finish, Generate, Request, Scores, Segment, Tokens, Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class StepOutput:
     output: Tokens
     prompt_tokens: int
     finish: Finish | None
+    result: Vectors | Scores | None = None  # with the finish alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ class Prepared:
     limit: int
     bad_words: Sequence[Sequence[int]] = ()  # the last token of each may not come after the others
     grammar: str = ""  # llguidance's, that the answer follows: the sampling's, or one that the replica made
+    begun: str = ""  # of the answer, what the prompt of a chat has already written
+    # Of a task that generates nothing, in the place of `prompt`: token ids of each input, and of pairs which
+    # text each is of (0, 1).
+    inputs: Sequence[Sequence[int]] = ()
+    types: Sequence[Sequence[int]] = ()
 
     @property
     def work(self) -> Generate:

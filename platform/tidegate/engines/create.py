@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import get_args
 
 from tidegate.engines.base import Engine, EngineLoadError
+from tidegate.errors import SourceError
 from tidegate.replica_args import EngineName, EngineSpec
+from tidegate.sources.checkpoint import read_description
 
 
 def create_engine(spec: EngineSpec) -> Engine:
@@ -17,12 +20,24 @@ def create_engine(spec: EngineSpec) -> Engine:
         return SimulatedEngine(spec)
     if spec.name == "transformers":
         sleep_while_waiting()
+        if (task := spec.task or checkpoint_task(spec.path)) != "generate":
+            from tidegate.engines.transformers.encoder import EncoderEngine
+
+            return EncoderEngine(spec, task)
         from tidegate.engines.transformers.engine import TransformersEngine
 
         return TransformersEngine(spec)
     raise EngineLoadError(
         "InvalidEngineArgs", f"no engine {spec.name!r}; known: {', '.join(get_args(EngineName))}."
     )
+
+
+def checkpoint_task(path: str) -> str:
+    """Return what a checkpoint is for; of one that cannot be read the engine says why."""
+    try:
+        return read_description(Path(path), path).task
+    except SourceError:
+        return "generate"
 
 
 def sleep_while_waiting() -> None:

@@ -21,15 +21,18 @@ from msgspec.structs import replace
 
 from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
-from tidegate.engines.limits import completion_limit, truncated
+from tidegate.engines.limits import completion_limit, refusal, truncated
 from tidegate.engines.stop_buffer import StopBuffer
 from tidegate.messages.work import (
     NO_TOKENS,
     ChatPrompt,
     Detokenize,
+    Embed,
     Finish,
+    Inputs,
     Request,
     Sampling,
+    Score,
     Segment,
     TextPrompt,
     Tokenize,
@@ -132,12 +135,21 @@ class SimulatedEngine:
         return self._slots - len(self._rows)
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        if isinstance(request.work, Embed | Score):
+            return refusal("WrongTask", f"The model {request.model!r} is served to generate text.")
         work, count = request.work, self._prompt_tokens(request)
         if isinstance(work, Detokenize):
             return Tokens(text=self._prompt_text(request))
         if isinstance(work, Tokenize):
             shown = self._prompt_entries(request, count, None) if work.has_strings else []
             return Tokens(prompt_ids=self._prompt_ids(request, count), prompt_logprobs=shown)
+        if isinstance(work.prompt, ChatPrompt) and work.prompt.tool_choice not in ("", "auto"):
+            why = "The simulated engine calls no tools: use tool_choice auto or none."
+            return refusal("InvalidPrompt", why)
+        if work.sampling.grammar:
+            return refusal(
+                "GrammarFailed", "The simulated engine draws words at random: it follows no grammar."
+            )
         kept = truncated(range(count), work.sampling, self._context_length)
         limit = completion_limit(len(kept), work, self._context_length)
         return limit if isinstance(limit, Finish) else Prepared(request, kept, limit)
@@ -320,6 +332,8 @@ class SimulatedEngine:
                 return text
             case TokenPrompt(token_ids):
                 return "".join(self._words[token % len(self._words)] for token in token_ids)
+            case Inputs():
+                raise AssertionError("prepare refuses them")
 
     def _prompt_tokens(self, request: Request) -> int:
         """Count exactly for token prompts; text counts one token per four characters begun."""

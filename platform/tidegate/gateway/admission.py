@@ -17,11 +17,14 @@ UNKNOWN_DRAIN_RETRY_SECONDS = 5.0
 WAKING_RETRY_SECONDS = 10.0
 SHORTEST_WAIT_SECONDS = 1.0  # less could pass before a free replica has claimed the request
 _NAMES_SHOWN = 20
+_NO_NAMES = ("", "tgi", "dummy")  # huggingface_hub, and who follows TGI's docs, send the latter two
 
 
 def find_listed(name: str, models: Mapping[str, ModelEntry]) -> ModelEntry:
-    """An empty name means the only model. Raises `ModelNotFound`, which names the models that exist."""
-    entry = models.get(name) if name or len(models) != 1 else next(iter(models.values()))
+    """A name of nothing means the only model. Raises `ModelNotFound`, which names the models that exist."""
+    entry = models.get(name)
+    if entry is None and name in _NO_NAMES and len(models) == 1:
+        [entry] = models.values()
     if entry is None:
         raise ModelNotFound(f"The model {name!r} does not exist. {_existing(models)}", param="model")
     return entry
@@ -40,6 +43,19 @@ def find_model(name: str, models: Mapping[str, ModelEntry]) -> ModelEntry:
             retry_after_seconds=WAKING_RETRY_SECONDS,
         )
     return entry
+
+
+def check_task(entry: ModelEntry, task: str, paths: Mapping[str, str]) -> None:
+    """Raise `InvalidRequest` where an endpoint of `task` (empty: of any) is not the model's. `paths` names an
+    endpoint for each task."""
+    own = entry.task if entry.task in paths else "generate"  # hosts of the version before call it otherwise
+    if task and task != own:
+        raise InvalidRequest(
+            f"model: {entry.name!r}: it is served to {own}, not to {task}: send this to {paths[own]}, or "
+            f"name a model that GET /v1/models shows with the task {task}.",
+            param="model",
+            code="wrong_task",
+        )
 
 
 def choose_revision(weights: Mapping[str, int], key: str) -> str:

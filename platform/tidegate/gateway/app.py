@@ -17,13 +17,18 @@ from tidegate.gateway import docs
 from tidegate.gateway.asgi import DEPLOYMENT, ASGIApp, Receive, Scope, Send
 from tidegate.gateway.browsers import Cors, OwnPagesOnly
 from tidegate.gateway.dialects import DIALECTS, wire_of
-from tidegate.gateway.generation import GenerationEndpoint
+from tidegate.gateway.dialects.responses import Responses
+from tidegate.gateway.generation import Exchange, GenerationEndpoint
 from tidegate.gateway.middleware import ErrorBodies, HotRoutes, RequestIds
 from tidegate.gateway.openapi import build_document
-from tidegate.gateway.routes import events, health, models
+from tidegate.gateway.responses import ResponseExchange
+from tidegate.gateway.routes import events, health, models, ollama, responses, tgi
 from tidegate.gateway.services import Services
 
 logger = logging.getLogger("tidegate.gateway")
+
+
+EXCHANGES: dict[str, type[Exchange]] = {Responses.path: ResponseExchange}
 
 
 class GatewayApp(FastAPI):
@@ -38,7 +43,10 @@ class GatewayApp(FastAPI):
             redirect_slashes=False,
             lifespan=_lifespan(services),
         )
-        endpoints = {dialect.path: GenerationEndpoint(dialect, services) for dialect in DIALECTS}
+        endpoints = {
+            dialect.path: GenerationEndpoint(dialect, services, EXCHANGES.get(dialect.path, Exchange))
+            for dialect in DIALECTS
+        }
         # Outermost first.
         self.layers = [
             Middleware(RequestIds),
@@ -48,7 +56,9 @@ class GatewayApp(FastAPI):
             Middleware(HotRoutes, endpoints=endpoints),
             Middleware(AsyncExitStackMiddleware),  # FastAPI's own routes need it
         ]
-        for router in (models.routes(services), events.routes(services), health.routes(services)):
+        for router in (
+            module.routes(services) for module in (responses, events, models, tgi, ollama, health)
+        ):
             self.include_router(router)
         self._add_documents()
 
@@ -84,8 +94,9 @@ class GatewayApp(FastAPI):
 
 
 def usual(scope: Scope) -> Scope:
-    """HEAD is routed as GET, a path with a slash at its end as the path without, and Azure's paths as those
-    of OpenAI. The server keeps the scope that it made, so it leaves the body of an answer to HEAD out."""
+    """HEAD is routed as GET, a path with a slash at its end as the path without, and one that names a model,
+    as Azure's and the Hugging Face Hub's do, as the one that does not. The server keeps the scope that it
+    made, so it leaves the body of an answer to HEAD out."""
     if scope["type"] != "http":
         return scope
     path = scope["path"]
@@ -96,12 +107,18 @@ def usual(scope: Scope) -> Scope:
         changes["path"] = "/v1/" + (match["rest"] or match["of_deployment"])
         if match["deployment"]:
             changes[DEPLOYMENT] = match["deployment"]
+    elif match := _OF_MODEL.fullmatch(path):
+        changes |= {"path": match["rest"] or "/", DEPLOYMENT: match["model"]}
     return {**scope, **changes} if changes else scope
 
 
 # `/openai/v1/...`, and before that one path a deployment, which is what a model is here.
 _AZURE = re.compile(
-    r"/openai/(?:v1/(?P<rest>.+)|deployments/(?P<deployment>.+?)/(?P<of_deployment>(?:chat/)?completions))"
+    r"/openai/(?:v1/(?P<rest>.+)|deployments/(?P<deployment>.+?)/(?P<of_deployment>(?:chat/)?completions|embeddings))"
+)
+# Where TGI's clients name a model, in front of TGI's paths and those of OpenAI: TGI itself has one model.
+_OF_MODEL = re.compile(
+    r"/models/(?P<model>.+?)(?P<rest>|/generate|/generate_stream|/info|/v1/(?:chat/)?completions)"
 )
 
 
@@ -118,6 +135,7 @@ def _lifespan(services: Services) -> Any:
             yield
         finally:
             await services.calls.shut_down()
+            await services.grammars.close()
             await services.kept.close()
             await services.queue.close()
 

@@ -12,7 +12,7 @@ was found.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
@@ -102,6 +102,21 @@ def not_honoured_fields(struct: type[msgspec.Struct]) -> dict[str, NotHonoured]:
     return {name: extra["rule"] for name, extra in _extras(_declared(struct)) if "rule" in extra}
 
 
+def refuse_not_honoured(struct: msgspec.Struct, rules: Mapping[str, NotHonoured], where: str = "") -> None:
+    """Raises `InvalidRequest` for a field of `not_honoured_fields` that is set. `where`: before its name."""
+    for name, rule in rules.items():
+        value = getattr(struct, name)
+        # Compared with the type, because 1 == True and 0 == False.
+        if value is not None and not any(
+            type(value) is type(same) and value == same for same in rule.same_as_absent
+        ):
+            raise InvalidRequest(
+                f"{where}{name}: {_shown(value)}: not honoured: {rule.remedy}.",
+                param=where + name,
+                code="unsupported_parameter",
+            )
+
+
 def describe(struct: type[msgspec.Struct], components: dict[str, dict[str, Any]]) -> None:
     """Put into msgspec's `components` what the declarations of `struct` say beyond its types."""
     for kind in (_declared(struct), *(nested for _, nested in _nested(_declared(struct), ""))):
@@ -115,8 +130,8 @@ def describe(struct: type[msgspec.Struct], components: dict[str, dict[str, Any]]
                 component["required"].append(name)
         if component.get("additionalProperties") is False:
             component["additionalProperties"] = getattr(kind.cls, "UNKNOWN", {"type": "null"})
-        if rules := getattr(kind.cls, "RULES", ()):
-            component["allOf"] = [rule.schema for rule in rules if rule.schema]
+        if schemas := [rule.schema for rule in getattr(kind.cls, "RULES", ()) if rule.schema]:
+            component["allOf"] = schemas
 
 
 class BodyReader(Generic[Body]):
@@ -137,7 +152,7 @@ class BodyReader(Generic[Body]):
         """Raises `InvalidRequest`, which names field, value and remedy."""
         body = self._decode(raw)
         if self._values(body) != self._nothing:
-            self._refuse_not_honoured(body)
+            refuse_not_honoured(body, self._not_honoured)
         for check in self._checks:
             check(body)
         return body
@@ -146,19 +161,6 @@ class BodyReader(Generic[Body]):
         """Say what to send instead: the field's description, or that of the field it is part of."""
         plain = re.sub(r"\[[^]]*\]", "", param)
         return self._hints.get(plain) or self._hints.get(plain.split(".")[0], "a valid value")
-
-    def _refuse_not_honoured(self, body: Body) -> None:
-        for name, rule in self._not_honoured.items():
-            value = getattr(body, name)
-            # Compared with the type, because 1 == True and 0 == False.
-            if value is not None and not any(
-                type(value) is type(same) and value == same for same in rule.same_as_absent
-            ):
-                raise InvalidRequest(
-                    f"{name}: {_shown(value)}: not honoured: {rule.remedy}.",
-                    param=name,
-                    code="unsupported_parameter",
-                )
 
     def _decode(self, raw: bytes) -> Body:
         try:

@@ -9,7 +9,10 @@ from tidegate.errors import HostRefused, UnsupportedMedia
 from tidegate.gateway.asgi import ASGIApp, Header, Message, Receive, Scope, Send, header, text_header
 from tidegate.gateway.auth import is_loopback
 
-EXPOSED = b"x-request-id, retry-after, x-tidegate-queue-position, x-tidegate-estimated-wait-seconds"
+EXPOSED = (
+    b"x-request-id, retry-after, x-tidegate-queue-position, x-tidegate-estimated-wait-seconds, "
+    b"x-tidegate-warning"
+)
 PREFLIGHT_SECONDS = 600
 _HEADER_NAMES = re.compile(rb"[A-Za-z0-9_, -]{1,2048}")
 
@@ -74,7 +77,7 @@ class OwnPagesOnly:
 def _preflight(scope: Scope) -> list[Header]:
     asked = header(scope, b"access-control-request-headers") or b""
     return [
-        (b"access-control-allow-methods", b"GET, HEAD, POST"),
+        (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
         (
             b"access-control-allow-headers",
             asked if _HEADER_NAMES.fullmatch(asked) else b"authorization, content-type",

@@ -30,12 +30,13 @@ class NumberedEvents:
         self._has_ids = has_ids
 
     def render(self, index: int, segment: Segment) -> bytes:
-        return self._numbered(index, self._events.render(index, segment))
+        return self.numbered(index, self._events.render(index, segment))
 
     def end(self, usage: Usage) -> bytes:
-        return self._numbered(len(self._sent) - 1, self._events.end(usage))
+        return self.numbered(len(self._sent) - 1, self._events.end(usage))
 
-    def _numbered(self, index: int, events: bytes) -> bytes:
+    def numbered(self, index: int, events: bytes) -> bytes:
+        """Events that were written beside the answer's, as those of a choice."""
         out = []
         for event in events.split(b"\n\n")[:-1]:
             event += b"\n\n"

@@ -15,9 +15,11 @@ import math
 import time
 from collections.abc import AsyncIterator, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, assert_never
+from functools import partial
+from typing import Any, NamedTuple, assert_never
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate.errors import (
     GatewayStopping,
@@ -25,6 +27,7 @@ from tidegate.errors import (
     InvalidRequest,
     QueueUnavailable,
     RequestError,
+    shortened,
 )
 from tidegate.gateway import admission
 from tidegate.gateway.asgi import (
@@ -46,6 +49,7 @@ from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed, shadow_of
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.event_ids import NumberedEvents
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.metrics import UNKNOWN_MODEL, RevisionOutcome
 from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
 from tidegate.gateway.services import Services
@@ -61,26 +65,36 @@ from tidegate.gateway.stream import (
 from tidegate.messages.kept import KeptCall, gateway_of
 from tidegate.messages.queue import Bounds, Label, Rejected
 from tidegate.messages.registry import Key, ModelEntry
-from tidegate.messages.work import Generate, Request, Segment
+from tidegate.messages.work import Finish, Generate, Request, Segment
 from tidegate.telemetry import fields
 
 logger = logging.getLogger("tidegate.gateway")
 
 CLIENT_LEFT = "ClientLeft"
+WARNING = b"x-tidegate-warning"
+MOST_WARNING = 1000  # characters
 AT_ONCE = 512  # segments that are rendered together
 _NOT_KEPT = contextlib.nullcontext()
+# An endpoint for each task, for who asks at another's.
+PATHS = {
+    "generate": "/v1/chat/completions or /v1/completions",
+    "embed": "/v1/embeddings",
+    "score": "/v1/rerank or /v1/score",
+    "classify": "/v1/classify or /v1/moderations",
+}
 POSITION_SECONDS = 1.0  # how long a held status line waits for the queue position that it announces
 
 
 class GenerationEndpoint:
-    """The ASGI endpoint of one dialect."""
+    """The ASGI endpoint of one dialect. `exchange`: how its calls go."""
 
-    def __init__(self, dialect: Dialect, services: Services) -> None:
+    def __init__(self, dialect: Dialect, services: Services, exchange: type[Exchange]) -> None:
         self._dialect = dialect
         self._services = services
+        self._exchange = exchange
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self._services, scope, receive, send, self._dialect)
+        exchange = self._exchange(self._services, scope, receive, send, self._dialect)
         outcome, of_revision = await conducted(exchange)
         metrics = self._services.metrics
         metrics.ended(exchange.model_label, outcome)
@@ -110,30 +124,25 @@ async def conducted(exchange: Exchange) -> tuple[str, RevisionOutcome]:
 
 @dataclass(slots=True)
 class Admitted:
-    """A call that the queue has taken. `is_numbered`: its events have ids; the first `seen` of each choice
-    the client has already."""
+    """A call that the queue has taken. Of one that is kept the client has the first `seen` events of each
+    choice already."""
 
     call: Call
     head: AnswerHead
     entry: ModelEntry
     opened: OpenCall
-    is_numbered: bool = False
     seen: Sequence[int] = ()
-
-    def events(self) -> Events:
-        events = self.call.events(self.head)
-        if not self.is_numbered:
-            return events
-        return NumberedEvents(events, self.head.call_id, self.seen or [0] * len(self.opened.requests))
 
 
 class Keeping(NamedTuple):
     """For how long a call is kept: after its end, and while it runs and nobody reads it. One that does not
-    outlive its client is cancelled as any other when that leaves."""
+    outlive its client is cancelled as any other when that leaves. `is_optional`: it is kept where there is
+    room."""
 
     seconds: float
     linger_seconds: float
     outlives_client: bool = True
+    is_optional: bool = False
 
 
 @dataclass(slots=True)
@@ -147,8 +156,10 @@ class Exchange:
     _dialect: Dialect
     _body: bytes = b""  # of a call that is kept
     _is_admitted: bool = False
+    _failed: Finish | None = None  # how the answer failed
     _started: float = field(default_factory=time.perf_counter)
     _is_status_out: bool = False
+    _headers: list[Header] = field(default_factory=list)  # of an answer, beside those of its form
     model_label: str = UNKNOWN_MODEL
     revision: str = ""  # that the call was given
 
@@ -161,30 +172,39 @@ class Exchange:
         if call.model in models:
             self.model_label = call.model  # a refusal counts under it as well
         entry = admission.find_model(call.model, models)
+        admission.check_task(entry, self._dialect.task, PATHS)
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
+        if call.constraint is not None:
+            await self._constrain(call, call.constraint, key)
+        for schema in call.schemas:
+            await services.grammars.grammar(schema, key.id)
 
         now = time.time()
         call_id = self._dialect.id_prefix + new_id()
         session = admission.session_of(key.tenant, text_header(scope, b"x-tidegate-session") or call.user)
         revision = self.revision = admission.choose_revision(entry.revisions, session or call_id)
         head = AnswerHead(call_id, int(now), entry.name, revision, entry.context_length)
-        keeping = self._keeping(call)
         requests = build_requests(
             call,
             head,
             key=key,
-            gateway=gateway_of(call_id) if keeping else services.gateway_id,
+            gateway=services.gateway_id,
             created=now,
             deadline=now + budget,
             random_seed=new_seed(),
         )
+        keeping = self._keeping(call)
+        if keeping and not await self._keep(key.tenant, call, head, keeping, len(requests)):
+            keeping = None
+        if keeping:
+            requests = [replace(request, gateway=gateway_of(call_id)) for request in requests]
         shadow = self._shadow_of(entry, requests[0], call_id)
         bounds, label = self._bounds(entry), Label(entry.cohort, session, shadow is not None)
         opened = services.calls.open(requests, is_streamed=call.is_streamed, is_kept=keeping is not None)
         cancel_reason: str | None = "the gateway gave the call up"
         watcher: asyncio.Task[None] | None = None
         try:
-            async with self._kept(key.tenant, head, keeping, opened) if keeping else _NOT_KEPT:
+            async with self._kept(opened, call_id) if keeping else _NOT_KEPT:
                 submitting = services.queue.submit(requests, bounds, label)
                 del requests  # they live as long as they are on their way, and not as long as the answer
                 outcome = await submitting
@@ -197,7 +217,7 @@ class Exchange:
                 if shadow is not None:
                     services.queue.shadow(opened.requests[0].id, shadow, bounds, entry.cohort)
                     shadow = None
-                admitted = Admitted(call, head, entry, opened, is_numbered=keeping is not None)
+                admitted = Admitted(call, head, entry, opened, [0] * len(opened.requests) if keeping else ())
                 watcher = asyncio.get_running_loop().create_task(watch(self._receive, opened))
                 await (self._stream(admitted) if call.is_streamed else self._answer(admitted))
         except ClientLeft:
@@ -210,18 +230,18 @@ class Exchange:
             services.calls.close(opened, None if lives_on else cancel_reason)
 
     def _keeping(self, call: Call) -> Keeping | None:
-        """Whether the call is kept: a stream whose client asks for event ids may resume it."""
-        if not (call.is_streamed and _wants_event_ids(self._scope)):
+        """Whether the call is kept: a stream of events whose client asks for their ids may be resumed."""
+        is_asked = self._dialect.wire.can_resume and wants_event_ids(self._scope)
+        if not (call.is_streamed and is_asked):
             return None
         seconds = self._services.settings.resume_seconds
         return Keeping(seconds, seconds)
 
-    @contextlib.asynccontextmanager
-    async def _kept(
-        self, tenant: str, head: AnswerHead, keeping: Keeping, opened: OpenCall
-    ) -> AsyncIterator[None]:
-        """Keep the call and hear its channel, before its submit. One that is refused is not kept."""
-        services, settings = self._services, self._services.settings
+    async def _keep(
+        self, tenant: str, call: Call, head: AnswerHead, keeping: Keeping, sequences: int
+    ) -> bool:
+        """Keep the call, before its submit. False where there is no room for one that need not be kept."""
+        settings = self._services.settings
         record = KeptCall(
             id=head.call_id,
             tenant=tenant,
@@ -230,25 +250,36 @@ class Exchange:
             model=head.model,
             revision=head.revision,
             context_length=head.context_length,
-            sequences=len(opened.requests),
+            sequences=sequences,
             body=self._body,
+            messages=self._messages_before(call),
         )
-        full = await services.kept.keep(
+        full = await self._services.kept.keep(
             record,
             seconds=keeping.seconds,
             linger_seconds=keeping.linger_seconds,
             tenant_bytes=settings.tenant_kept_bytes,
             total_bytes=settings.total_kept_bytes,
         )
-        if full:
+        if full and not keeping.is_optional:
             raise admission.kept_full(full, keeping.seconds)
+        return not full
+
+    def _messages_before(self, call: Call) -> list[dict[str, Any]]:  # noqa: ARG002
+        """What came before the call in a conversation that is kept."""
+        return []
+
+    @contextlib.asynccontextmanager
+    async def _kept(self, opened: OpenCall, call_id: str) -> AsyncIterator[None]:
+        """Hear the channel of a call that is kept. One that is refused is kept no more."""
+        services = self._services
         try:
-            async with services.kept.following(head.call_id, services.calls.deliver_to(opened)):
+            async with services.kept.following(call_id, services.calls.deliver_to(opened)):
                 yield
         finally:
             if not self._is_admitted:
                 with contextlib.suppress(QueueUnavailable):
-                    await services.kept.unkeep(head.call_id, "The call was refused.")
+                    await services.kept.unkeep(call_id, "The call was refused.")
 
     async def _read_call(self, key: Key) -> Call:
         """Read and check the body, which is free again as soon as this returns, unless the call is kept."""
@@ -267,17 +298,28 @@ class Exchange:
                     self.model_label = _known_model(body, services.registry.models())
                     raise
 
+    async def _constrain(self, call: Call, constraint: Constraint, key: Key) -> None:
+        checked = await self._services.grammars.grammar(constraint, key.id)
+        call.follow(checked.grammar)
+        if checked.warnings:
+            said = f"{constraint.param}: {'; '.join(checked.warnings)}"
+            self._headers.append((WARNING, shortened(said, MOST_WARNING).encode("ascii", "backslashreplace")))
+
     async def refuse(self, error: RequestError) -> None:
         """Answer with an error; a client that is gone gets none."""
         if error.status >= 500:
             logger.warning("a call failed: %s", error.message, extra=fields(reason=error.reason))
         with contextlib.suppress(OSError):  # the connection broke meanwhile
             if self._is_status_out:
-                event = self._dialect.wire.error_event(error)
+                event = self._error_event(error)
                 await self._send({"type": "http.response.body", "body": event, "more_body": False})
             else:
                 self._is_status_out = True
                 await send_error(self._send, error, self._dialect.wire.error(error))
+
+    def _error_event(self, error: RequestError) -> bytes:
+        """An error after the status line."""
+        return self._dialect.wire.error_event(error)
 
     def _shadow_of(self, entry: ModelEntry, first: Request, call_id: str) -> Request | None:
         """The copy that the revision that is tried out gets of a call's first sequence, if it gets one."""
@@ -307,21 +349,27 @@ class Exchange:
                 for index, segment in segments:
                     choices[index].append(segment)
                 usage = count_usage(admitted.opened.finishes(), admitted.call.n)
-                body = admitted.call.answer(admitted.head, choices, usage)
+                body = await self._written(admitted, choices, usage)
                 if usage.total_tokens:  # none where no model ran
                     self._record(admitted, usage, None)
                 self._is_status_out = True
-                await send_json(self._send, 200, body)
+                await send_json(self._send, 200, body, self._headers)
             case Failed(_, finish):
                 entry = self._as_it_is(admitted.entry)
-                raise failure_error(finish, admitted.call.prompt_field, entry)
+                raise failure_error(finish, admitted.call, entry)
             case _:
                 raise ClientLeft
+
+    async def _written(self, admitted: Admitted, choices: list[list[Segment]], usage: Usage) -> bytes:
+        """Write a whole answer; what many results make, beside the event loop."""
+        write = partial(admitted.call.answer, admitted.head, choices, usage)
+        has_results = len(choices) > 1 and choices[0][-1].result is not None
+        return await asyncio.to_thread(write) if has_results else write()
 
     async def _stream(self, admitted: Admitted) -> None:
         """Hold the status line until there is something to say, then events until every choice has ended."""
         opened, entry, wire = admitted.opened, admitted.entry, self._dialect.wire
-        events = admitted.events()
+        events = await self._open_events(admitted)
         first_token: float | None = None
         loop = asyncio.get_running_loop()
         hold = loop.call_later(self._services.settings.hold_status_seconds, opened.end_hold)
@@ -346,9 +394,10 @@ class Exchange:
                     case Signal.DISCONNECTED:
                         raise ClientLeft
                     case Failed(segments, finish):
-                        if self._is_status_out or admitted.seen:
+                        self._failed = finish
+                        if self._is_status_out or any(admitted.seen):
                             await self._write_segments(opened, events, segments)
-                        raise failure_error(finish, admitted.call.prompt_field, self._as_it_is(entry))
+                        raise failure_error(finish, admitted.call, self._as_it_is(entry))
                     case Ended(segments):
                         if first_token is None:
                             first_token = time.perf_counter() - self._started
@@ -364,6 +413,10 @@ class Exchange:
                         assert_never(unknown)
         finally:
             hold.cancel()
+
+    async def _open_events(self, admitted: Admitted) -> Events:
+        events = admitted.call.events(admitted.head)
+        return NumberedEvents(events, admitted.head.call_id, admitted.seen) if admitted.seen else events
 
     async def _position_headers(self, admitted: Admitted) -> list[Header]:
         """Empty where the queue does not say in time."""
@@ -385,7 +438,7 @@ class Exchange:
             {
                 "type": "http.response.start",
                 "status": 200,
-                "headers": [*stream_head(self._dialect.wire.media_type), *headers],
+                "headers": [*stream_head(self._dialect.wire.media_type), *self._headers, *headers],
             }
         )
         opened.wrote()
@@ -430,7 +483,7 @@ def _known_model(body: bytes, models: Container[str]) -> str:
     return name if name in models else UNKNOWN_MODEL
 
 
-def _wants_event_ids(scope: Scope) -> bool:
+def wants_event_ids(scope: Scope) -> bool:
     """A client that resumes names the last id it saw; any other asks by a header."""
     asked = text_header(scope, b"x-tidegate-event-ids")
     return header(scope, b"last-event-id") is not None or (asked or "").lower() in ("1", "true")

@@ -130,5 +130,7 @@ class HotRoutes:
             await self._app(scope, receive, send)
         elif scope["method"] == "POST":
             await endpoint(scope, receive, send)
+        elif scope["path"] == "/":  # which answers GET too
+            await self._app(scope, receive, send)
         else:
             raise HTTPException(405, headers={"allow": "POST"})

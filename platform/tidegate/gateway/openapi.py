@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from tidegate import __version__
-from tidegate.gateway.bodies import REFERENCE, describe, reference
+from tidegate.gateway.bodies import REFERENCE, describe
 from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.wire import OPENAI, Wire
 
@@ -105,5 +105,6 @@ def _generation(dialect: Dialect) -> dict[str, Any]:
     }
 
 
-def _json(struct: type[msgspec.Struct]) -> dict[str, Any]:
-    return {"application/json": {"schema": reference(struct.__name__)}}
+def _json(kind: Any) -> dict[str, Any]:
+    (schema,), _ = msgspec.json.schema_components([kind], ref_template=REFERENCE)
+    return {"application/json": {"schema": schema}}

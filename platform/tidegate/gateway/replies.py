@@ -7,6 +7,7 @@ import logging
 from tidegate.control.reasons import Reason
 from tidegate.errors import (
     PROMPT_REFUSALS,
+    REFUSED_FIELDS,
     GenerationFailed,
     InvalidRequest,
     ModelUnavailable,
@@ -15,6 +16,7 @@ from tidegate.errors import (
 )
 from tidegate.gateway import admission, sse
 from tidegate.gateway.asgi import Header
+from tidegate.gateway.dialects.base import Call
 from tidegate.messages.queue import Place
 from tidegate.messages.registry import ModelEntry
 from tidegate.messages.work import Finish
@@ -31,7 +33,7 @@ _TOLD = {
 }
 
 
-def failure_error(finish: Finish, prompt_field: str, entry: ModelEntry) -> RequestError:
+def failure_error(finish: Finish, call: Call, entry: ModelEntry) -> RequestError:
     """Say to the client why a request ended badly. A 5xx shows the stable code, not the inside."""
     if finish.reason == "expired":
         said = finish.message or "The request waited longer than it may and never ran."
@@ -48,7 +50,11 @@ def failure_error(finish: Finish, prompt_field: str, entry: ModelEntry) -> Reque
     if code := _TOLD.get(finish.code):
         return GenerationFailed(finish.message, code=code)
     if code := PROMPT_REFUSALS.get(finish.code):
-        return InvalidRequest(finish.message, param=prompt_field, code=code)
+        constraint = call.constraint if finish.code == "GrammarFailed" else None
+        param = REFUSED_FIELDS.get(finish.code, call.prompt_field)
+        if constraint is not None:
+            param = constraint.param
+        return InvalidRequest(finish.message, param=param, code=code)
     logger.error("a request failed in the engine: %s", finish.message, extra=fields(code=finish.code))
     return GenerationFailed(
         f"The model {entry.name!r} failed on this request ({finish.code or 'EngineError'}). "

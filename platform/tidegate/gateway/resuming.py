@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from starlette.responses import Response
 
@@ -36,35 +35,32 @@ async def find_kept(services: Services, call_id: str, key: Key) -> KeptCall:
     return kept
 
 
-class Resumed(Response):
-    """The rest of a kept call's stream. `seen`: so many events of each choice the client has."""
+class Resumption(Exchange):
+    """Writes the rest of a stream. `seen`: so many events of each choice the client has."""
 
-    def __init__(self, services: Services, kept: KeptCall, seen: Sequence[int]) -> None:
-        self._resumption = (services, kept, seen)
-        self.background = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        services, kept, seen = self._resumption
-        dialect = _BY_PATH[kept.path]
-        await conducted(_Resumption(services, scope, receive, send, dialect, _resumed=kept, _seen=seen))
-
-
-@dataclass(slots=True, kw_only=True)
-class _Resumption(Exchange):
-    _resumed: KeptCall
-    _seen: Sequence[int]
+    def __init__(
+        self,
+        services: Services,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        dialect: Dialect,
+        kept: KeptCall,
+        seen: Sequence[int],
+    ) -> None:
+        super().__init__(services, scope, receive, send, dialect)
+        self._resumed = kept
+        self._seen = seen
 
     async def run(self) -> None:
         services, kept = self._services, self._resumed
-        head = AnswerHead(kept.id, kept.created, kept.model, kept.revision, kept.context_length)
         call = self._dialect.read(kept.body)
         opened = services.calls.reopen(kept)
         watcher: asyncio.Task[None] | None = None
         try:
             async with services.kept.following(kept.id, services.calls.deliver_to(opened)):
                 services.calls.submitted(opened)
-                entry = services.registry.models().get(kept.model) or _gone(kept)
-                admitted = Admitted(call, head, entry, opened, is_numbered=True, seen=self._seen)
+                admitted = Admitted(call, head_of(kept), entry_of(services, kept), opened, self._seen)
                 watcher = asyncio.get_running_loop().create_task(watch(self._receive, opened))
                 await self._stream(admitted)
         finally:
@@ -74,6 +70,28 @@ class _Resumption(Exchange):
 
     def _record(self, admitted: Admitted, usage: Usage, first_token: float | None) -> None:
         """The answer was counted when it was made."""
+
+
+class Resumed(Response):
+    """A route's answer: the rest of a kept call's stream."""
+
+    def __init__(
+        self, services: Services, kept: KeptCall, seen: Sequence[int], kind: type[Resumption] = Resumption
+    ) -> None:
+        self._about = (services, kept, seen, kind)
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services, kept, seen, kind = self._about
+        await conducted(kind(services, scope, receive, send, _BY_PATH[kept.path], kept, seen))
+
+
+def head_of(kept: KeptCall) -> AnswerHead:
+    return AnswerHead(kept.id, kept.created, kept.model, kept.revision, kept.context_length, kept.ended)
+
+
+def entry_of(services: Services, kept: KeptCall) -> ModelEntry:
+    return services.registry.models().get(kept.model) or _gone(kept)
 
 
 def _gone(kept: KeptCall) -> ModelEntry:

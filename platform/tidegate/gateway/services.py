@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tidegate.gateway.grammar_pool import GrammarPool
 from tidegate.gateway.intake import Intake
 from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import KeptCalls, KeyRing, ModelRegistry, RequestQueue
@@ -22,6 +23,7 @@ class Services:
     metrics: GatewayMetrics
     calls: OpenCalls
     intake: Intake
+    grammars: GrammarPool
 
 
 def make_services(
@@ -37,4 +39,4 @@ def make_services(
     # Less would refuse each body of the largest size.
     intake = Intake(max(settings.bodies_max_bytes, 2 * settings.max_body_bytes))
     metrics.open_requests.set_function(lambda: len(calls))
-    return Services(settings, gateway_id, queue, kept, keys, registry, metrics, calls, intake)
+    return Services(settings, gateway_id, queue, kept, keys, registry, metrics, calls, intake, GrammarPool())

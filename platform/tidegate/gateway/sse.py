@@ -27,8 +27,12 @@ def text_json(text: str) -> bytes:
     """A JSON string. Characters that some clients' line splitters take for line ends are escaped, because
     a line is what delimits an event."""
     escaped = orjson.dumps(text)
-    if not text.isascii():
-        for raw, escape in _LINE_BREAKERS:
-            if raw in escaped:
-                escaped = escaped.replace(raw, escape)
-    return escaped
+    return escaped if text.isascii() else on_one_line(escaped)
+
+
+def on_one_line(json: bytes) -> bytes:
+    """The same for any JSON."""
+    for raw, escape in _LINE_BREAKERS:
+        if raw in json:
+            json = json.replace(raw, escape)
+    return json

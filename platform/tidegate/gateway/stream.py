@@ -34,7 +34,7 @@ from tidegate.gateway.metrics import GatewayMetrics
 from tidegate.gateway.ports import RequestQueue
 from tidegate.messages.kept import KeptCall
 from tidegate.messages.queue import Place
-from tidegate.messages.work import Finish, Request, Segment
+from tidegate.messages.work import Finish, Request, Scores, Segment, Vectors
 
 logger = logging.getLogger("tidegate.gateway.stream")
 
@@ -48,6 +48,8 @@ MOST_PENDING_BYTES = 16 * 1024 * 1024
 MOST_ANSWER_BYTES = 128 * 1024 * 1024  # of an answer that is not streamed
 MOST_UNTAKEN_BYTES = 256 * 1024 * 1024
 _SEGMENT_BYTES, _LOGPROB_BYTES = 440, 215  # measured; a token and each of its alternatives
+_NUMBER_BYTES = 32  # of a list
+_CALL_BYTES = 300  # a part of a call, beside its arguments
 TOO_SLOW = Finish("error", "ReaderTooSlow", "The client reads its stream slower than it is written.")
 TOO_LARGE = Finish("error", "AnswerTooLarge", "The answer is too large to be sent whole: ask for a stream.")
 LOG_GONE = Finish("error", "LogGone", "the request's log is gone")
@@ -171,10 +173,14 @@ class OpenCall:
             return
         self._pending.append((request.index, segment))
         output = segment.output
-        size_bytes = _SEGMENT_BYTES + len(output.text)
+        size_bytes = _SEGMENT_BYTES + len(output.text) + len(output.reasoning)
+        if output.calls:
+            size_bytes += sum([_CALL_BYTES + len(call.arguments) for call in output.calls])
         for entries in (output.logprobs, output.prompt_logprobs):
             if entries:
                 size_bytes += _LOGPROB_BYTES * sum([1 + len(token.top) for token in entries])
+        if segment.result is not None:
+            size_bytes += result_bytes(segment.result)
         self._pending_bytes += size_bytes
         self.untaken.size_bytes += size_bytes
         if self._pending_bytes > self.most_pending_bytes or self.untaken.is_too_much(self._pending_bytes):
@@ -240,6 +246,13 @@ class OpenCall:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+def result_bytes(result: Vectors | Scores) -> int:
+    """About what a result takes of memory."""
+    if isinstance(result, Vectors):
+        return len(result.values)
+    return sum([_NUMBER_BYTES * len(row) for row in result.rows])
 
 
 class OpenCalls:

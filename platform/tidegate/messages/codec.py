@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from tidegate.messages import before
 from tidegate.messages.kept import KeptCall
-from tidegate.messages.work import Prompt, Request, Segment
+from tidegate.messages.work import Inputs, Prompt, Request, Segment
 
 _HUGE_NUMBER = 1  # the msgpack extension type of a whole number beyond 64 bits: signed, big-endian
 
@@ -36,7 +36,7 @@ _kept_decoder = msgspec.msgpack.Decoder(KeptCall, ext_hook=_read_extension)
 _request_decoder = msgspec.msgpack.Decoder(Request, ext_hook=_read_extension)
 
 
-def encode_prompt(prompt: Prompt) -> bytes:
+def encode_prompt(prompt: Prompt | Inputs) -> bytes:
     try:
         return _encoder.encode(prompt)
     except OverflowError:  # a chat's messages and template variables hold any JSON, numbers of any size too

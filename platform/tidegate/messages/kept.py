@@ -22,6 +22,7 @@ class KeptCall(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     sequences: int
     body: bytes  # as the client sent it
     messages: list[dict[str, Any]] = []  # of the conversation before it
+    ended: int = 0  # unix seconds; 0: not yet. As it is found, never as it is kept
 
 
 def gateway_of(call_id: str) -> str:

@@ -2,7 +2,8 @@
 
 All are frozen msgspec structs, encoded as msgpack arrays: the position of a field is its wire format,
 so new fields are appended with a default and none is ever reordered. An envelope (`Request`, `Segment`) says
-whose it is; what is asked and what comes back are unions by tag, to which a task adds its own pair.
+whose it is; what is asked is a union by tag, to which a task adds its own. What comes back is `Tokens`, piece
+by piece, or the one `result` of a task that generates nothing.
 
     gateway ──Request──> queue ──Claim──> replica ──Segment──> queue (log + channel) ──Segment──> gateway
 
@@ -58,13 +59,19 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 
 
 class ChatPrompt(msgspec.Struct, frozen=True, array_like=True, tag="chat"):
-    """Messages as the client sent them (validated); the replica renders the chat template."""
+    """Messages as the client sent them (validated); the replica renders the chat template.
+
+    Those with `tool_calls` have the arguments as objects, as templates want them.
+    """
 
     messages: list[dict[str, Any]]
     add_generation_prompt: bool = True
     continue_final_message: bool = False  # the answer goes on inside the last message
     add_special_tokens: bool = False  # besides those that the template writes
     template_args: dict[str, Any] = {}  # variables of the template
+    tools: list[dict[str, Any]] = []  # that may be called, in OpenAI's shape
+    tool_choice: str = ""  # auto, required, or the name of the one to call; empty: without tools
+    parallel_tool_calls: bool = True  # more than one call in an answer
 
 
 class TextPrompt(msgspec.Struct, frozen=True, array_like=True, tag="text"):
@@ -77,6 +84,21 @@ class TokenPrompt(msgspec.Struct, frozen=True, array_like=True, tag="t"):
 
 
 Prompt = ChatPrompt | TextPrompt | TokenPrompt
+
+
+class PairPrompt(msgspec.Struct, frozen=True, array_like=True, tag="pair"):
+    """Two texts to judge together, such as a query and a document."""
+
+    text: str
+    pair: str
+
+
+class Inputs(msgspec.Struct, frozen=True, array_like=True, tag="in"):
+    """Neighbouring inputs of a call, of one kind, that one request carries: a call of thousands is some
+    hundred requests. `first` is the place of its first one in the call."""
+
+    items: list[TextPrompt | TokenPrompt | PairPrompt]
+    first: int = 0
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
@@ -99,7 +121,23 @@ class Detokenize(msgspec.Struct, frozen=True, array_like=True, tag="detokenize")
     prompt: TokenPrompt
 
 
-Work = Generate | Tokenize | Detokenize
+class Embed(msgspec.Struct, frozen=True, array_like=True, tag="embed"):
+    """Inputs whose vectors come back as `Vectors`."""
+
+    prompt: Inputs
+    dimensions: int | None = None  # keep so many numbers of each vector, normalised again
+    truncate: int | None = None  # keep so many of an input's first tokens; -1: as many as fit
+    prompt_name: str = ""  # of the checkpoint's prompts, to be put before each text; empty: its default
+
+
+class Score(msgspec.Struct, frozen=True, array_like=True, tag="score"):
+    """Inputs that the head of a model judges. What it says comes back as `Scores`."""
+
+    prompt: Inputs
+    truncate: int | None = None  # as in `Embed`
+
+
+Work = Generate | Tokenize | Detokenize | Embed | Score
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -144,11 +182,20 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     stopped_by: str = ""  # the stop string that ended the text; empty: none did
 
 
+class CallDelta(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a call of a tool. The parts with one `index` joined are the call."""
+
+    index: int  # of the call in its answer
+    id: str  # with the name in the call's first part alone
+    name: str
+    arguments: str  # a piece of JSON text
+
+
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     """The answer to `Generate`, or a part of it.
 
-    `text` holds only characters that can never be taken back: partial UTF-8 and possible beginnings of a stop
-    string wait for later tokens. The tag is short because it travels with every segment.
+    `text` holds only characters that can never be taken back: partial UTF-8, possible beginnings of a stop
+    string and of a call wait for later tokens. The tag is short because it travels with every segment.
     """
 
     token_ids: list[int] = []
@@ -157,9 +204,31 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     # Both in the first segment alone, where asked for.
     prompt_ids: list[int] = []
     prompt_logprobs: list[TokenLogprob] = []
+    # What of the answer is not its content, where the chat format tells: it is not in `text`.
+    reasoning: str = ""
+    calls: list[CallDelta] = []
+
+    @property
+    def any_text(self) -> str:
+        """Some of what the answer says, be it content or not; empty: nothing."""
+        return self.text or self.reasoning or "".join([call.name + call.arguments for call in self.calls])
 
 
 NO_TOKENS = Tokens()
+
+
+class Vectors(msgspec.Struct, frozen=True, array_like=True, tag="v"):
+    """The answer to `Embed`: little-endian float32, the vectors one behind the other."""
+
+    dimensions: int
+    values: bytes
+
+
+class Scores(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """The answer to `Score`: for each input a number for each of the model's labels."""
+
+    rows: list[list[float]]
+    labels: list[str] = []
 
 
 class Segment(msgspec.Struct, frozen=True, array_like=True):
@@ -174,6 +243,7 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     finish: Finish | None = None
     output: Tokens = NO_TOKENS
     prompt_tokens: int = 0  # in segment 0 (and wherever known)
+    result: Vectors | Scores | None = None  # of a task that generates nothing, whole, in its only segment
 
 
 class Claim(msgspec.Struct, frozen=True):

@@ -13,21 +13,32 @@ class Measure:
     """Takes each output of one attempt. `created` is the request's, `log` what earlier attempts emitted; all
     times are unix seconds."""
 
-    __slots__ = ("_created", "_first", "_first_tokens", "_has_text", "_is_continued", "_last", "_tokens")
+    __slots__ = (
+        "_created",
+        "_first",
+        "_first_tokens",
+        "_has_text",
+        "_is_continued",
+        "_is_whole",
+        "_last",
+        "_tokens",
+    )
 
     def __init__(self, created: float, log: Sequence[Segment]) -> None:
         self._created = created
         self._is_continued = bool(log)
         self._has_text = False
+        self._is_whole = False  # it generates nothing
         self._tokens = 0
         for segment in log:
-            self._has_text = self._has_text or bool(segment.output.text)
+            self._has_text = self._has_text or bool(segment.output.any_text)
             self._tokens += len(segment.output.token_ids)
         self._first = self._last = 0.0
         self._first_tokens = 0
 
-    def add(self, tokens: int, text: str, now: float) -> None:
+    def add(self, tokens: int, text: str, now: float, *, is_whole: bool = False) -> None:
         self._tokens += tokens
+        self._is_whole = is_whole
         if text:
             self._has_text = True
         if not self._first:
@@ -42,7 +53,9 @@ class Measure:
             words = ["error"]
         elif finish.reason == "stop":
             words = ["ok"]
-            if not self._has_text:
+            if self._is_whole:
+                pass
+            elif not self._has_text:
                 words.append("empty")
             elif self._tokens <= 1:
                 words.append("instant")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
-from tidegate.messages.work import Segment, Tokens
+from tidegate.messages.work import Segment, Tokens, Vectors
 from tidegate.serving.measure import Measure
 from tidegate.serving.ports import LeaseQueue
 from tidegate.tasks import end_tasks
@@ -29,6 +29,7 @@ from tidegate.tasks import end_tasks
 log = logging.getLogger(__name__)
 
 MOST_UNSENT_TOKENS = 32_768
+TOKEN_BYTES = 64  # about what one takes in a segment: vectors count by it
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 1.0
 
@@ -74,11 +75,13 @@ class Outbox:
             seq = held.seq
             held.seq = seq + 1
             prompt_tokens = 0 if seq else output.prompt_tokens
-            segment = Segment(held.id, seq, output.finish, output.output, prompt_tokens)
+            segment = Segment(held.id, seq, output.finish, output.output, prompt_tokens, output.result)
         else:
             segment = merged(earlier[1], output)
         self._unsent[held.id] = (held.attempt, segment)
         self._unsent_tokens += len(output.output.token_ids)
+        if isinstance(output.result, Vectors):
+            self._unsent_tokens += len(output.result.values) // TOKEN_BYTES
 
     def send(self) -> None:
         """Start a batch unless one is in flight (it is followed by the next one)."""
@@ -165,5 +168,7 @@ def merged(segment: Segment, output: StepOutput) -> Segment:
         logprobs,
         old.prompt_ids or new.prompt_ids,
         old.prompt_logprobs or new.prompt_logprobs,
+        old.reasoning + new.reasoning,
+        old.calls + new.calls if new.calls else old.calls,
     )
-    return Segment(segment.request_id, segment.seq, output.finish, both, segment.prompt_tokens)
+    return Segment(segment.request_id, segment.seq, output.finish, both, segment.prompt_tokens, output.result)

@@ -253,9 +253,9 @@ class ReplicaLoop:
             held = self._held.get(output.request_id)
             if held is None or held.is_finished or not 0 < held.ticket <= delivery.ticket:
                 continue  # of an earlier life of this id, or after its end
-            tokens, text, ends = len(output.output.token_ids), output.output.text, ""
-            if tokens or text:
-                held.measure.add(tokens, text, now)
+            tokens, text, ends = len(output.output.token_ids), output.output.any_text, ""
+            if tokens or text or output.result is not None:
+                held.measure.add(tokens, text, now, is_whole=output.result is not None)
             if output.finish is not None:
                 ends = held.measure.ends(output.finish)
                 held.is_finished = True

@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from tidegate.errors import SourceError
-from tidegate.sources.facts import DecoderShape, StoredWeights, auto_precision, decoder_shape, text_config
+from tidegate.sources.facts import (
+    DecoderShape,
+    StoredWeights,
+    auto_precision,
+    decoder_shape,
+    task_of,
+    text_config,
+)
 from tidegate.sources.schemes import WANTED_FILES
 from tidegate.sources.tensors import LFS_POINTER, MOST_LFS_BYTES, StoredTensor, lfs_pointer, read_header
 
 MAX_CONFIG_BYTES = 64 * 1024 * 1024
 SINGLE, INDEX_ENDING = "model.safetensors", ".safetensors.index.json"
 INDEX = f"model{INDEX_ENDING}"
+MODULES = "modules.json"  # of sentence-transformers: what comes behind the model
 ADAPTER, GENERATION = "adapter_config.json", "generation_config.json"
 # Beside the weights, what is read of a checkpoint.
 SMALL_FILES = [pattern for pattern in WANTED_FILES if pattern != "*.safetensors"]
@@ -80,6 +88,11 @@ class Checkpoint:
         return str((self.config.get("architectures") or [self.model_type])[0])
 
     @property
+    def task(self) -> str:
+        """What its files say that it is for (`sources.facts.TASKS`)."""
+        return task_of(self.config, MODULES in self.files)
+
+    @property
     def quantization(self) -> str:
         """none, gptq, or another method's own name; `unknown` where a quantization names none."""
         found = [quantization_method(file, config) for file, config in self.quantizations.items()]
@@ -123,8 +136,13 @@ class Checkpoint:
             name
             for name, size in self.files.items()
             if name in self.weight_files
-            or (size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in SMALL_FILES))
+            or (size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in self._small))
         ]
+
+    @property
+    def _small(self) -> list[str]:
+        """The layers of sentence-transformers' modules are small files too."""
+        return [*SMALL_FILES, SINGLE] if MODULES in self.files else SMALL_FILES
 
     def digest(self, commit: str = "") -> str:
         """Return a checksum over what is loaded: the small files' contents, and for weights their checksum

@@ -26,6 +26,14 @@ DECODERS = ("text_config", "thinker_config", "decoder", "generator")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
+# What a model does. score: a number for a text or a pair of them; classify: a share for each of its labels.
+TASKS = ("generate", "embed", "score", "classify")
+# Ends of the names of classes without a head to choose tokens with: what is below it makes vectors.
+BARE_HEADS = ("Model", "ForMaskedLM", "ForPreTraining")
+LANGUAGE_HEADS = ("LMHeadModel", "DoubleHeadsModel")
+JUDGING_HEAD = "ForSequenceClassification"
+
+
 class DecoderShape(msgspec.Struct, frozen=True):
     """A decoder's size as its config gives it. 0: not said. JSON in the records of the host."""
 
@@ -81,6 +89,25 @@ class Resolved(msgspec.Struct, frozen=True):
     files: dict[str, int] = {}
     shape: DecoderShape = DecoderShape()
     weights: StoredWeights = StoredWeights()
+    task: str = "generate"
+
+
+def task_of(config: Mapping[str, Any], has_modules: bool) -> str:
+    """Return what a checkpoint is for, by its architectures and by whether it has sentence-transformers'
+    modules. One that names no architecture generates."""
+    heads = [str(name) for name in config.get("architectures") or []]
+    if any(head.endswith(JUDGING_HEAD) for head in heads):
+        return "score" if label_count(config) == 1 else "classify"
+    is_bare = bool(heads) and all(
+        head.endswith(BARE_HEADS) and not head.endswith(LANGUAGE_HEADS) for head in heads
+    )
+    return "embed" if has_modules or is_bare else "generate"
+
+
+def label_count(config: Mapping[str, Any]) -> int:
+    """Return how many labels a classifying head has; transformers' own number is two."""
+    labels, count = config.get("id2label"), config.get("num_labels")
+    return len(labels) if isinstance(labels, Mapping) else count if isinstance(count, int) else 2
 
 
 def auto_precision(config: Mapping[str, Any], values: Mapping[str, int]) -> str:
@@ -118,10 +145,16 @@ def decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
 
 
 def contradiction(
-    shape: DecoderShape, quantization: str, *, asked_context: int, asked_quantization: str
+    shape: DecoderShape,
+    quantization: str,
+    *,
+    asked_context: int,
+    asked_quantization: str,
+    task: str = "",
+    asked_task: str = "",
 ) -> str:
-    """Say what a spec asks of a checkpoint that it cannot give; empty where it can. `quantization` is the
-    checkpoint's, and "" where nobody knows it."""
+    """Say what a spec asks of a checkpoint that it cannot give; empty where it can. `quantization` and `task`
+    are the checkpoint's, and "" where nobody knows it; `asked_task` is "" or auto where none is asked for."""
     longest = max(shape.positions, shape.longest)
     if longest and asked_context > longest:
         found = f"the checkpoint holds {longest} positions"
@@ -129,6 +162,10 @@ def contradiction(
     if asked_quantization not in ("auto", quantization or asked_quantization):
         what = "is not quantized" if quantization == "none" else "is quantized with GPTQ"
         return f"quantization is {asked_quantization}, but the checkpoint {what}: leave it out."
+    # Vectors can be made with any model, and a head of one label is also one of labels.
+    fits = ("", "auto", "embed", task, *(("classify",) if task == "score" else ()))
+    if task and asked_task not in fits:
+        return f"task is {asked_task}, but the checkpoint is made to {task}: leave it out."
     return ""
 
 

@@ -61,6 +61,7 @@ def resolve(
         files=dict(checkpoint.files),
         shape=checkpoint.shape,
         weights=loaded_weights(checkpoint),
+        task=checkpoint.task,
     )
 
 

@@ -15,18 +15,13 @@ from tidegate.sources.checkpoint import INDEX_ENDING, SINGLE, Checkpoint, FilesM
 from tidegate.sources.gptq import check_gptq
 
 UNSUPPORTED = "UnsupportedModel"
-# Ends of the names of classes that generate no text; a bare `...Model` has no head to choose tokens with.
+# Ends of the names of classes whose task is not served.
 OTHER_HEADS = (
-    "ForMaskedLM",
-    "ForPreTraining",
-    "ForSequenceClassification",
     "ForTokenClassification",
     "ForQuestionAnswering",
     "ForMultipleChoice",
     "ForNextSentencePrediction",
-    "Model",
 )
-LANGUAGE_HEAD = "LMHeadModel"
 # Tensors of float8 and integer weights that mean nothing without them.
 SCALES = ("weight_scale", "weight_scale_inv", "scale_weight", "absmax", "SCB")
 
@@ -51,8 +46,8 @@ def check_described(checkpoint: Checkpoint) -> None:
             UNSUPPORTED, f"{named(checkpoint)} is an encoder-decoder; this engine serves decoders only."
         )
     heads = [str(name) for name in checkpoint.config.get("architectures") or []]
-    if heads and all(head.endswith(OTHER_HEADS) and not head.endswith(LANGUAGE_HEAD) for head in heads):
-        raise not_causal(checkpoint)
+    if heads and all(head.endswith(OTHER_HEADS) for head in heads):
+        raise not_served(checkpoint)
     _check_padding(checkpoint)
 
 
@@ -62,6 +57,14 @@ def unknown_type(checkpoint: Checkpoint) -> SourceError:
         UNSUPPORTED,
         f"The installed transformers has no architecture {checkpoint.model_type!r} (model_type in "
         f"config.json).{own_code}",
+    )
+
+
+def not_served(checkpoint: Checkpoint) -> SourceError:
+    return SourceError(
+        UNSUPPORTED,
+        f"{named(checkpoint)} neither generates text nor makes vectors of it, nor classifies whole texts; "
+        "only that is served.",
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
+from msgspec.structs import replace
+
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.codec import decode_kept, decode_segments
 from tidegate.messages.kept import KeptCall, gateway_of
@@ -63,10 +65,10 @@ class KeptCalls:
 
     async def find(self, call_id: str, tenant: str) -> KeptCall | None:
         """See `gateway.ports.KeptCalls.find`."""
-        of, record = await self._connection.call(
-            "HMGET", f"{self._prefix}{gateway_of(call_id)}", "tenant", "record", repeat=True
+        of, record, ended = await self._connection.call(
+            "HMGET", f"{self._prefix}{gateway_of(call_id)}", "tenant", "record", "ended", repeat=True
         )
-        return decode_kept(record) if of == tenant.encode() else None
+        return replace(decode_kept(record), ended=int(ended or 0)) if of == tenant.encode() else None
 
     async def state(self, request_id: str) -> str:
         """See `gateway.ports.KeptCalls.state`."""

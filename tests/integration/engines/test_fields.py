@@ -272,6 +272,7 @@ def test_a_stop_string_is_kept_where_asked_for(llama: Engine, steps: int) -> Non
     rest = run_one(llama, request, begun.log)
     assert begun.text + rest.text == text[: text.index(stop) + len(stop)]
     assert rest.finish is not None and rest.finish.reason == "stop"
+    assert rest.finish.stopped_by == stop
 
 
 @pytest.mark.parametrize(

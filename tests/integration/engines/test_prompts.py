@@ -109,7 +109,8 @@ async def test_templates_that_loop_end_and_keep_nobody_waiting(engine: Transform
         assert isinstance(finish, Finish)
         assert (finish.code, finish.message) == (
             "PromptTooCostly",
-            "The model's chat template took more than 2 s of CPU time over these messages.",
+            "The model's chat template took more than 2 s of CPU time over these messages, or the grammar of "
+            "their tools.",
         )
     after = await asyncio.gather(*(chat(engine, "hello") for _ in range(2 * LANES)))
     assert after == made[len(loops) :][: 2 * LANES]

@@ -162,6 +162,7 @@ def test_a_missing_chat_template_is_named(load: Callable[..., Engine], tmp_path:
     assert refused is not None
     assert refused.code == "InvalidPrompt"
     assert "no chat template" in refused.message
+    assert "spec.chatTemplate" in refused.message
 
 
 def test_characters_are_never_broken(llama: Engine) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import itertools
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,18 @@ from tidegate.gateway.door import door_class
 from tidegate.gateway.services import Services, make_services
 from tidegate.messages.queue import QueueLimits
 from tidegate.messages.registry import ModelEntry
-from tidegate.messages.work import Claim, Finish, FinishReason, Segment, TokenLogprob, Tokens
+from tidegate.messages.work import (
+    Claim,
+    Embed,
+    Finish,
+    FinishReason,
+    Score,
+    Scores,
+    Segment,
+    TokenLogprob,
+    Tokens,
+    Vectors,
+)
 from tidegate.replica_args import Times
 from tidegate.settings import Settings
 from tidegate.store.connection import Connection
@@ -100,6 +112,16 @@ class Replica:
         segment = Segment(request_id, seq, end, Tokens([tokens], text, list(logprobs)), PROMPT_TOKENS)
         await self.queue.emit([(claim.attempt, segment)])
 
+    async def emit(self, claim: Claim, *outputs: Tokens, finish: FinishReason) -> None:
+        """The whole rest of an answer, a segment for each."""
+        request_id = claim.request.id
+        first = self._seqs.get(request_id, 0)
+        segments = [Segment(request_id, seq, None, output) for seq, output in enumerate(outputs, first)]
+        end = Finish(finish, prompt_tokens=PROMPT_TOKENS, completion_tokens=first + len(outputs))
+        self._seqs[request_id] = first + len(outputs) + 1
+        segments.append(Segment(request_id, first + len(outputs), end))
+        await self.queue.emit([(claim.attempt, segment) for segment in segments])
+
     async def answer_everything(self) -> None:
         """One word for each request that comes, until cancelled."""
         while True:
@@ -107,7 +129,25 @@ class Replica:
             self.wake.clear()
             while claims := await self.queue.claim(64):
                 for claim in claims:
-                    await self.say(claim, "word", "stop")
+                    if isinstance(claim.request.work, Embed | Score):
+                        await self.judge(claim)
+                    else:
+                        await self.say(claim, "word", "stop")
+
+    async def judge(self, claim: Claim) -> None:
+        """A made-up result: of an input the vector (k, 1) or the scores, k being its place in the call."""
+        work = claim.request.work
+        assert isinstance(work, Embed | Score)
+        inputs = work.prompt
+        numbers = [float(inputs.first + place) for place in range(len(inputs.items))]
+        result: Vectors | Scores
+        if isinstance(work, Embed):
+            result = Vectors(2, b"".join(struct.pack("<2f", number, 1.0) for number in numbers))
+        else:
+            result = Scores([[number, 0.25] for number in numbers], ["bad", "ok"])
+        end = Finish("stop", prompt_tokens=PROMPT_TOKENS)
+        segment = Segment(claim.request.id, 0, end, prompt_tokens=PROMPT_TOKENS, result=result)
+        await self.queue.emit([(claim.attempt, segment)])
 
     async def answer(self, *words: str, count: int = 1, finish: FinishReason = "stop") -> list[Claim]:
         """Serve the next `count` requests whole, a segment per word."""
@@ -132,7 +172,7 @@ class Gateway:
     keys: Keys
     server: uvicorn.Server
     http: httpx.AsyncClient
-    open_replica: Callable[[str], Coroutine[Any, Any, Replica]]  # of another revision
+    open_replica: Callable[..., Coroutine[Any, Any, Replica]]  # of another revision, or model
 
     async def put_model(self, **changes: Any) -> None:
         """Change the model and wait until the gateway has seen it."""
@@ -171,13 +211,13 @@ async def open_gateway(redis_url: str, key_prefix: str, **changes: Any) -> Async
 
 
 async def _open_replica(
-    stack: AsyncExitStack, redis_url: str, key_prefix: str, revision: str = REVISION
+    stack: AsyncExitStack, redis_url: str, key_prefix: str, revision: str = REVISION, model: str = MODEL
 ) -> Replica:
     connection = await stack.enter_async_context(Connection(redis_url))
     queue = ReplicaQueue(
         connection,
         key_prefix=key_prefix,
-        model=MODEL,
+        model=model,
         revision=revision,
         replica_id=f"replica-{next(_gateways)}",
         times=Times(lease_seconds=60),

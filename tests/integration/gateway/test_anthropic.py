@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.integration.gateway.rig import MODEL, PROMPT_TOKENS, Gateway
-from tidegate.messages.work import ChatPrompt, Claim, Finish, Generate, Segment, Tokenize, Tokens
+from tidegate.messages.work import CallDelta, ChatPrompt, Claim, Finish, Generate, Segment, Tokenize, Tokens
 
 PATH = "/v1/messages"
 BODY: dict[str, Any] = {
@@ -18,6 +18,18 @@ BODY: dict[str, Any] = {
     "max_tokens": 32,
     "messages": [{"role": "user", "content": "Hello"}],
 }
+FORM = {"type": "json_schema", "schema": {}}
+TOOLS = [{"name": "weather", "description": "Of a city", "input_schema": {"properties": {"city": {}}}}]
+SHOWN = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Of a city",
+        "parameters": {"type": "object", "properties": {"city": {}}},
+    },
+}
+DEEP = json.loads('{"a":' * 70 + "1" + "}" * 70)
+CALL = {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Ulm"}}
 
 
 def events(response: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
@@ -97,7 +109,7 @@ async def test_what_an_agent_sends_reaches_the_model(gateway: Gateway) -> None:
         [
             {"role": "system", "content": "Be kind.\nBe brief."},
             {"role": "user", "content": "Hi\nthere"},
-            {"role": "assistant", "content": "Good"},
+            {"role": "assistant", "content": "Good", "reasoning_content": "hm"},
         ],
         add_generation_prompt=False,
         continue_final_message=True,
@@ -164,6 +176,123 @@ async def test_an_answer_without_text(gateway: Gateway) -> None:
     ]
 
 
+@pytest.mark.parametrize("older", [False, True])
+async def test_a_schema_reaches_the_model(gateway: Gateway, older: bool) -> None:
+    form = {"type": "json_schema", "schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+    body = {"output_format": form} if older else {"output_config": {"format": form, "effort": "low"}}
+    work, _ = await asked(gateway, body, "{}")
+    assert '"a"' in work.sampling.grammar
+    assert work.prompt.template_args == ({} if older else {"reasoning_effort": "low"})
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, ([SHOWN], "auto", True)),
+        ({"type": "auto", "disable_parallel_tool_use": True}, ([SHOWN], "auto", False)),
+        ({"type": "any"}, ([SHOWN], "required", True)),
+        ({"type": "tool", "name": "weather"}, ([SHOWN], "weather", False)),
+        ({"type": "none"}, ([], "", True)),
+    ],
+)
+async def test_tools_reach_the_model(gateway: Gateway, choice: Any, expected: Any) -> None:
+    tools = [TOOLS[0] | {"type": "custom", "cache_control": {"type": "ephemeral"}}]
+    work, _ = await asked(gateway, {"tools": tools, "tool_choice": choice}, "x")
+    prompt = work.prompt
+    assert (prompt.tools, prompt.tool_choice, prompt.parallel_tool_calls) == expected
+
+
+async def test_calls_and_results_are_history(gateway: Gateway) -> None:
+    result = {"type": "tool_result", "tool_use_id": "c1"}
+    body = {
+        "tools": TOOLS,
+        "messages": [
+            {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Let me see."}, CALL]},
+            {"role": "assistant", "content": [CALL | {"id": "c2"}]},
+            {
+                "role": "user",
+                "content": [
+                    result | {"content": [{"type": "text", "text": "Rain."}], "is_error": False},
+                    result | {"tool_use_id": "c2"},
+                    {"type": "text", "text": "Well?"},
+                ],
+            },
+        ],
+    }
+    work, _ = await asked(gateway, body, "x")
+    function = {"name": "weather", "arguments": {"city": "Ulm"}}
+    assert work.prompt.messages == [
+        {"role": "user", "content": "Rain?"},
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "tool_calls": [{"id": name, "type": "function", "function": function} for name in ("c1", "c2")],
+        },
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "Rain."},
+        {"role": "tool", "tool_call_id": "c2", "name": "weather", "content": ""},
+        {"role": "user", "content": "Well?"},
+    ]
+    assert work.prompt.add_generation_prompt
+
+
+PARTS = [
+    Tokens([1], reasoning="hm"),
+    Tokens([2], "Let me"),
+    Tokens([3], " see.", calls=[CallDelta(0, "c1", "weather", "")]),
+    Tokens([4], calls=[CallDelta(0, "", "", '{"city":')]),
+    Tokens([5], calls=[CallDelta(0, "", "", '"Ulm"}'), CallDelta(1, "c2", "weather", "{}")]),
+]
+
+
+async def called(gateway: Gateway, body: dict[str, Any]) -> httpx.Response:
+    call = asyncio.create_task(gateway.post(PATH, BODY | {"tools": TOOLS} | body))
+    [claim] = await gateway.replica.next()
+    for seq, part in enumerate(PARTS):
+        end = Finish("stop", "", "", PROMPT_TOKENS, len(PARTS)) if seq == len(PARTS) - 1 else None
+        segment = Segment(claim.request.id, seq, end, part, PROMPT_TOKENS)
+        await gateway.replica.queue.emit([(claim.attempt, segment)])
+    return await call
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+async def test_a_whole_answer_with_calls(gateway: Gateway, thinks: bool) -> None:
+    message = (await called(gateway, {"thinking": {"type": "adaptive"}} if thinks else {})).json()
+    thought = {"type": "thinking", "thinking": "hm", "signature": ""}
+    assert message["content"] == [
+        *([thought] if thinks else []),
+        {"type": "text", "text": "Let me see.", "citations": None},
+        CALL,
+        CALL | {"id": "c2", "input": {}},
+    ]
+    assert message["stop_reason"] == "tool_use"
+
+
+async def test_a_stream_with_calls(gateway: Gateway) -> None:
+    found = events(await called(gateway, {"thinking": {"type": "enabled"}, "stream": True}))
+    blocks: list[dict[str, Any]] = []
+    pieces: dict[int, str] = {}
+    for name, event in found:
+        if name == "content_block_start":
+            assert event["index"] == len(blocks)
+            blocks.append(event["content_block"])
+        elif name == "content_block_delta":
+            assert event["index"] == len(blocks) - 1
+            kind, piece = [value for key, value in event["delta"].items()]
+            assert (
+                kind
+                == {"text": "text", "thinking": "thinking", "tool_use": "input_json"}[blocks[-1]["type"]]
+                + "_delta"
+            )
+            pieces[event["index"]] = pieces.get(event["index"], "") + piece
+    assert [block["type"] for block in blocks] == ["thinking", "text", "tool_use", "tool_use"]
+    assert list(pieces.values()) == ["hm", "Let me see.", '{"city":"Ulm"}', "{}"]
+    assert blocks[2] == CALL | {"input": {}}
+    stops = [event["index"] for name, event in found if name == "content_block_stop"]
+    assert stops == [0, 1, 2, 3]
+    assert found[-2][1]["delta"]["stop_reason"] == "tool_use"
+
+
 async def test_tokens_are_counted(gateway: Gateway) -> None:
     body = {name: BODY[name] for name in ("model", "messages")}
     call = asyncio.create_task(gateway.post(f"{PATH}/count_tokens?beta=true", body | {"system": "Be kind."}))
@@ -184,9 +313,26 @@ async def _emit_prompt(gateway: Gateway, claim: Claim, prompt_ids: list[int]) ->
     ("body", "says"),
     [
         ({"max_tokens": None}, "max_tokens"),
-        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools: "),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "string"}}]}, "tools[0].input_schema.type: "),
+        ({"tool_choice": {"type": "any"}}, "tool_choice.type: "),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "nope"}}, "tool_choice.name: "),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]},
+            "messages[0].content[0].tool_use_id: ",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [CALL | {"input": DEEP}]}]},
+            "messages[0].content[0].input: ",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [CALL]}]},
+            "messages[0].content: ",
+        ),
         ({"mcp_servers": [{}]}, "mcp_servers: "),
         ({"nope": 1}, "nope: unknown field"),
+        ({"output_config": {"format": FORM}, "output_format": FORM}, "output_format: "),
+        ({"output_format": FORM | {"schema": {"type": "nope"}}}, "output_format.schema: "),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "image"),
     ],
 )

@@ -19,8 +19,19 @@ from tests.fuzzing import unfit_checks
 from tests.in_thread import in_thread
 from tests.integration.gateway.rig import MODEL, open_gateway
 from tests.redis_server import RedisServer
+from tidegate.gateway.dialects.embeddings import Embeddings
+from tidegate.gateway.dialects.judging import JUDGING
 
 EXAMPLES = 15  # per operation; a longer run is `schemathesis run http://.../openapi.json`
+# The models are called by their tasks.
+TASKS = {
+    "EmbeddingBody": "embed",
+    "OllamaEmbedBody": "embed",
+    "RerankBody": "score",
+    "ScoreBody": "score",
+    "ClassifyBody": "classify",
+    "ModerationBody": "classify",
+}
 ALL = list(HealthCheck)  # generating from a large schema is slow and filters much
 
 
@@ -28,9 +39,14 @@ ALL = list(HealthCheck)  # generating from a large schema is slow and filters mu
 async def serving_gateway(redis_url: str) -> AsyncIterator[tuple[str, str]]:
     """The address and a key of a gateway with a replica that answers everything."""
     async with open_gateway(redis_url, "fuzz-" + secrets.token_hex(4)) as gateway:
-        answering = asyncio.create_task(gateway.replica.answer_everything())
+        replicas = [gateway.replica]
+        for task in set(TASKS.values()):
+            await gateway.put_model(name=task, task=task)
+            replicas.append(await gateway.open_replica(model=task))
+        answering = [asyncio.create_task(replica.answer_everything()) for replica in replicas]
         yield gateway.address, gateway.key
-        answering.cancel()
+        for each in answering:
+            each.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +58,28 @@ def served(redis_server: RedisServer) -> Iterator[tuple[str, str]]:
 OPERATIONS = [
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/{response_id}"),
+    ("DELETE", "/v1/responses/{response_id}"),
+    ("POST", "/v1/responses/{response_id}/cancel"),
+    ("GET", "/v1/responses/{response_id}/input_items"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
-    ("GET", "/v1/requests/{call_id}/events"),
+    *(("POST", dialect.path) for dialect in (Embeddings(), *JUDGING)),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/generate"),
+    ("POST", "/generate_stream"),
+    ("POST", "/"),
+    ("GET", "/info"),
+    ("POST", "/api/chat"),
+    ("POST", "/api/generate"),
+    ("POST", "/api/embed"),
+    ("POST", "/api/show"),
+    ("GET", "/api/tags"),
+    ("GET", "/api/ps"),
+    ("GET", "/api/version"),
+    ("GET", "/v1/requests/{call_id}/events"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/livez"),
@@ -63,14 +96,42 @@ CASES = [(method, path, GenerationMode.POSITIVE) for method, path in OPERATIONS]
 
 
 def served_document(address: str) -> dict[str, Any]:
-    """The document, with the one model that exists in place of any name; where none need be given it is that
-    one as well."""
+    """The document, with a model of the endpoint's task in place of any name, and of what only a compiler can
+    tell, schemas and grammars, some that are right."""
     document: dict[str, Any] = httpx.get(f"{address}/openapi.json").json()
     bodies = document["components"]["schemas"]
-    for body in ("ChatBody", "CompletionBody", "MessagesBody", "CountBody"):
+    for body in (
+        "ChatBody",
+        "CompletionBody",
+        "MessagesBody",
+        "CountBody",
+        "ResponsesBody",
+        "OllamaChatBody",
+        "OllamaGenerateBody",
+    ):
         bodies[body]["properties"]["model"] = {"const": MODEL}
-    for body in ("TokenizeBody", "DetokenizeBody"):
-        bodies[body]["properties"]["model"] = {"enum": [MODEL, None]}
+    for body, task in TASKS.items():
+        bodies[body]["properties"]["model"] = {"const": task}
+    for body in ("TokenizeBody", "DetokenizeBody", "TgiBody", "TgiStreamBody", "TgiEitherBody"):
+        bodies[body]["properties"]["model"] = {"const": MODEL}
+    schemas = {"enum": [None, {}, {"type": "object", "properties": {"a": {"type": "integer"}}}]}
+    right = {"regex": "[ab]+", "grammar": 'start: "a"', "whitespace_pattern": "[ ]?"}
+    bodies["JsonSchema"]["properties"]["schema"] = bodies["StructuredOutputs"]["properties"]["json"] = schemas
+    bodies["ResponseFormat"]["properties"]["value"] = schemas
+    for struct, field in (("JsonGrammar", "value"), ("NamedSchema", "schema"), ("JsonOutput", "schema")):
+        bodies[struct]["properties"][field] = {"enum": schemas["enum"][1:]}
+    bodies["RegexGrammar"]["properties"]["value"] = {"enum": [right["regex"]]}
+    for body in ("OllamaChatBody", "OllamaGenerateBody"):
+        bodies[body]["properties"]["format"] = {"enum": ["", "json", *schemas["enum"]]}
+    for body in ("MessagesBody", "CountBody"):
+        bodies[body]["properties"]["output_format"] = {"type": "null"}
+    for name, value in right.items():
+        bodies["StructuredOutputs"]["properties"][name] = {"enum": [None, value]}
+    # One of them is right in a body, which the document leaves out.
+    for body, one in (("ChatBody", "response_format"), ("CompletionBody", "structured_outputs")):
+        for name in bodies[body]["properties"]:
+            if name != one and name.startswith(("response_format", "structured_outputs", "guided_")):
+                bodies[body]["properties"][name] = {"type": "null"}
     return document
 
 

@@ -37,6 +37,12 @@ def test_a_specs_hash_never_changes() -> None:
     assert revision_of(sourced().spec) == "feddb78dd4"
 
 
+def test_the_task_of_the_version_before_says_nothing() -> None:
+    before = sourced(task="text-generation").spec
+    assert (before.task, revision_of(before)) == ("auto", "feddb78dd4")
+    assert revision_of(sourced(task="embed").spec) != "feddb78dd4"
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -57,6 +63,7 @@ def test_what_acts_in_place_keeps_the_revision(spec: dict[str, Any]) -> None:
         {"resources": {"cpus": 1}},
         {"engine": {"name": "simulated", "maxSlots": 3}},
         {"source": {"uri": "/elsewhere"}},
+        {"source": {"uri": "/w"}, "engine": {"name": "transformers"}, "chatTemplate": "vicuna"},
     ],
 )
 def test_what_needs_a_new_replica_makes_a_revision(spec: dict[str, Any]) -> None:

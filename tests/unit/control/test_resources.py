@@ -41,6 +41,12 @@ def test_defaults_are_a_model_that_keeps_one_replica() -> None:
         ({"queue": {"maxWaitSeconds": 0}}, "queue.maxWaitSeconds"),
         ({"pool": "Default"}, "pool"),
         ({"quantization": "gptq"}, "quantization gptq"),
+        (
+            {"chatTemplate": "vicunja"},
+            "spec.chatTemplate\n  Value error, there is no chat format 'vicunja'",
+        ),
+        ({"chatTemplate": "{{" + "x" * (1 << 16)}, "spec.chatTemplate"),
+        ({"chatTemplate": "vicuna"}, "chatTemplate needs the engine transformers"),
     ],
 )
 def test_a_wrong_field_is_refused_by_name(spec: dict[str, Any], field: str) -> None:

@@ -128,6 +128,7 @@ def test_what_an_old_revision_does_not_know_rebuilds_nothing() -> None:
     named = Application("m", "r", spec, "/a", keep_awake=False, commit="c", digest="d")
     args = application_config(named, REPLICAS)["args"]
     assert (args["commit"], args["digest"]) == ("c", "d")
+    assert "chat_template" not in args["engine"]
 
 
 def test_an_argument_change_would_rebuild() -> None:
@@ -187,6 +188,14 @@ def test_what_is_granted_bounds_what_serve_starts(
 @pytest.mark.parametrize("config", [None, {}, {"deployments": []}, {"deployments": [{}]}])
 def test_of_a_config_that_is_not_ours_nothing_was_ordered(config: dict[str, Any] | None) -> None:
     assert ordered(config) == (0, False)
+
+
+def test_a_task_shows_only_where_it_is_asked_for() -> None:
+    """Or every replica of the version before would be replaced."""
+    for task, shown in (("auto", {}), ("embed", {"task": "embed"})):
+        spec = model(engine={"name": "transformers"}, source={"uri": "/w"}, task=task).spec
+        args = application_config(Application("m", "r", spec, "/w", keep_awake=False), REPLICAS)["args"]
+        assert {name: value for name, value in args["engine"].items() if name == "task"} == shown
 
 
 def test_no_target_means_the_engines_slots() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,14 @@ def test_the_sum_of_an_8b_llama() -> None:
     found = replica_bytes(spec(contextLength=4096, engine={"name": "transformers", "maxSlots": 4}), source())
     assert found.bytes == int(16 * GIB * WEIGHTS_OVERHEAD) + 4 * row + CUDA_RUNTIME_BYTES
     assert found.text == "weights 16.80 GiB + KV cache 2.03 GiB + runtime 1.00 GiB = 19.83 GiB"
+
+
+@pytest.mark.parametrize(("asked", "found"), [("auto", "embed"), ("embed", "generate"), ("score", "score")])
+def test_what_generates_nothing_has_no_cache(asked: str, found: str) -> None:
+    shape = replace(source(shape=DecoderShape()), task=found)
+    assert (
+        replica_bytes(spec(task=asked), shape).bytes == int(16 * GIB * WEIGHTS_OVERHEAD) + CUDA_RUNTIME_BYTES
+    )
 
 
 def test_what_is_written_down_stands() -> None:

@@ -27,6 +27,18 @@ def test_prompt_and_completion_never_exceed_the_context(
         assert max_tokens is None or limit == max_tokens
 
 
+@given(counts, counts, st.integers(1, 2048))
+def test_a_limit_that_may_be_clipped_is_what_there_is_room_for(
+    prompt: int, max_tokens: int, context: int
+) -> None:
+    work = Generate(CHAT, Sampling(seed=1, max_tokens=max_tokens, clips_limit=True))
+    limit = completion_limit(prompt, work, context)
+    if isinstance(limit, Finish):
+        assert prompt >= context
+    else:
+        assert limit == min(max_tokens, context - prompt)
+
+
 @given(counts, st.integers(0, 20), st.integers(1, 200))
 def test_characters_prove_too_many_tokens_only_where_even_the_longest_do_not_fit(
     characters: int, most: int, context: int

@@ -195,6 +195,8 @@ def test_a_stop_string_is_kept_or_passed_over() -> None:
     word = whole.log[1].output.text
     kept = run_one(engine, a_request("r", "x", max_tokens=8, stop=(word,), includes_stop=True))
     assert kept.text == whole.log[0].output.text + word
+    assert kept.finish is not None
+    assert kept.finish.stopped_by == word
     passed = run_one(engine, a_request("r", "x", max_tokens=8, stop=(word,), min_tokens=2))
     assert len(passed.tokens) > 2
 

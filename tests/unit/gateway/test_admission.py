@@ -154,7 +154,10 @@ def test_retry_after_covers_the_call_itself_and_has_a_default() -> None:
 
 def test_a_call_without_a_name_means_the_only_model() -> None:
     only = an_entry()
-    assert admission.find_listed("", {only.name: only}) is only
-    for models in ({}, {"a": only, "b": only}):
-        with pytest.raises(ModelNotFound):
-            admission.find_listed("", models)
+    for name in ("", "tgi", "dummy"):
+        assert admission.find_listed(name, {only.name: only}) is only
+        for models in ({}, {"a": only, "b": only}):
+            with pytest.raises(ModelNotFound):
+                admission.find_listed(name, models)
+    named = an_entry(name="tgi")
+    assert admission.find_listed("tgi", {"a": only, "tgi": named}) is named

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tidegate.errors import AuthenticationFailed, ConfigError, ScopeMissing
-from tidegate.gateway.auth import check_no_auth, find_key, is_loopback
+from tidegate.gateway.auth import check_no_auth, find_key, is_loopback, sent_key
 from tidegate.messages.registry import Key, Scope
 from tidegate.settings import Settings
 
@@ -29,6 +29,13 @@ def test_the_key_names_the_tenant(authorization: str) -> None:
 def test_everything_else_is_refused(authorization: str | None) -> None:
     with pytest.raises(AuthenticationFailed):
         find_key(authorization, OneKey(), no_auth=False)
+
+
+def test_a_key_may_come_alone() -> None:
+    for name in ("api-key", "x-api-key"):
+        assert sent_key({name: "k"}.get) == "Bearer k"
+        assert sent_key({name: "k", "authorization": "Bearer other"}.get) == "Bearer other"
+    assert sent_key(lambda _: None) is None
 
 
 def test_a_key_of_the_control_api_asks_models_only_with_that_scope() -> None:

@@ -20,6 +20,7 @@ from tidegate.gateway.dialects.chat import Chat, ChatBody
 from tidegate.gateway.dialects.completions import CompletionBody, Completions, prompt_list
 from tidegate.messages.work import ChatPrompt, Generate, TextPrompt, TokenPrompt
 
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "hi"}
 NOT_HONOURED: dict[str, NotHonoured] = not_honoured_fields(CompletionBody) | not_honoured_fields(ChatBody)
@@ -89,14 +90,24 @@ def test_a_wrong_value_is_named(field: str, value: Any) -> None:
     ("messages", "param"),
     [
         ([{"role": "bot", "content": "x"}], "messages[0].role"),
-        ([CHAT["messages"][0], {"role": "tool", "content": "x"}], "messages[1].role"),
+        ([CHAT["messages"][0], {"role": "tool", "content": "x"}], "messages[1].tool_call_id"),
+        ([{"role": "tool", "content": "x", "tool_call_id": "c"}], "messages[0].tool_call_id"),
+        ([{"role": "function", "content": "x"}], "messages[0].name"),
+        ([{"role": "function", "content": "x", "name": "f"}], "messages[0].name"),
+        ([{"role": "user", "content": "x", "tool_call_id": "c"}], "messages[0].tool_call_id"),
+        ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "messages[0].tool_calls"),
+        ([{"role": "user", "content": "x", "function_call": CALL["function"]}], "messages[0].function_call"),
+        (
+            [{"role": "assistant", "tool_calls": [CALL | {"type": "custom"}]}],
+            "messages[0].tool_calls[0].type",
+        ),
         ([{"role": "user"}], "messages[0].content"),
         ([{"content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
         ([{"role": "user", "content": []}], "messages[0].content"),
         ([{"role": "user", "content": "x", "name": 5}], "messages[0].name"),
         ([{"role": "user", "content": None}], "messages[0].content"),
-        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls[0].id"),
         ([{"role": "user", "content": "x", "colour": 1}], "messages[0].colour"),
         (
             [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url"}]}],
@@ -124,7 +135,7 @@ def test_what_is_not_honoured_is_refused_unless_it_means_nothing(name: str) -> N
 
 
 def test_true_is_not_one() -> None:
-    assert refuse_chat(CHAT | {"parallel_tool_calls": 1}).param == "parallel_tool_calls"
+    assert refuse_completion(COMPLETION | {"detokenize": 1}).param == "detokenize"
 
 
 def test_a_remedy_is_the_fields_own_description_or_that_of_its_parent() -> None:
@@ -133,7 +144,7 @@ def test_a_remedy_is_the_fields_own_description_or_that_of_its_parent() -> None:
         "true or false",
         "a whole number from 0 to 20",
     )
-    assert chat.hint("messages[3].role") == "one of system, developer, user, assistant"
+    assert chat.hint("messages[3].role") == "one of system, developer, user, assistant, tool"
     assert chat.hint("messages[3].content[1].type") == chat.hint("messages")
     assert chat.hint("nope") == "a valid value"
 
@@ -150,11 +161,11 @@ def test_an_unknown_field_is_refused_by_name() -> None:
 
 
 def test_an_unknown_field_that_is_null_passes() -> None:
-    body = CHAT | {"guided_json": None, "stream": True, "stream_options": {"x": None, "include_usage": True}}
+    body = CHAT | {"guided_jsons": None, "stream": True, "stream_options": {"x": None, "include_usage": True}}
     body["messages"] = [{"role": "user", "content": "hi", "colour": None}]
     assert read_chat(orjson.dumps(body)).shown.has_usage
-    assert read_completion(orjson.dumps(COMPLETION | {"guided_json": None, "temperature": 1})).n == 1
-    assert refuse_chat(body | {"guided_json": {}}).param == "guided_json"
+    assert read_completion(orjson.dumps(COMPLETION | {"guided_jsons": None, "temperature": 1})).n == 1
+    assert refuse_chat(body | {"guided_jsons": {}}).param == "guided_jsons"
     assert refuse_chat(body | {"stream_options": {"x": 1}}).param == "stream_options.x"
 
 
@@ -396,7 +407,6 @@ def test_vllms_sampling_fields_reach_the_engine(read: Any) -> None:
         {"continue_final_message": True, "add_generation_prompt": True},
         {"documents": ["text"]},
         {"reasoning_effort": "extreme"},
-        {"include_reasoning": False},
         {"use_beam_search": True},
         {"stop_token_ids": [-1]},
     ],

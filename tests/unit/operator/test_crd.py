@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
+import jsonschema
 import pytest
 import yaml
 from msgspec.structs import fields
@@ -357,6 +357,7 @@ def test_nothing_of_what_the_operator_remembers_is_dropped() -> None:
         number=6,
         restarted=7.0,
         probes=[Probe("Say a", [{"role": "user", "content": "x"}], "a", "b", 4)],
+        task="embed",
     )
     look, pin = Look("h", 6.0, record, "a", 7.0, "Reason", "why"), Pin("r", "h", "s")
     gate = GateView("errors", "fails", "why", 1.0, 2.0, 3, 4, 5, 6)

@@ -20,7 +20,10 @@ REFUSED: Sequence[tuple[Mapping[str, Any], str]] = (
     ({"config.json": LLAMA | {"quantization_config": {"quant_method": "awq"}}}, "quantized with awq"),
     ({"quant_config.json": {"w_bit": 4}}, "quantized with awq"),
     ({"config.json": {"model_type": "t5", "is_encoder_decoder": True}}, "is an encoder-decoder"),
-    ({"config.json": {"model_type": "bert", "architectures": ["BertForMaskedLM"]}}, "not a causal"),
+    (
+        {"config.json": {"model_type": "bert", "architectures": ["BertForTokenClassification"]}},
+        "neither generates",
+    ),
     ({"config.json": {"model_type": "chatglm"}}, "has no architecture 'chatglm'"),
     ({"config.json": LLAMA | {"pad_token_id": 9, "vocab_size": 9}}, "pad_token_id is 9"),
     ({"config.json": []}, "is not a JSON object"),

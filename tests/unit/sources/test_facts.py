@@ -16,6 +16,7 @@ from tidegate.sources.facts import (
     contradiction,
     decoder_shape,
     kv_bytes_per_token,
+    task_of,
     text_config,
 )
 
@@ -180,6 +181,49 @@ def test_what_a_checkpoint_cannot_give(
 ) -> None:
     told = contradiction(shape, quantization, asked_context=context, asked_quantization=asked)
     assert (words in told, bool(told)) == (True, bool(words))
+
+
+@pytest.mark.parametrize(
+    ("heads", "more", "has_modules", "task"),
+    [
+        (["LlamaForCausalLM"], {}, False, "generate"),
+        (["GPT2LMHeadModel"], {}, False, "generate"),
+        ([], {}, False, "generate"),
+        (["BertModel"], {}, True, "embed"),
+        (["BertForMaskedLM"], {}, False, "embed"),
+        (["GPTNeoModel"], {}, False, "embed"),
+        (["Qwen3ForCausalLM"], {}, True, "embed"),
+        (["BertForSequenceClassification"], {"id2label": {"0": "LABEL_0"}}, False, "score"),
+        (["BertForSequenceClassification"], {"num_labels": 1}, True, "score"),
+        (["BertForSequenceClassification"], {"id2label": {"0": "a", "1": "b"}}, False, "classify"),
+        (["BertForSequenceClassification"], {}, False, "classify"),
+    ],
+)
+def test_what_a_checkpoint_is_for(
+    heads: list[str], more: dict[str, Any], has_modules: bool, task: str
+) -> None:
+    assert task_of({"architectures": heads, **more}, has_modules) == task
+
+
+@pytest.mark.parametrize(
+    ("task", "asked", "fits"),
+    [
+        ("embed", "auto", True),
+        ("embed", "generate", False),
+        ("generate", "embed", True),
+        ("generate", "score", False),
+        ("score", "classify", True),
+        ("classify", "score", False),
+        ("classify", "embed", True),
+        ("", "generate", True),
+    ],
+)
+def test_a_task_that_the_checkpoint_is_not_for(task: str, asked: str, fits: bool) -> None:
+    told = contradiction(
+        DecoderShape(), "none", asked_context=0, asked_quantization="auto", task=task, asked_task=asked
+    )
+    assert (told == "") == fits
+    assert fits or told.startswith(f"task is {asked}, but the checkpoint is made to {task}")
 
 
 def test_a_tokens_keys_and_values() -> None:

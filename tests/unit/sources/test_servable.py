@@ -43,11 +43,13 @@ def refusal(folder: Path) -> tuple[str, str]:
             "BartModel (bart) is an encoder-decoder",
         ),
         (
-            {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
-            "(bert) is not a causal",
+            {"model_type": "bert", "architectures": ["BertForTokenClassification"]},
+            "(bert) neither generates text nor makes vectors",
         ),
-        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "is not a causal"),
-        ({"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]}, "is not a causal"),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForQuestionAnswering"]},
+            "nor classifies whole texts",
+        ),
         ({"model_type": "baichuan"}, "has no architecture 'baichuan' (model_type in config.json)."),
         ({"model_type": "chatglm", "auto_map": {"AutoModel": "m.M"}}, "code of its own, which is never run."),
         ({"architectures": ["LlamaForCausalLM"]}, "has no architecture ''"),

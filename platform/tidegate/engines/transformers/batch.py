@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +37,15 @@ class Batch(Protocol):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Add one token to every row, `tokens` [count]; returns logits [count, vocabulary]."""
+        ...
+
+    def longest_run(self) -> int:
+        """Return how many tokens one row may add at most while others add fewer."""
+        ...
+
+    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
+        """Add `counts[row]` tokens to each row, the last ones of its tail. All tails have `max(counts)`
+        tokens, of which the row has the first ones. Returns logits [count, vocabulary] after the last."""
         ...
 
     def leave(self, row: int, *, clear: bool = False) -> None: ...
@@ -94,6 +103,7 @@ class ArenaBatch:
     ) -> None:
         self._forward = Forward(model)
         self._makes_masks = makes_masks
+        self.has_runs = True  # until the self-check finds otherwise
         self._arena = Arena(layers, max_rows, max_length, self._forward.device)
         self._pad_id = pad_id
         self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=self._forward.device)
@@ -126,6 +136,31 @@ class ArenaBatch:
                 cache=self._arena,
             )
             self._positions += 1
+        return logits[:, -1]
+
+    def longest_run(self) -> int:
+        return min(self._arena.lengths()) + 1 if self.has_runs else 1
+
+    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
+        width = max(counts)
+        with torch.inference_mode():
+            mask = self._arena.begin_run(counts)
+            window = mask.shape[-1]
+            if self._makes_masks:
+                causal = torch.ones((width, window), dtype=torch.bool, device=mask.device).tril(
+                    window - width
+                )
+                mask = mask[:, None, None, :] & causal
+            else:
+                mask = mask.long()
+            self._positions += torch.tensor(counts, device=self._positions.device)
+            back = torch.arange(-width, 0, device=self._positions.device)
+            logits = self._forward(
+                torch.tensor(tails, dtype=torch.long, device=self._forward.device),
+                mask=mask,
+                positions=self._positions.unsqueeze(-1) + back,
+                cache=self._arena,
+            )
         return logits[:, -1]
 
     def leave(self, row: int, *, clear: bool = False) -> None:
@@ -256,6 +291,12 @@ class RowByRow:
             row.ids = torch.cat((row.ids, token), dim=-1)
             logits.append(self._forward(row, next_sequence_length=1))
         return torch.cat(logits)
+
+    def longest_run(self) -> int:
+        return 1
+
+    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> NoReturn:
+        raise AssertionError(f"rows add one token each: {counts}, {tails}")
 
     def leave(self, row: int, *, clear: bool = False) -> None:  # noqa: ARG002 - caches are not shared
         self.rows[row] = self.rows[-1]

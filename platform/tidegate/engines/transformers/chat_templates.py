@@ -37,6 +37,7 @@ def render(prompt: ChatPrompt, tokenizer: Any) -> str:
             tokenizer,
             add_generation_prompt=prompt.add_generation_prompt,
             continue_final_message=prompt.continue_final_message,
+            tools=prompt.tools or None,
             **prompt.template_args,
         )
     except MemoryError:

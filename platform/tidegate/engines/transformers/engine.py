@@ -19,29 +19,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput, is_out_of_memory
+from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
+from tidegate.engines.transformers.formats import format_stops, with_stops
 from tidegate.engines.transformers.generation_rules import GenerationRules
+from tidegate.engines.transformers.grammars import Grammars
 from tidegate.engines.transformers.head import InParts
-from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, told
+from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, out_of_memory
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
 from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
+from tidegate.engines.transformers.responses import answer_formats
 from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
-from tidegate.engines.transformers.scheduler import Scheduler
+from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
 from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.engines.transformers.vocabulary import Vocabulary
-from tidegate.messages.work import Finish, Generate, Request, Segment, TextPrompt, TokenPrompt, Tokens
+from tidegate.messages.work import (
+    ChatPrompt,
+    Embed,
+    Finish,
+    Generate,
+    Request,
+    Score,
+    Segment,
+    TextPrompt,
+    TokenPrompt,
+    Tokens,
+)
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
+# What a step costs beside its tokens, in tokens: reading the weights.
+WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
 UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 
 
@@ -62,11 +78,7 @@ class TransformersEngine:
         except BaseException as error:
             self.close()
             if is_out_of_memory(error):
-                raise EngineLoadError(
-                    "OutOfMemory",
-                    f"Memory ran out while the model was loaded and checked ({told(error)}): give it more, "
-                    "or serve a smaller or quantized checkpoint.",
-                ) from error
+                raise out_of_memory(error) from error
             raise
 
     def _load(self) -> LoadReport:
@@ -74,17 +86,29 @@ class TransformersEngine:
         torch.set_num_threads(args.threads or usable_cores())
         checkpoint = open_checkpoint(spec)
         self._context_length = spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
-        self._prompts = PromptPool(checkpoint.path, self._context_length)  # loads beside the weights
+        self._prompts = PromptPool(  # loads beside the weights
+            checkpoint.path, self._context_length, spec.chat_template
+        )
         loaded = load(checkpoint, spec)
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
+        self._response = answer_formats(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
+        self._stops = format_stops(tokenizer, self._vocabulary_size)
         named_ends = end_ids(model, tokenizer)
         tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
         self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
         self._generation = GenerationRules(model, self._end_ids)
+        self._grammars = Grammars(
+            tokenizer,
+            self._vocabulary,
+            self._end_ids,
+            size=self._vocabulary_size,
+            threads=args.threads or usable_cores(),
+        )
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
+        self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
         kv = measure_kv(model)
         cap = spec.memory_cap_bytes
         slots = kv_budget(
@@ -117,6 +141,8 @@ class TransformersEngine:
         return self._scheduler.free_slots()
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
+        if isinstance(request.work, Embed | Score):
+            return refusal("WrongTask", f"The model {request.model!r} is served to generate text.")
         request = self._generation.applied(request)
         try:
             check_token_ids(request, self._tokenizer, self._vocabulary_size)
@@ -129,7 +155,16 @@ class TransformersEngine:
         limit = completion_limit(len(reply.ids), request.work, self._context_length)
         if isinstance(limit, Finish):
             return limit
-        return Prepared(request, reply.ids, limit, reply.bad_words, request.work.sampling.grammar)
+        grammar = reply.grammar or request.work.sampling.grammar
+        if grammar and (why := await self._grammars.refusal(grammar)):
+            # What may call and need not is free where the grammar of its calls is too large.
+            if not may_be_free(request.work):
+                return refusal(
+                    "GrammarFailed", f"This model cannot follow the grammar: {why}", len(reply.ids)
+                )
+            grammar = ""
+        request = with_stops(request, self._stops)
+        return Prepared(request, reply.ids, limit, reply.bad_words, grammar, reply.begun)
 
     async def _reply(self, request: Request) -> Reply:
         """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
@@ -152,6 +187,8 @@ class TransformersEngine:
             end_ids=self._end_ids,
             vocabulary=self._vocabulary,
             rules=self._generation.of_prompt(len(prepared.prompt)),
+            response=self._response,
+            matcher=self._grammars.matcher(prepared.grammar) if prepared.grammar else None,
         )
         if (ended := sequence.ended_in_log()) is not None:
             return ended
@@ -180,6 +217,8 @@ class TransformersEngine:
         self._scheduler = self._empty_scheduler(slots=0)
         if hasattr(self, "_prompts"):
             self._prompts.close()
+        if hasattr(self, "_grammars"):
+            self._grammars.close()
         for name in ("_batch", "_tokens", "_generation"):
             if hasattr(self, name):
                 delattr(self, name)
@@ -191,13 +230,19 @@ class TransformersEngine:
 
     def _step(self) -> list[StepOutput]:
         outputs: list[StepOutput] = []
-        logits = [self._batch.decode(self._tokens)] if self._scheduler.running else []
+        logits = [self._decode()] if self._scheduler.running else []
         for group in self._scheduler.schedule():
             logits += self._prefill(group, outputs)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
             self._accept(choose(together, self._scheduler.running), outputs)
         return outputs
+
+    def _decode(self) -> Tensor:
+        counts = [sequence.unfed for sequence in self._scheduler.running]
+        if (width := max(counts)) == 1:
+            return self._batch.decode(self._tokens)
+        return self._batch.run([sequence.tail(width) for sequence in self._scheduler.running], counts)
 
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:
         """Let a group join the batch. Returns its logits; a request whose prefill fails only fails itself."""
@@ -220,26 +265,49 @@ class TransformersEngine:
     def _accept(self, chosen: Chosen, outputs: list[StepOutput]) -> None:
         """Give every row its token; rows that end leave the batch."""
         over: dict[int, bool] = {}
+        accepted: list[StepOutput] = []
         for row, sequence in enumerate(self._scheduler.running):
             is_finite = bool(chosen.finite[row])
             if not is_finite:
                 output = sequence.fail("NumericalError", "The model's logits were not finite.")
             elif sequence.generates_nothing:
                 output = sequence.end_without_token()
+            elif not chosen.open[row]:
+                output = sequence.end_closed()
             else:
                 output = sequence.accept(chosen.ids[row], chosen.logprobs.get(row))
             if output.finish is not None:
                 over[row] = not is_finite
-            outputs.append(output)
+            accepted.append(output)
+        self._force(accepted, over)
+        outputs += accepted
         self._tokens = chosen.tokens
         if over:
             self._leave(over)
+
+    def _force(self, accepted: list[StepOutput], over: dict[int, bool]) -> None:
+        """Add tokens that are forced, as many as the next step does better to take at once."""
+        running = self._scheduler.running
+        ready = {row: 1 + len(sequence.forced) for row, sequence in enumerate(running) if row not in over}
+        if max(ready.values(), default=1) == 1:
+            return
+        width = run_width(list(ready.values()), self._batch.longest_run(), self._weights_tokens)
+        for row, count in ready.items():
+            if min(count, width) > 1:
+                accepted[row] = running[row].accept_forced(min(count, width) - 1, accepted[row])
+                if accepted[row].finish is not None:
+                    over[row] = False
 
     def _leave(self, rows: dict[int, bool]) -> None:
         """Take rows out of the batch; True: what it leaves in the cache must be cleared."""
         for row in sorted(rows, reverse=True):
             self._batch.leave(row, clear=rows[row])
         self._tokens = self._tokens[self._scheduler.leave(rows)]
+
+
+def may_be_free(work: Generate) -> bool:
+    is_free = isinstance(work.prompt, ChatPrompt) and work.prompt.tool_choice == "auto"
+    return is_free and not work.sampling.grammar
 
 
 def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

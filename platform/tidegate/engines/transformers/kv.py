@@ -81,6 +81,10 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
         for held in (self.keys, self.values):
             held[:rows, :, target] = held[:rows, :, source].clone()  # they may overlap
 
+    def shift_row(self, row: int, source: slice, target: slice) -> None:
+        for held in (self.keys, self.values):
+            held[row, :, target] = held[row, :, source].clone()
+
     def move_row(self, source: int, target: int, columns: slice) -> None:
         for held in (self.keys, self.values):
             held[target, :, columns] = held[source, :, columns]
@@ -140,6 +144,33 @@ class Arena(Cache):  # type: ignore[misc]
         self._set_lengths(self.end - self.start)
         self._mask[: self.count, self.end] = True
         self.end += 1
+        return self._mask[: self.count, self.start : self.end]
+
+    def begin_run(self, counts: Sequence[int]) -> Tensor:
+        """Open room for `counts[row]` tokens of each row; return the attention mask [rows, window] with them.
+        All rows write the last `max(counts)` columns: what a row had there already it writes once more, so
+        none may be shorter than that. A row that takes more than one moves left."""
+        width = max(counts)
+        if self.end == self.columns_held:
+            self.start = min(self._starts)
+            self._make_column()
+        if (short := max(count - 1 - start for count, start in zip(counts, self._starts, strict=True))) > 0:
+            self._move(short)
+        self._hold_columns(self.end + 1)
+        for row, count in enumerate(counts):
+            if count > 1:
+                start = self._starts[row]
+                self._starts[row] = start - count + 1
+                for layer in self._arena_layers:
+                    layer.shift_row(
+                        row, slice(start, self.end), slice(start - count + 1, self.end - count + 1)
+                    )
+                self._mask[row, start - count + 1 : start] = True
+        self._mask[: self.count, self.end] = True
+        self.end += 1
+        self.start = min(self._starts)
+        self.first_row, self.last_row, self.is_prefilling = 0, self.count, False
+        self._set_lengths(self.end - self.start - width)
         return self._mask[: self.count, self.start : self.end]
 
     def lengths(self) -> list[int]:

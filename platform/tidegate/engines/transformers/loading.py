@@ -36,6 +36,7 @@ from tidegate.sources.gptq import loaded_weights, read_layers, read_settings, wh
 from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, unknown_type
 
 NAMED_IN_MESSAGE = 5
+CAUSAL, BARE = "AutoModelForCausalLM", "AutoModel"
 MOST_TOLD = 300  # characters of a library's error
 
 
@@ -49,11 +50,12 @@ class Loaded:
     notes: list[str]
 
 
-def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
-    """Load model and tokenizer onto the device that `spec` asks for. Raises `EngineLoadError`."""
-    check_architecture(checkpoint)
+def load(checkpoint: Checkpoint, spec: EngineSpec, *, auto: str = CAUSAL) -> Loaded:
+    """Load model and tokenizer onto the device that `spec` asks for, as transformers' class `auto` does.
+    Raises `EngineLoadError`."""
+    check_architecture(checkpoint, auto)
     # Before the tokenizer, which reads the config too and would be blamed for it.
-    skeleton = load_skeleton(checkpoint)
+    skeleton = load_skeleton(checkpoint, auto)
     device = choose_device(spec.device)
     precision = checkpoint.auto_precision if spec.precision == "auto" else spec.precision
     if precision not in PRECISION_BYTES:
@@ -65,11 +67,11 @@ def load(checkpoint: Checkpoint, spec: EngineSpec) -> Loaded:
     room = within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device)
     check_weights_fit(weights_bytes, room, device)
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
-    tokenizer = load_tokenizer(checkpoint.path)
+    tokenizer = load_tokenizer(checkpoint.path, spec.chat_template)
     if checkpoint.quantization == "gptq":
         model, notes = load_gptq(checkpoint, skeleton, precision, device, room)
     else:
-        model, notes = from_pretrained(checkpoint, precision, device)
+        model, notes = from_pretrained(checkpoint, precision, device, auto=auto)
     model.eval()
     check_finite(model, checkpoint, precision)
     held = max(weights_bytes, sum(weight.nbytes for weight in model.parameters()))
@@ -94,6 +96,8 @@ def open_checkpoint(spec: EngineSpec) -> Checkpoint:
         checkpoint.quantization,
         asked_context=spec.context_length,
         asked_quantization=spec.quantization,
+        task=checkpoint.task,
+        asked_task=spec.task,
     )
     if amiss:
         raise EngineLoadError("InvalidEngineArgs", amiss)
@@ -125,13 +129,16 @@ def limit_memory(device: str, cap_bytes: int) -> None:
         torch.cuda.set_per_process_memory_fraction(torch_share(cap_bytes, total))
 
 
-def check_architecture(checkpoint: Checkpoint) -> None:
-    """Refuse what is not a decoder that transformers itself knows. Raises UnsupportedModel."""
+def check_architecture(checkpoint: Checkpoint, auto: str) -> None:
+    """Refuse what transformers itself does not know, and what is no decoder where one is loaded. Raises
+    UnsupportedModel."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if checkpoint.model_type not in CONFIG_MAPPING_NAMES:
         raise EngineLoadError(UNSUPPORTED, unknown_type(checkpoint).message)
+    if auto != CAUSAL:
+        return
     heads = [str(name) for name in checkpoint.config.get("architectures") or []]
     decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(checkpoint.model_type, ())
     allowed = {decoders} if isinstance(decoders, str) else set(decoders)
@@ -139,15 +146,16 @@ def check_architecture(checkpoint: Checkpoint) -> None:
         raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
 
 
-def load_skeleton(checkpoint: Checkpoint) -> Any:
+def load_skeleton(checkpoint: Checkpoint, auto: str = CAUSAL) -> Any:
     """Return the architecture that the config describes, without weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         config.__dict__.pop("quantization_config", None)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return getattr(transformers, auto).from_config(config)
     except Exception as error:  # each architecture checks its own fields, and raises what it likes
         raise EngineLoadError(
             "WeightsWrong",
@@ -170,18 +178,20 @@ def from_pretrained(
     *,
     weights: Mapping[str, Any] | None = None,
     skeleton: Any = None,
+    auto: str = CAUSAL,
 ) -> tuple[Any, list[str]]:
     """Load by transformers, which renames and fuses what its architecture holds otherwise.
 
     `weights` stand for the files' where these do not hold them as they are computed with; `skeleton` is then
     the architecture.
     """
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    import transformers
+    from transformers import GenerationConfig
 
     how = {"dtype": getattr(torch, precision), "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         if weights is None:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = getattr(transformers, auto).from_pretrained(
                 checkpoint.path, local_files_only=True, trust_remote_code=False, **how
             )
         else:
@@ -197,6 +207,8 @@ def from_pretrained(
         raise EngineLoadError("WeightsWrong", f"Loading {checkpoint.path} failed: {told(error)}") from error
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     missing = sorted(set(info["missing_keys"]) - tied)
+    if auto == BARE:  # a model that was saved under another head has no pooler, which no vector is made with
+        missing = [name for name in missing if not name.startswith("pooler.")]
     if missing:
         raise missing_weights(missing)
     for name, found, expected in sorted(info["mismatched_keys"]):
@@ -282,6 +294,14 @@ def some(names: list[str]) -> str:
     """Show the first few names."""
     more = len(names) - NAMED_IN_MESSAGE
     return ", ".join(names[:NAMED_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+
+
+def out_of_memory(error: BaseException) -> EngineLoadError:
+    return EngineLoadError(
+        "OutOfMemory",
+        f"Memory ran out while the model was loaded and checked ({told(error)}): give it more, "
+        "or serve a smaller or quantized checkpoint.",
+    )
 
 
 def told(error: BaseException) -> str:

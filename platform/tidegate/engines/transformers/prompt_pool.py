@@ -23,6 +23,7 @@ import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import msgspec
 
@@ -47,18 +48,21 @@ ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "err
 class Crew:
     """A nursery with its workers, and the lanes to them that carry nothing."""
 
-    def __init__(self, path: Path, context_length: int) -> None:
+    def __init__(self, path: Path, context_length: int, chat_template: str) -> None:
         pairs = [socket.socketpair() for _ in range(LANES)]
         theirs = [end.fileno() for _, end in pairs]
         words = [sys.executable, "-m", prompt_process.__name__, str(path), str(context_length)]
         # A session of its own: `end` reaches the workers too, and no Ctrl-C does.
-        self._process = subprocess.Popen(  # noqa: S603  # our own module
-            [*words, *map(str, theirs)],
-            env=os.environ | ENVIRONMENT,
-            pass_fds=theirs,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with TemporaryFile() as given:  # a pipe would make this process wait for the other
+            given.write(chat_template.encode())
+            given.seek(0)
+            self._process = subprocess.Popen(  # noqa: S603  # our own module
+                [*words, *map(str, theirs)],
+                env=os.environ | ENVIRONMENT,
+                pass_fds=theirs,
+                stdin=given,
+                start_new_session=True,
+            )
         self.idle = [end for end, _ in pairs]
         for ours, end in pairs:
             ours.setblocking(False)
@@ -73,11 +77,11 @@ class Crew:
 
 
 class PromptPool:
-    def __init__(self, path: Path, context_length: int) -> None:
+    def __init__(self, path: Path, context_length: int, chat_template: str = "") -> None:
         """Start the process, which loads the tokenizer meanwhile."""
         self.most_characters_per_token = 0  # until `wait_ready`
-        self._path, self._context_length = path, context_length
-        self._crew: Crew | None = Crew(path, context_length)
+        self._path, self._context_length, self._chat_template = path, context_length, chat_template
+        self._crew: Crew | None = self._new_crew()
         self._is_closed = False
         self._seats = asyncio.Semaphore(LANES)
         self._slow_seats = asyncio.Semaphore(SLOW_LANES)
@@ -125,6 +129,9 @@ class PromptPool:
                 return reply
         return await self._surely(msgspec.msgpack.encode(task), [self._slow_seats, self._seats])
 
+    def _new_crew(self) -> Crew:
+        return Crew(self._path, self._context_length, self._chat_template)
+
     async def _surely(self, frame: bytes, seats: list[asyncio.Semaphore]) -> Reply:
         for _ in range(TRIES):
             if (reply := await self._ask(frame, seats)) is not None:
@@ -149,7 +156,7 @@ class PromptPool:
     async def _exchange(self, frame: bytes) -> Reply | None:
         if self._is_closed:
             return None
-        crew = self._crew = self._crew or Crew(self._path, self._context_length)
+        crew = self._crew = self._crew or self._new_crew()
         lane = crew.idle.pop()
         loop = asyncio.get_running_loop()
         try:

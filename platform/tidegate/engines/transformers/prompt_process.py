@@ -38,13 +38,24 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
-from tidegate.engines.transformers.prompts import PromptError, bad_word_ids, render, tokenize, usable
+from tidegate.engines.transformers.prompts import (
+    PromptError,
+    bad_word_ids,
+    input_ids,
+    render,
+    tokenize,
+    usable,
+)
 from tidegate.messages.work import (
+    ChatPrompt,
     Detokenize,
+    Embed,
     Finish,
     Generate,
+    Score,
     Tokenize,
     TokenLogprob,
     TokenPrompt,
@@ -85,6 +96,11 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     notes: list[str] = []
     bad_words: list[list[int]] = []
     answer: Tokens | None = None
+    begun: str = ""  # what the prompt of a chat has written of the answer
+    grammar: str = ""  # of an answer that may hold calls
+    # Of inputs, as in `Prepared`.
+    inputs: list[list[int]] = []
+    types: list[list[int]] = []
 
 
 def tokenize_seconds(context_length: int) -> float:
@@ -118,8 +134,13 @@ class Prompts:
         return Reply(most_characters_per_token=self.most_characters_per_token, notes=notes)
 
     def _prepare(self, task: Task, work: Work) -> Reply:
-        prompt, tokenizer, text = work.prompt, self._tokenizer, ""
+        tokenizer, text = self._tokenizer, ""
         most = QUICK_SECONDS if task.is_quick else math.inf
+        if isinstance(work, Embed | Score):
+            with cpu_seconds(signal.ITIMER_PROF, min(most, tokenize_seconds(self.context_length))):
+                inputs, types = input_ids(work, tokenizer, self.context_length, task.vocabulary_size)
+            return Reply(inputs=inputs, types=types)
+        prompt = work.prompt
         if not isinstance(prompt, TokenPrompt):
             with cpu_seconds(signal.ITIMER_VIRTUAL, min(most, RENDER_SECONDS)):
                 text = render(prompt, tokenizer, task.model)
@@ -137,7 +158,37 @@ class Prompts:
             ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
         ids = list(truncated(ids, work.sampling, self.context_length))
         limit = completion_limit(len(ids), work, self.context_length)
-        return Reply(finish=limit) if isinstance(limit, Finish) else Reply(ids, bad_words=bad_words)
+        if isinstance(limit, Finish):
+            return Reply(finish=limit)
+        # Schemas of tools are programs too.
+        with cpu_seconds(signal.ITIMER_VIRTUAL, min(most, RENDER_SECONDS)):
+            rules = answer_rules(text, work, tokenizer)
+        return rules if rules.finish is not None else replace(rules, ids=ids, bad_words=bad_words)
+
+
+def answer_rules(text: str, work: Generate, tokenizer: Any) -> Reply:
+    """Return what the answer to a chat is to be read by, and its grammar where it may hold calls."""
+    from llguidance import LLMatcher
+
+    from tidegate.engines.transformers.call_grammar import call_grammar
+    from tidegate.engines.transformers.responses import answer_formats, begun_answer, reading_template
+
+    prompt = work.prompt
+    if not isinstance(prompt, ChatPrompt):
+        return Reply()
+    form = answer_formats(tokenizer).of(prompt)
+    if form is None:
+        return Reply()
+    template = reading_template(form.response_template, has_tools=bool(prompt.tools))
+    goes_on = prompt.add_generation_prompt or prompt.continue_final_message
+    begun = begun_answer(template, text) if template is not None and goes_on else ""
+    grammar = call_grammar(form, prompt, begun, tokenizer, work.sampling.grammar)
+    if grammar and (why := LLMatcher.validate_grammar(grammar)):
+        # An answer that need not call is free where its calls cannot be enforced.
+        if prompt.tool_choice != "auto" or work.sampling.grammar:
+            return Reply(finish=refusal("InvalidPrompt", f"tools: they make no grammar of calls: {why}"))
+        grammar = ""
+    return Reply(begun=begun, grammar=grammar)
 
 
 def answered(work: Tokenize | Detokenize, ids: list[int], tokenizer: Any) -> Reply:
@@ -164,11 +215,14 @@ REPLIES = msgspec.msgpack.Decoder(Reply)
 
 
 def main(words: list[str]) -> None:
-    """Arguments: the checkpoint's folder, its context length, the descriptors of the lanes."""
+    """Arguments: the checkpoint's folder, its context length, the descriptors of the lanes. Standard input:
+    `EngineSpec.chat_template`, which may be longer than an argument."""
+    chat_template = sys.stdin.buffer.read().decode()
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
+    from tidegate.engines.transformers import call_grammar, responses  # noqa: F401  # not in each worker
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
-    tokenizer = load_tokenizer(Path(words[0]))
+    tokenizer = load_tokenizer(Path(words[0]), chat_template)
     prompts = Prompts(tokenizer, int(words[1]), most_characters_per_token(tokenizer))
     gc.collect()
     gc.freeze()  # or the workers' collections would copy all of it
@@ -202,7 +256,8 @@ def finish_of_death(code: int, context_length: int) -> Finish:
     if code == -signal.SIGVTALRM:
         return refusal(
             "PromptTooCostly",
-            f"The model's chat template took more than {RENDER_SECONDS:g} s of CPU time over these messages.",
+            f"The model's chat template took more than {RENDER_SECONDS:g} s of CPU time over these messages, "
+            "or the grammar of their tools.",
         )
     if code == -signal.SIGPROF:
         return refusal(

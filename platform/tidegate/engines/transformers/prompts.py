@@ -13,8 +13,26 @@ from typing import Any
 
 from tidegate.engines.transformers import chat_templates
 from tidegate.engines.transformers.chat_templates import MessagesRefused, TemplateFault
+from tidegate.engines.transformers.formats import is_built_in
 from tidegate.errors import MOST_CHARACTERS, shortened
-from tidegate.messages.work import ChatPrompt, Generate, Prompt, Request, TextPrompt, TokenPrompt
+from tidegate.messages.work import (
+    ChatPrompt,
+    Embed,
+    Generate,
+    PairPrompt,
+    Prompt,
+    Request,
+    Score,
+    TextPrompt,
+    TokenPrompt,
+)
+from tidegate.replica_args import CHAT_FORMATS
+
+# Formats are not guessed from a model's name: a wrong one answers badly and says nothing.
+CHAT_REMEDY = (
+    "set spec.chatTemplate of its Model to the format that it was trained on "
+    f"({', '.join(CHAT_FORMATS)}), or to the text of a template"
+)
 
 
 class PromptError(Exception):
@@ -49,9 +67,7 @@ def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
     if isinstance(prompt, TextPrompt):
         return prompt.text
     if not tokenizer.chat_template:
-        raise PromptError(
-            f"The model {model!r} has no chat template: use /v1/completions, or add one to its tokenizer."
-        )
+        raise PromptError(f"The model {model!r} has no chat template: use /v1/completions, or {CHAT_REMEDY}.")
     try:
         return chat_templates.render(prompt, tokenizer)
     except TemplateFault as error:
@@ -62,8 +78,10 @@ def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
 
 
 def tokenize(text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any) -> list[int]:
-    """Return the ids of what `render` made of `prompt`. May be empty (see `usable`)."""
-    return text_ids(text, tokenizer) if prompt.add_special_tokens else encoded(text, tokenizer)
+    """Return the ids of what `render` made of `prompt`. May be empty (see `usable`). A built-in format serves
+    many tokenizers, so it leaves to each what that puts before a text; other templates write it."""
+    is_framed = prompt.add_special_tokens or (isinstance(prompt, ChatPrompt) and is_built_in(tokenizer))
+    return text_ids(text, tokenizer) if is_framed else encoded(text, tokenizer)
 
 
 def usable(ids: list[int], prompt: Prompt, tokenizer: Any, model: str, vocabulary_size: int) -> list[int]:
@@ -101,6 +119,48 @@ def frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     start = next(at for at in range(len(whole)) if whole[at : at + len(text)] == text)
     ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)
     return tuple(whole[:start]), tuple(token for token in whole[start + len(text) :] if token not in ends)
+
+
+def input_ids(
+    work: Embed | Score, tokenizer: Any, context_length: int, vocabulary_size: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Encode inputs, each whole with what the tokenizer puts around it; of pairs also which text each token
+    is of. Raises `PromptError` for one that is too long and not to be cut, or holds what the model does not
+    know."""
+    items, first, truncate = work.prompt.items, work.prompt.first, work.truncate
+    most = None if truncate is None else min(context_length, truncate if truncate > 0 else context_length)
+    found = [list(item.token_ids[:most]) for item in items if isinstance(item, TokenPrompt)]
+    types: list[list[int]] = []
+    if not found:
+        pairs = [item.pair for item in items if isinstance(item, PairPrompt)]
+        is_framed = all(item.add_special_tokens for item in items if isinstance(item, TextPrompt))
+        around = tokenizer.num_special_tokens_to_add(pair=bool(pairs)) if is_framed else 0
+        if most is not None and most <= around:
+            raise PromptError(
+                f"truncate_prompt_tokens: {truncate}: send at least {around + 1}.", "TruncatedTooFar"
+            )
+        made = tokenizer(
+            [item.text for item in items if isinstance(item, TextPrompt | PairPrompt)],
+            pairs or None,
+            add_special_tokens=is_framed,
+            truncation=most is not None,
+            max_length=most,
+            return_attention_mask=False,
+            return_token_type_ids=None if pairs else False,  # as the tokenizer would
+            verbose=False,
+        )
+        found, types = made["input_ids"], made.get("token_type_ids") or []
+    for place, ids in enumerate(found, first):
+        if not ids:
+            raise PromptError(f"Input {place} has no tokens.")
+        if len(ids) > context_length:
+            raise PromptError(
+                f"This model's maximum context length is {context_length} tokens. However, input {place} has "
+                f"{len(ids)} tokens. Please reduce its length, or send truncate_prompt_tokens.",
+                "ContextLengthExceeded",
+            )
+        check_known(ids, tokenizer, vocabulary_size)
+    return found, types
 
 
 def encoded(text: str, tokenizer: Any) -> list[int]:

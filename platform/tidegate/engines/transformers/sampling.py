@@ -3,7 +3,7 @@
 A row passes the steps of `STEPS` that its request needs, in that order, and then the choice:
 
     logits -> AllowedTokens -> BadWords -> MinTokens -> LogitBias -> RepetitionPenalty -> Penalties
-        -> ModelRules -> Temperature -> probabilities -> MinP -> TopK -> TopP
+        -> ModelRules -> Grammar -> Temperature -> probabilities -> MinP -> TopK -> TopP
         -> inverse CDF at uniform(seed, position)
 
 The cumulative distribution runs over the vocabulary in id order, so tiny differences in the logits (another
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tidegate.engines.noise import uniform
 from tidegate.engines.transformers.generation_rules import Rules
+from tidegate.engines.transformers.grammars import Matcher, allowed_tokens
 from tidegate.messages.work import Sampling
 
 # Of float32 logits that are worked on at once: log probabilities of them, or their values sorted, take a few
@@ -47,6 +48,8 @@ class Row(Protocol):
     def bad_words(self) -> Sequence[Sequence[int]]: ...
     @property
     def rules(self) -> Rules | None: ...
+    @property
+    def matcher(self) -> Matcher | None: ...
     @property
     def generated(self) -> Sequence[int]: ...
     @property
@@ -226,6 +229,30 @@ class ModelRules(LogitStep):
         return values
 
 
+class Grammar(LogitStep):
+    """Rules out what does not go on in the row's grammar. Behind all other steps of its kind, so that it sees
+    where they leave nothing: such a row chooses anything and is not to be `open`."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        assert row.matcher is not None
+        self._matcher = row.matcher
+        self.is_open: Tensor  # [], bool, of the last choice
+
+    @staticmethod
+    def is_needed(row: Row) -> bool:
+        return row.matcher is not None
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
+        allowed = allowed_tokens([step._matcher for step in steps], values)
+        values.masked_fill_(allowed.logical_not_(), -torch.inf)
+        is_open = values.amax(dim=-1) > -torch.inf
+        for step, found in zip(steps, is_open, strict=True):
+            step.is_open = found
+        return values.masked_fill_(is_open.logical_not().unsqueeze(-1), 0.0)
+
+
 class Temperature(LogitStep):
     """Turns logits into probabilities. Rows without it take the likeliest token."""
 
@@ -291,11 +318,16 @@ STEPS: tuple[type[LogitStep], ...] = (
     RepetitionPenalty,
     Penalties,
     ModelRules,
+    Grammar,
     Temperature,
     MinP,
     TopK,
     TopP,
 )
+
+
+# What may leave out a token that a grammar would have next.
+RULING_OUT = frozenset({AllowedTokens, BadWords, LogitBias, ModelRules})
 
 
 def needed_steps(row: Row) -> dict[type[LogitStep], LogitStep]:
@@ -304,11 +336,13 @@ def needed_steps(row: Row) -> dict[type[LogitStep], LogitStep]:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Holds the next token of each row, on the device and on the host, and whether its logits were finite."""
+    """Holds the next token of each row, on the device and on the host, whether its logits were finite, and
+    whether its grammar and the other steps left a token to choose."""
 
     tokens: Tensor  # [rows], int64
     ids: list[int]
     finite: list[int]
+    open: list[int]
     logprobs: dict[int, tuple[float, list[tuple[int, float]]]]  # row -> (chosen, [(id, logprob), ...])
 
 
@@ -324,8 +358,17 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
     if asked := [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]:
         counts = [rows[index].sampling.top_logprobs or 0 for index in asked]
         logprobs = dict(zip(asked, token_logprobs(logits[asked], tokens[asked], counts), strict=True))
-    ids, finite = torch.stack((tokens, torch.isfinite(best).to(tokens.dtype))).tolist()
-    return Chosen(tokens, ids, finite, logprobs)
+    is_open = torch.ones_like(tokens)
+    if bound := [index for index in stepped if Grammar in rows[index].steps]:
+        is_open[bound] = torch.stack([_grammar(rows[index]).is_open for index in bound]).to(tokens.dtype)
+    ids, finite, left = torch.stack((tokens, torch.isfinite(best).to(tokens.dtype), is_open)).tolist()
+    return Chosen(tokens, ids, finite, left, logprobs)
+
+
+def _grammar(row: Row) -> Grammar:
+    step = row.steps[Grammar]
+    assert isinstance(step, Grammar)
+    return step
 
 
 def rows_at_once(vocabulary: int) -> int:

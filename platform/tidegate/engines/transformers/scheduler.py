@@ -109,3 +109,16 @@ def grouped(joining: Sequence[S]) -> list[list[S]]:
         else:
             group.append(sequence)
     return groups
+
+
+def run_width(ready: Sequence[int], longest: int, weights_tokens: int) -> int:
+    """Choose how many tokens a step takes of a row at most: as many add most tokens for what the step costs.
+
+    `ready`: tokens of each row that wait to be taken. A step computes as many for each row, and costs
+    `weights_tokens` more.
+    """
+    widths = range(1, min(max(ready), longest) + 1)
+    return max(
+        widths,
+        key=lambda width: sum(min(count, width) for count in ready) / (weights_tokens + len(ready) * width),
+    )

@@ -4,7 +4,8 @@ A few rows of different length go through the real batch as requests do: one alo
 it decodes (one of them longer than anything before), one that leaves, one that takes its place. Their
 tokens are given (teacher forcing), so every step has logits to compare with those of one plain forward
 pass over the same tokens without cache, padding or neighbours. One row joins once more with the logits of all
-its tokens, a few at a time, as log probabilities of prompts are made.
+its tokens, a few at a time, as log probabilities of prompts are made. At last the rows take several tokens a
+step, in turn: where that is wrong, tokens that a grammar forces are taken one by one.
 
 The measure is the greatest relative error of a row's logits at one step, |a - b| / |b - mean(b)| (L2 over the
 vocabulary). Right and wrong are far apart: rounding gives about 1e-6 in float32, 1e-3 in float16 and 1e-2
@@ -94,6 +95,7 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
             reason = f"batched decoding raises {type(error).__name__}: {error}"
             continue
         if verdict.is_right:
+            arena.has_runs = runs_are_right(model, arena, rows, precision, bounds)
             return arena, []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
@@ -187,6 +189,25 @@ def check(model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: st
     return Verdict(worst, tolerance)
 
 
+def runs_are_right(
+    model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: str, bounds: Mapping[str, int]
+) -> bool:
+    """Tell whether rows may take several tokens in a step, while others take one."""
+    try:
+        for names in ({}, bounds) if bounds else ({},):
+            with made_small(model, names):
+                expected = plain_logits(model, rows)
+                for row, token, logits in _in_runs(batch, rows):
+                    error = relative_error(logits, expected[row][token - len(rows[row])])
+                    if not error <= TOLERANCE[precision]:
+                        return False
+    except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def plain_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return logits [COMPARED, vocabulary] after the last tokens of each row, from one plain forward pass
     each."""
@@ -247,6 +268,28 @@ def _run(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Te
     join(3)
     decode(FORCED)
     leave_where(lambda _row: True)
+    return seen
+
+
+def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+    """Let all rows join, and each take several tokens in one step. Returns what `_run` does."""
+    seen: list[tuple[int, int, Tensor]] = []
+    held = [max(1, len(row) - FORCED) for row in rows]
+    try:
+        for row, count in zip(rows, held, strict=True):
+            batch.join([row[:count]])
+        for step in range(len(rows)):
+            counts = [min(3 if row == step else 1, batch.longest_run()) for row in range(len(rows))]
+            held = [before + count for before, count in zip(held, counts, strict=True)]
+            if any(count > len(row) for row, count in zip(rows, held, strict=True)):
+                break
+            width = max(counts)
+            tails = [row[count - width : count] for row, count in zip(rows, held, strict=True)]
+            logits = batch.run(tails, counts)
+            seen += [(row, held[row] - 1, logits[row]) for row in range(len(rows))]
+    finally:
+        while batch.count:
+            batch.leave(batch.count - 1, clear=True)
     return seen
 
 

@@ -6,11 +6,19 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from msgspec.structs import replace
+from transformers.utils.chat_parsing.response_templates import ResponseTemplate
 
 from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.generation_rules import Rules
-from tidegate.engines.transformers.sampling import PrefillLogprobs, needed_steps
+from tidegate.engines.transformers.grammars import Matcher
+from tidegate.engines.transformers.responses import (
+    AnswerFormats,
+    ResponseReader,
+    delimiters,
+    reading_template,
+)
+from tidegate.engines.transformers.sampling import RULING_OUT, PrefillLogprobs, needed_steps
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
     NO_TOKENS,
@@ -34,7 +42,10 @@ class RunningSequence:
         end_ids: Collection[int],
         vocabulary: Vocabulary,
         rules: Rules | None = None,
+        response: AnswerFormats | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
+        """`response`: how the model's answers are read."""
         request = prepared.request
         self.id = request.id
         self.prompt = list(prepared.prompt)
@@ -42,9 +53,12 @@ class RunningSequence:
         self.sampling = prepared.work.sampling
         self.bad_words = prepared.bad_words
         self._from = prepared.work.prompt
+        self._begun = prepared.begun
+        self._template = self._reading_template(response)
         self._limit = prepared.limit
         self._end_ids = {*(() if self.sampling.ignore_eos else end_ids), *self.sampling.stop_token_ids}
         self.rules = rules
+        self.matcher = matcher
         self._vocabulary = vocabulary
         self._lead_text = self._echoed() if self.sampling.echo and not log else ""
         self._lead_logprobs: list[TokenLogprob] = []
@@ -52,8 +66,11 @@ class RunningSequence:
         self._prompt_logprobs: list[TokenLogprob] = []
         self._begin_answer()
         for place, token in enumerate(self.generated):
-            self._push(token, place)
+            self._replay(token, place)
         self.steps = needed_steps(self)
+        if matcher is not None:
+            matcher.begin(self.generated, may_force=not self.steps.keys() & RULING_OUT)
+        self.unfed = 0  # tokens that the KV cache has not seen; none before the prefill, which takes all
 
     @property
     def tokens(self) -> list[int]:
@@ -117,18 +134,49 @@ class RunningSequence:
             self._lead_logprobs = lead
         self._begin_answer()
         for place, entry in enumerate(entries[prompt_length - 1 :]):
-            self._push(self.generated[place], place, entry)
+            self._replay(self.generated[place], place, entry)
 
     def accept(self, token: int, logprob: tuple[float, list[tuple[int, float]]] | None) -> StepOutput:
         """Add a chosen token; return what that lets out, and the finish if it is the last."""
         entry = None if logprob is None else self._entry(token, *logprob)
         text, entries = self._push(token, len(self.generated), entry)
         self.generated.append(token)
+        self.unfed = 1
+        if self.matcher is not None and not self.matcher.consume(token):
+            return self.fail("GrammarFailed", f"The grammar cannot go on: {self.matcher.error}")
         return self._output([token], text, entries, self._finish_after(token))
+
+    @property
+    def forced(self) -> Sequence[int]:
+        """Return the tokens that may be added without the model's logits before them."""
+        return () if self.matcher is None or self.sampling.top_logprobs is not None else self.matcher.forced
+
+    def accept_forced(self, most: int, output: StepOutput) -> StepOutput:
+        """Add up to `most` of the forced tokens to what a step put out."""
+        for count, token in enumerate(self.forced[:most], 2):
+            more = self.accept(token, None)
+            self.unfed = count
+            output = StepOutput(self.id, joined(output.output, more.output), len(self.prompt), more.finish)
+            if output.finish is not None:
+                break
+        return output
+
+    def tail(self, length: int) -> list[int]:
+        """Return the row's last tokens."""
+        own = self.generated[-length:]
+        return own if len(own) == length else self.prompt[len(own) - length :] + own
 
     def end_without_token(self) -> StepOutput:
         """Finish a request that generates nothing."""
         return self._output([], "", [], self._finish("length"))
+
+    def end_closed(self) -> StepOutput:
+        """Finish a request whose grammar and other parameters leave no token."""
+        return self.fail(
+            "GrammarFailed",
+            f"After {len(self.generated)} tokens there is none that the grammar allows and that the other "
+            "fields (allowed_token_ids, bad_words, logit_bias, min_tokens) do not rule out.",
+        )
 
     def fail(self, code: str, message: str) -> StepOutput:
         finish = Finish(
@@ -147,9 +195,32 @@ class RunningSequence:
             strip_first_space=is_first_text,
             after=() if is_new else self.prompt,
             skips_special=self.sampling.skips_special,
+            keeps=self._named_tokens(),
         )
+        self._reader = self._new_reader()
         self._has_silent_space = is_first_text and self._vocabulary.has_silent_space
         self._answer = OutputBuffer(self.sampling.stop, keeps_stop=self.sampling.includes_stop)
+
+    def _reading_template(self, response: AnswerFormats | None) -> ResponseTemplate | None:
+        if not isinstance(self._from, ChatPrompt):
+            return None
+        form = response.of(self._from) if response is not None else None
+        return form and reading_template(form.response_template, has_tools=bool(self._from.tools))
+
+    def _named_tokens(self) -> Collection[int]:
+        """Return the special tokens by which the parts of an answer are told apart."""
+        return () if self._template is None else self._vocabulary.named_in(delimiters(self._template))
+
+    def _new_reader(self) -> ResponseReader | None:
+        if self._template is None or not isinstance(self._from, ChatPrompt):
+            return None
+        return ResponseReader(self._template, self._begun, self._from.tools, self.id)
+
+    def _replay(self, token: int, place: int, entry: TokenLogprob | None = None) -> None:
+        """Take up a token whose text is out already."""
+        text, _ = self._push(token, place, entry)
+        if self._reader is not None:
+            self._reader.push(text)
 
     def _push(
         self, token: int, place: int, entry: TokenLogprob | None = None
@@ -164,7 +235,8 @@ class RunningSequence:
         return self._answer.push(piece, entry, may_stop=place >= self.sampling.min_tokens)
 
     def _finish_after(self, token: int) -> Finish | None:
-        if self._answer.stopped or token in self._end_ids:
+        is_complete = self.matcher is not None and self.matcher.is_complete
+        if self._answer.stopped or token in self._end_ids or is_complete:
             return self._finish("stop")
         return self._finish("length") if len(self.generated) >= self._limit else None
 
@@ -190,7 +262,18 @@ class RunningSequence:
             ids = self.prompt if self._shows_prompt else []
             output = Tokens(tokens, text, entries, ids, self._prompt_logprobs)
             self._shows_prompt, self._prompt_logprobs = False, []
+        if self._reader is not None:
+            output = self._split(self._reader, output, is_last=finish is not None)
         return StepOutput(self.id, output, len(self.prompt), finish)
+
+    def _split(self, reader: ResponseReader, output: Tokens, *, is_last: bool) -> Tokens:
+        parts = [reader.push(output.text), *([reader.finish()] if is_last else [])]
+        return replace(
+            output,
+            text="".join([part.text for part in parts]),
+            reasoning="".join([part.reasoning for part in parts]),
+            calls=[call for part in parts for call in part.calls],
+        )
 
     def _first_entry(self) -> TokenLogprob:
         """Return the entry of the prompt's first token, which follows nothing."""
@@ -226,3 +309,14 @@ class RunningSequence:
 def without_first_space(entry: TokenLogprob) -> TokenLogprob:
     """Leave out the space that the text does not show, so that the bytes of all tokens are the text's."""
     return replace(entry, raw=entry.raw.removeprefix(b" "))
+
+
+def joined(first: Tokens, more: Tokens) -> Tokens:
+    """Put what a forced token lets out, which has no log probability, behind what came before it."""
+    return replace(
+        first,
+        token_ids=[*first.token_ids, *more.token_ids],
+        text=first.text + more.text,
+        reasoning=first.reasoning + more.reasoning,
+        calls=[*first.calls, *more.calls],
+    )

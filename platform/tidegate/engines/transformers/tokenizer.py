@@ -17,8 +17,17 @@ from tokenizers import Tokenizer
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers import sentencepiece_model
 from tidegate.engines.transformers.chat_templates import template_fault
-from tidegate.engines.transformers.prompts import encoded, frame, known_as, outside, plain_chat_ids
+from tidegate.engines.transformers.formats import template_of
+from tidegate.engines.transformers.prompts import (
+    CHAT_REMEDY,
+    encoded,
+    frame,
+    known_as,
+    outside,
+    plain_chat_ids,
+)
 from tidegate.engines.transformers.vocabulary import BYTE_OF, PROBE
+from tidegate.replica_args import CHAT_FORMATS, unknown_format
 
 VOCABULARY_FILES = (
     "tokenizer.json",
@@ -36,8 +45,11 @@ SHRINKS_BY = {"Prepend": 1, "Lowercase": 1, "ByteLevel": 1, "NFD": 1, "NFKD": 1,
 KEEPS_ALL = {"ByteLevel", "Metaspace", "Digits", "UnicodeScripts"}  # pre-tokenizers that drop no character
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a checkpoint. Raises `EngineLoadError` (TokenizerMissing)."""
+def load_tokenizer(folder: Path, chat_template: str = "") -> Any:
+    """Load the tokenizer of a checkpoint, with this chat template (`EngineSpec.chat_template`) or its own.
+    Raises `EngineLoadError` (TokenizerMissing, InvalidEngineArgs)."""
+    if unknown := unknown_format(chat_template):
+        raise EngineLoadError("InvalidEngineArgs", f"chat_template: {unknown}.")
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise EngineLoadError(
             "TokenizerMissing",
@@ -61,7 +73,10 @@ def load_tokenizer(folder: Path) -> Any:
             f"The tokenizer of {folder} has {len(tokenizer)} tokens and cannot write plain text with them: a "
             "vocabulary file is missing or empty.",
         )
-    if not tokenizer.chat_template:
+    if chat_template:
+        is_name = chat_template in CHAT_FORMATS
+        tokenizer.chat_template = template_of(chat_template) if is_name else chat_template
+    elif not tokenizer.chat_template:
         tokenizer.chat_template = processor_template(folder)
     return tokenizer
 
@@ -140,7 +155,7 @@ def end_note(end_ids: Collection[int], vocabulary_size: int) -> list[str]:
 def template_note(tokenizer: Any, vocabulary_size: int) -> list[str]:
     """Return a note where chat cannot work. Runs the template, so only where that is bounded."""
     if not tokenizer.chat_template:
-        return []
+        return [f"The checkpoint has no chat template, so chat is refused: {CHAT_REMEDY}."]
     fault = template_fault(tokenizer)
     if not fault and (token := outside(plain_chat_ids(tokenizer), vocabulary_size)) is not None:
         fault = f"{known_as(token, tokenizer)} is outside the vocabulary of {vocabulary_size} tokens"
@@ -148,7 +163,7 @@ def template_note(tokenizer: Any, vocabulary_size: int) -> list[str]:
 
 
 def broken_template_note(fault: str) -> str:
-    return f"Chat is refused, for its template is broken: {fault}."
+    return f"Chat is refused, for its template is broken: {fault}. Set spec.chatTemplate to one that works."
 
 
 def most_characters_per_token(tokenizer: Any) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,11 +31,16 @@ class Vocabulary:
         self._added = {token_id: str(token) for token_id, token in added.items() if not token.special}
         self._known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._pieces: dict[int, bytes] = {}
+        self._named: dict[str, frozenset[int]] = {}
         decoders = _decoders(tokenizer)
         self._to_bytes = _bytes_rule(decoders)
         self._strips = any(map(_strips_first_space, decoders))
         if self._to_bytes is not None and not self._agrees_with_tokenizer():
             self._to_bytes = None
+
+    @property
+    def special_ids(self) -> Collection[int]:
+        return self._special
 
     def piece(self, token_id: int) -> bytes:
         """Return the bytes that a token adds to a text; none for special tokens and ids without a token."""
@@ -58,16 +64,36 @@ class Vocabulary:
         """True where a text's first token may begin with a space that the text does not show."""
         return self._to_bytes is _spaced and self._strips
 
+    def named_in(self, patterns: str) -> frozenset[int]:
+        """Return the special tokens that regular expressions name."""
+        if patterns not in self._named:
+            self._named[patterns] = self._find_named(patterns)
+        return self._named[patterns]
+
+    def _find_named(self, patterns: str) -> frozenset[int]:
+        names = {token: str(self._tokenizer.convert_ids_to_tokens(token)) for token in self._special}
+        return frozenset(
+            token for token, name in names.items() if name in patterns or re.escape(name) in patterns
+        )
+
     def detokenizer(
-        self, *, strip_first_space: bool, after: Sequence[int] = (), skips_special: bool = True
+        self,
+        *,
+        strip_first_space: bool,
+        after: Sequence[int] = (),
+        skips_special: bool = True,
+        keeps: Collection[int] = (),
     ) -> Detokenizer:
         """Make a fresh one. `strip_first_space`: the text begins here, so the space that sentencepiece puts
-        before a first word is none. `after`: it goes on behind these tokens, maybe inside a character."""
+        before a first word is none. `after`: it goes on behind these tokens, maybe inside a character.
+        `keeps`: special tokens that have text all the same."""
         made: Detokenizer
         if self._to_bytes is None:
-            made = WindowDetokenizer(partial(self.decode, skips_special=skips_special))
+            made = WindowDetokenizer(partial(self.decode, skips_special=skips_special and not keeps))
         else:
             piece = self.piece if skips_special else lambda token: self.shown(token, skips_special=False)[1]
+            if skips_special and keeps:
+                piece = lambda token: self.shown(token, skips_special=token not in keeps)[1]  # noqa: E731
             made = ByteDetokenizer(piece, strip_first_space=strip_first_space and self.has_silent_space)
         for token_id in self._tail(after):
             made.push(token_id)

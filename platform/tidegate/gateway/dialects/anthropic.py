@@ -5,18 +5,32 @@ What tells a server of Anthropic's how to cache, bill or place a call is taken a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 from msgspec import Meta
 
 from tidegate.errors import RequestError
-from tidegate.gateway.bodies import BodyReader, RequestBody, not_honoured, says
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
-from tidegate.gateway.dialects.generate import OneAnswer
+from tidegate.gateway.bodies import BodyReader, RequestBody, documented, not_honoured, refusal, says
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
+from tidegate.gateway.dialects.chat import whole_reasoning
+from tidegate.gateway.dialects.generate import MOST_STOPS, OneAnswer
 from tidegate.gateway.dialects.openai import Flag, Limit, Share, StopString, Temperature, whole_text
+from tidegate.gateway.dialects.tools import (
+    MAX_TOOLS,
+    NO_TOOLS,
+    PARAMETERS,
+    Asked,
+    FunctionDefinition,
+    called,
+    check_size,
+    checked,
+    shown,
+    whole_calls,
+)
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import (
     MODEL_DEFAULTS,
@@ -28,9 +42,8 @@ from tidegate.messages.work import (
     Tokenize,
 )
 
-MOST_STOPS = 16
-_MESSAGES = "a list of at least one message with role and content: a text, or a list of text blocks"
-_NO_TOOLS = "tools are not supported; leave it out"
+_MESSAGES = "a list of at least one message with role and content: a text, or a list of blocks"
+CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 _UNREAD = says("(advisory: not acted on)")
 
 
@@ -77,7 +90,7 @@ class TextBlock(msgspec.Struct, tag="text", tag_field="type"):
 
 
 class ThinkingBlock(msgspec.Struct, tag="thinking", tag_field="type"):
-    """Part of an answer that is sent back; its signature is not read."""
+    """Part of an answer that is sent back; the model's chat template may show it. Signatures are not read."""
 
     thinking: str
 
@@ -86,7 +99,22 @@ class RedactedThinkingBlock(msgspec.Struct, tag="redacted_thinking", tag_field="
     """Part of another server's answer that is sent back; not read."""
 
 
-Block = TextBlock | ThinkingBlock | RedactedThinkingBlock
+class ToolUseBlock(msgspec.Struct, tag="tool_use", tag_field="type"):
+    """A call in an assistant's answer."""
+
+    id: CallId
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    input: dict[str, Any]
+
+
+class ToolResultBlock(msgspec.Struct, tag="tool_result", tag_field="type"):
+    """What came of a call of an answer before it, in a user's message. `is_error` is not read."""
+
+    tool_use_id: CallId
+    content: str | list[TextBlock] | None = None
+
+
+Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
 
 
 class InputMessage(msgspec.Struct):
@@ -95,10 +123,43 @@ class InputMessage(msgspec.Struct):
 
 
 class ThinkingConfig(msgspec.Struct):
-    """The model's chat template may act on it. There is no budget."""
+    """The model's chat template may act on it, and the answer shows what was thought, unless it is disabled.
+    There is no budget."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
+
+
+class JsonOutput(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    schema: Annotated[dict[str, Any], says("a JSON schema, which the answer's text is valid for")]
+
+
+class OutputConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    format: JsonOutput | None = None
+    effort: Annotated[
+        Literal["low", "medium", "high", "xhigh", "max"] | None,
+        says("low, medium, high, xhigh or max; the model's chat template may act on it"),
+    ] = None
+
+
+class AnthropicTool(msgspec.Struct, kw_only=True):
+    """A function of the client's. `cache_control` and the like are not read."""
+
+    type: Annotated[
+        Literal["custom"] | None,
+        says("custom, which is also the default: tools that a server runs are not supported"),
+    ] = None
+    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,128}$"), says("1 to 128 letters, digits, _, - or .")]
+    description: Annotated[str | None, says("what it does, for the model")] = None
+    input_schema: Annotated[dict[str, Any], documented("a JSON schema of type object", PARAMETERS)]
+    strict: Annotated[bool | None, _UNREAD] = None
+
+
+class AnthropicToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    type: Annotated[Literal["auto", "any", "tool", "none"], says("auto, any, tool or none")]
+    name: Annotated[str | None, says("of the tool, with type: tool")] = None
+    disable_parallel_tool_use: Annotated[bool | None, says("true: one call at most")] = None
 
 
 class RequestMetadata(msgspec.Struct):
@@ -117,10 +178,20 @@ class PromptBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         ThinkingConfig | None,
         says('{"type": "enabled"} or {"type": "disabled"}; the model\'s chat template may act on it'),
     ] = None
-    tools: Annotated[Any, not_honoured(_NO_TOOLS, [])] = None
-    tool_choice: Annotated[Any, not_honoured(_NO_TOOLS)] = None
-    output_config: Annotated[Any, not_honoured("output is not steered; leave it out", {})] = None
-    output_format: Annotated[Any, not_honoured("output is not steered; leave it out")] = None
+    tools: Annotated[
+        Annotated[list[AnthropicTool], Meta(max_length=MAX_TOOLS)] | None,
+        says(f'at most {MAX_TOOLS} of {{"name": ..., "description": ..., "input_schema": ...}}'),
+    ] = None
+    tool_choice: Annotated[
+        AnthropicToolChoice | None,
+        says('{"type": "auto", "any" or "none"} or {"type": "tool", "name": ...}; left out: auto'),
+    ] = None
+    output_config: Annotated[
+        OutputConfig | None, says('{"format": {"type": "json_schema", "schema": ...}, "effort": ...}')
+    ] = None
+    output_format: Annotated[
+        JsonOutput | None, says("the older name of output_config.format; send one of them")
+    ] = None
     container: Annotated[Any, not_honoured("no code runs here; leave it out")] = None
     mcp_servers: Annotated[Any, not_honoured("no server is asked; leave it out", [])] = None
     cache_control: Annotated[Any, _UNREAD] = None
@@ -171,7 +242,18 @@ class AnswerBlock(msgspec.Struct, tag="text", tag_field="type"):
     citations: None = None
 
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence"]
+class ThoughtBlock(msgspec.Struct, tag="thinking", tag_field="type"):
+    thinking: str
+    signature: str = ""
+
+
+class CallBlock(msgspec.Struct, tag="tool_use", tag_field="type"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 class AnthropicMessage(msgspec.Struct):
@@ -179,7 +261,7 @@ class AnthropicMessage(msgspec.Struct):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[AnswerBlock]
+    content: list[AnswerBlock | ThoughtBlock | CallBlock]
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -191,6 +273,7 @@ class TokenCount(msgspec.Struct):
 
 class Messages:
     path = "/v1/messages"
+    task = "generate"
     id_prefix = "msg_"
     may_stream = True
     wire = ANTHROPIC
@@ -205,6 +288,7 @@ class Messages:
 
 class CountTokens:
     path = "/v1/messages/count_tokens"
+    task = ""
     id_prefix = "count_"
     may_stream = False
     wire = ANTHROPIC
@@ -220,6 +304,7 @@ class CountTokens:
 class MessagesCall(OneAnswer):
     def __init__(self, body: MessagesBody) -> None:
         self._stops = tuple(body.stop_sequences or ())
+        self._shows_thinking = body.thinking is not None and body.thinking.type != "disabled"
         sampling = Sampling(
             seed=0,
             max_tokens=body.max_tokens,
@@ -230,23 +315,38 @@ class MessagesCall(OneAnswer):
             left_out=tuple(name for name in MODEL_DEFAULTS if getattr(body, name, None) is None),
             clips_limit=True,
         )
-        super().__init__(body.model, _prompt(body), sampling, seed=None, is_streamed=bool(body.stream))
+        super().__init__(
+            body.model,
+            _prompt(body),
+            sampling,
+            seed=None,
+            is_streamed=bool(body.stream),
+            constraint=_constraint(body),
+        )
         self.user = (body.metadata and body.metadata.user_id) or ""
 
     def events(self, head: AnswerHead) -> MessageEvents:
-        return MessageEvents(head, self._stops)
+        return MessageEvents(head, self._stops, shows_thinking=self._shows_thinking)
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         segments = choices[0]
-        text = whole_text(segments)
+        blocks: list[AnswerBlock | ThoughtBlock | CallBlock] = []
+        if self._shows_thinking and (thought := whole_reasoning(segments)):
+            blocks.append(ThoughtBlock(thought))
+        if text := whole_text(segments):
+            blocks.append(AnswerBlock(text))
+        calls = whole_calls(segments)
+        for call in calls:
+            made = called(call.function.name, call.function.arguments, call.id)
+            blocks.append(CallBlock(call.id, call.function.name, made["function"]["arguments"]))
         return encode(
             AnthropicMessage(
                 head.call_id,
                 "message",
                 "assistant",
                 head.model,
-                [AnswerBlock(text)] if text else [],
-                *_stop(segments[-1].finish, self._stops),
+                blocks,
+                *_stop(segments[-1].finish, self._stops, has_calls=bool(calls)),
                 MessageUsage(usage.prompt_tokens, usage.completion_tokens),
             )
         )
@@ -255,17 +355,20 @@ class MessagesCall(OneAnswer):
 class MessageEvents:
     """`message_start`, one content block after the other, `message_delta` with the end, `message_stop`."""
 
-    __slots__ = ("_has_begun", "_head", "_place", "_stop", "_stops")
+    __slots__ = ("_has_begun", "_has_calls", "_head", "_kind", "_place", "_shows_thinking", "_stop", "_stops")
 
-    def __init__(self, head: AnswerHead, stops: Sequence[str]) -> None:
+    def __init__(self, head: AnswerHead, stops: Sequence[str], *, shows_thinking: bool) -> None:
         self._head = head
         self._stops = stops
+        self._shows_thinking = shows_thinking
+        self._has_calls = False
+        self._kind = b""  # of the block that is open
         self._stop: tuple[StopReason, str | None] = ("end_turn", None)
         self._has_begun = False
-        self._place = -1  # of the block that is open
+        self._place = -1  # of the last block
 
     def render(self, index: int, segment: Segment) -> bytes:  # noqa: ARG002 - there is one choice
-        out, text = b"", segment.output.text
+        out, output = b"", segment.output
         if not self._has_begun:
             self._has_begun = True
             head = self._head
@@ -273,17 +376,40 @@ class MessageEvents:
             begun = AnthropicMessage(head.call_id, "message", "assistant", head.model, [], None, None, used)
             out = _event(b"message_start", b'{"type":"message_start","message":%b}' % encode(begun))
             out += _PING
-        if text:
-            if self._place < 0:
-                self._place = 0
-                out += _TEXT_BEGINS % self._place
-            out += _TEXT % (self._place, text_json(text))
+        if output.reasoning and self._shows_thinking:
+            out += self._in_block(b"thinking", _THINKING)
+            out += _DELTA % (self._place, b"thinking_delta", b"thinking", text_json(output.reasoning))
+        if output.text:
+            out += self._in_block(b"text", _TEXT)
+            out += _DELTA % (self._place, b"text_delta", b"text", text_json(output.text))
+        for part in output.calls:
+            if part.name:
+                self._has_calls = True
+                out += self._close()
+                out += self._in_block(b"tool_use", encode(CallBlock(part.id, part.name, {})))
+            if part.arguments:
+                piece = text_json(part.arguments)
+                out += _DELTA % (self._place, b"input_json_delta", b"partial_json", piece)
         if segment.finish is not None:
-            self._stop = _stop(segment.finish, self._stops)
+            self._stop = _stop(segment.finish, self._stops, has_calls=self._has_calls)
+        return out
+
+    def _in_block(self, kind: bytes, begun: bytes) -> bytes:
+        """The events that lead to a block of this kind; `begun`: an empty one."""
+        if self._kind == kind:
+            return b""
+        out = self._close()
+        self._kind = kind
+        self._place += 1
+        return out + _BLOCK_BEGINS % (self._place, begun)
+
+    def _close(self) -> bytes:
+        out = _BLOCK_ENDS % self._place if self._kind else b""
+        self._kind = b""
         return out
 
     def end(self, usage: Usage) -> bytes:
-        out = b"" if self._place < 0 else _BLOCK_ENDS % self._place
+        out = self._close()
         reason, stop = self._stop
         used = MessageUsage(usage.prompt_tokens, usage.completion_tokens)
         delta = b'{"type":"message_delta","delta":{"stop_reason":"%b","stop_sequence":%b},"usage":%b}' % (
@@ -299,18 +425,17 @@ def _event(name: bytes, data: bytes) -> bytes:
 
 
 _PING = _event(b"ping", b'{"type":"ping"}')
-_TEXT_BEGINS = _event(
-    b"content_block_start",
-    b'{"type":"content_block_start","index":%d,"content_block":{"type":"text","text":""}}',
+_BLOCK_BEGINS = _event(
+    b"content_block_start", b'{"type":"content_block_start","index":%d,"content_block":%b}'
 )
-_TEXT = _event(
-    b"content_block_delta",
-    b'{"type":"content_block_delta","index":%d,"delta":{"type":"text_delta","text":%b}}',
+_TEXT, _THINKING = encode(AnswerBlock("")), encode(ThoughtBlock(""))
+_DELTA = _event(
+    b"content_block_delta", b'{"type":"content_block_delta","index":%d,"delta":{"type":"%b","%b":%b}}'
 )
 _BLOCK_ENDS = _event(b"content_block_stop", b'{"type":"content_block_stop","index":%d}')
 
 
-class CountCall:
+class CountCall(Free):
     n = 1
     is_streamed = False
     user = ""
@@ -337,17 +462,122 @@ def _prompt(body: PromptBody) -> ChatPrompt:
     messages: list[dict[str, Any]] = []
     if body.system:
         messages.append({"role": "system", "content": _text(body.system)})
-    for message in body.messages:
-        text = _text(message.content)
-        if messages and messages[-1]["role"] == message.role:
-            messages[-1]["content"] += "\n" + text
-        else:
-            messages.append({"role": message.role, "content": text})
-    goes_on = messages[-1]["role"] == "assistant"
-    args = {} if body.thinking is None else {"enable_thinking": body.thinking.type != "disabled"}
+    calls: dict[str, str] = {}  # ids of those so far, and whom they call
+    for place, message in enumerate(body.messages):
+        for turn in _turns(f"messages[{place}]", message, calls):
+            _join(messages, turn)
+    last = messages[-1]
+    goes_on = last["role"] == "assistant"
+    if goes_on and "tool_calls" in last:
+        raise refusal(
+            f"messages[{len(body.messages) - 1}].content",
+            "given",
+            "a tool_use needs its tool_result after it",
+        )
+    args: dict[str, Any] = {}
+    if body.thinking is not None:
+        args["enable_thinking"] = body.thinking.type != "disabled"
+    if body.output_config is not None and body.output_config.effort is not None:
+        args["reasoning_effort"] = body.output_config.effort
+    tools, choice, is_parallel = _asked(body)
     return ChatPrompt(
-        messages, add_generation_prompt=not goes_on, continue_final_message=goes_on, template_args=args
+        messages,
+        add_generation_prompt=not goes_on,
+        continue_final_message=goes_on,
+        template_args=args,
+        tools=tools,
+        tool_choice=choice,
+        parallel_tool_calls=is_parallel,
     )
+
+
+def _constraint(body: PromptBody) -> Constraint | None:
+    asked = body.output_config.format if body.output_config is not None else None
+    if asked is not None and body.output_format is not None:
+        raise refusal("output_format", "given", "output_config.format says it already; send one of them")
+    if asked is not None:
+        return Constraint("json", asked.schema, "output_config.format.schema")
+    if body.output_format is not None:
+        return Constraint("json", body.output_format.schema, "output_format.schema")
+    return None
+
+
+def _turns(where: str, message: InputMessage, calls: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """A message as a chat template takes it: each result of a call is one of its own."""
+    if isinstance(message.content, str):
+        yield {"role": message.role, "content": message.content}
+        return
+    made: dict[str, Any] = {"role": message.role, "content": _text(message.content)}
+    found = []
+    for place, block in enumerate(message.content):
+        if isinstance(block, ToolResultBlock):
+            asked = block.tool_use_id
+            if message.role != "user":
+                raise refusal(f"{where}.content[{place}].type", "tool_result", "send it with role user")
+            if asked not in calls:
+                raise refusal(
+                    f"{where}.content[{place}].tool_use_id",
+                    asked,
+                    "no answer before it has a call with that id",
+                )
+            result = _text(block.content or "")
+            yield {"role": "tool", "tool_call_id": asked, "name": calls[asked], "content": result}
+        elif isinstance(block, ToolUseBlock):
+            if message.role != "assistant":
+                raise refusal(f"{where}.content[{place}].type", "tool_use", "send it with role assistant")
+            calls[block.id] = block.name
+            arguments = checked(block.input, f"{where}.content[{place}].input")
+            function = {"name": block.name, "arguments": arguments}
+            found.append({"id": block.id, "type": "function", "function": function})
+    thoughts = [block.thinking for block in message.content if isinstance(block, ThinkingBlock)]
+    if thoughts and message.role == "assistant":
+        made["reasoning_content"] = "\n".join(thoughts)
+    if found:
+        made["tool_calls"] = found
+    if (
+        made["content"]
+        or found
+        or thoughts
+        or not any(isinstance(b, ToolResultBlock) for b in message.content)
+    ):
+        yield made
+
+
+def _join(messages: list[dict[str, Any]], turn: dict[str, Any]) -> None:
+    """Add a turn, or what it adds to the last one of its role."""
+    if not messages or turn["role"] == "tool" or messages[-1]["role"] != turn["role"]:
+        messages.append(turn)
+        return
+    last = messages[-1]
+    for name in ("content", "reasoning_content"):
+        if texts := [part[name] for part in (last, turn) if part.get(name)]:
+            last[name] = "\n".join(texts)
+    if "tool_calls" in turn:
+        last["tool_calls"] = [*last.get("tool_calls", ()), *turn["tool_calls"]]
+
+
+def _asked(body: PromptBody) -> Asked:
+    """The tools of a body, and its `tool_choice` against them."""
+    choice = body.tool_choice or AnthropicToolChoice(type="auto")
+    if not body.tools:
+        if choice.type in ("any", "tool"):
+            raise refusal("tool_choice.type", choice.type, "it needs tools")
+        return NO_TOOLS
+    made = [
+        shown(
+            FunctionDefinition(name=tool.name, description=tool.description, parameters=tool.input_schema),
+            f"tools[{place}].input_schema",
+        )
+        for place, tool in enumerate(body.tools)
+    ]
+    check_size(made, "tools")
+    if choice.type == "none":
+        return NO_TOOLS
+    if choice.type == "tool":
+        if choice.name not in [tool.name for tool in body.tools]:
+            raise refusal("tool_choice.name", choice.name, "it is none of tools; name one of them")
+        return Asked(made, choice.name, False)
+    return Asked(made, "required" if choice.type == "any" else "auto", not choice.disable_parallel_tool_use)
 
 
 def _text(content: str | Sequence[Block]) -> str:
@@ -356,9 +586,9 @@ def _text(content: str | Sequence[Block]) -> str:
     return "\n".join([block.text for block in content if isinstance(block, TextBlock)])
 
 
-def _stop(finish: Finish | None, stops: Sequence[str]) -> tuple[StopReason, str | None]:
+def _stop(finish: Finish | None, stops: Sequence[str], *, has_calls: bool) -> tuple[StopReason, str | None]:
     if finish is not None and finish.reason == "length":
         return "max_tokens", None
     if finish is not None and finish.stopped_by in stops:
         return "stop_sequence", finish.stopped_by
-    return "end_turn", None
+    return "tool_use" if has_calls else "end_turn", None

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import msgspec
 
 from tidegate.gateway.bodies import RequestBody
 from tidegate.gateway.dialects.wire import Wire
+from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Finish, Segment, Work
 
 
@@ -28,6 +29,7 @@ class AnswerHead:
     model: str
     revision: str
     context_length: int = 0  # 0: not known
+    ended: int = 0  # unix seconds, of an answer that is read again; 0: it ends now, or later
 
 
 class Usage(msgspec.Struct):
@@ -70,6 +72,18 @@ class Call(Protocol):
         """Named where a replica refuses the prompt."""
         ...
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the answer must follow; the request path checks it, and says `follow` before `asks`."""
+        ...
+
+    def follow(self, grammar: str) -> None: ...
+
+    @property
+    def schemas(self) -> Sequence[Constraint]:
+        """What else must be enforceable: the arguments of strict tools."""
+        ...
+
     def asks(self, random_seed: int) -> list[Ask]:
         """One for each sequence, in the order of the answer's choices. Asked once: the prompts go with it."""
         ...
@@ -81,10 +95,22 @@ class Call(Protocol):
         ...
 
 
+class Free:
+    """A call whose answer has a form of its own."""
+
+    __slots__ = ()
+    constraint = None
+    schemas: Sequence[Constraint] = ()
+
+    def follow(self, grammar: str) -> NoReturn:
+        raise AssertionError(f"no grammar was asked for: {grammar}")
+
+
 class Dialect(Protocol):
     """One endpoint. `dialects.DIALECTS` lists them all."""
 
     path: str
+    task: str  # of the models that it asks; empty: of any
     id_prefix: str  # of the ids of its calls
     may_stream: bool
     wire: Wire  # of its protocol
@@ -97,7 +123,9 @@ class Dialect(Protocol):
     def body(self) -> type[RequestBody]: ...
 
     @property
-    def answer(self) -> type[msgspec.Struct]: ...
+    def answer(self) -> Any:
+        """A struct, or a list of one."""
+        ...
 
     def read(self, raw: bytes) -> Call:
         """Raises `InvalidRequest`."""

@@ -141,6 +141,7 @@ class Completion(msgspec.Struct):
 
 class Completions:
     path = "/v1/completions"
+    task = "generate"
     id_prefix = "cmpl-"
     may_stream = True
     wire = OPENAI

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 from msgspec.structs import replace
 
 from tidegate.gateway.dialects.base import Ask
+from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Generate, Prompt, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1
+MOST_STOPS = 16  # stop strings of one answer; OpenAI's API has a bound of its own
 DEFAULT_OUTPUT_ESTIMATE = 256  # tokens charged at admission where the client set no limit
 _CHARACTERS_PER_TOKEN = 4
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of a chat template
@@ -22,14 +25,26 @@ class OneAnswer:
     prompt_field = "messages"
 
     def __init__(
-        self, model: str, prompt: Prompt, sampling: Sampling, *, seed: int | None, is_streamed: bool
+        self,
+        model: str,
+        prompt: Prompt,
+        sampling: Sampling,
+        *,
+        seed: int | None,
+        is_streamed: bool,
+        constraint: Constraint | None = None,
     ) -> None:
         self.model = model
+        self.constraint = constraint
+        self.schemas: Sequence[Constraint] = ()
         self.is_streamed = is_streamed
         self.user = ""
         self._prompt = prompt
         self._sampling = sampling
         self._seed = seed
+
+    def follow(self, grammar: str) -> None:
+        self._sampling = replace(self._sampling, grammar=grammar)
 
     def asks(self, random_seed: int) -> list[Ask]:
         # The prompt may be large, and the call lives as long as its answer.
@@ -60,4 +75,6 @@ def estimated_tokens(prompt: Prompt, max_tokens: int | None) -> int:
     if isinstance(prompt, TextPrompt):
         return len(prompt.text) // _CHARACTERS_PER_TOKEN + 1 + output
     characters = sum([len(message["content"]) for message in prompt.messages])
+    if prompt.tools:
+        characters += len(msgspec.json.encode(prompt.tools))
     return characters // _CHARACTERS_PER_TOKEN + _MESSAGE_OVERHEAD_TOKENS * len(prompt.messages) + output

@@ -23,6 +23,17 @@ from msgspec.structs import replace
 from tidegate.gateway.bodies import RequestBody, Rule, documented, needs, not_honoured, refusal, says
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
+from tidegate.gateway.dialects.structured import (
+    Choices as AnswerChoices,
+)
+from tidegate.gateway.dialects.structured import (
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    Text,
+    constraint_of,
+)
+from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import DONE, text_json
 from tidegate.messages.work import MODEL_DEFAULTS, Finish, Generate, Prompt, Sampling, Segment, TokenLogprob
 
@@ -142,7 +153,29 @@ class TextBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
             {"anyOf": [{"type": "null"}, _LOGIT_BIAS]},
         ),
     ] = None
+    response_format: Annotated[
+        ResponseFormat | None,
+        says('{"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": ...}'),
+    ] = None
     # The fields below are vLLM's.
+    structured_outputs: Annotated[
+        StructuredOutputs | None, says("one of json, regex, choice, grammar and json_object")
+    ] = None
+    guided_json: Annotated[
+        Schema | str | None,
+        documented(
+            "a JSON schema, as structured_outputs.json", {"type": ["object", "boolean", "string", "null"]}
+        ),
+    ] = None
+    guided_regex: Annotated[Text | None, says("a regular expression, as structured_outputs.regex")] = None
+    guided_choice: Annotated[AnswerChoices | None, says("a list of texts, as structured_outputs.choice")] = (
+        None
+    )
+    guided_grammar: Annotated[Text | None, says("a grammar, as structured_outputs.grammar")] = None
+    guided_whitespace_pattern: Annotated[
+        Text | None, says("a regular expression, as structured_outputs.whitespace_pattern")
+    ] = None
+    guided_decoding_backend: Advisory = None
     top_k: Annotated[
         Annotated[int, Meta(ge=-1, le=MAX_TOKEN_ID)] | None,
         says("the likeliest tokens to choose among, a whole number; -1, 0 or left out: all"),
@@ -217,9 +250,11 @@ class TextCall(ABC):
         "_prompts",
         "_sampling",
         "_seed",
+        "constraint",
         "is_streamed",
         "model",
         "n",
+        "schemas",
         "shown",
         "top_logprobs",
         "user",
@@ -241,6 +276,8 @@ class TextCall(ABC):
         stop, options = body.stop, body.stream_options
         self.model = body.model
         self.n = body.n or 1
+        self.constraint = constraint_of(body)
+        self.schemas: Sequence[Constraint] = ()
         self.is_streamed = bool(body.stream)
         self.user = body.user or ""
         has_usage = options is not None and bool(options.include_usage)
@@ -279,6 +316,9 @@ class TextCall(ABC):
             truncate_prompt=body.truncate_prompt_tokens,
             left_out=tuple(name for name in MODEL_DEFAULTS if getattr(body, name) is None),
         )
+
+    def follow(self, grammar: str) -> None:
+        self._sampling = replace(self._sampling, grammar=grammar)
 
     def asks(self, random_seed: int) -> list[Ask]:
         # The prompts may be large, and the call lives as long as its answer.

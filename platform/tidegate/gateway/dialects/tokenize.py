@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from tidegate.gateway.bodies import BodyReader, RequestBody, Rule, refusal, says
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
 from tidegate.gateway.dialects.chat import (
     MESSAGES,
     ONE_END,
@@ -21,6 +21,7 @@ from tidegate.gateway.dialects.chat import (
     chat_prompt,
 )
 from tidegate.gateway.dialects.openai import Flag, VocabularyId, encode, whole_text
+from tidegate.gateway.dialects.tools import Tools, asked_tools
 from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import Detokenize, Prompt, Segment, TextPrompt, Tokenize, TokenPrompt
 
@@ -63,6 +64,7 @@ class TokenizeBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         says(f"a text of at most {MOST_CHARACTERS} characters"),
     ] = None
     messages: Annotated[Messages | None, says(MESSAGES)] = None
+    tools: Tools = None
     add_special_tokens: Flag = None
     return_token_strs: Flag = None
     add_generation_prompt: Flag = None
@@ -94,6 +96,7 @@ class Detokenized(msgspec.Struct):
 
 class TokenizeDialect:
     path = "/tokenize"
+    task = ""
     id_prefix = "tok-"
     may_stream = False
     wire = OPENAI
@@ -108,6 +111,7 @@ class TokenizeDialect:
 
 class DetokenizeDialect:
     path = "/detokenize"
+    task = ""
     id_prefix = "detok-"
     may_stream = False
     wire = OPENAI
@@ -120,7 +124,7 @@ class DetokenizeDialect:
         return DetokenizeCall(self._reader.read(raw))
 
 
-class _WholeAnswer:
+class _WholeAnswer(Free):
     """A call of one sequence, which the tokenizer alone answers."""
 
     n = 1
@@ -141,7 +145,8 @@ class TokenizeCall(_WholeAnswer):
             self._prompt = TextPrompt(body.prompt or "", body.add_special_tokens is not False)
         else:
             args = body.chat_template_kwargs or {}
-            self._prompt = chat_prompt(body, chat_messages(body.messages), args)
+            tools = asked_tools(body.tools or (), None, None)
+            self._prompt = chat_prompt(body, chat_messages(body.messages), args, tools)
 
     def asks(self, random_seed: int) -> list[Ask]:  # noqa: ARG002 - nothing is drawn
         # The prompt may be large, and the call lives as long as its answer.

@@ -27,6 +27,7 @@ class Wire:
     """OpenAI's, over server-sent events. Another protocol says what is its own."""
 
     media_type = "text/event-stream"
+    can_resume = True  # its events may have ids
     error_body: ClassVar[type[msgspec.Struct]] = ErrorBody
 
     def error(self, error: RequestError) -> bytes:

@@ -166,10 +166,11 @@ end
 local function keep_ended(f, log)
   local h = call('HMGET', P .. f.gateway, 'tenant', 'seconds')
   if not h[1] then return false end
-  local bytes = call('STRLEN', log)
+  local bytes, now = call('STRLEN', log), server_time()
+  call('HSET', P .. f.gateway, 'ended', math.floor(now))
   call('HINCRBY', P .. f.gateway, 'bytes', bytes)
   charge_kept(h[1], bytes)
-  call('ZADD', P .. 'kept', 'XX', 'GT', server_time() + tonumber(h[2]), string.sub(f.gateway, #KEPT + 1))
+  call('ZADD', P .. 'kept', 'XX', 'GT', now + tonumber(h[2]), string.sub(f.gateway, #KEPT + 1))
   return true
 end
 
@@ -259,7 +260,7 @@ local function end_from_outside(id, f, state, reason, code, message, ttl)
   settle(id, state, f, f.seq, framed, ttl, is_ours and 'error' or '')
 end
 
--- A kept call goes with all that is kept of it; what of it still runs ends.
+-- A kept call goes with all that is kept of it; what of it still runs ends. Returns how many sequences it had.
 local function end_kept(id, code, message, ttl)
   local name = KEPT .. id
   for _, request in ipairs(call('SMEMBERS', P .. 'open:' .. name)) do
@@ -270,10 +271,12 @@ local function end_kept(id, code, message, ttl)
   end
   local h = call('HMGET', P .. name, 'tenant', 'bytes', 'sequences')
   call('ZREM', P .. 'kept', id)
-  if not h[1] then return end
+  if not h[1] then return 0 end
   charge_kept(h[1], -tonumber(h[2]))
   call('UNLINK', P .. name)
-  for i = 0, tonumber(h[3]) - 1 do call('UNLINK', P .. 'req:' .. id .. '.' .. i, P .. 'log:' .. id .. '.' .. i) end
+  local sequences = tonumber(h[3])
+  for i = 0, sequences - 1 do call('UNLINK', P .. 'req:' .. id .. '.' .. i, P .. 'log:' .. id .. '.' .. i) end
+  return sequences
 end
 
 local function is_suspect(f) return f.deaths >= 1 or f.losses >= LOSSES_TO_SUSPECT end

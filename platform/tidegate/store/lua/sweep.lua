@@ -50,11 +50,13 @@ for _, dead in ipairs(silent) do
   end
 end
 
-local forgotten = is_grace and {} or call('ZRANGE', P .. 'kept', '-inf', now, 'BYSCORE', 'LIMIT', 0, most)
-for _, id in ipairs(forgotten) do
-  end_kept(id, 'NobodyCame', 'The client left and nobody came back for the answer in time.', ttl)
-  done = done + 1
+local over, gone = is_grace and {} or call('ZRANGE', P .. 'kept', '-inf', now, 'BYSCORE', 'LIMIT', 0, most), 0
+for _, id in ipairs(over) do
+  if gone >= most then break end
+  gone = gone + math.max(1,
+    end_kept(id, 'NobodyCame', 'The client left and nobody came back for the answer in time.', ttl))
 end
+done = done + gone
 flush(now)
 for _, dead in ipairs(silent) do
   if call('EXISTS', P .. 'open:' .. dead) == 0 then call('ZREM', P .. 'gateways', dead) end

@@ -52,6 +52,7 @@ class Row:
         self.prompt = PROMPT
         self.end_ids = END_IDS
         self.rules = None
+        self.matcher = None
         self.bad_words: list[list[int]] = []
         self.steps = needed_steps(self)
 

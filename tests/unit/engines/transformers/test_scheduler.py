@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tidegate.engines.transformers.scheduler import PADDING_SHARE, PADDING_TOKENS, Scheduler, grouped
+from tidegate.engines.transformers.scheduler import (
+    PADDING_SHARE,
+    PADDING_TOKENS,
+    Scheduler,
+    grouped,
+    run_width,
+)
 
 
 @dataclass(frozen=True)
@@ -166,3 +173,21 @@ class Steps(RuleBasedStateMachine):
 
 TestSteps = Steps.TestCase
 TestSteps.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
+
+
+@pytest.mark.parametrize(
+    ("ready", "longest", "weights_tokens", "expected"),
+    [
+        ([1, 1], 9, 16, 1),
+        ([8], 9, 16, 8),
+        ([8], 5, 16, 5),  # no row may be shorter
+        ([8] * 16, 9, 16, 8),
+        ([8] + [1] * 63, 9, 16, 1),  # 64 rows would compute eight tokens for the sake of one
+        ([8] + [1] * 63, 9, 1 << 20, 8),
+        ([8, 2, 2, 2], 9, 16, 2),
+    ],
+)
+def test_a_step_takes_as_many_forced_tokens_as_are_worth_it(
+    ready: list[int], longest: int, weights_tokens: int, expected: int
+) -> None:
+    assert run_width(ready, longest, weights_tokens) == expected

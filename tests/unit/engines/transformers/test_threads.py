@@ -24,6 +24,12 @@ class FakeBatch:
         assert len(tokens) == self.count
         return torch.zeros(self.count, 4)
 
+    def longest_run(self) -> int:
+        return 1
+
+    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> torch.Tensor:
+        raise AssertionError("a trial takes one token at a time")
+
     def leave(self, row: int, *, clear: bool = False) -> None:
         assert row < self.count
         self.count -= 1

@@ -175,6 +175,14 @@ def test_a_broken_template_is_noted(folder: Path, template: str, fault: str) -> 
     assert fault in note
 
 
+def test_a_checkpoint_without_a_template_is_noted_with_the_remedy(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = None
+    [note] = template_note(tokenizer, VOCABULARY)
+    assert "spec.chatTemplate" in note
+    assert "vicuna" in note
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @pytest.mark.parametrize(
     "rules",

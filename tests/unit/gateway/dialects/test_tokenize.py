@@ -22,6 +22,10 @@ from tidegate.messages.work import (
 )
 
 HEAD = AnswerHead("tok-1", 5, "m", "r1", context_length=512)
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
+}
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
@@ -40,6 +44,10 @@ def asked(**fields: Any) -> Any:
             Tokenize(TextPrompt("hi", add_special_tokens=False), has_strings=True),
         ),
         ({"messages": MESSAGES}, Tokenize(ChatPrompt(MESSAGES))),
+        (
+            {"messages": MESSAGES, "tools": [TOOL]},
+            Tokenize(ChatPrompt(MESSAGES, tools=[TOOL], tool_choice="auto")),
+        ),
         (
             {"messages": MESSAGES, "continue_final_message": True, "chat_template_kwargs": {"a": 1}},
             Tokenize(

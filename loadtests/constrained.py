@@ -1,0 +1,113 @@
+"""Constrained answers against free ones, in an engine of its own: `python -m loadtests.constrained [MODEL]`.
+
+MODEL is a checkpoint's folder; without one a Llama of random weights is made, with a tokenizer of 16,000
+tokens that is trained on the standard library. 16 requests begin together. In the first two lines each answer
+has the same number of tokens; the others are whole objects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from tests.engine_requests import a_request, run
+from tidegate.engines.create import create_engine
+from tidegate.engines.transformers.engine import TransformersEngine
+from tidegate.gateway.grammars import schema_grammar
+from tidegate.replica_args import EngineSpec
+
+REQUESTS, TOKENS, ROUNDS = 16, 96, 5
+VOCABULARY = 16_000
+TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 500}
+FIXED = {
+    "type": "object",
+    "properties": {
+        name: {"enum": ["low", "high"]}
+        for name in ("water_level_inside", "water_level_outside", "position_of_the_gate", "expected_change")
+    },
+    "additionalProperties": False,
+}
+FIXED["required"] = list(FIXED["properties"])  # type: ignore[call-overload]
+
+
+def main(words: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(words[0]) if words else made(Path(folder))
+        engine = create_engine(EngineSpec("transformers", path=str(path)))
+        engine.load()
+        assert isinstance(engine, TransformersEngine)
+        print(f"{REQUESTS} requests, {torch.get_num_threads()} threads, {torch.get_default_dtype()}")
+        fixed = schema_grammar(FIXED)
+        # A bias of nothing is a rule beside the grammar, and then no token is forced.
+        kinds: dict[str, dict[str, Any]] = {
+            "free": {"max_tokens": TOKENS},
+            "a list of texts": {"max_tokens": TOKENS, "grammar": schema_grammar(TEXTS)},
+            "fixed keys, token by token": {"max_tokens": 400, "grammar": fixed, "logit_bias": ((0, 0.0),)},
+            "fixed keys, forced": {"max_tokens": 400, "grammar": fixed},
+        }
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in kinds}
+        for _ in range(ROUNDS + 1):  # the first warms up
+            for name, sampling in kinds.items():
+                found[name].append(measured(engine, sampling))
+        print("| answers | ms a token | ms an answer | tokens | steps |")
+        for name, rounds in found.items():
+            seconds, tokens, steps = (median(each) for each in zip(*rounds[1:], strict=True))
+            each = 1e3 * seconds / tokens * REQUESTS
+            print(f"| {name} | {each:.2f} | {1e3 * seconds:.0f} | {tokens / REQUESTS:.0f} | {steps:.0f} |")
+        engine.close()
+
+
+def measured(engine: TransformersEngine, sampling: dict[str, Any]) -> tuple[float, float, float]:
+    """Returns seconds until all have ended, their tokens, and the steps of the one that took most."""
+    prompt = "The water stands higher inside than outside, so"
+    requests = [a_request(str(at), prompt, temperature=1.0, seed=at, **sampling) for at in range(REQUESTS)]
+    for request in requests:
+        asyncio.run(engine.prepare(request))  # compile beforehand
+    begun = time.perf_counter()
+    results = run(engine, requests).values()
+    seconds = time.perf_counter() - begun
+    return seconds, sum(len(result.tokens) for result in results), max(len(result.log) for result in results)
+
+
+def made(folder: Path) -> Path:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    backend.train_from_iterator((source.read_text(errors="replace") for source in sources), trainer)
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(
+        folder
+    )
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=8,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        max_position_embeddings=1024,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

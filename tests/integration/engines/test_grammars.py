@@ -1,0 +1,184 @@
+"""Answers that follow a grammar, on a model that knows none: random weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from llguidance import LLMatcher, LLParserLimits
+
+from tests.engine_requests import Result, a_request, run, run_one, run_steps
+from tests.schemas import FOLLOWED
+from tidegate.engines.base import Engine
+from tidegate.engines.transformers import grammars
+
+FORMATS = jsonschema.FormatChecker()
+PROMPT = "The gate opens when"
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["low", "high"]}, "level": {"type": "integer", "maximum": 99}},
+    "required": ["name", "level"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def schema(wanted: dict[str, Any]) -> str:
+    return LLMatcher.grammar_from_json_schema(wanted, overrides={"whitespace_flexible": False})
+
+
+def regex(wanted: str) -> str:
+    return LLMatcher.grammar_from_regex(wanted)
+
+
+def ended(result: Result) -> tuple[str, str]:
+    assert result.finish is not None
+    return result.finish.reason, result.finish.code
+
+
+def test_each_row_of_a_batch_follows_its_own_grammar(llama: Engine) -> None:
+    requests = [
+        a_request("object", PROMPT, max_tokens=60, grammar=schema(SCHEMA)),
+        a_request("warm", PROMPT, max_tokens=60, grammar=schema(SCHEMA), temperature=1.5, top_p=0.9),
+        a_request("digits", PROMPT, max_tokens=40, grammar=regex("[0-9]{7}")),
+        a_request("choice", PROMPT, max_tokens=40, grammar='start: "yes" | "no"', ignore_eos=False),
+        a_request("free", PROMPT, max_tokens=20),
+    ]
+    together = run(llama, requests, apart=1)
+    for request in requests:
+        assert together[request.id].tokens == run_one(llama, request).tokens, request.id
+    for name in ("object", "warm"):
+        assert set(json.loads(together[name].text)) == {"name", "level"}
+        assert ended(together[name]) == ("stop", "")
+    assert re.fullmatch("[0-9]{7}", together["digits"].text)
+    assert together["choice"].text in ("yes", "no")
+    assert ended(together["free"]) == ("length", "")
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_a_grammar_goes_on_where_the_log_ends(llama: Engine, steps: int) -> None:
+    request = a_request("r", PROMPT, max_tokens=60, grammar=schema(SCHEMA), temperature=1.0)
+    whole = run_one(llama, request)
+    begun = run_steps(llama, request, steps)
+    rest = run_one(llama, request, begun.log)
+    assert (begun.tokens + rest.tokens, begun.text + rest.text) == (whole.tokens, whole.text)
+    assert run_one(llama, request, whole.log[:-1]).finish == whole.finish
+
+
+def test_a_finish_by_length_leaves_a_beginning(llama: Engine) -> None:
+    wanted = {"type": "array", "items": {"type": "integer"}, "minItems": 30}
+    result = run_one(llama, a_request("r", PROMPT, max_tokens=12, grammar=schema(wanted)))
+    assert ended(result) == ("length", "")
+    assert re.fullmatch(r"\[(-?\d+,)*(-?\d*)", result.text)
+
+
+def test_what_leaves_no_token_ends_with_an_error_and_disturbs_nobody(llama: Engine) -> None:
+    digits = regex("[0-9]{3}")
+    requests = [
+        a_request("free", PROMPT, max_tokens=10),
+        a_request("no digit", PROMPT, max_tokens=10, grammar=digits, allowed_token_ids=(100, 101)),
+        a_request(
+            "warm",
+            PROMPT,
+            max_tokens=9,
+            grammar=digits,
+            allowed_token_ids=(100,),
+            temperature=1.0,
+            top_logprobs=1,
+        ),
+        a_request("unread", PROMPT, max_tokens=10, grammar="start: nowhere"),
+    ]
+    together = run(llama, requests)
+    assert ended(together["free"]) == ("length", "")
+    for name, word in [
+        ("no digit", "allowed_token_ids"),
+        ("warm", "allowed_token_ids"),
+        ("unread", "nowhere"),
+    ]:
+        finish = together[name].finish
+        assert finish is not None
+        assert ended(together[name]) == ("error", "GrammarFailed")
+        assert word in finish.message
+
+
+def test_a_complete_answer_ends_whatever_else_is_asked(llama: Engine) -> None:
+    more = {"min_tokens": 30, "ignore_eos": True, "max_tokens": 40}
+    result = run_one(llama, a_request("r", PROMPT, grammar=regex("[0-9]{3}"), **more))
+    assert (ended(result), len(result.text)) == (("stop", ""), 3)
+
+
+def test_a_lazy_grammar_binds_from_its_trigger_on(llama: Engine) -> None:
+    compact = '{"const": [1, 2], "x-guidance": {"whitespace_flexible": false}}'
+    grammar = f'start: TEXT "<" call\nTEXT: /[a-d]{{2}}/\ncall: %json {compact}'
+    result = run_one(llama, a_request("r", PROMPT, max_tokens=60, grammar=grammar))
+    assert re.fullmatch(r"[a-d]{2}<\[1,2\]", result.text)
+
+
+KEYS = {
+    "type": "object",
+    "properties": {name: {"enum": [1, 2]} for name in ("first_of_all", "second_of_all", "third_of_all")},
+    "required": ["first_of_all", "second_of_all", "third_of_all"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("arch", ["llama", "bloom", "gpt2", "mistral"])
+def test_forced_tokens_take_fewer_steps_for_the_same_tokens(load: Callable[..., Engine], arch: str) -> None:
+    engine = load(arch)
+    keys = schema(KEYS)
+    alone = a_request("r", PROMPT, max_tokens=90, grammar=keys, temperature=1.0)
+    result = run_one(engine, alone)
+    # With log probabilities every token has a step.
+    told = a_request("r", PROMPT, max_tokens=90, grammar=keys, temperature=1.0, top_logprobs=0)
+    each = run_one(engine, told)
+    assert (result.tokens, result.text, result.finish) == (each.tokens, each.text, each.finish)
+    assert len(each.log) == len(each.tokens) > 2 * len(result.log)
+    others = [
+        a_request("free", "an other prompt of more tokens than the first one", max_tokens=60),
+        a_request("warm", PROMPT, max_tokens=60, temperature=1.0, seed=3),
+        a_request("s", PROMPT + " the tide", max_tokens=90, grammar=keys, temperature=1.0),
+    ]
+    together = run(engine, [alone, *others], apart=1)
+    assert together["r"].tokens == result.tokens
+    for other in others:
+        assert together[other.id].tokens == run_one(engine, other).tokens, other.id
+
+
+def test_a_grammar_that_met_a_limit_begins_anew(llama: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars, "LIMITS", LLParserLimits(max_lexer_states=200, verbose_errors=False))
+    long = schema({"type": "string", "minLength": 300, "maxLength": 500})
+    costly = run_one(llama, a_request("r", PROMPT, max_tokens=200, grammar=long))
+    assert ended(costly) == ("error", "GrammarFailed")
+    assert costly.finish is not None and "states" in costly.finish.message
+    assert ended(run_one(llama, a_request("r", PROMPT, max_tokens=4, grammar=long))) == ("length", "")
+
+
+@pytest.mark.parametrize("most", range(1, 12, 3))
+def test_forced_tokens_end_at_the_limit_and_at_a_stop_string(llama: Engine, most: int) -> None:
+    cut = run_one(llama, a_request("r", PROMPT, max_tokens=most, grammar=schema(KEYS)))
+    assert (ended(cut), len(cut.tokens)) == (("length", ""), most)
+    assert '{"first_of_all":1,"second_of_all":'.startswith(cut.text.replace("2", "1"))
+    stopped = run_one(llama, a_request("r", PROMPT, max_tokens=90, grammar=schema(KEYS), stop=("rst_o",)))
+    assert (ended(stopped), stopped.text) == (("stop", ""), '{"fi')
+
+
+def test_answers_that_end_are_valid_for_their_schemas(llama: Engine) -> None:
+    requests = [
+        a_request(name, PROMPT, max_tokens=60, grammar=schema(wanted), temperature=1.0)
+        for name, wanted in FOLLOWED.items()
+    ]
+    results = run(llama, requests)
+    whole = [name for name, result in results.items() if ended(result) == ("stop", "")]
+    for name in whole:
+        jsonschema.validate(json.loads(results[name].text), FOLLOWED[name], format_checker=FORMATS)
+    assert len(whole) > len(FOLLOWED) // 2
+    assert all(ended(result)[0] == "length" for name, result in results.items() if name not in whole)
