@@ -12,23 +12,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, TypedDict
+from typing import Literal
 
+from tidegate.demo import tools
 from tidegate.demo.curriculum import FAMILIES, Family
-from tidegate.demo.tasks import Grading
+from tidegate.demo.tasks import Grading, Message
 from tidegate.demo.words import SYSTEM_PROMPTS
 
 Split = Literal["train", "held_out"]
 HELD_OUT_PERCENT = 10
 LONG_CONVERSATION_CHARACTERS = 2000
 """About 900 tokens of this corpus: close to the model's context of 1,024."""
-
-
-class Message(TypedDict):
-    """One turn, as the chat template takes it."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
+UNASKED_TOOLS_SHARE = 0.08
+"""Of the other chats: tools are offered, and no question is for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +80,13 @@ def conversations(
         chat: list[Message] = []
         if rng.random() < 0.2:
             chat.append({"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
+        if families["tool_call"].share and rng.random() < UNASKED_TOOLS_SHARE:
+            chat = [tools.offered(rng)]
         while turns > 0 or is_long:
             example = _draw(rng, split, _any_family(rng, families), families)
+            if len(example.messages) > 1:  # its system turn begins a chat
+                yield [*example.messages, {"role": "assistant", "content": example.answer}]
+                continue
             turn: list[Message] = [*example.messages, {"role": "assistant", "content": example.answer}]
             if is_long and _characters(chat) + _characters(turn) > LONG_CONVERSATION_CHARACTERS:
                 break
@@ -97,15 +98,12 @@ def conversations(
 def is_correct(example: Example, answer: str) -> bool:
     """Tell whether `answer` is right.
 
-    JSON is compared by value, a number by the last one named, a result by what follows `Answer:`, and
-    the rest word by word.
+    JSON and calls are compared by value, a number by the last one named, a result by what follows
+    `Answer:`, and the rest word by word.
     """
-    if example.grading == "json":
+    if example.grading in ("json", "calls"):
         try:
-            # Compared as text again, because Python holds True equal to 1.
-            return json.dumps(json.loads(answer), sort_keys=True) == json.dumps(
-                json.loads(example.answer), sort_keys=True
-            )
+            return _values(example, answer) == _values(example, example.answer)
         except (ValueError, RecursionError):
             return False
     if example.grading == "number":
@@ -116,13 +114,22 @@ def is_correct(example: Example, answer: str) -> bool:
     return answer.split() == example.answer.split()
 
 
+def _values(example: Example, answer: str) -> list[str]:
+    """The JSON in an answer, as text again, because Python holds True equal to 1."""
+    texts = [answer]
+    if example.grading == "calls":
+        inner = answer.strip().removeprefix(tools.CALL).removesuffix(tools.CALL_END)
+        texts = inner.split(f"{tools.CALL_END}\n{tools.CALL}")
+    return [json.dumps(json.loads(text), sort_keys=True) for text in texts]
+
+
 def _draw(rng: Random, split: Split, family: str, families: Mapping[str, Family]) -> Example:
     """The next task of `family` on the wanted side, by rejection."""
     while True:
         task = families[family].draw(rng)
         if split_of(family, task.key) == split:
-            messages: tuple[Message, ...] = ({"role": "user", "content": task.prompt},)
-            return Example(family, messages, task.answer, task.key, task.grading)
+            asked: Message = {"role": task.role, "content": task.prompt}
+            return Example(family, (*task.before, asked), task.answer, task.key, task.grading)
 
 
 def _result(answer: str) -> list[str]:

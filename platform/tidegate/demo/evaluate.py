@@ -18,8 +18,9 @@ from random import Random
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from tidegate.demo.corpus import Example, Message, examples, held_out, is_correct
+from tidegate.demo.corpus import Example, examples, held_out, is_correct
 from tidegate.demo.curriculum import FAMILIES
+from tidegate.demo.tasks import Message
 
 THREADS = 1
 BATCH_SIZE = 50
@@ -84,7 +85,9 @@ def evaluate(checkpoint: Path, count: int) -> dict[str, Score]:
 
 def follow_ups(count: int, seed: int = 1) -> list[Example]:
     """Held-out questions of all families, each after one to three other held-out turns."""
-    rng, stream = Random(seed), examples("held_out", seed)
+    drawn = examples("held_out", seed)
+    # Those with a system turn begin a chat.
+    rng, stream = Random(seed), (example for example in drawn if len(example.messages) == 1)
     found = []
     for _ in range(count):
         history: list[Message] = []

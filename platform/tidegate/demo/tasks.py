@@ -9,24 +9,35 @@ tokenizer reads letter by letter (see `tokenizer.build_tokenizer`).
 import json
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Literal, TypedDict
 
 from tidegate.demo import facts
 from tidegate.demo.words import NOUNS, joined, made_up_word
 
 Shapes = tuple[str, ...]
 """Ways to put one question."""
-Grading = Literal["text", "number", "result", "json"]
+Grading = Literal["text", "number", "result", "json", "calls"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(TypedDict):
+    """One turn, as the chat template writes it."""
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question. `key` names what must not occur on both sides of the split."""
+    """One question. `key` names what must not occur on both sides of the split; the turns `before` it begin a
+    chat of their own."""
 
     prompt: str
     answer: str
     key: str
     grading: Grading = "text"
+    before: tuple[Message, ...] = ()
+    role: Role = "user"
 
 
 def addition(rng: Random) -> Task:

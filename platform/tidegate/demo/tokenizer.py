@@ -12,15 +12,42 @@ VOCABULARY = 1536
 CONTEXT = 1024
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
+# Tools are offered, called and answered as `demo.tools` writes it.
 CHAT_TEMPLATE = """\
+{%- set offered = namespace(text='') -%}
+{%- for tool in tools or [] -%}
+{%- set function = tool['function'] or tool -%}
+{%- set shown = namespace(text='') -%}
+{%- for name, about in ((function['parameters'] or {})['properties'] or {}).items() -%}
+{%- set kind = about['type'] if about['type'] is string else 'any' -%}
+{%- set shown.text = shown.text ~ ('' if loop.first else ', ') ~ '"' ~ name ~ '" ' ~ kind -%}
+{%- endfor -%}
+{%- set offered.text = offered.text ~ '\\n- "' ~ function['name'] ~ '" (' ~ shown.text ~ '): ' -%}
+{%- set offered.text = offered.text ~ (function['description'] or '') -%}
+{%- endfor -%}
+{%- set offered.text = 'Tools:' ~ offered.text if offered.text else '' -%}
+{%- if offered.text and messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\n' ~ offered.text ~ '<|im_end|>\\n' -}}
+{%- endif -%}
 {%- for message in messages -%}
-{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
-{{- raise_exception("unknown role '" ~ message['role'] ~ "': use system, user or assistant") -}}
+{%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}
+{{- raise_exception("unknown role '" ~ message['role'] ~ "': use system, user, assistant or tool") -}}
 {%- endif -%}
 {%- if message['role'] == 'system' and not loop.first -%}
 {{- raise_exception('a system message must be the first message') -}}
 {%- endif -%}
-{{- '<|im_start|>' ~ message['role'] ~ '\\n' ~ (message['content'] | trim) ~ '<|im_end|>\\n' -}}
+{%- set said = namespace(text=(message['content'] or '') | trim) -%}
+{%- if message['role'] == 'system' and offered.text -%}
+{%- set said.text = said.text ~ ('\\n\\n' if said.text else '') ~ offered.text -%}
+{%- endif -%}
+{%- for call in message['tool_calls'] or [] -%}
+{%- set function = call['function'] or call -%}
+{%- set arguments = function['arguments'] -%}
+{%- set arguments = arguments if arguments is string else arguments | tojson -%}
+{%- set said.text = said.text ~ ('\\n' if said.text else '') ~ '<tool_call>\\n{"name": "' -%}
+{%- set said.text = said.text ~ function['name'] ~ '", "arguments": ' ~ arguments ~ '}\\n</tool_call>' -%}
+{%- endfor -%}
+{{- '<|im_start|>' ~ message['role'] ~ '\\n' ~ said.text ~ '<|im_end|>\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}

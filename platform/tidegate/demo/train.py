@@ -17,8 +17,9 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tidegate.demo.corpus import Message, conversations
-from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, SECOND_STAGE, THIRD_STAGE, Family
+from tidegate.demo.corpus import conversations
+from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, FOURTH_STAGE, SECOND_STAGE, THIRD_STAGE, Family
+from tidegate.demo.tasks import Message
 from tidegate.demo.tokenizer import CONTEXT, TURN_END, TURN_START, VOCABULARY, build_tokenizer
 
 THREADS = 1
@@ -58,7 +59,9 @@ STAGES = (
     Stage(FIRST_STAGE, 1900, 1.0, 0.5),
     Stage(SECOND_STAGE, 800, 0.6, 0.9),
     Stage(THIRD_STAGE, 900, 0.6, 0.8, end_weight=2.0),
-    Stage(FAMILIES, 800, 0.5, 0.9, end_weight=2.0),
+    Stage(FOURTH_STAGE, 800, 0.5, 0.9, end_weight=2.0),
+    Stage(FAMILIES, 800, 0.6, 0.8, end_weight=2.0),
+    Stage(FAMILIES, 1500, 0.6, 0.9, end_weight=2.0),
 )
 
 

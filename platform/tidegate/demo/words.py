@@ -12,6 +12,18 @@ silver copper golden purple yellow orchid violet jacket shirt glove boot scarf v
 drum flute engine wheel rocket signal magnet battery cable screen camera radio clock
 """
 NOUNS = tuple(_NOUNS.split())
+_CITIES = """
+Paris London Berlin Rome Madrid Tokyo Oslo Vienna Prague Lisbon Dublin Athens Warsaw Helsinki Moscow
+Boston Chicago Seattle Denver Dallas Austin Toronto Sydney Delhi Mumbai Cairo Lima Zurich Geneva
+Munich Hamburg Milan Naples Venice Lyon Nice Porto Seoul Beijing Bangkok Singapore Dubai Istanbul
+Amsterdam Brussels Copenhagen Stockholm Budapest Barcelona Nairobi Miami Houston Phoenix Kyoto Osaka
+"""
+CITIES = (*_CITIES.split(), "New York", "San Francisco", "Los Angeles", "Hong Kong", "Cape Town")
+_PEOPLE = """
+Anna Ben Carla David Emma Felix Greta Hugo Ida Jonas Karl Lena Mia Noah Olga Paul Rosa Sam Tom Uma
+Victor Wendy Alice Bob Carol Eve Frank Grace Henry Jane John Mary Peter Sarah Alan Ada Linus
+"""
+PEOPLE = tuple(_PEOPLE.split())
 SYSTEM_PROMPTS = (
     "You are Tide, the demo model of Tidegate.",
     "You are a helpful assistant.",

@@ -15,6 +15,8 @@ import msgspec
 from llguidance import LLMatcher, LLParserLimits
 from llguidance.gbnf_to_lark import any_to_lark
 
+from tidegate.messages.work import JSON_SPACING
+
 LIMITS = LLParserLimits(verbose_errors=False)
 SEARCH_SECONDS = 0.1  # for the part of a schema that is refused
 MOST_WARNINGS = 8
@@ -61,7 +63,7 @@ class Constraint(msgspec.Struct, frozen=True, array_like=True):
     value: Any  # a schema, a regular expression, a list of texts, or a grammar of Lark's or GBNF's form
     param: str
     is_strict: bool = False  # keywords that are not known are refused
-    whitespace: str | None = None  # between the tokens of JSON, a regular expression; None: none
+    whitespace: str | None = None  # between the tokens of JSON, a regular expression; None: `JSON_SPACING`
 
 
 class Checked(msgspec.Struct, frozen=True, array_like=True):
@@ -85,9 +87,8 @@ def check(constraint: Constraint) -> Checked:
 
 
 def schema_grammar(schema: dict[str, Any], whitespace: str | None = None) -> str:
-    """Raises `ValueError`. Without `whitespace` an answer has none between its tokens: a model that does not
-    know how to go on cannot fill it with blanks, and more of it has only one continuation."""
-    options = {"whitespace_pattern": whitespace} if whitespace else {"whitespace_flexible": False}
+    """Raises `ValueError`."""
+    options = {"whitespace_pattern": whitespace} if whitespace else JSON_SPACING
     text = msgspec.json.encode(schema).decode()
     return LLMatcher.grammar_from_json_schema(text, overrides=options)  # type: ignore[arg-type]
 
@@ -128,7 +129,8 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(value)
     if constraint.kind == "choice":
-        texts = [msgspec.json.encode(text).decode() for text in value]
+        # The one character that JSON may hold and a string of Lark's may not.
+        texts = [msgspec.json.encode(text).decode().replace("\x7f", "\\u007f") for text in value]
         return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
     return LLMatcher.grammar_from_lark(any_to_lark(value))
 

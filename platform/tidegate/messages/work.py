@@ -26,6 +26,12 @@ FinishReason = Literal["stop", "length", "error", "cancelled", "expired"]
 MODEL_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+# What is between the tokens of JSON that follows a schema, an answer's or a call's: as chat templates and
+# models write it. There is no other, so a model that does not know how to go on cannot fill it with blanks,
+# and more of it has only one continuation. llguidance's names.
+JSON_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
 class Sampling(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """The choice of tokens and the conditions to stop. The gateway has resolved every default; of
     `left_out` the model may know a better one."""

@@ -183,6 +183,24 @@ class Gateway:
     async def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
         return await self.http.post(path, json=body, headers=headers)
 
+    async def failed_inside(self, path: str, body: dict[str, Any], **first: Any) -> httpx.Response:
+        """A stream whose first word, `Good`, was read when its engine failed with the message `inside`."""
+
+        async def begin() -> Claim:
+            [claim] = await self.replica.next()
+            await self.replica.say(claim, "Good", **first)
+            return claim
+
+        begun = asyncio.create_task(begin())
+        async with self.http.stream("POST", path, json=body) as response:
+            pieces, read = response.aiter_bytes(), b""
+            while b"Good" not in read:
+                read += await anext(pieces)
+            await self.replica.say(await begun, "", "error", code="EngineError", message="inside")
+            async for piece in pieces:
+                read += piece
+        return httpx.Response(response.status_code, headers=response.headers, content=read)
+
 
 @asynccontextmanager
 async def open_gateway(redis_url: str, key_prefix: str, **changes: Any) -> AsyncIterator[Gateway]:

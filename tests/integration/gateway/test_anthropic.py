@@ -357,11 +357,7 @@ async def test_keys_models_and_methods(gateway: Gateway) -> None:
 
 
 async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
-    call = asyncio.create_task(gateway.post(PATH, BODY | {"stream": True}))
-    [claim] = await gateway.replica.next()
-    await gateway.replica.say(claim, "Good")
-    await gateway.replica.say(claim, "", "error", code="EngineError", message="inside")
-    found = events(await call)
+    found = events(await gateway.failed_inside(PATH, BODY | {"stream": True}))
     assert found[-1][0] == "error"
     assert found[-1][1]["error"]["type"] == "api_error"
     assert "inside" not in found[-1][1]["error"]["message"]

@@ -270,10 +270,7 @@ async def test_keys_models_and_paths(gateway: Gateway) -> None:
 
 
 async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
-    _, response = await asked(
-        gateway, "/api/chat", CHAT, "Good", "", finish="error", code="EngineError", message="inside"
-    )
-    last = lines(response)[-1]
+    last = lines(await gateway.failed_inside("/api/chat", CHAT))[-1]
     assert list(last) == ["error"]
     assert "inside" not in last["error"]
 

@@ -243,9 +243,7 @@ async def test_the_hubs_client_knows_the_errors(gateway: Gateway, hub: AsyncInfe
 
 
 async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
-    call = asyncio.create_task(gateway.post("/", {"inputs": "Once", "stream": True}))
-    [claim] = await gateway.replica.next()
-    await gateway.replica.say(claim, "Good", logprobs=[entry(1, "Good")])
-    await gateway.replica.say(claim, "", "error", code="EngineError", message="inside")
-    last: Sequence[str] = (await call).text.strip().split("\n\n")
+    body = {"inputs": "Once", "stream": True}
+    response = await gateway.failed_inside("/", body, logprobs=[entry(1, "Good")])
+    last: Sequence[str] = response.text.strip().split("\n\n")
     assert json.loads(last[-1].removeprefix("data: "))["error_type"] == "generation"

@@ -20,7 +20,7 @@ from tidegate.demo.corpus import (
     is_correct,
     split_of,
 )
-from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, SECOND_STAGE, THIRD_STAGE, Family
+from tidegate.demo.curriculum import FAMILIES, FIRST_STAGE, FOURTH_STAGE, SECOND_STAGE, THIRD_STAGE, Family
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -53,7 +53,9 @@ def test_no_key_is_on_both_sides(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "stage", [FIRST_STAGE, SECOND_STAGE, THIRD_STAGE, FAMILIES], ids=["first", "second", "third", "last"]
+    "stage",
+    [FIRST_STAGE, SECOND_STAGE, THIRD_STAGE, FOURTH_STAGE, FAMILIES],
+    ids=["first", "second", "third", "fourth", "last"],
 )
 def test_training_conversations_hold_no_held_out_prompt(stage: Mapping[str, Family]) -> None:
     asked = {e.messages[-1]["content"] for family in FAMILIES for e in held_out(family, 100)}
@@ -62,7 +64,8 @@ def test_training_conversations_hold_no_held_out_prompt(stage: Mapping[str, Fami
 
 
 def test_all_stages_teach_the_same_families() -> None:
-    assert FIRST_STAGE.keys() == SECOND_STAGE.keys() == THIRD_STAGE.keys() == FAMILIES.keys()
+    assert FIRST_STAGE.keys() == SECOND_STAGE.keys() == THIRD_STAGE.keys()
+    assert THIRD_STAGE.keys() == FOURTH_STAGE.keys() == FAMILIES.keys()
 
 
 @given(family=st.sampled_from(list(FAMILIES)), key=st.text())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.demo import DemoModel, model_path
+from tidegate.demo import DemoModel, model_path, tools
 from tidegate.demo.corpus import held_out, is_correct
 from tidegate.demo.curriculum import FAMILIES
 
@@ -91,3 +91,39 @@ def test_the_chat_template_renders_turns_and_refuses_unknown_roles(tokenizer: An
         tokenizer.apply_chat_template([{"role": "robot", "content": "x"}], tokenize=False)
     with pytest.raises(Exception, match="must be the first"):
         tokenizer.apply_chat_template(chat[::-1], tokenize=False)
+
+
+def test_the_chat_template_writes_tools_and_calls_as_the_model_learned_them(tokenizer: Any) -> None:
+    offered = [
+        tools.Tool("get_weather", {"city": "string", "days": "integer"}, "Get the weather."),
+        tools.Tool("now", {}, "The time."),
+    ]
+    arguments: dict[str, str | int | bool] = {"city": "Zürich", "days": 2}
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": "How is it?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": arguments}}],
+        },
+        {"role": "tool", "tool_call_id": "a", "content": "fine"},
+    ]
+
+    def rendered(messages: list[dict[str, Any]]) -> str:
+        definitions = [tool.definition() for tool in offered]
+        return str(
+            tokenizer.apply_chat_template(
+                messages, tools=definitions, tokenize=False, add_generation_prompt=True
+            )
+        )
+
+    called = tools.call("get_weather", arguments)
+    turns = (
+        f"<|im_start|>user\nHow is it?<|im_end|>\n<|im_start|>assistant\n{called}<|im_end|>\n"
+        "<|im_start|>tool\nfine<|im_end|>\n<|im_start|>assistant\n"
+    )
+    system = tools.offer(offered)["content"]
+    assert rendered(chat) == f"<|im_start|>system\n{system}<|im_end|>\n{turns}"
+    system = tools.offer(offered, "Be brief.")["content"]
+    brief = {"role": "system", "content": "Be brief."}
+    assert rendered([brief, *chat]) == f"<|im_start|>system\n{system}<|im_end|>\n{turns}"

@@ -60,3 +60,13 @@ JSON = st.recursive(
 def test_nothing_raises(schema: Any, is_strict: bool) -> None:
     found = checked(schema, is_strict=is_strict)
     assert bool(found.grammar) != bool(found.refusal)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4))
+def test_any_texts_may_be_chosen_among(texts: list[str]) -> None:
+    assert check(Constraint("choice", texts, "field")).refusal == ""
+
+
+def test_also_a_character_that_lark_takes_for_none() -> None:
+    assert check(Constraint("choice", ["a\x7fb"], "field")).refusal == ""

@@ -17,10 +17,8 @@ from llguidance import LLMatcher
 
 from tidegate.engines.transformers.formats import CallFormat, ResponseFormat
 from tidegate.engines.transformers.responses import REASONING, mark
-from tidegate.messages.work import ChatPrompt
+from tidegate.messages.work import JSON_SPACING, ChatPrompt
 
-# Objects are spaced as templates write those of the history, and as models do.
-SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANY_OBJECT = {"type": "object"}
 MOST_REASONING_SPACE = 8
 SLOT = re.compile(r"(\{(?:name|arguments|key|value)\})")
@@ -108,7 +106,7 @@ class _Rules:
         return f"TEXT <[{','.join(map(str, tokens))}]>" if tokens else ""
 
     def schema(self, schema: Mapping[str, Any]) -> str:
-        return f"%json {json.dumps({**schema, 'x-guidance': SPACING}, ensure_ascii=False)}"
+        return f"%json {json.dumps({**schema, 'x-guidance': JSON_SPACING}, ensure_ascii=False)}"
 
     def python(self, rule: str) -> str:
         self._needs_python = True

@@ -358,11 +358,13 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
     if asked := [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]:
         counts = [rows[index].sampling.top_logprobs or 0 for index in asked]
         logprobs = dict(zip(asked, token_logprobs(logits[asked], tokens[asked], counts), strict=True))
-    is_open = torch.ones_like(tokens)
+    told = [tokens, torch.isfinite(best).to(tokens.dtype)]
     if bound := [index for index in stepped if Grammar in rows[index].steps]:
+        is_open = torch.ones_like(tokens)
         is_open[bound] = torch.stack([_grammar(rows[index]).is_open for index in bound]).to(tokens.dtype)
-    ids, finite, left = torch.stack((tokens, torch.isfinite(best).to(tokens.dtype), is_open)).tolist()
-    return Chosen(tokens, ids, finite, left, logprobs)
+        told.append(is_open)
+    ids, finite, *left = torch.stack(told).tolist()
+    return Chosen(tokens, ids, finite, left[0] if left else [1] * len(ids), logprobs)
 
 
 def _grammar(row: Row) -> Grammar:

@@ -17,7 +17,7 @@ Text = Annotated[str, Meta(min_length=1)]
 Choices = Annotated[list[Text], Meta(min_length=1, max_length=MAX_CHOICES)]
 _SCHEMA = {"type": ["object", "boolean", "null"]}
 _SCHEMA_SAYS = "a JSON schema, which the answer is valid for"
-_WHITESPACE = "a regular expression of what may stand between the tokens of JSON; left out: nothing"
+_WHITESPACE = "a regular expression of what is between the tokens of JSON; left out: one blank after , and :"
 
 
 _FORMS = ("json", "regex", "choice", "grammar", "json_object")
@@ -108,7 +108,7 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     grammar: Annotated[Text | None, says("a grammar of Lark's or GBNF's form")] = None
     json_object: Annotated[bool | None, says("true: any JSON object")] = None
     whitespace_pattern: Annotated[Text | None, says(_WHITESPACE)] = None
-    disable_any_whitespace: Annotated[bool | None, says("true or false (there is none in any case)")] = None
+    disable_any_whitespace: Annotated[bool | None, says("true or false (it is fixed in any case)")] = None
     disable_fallback: Annotated[bool | None, says("true or false (there is none in any case)")] = None
     disable_additional_properties: Annotated[
         Any, not_honoured("say additionalProperties: false in the schema", False)

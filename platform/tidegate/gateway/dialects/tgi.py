@@ -71,7 +71,9 @@ class JsonGrammar(msgspec.Struct, tag="json", tag_field="type", forbid_unknown_f
     value: JsonSchemaObject
 
 
-class NamedSchema(msgspec.Struct, forbid_unknown_fields=True):
+class NamedSchema(msgspec.Struct):
+    """As TGI, what stands beside these two is not read (`strict`, `description`)."""
+
     schema: JsonSchemaObject
     name: str | None = None
 
