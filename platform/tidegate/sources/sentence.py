@@ -36,7 +36,8 @@ class Dense:
 @dataclass(frozen=True, slots=True)
 class Sentence:
     """How one vector comes of a text. `max_tokens` 0: the model's own. `prompts` are texts by their names, of
-    which the `default_prompt` comes before each text. Several `modes` stand one behind the other."""
+    which the `default_prompt` comes before each text, and `lowers` both. Several `modes` stand one behind the
+    other."""
 
     modes: tuple[str, ...]
     dense: tuple[Dense, ...] = ()
@@ -44,6 +45,7 @@ class Sentence:
     max_tokens: int = 0
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str = ""
+    lowers: bool = False
 
 
 def read_sentence(checkpoint: Checkpoint, plain_mode: str) -> Sentence:
@@ -59,6 +61,7 @@ def read_sentence(checkpoint: Checkpoint, plain_mode: str) -> Sentence:
         "max_tokens": int(length.get("max_seq_length") or 0),
         "prompts": prompts,
         "default_prompt": default,
+        "lowers": bool(length.get("do_lower_case")),
     }
     if MODULES not in checkpoint.files:
         return Sentence((plain_mode,), **common)

@@ -167,6 +167,8 @@ WEIGHTED = {"pooling_mode_mean_tokens": False, "pooling_mode_weightedmean_tokens
         ("bert", {"pooling_mode_mean_sqrt_len_tokens": True, "pooling_mode_mean_tokens": False}, {}),
         ("bert", MEAN, {"dense": {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}}),
         ("bert", MEAN, {"prompts": {"query": "query: "}, "default_prompt": "query"}),
+        ("bert", MEAN, {"prompts": {"query": "Query: "}, "default_prompt": "query", "lowers": True}),
+        ("bert", MEAN, {"lowers": True}),
         ("roberta", MEAN, {}),
         ("xlm-roberta", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {}),
         ("mpnet", MEAN, {}),
