@@ -11,11 +11,14 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/installed-local
 DEV_STAMP := $(VENV)/installed-dev
 PYTEST_ARGS ?=
+CLIENTS ?=
+WRITE ?=
+COMMA := ,
 
 # Nothing that make runs reaches for a model hub: the demo's weights are in the package.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help up down clean test test-cluster test-cluster-full check env docs images
+.PHONY: help up down clean test test-cluster test-cluster-full test-clients check env docs images
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -37,6 +40,9 @@ test-cluster: $(DEV_STAMP) ## run the tests on a Kubernetes cluster of their own
 
 test-cluster-full: $(DEV_STAMP) ## measure at 500 Models, under faults, with a killed head, and while Models roll; an hour, by hand
 	@tests/cluster/full/run.sh $(abspath $(BIN)/python) $(PYTEST_ARGS)
+
+test-clients: $(DEV_STAMP) ## run other people's clients and suites against a platform; CLIENTS=openai,... only these, WRITE=1 also their page
+	@$(BIN)/python -m tests.clients.run $(if $(WRITE),--write) $(subst $(COMMA), ,$(CLIENTS))
 
 check: $(DEV_STAMP) ## ruff, mypy --strict, import-linter, chart lint, and that the CRDs follow from the code
 	@failed=""; \

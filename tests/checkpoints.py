@@ -59,7 +59,9 @@ NEO = {
     "window_size": 32,
     "max_position_embeddings": CONTEXT,
 }
-T5 = {"d_model": HIDDEN, "d_ff": INNER, "d_kv": HIDDEN // HEADS, "num_layers": 2, "num_heads": HEADS}
+T5 = {"d_model": HIDDEN, "d_ff": INNER, "d_kv": HIDDEN // HEADS, "num_layers": 2, "num_heads": HEADS} | {
+    "decoder_start_token_id": PAD,
+}
 
 DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama": ("llama", LLAMA),
@@ -83,8 +85,27 @@ DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         {"d_model": HIDDEN, "n_layers": 2, "n_heads": HEADS, "expansion_ratio": 2, "max_seq_len": CONTEXT},
     ),
 }
+# Untied, or random weights repeat what they read.
+BART = {
+    "d_model": HIDDEN,
+    "max_position_embeddings": CONTEXT,
+    "decoder_start_token_id": EOS,
+    "tie_word_embeddings": False,
+} | {
+    f"{side}_{name}": value
+    for side in ("encoder", "decoder")
+    for name, value in (("layers", 2), ("attention_heads", HEADS), ("ffn_dim", INNER))
+}
+ENCODER_DECODERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "t5": ("t5", T5),
+    "mt5": ("mt5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": ("bart", BART),
+    "mbart": ("mbart", BART),
+    "pegasus": ("pegasus", {**BART, "decoder_start_token_id": PAD, "forced_eos_token_id": EOS}),
+    "marian": ("marian", {**BART, "decoder_start_token_id": PAD, "forced_eos_token_id": None}),
+}
 OTHERS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "t5": ("t5", "AutoModelForSeq2SeqLM", {**T5, "decoder_start_token_id": PAD}),
+    **{name: (kind, "AutoModelForSeq2SeqLM", size) for name, (kind, size) in ENCODER_DECODERS.items()},
     "bert": ("bert", "AutoModel", NEOX),
 }
 

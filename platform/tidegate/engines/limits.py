@@ -7,24 +7,31 @@ from collections.abc import Sequence
 from tidegate.messages.work import ChatPrompt, Finish, Generate, Sampling
 
 
-def truncated(ids: Sequence[int], sampling: Sampling, context_length: int) -> Sequence[int]:
-    """Keep the last tokens of a prompt, as many as the request says."""
+def truncated(
+    ids: Sequence[int], sampling: Sampling, context_length: int, *, has_encoder: bool = False
+) -> Sequence[int]:
+    """Keep the last tokens of a prompt, as many as the request says. See `completion_limit`."""
     keep = sampling.truncate_prompt
     if keep is None:
         return ids
     if keep < 0:
-        keep = max(1, context_length - (1 if sampling.max_tokens is None else sampling.max_tokens))
+        answer = 1 if sampling.max_tokens is None else sampling.max_tokens
+        keep = context_length if has_encoder else max(1, context_length - answer)
     return ids[-keep:]
 
 
-def completion_limit(prompt_tokens: int, work: Generate, context_length: int) -> int | Finish:
+def completion_limit(
+    prompt_tokens: int, work: Generate, context_length: int, *, has_encoder: bool = False
+) -> int | Finish:
     """Return the most tokens to generate, or the error that refuses the request, worded as OpenAI's API does.
 
-    `max_tokens` None means up to the context length, of which at least one token must be left.
+    `max_tokens` None means up to the context length, of which at least one token must be left. With an
+    encoder, prompt and answer have the context length each.
     """
     max_tokens = work.sampling.max_tokens
     what = "messages" if isinstance(work.prompt, ChatPrompt) else "prompt"
-    room = context_length - prompt_tokens
+    shares_room = not has_encoder or prompt_tokens > context_length
+    room = context_length - prompt_tokens if shares_room else context_length
     if max_tokens is None:
         if room >= 1:
             return room
@@ -40,7 +47,8 @@ def completion_limit(prompt_tokens: int, work: Generate, context_length: int) ->
         )
     return refusal(
         "ContextLengthExceeded",
-        f"This model's maximum context length is {context_length} tokens. However, {asked}",
+        f"This model's maximum context length is {context_length} tokens"
+        f"{f', for the {what} and for the answer each' if has_encoder else ''}. However, {asked}",
         prompt_tokens,
     )
 

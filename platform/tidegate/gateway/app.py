@@ -107,7 +107,7 @@ def usual(scope: Scope) -> Scope:
         changes["path"] = "/v1/" + (match["rest"] or match["of_deployment"])
         if match["deployment"]:
             changes[DEPLOYMENT] = match["deployment"]
-    elif match := _OF_MODEL.fullmatch(path):
+    elif path.startswith("/models/") and (match := _OF_MODEL.fullmatch(path)):
         changes |= {"path": match["rest"] or "/", DEPLOYMENT: match["model"]}
     return {**scope, **changes} if changes else scope
 

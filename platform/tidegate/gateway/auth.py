@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
 
 from fastapi import Request
 from fastapi.security.http import HTTPBase
 
 from tidegate.errors import AuthenticationFailed, ConfigError, FieldProblem, ScopeMissing
+from tidegate.gateway.asgi import Scope, text_header
 from tidegate.gateway.ports import KeyRing
 from tidegate.messages.registry import Key
 from tidegate.settings import Settings
@@ -16,17 +16,15 @@ from tidegate.settings import Settings
 NO_KEY = Key(id="", name="", tenant="default", created=0.0)
 
 
-BARE = (
-    "api-key",
-    "x-api-key",
-)  # headers that hold a key alone: Azure's clients send the one, Anthropic's the other
+# Headers that hold a key alone: Azure's clients send the one, Anthropic's the other.
+BARE = (b"api-key", b"x-api-key")
 
 
-def sent_key(header: Callable[[str], str | None]) -> str | None:
-    """Return what `find_key` takes, from the headers by their names."""
-    if (authorization := header("authorization")) is not None:
+def sent_key(scope: Scope) -> str | None:
+    """Return what `find_key` takes."""
+    if (authorization := text_header(scope, b"authorization")) is not None:
         return authorization
-    return next((f"Bearer {key}" for name in BARE if (key := header(name)) is not None), None)
+    return next((f"Bearer {key}" for name in BARE if (key := text_header(scope, name)) is not None), None)
 
 
 def find_key(authorization: str | None, keys: KeyRing, *, no_auth: bool) -> Key:
@@ -71,7 +69,7 @@ class KnownKey(HTTPBase):
         self._no_auth = settings.no_auth
 
     async def __call__(self, request: Request) -> Key:  # type: ignore[override]
-        sent = sent_key(request.headers.get)
+        sent = sent_key(request.scope)
         return find_key(sent, self._keys, no_auth=self._no_auth)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tidegate.errors import InvalidRequest
+from tidegate.gateway.bodies import refusal
 from tidegate.gateway.dialects.base import Events, Usage
 from tidegate.gateway.sse import DONE
 from tidegate.messages.work import Segment
@@ -55,11 +55,18 @@ class NumberedEvents:
 def seen_events(text: str, sequences: int, param: str) -> list[int]:
     """How many events of each choice a client has, as an id says it. Raises `InvalidRequest`."""
     counts = text.split(",")
-    if len(counts) != sequences or not all(
-        count.isascii() and count.isdigit() and len(count) <= _MOST_DIGITS for count in counts
-    ):
+    if len(counts) != sequences or not all(map(_is_whole, counts)):
         form = "a whole number" if sequences == 1 else f"{sequences} whole numbers with commas between them"
-        raise InvalidRequest(
-            f"{param}: {text[:80]!r}: send {form}, as the last event's id ends.", param=param
-        )
+        raise refusal(param, text, f"send {form}, as the last event's id ends")
     return [int(count) for count in counts]
+
+
+def whole_number(text: str, param: str, form: str) -> int:
+    """Raises `InvalidRequest`, which says to send `form`."""
+    if not _is_whole(text):
+        raise refusal(param, text, f"send {form}")
+    return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS

@@ -47,9 +47,9 @@ from tidegate.gateway.asgi import (
 from tidegate.gateway.auth import find_key, sent_key
 from tidegate.gateway.bodies import with_model
 from tidegate.gateway.calls import build_requests, new_id, new_seed, shadow_of
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.base import AnswerHead, Call, Dialect, Events, Usage, count_usage
 from tidegate.gateway.event_ids import NumberedEvents
-from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.metrics import UNKNOWN_MODEL, RevisionOutcome
 from tidegate.gateway.replies import failure_error, waiting_comment, waiting_headers
 from tidegate.gateway.services import Services
@@ -136,8 +136,8 @@ class Admitted:
 
 class Keeping(NamedTuple):
     """For how long a call is kept: after its end, and while it runs and nobody reads it. One that does not
-    outlive its client is cancelled as any other when that leaves. `is_optional`: it is kept where there is
-    room."""
+    outlive its client is cancelled as any other when that leaves. `is_optional`: it is kept where half of the
+    room is left."""
 
     seconds: float
     linger_seconds: float
@@ -165,13 +165,13 @@ class Exchange:
 
     async def run(self) -> None:
         services, scope = self._services, self._scope
-        sent = sent_key(lambda name: text_header(scope, name.encode()))
-        key = find_key(sent, services.keys, no_auth=services.settings.no_auth)
+        key = find_key(sent_key(scope), services.keys, no_auth=services.settings.no_auth)
         call = await self._read_call(key)
         models = services.registry.models()
         if call.model in models:
             self.model_label = call.model  # a refusal counts under it as well
         entry = admission.find_model(call.model, models)
+        self.model_label = entry.name  # also of a call that names none
         admission.check_task(entry, self._dialect.task, PATHS)
         budget = admission.wait_budget_seconds(entry, text_header(scope, b"x-tidegate-max-wait-seconds"))
         if call.constraint is not None:
@@ -231,8 +231,7 @@ class Exchange:
 
     def _keeping(self, call: Call) -> Keeping | None:
         """Whether the call is kept: a stream of events whose client asks for their ids may be resumed."""
-        is_asked = self._dialect.wire.can_resume and wants_event_ids(self._scope)
-        if not (call.is_streamed and is_asked):
+        if not (call.is_streamed and self._dialect.wire.can_resume and wants_event_ids(self._scope)):
             return None
         seconds = self._services.settings.resume_seconds
         return Keeping(seconds, seconds)
@@ -254,13 +253,15 @@ class Exchange:
             body=self._body,
             messages=self._messages_before(call),
         )
+        share = 2 if keeping.is_optional else 1  # the other half is for what has to be kept
         full = await self._services.kept.keep(
             record,
             seconds=keeping.seconds,
             linger_seconds=keeping.linger_seconds,
-            tenant_bytes=settings.tenant_kept_bytes,
-            total_bytes=settings.total_kept_bytes,
+            tenant_bytes=settings.tenant_kept_bytes // share,
+            total_bytes=settings.total_kept_bytes // share,
         )
+        self._body = b""  # not as long as the answer
         if full and not keeping.is_optional:
             raise admission.kept_full(full, keeping.seconds)
         return not full

@@ -1,31 +1,33 @@
 """The gateway's end of the process that checks grammars (`grammar_process`).
 
 One check runs at a time, and one of each key waits for its turn, the others of the key behind it: who sends
-schemas that take their whole budget delays a stranger by one of them. The process starts with the first check
-that needs it, and again after each that it did not survive. What was found is kept, so a schema that comes
-with every call is checked once.
+schemas that take their whole budget delays a stranger by one of them, and takes no more places in the line
+than a key may. The process starts with the first check that needs it, and again after each that it did not
+survive. What was found is kept, so a schema that comes with every call is checked once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import signal
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import AsyncExitStack
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from tidegate.errors import InvalidRequest, QueueFull
-from tidegate.gateway import grammar_process
-from tidegate.gateway.grammar_process import CPU_SECONDS, LENGTH
-from tidegate.gateway.grammars import Checked, Constraint
+from tidegate.errors import GenerationFailed, InvalidRequest, QueueFull
+from tidegate.gateway.constraints import CPU_SECONDS, LENGTH, Checked, Constraint
 
+PROCESS = "tidegate.gateway.grammar_process"
 MOST_BYTES = 128 * 1024  # of one constraint
-MOST_WAITING = 256
+MOST_WAITING, MOST_OF_A_KEY = 256, 16
 CACHE_BYTES = 8 << 20
 REPLY_SECONDS = 10.0  # on a starved machine
+# What ends the process where a check takes too much: its timer, or the library on memory that it did not get.
+COSTS_TOO_MUCH = (-signal.SIGPROF, -signal.SIGABRT, -signal.SIGSEGV)
 TOO_COSTLY = Checked(refusal=f"it takes more than {CPU_SECONDS:g} s of CPU time to compile; simplify it")
 
 
@@ -34,21 +36,18 @@ class GrammarPool:
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()  # by key
         self._known: OrderedDict[bytes, Checked] = OrderedDict()
         self._known_bytes = 0
 
     async def grammar(self, constraint: Constraint, key: str) -> Checked:
-        """Raises `InvalidRequest` where there is no grammar for it, `QueueFull` where too many wait."""
-        frame = msgspec.msgpack.encode(constraint)
+        """Raises `InvalidRequest` where there is no grammar for it, `QueueFull` where too many wait,
+        `GenerationFailed` where the check itself failed."""
+        frame = msgspec.json.encode(constraint)
         if len(frame) > MOST_BYTES:
             raise _refused(constraint, f"it has {len(frame)} bytes, at most {MOST_BYTES} are taken")
         name = hashlib.sha256(frame).digest()
-        if (checked := self._known.get(name)) is None:
-            checked = await self._checked(frame, key)
-            self._keep(name, checked)
-        else:
-            self._known.move_to_end(name)
+        checked = self._kept(name) or await self._checked(name, frame, key)
         if checked.refusal:
             raise _refused(constraint, checked.refusal)
         return checked
@@ -57,26 +56,31 @@ class GrammarPool:
         if self._process is not None:
             await self._end(self._process)
 
-    async def _checked(self, frame: bytes, key: str) -> Checked:
-        if self._waiting >= MOST_WAITING:
+    async def _checked(self, name: bytes, frame: bytes, key: str) -> Checked:
+        if self._waiting.total() >= MOST_WAITING or self._waiting[key] >= MOST_OF_A_KEY:
             raise QueueFull(
-                f"{MOST_WAITING} schemas wait to be checked. Send the call again.", retry_after_seconds=1
+                "As many schemas as may wait to be checked. Send the call again.", retry_after_seconds=1
             )
-        self._waiting += 1
+        self._waiting[key] += 1
         try:
             async with AsyncExitStack() as stack:
                 for turn in (self._turns.setdefault(key, asyncio.Lock()), self._turn):
                     await stack.enter_async_context(turn)
-                return await self._exchange(frame)
+                if (checked := self._kept(name)) is None:  # another call had it checked meanwhile
+                    checked = await self._exchange(frame)
+                    self._keep(name, checked)
+                return checked
         finally:
-            self._waiting -= 1
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key]
 
     async def _exchange(self, frame: bytes) -> Checked:
-        if self._process is None:
+        if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                grammar_process.__name__,
+                PROCESS,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 start_new_session=True,  # no Ctrl-C reaches it
@@ -91,9 +95,18 @@ class GrammarPool:
                 return msgspec.msgpack.decode(await process.stdout.readexactly(size), type=Checked)
         except BaseException as error:  # also where the caller left: its reply must not be the next one's
             await self._end(process)
-            if isinstance(error, (OSError, TimeoutError, asyncio.IncompleteReadError)):
+            if not isinstance(error, (OSError, TimeoutError, asyncio.IncompleteReadError)):
+                raise
+            if process.returncode in COSTS_TOO_MUCH:
                 return TOO_COSTLY
-            raise
+            raise GenerationFailed(
+                "The check of the answer's form broke off. Send the call again."
+            ) from error
+
+    def _kept(self, name: bytes) -> Checked | None:
+        if name in self._known:
+            self._known.move_to_end(name)
+        return self._known.get(name)
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         self._process = None

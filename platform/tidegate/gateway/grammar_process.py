@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import resource
 import signal
-import struct
 import sys
 from typing import BinaryIO
 
 import msgspec
 
-from tidegate.gateway.grammars import Checked, Constraint, check
+from tidegate.gateway.constraints import CPU_SECONDS, LENGTH, Checked, Constraint
+from tidegate.gateway.grammars import check
 
-CPU_SECONDS = 0.5  # for one check
 MEMORY_BYTES = 1 << 29
-LENGTH = struct.Struct("<I")
 
 
 def main() -> None:
@@ -31,7 +29,7 @@ def main() -> None:
 
 def serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
     """Answer one constraint after the other until there are no more."""
-    constraints = msgspec.msgpack.Decoder(Constraint)
+    constraints = msgspec.json.Decoder(Constraint)  # which holds numbers of any size
     while head := incoming.read(LENGTH.size):
         frame = incoming.read(LENGTH.unpack(head)[0])
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from llguidance import LLMatcher, LLParserLimits
 from llguidance.gbnf_to_lark import any_to_lark
 
+from tidegate.gateway.constraints import Checked, Constraint
 from tidegate.messages.work import JSON_SPACING
 
 LIMITS = LLParserLimits(verbose_errors=False)
@@ -54,24 +55,6 @@ _SCHEMAS = (
     "unevaluatedItems",
     "unevaluatedProperties",
 )
-
-
-class Constraint(msgspec.Struct, frozen=True, array_like=True):
-    """What an answer must follow. `param` names the field that says so."""
-
-    kind: Literal["json", "regex", "choice", "grammar"]
-    value: Any  # a schema, a regular expression, a list of texts, or a grammar of Lark's or GBNF's form
-    param: str
-    is_strict: bool = False  # keywords that are not known are refused
-    whitespace: str | None = None  # between the tokens of JSON, a regular expression; None: `JSON_SPACING`
-
-
-class Checked(msgspec.Struct, frozen=True, array_like=True):
-    """A grammar in llguidance's form, or why there is none."""
-
-    grammar: str = ""
-    refusal: str = ""
-    warnings: list[str] = []
 
 
 def check(constraint: Constraint) -> Checked:
@@ -129,7 +112,8 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "regex":
         return LLMatcher.grammar_from_regex(value)
     if constraint.kind == "choice":
-        texts = [msgspec.json.encode(text).decode() for text in value]
+        # The one character that JSON may hold and a string of Lark's may not.
+        texts = [msgspec.json.encode(text).decode().replace("\x7f", "\\u007f") for text in value]
         return LLMatcher.grammar_from_lark("start: " + " | ".join(texts))
     return LLMatcher.grammar_from_lark(any_to_lark(value))
 

@@ -6,7 +6,7 @@ So nothing but the queue owns one in the background, and every gateway shows the
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from tidegate.errors import PROMPT_REFUSALS, InvalidRequest, NotFound, RequestError
 from tidegate.gateway.asgi import send_json
@@ -20,7 +20,7 @@ from tidegate.gateway.generation import Admitted, Exchange, Keeping, wants_event
 from tidegate.gateway.replies import failure_error
 from tidegate.gateway.resuming import Resumption, entry_of, head_of
 from tidegate.gateway.services import Services
-from tidegate.gateway.stream import GOOD_ENDS
+from tidegate.gateway.stream import GOOD_ENDS, READERS_FAULTS
 from tidegate.messages.kept import KeptCall
 from tidegate.messages.registry import Key
 from tidegate.messages.work import Finish, Segment
@@ -32,11 +32,12 @@ class _ResponseStream(Exchange):
     """Events that begin before the first token where nobody needs a status, and that say how they fail."""
 
     begins_at_once = False
+    has_ids = False  # whoever asks has them
     _events: ResponseEvents | None = None
     _numbered: NumberedEvents | None = None
 
     async def _open_events(self, admitted: Admitted) -> Events:
-        call_id, has_ids = admitted.head.call_id, wants_event_ids(self._scope)
+        call_id, has_ids = admitted.head.call_id, self.has_ids or wants_event_ids(self._scope)
         self._events = cast("ResponseCall", admitted.call).events(admitted.head)
         self._numbered = NumberedEvents(self._events, call_id, admitted.seen or [0], has_ids=has_ids)
         if self.begins_at_once:
@@ -46,8 +47,9 @@ class _ResponseStream(Exchange):
     def _error_event(self, error: RequestError) -> bytes:
         if self._events is None or self._numbered is None:
             return super()._error_event(error)
-        if self._failed is None:
-            return self._events.broke(_said(error, None))
+        if self._failed is None or self._failed in READERS_FAULTS:
+            begun = self._numbered.numbered(0, self._events.begin())
+            return begun + self._events.broke(_said(error, None))
         is_cancelled = self._failed.reason == "cancelled"
         event = self._events.failed("cancelled" if is_cancelled else "failed", _said(error, self._failed))
         return self._numbered.numbered(0, event)
@@ -60,7 +62,6 @@ class ResponseExchange(_ResponseStream):
         call = cast("ResponseCall", await super()._read_call(key))
         if previous := call.body.previous_response_id:
             call.previous = await _conversation(self._services, previous, key)
-        call.conversation()  # or what of it does not fit together is refused now
         self.begins_at_once = bool(call.body.background)
         return call
 
@@ -103,33 +104,44 @@ class ResponseResumption(_ResponseStream, Resumption):
     begins_at_once = True
 
 
-def call_of(kept: KeptCall) -> ResponseCall:
-    call = Responses().read(kept.body)
-    call.previous = kept.messages
-    return call
+class ResponseCallResumption(ResponseResumption):
+    """The same as the rest of any call's."""
+
+    has_ids = True
 
 
-async def find_response(services: Services, response_id: str, key: Key) -> KeptCall:
+class Stored(NamedTuple):
+    """A response that may be read again."""
+
+    kept: KeptCall
+    call: ResponseCall
+
+
+async def find_response(services: Services, response_id: str, key: Key) -> Stored:
     """Raises `NotFound` for what is not stored, or is another tenant's."""
     kept = await services.kept.find(response_id, key.tenant)
-    if kept is None or kept.path != Responses.path:
-        raise NotFound(
-            f"There is no response {response_id[:80]!r}: it was not stored, its time is over, or it is not "
-            "yours.",
-            param="response_id",
-            code="response_not_found",
-        )
-    return kept
+    if kept is not None and kept.path == Responses.path:
+        call = Responses().read(kept.body)
+        call.previous = kept.messages
+        if call.body.store is not False:  # that one is kept for its stream alone
+            return Stored(kept, call)
+    raise NotFound(
+        f"There is no response {response_id[:80]!r}: it was not stored, its time is over, or it is not "
+        "yours.",
+        param="response_id",
+        code="response_not_found",
+    )
 
 
-async def shown(services: Services, kept: KeptCall) -> Response:
+async def shown(services: Services, stored: Stored) -> Response:
     """A stored response as it is now. Raises `NotFound` where it went meanwhile."""
-    call, request_id = call_of(kept), f"{kept.id}.0"
+    kept, call = stored
+    request_id = f"{kept.id}.0"
     log = await services.queue.replay(request_id)
     finish = log[-1].finish if log else None
     status: Status | None = None
     error: ResponseError | None = None
-    if log is None or not (log or finish):
+    if not log:
         state = await services.kept.state(request_id)
         if not state:
             raise NotFound(f"There is no response {kept.id!r} any more.", code="response_not_found")
@@ -145,7 +157,7 @@ async def shown(services: Services, kept: KeptCall) -> Response:
 async def _conversation(services: Services, response_id: str, key: Key) -> list[dict[str, Any]]:
     """All messages up to the end of a stored response."""
     try:
-        kept = await find_response(services, response_id, key)
+        kept, call = await find_response(services, response_id, key)
     except NotFound as error:
         raise NotFound(
             f"previous_response_id: {error.message}",
@@ -161,7 +173,7 @@ async def _conversation(services: Services, response_id: str, key: Key) -> list[
             "completed.",
             param="previous_response_id",
         )
-    return joined([*call_of(kept).conversation(), *answer_messages(drafts_of(kept.id, log))])
+    return joined([*call.conversation(), *answer_messages(drafts_of(kept.id, log))])
 
 
 def _is_good(segment: Segment) -> bool:

@@ -76,7 +76,7 @@ class Resumed(Response):
     """A route's answer: the rest of a kept call's stream."""
 
     def __init__(
-        self, services: Services, kept: KeptCall, seen: Sequence[int], kind: type[Resumption] = Resumption
+        self, services: Services, kept: KeptCall, seen: Sequence[int], kind: type[Resumption]
     ) -> None:
         self._about = (services, kept, seen, kind)
         self.background = None

@@ -53,6 +53,8 @@ _CALL_BYTES = 300  # a part of a call, beside its arguments
 TOO_SLOW = Finish("error", "ReaderTooSlow", "The client reads its stream slower than it is written.")
 TOO_LARGE = Finish("error", "AnswerTooLarge", "The answer is too large to be sent whole: ask for a stream.")
 LOG_GONE = Finish("error", "LogGone", "the request's log is gone")
+# What the gateway finds of one reader. The answer of a call that is kept may be whole all the same.
+READERS_FAULTS = (TOO_SLOW, TOO_LARGE, LOG_GONE)
 
 
 @dataclass(slots=True, eq=False)

@@ -18,6 +18,7 @@ from tidegate.sources.facts import (
     StoredWeights,
     auto_precision,
     decoder_shape,
+    has_encoder,
     task_of,
     text_config,
 )
@@ -101,6 +102,11 @@ class Checkpoint:
     @property
     def auto_precision(self) -> str:
         return auto_precision(self.config, self.values)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Tell an encoder-decoder."""
+        return has_encoder(self.config)
 
     @property
     def shape(self) -> DecoderShape:

@@ -17,20 +17,31 @@ CONTEXT_SLACK = 64  # columns of the KV cache beside a request's own tokens
 # What architectures call the same thing in config.json, the usual name first.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+# The decoder's of an encoder-decoder, whose usual names are the encoder's.
+DECODER_LAYERS, DECODER_HEADS = ("decoder_layers", "num_decoder_layers"), ("decoder_attention_heads",)
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 HIDDEN = ("hidden_size", "n_embd", "d_model")
 # The rotary scalings that stretch the positions trained by a factor, and where they name these.
 SCALINGS, TRAINED, MOST_FACTOR = ("linear", "dynamic", "yarn"), "original_max_position_embeddings", 1 << 16
 # The parts of composites that hold their decoder, as transformers finds it.
 DECODERS = ("text_config", "thinker_config", "decoder", "generator")
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "n_ctx",
+    "max_decoder_position_embeddings",
+)
+# Positions that are distances (T5): any length has them, whatever was trained.
+DISTANCES, ANY_LENGTH = "relative_attention_num_buckets", 1 << 20
 
 
 # What a model does. score: a number for a text or a pair of them; classify: a share for each of its labels.
 TASKS = ("generate", "embed", "score", "classify")
 # Ends of the names of classes without a head to choose tokens with: what is below it makes vectors.
 BARE_HEADS = ("Model", "ForMaskedLM", "ForPreTraining")
-LANGUAGE_HEADS = ("LMHeadModel", "DoubleHeadsModel")
+LANGUAGE_HEADS = ("LMHeadModel", "DoubleHeadsModel", "MTModel")
 JUDGING_HEAD = "ForSequenceClassification"
 
 
@@ -43,7 +54,8 @@ class DecoderShape(msgspec.Struct, frozen=True):
     hidden: int = 0
     vocab: int = 0
     positions: int = 0  # the longest context that the checkpoint was trained for
-    longest: int = 0  # the longest that its rotary scaling covers, where that is more
+    longest: int = 0  # the longest that its positions cover, where that is more
+    has_encoder: bool = False  # that reads the prompt: its tokens are cached beside the answer's
 
     @property
     def is_known(self) -> bool:
@@ -127,20 +139,21 @@ def auto_precision(config: Mapping[str, Any], values: Mapping[str, int]) -> str:
 
 def decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
     text = text_config(config)
-    heads, hidden = _first(text, HEADS), _first(text, HIDDEN)
+    heads, hidden = _first(text, (*DECODER_HEADS, *HEADS)), _first(text, HIDDEN)
     kv_heads = _first(text, KV_HEADS) or heads
     if text.get("new_decoder_architecture"):
         kv_heads = heads  # falcon's later models share heads, but transformers caches them repeated
     elif text.get("multi_query"):
         kv_heads = 1
     return DecoderShape(
-        layers=_first(text, LAYERS),
+        layers=_first(text, (*DECODER_LAYERS, *LAYERS)),
         kv_heads=kv_heads,
-        head_dim=_first(text, ("head_dim",)) or (hidden // heads if heads else 0),
+        head_dim=_first(text, ("head_dim", "d_kv")) or (hidden // heads if heads else 0),
         hidden=hidden,
         vocab=_first(text, ("vocab_size",)),
         positions=_first(text, POSITIONS),
-        longest=_scaled_positions(text),
+        longest=ANY_LENGTH if text.get(DISTANCES) else _scaled_positions(text),
+        has_encoder=has_encoder(config),
     )
 
 
@@ -170,8 +183,16 @@ def contradiction(
 
 
 def kv_bytes_per_token(shape: DecoderShape, precision: str) -> int:
-    """Return what one token's keys and values take: 2 x layers x KV heads x head size numbers."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * PRECISION_BYTES[precision]
+    """Return what one token's keys and values take: 2 x layers x KV heads x head size numbers. An
+    encoder-decoder takes as much for a token of the prompt as for one of the answer, and its context is as
+    long on each side: so twice that for a token of context."""
+    sides = 2 if shape.has_encoder else 1
+    return sides * 2 * shape.layers * shape.kv_heads * shape.head_dim * PRECISION_BYTES[precision]
+
+
+def has_encoder(config: Mapping[str, Any]) -> bool:
+    """Tell an encoder-decoder, by what its config says."""
+    return bool(config.get("is_encoder_decoder"))
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ with the same sentences.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,9 @@ OTHER_HEADS = (
     "ForMultipleChoice",
     "ForNextSentencePrediction",
 )
+TEXT_TO_TEXT = "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"  # as transformers names its list
+# Types of encoder-decoders whose halves are of other architectures.
+TWO_MODELS = ("encoder-decoder",)
 # Tensors of float8 and integer weights that mean nothing without them.
 SCALES = ("weight_scale", "weight_scale_inv", "scale_weight", "absmax", "SCB")
 
@@ -41,10 +45,8 @@ def check_described(checkpoint: Checkpoint) -> None:
     known = registered_types()
     if known and (not checkpoint.model_type or f'"{checkpoint.model_type}"' not in known):
         raise unknown_type(checkpoint)
-    if checkpoint.config.get("is_encoder_decoder"):
-        raise SourceError(
-            UNSUPPORTED, f"{named(checkpoint)} is an encoder-decoder; this engine serves decoders only."
-        )
+    if checkpoint.has_encoder:
+        _check_encoder_decoder(checkpoint)
     heads = [str(name) for name in checkpoint.config.get("architectures") or []]
     if heads and all(head.endswith(OTHER_HEADS) for head in heads):
         raise not_served(checkpoint)
@@ -70,7 +72,9 @@ def not_served(checkpoint: Checkpoint) -> SourceError:
 
 def not_causal(checkpoint: Checkpoint) -> SourceError:
     return SourceError(
-        UNSUPPORTED, f"{named(checkpoint)} is not a causal language model; this engine serves only those."
+        UNSUPPORTED,
+        f"{named(checkpoint)} is not a causal language model, and no encoder-decoder from text to text; this "
+        "engine serves only those.",
     )
 
 
@@ -85,12 +89,44 @@ def registered_types() -> str:
 
     Importing them costs seconds, and what looks at sources carries no model library.
     """
+    return _auto_text("configuration_auto.py") + _auto_text("auto_mappings.py")
+
+
+@cache
+def text_to_text_types() -> str:
+    """Return the text of transformers' list of encoder-decoders from text to text; empty as above."""
+    found = re.search(rf"^{TEXT_TO_TEXT} = .*?^\)", _auto_text("modeling_auto.py"), re.MULTILINE | re.DOTALL)
+    return found.group() if found else ""
+
+
+def _auto_text(name: str) -> str:
     library = find_spec("transformers")
     if library is None or library.origin is None:
         return ""
-    lists = Path(library.origin).parent / "models" / "auto"
-    files = [lists / name for name in ("configuration_auto.py", "auto_mappings.py")]
-    return "".join(file.read_text() for file in files if file.is_file())
+    file = Path(library.origin).parent / "models" / "auto" / name
+    return file.read_text() if file.is_file() else ""
+
+
+def _check_encoder_decoder(checkpoint: Checkpoint) -> None:
+    if checkpoint.task != "generate":
+        raise SourceError(
+            UNSUPPORTED, f"{named(checkpoint)} is an encoder-decoder, which is served to generate text alone."
+        )
+    known = text_to_text_types()
+    if known and f'"{checkpoint.model_type}"' not in known:
+        raise not_causal(checkpoint)
+    if checkpoint.model_type in TWO_MODELS:
+        raise SourceError(
+            UNSUPPORTED,
+            f"{named(checkpoint)} joins two models of other architectures; this engine serves "
+            "encoder-decoders that are one architecture.",
+        )
+    if checkpoint.quantization == "gptq":
+        raise SourceError(
+            UNSUPPORTED,
+            f"{named(checkpoint)} is an encoder-decoder, which no GPTQ kernel computes: take the checkpoint "
+            "that is not quantized.",
+        )
 
 
 def _check_padding(checkpoint: Checkpoint) -> None:

@@ -111,7 +111,6 @@ def test_sampling_fields_are_defaults(asked: Callable[..., Path]) -> None:
     [
         ({"num_beams": 4}, "num_beams = 4"),
         ({"do_sample": True, "typical_p": 0.9}, "typical_p = 0.9"),
-        ({"forced_eos_token_id": 2}, "forced_eos_token_id = 2"),
         ({"repetition_penalty": 0}, "repetition_penalty = 0"),
         ({"bad_words_ids": [[100_000]]}, "bad_words_ids = [[100000]]"),
     ],

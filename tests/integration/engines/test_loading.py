@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from tests.checkpoints import DECODERS, tiny
+from tests.checkpoints import DECODERS, ENCODER_DECODERS, tiny
 from tests.engine_requests import a_request, add, run
 from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
@@ -141,12 +141,6 @@ def test_half_a_config_is_told_by_its_file_and_not_as_the_tokenizers(
     assert words in error.message
 
 
-def test_an_encoder_decoder_is_refused(checkpoints: Callable[[str], Path]) -> None:
-    error = refused(checkpoints("t5"))
-    assert error.reason == "UnsupportedModel"
-    assert "encoder-decoder" in error.message
-
-
 def test_an_unknown_architecture_is_refused_and_its_code_never_run(copy: Callable[[str], Path]) -> None:
     folder = copy("llama")
     config = json.loads((folder / "config.json").read_text())
@@ -203,7 +197,7 @@ def test_a_memory_cap_bounds_the_cache(
     assert error.reason == "OutOfMemory"
 
 
-@pytest.mark.parametrize("arch", sorted(DECODERS))
+@pytest.mark.parametrize("arch", sorted({**DECODERS, **ENCODER_DECODERS}))
 def test_the_control_loop_computes_the_cache_that_the_engine_takes(
     checkpoints: Callable[[str], Path], arch: str
 ) -> None:
@@ -277,10 +271,10 @@ def test_a_wrong_batch_is_found_and_requests_run_one_by_one(
 class Failing(ArenaBatch):
     """Fails on prompts that hold token 13."""
 
-    def join(self, sequences: Any, *, every: Any = None) -> torch.Tensor:
+    def join(self, sequences: Any, *, sources: Any = (), every: Any = None) -> torch.Tensor:
         if any(13 in sequence for sequence in sequences) and self.count:
             raise ValueError("thirteen")
-        return super().join(sequences, every=every)
+        return super().join(sequences, sources=sources, every=every)
 
 
 def test_a_prefill_that_fails_fails_its_request_only(

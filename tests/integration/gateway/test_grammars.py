@@ -127,19 +127,32 @@ async def test_keywords_that_have_no_effect_are_named_in_a_header(gateway: Gatew
         assert "/properties/a: the keyword 'nullable'" in warning and "/: the keyword 'colour'" in warning
 
 
-async def test_a_schema_that_takes_too_long_is_refused_and_holds_up_nobody(gateway: Gateway) -> None:
+async def test_a_schema_that_takes_too_long_is_refused(gateway: Gateway) -> None:
     patterns = [{"type": "string", "pattern": f"(.*a.{{{width}}}){{3}}"} for width in range(20)]
-    costly = asyncio.create_task(gateway.post("/v1/chat/completions", CHAT | of_schema({"allOf": patterns})))
-    plain = asyncio.create_task(gateway.post("/v1/chat/completions", CHAT))
-    await gateway.replica.answer("x")
-    assert (await plain).status_code == 200
-    assert not costly.done()
-    refused = await costly
+    refused = await gateway.post("/v1/chat/completions", CHAT | of_schema({"allOf": patterns}))
     assert refused.status_code == 400
     assert "CPU time" in refused.json()["error"]["message"]
     call = asyncio.create_task(gateway.post("/v1/chat/completions", CHAT | of_schema(PERSON)))
     await gateway.replica.answer("x")
     assert (await call).status_code == 200
+
+
+async def test_a_call_without_a_form_waits_for_no_check(gateway: Gateway) -> None:
+    async with gateway.services.grammars._turn:
+        waits = asyncio.create_task(gateway.post("/v1/chat/completions", CHAT | of_schema(PERSON)))
+        plain = asyncio.create_task(gateway.post("/v1/chat/completions", CHAT))
+        await gateway.replica.answer("x")
+        assert (await plain).status_code == 200
+    await gateway.replica.answer("x")
+    assert (await waits).status_code == 200
+
+
+async def test_a_number_of_any_size_in_a_schema(gateway: Gateway) -> None:
+    form = of_schema({"type": "integer", "maximum": 10**30})
+    call = asyncio.create_task(gateway.post("/v1/chat/completions", CHAT | form))
+    [claim] = await gateway.replica.answer("1")
+    assert (await call).status_code == 200
+    assert "1e30" in sampling_of(claim.request).grammar
 
 
 async def test_what_the_replica_cannot_follow_names_the_field(gateway: Gateway) -> None:

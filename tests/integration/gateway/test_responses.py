@@ -417,6 +417,55 @@ async def test_a_failure_is_a_status_an_event_and_what_is_read_later(
         await client.responses.create(model=MODEL, input="x", previous_response_id=last.response.id)
 
 
+async def test_what_is_wrong_with_a_reader_is_no_event_of_the_answer(
+    gateway: Gateway, client: openai.AsyncOpenAI, other: openai.AsyncOpenAI
+) -> None:
+    stream = await client.responses.create(model=MODEL, input="Hello", background=True, stream=True)
+    got = [await anext(stream)]
+    assert got[0].type == "response.created"
+    [claim] = await gateway.replica.next()
+    [reader] = gateway.services.calls._kept
+    reader.most_pending_bytes = 0
+    await gateway.replica.say(claim, "One")
+    *more, error = await read(stream)
+    got += more
+    assert (error.type, error.sequence_number) == ("error", got[-1].sequence_number)
+    await gateway.replica.say(claim, " two", "stop")
+    rest = await other.responses.retrieve(
+        got[0].response.id, stream=True, starting_after=error.sequence_number
+    )
+    got += await read(rest)
+    assert [event.sequence_number for event in got] == list(range(len(got)))
+    assert got[-1].type == "response.completed" and got[-1].response.output_text == "One two"
+
+
+async def test_its_stream_may_be_read_as_that_of_any_call(gateway: Gateway) -> None:
+    body = {"model": MODEL, "input": "Hello", "background": True, "stream": True}
+    call = asyncio.create_task(gateway.post("/v1/responses", body, **{"x-tidegate-event-ids": "1"}))
+    [claim] = await gateway.replica.next()
+    await gateway.replica.say(claim, "One")
+    await gateway.replica.say(claim, "", "error", code="EngineError", message="secret")
+    events = (await call).text
+    assert "event: response.failed" in events.rstrip().rpartition("\n\n")[2]
+    call_id = events.partition("id: ")[2].partition("/")[0]
+    assert (await gateway.http.get(f"/v1/requests/{call_id}/events")).text == events
+
+
+async def test_what_is_kept_for_its_stream_is_not_stored(
+    gateway: Gateway, client: openai.AsyncOpenAI
+) -> None:
+    body = {"model": MODEL, "input": "Hello", "store": False, "stream": True}
+    call = asyncio.create_task(gateway.post("/v1/responses", body, **{"x-tidegate-event-ids": "1"}))
+    await gateway.replica.answer("One")
+    events = (await call).text
+    call_id = events.partition("id: ")[2].partition("/")[0]
+    assert (await gateway.http.get(f"/v1/requests/{call_id}/events")).text == events
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.retrieve(call_id)
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.create(model=MODEL, input="x", previous_response_id=call_id)
+
+
 async def test_only_the_tenant_of_a_response_finds_it(gateway: Gateway, client: openai.AsyncOpenAI) -> None:
     answer = await answered(gateway, client)
     _, secret = await gateway.keys.create("other", tenant="rival")
@@ -455,6 +504,14 @@ async def test_one_that_need_not_be_stored_is_not_where_there_is_no_room(
             with pytest.raises(openai.RateLimitError) as caught:
                 await client.responses.create(model=MODEL, input="x", **asked)  # type: ignore[call-overload]
             assert caught.value.code == "too_much_kept"
+
+
+async def test_half_of_the_room_is_for_what_has_to_be_stored(redis_url: str, key_prefix: str) -> None:
+    async with open_gateway(redis_url, key_prefix, total_kept_bytes=16_000) as gateway:
+        client = client_of(gateway)
+        text = "x" * 9_000
+        assert (await answered(gateway, client, input=text)).to_dict()["store"] is False
+        assert (await answered(gateway, client, input=text, store=True)).to_dict()["store"] is True
 
 
 async def test_a_client_that_leaves_a_response_in_the_foreground_cancels_it(

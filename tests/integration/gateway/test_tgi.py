@@ -247,3 +247,12 @@ async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
     response = await gateway.failed_inside("/", body, logprobs=[entry(1, "Good")])
     last: Sequence[str] = response.text.strip().split("\n\n")
     assert json.loads(last[-1].removeprefix("data: "))["error_type"] == "generation"
+
+
+async def test_a_call_that_names_no_model_counts_as_that_of_the_only_one(gateway: Gateway) -> None:
+    call = asyncio.create_task(gateway.post("/generate", {"inputs": "Once"}))
+    [claim] = await gateway.replica.next()
+    await gateway.replica.say(claim, "Good", "stop", logprobs=[entry(1, "Good")])
+    assert (await call).status_code == 200
+    shown = (await gateway.http.get("/metrics")).text
+    assert f'tidegate_requests_total{{model="{MODEL}",outcome="ok"}} 1.0' in shown

@@ -39,6 +39,19 @@ def test_a_limit_that_may_be_clipped_is_what_there_is_room_for(
         assert limit == min(max_tokens, context - prompt)
 
 
+@given(counts, st.none() | counts, st.integers(1, 2048))
+def test_with_an_encoder_prompt_and_completion_have_the_context_each(
+    prompt: int, max_tokens: int | None, context: int
+) -> None:
+    limit = completion_limit(prompt, asks(max_tokens), context, has_encoder=True)
+    if isinstance(limit, Finish):
+        assert limit.code == "ContextLengthExceeded"
+        assert prompt > context or (max_tokens or 0) > context
+    else:
+        assert prompt <= context
+        assert limit == (context if max_tokens is None else max_tokens) <= context
+
+
 @given(counts, st.integers(0, 20), st.integers(1, 200))
 def test_characters_prove_too_many_tokens_only_where_even_the_longest_do_not_fit(
     characters: int, most: int, context: int

@@ -32,10 +32,11 @@ def test_everything_else_is_refused(authorization: str | None) -> None:
 
 
 def test_a_key_may_come_alone() -> None:
-    for name in ("api-key", "x-api-key"):
-        assert sent_key({name: "k"}.get) == "Bearer k"
-        assert sent_key({name: "k", "authorization": "Bearer other"}.get) == "Bearer other"
-    assert sent_key(lambda _: None) is None
+    for name in (b"api-key", b"x-api-key"):
+        alone = [(name, b"k")]
+        assert sent_key({"headers": alone}) == "Bearer k"
+        assert sent_key({"headers": [*alone, (b"authorization", b"Bearer other")]}) == "Bearer other"
+    assert sent_key({"headers": []}) is None
 
 
 def test_a_key_of_the_control_api_asks_models_only_with_that_scope() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from tests.schemas import FOLLOWED, REFUSED, WRONG
-from tidegate.gateway.grammars import KNOWN, Checked, Constraint, check
+from tidegate.gateway.constraints import Checked, Constraint
+from tidegate.gateway.grammars import KNOWN, check
 
 
 def checked(schema: Any, *, is_strict: bool = False) -> Checked:
@@ -60,3 +61,13 @@ JSON = st.recursive(
 def test_nothing_raises(schema: Any, is_strict: bool) -> None:
     found = checked(schema, is_strict=is_strict)
     assert bool(found.grammar) != bool(found.refusal)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4))
+def test_any_texts_may_be_chosen_among(texts: list[str]) -> None:
+    assert check(Constraint("choice", texts, "field")).refusal == ""
+
+
+def test_also_a_character_that_lark_takes_for_none() -> None:
+    assert check(Constraint("choice", ["a\x7fb"], "field")).refusal == ""

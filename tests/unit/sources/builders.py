@@ -19,7 +19,7 @@ ONE_TENSOR: Tensors = {"w": ("BF16", [4, 2])}
 REFUSED: Sequence[tuple[Mapping[str, Any], str]] = (
     ({"config.json": LLAMA | {"quantization_config": {"quant_method": "awq"}}}, "quantized with awq"),
     ({"quant_config.json": {"w_bit": 4}}, "quantized with awq"),
-    ({"config.json": {"model_type": "t5", "is_encoder_decoder": True}}, "is an encoder-decoder"),
+    ({"config.json": {"model_type": "encoder-decoder", "is_encoder_decoder": True}}, "joins two models"),
     (
         {"config.json": {"model_type": "bert", "architectures": ["BertForTokenClassification"]}},
         "neither generates",

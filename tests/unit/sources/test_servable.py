@@ -33,14 +33,19 @@ def refusal(folder: Path) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"model_type": "t5", "is_encoder_decoder": True}, "'t5' is an encoder-decoder"),
+        ({"model_type": "whisper", "is_encoder_decoder": True}, "no encoder-decoder from text to text"),
+        (
+            {"model_type": "t5", "is_encoder_decoder": True, "quantization_config": {"quant_method": "gptq"}},
+            "'t5' is an encoder-decoder, which no GPTQ kernel computes",
+        ),
+        ({"model_type": "encoder-decoder", "is_encoder_decoder": True}, "joins two models"),
         (
             {
                 "model_type": "bart",
                 "architectures": ["BartModel"],
                 "is_encoder_decoder": True,
             },
-            "BartModel (bart) is an encoder-decoder",
+            "BartModel (bart) is an encoder-decoder, which is served to generate text alone.",
         ),
         (
             {"model_type": "bert", "architectures": ["BertForTokenClassification"]},

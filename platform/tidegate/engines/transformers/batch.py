@@ -30,9 +30,16 @@ class Batch(Protocol):
     @property
     def count(self) -> int: ...
 
-    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
+    def join(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] = (),
+        every: InParts | None = None,
+    ) -> Tensor:
         """Prefill new rows. Returns logits [rows, vocabulary] after the last token; `every` gets those after
-        each token of what is then one row. On an exception no row has joined."""
+        each token of what is then one row. `sources` are the tokens that the encoder of an encoder-decoder
+        reads for each row. On an exception no row has joined."""
         ...
 
     def decode(self, tokens: Tensor) -> Tensor:
@@ -112,7 +119,13 @@ class ArenaBatch:
     def count(self) -> int:
         return self._arena.count
 
-    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
+    def join(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] = (),  # noqa: ARG002 - a decoder reads nothing beside
+        every: InParts | None = None,
+    ) -> Tensor:
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         with torch.inference_mode():
@@ -264,7 +277,17 @@ class OwnRow:
     kwargs: dict[str, Any]
 
 
-class RowByRow:
+class OneAtATime:
+    """A batch whose rows add one token a step each."""
+
+    def longest_run(self) -> int:
+        return 1
+
+    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> NoReturn:
+        raise AssertionError(f"rows add one token each: {counts}, {tails}")
+
+
+class RowByRow(OneAtATime):
     """Runs each row by the hooks of transformers' own `generate`: what a family needs beside ids (a cache of
     its own kind, a cache that starts anew where rotary factors change) lives there."""
 
@@ -279,8 +302,16 @@ class RowByRow:
     def count(self) -> int:
         return len(self.rows)
 
-    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> Tensor:
+    def join(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] = (),
+        every: InParts | None = None,
+    ) -> Tensor:
         rows = [self._empty(sequence) for sequence in sequences]
+        for row, source in zip(rows, sources, strict=False):
+            row.kwargs |= self._read(source)
         logits = [self._forward(row, every, is_first_iteration=True) for row in rows]
         self.rows += rows
         return torch.cat(logits)
@@ -291,12 +322,6 @@ class RowByRow:
             row.ids = torch.cat((row.ids, token), dim=-1)
             logits.append(self._forward(row, next_sequence_length=1))
         return torch.cat(logits)
-
-    def longest_run(self) -> int:
-        return 1
-
-    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> NoReturn:
-        raise AssertionError(f"rows add one token each: {counts}, {tails}")
 
     def leave(self, row: int, *, clear: bool = False) -> None:  # noqa: ARG002 - caches are not shared
         self.rows[row] = self.rows[-1]
@@ -312,6 +337,10 @@ class RowByRow:
             GenerationConfig(), kwargs, GenerationMode.GREEDY_SEARCH, 1, 0
         )
         return OwnRow(ids, kwargs)
+
+    def _read(self, source: Sequence[int]) -> dict[str, Any]:  # noqa: ARG002 - a decoder reads nothing beside
+        """Return what a row hands on of what its encoder has read."""
+        return {}
 
     def _forward(self, row: OwnRow, every: InParts | None = None, **step: Any) -> Tensor:
         """Return logits [1, vocabulary] after the last of the row's new tokens."""

@@ -22,17 +22,30 @@ from torch import Tensor
 from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
+from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
 from tidegate.engines.transformers.formats import format_stops, with_stops
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.engines.transformers.grammars import Grammars
 from tidegate.engines.transformers.head import InParts
-from tidegate.engines.transformers.loading import free_bytes, load, open_checkpoint, out_of_memory
+from tidegate.engines.transformers.loading import (
+    CAUSAL,
+    TEXT_TO_TEXT,
+    free_bytes,
+    load,
+    open_checkpoint,
+    out_of_memory,
+)
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Reply, Task
-from tidegate.engines.transformers.prompts import PromptError, check_token_ids, start_ids
+from tidegate.engines.transformers.prompts import (
+    PromptError,
+    check_no_prompt_asked,
+    check_token_ids,
+    start_ids,
+)
 from tidegate.engines.transformers.responses import answer_formats
 from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
@@ -86,10 +99,11 @@ class TransformersEngine:
         torch.set_num_threads(args.threads or usable_cores())
         checkpoint = open_checkpoint(spec)
         self._context_length = spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
+        self._has_encoder = checkpoint.has_encoder
         self._prompts = PromptPool(  # loads beside the weights
-            checkpoint.path, self._context_length, spec.chat_template
+            checkpoint.path, self._context_length, spec.chat_template, has_encoder=self._has_encoder
         )
-        loaded = load(checkpoint, spec)
+        loaded = load(checkpoint, spec, auto=TEXT_TO_TEXT if self._has_encoder else CAUSAL)
         model, tokenizer = loaded.model, loaded.tokenizer
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
@@ -99,7 +113,13 @@ class TransformersEngine:
         named_ends = end_ids(model, tokenizer)
         tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
         self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
-        self._generation = GenerationRules(model, self._end_ids)
+        self._start = encoder_decoder.start_ids(model) if self._has_encoder else None
+        self._generation = GenerationRules(
+            model,
+            self._end_ids,
+            start_id=self._start[0] if self._start else None,
+            longest=self._context_length,
+        )
         self._grammars = Grammars(
             tokenizer,
             self._vocabulary,
@@ -109,7 +129,7 @@ class TransformersEngine:
         )
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
-        kv = measure_kv(model)
+        kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
         cap = spec.memory_cap_bytes
         slots = kv_budget(
             free_bytes=within_cap(free_bytes(loaded.device), cap, loaded.weights_bytes, loaded.device),
@@ -146,13 +166,17 @@ class TransformersEngine:
         request = self._generation.applied(request)
         try:
             check_token_ids(request, self._tokenizer, self._vocabulary_size)
+            if self._has_encoder:
+                check_no_prompt_asked(request)
             reply = await self._reply(request)
         except PromptError as error:
             return refusal(error.code, str(error))
         if (ended := reply.finish or reply.answer) is not None:
             return ended
         assert isinstance(request.work, Generate)  # others have their answer
-        limit = completion_limit(len(reply.ids), request.work, self._context_length)
+        limit = completion_limit(
+            len(reply.ids), request.work, self._context_length, has_encoder=self._has_encoder
+        )
         if isinstance(limit, Finish):
             return limit
         grammar = reply.grammar or request.work.sampling.grammar
@@ -173,7 +197,8 @@ class TransformersEngine:
             prompt, sampling = work.prompt, work.sampling
             if isinstance(prompt, TokenPrompt) and not sampling.bad_words:
                 ids = prompt.token_ids or start_ids(self._tokenizer)
-                return Reply(list(truncated(ids, sampling, self._context_length)))
+                kept = truncated(ids, sampling, self._context_length, has_encoder=self._has_encoder)
+                return Reply(list(kept))
             if isinstance(prompt, TextPrompt) and sampling.truncate_prompt is None:
                 most = self._prompts.most_characters_per_token
                 if finish := proved_too_long(len(prompt.text), most, self._context_length):
@@ -181,14 +206,17 @@ class TransformersEngine:
         return await self._prompts.prepare(Task(request.model, work, self._vocabulary_size))
 
     def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
+        before = prepared.prompt if self._start is None else self._start
         sequence = RunningSequence(
             prepared,
             log,
             end_ids=self._end_ids,
             vocabulary=self._vocabulary,
-            rules=self._generation.of_prompt(len(prepared.prompt)),
+            rules=self._generation.of_prompt(len(before), prepared.limit),
             response=self._response,
             matcher=self._grammars.matcher(prepared.grammar) if prepared.grammar else None,
+            forces_end=self._generation.forces_end,
+            start=self._start,
         )
         if (ended := sequence.ended_in_log()) is not None:
             return ended
@@ -249,7 +277,11 @@ class TransformersEngine:
         asked = group[0].prefill_logprobs() if group[0].needs_all_logits else None
         every = InParts(rows_at_once(self._vocabulary_size), asked.take) if asked is not None else None
         try:
-            logits = self._batch.join([sequence.tokens for sequence in group], every=every)
+            logits = self._batch.join(
+                [sequence.tokens for sequence in group],
+                sources=[sequence.source for sequence in group],
+                every=every,
+            )
         except Exception as error:
             if is_out_of_memory(error):
                 raise

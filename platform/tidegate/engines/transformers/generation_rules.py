@@ -27,11 +27,13 @@ RULES = (
     "suppress_tokens",
     "begin_suppress_tokens",
     "forced_bos_token_id",
+    "forced_eos_token_id",
     "min_length",
     "min_new_tokens",
     "sequence_bias",
     "exponential_decay_length_penalty",
 )
+FORCED_END = "forced_eos_token_id"
 NOT_OBEYED = (
     "typical_p",
     "epsilon_cutoff",
@@ -42,7 +44,6 @@ NOT_OBEYED = (
     "num_beams",
     "encoder_repetition_penalty",
     "encoder_no_repeat_ngram_size",
-    "forced_eos_token_id",
     "stop_strings",
     "watermarking_config",
 )
@@ -51,8 +52,13 @@ NOT_OBEYED = (
 class GenerationRules:
     """What the generation config of `model` asks for; `notes` say what of it is not obeyed."""
 
-    def __init__(self, model: Any, end_ids: Collection[int]) -> None:
+    def __init__(
+        self, model: Any, end_ids: Collection[int], *, start_id: int | None = None, longest: int = 0
+    ) -> None:
+        """`start_id`: what the decoder of an encoder-decoder starts from; its answers have at most `longest`
+        tokens."""
         self._model = model
+        self._start_id = start_id
         self._end_ids = sorted(end_ids)
         asked = model.generation_config
         self.notes = [
@@ -69,6 +75,10 @@ class GenerationRules:
             else:
                 self.notes.append(ignored(name, value))
         self._most = getattr(asked, "max_new_tokens", None)
+        most = getattr(asked, "max_length", None)
+        if self._most is None and most and start_id is not None:
+            # A decoder's counts the prompt, so it says little of the answer.
+            self._most = max(1, min(most - 1, longest))
         self._fields: dict[str, Any] = {}
         for name in RULES:
             if getattr(asked, name, None) not in (None, 0, []):
@@ -89,9 +99,15 @@ class GenerationRules:
             return request
         return replace(request, work=replace(work, sampling=replace(sampling, **changes)))
 
-    def of_prompt(self, tokens: int) -> Rules | None:
-        """Return what rules the answer to a prompt of so many tokens; None: nothing."""
-        return self._made(self._fields, tokens) if self._fields else None
+    @property
+    def forces_end(self) -> bool:
+        """True where the last token that an answer may have is an end token, whatever the model says."""
+        return FORCED_END in self._fields
+
+    def of_prompt(self, tokens: int, limit: int) -> Rules | None:
+        """Return what rules an answer of at most `limit` tokens that the decoder gives after so many; None:
+        nothing."""
+        return self._made(self._fields, tokens, limit) if self._fields else None
 
     def _take_rule(self, name: str, value: Any) -> None:
         """Obey a field, unless its processor refuses it or what it names is not in the vocabulary."""
@@ -99,7 +115,7 @@ class GenerationRules:
             vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
             logits = torch.zeros(1, vocabulary, device=self._model.device)
             ids = torch.zeros(1, 2, dtype=torch.long, device=self._model.device)
-            self._made({name: value}, 2)(ids, logits)
+            self._made({name: value}, 2, 1)(ids, logits)
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
@@ -107,8 +123,14 @@ class GenerationRules:
             return
         self._fields[name] = value
 
-    def _made(self, fields: Mapping[str, Any], prompt_tokens: int) -> Rules:
-        config = GenerationConfig(**fields, eos_token_id=self._end_ids or None)
+    def _made(self, fields: Mapping[str, Any], prompt_tokens: int, limit: int) -> Rules:
+        bound = {"max_length": prompt_tokens + limit} if FORCED_END in fields else {}
+        config = GenerationConfig(
+            **fields,
+            **bound,
+            eos_token_id=self._end_ids or None,
+            decoder_start_token_id=self._start_id,
+        )
         self._model._prepare_special_tokens(config, device=self._model.device)
         rules: Rules = self._model._get_logits_processor(
             config, input_ids_seq_length=prompt_tokens, device=self._model.device, model_kwargs={}

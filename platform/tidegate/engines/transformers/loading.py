@@ -36,7 +36,7 @@ from tidegate.sources.gptq import loaded_weights, read_layers, read_settings, wh
 from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, unknown_type
 
 NAMED_IN_MESSAGE = 5
-CAUSAL, BARE = "AutoModelForCausalLM", "AutoModel"
+CAUSAL, TEXT_TO_TEXT, BARE = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel"
 MOST_TOLD = 300  # characters of a library's error
 
 
@@ -130,18 +130,25 @@ def limit_memory(device: str, cap_bytes: int) -> None:
 
 
 def check_architecture(checkpoint: Checkpoint, auto: str) -> None:
-    """Refuse what transformers itself does not know, and what is no decoder where one is loaded. Raises
+    """Refuse what transformers itself does not know, and what generates nothing where that is loaded. Raises
     UnsupportedModel."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
 
     if checkpoint.model_type not in CONFIG_MAPPING_NAMES:
         raise EngineLoadError(UNSUPPORTED, unknown_type(checkpoint).message)
-    if auto != CAUSAL:
+    generating = {
+        CAUSAL: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        TEXT_TO_TEXT: MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    }
+    if (known := generating.get(auto)) is None:
         return
     heads = [str(name) for name in checkpoint.config.get("architectures") or []]
-    decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(checkpoint.model_type, ())
-    allowed = {decoders} if isinstance(decoders, str) else set(decoders)
+    classes = known.get(checkpoint.model_type, ())
+    allowed = {classes} if isinstance(classes, str) else set(classes)
     if not allowed or (heads and not allowed.intersection(heads)):
         raise EngineLoadError(UNSUPPORTED, not_causal(checkpoint).message)
 

@@ -48,10 +48,11 @@ ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "err
 class Crew:
     """A nursery with its workers, and the lanes to them that carry nothing."""
 
-    def __init__(self, path: Path, context_length: int, chat_template: str) -> None:
+    def __init__(self, path: Path, context_length: int, chat_template: str, has_encoder: bool) -> None:
         pairs = [socket.socketpair() for _ in range(LANES)]
         theirs = [end.fileno() for _, end in pairs]
-        words = [sys.executable, "-m", prompt_process.__name__, str(path), str(context_length)]
+        words = [sys.executable, "-m", prompt_process.__name__]
+        words += [str(path), str(context_length), str(int(has_encoder))]
         # A session of its own: `end` reaches the workers too, and no Ctrl-C does.
         with TemporaryFile() as given:  # a pipe would make this process wait for the other
             given.write(chat_template.encode())
@@ -77,10 +78,13 @@ class Crew:
 
 
 class PromptPool:
-    def __init__(self, path: Path, context_length: int, chat_template: str = "") -> None:
+    def __init__(
+        self, path: Path, context_length: int, chat_template: str = "", *, has_encoder: bool = False
+    ) -> None:
         """Start the process, which loads the tokenizer meanwhile."""
         self.most_characters_per_token = 0  # until `wait_ready`
         self._path, self._context_length, self._chat_template = path, context_length, chat_template
+        self._has_encoder = has_encoder
         self._crew: Crew | None = self._new_crew()
         self._is_closed = False
         self._seats = asyncio.Semaphore(LANES)
@@ -130,7 +134,7 @@ class PromptPool:
         return await self._surely(msgspec.msgpack.encode(task), [self._slow_seats, self._seats])
 
     def _new_crew(self) -> Crew:
-        return Crew(self._path, self._context_length, self._chat_template)
+        return Crew(self._path, self._context_length, self._chat_template, self._has_encoder)
 
     async def _surely(self, frame: bytes, seats: list[asyncio.Semaphore]) -> Reply:
         for _ in range(TRIES):

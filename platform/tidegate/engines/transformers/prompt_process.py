@@ -110,8 +110,16 @@ def tokenize_seconds(context_length: int) -> float:
 class Prompts:
     """Prepares prompts within the bounds of a worker."""
 
-    def __init__(self, tokenizer: Any, context_length: int, most_characters_per_token: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        context_length: int,
+        most_characters_per_token: int,
+        *,
+        has_encoder: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._has_encoder = has_encoder
         self.context_length = context_length
         self.most_characters_per_token = most_characters_per_token
 
@@ -151,13 +159,17 @@ class Prompts:
         ):
             return Reply(finish=finish)
         with cpu_seconds(signal.ITIMER_PROF, min(most, tokenize_seconds(self.context_length))):
-            ids = prompt.token_ids if isinstance(prompt, TokenPrompt) else tokenize(text, prompt, tokenizer)
+            ids = (
+                prompt.token_ids
+                if isinstance(prompt, TokenPrompt)
+                else tokenize(text, prompt, tokenizer, has_encoder=self._has_encoder)
+            )
             if not isinstance(work, Generate):
                 return answered(work, ids, tokenizer)
             bad_words = bad_word_ids(work.sampling.bad_words, tokenizer)
             ids = usable(ids, prompt, tokenizer, task.model, task.vocabulary_size)
-        ids = list(truncated(ids, work.sampling, self.context_length))
-        limit = completion_limit(len(ids), work, self.context_length)
+        ids = list(truncated(ids, work.sampling, self.context_length, has_encoder=self._has_encoder))
+        limit = completion_limit(len(ids), work, self.context_length, has_encoder=self._has_encoder)
         if isinstance(limit, Finish):
             return Reply(finish=limit)
         # Schemas of tools are programs too.
@@ -215,18 +227,20 @@ REPLIES = msgspec.msgpack.Decoder(Reply)
 
 
 def main(words: list[str]) -> None:
-    """Arguments: the checkpoint's folder, its context length, the descriptors of the lanes. Standard input:
-    `EngineSpec.chat_template`, which may be longer than an argument."""
+    """Arguments: the checkpoint's folder, its context length, whether it has an encoder (1 or 0), the
+    descriptors of the lanes. Standard input: `EngineSpec.chat_template`, which may be longer than an
+    argument."""
     chat_template = sys.stdin.buffer.read().decode()
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
     from tidegate.engines.transformers import call_grammar, responses  # noqa: F401  # not in each worker
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
     tokenizer = load_tokenizer(Path(words[0]), chat_template)
-    prompts = Prompts(tokenizer, int(words[1]), most_characters_per_token(tokenizer))
+    most = most_characters_per_token(tokenizer)
+    prompts = Prompts(tokenizer, int(words[1]), most, has_encoder=words[2] == "1")
     gc.collect()
     gc.freeze()  # or the workers' collections would copy all of it
-    watch(prompts, [socket.socket(fileno=int(word)) for word in words[2:]])
+    watch(prompts, [socket.socket(fileno=int(word)) for word in words[3:]])
 
 
 def watch(prompts: Prompts, lanes: list[socket.socket]) -> None:

@@ -62,6 +62,23 @@ def check_token_ids(request: Request, tokenizer: Any, vocabulary_size: int) -> N
         check_known(request.work.prompt.token_ids, tokenizer, vocabulary_size)
 
 
+def check_no_prompt_asked(request: Request) -> None:
+    """Refuse what asks for a prompt that an encoder reads as if the answer went on from it. Raises
+    `PromptError`."""
+    if not isinstance(request.work, Generate):
+        return
+    sampling = request.work.sampling
+    for name, is_asked in (
+        ("echo", sampling.echo),
+        ("prompt_logprobs", sampling.prompt_logprobs is not None),
+    ):
+        if is_asked:
+            raise PromptError(
+                f"{name}: {request.model!r} is an encoder-decoder. Its answer does not go on from the "
+                f"prompt, whose tokens have no log probabilities; leave {name} out."
+            )
+
+
 def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
     """Return the text to tokenize. Raises `PromptError`."""
     if isinstance(prompt, TextPrompt):
@@ -77,10 +94,15 @@ def render(prompt: TextPrompt | ChatPrompt, tokenizer: Any, model: str) -> str:
         raise PromptError(f"The chat template of {model!r} refuses these messages: {why}") from error
 
 
-def tokenize(text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any) -> list[int]:
+def tokenize(
+    text: str, prompt: TextPrompt | ChatPrompt, tokenizer: Any, *, has_encoder: bool = False
+) -> list[int]:
     """Return the ids of what `render` made of `prompt`. May be empty (see `usable`). A built-in format serves
-    many tokenizers, so it leaves to each what that puts before a text; other templates write it."""
+    many tokenizers, so it leaves to each what that puts around a text; other templates write it. What an
+    encoder reads is a whole text, which nothing goes on from: it has all of that."""
     is_framed = prompt.add_special_tokens or (isinstance(prompt, ChatPrompt) and is_built_in(tokenizer))
+    if has_encoder:
+        return encoded(text, tokenizer, add_special_tokens=is_framed)
     return text_ids(text, tokenizer) if is_framed else encoded(text, tokenizer)
 
 
@@ -164,11 +186,11 @@ def input_ids(
     return found, types
 
 
-def encoded(text: str, tokenizer: Any) -> list[int]:
-    """Encode a text and nothing around it."""
+def encoded(text: str, tokenizer: Any, *, add_special_tokens: bool = False) -> list[int]:
+    """Encode a text and, if not told otherwise, nothing around it."""
     found = tokenizer(
         text,
-        add_special_tokens=False,
+        add_special_tokens=add_special_tokens,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,

@@ -14,6 +14,7 @@ in bfloat16, a mask or position that is off by one gives 0.1 to 1.4.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,13 @@ from tidegate.engines.transformers.bounds import (
     rotary_switch,
     sparse_limit,
 )
+from tidegate.engines.transformers.encoder_decoder import (
+    Decoder,
+    Encoder,
+    EncoderDecoderBatch,
+    EncoderDecoderRows,
+    start_ids,
+)
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.loading import Loaded
 
@@ -38,6 +46,10 @@ PROMPT_LENGTHS = (19, 5, 33, 11)
 FORCED = 8  # tokens after each prompt
 COMPARED = FORCED + 1  # and its last one
 PART = 4  # tokens at a time of the row whose logits are all compared
+# Fields of encoder-decoders by which a row may depend on how long its neighbours are: blocks of attention,
+# experts that take so many tokens of a batch.
+BLOCKS = re.compile(r"window|block_size|local_radius|expert_capacity")
+NO_ARENA = "its cache has layers of another kind than keys and values per token"
 LONGEST_PASSED = 512  # tokens of a bound that the probe passes at its true size
 PROBE = (
     "The tide gate opens when the water inside stands higher than the sea, and closes before the flood. "
@@ -58,8 +70,9 @@ class Verdict:
 def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; `layers` 0: the arena cannot hold this
     model's cache. Raises `EngineLoadError` (SelfCheckFailed), and what says that memory ran out."""
+    way = proved_encoder_decoder if loaded.model.config.is_encoder_decoder else proved
     try:
-        return proved(loaded, layers, max_rows, context_length)
+        return way(loaded, layers, max_rows, context_length)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -101,21 +114,64 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
     single = RowByRow(model)
     verdict = check_bounds(model, single, rows, precision, bounds)
     if not verdict.is_right:
-        raise failed(
-            model,
-            f"decoding does not give its own logits: they differ by {verdict.error:.2g} "
-            f"(tolerance {verdict.tolerance:.2g} in {precision})",
-        )
+        raise contradicts_itself(model, verdict, precision)
     notes = [f"Requests run one by one, which is slower: {reason}."]
     if whole < context_length:
         notes.append(f"Beyond {whole} tokens its attention is sparse, which no check proves.")
     return single, notes
 
 
+def proved_encoder_decoder(
+    loaded: Loaded, layers: int, max_rows: int, context_length: int
+) -> tuple[Batch, list[str]]:
+    """Do what `proved` does of an encoder-decoder: the rows' tokens are the decoder's, behind its start."""
+    model, precision = loaded.model, loaded.precision
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    start = start_ids(model)
+    rows = [
+        [*start, *row][:context_length] for row in probe_rows(loaded.tokenizer, context_length, vocabulary)
+    ]
+    sources = [row[: max(1, len(row) - FORCED)] for row in reversed(rows)]
+    reason = why_read_alone(model, context_length) if layers else NO_ARENA
+    if not reason:
+        batch = EncoderDecoderBatch(
+            model,
+            layers=layers,
+            max_rows=max(max_rows, len(rows)),
+            max_length=context_length,
+            pad_id=pad_id(loaded.tokenizer, vocabulary),
+        )
+        try:
+            verdict = check(model, batch, rows, precision, sources)
+            if verdict.is_right:
+                return batch, []
+            reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
+        except ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            reason = f"batched decoding raises {type(error).__name__}: {error}"
+    single = EncoderDecoderRows(model)
+    verdict = check(model, single, rows, precision, sources)
+    if not verdict.is_right:
+        raise contradicts_itself(model, verdict, precision)
+    return single, [f"Requests run one by one, which is slower: {reason}."]
+
+
+def why_read_alone(model: Any, context_length: int) -> str:
+    """Return why no batch of an encoder-decoder is tried; empty: it is."""
+    config = model.config
+    for part in (config, getattr(config, "encoder", None), getattr(config, "decoder", None)):
+        for name, value in vars(part).items() if part is not None else ():
+            sizes = value if isinstance(value, list) else [value]
+            if BLOCKS.search(name) and any(type(size) is int and 0 < size < context_length for size in sizes):
+                return f"{name} is {value}, and what it bounds depends on the padding of a batch"
+    return ""
+
+
 def why_alone(model: Any, context_length: int, layers: int, whole: int, beyond: int) -> str:
     """Return why no batch is tried; empty: it is. `whole`: tokens up to which attention is not sparse."""
     if not layers:
-        return "its cache has layers of another kind than keys and values per token"
+        return NO_ARENA
     switch = rotary_switch(model)
     if switch and switch < context_length:
         return (
@@ -148,6 +204,14 @@ def failed(model: Any, what: str) -> EngineLoadError:
     return EngineLoadError("SelfCheckFailed", f"{kind} cannot be served rightly here: {what}.")
 
 
+def contradicts_itself(model: Any, verdict: Verdict, precision: str) -> EngineLoadError:
+    return failed(
+        model,
+        f"decoding does not give its own logits: they differ by {verdict.error:.2g} "
+        f"(tolerance {verdict.tolerance:.2g} in {precision})",
+    )
+
+
 def pad_id(tokenizer: Any, vocabulary: int) -> int:
     """Return a token to fill up short rows with, which nothing ever attends to."""
     found = tokenizer.pad_token_id
@@ -177,14 +241,21 @@ def check_bounds(
     return verdict
 
 
-def check(model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: str) -> Verdict:
-    """Run the probe through `batch`, which must be empty and is empty afterwards."""
+def check(
+    model: Any,
+    batch: Batch,
+    rows: Sequence[Sequence[int]],
+    precision: str,
+    sources: Sequence[Sequence[int]] = (),
+) -> Verdict:
+    """Run the probe through `batch`, which must be empty and is empty afterwards. `sources`: what an encoder
+    reads for each row."""
     tolerance = TOLERANCE[precision]
-    expected = plain_logits(model, rows)
+    expected = plain_logits(model, rows, sources)
     if not all(bool(torch.isfinite(row).all()) for row in expected):
         return Verdict(float("inf"), tolerance)
     worst = 0.0
-    for row, token, logits in (*_run(batch, rows), *_in_parts(batch, rows)):
+    for row, token, logits in (*_run(batch, rows, sources), *_in_parts(batch, rows, sources)):
         worst = max(worst, relative_error(logits, expected[row][token - len(rows[row])]))
     return Verdict(worst, tolerance)
 
@@ -208,9 +279,17 @@ def runs_are_right(
     return True
 
 
-def plain_logits(model: Any, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def plain_logits(
+    model: Any, rows: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()
+) -> list[Tensor]:
     """Return logits [COMPARED, vocabulary] after the last tokens of each row, from one plain forward pass
     each."""
+    if sources:
+        read, decode = Encoder(model, pad_id=0), Decoder(model)
+        return [
+            decode(torch.tensor([list(row)], device=decode.device), *read([source]), last=COMPARED)[0]
+            for row, source in zip(rows, sources, strict=True)
+        ]
     forward = Forward(model)
     return [
         forward(torch.tensor([list(row)], dtype=torch.long, device=forward.device), last=COMPARED)[0]
@@ -226,7 +305,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float(torch.linalg.vector_norm(found - expected) / spread.clamp_min(1e-6))
 
 
-def _run(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+def _run(
+    batch: Batch, rows: Sequence[Sequence[int]], sources: Sequence[Sequence[int]]
+) -> list[tuple[int, int, Tensor]]:
     """Run the script of joins, steps and leaves. Returns (row of the probe, token, logits after it)."""
     seen: list[tuple[int, int, Tensor]] = []
     running: list[int] = []  # rows of the probe in the batch's order
@@ -238,7 +319,8 @@ def _run(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Te
 
     def join(*indices: int) -> None:
         nonlocal device
-        logits = batch.join([rows[row][: at[row] + 1] for row in indices])
+        read = [sources[row] for row in indices] if sources else []
+        logits = batch.join([rows[row][: at[row] + 1] for row in indices], sources=read)
         device = logits.device
         running.extend(indices)
         note(indices, logits)
@@ -293,11 +375,14 @@ def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int
     return seen
 
 
-def _in_parts(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+def _in_parts(
+    batch: Batch, rows: Sequence[Sequence[int]], sources: Sequence[Sequence[int]]
+) -> list[tuple[int, int, Tensor]]:
     """Let the shortest row join for the logits of all its tokens. Returns what `_run` does of the last."""
     shortest = min(range(len(rows)), key=lambda row: len(rows[row]))
     parts: list[Tensor] = []
-    batch.join([rows[shortest]], every=InParts(PART, parts.append))
+    read = [sources[shortest]] if sources else []
+    batch.join([rows[shortest]], sources=read, every=InParts(PART, parts.append))
     batch.leave(0)
     first = max(0, len(rows[shortest]) - COMPARED)
     return [(shortest, token, logits) for token, logits in enumerate(torch.cat(parts))][first:]

@@ -44,11 +44,18 @@ class RunningSequence:
         rules: Rules | None = None,
         response: AnswerFormats | None = None,
         matcher: Matcher | None = None,
+        forces_end: bool = False,
+        start: Sequence[int] | None = None,
     ) -> None:
-        """`response`: how the model's answers are read."""
+        """`response`: how the model's answers are read. `forces_end`: the rules make the last token that the
+        limit allows an end token. `start`: the tokens that the decoder starts every answer from, where an
+        encoder reads the prompt."""
         request = prepared.request
         self.id = request.id
-        self.prompt = list(prepared.prompt)
+        self.source = [] if start is None else list(prepared.prompt)  # what an encoder reads
+        self.prompt = list(prepared.prompt if start is None else start)  # what the decoder goes on from
+        self._prompt_tokens = len(prepared.prompt)
+        self._forces_end = forces_end
         self.generated = [token for segment in log for token in segment.output.token_ids]
         self.sampling = prepared.work.sampling
         self.bad_words = prepared.bad_words
@@ -84,7 +91,7 @@ class RunningSequence:
 
     @property
     def length(self) -> int:
-        return len(self.prompt) + len(self.generated)
+        return len(self.source) + len(self.prompt) + len(self.generated)
 
     @property
     def needs_all_logits(self) -> bool:
@@ -183,13 +190,14 @@ class RunningSequence:
             "error",
             code=code,
             message=message,
-            prompt_tokens=len(self.prompt),
+            prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self.generated),
         )
-        return StepOutput(self.id, NO_TOKENS, len(self.prompt), finish)
+        return StepOutput(self.id, NO_TOKENS, self._prompt_tokens, finish)
 
     def _begin_answer(self) -> None:
-        is_new = isinstance(self._from, ChatPrompt) and not self._from.continue_final_message
+        is_chat = isinstance(self._from, ChatPrompt) and not self._from.continue_final_message
+        is_new = is_chat or bool(self.source)
         is_first_text = is_new or self._vocabulary.is_silent(self.prompt)
         self._detokenizer = self._vocabulary.detokenizer(
             strip_first_space=is_first_text,
@@ -235,15 +243,17 @@ class RunningSequence:
         return self._answer.push(piece, entry, may_stop=place >= self.sampling.min_tokens)
 
     def _finish_after(self, token: int) -> Finish | None:
+        is_full = len(self.generated) >= self._limit
+        is_end = token in self._end_ids and not (is_full and self._forces_end)
         is_complete = self.matcher is not None and self.matcher.is_complete
-        if self._answer.stopped or token in self._end_ids or is_complete:
+        if self._answer.stopped or is_end or is_complete:
             return self._finish("stop")
-        return self._finish("length") if len(self.generated) >= self._limit else None
+        return self._finish("length") if is_full else None
 
     def _finish(self, reason: Literal["stop", "length"]) -> Finish:
         return Finish(
             reason,
-            prompt_tokens=len(self.prompt),
+            prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self.generated),
             stopped_by=self._answer.stopped_by,
         )
@@ -259,12 +269,12 @@ class RunningSequence:
             entries, self._lead_logprobs = [*self._lead_logprobs, *entries], []
         output = Tokens(tokens, text, entries)
         if self._shows_prompt or self._prompt_logprobs:
-            ids = self.prompt if self._shows_prompt else []
+            ids = (self.source or self.prompt) if self._shows_prompt else []
             output = Tokens(tokens, text, entries, ids, self._prompt_logprobs)
             self._shows_prompt, self._prompt_logprobs = False, []
         if self._reader is not None:
             output = self._split(self._reader, output, is_last=finish is not None)
-        return StepOutput(self.id, output, len(self.prompt), finish)
+        return StepOutput(self.id, output, self._prompt_tokens, finish)
 
     def _split(self, reader: ResponseReader, output: Tokens, *, is_last: bool) -> Tokens:
         parts = [reader.push(output.text), *([reader.finish()] if is_last else [])]

@@ -27,7 +27,8 @@ def choose_threads(batch: Batch, cores: int, most_rows: int) -> int:
         torch.set_num_threads(1)
         return 1
     rows = min(TRIAL_ROWS, most_rows)
-    logits = batch.join([[0] * TRIAL_PROMPT for _ in range(rows)])
+    prompts = [[0] * TRIAL_PROMPT for _ in range(rows)]
+    logits = batch.join(prompts, sources=prompts)
     tokens = torch.zeros(rows, dtype=torch.long, device=logits.device)
 
     def step() -> None:

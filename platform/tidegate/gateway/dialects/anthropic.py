@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from tidegate.errors import RequestError
 from tidegate.gateway.bodies import BodyReader, RequestBody, documented, not_honoured, refusal, says
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
 from tidegate.gateway.dialects.chat import whole_reasoning
 from tidegate.gateway.dialects.generate import MOST_STOPS, OneAnswer
@@ -30,7 +31,6 @@ from tidegate.gateway.dialects.tools import (
     whole_calls,
 )
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
-from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import (
     MODEL_DEFAULTS,

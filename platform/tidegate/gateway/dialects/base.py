@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import msgspec
 
 from tidegate.gateway.bodies import RequestBody
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.wire import Wire
-from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Finish, Segment, Work
 
 

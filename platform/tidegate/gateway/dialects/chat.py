@@ -424,10 +424,10 @@ class ChatCall(TextCall):
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        self.schemas = [
-            *strict_schemas([tool.function for tool in body.tools or ()], "tools[{}].function"),
-            *strict_schemas(body.functions or (), "functions[{}]"),
-        ]
+        if body.functions:
+            self.schemas = strict_schemas(body.functions, "functions[{}]")
+        elif body.tools:
+            self.schemas = strict_schemas([tool.function for tool in body.tools], "tools[{}].function")
 
     def events(self, head: AnswerHead) -> ChatEvents:
         has_logprobs = self.top_logprobs is not None

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.base import Ask
-from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import Generate, Prompt, Sampling, TextPrompt, TokenPrompt
 
 SEED_MASK = (1 << 63) - 1

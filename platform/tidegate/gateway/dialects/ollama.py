@@ -26,6 +26,7 @@ from tidegate.gateway.bodies import (
     refuse_not_honoured,
     says,
 )
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.chat import whole_reasoning
 from tidegate.gateway.dialects.generate import MOST_STOPS, OneAnswer
@@ -50,7 +51,6 @@ from tidegate.gateway.dialects.tools import (
     whole_calls,
 )
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
-from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import on_one_line, text_json
 from tidegate.messages.work import (
     MODEL_DEFAULTS,

@@ -21,6 +21,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from tidegate.gateway.bodies import RequestBody, Rule, documented, needs, not_honoured, refusal, says
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.dialects.structured import (
@@ -33,7 +34,6 @@ from tidegate.gateway.dialects.structured import (
     Text,
     constraint_of,
 )
-from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import DONE, text_json
 from tidegate.messages.work import MODEL_DEFAULTS, Finish, Generate, Prompt, Sampling, Segment, TokenLogprob
 

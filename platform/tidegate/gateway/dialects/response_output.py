@@ -191,7 +191,9 @@ class ResponseEvents:
         return self.begin() + self._of_response(b"failed", self._respond(self._drafts, status, error))
 
     def broke(self, error: ResponseError) -> bytes:
-        """End a stream for what is not the answer's fault: it may go on elsewhere."""
+        """End a stream for what is not the answer's fault: it may go on elsewhere. As no event of the answer
+        it has the number of the last one, and whoever goes on after that misses none."""
+        self._sent -= 1
         made = b'"code":%b,"message":%b,"param":null' % (text_json(error.code), text_json(error.message))
         return self._event(b"error", made)
 

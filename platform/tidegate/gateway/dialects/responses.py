@@ -27,6 +27,7 @@ from tidegate.gateway.bodies import (
     refusal,
     says,
 )
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Usage
 from tidegate.gateway.dialects.generate import generate_asks
 from tidegate.gateway.dialects.openai import (
@@ -80,7 +81,6 @@ from tidegate.gateway.dialects.tools import (
     strict_schemas,
 )
 from tidegate.gateway.dialects.wire import OPENAI
-from tidegate.gateway.grammars import Constraint
 from tidegate.messages.work import MODEL_DEFAULTS, ChatPrompt, Finish, Sampling, Segment
 
 ROLES = ("user", "assistant", "system", "developer")
@@ -573,28 +573,31 @@ def input_messages(given: str | list[InputItem]) -> list[dict[str, Any]]:
 
 
 def joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What follows each other of an assistant is one message: what it thought, said, and whom it called."""
+    """What follows each other of an assistant is one message: what it thought, said, and whom it called. Two
+    answers in a row stay two."""
     made: list[dict[str, Any]] = []
+    run: list[dict[str, Any]] = []
+    has_content = False
     for message in messages:
-        last = made[-1] if made else None
-        if (
-            last is None
-            or message["role"] != "assistant"
-            or last["role"] != "assistant"
-            or not _goes_on(last, message)
-        ):
+        goes_on = message["role"] == "assistant" and not (has_content and message["content"])
+        if run and not goes_on:
+            made.append(_one_of(run))
+            run, has_content = [], False
+        if message["role"] == "assistant":
+            run.append(message)
+            has_content = has_content or bool(message["content"])
+        else:
             made.append(dict(message))
-            continue
-        last["content"] += message["content"]
-        for name in ("reasoning_content", "tool_calls"):
-            if name in message:
-                last[name] = last.get(name, type(message[name])()) + message[name]
-    return made
+    return [*made, _one_of(run)] if run else made
 
 
-def _goes_on(last: dict[str, Any], message: dict[str, Any]) -> bool:
-    """Two answers in a row stay two."""
-    return not (last["content"] and message["content"])
+def _one_of(run: list[dict[str, Any]]) -> dict[str, Any]:
+    one = {**run[0], "content": "".join([message["content"] for message in run])}
+    if thoughts := [message["reasoning_content"] for message in run if "reasoning_content" in message]:
+        one["reasoning_content"] = "".join(thoughts)
+    if calls := [call for message in run for call in message.get("tool_calls", ())]:
+        one["tool_calls"] = calls
+    return one
 
 
 def answer_messages(drafts: Drafts) -> list[dict[str, Any]]:

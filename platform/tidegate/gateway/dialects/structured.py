@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import Rule, documented, not_honoured, not_honoured_fields, refusal, says
-from tidegate.gateway.grammars import Constraint
+from tidegate.gateway.bodies import (
+    Rule,
+    documented,
+    not_honoured,
+    not_honoured_fields,
+    refusal,
+    refuse_not_honoured,
+    says,
+)
+from tidegate.gateway.constraints import Constraint
 
 MAX_CHOICES = 1024
 Schema = dict[str, Any] | bool
@@ -135,8 +144,15 @@ class Formatted(Protocol):
     def guided_whitespace_pattern(self) -> str | None: ...
 
 
+_FIELDS = ("response_format", "structured_outputs", *(f"guided_{kind}" for kind in _GUIDED))
+_asked = attrgetter(*_FIELDS)
+_NOTHING = (None,) * len(_FIELDS)
+
+
 def constraint_of(body: Formatted) -> Constraint | None:
     """Raises `InvalidRequest` where there is more than one, or a part of one."""
+    if _asked(body) == _NOTHING:
+        return None
     found = _constraints(body)
     if len(found) > 1:
         names = [constraint.param for constraint in found]
@@ -165,9 +181,7 @@ def _constraints(body: Formatted) -> list[Constraint]:
             groups.append((f"structured_outputs.{kind}", getattr(outputs, kind), space))
         if outputs.json_object:
             groups.append(("structured_outputs.json_object", {"type": "object"}, space))
-        for name, rule in not_honoured_fields(StructuredOutputs).items():
-            if (sent := getattr(outputs, name)) is not None and sent not in rule.same_as_absent:
-                raise refusal(f"structured_outputs.{name}", sent, f"not honoured: {rule.remedy}")
+        refuse_not_honoured(outputs, not_honoured_fields(StructuredOutputs), "structured_outputs.")
         if all(value is None for _, value, _ in groups):
             raise refusal(
                 "structured_outputs", "given", "send one of json, regex, choice, grammar, json_object"

@@ -23,6 +23,7 @@ from tidegate.gateway.bodies import (
     refuse_not_honoured,
     says,
 )
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.generate import MOST_STOPS, OneAnswer
 from tidegate.gateway.dialects.openai import (
@@ -40,7 +41,6 @@ from tidegate.gateway.dialects.openai import (
 )
 from tidegate.gateway.dialects.tokenize import ModelOrNone
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
-from tidegate.gateway.grammars import Constraint
 from tidegate.gateway.sse import on_one_line
 from tidegate.messages.work import Finish, Sampling, Segment, TextPrompt, TokenLogprob
 
@@ -71,7 +71,9 @@ class JsonGrammar(msgspec.Struct, tag="json", tag_field="type", forbid_unknown_f
     value: JsonSchemaObject
 
 
-class NamedSchema(msgspec.Struct, forbid_unknown_fields=True):
+class NamedSchema(msgspec.Struct):
+    """As TGI, what stands beside these two is not read (`strict`, `description`)."""
+
     schema: JsonSchemaObject
     name: str | None = None
 

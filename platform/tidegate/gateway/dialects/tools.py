@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from tidegate.gateway.bodies import documented, refusal, says
-from tidegate.gateway.grammars import Constraint
+from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.sse import text_json
 from tidegate.messages.work import CallDelta, Segment
 

@@ -10,9 +10,11 @@ from fastapi.responses import Response
 
 from tidegate.errors import InvalidRequest
 from tidegate.gateway.auth import KnownKey
+from tidegate.gateway.dialects.responses import Responses
 from tidegate.gateway.event_ids import seen_events
 from tidegate.gateway.openapi import error_responses
-from tidegate.gateway.resuming import Resumed, find_kept
+from tidegate.gateway.responses import ResponseCallResumption
+from tidegate.gateway.resuming import Resumed, Resumption, find_kept
 from tidegate.gateway.services import Services
 from tidegate.messages.registry import Key
 
@@ -50,6 +52,7 @@ def routes(services: Services) -> APIRouter:
                     param="last-event-id",
                 )
             seen = seen_events(counts, kept.sequences, "last-event-id")
-        return Resumed(services, kept, seen)
+        kind = ResponseCallResumption if kept.path == Responses.path else Resumption
+        return Resumed(services, kept, seen, kind)
 
     return router

@@ -14,12 +14,11 @@ from tidegate.gateway.auth import KnownKey
 from tidegate.gateway.bodies import reference, refusal
 from tidegate.gateway.dialects.openai import encode
 from tidegate.gateway.dialects.responses import input_items
-from tidegate.gateway.event_ids import seen_events
+from tidegate.gateway.event_ids import whole_number
 from tidegate.gateway.openapi import error_responses
-from tidegate.gateway.responses import CANCELLED, ResponseResumption, call_of, find_response, shown
+from tidegate.gateway.responses import CANCELLED, ResponseResumption, Stored, find_response, shown
 from tidegate.gateway.resuming import Resumed
 from tidegate.gateway.services import Services
-from tidegate.messages.kept import KeptCall
 from tidegate.messages.registry import Key
 
 PATH = "/v1/responses/{response_id}"
@@ -46,8 +45,8 @@ def routes(services: Services) -> APIRouter:
     known = Depends(KnownKey(services.keys, services.settings))
     router = APIRouter(tags=["responses"])
 
-    async def answer(kept: KeptCall) -> Response:
-        return Response(encode(await shown(services, kept)), media_type="application/json")
+    async def answer(stored: Stored) -> Response:
+        return Response(encode(await shown(services, stored)), media_type="application/json")
 
     @router.get(
         PATH,
@@ -70,13 +69,15 @@ def routes(services: Services) -> APIRouter:
             str | None, Query(description="with stream=true: the sequence_number of the last event seen")
         ] = None,
     ) -> Response:
-        kept = await find_response(services, response_id, key)
+        stored = await find_response(services, response_id, key)
         if not _flag("stream", stream):
             if starting_after is not None:
                 raise refusal("starting_after", starting_after, "it needs stream=true")
-            return await answer(kept)
-        seen = 0 if starting_after is None else 1 + seen_events(starting_after, 1, "starting_after")[0]
-        return Resumed(services, kept, [seen], ResponseResumption)
+            return await answer(stored)
+        seen = 0
+        if starting_after is not None:
+            seen = 1 + whole_number(starting_after, "starting_after", "the last event's sequence_number")
+        return Resumed(services, stored.kept, [seen], ResponseResumption)
 
     @router.post(
         PATH + "/cancel",
@@ -86,15 +87,15 @@ def routes(services: Services) -> APIRouter:
         responses=_STATUSES | {200: {"description": "The response", "content": _RESPONSE}},
     )
     async def cancel_response(response_id: str, key: Key = known) -> Response:
-        kept = await find_response(services, response_id, key)
-        if not call_of(kept).body.background:
+        stored = await find_response(services, response_id, key)
+        if not stored.call.body.background:
             raise InvalidRequest(
                 f"response_id: {response_id!r}: only a response in the background is cancelled; another ends "
                 "with its connection.",
                 param="response_id",
             )
-        await services.queue.cancel([f"{kept.id}.0"], CANCELLED)
-        return await answer(kept)
+        await services.queue.cancel([f"{stored.kept.id}.0"], CANCELLED)
+        return await answer(stored)
 
     @router.delete(
         PATH,
@@ -104,7 +105,7 @@ def routes(services: Services) -> APIRouter:
         responses=_STATUSES,
     )
     async def delete_response(response_id: str, key: Key = known) -> DeletedResponse:
-        kept = await find_response(services, response_id, key)
+        kept = (await find_response(services, response_id, key)).kept
         await services.kept.unkeep(kept.id, "The response was deleted.")
         return DeletedResponse(id=kept.id)
 
@@ -124,15 +125,16 @@ def routes(services: Services) -> APIRouter:
         ] = None,
         after: Annotated[str | None, Query(description="the id of the item before the page")] = None,
     ) -> InputItemList:
-        kept = await find_response(services, response_id, key)
-        items = input_items(kept.id, call_of(kept).body)
+        kept, call = await find_response(services, response_id, key)
+        items = input_items(kept.id, call.body)
         if order not in (None, "asc", "desc"):
             raise refusal("order", order, "send asc or desc")
         if order != "asc":
             items.reverse()
-        size = seen_events(limit, 1, "limit")[0] if limit else ITEMS
+        page_sizes = f"a whole number from 1 to {MOST_ITEMS}"
+        size = whole_number(limit, "limit", page_sizes) if limit else ITEMS
         if not 1 <= size <= MOST_ITEMS:
-            raise refusal("limit", limit, f"send a whole number from 1 to {MOST_ITEMS}")
+            raise refusal("limit", limit, f"send {page_sizes}")
         ids = [item.id for item in items]
         if after is not None and after not in ids:
             raise refusal("after", after, "send the id of one of the items")

@@ -16,7 +16,13 @@ class FakeBatch:
     def __init__(self) -> None:
         self.count = 0
 
-    def join(self, sequences: Sequence[Sequence[int]], *, every: InParts | None = None) -> torch.Tensor:
+    def join(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] = (),
+        every: InParts | None = None,
+    ) -> torch.Tensor:
         self.count += len(sequences)
         return torch.zeros(len(sequences), 4)
 

