@@ -32,6 +32,7 @@ from tidegate.messages.work import (
     Vectors,
 )
 from tidegate.replica_args import EngineSpec
+from tidegate.sources.checkpoint import read_description
 
 TEXTS = (
     "The tide comes in.",
@@ -51,7 +52,9 @@ def minilm() -> Iterator[Engine]:
 
 
 def loaded(path: Path, **spec: Any) -> Engine:
+    """With the task that resolving finds, as a host names it to its replicas."""
     args = {"threads": 1, **spec.pop("args", {})}
+    spec.setdefault("task", read_description(path, "").task)
     engine = create_engine(
         EngineSpec("transformers", path=str(path), device="cpu", precision="float32", args=args, **spec)
     )
