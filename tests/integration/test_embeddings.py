@@ -26,7 +26,7 @@ TEXTS = [f"{number} ships wait for the tide " + "and for a pilot " * (number % 4
 def spawn(redis_url: str, key_prefix: str) -> Iterator[Callable[[], ReplicaChild]]:
     # Steps of few inputs, so that a call is on its way for some seconds.
     args = {"threads": 1, "prefill_tokens_per_step": 256}
-    engine = {"name": "transformers", "path": str(MINILM), "max_slots": 8, "args": args}
+    engine = {"name": "transformers", "path": str(MINILM), "task": "embed", "max_slots": 8, "args": args}
     children: list[ReplicaChild] = []
 
     def start() -> ReplicaChild:

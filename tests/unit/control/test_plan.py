@@ -69,6 +69,16 @@ class TestComingUp:
         assert (plan.entries["one"].quantization, plan.entries["one"].precision) == ("gptq", "float16")
 
     @pytest.mark.parametrize(
+        ("asked", "found", "task"),
+        [("auto", "", "generate"), ("auto", "score", "score"), ("classify", "score", "classify")],
+    )
+    def test_a_replica_is_told_the_task_that_the_entry_names(self, asked: str, found: str, task: str) -> None:
+        world = World(model(engine={"name": "transformers"}, source={"uri": "/w"}, task=asked))
+        world.source(0, SourceState("resolved", "/w", 10, "none", "float16", task=found))
+        plan = world.step("DEPLOYING")
+        assert (plan.applications[0].task, plan.entries["one"].task) == (task, task)
+
+    @pytest.mark.parametrize(
         ("asked", "words"),
         [
             ({"contextLength": 129}, "contextLength is 129, but the checkpoint holds 128 positions"),

@@ -259,7 +259,8 @@ class EncoderEngine:
         return judged
 
     def _with_prompt(self, work: Embed) -> Embed:
-        """Put the checkpoint's prompt before each text. Raises `PromptError`."""
+        """Put the checkpoint's prompt before each text, and lower both where it says so. Raises
+        `PromptError`."""
         sentence = self._sentence
         name = work.prompt_name or sentence.default_prompt
         if work.prompt_name and name not in sentence.prompts:
@@ -268,10 +269,12 @@ class EncoderEngine:
                 f"prompt_name: {name!r}: the checkpoint has no such prompt; it has {known}.",
                 "UnknownPromptName",
             )
-        if not (prefix := sentence.prompts.get(name, "")):
+        prefix = sentence.prompts.get(name, "")
+        if not (prefix or sentence.lowers):
             return work
+        cased = str.lower if sentence.lowers else str
         items = [
-            replace(item, text=prefix + item.text) if isinstance(item, TextPrompt) else item
+            replace(item, text=cased(prefix + item.text)) if isinstance(item, TextPrompt) else item
             for item in work.prompt.items
         ]
         return replace(work, prompt=Inputs(items, work.prompt.first))

@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import BodyReader, says
+from tidegate.gateway.bodies import says
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.inputs import (
+    Dimensions,
     InputBody,
     InputCall,
+    InputDialect,
     InputField,
     InputUsage,
     input_list,
@@ -24,10 +26,7 @@ from tidegate.gateway.dialects.inputs import (
     results,
 )
 from tidegate.gateway.dialects.openai import Flag, encode
-from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import Embed, Segment
-
-MOST_DIMENSIONS = 1 << 16
 
 
 class EmbeddingBody(InputBody, kw_only=True, forbid_unknown_fields=True):
@@ -38,10 +37,7 @@ class EmbeddingBody(InputBody, kw_only=True, forbid_unknown_fields=True):
         Literal["float", "base64"] | None,
         says("float, or base64: little-endian numbers of 32 bits; left out: float"),
     ] = None
-    dimensions: Annotated[
-        Annotated[int, Meta(ge=1, le=MOST_DIMENSIONS)] | None,
-        says("how many of a vector's first numbers are kept and normalised again; at most what it has"),
-    ] = None
+    dimensions: Dimensions = None
     # vLLM's.
     add_special_tokens: Flag = None
     # text-embeddings-inference's.
@@ -68,21 +64,6 @@ class EmbeddingList(msgspec.Struct):
     usage: InputUsage
 
 
-class Embeddings:
-    path = "/v1/embeddings"
-    task = "embed"
-    id_prefix = "embd-"
-    may_stream = False
-    wire = OPENAI
-    operation_id, summary = "create_embedding", "Make vectors of texts"
-    body, answer = EmbeddingBody, EmbeddingList
-    answer_description = "A vector for each input, in their order"
-    _reader = BodyReader(EmbeddingBody)
-
-    def read(self, raw: bytes) -> EmbeddingCall:
-        return EmbeddingCall(self._reader.read(raw))
-
-
 class EmbeddingCall(InputCall):
     def __init__(self, body: EmbeddingBody) -> None:
         items = input_list(body.input, add_special_tokens=body.add_special_tokens is not False)
@@ -92,7 +73,7 @@ class EmbeddingCall(InputCall):
             truncate=body.truncate_prompt_tokens,
             prompt_name=body.prompt_name or "",
         )
-        super().__init__(body, items, work)
+        super().__init__(body.model, body.user, items, work)
         self._is_base64 = body.encoding_format == "base64"
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
@@ -119,3 +100,16 @@ def numbers_of(vector: bytes) -> list[float]:
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers.tolist()
+
+
+EMBEDDINGS = InputDialect(
+    "/v1/embeddings",
+    "create_embedding",
+    "embed",
+    "embd-",
+    "Make vectors of texts",
+    EmbeddingBody,
+    EmbeddingList,
+    "A vector for each input, in their order",
+    EmbeddingCall,
+)
