@@ -90,7 +90,7 @@ class Checkpoint:
 
     @property
     def task(self) -> str:
-        """What its files say that it is for (`sources.facts.TASKS`)."""
+        """What its files say that it is for (`sources.facts.task_of`)."""
         return task_of(self.config, MODULES in self.files)
 
     @property
