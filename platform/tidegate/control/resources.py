@@ -122,7 +122,7 @@ class Source(Strict):
 class EngineChoice(Strict):
     name: EngineName = Field(
         default="transformers",
-        description="transformers runs Hugging Face decoder checkpoints; simulated answers without a model.",
+        description="transformers runs Hugging Face checkpoints; simulated answers without a model.",
     )
     max_slots: int = Field(
         default=0,
@@ -276,7 +276,11 @@ class ModelSpec(Strict):
         default="auto", description="auto: as the checkpoint says; none and gptq: insist on it."
     )
     context_length: int = Field(
-        default=0, ge=0, le=1 << 24, description="Tokens of prompt and answer together; 0: the checkpoint's."
+        default=0,
+        ge=0,
+        le=1 << 24,
+        description="Tokens of prompt and answer together, or of one input where nothing is generated; 0: "
+        "the checkpoint's.",
     )
     chat_template: str = Field(
         default="",
