@@ -96,6 +96,16 @@ class TestComingUp:
         assert told(plan, "one", "WeightsAvailable") == ("False", "InvalidEngineArgs")
         assert words in plan.entries["one"].message
 
+    def test_what_generates_nothing_is_asked_no_probe(self) -> None:
+        probed = {"probes": [{"prompt": "a", "expect": "b"}]}
+        wanted: dict[str, Any] = {"engine": {"name": "transformers"}, "source": {"uri": "/w"}}
+        world = World(model(**wanted, rollout=probed))
+        world.source(0, SourceState("resolved", "/w", 10, "none", "float16", task="embed"))
+        plan = world.step()
+        assert standing(plan) == []
+        assert told(plan, "one", "WeightsAvailable") == ("False", "InvalidEngineArgs")
+        assert "made to embed: rollout.probes" in plan.entries["one"].message
+
     def test_a_source_that_is_missing_is_the_models_status(self) -> None:
         world = World(model(engine={"name": "transformers"}, source={"uri": "/w"}))
         world.source(0, SourceState("failed", reason="SourceNotFound", message="There is no folder."))

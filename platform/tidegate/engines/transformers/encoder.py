@@ -49,6 +49,7 @@ from tidegate.sources.checkpoint import Checkpoint
 from tidegate.sources.sentence import Sentence, read_sentence
 
 DEFAULT_SLOTS = 64
+MOST_TOKENS = 1 << 24  # that a spec may ask for
 UNBOUNDED_TOKENS = 2048  # of an input, where neither model nor tokenizer names a length
 # How many times as long as the shortest input of a pass the longest may be, and by how many tokens more.
 LIKE_LENGTHS, LIKE_TOKENS = 1.5, 16
@@ -359,8 +360,9 @@ def context_length(spec: EngineSpec, loaded: Loaded, max_tokens: int) -> int:
             f"contextLength is {spec.context_length}, but the model has positions for {named} tokens: ask "
             "for at most that.",
         )
-    written = min(tokenizer.model_max_length, 1 << 24)
-    known = [length for length in (named, max_tokens, written % (1 << 24)) if length > 0]
+    # Where its files name no length a tokenizer has one of 10^30.
+    lengths = (named, max_tokens, tokenizer.model_max_length)
+    known = [length for length in lengths if 0 < length < MOST_TOKENS]
     return spec.context_length or (min(known) if known else UNBOUNDED_TOKENS)
 
 

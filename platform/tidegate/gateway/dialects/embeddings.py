@@ -7,7 +7,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -27,6 +27,8 @@ from tidegate.gateway.dialects.inputs import (
 )
 from tidegate.gateway.dialects.openai import Flag, encode
 from tidegate.messages.work import Embed, Segment
+
+VECTOR: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
 
 
 class EmbeddingBody(InputBody, kw_only=True, forbid_unknown_fields=True):
@@ -52,7 +54,7 @@ class Embedding(msgspec.Struct):
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str
+    embedding: Annotated[msgspec.Raw, Meta(extra_json_schema={"anyOf": [VECTOR, {"type": "string"}]})]
 
 
 class EmbeddingList(msgspec.Struct):
@@ -91,15 +93,16 @@ def vectors(choices: Sequence[Sequence[Segment]]) -> Iterator[bytes]:
             yield result.values[start : start + size]
 
 
-def text_of(vector: bytes) -> str:
-    return base64.b64encode(vector).decode()
+def text_of(vector: bytes) -> msgspec.Raw:
+    return msgspec.Raw(encode(base64.b64encode(vector).decode()))
 
 
-def numbers_of(vector: bytes) -> list[float]:
+def numbers_of(vector: bytes) -> msgspec.Raw:
+    """Write one vector. All of a call at once would hold the GIL, and so the event loop, until the last."""
     numbers = array("f", vector)
     if sys.byteorder == "big":
         numbers.byteswap()
-    return numbers.tolist()
+    return msgspec.Raw(encode(numbers.tolist()))
 
 
 EMBEDDINGS = InputDialect(

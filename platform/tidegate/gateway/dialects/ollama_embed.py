@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from tidegate.gateway.bodies import RequestBody, documented, says
 from tidegate.gateway.dialects.base import AnswerHead, Usage
-from tidegate.gateway.dialects.embeddings import numbers_of, vectors
+from tidegate.gateway.dialects.embeddings import VECTOR, numbers_of, vectors
 from tidegate.gateway.dialects.inputs import (
     MOST_INPUTS,
     TEXT_FORMS,
@@ -56,7 +56,7 @@ class OllamaVectors(msgspec.Struct):
     """Durations are nanoseconds, as this gateway saw them."""
 
     model: str
-    embeddings: list[list[float]]
+    embeddings: list[Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR)]]
     total_duration: int
     load_duration: int
     prompt_eval_count: int
