@@ -210,6 +210,12 @@ async def test_which_model(gateway: Gateway) -> None:
         await gateway.replica.answer("x")
         answer = (await call).json()
         assert (answer[0] if isinstance(answer, list) else answer)["generated_text"] == "x"
+    for method, path in (
+        ("GET", f"/models/{MODEL}"),
+        ("POST", f"/models/{MODEL}/nope"),
+        ("POST", "/models/a/b"),
+    ):
+        assert (await gateway.http.request(method, path)).status_code == 404
     info = (await gateway.http.get("/models/other/info")).json()
     assert (info["model_id"], info["max_total_tokens"]) == ("other", 64)
     assert (await gateway.http.get("/info")).json()["error_type"] == "validation"
