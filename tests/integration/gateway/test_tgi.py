@@ -243,9 +243,13 @@ async def test_refusals_have_tgis_form(gateway: Gateway, parameters: dict[str, A
 async def test_the_hubs_client_knows_the_errors(gateway: Gateway, hub: AsyncInferenceClient) -> None:
     with pytest.raises(ValidationError, match="typical_p"):
         await hub.text_generation("Once", typical_p=0.5)
-    await gateway.put_model(limits=QueueLimits(max_requests=0))
+    await gateway.put_model(limits=QueueLimits(max_requests=1))
+    call = asyncio.create_task(hub.text_generation("Once"))
+    [claim] = await gateway.replica.next()
     with pytest.raises(OverloadedError, match="queue"):
         await hub.text_generation("Once")
+    await gateway.replica.say(claim, "Good", "stop")
+    assert await call == "Good"
 
 
 async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
