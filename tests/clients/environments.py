@@ -69,7 +69,7 @@ def python(suite: Suite) -> Path:
 
 
 def node_modules(suite: Suite) -> Path | None:
-    """The npm packages of a suite that has a lock file, which are fetched where they miss. Raises `NotMade`."""
+    """The npm packages of a suite with a lock file, fetched where they miss. Raises `NotMade`."""
     lock = suite.folder / "package-lock.json"
     if not lock.exists():
         return None
