@@ -1,4 +1,4 @@
-"""Calls made from Open Responses' OpenAPI document: no answer is a server error, each has the form it tells."""
+"""Calls made from Open Responses' OpenAPI document: no server errors, and answers in the form it tells."""
 
 from __future__ import annotations
 
