@@ -94,6 +94,20 @@ def test_a_tokenizer_may_have_more_tokens_than_the_logits(
     assert set(json.loads(result.text)) == {"name", "level"}
 
 
+def test_a_model_without_an_end_token_says_so(load: Callable[..., Engine], tmp_path: Path) -> None:
+    path = tiny(tmp_path / "endless", "llama")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        said = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps({**said, "eos_token_id": None, "eos_token": None}))
+
+    endless = load(path)
+    refused = run_one(endless, a_request("r", PROMPT, max_tokens=9, grammar=schema(SCHEMA)))
+
+    assert ended(refused) == ("error", "GrammarFailed")
+    assert refused.finish is not None and "no end token" in refused.finish.message
+    assert ended(run_one(endless, a_request("free", PROMPT, max_tokens=4))) == ("length", "")
+
+
 @pytest.mark.parametrize("part", ["accept", "accept_forced"])
 def test_a_row_that_cannot_be_taken_up_ends_alone(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, part: str

@@ -52,6 +52,7 @@ class Grammars:
     def __init__(
         self, tokenizer: Any, vocabulary: Vocabulary, end_ids: Collection[int], *, size: int, threads: int
     ) -> None:
+        self._can_end = bool(end_ids)
         self._compiler = ThreadPoolExecutor(1, "grammars")
         self._masks = Masks(LLExecutor(threads), size, width=max(size, len(tokenizer)))
         self._tokenizer = self._compiler.submit(
@@ -62,6 +63,8 @@ class Grammars:
 
     async def refusal(self, grammar: str) -> str | None:
         """Compile a grammar; returns why it cannot be. Takes about as long as the gateway's check did."""
+        if not self._can_end:
+            return "it has no end token, so no answer of it ends where the grammar does"
         if (compiled := self._cached(grammar)) is None:
             loop = asyncio.get_running_loop()
             compiled = await loop.run_in_executor(self._compiler, self._compile, grammar)
