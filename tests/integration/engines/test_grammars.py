@@ -206,10 +206,14 @@ def test_forced_tokens_take_fewer_steps_for_the_same_tokens(load: Callable[..., 
         assert together[other.id].tokens == run_one(engine, other).tokens, other.id
 
 
-def test_a_grammar_that_met_a_limit_begins_anew(llama: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("min_tokens", [0, 200])
+def test_a_grammar_that_met_a_limit_begins_anew(
+    llama: Engine, monkeypatch: pytest.MonkeyPatch, min_tokens: int
+) -> None:
     monkeypatch.setattr(grammars, "LIMITS", LLParserLimits(max_lexer_states=200, verbose_errors=False))
     long = schema({"type": "string", "minLength": 300, "maxLength": 500})
-    costly = run_one(llama, a_request("r", PROMPT, max_tokens=200, grammar=long))
+    wanted = {"max_tokens": 200, "min_tokens": min_tokens, "ignore_eos": False, "grammar": long}
+    costly = run_one(llama, a_request("r", PROMPT, **wanted))
     assert ended(costly) == ("error", "GrammarFailed")
     assert costly.finish is not None and "states" in costly.finish.message
     assert ended(run_one(llama, a_request("r", PROMPT, max_tokens=4, grammar=long))) == ("length", "")

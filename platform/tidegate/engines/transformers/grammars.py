@@ -126,13 +126,18 @@ class Matcher:
         """Advance. False: it cannot, now or ever (see `error`)."""
         # A matcher that failed over a mask takes an end token all the same.
         if not self._matcher.consume_token(token) or self._matcher.is_error():
-            self._failed()
+            self.fail()
             return False
         if self.forced[:1] == [token]:
             del self.forced[0]
         if not self.forced:
             self._look_ahead()
         return True
+
+    def fail(self) -> str:
+        """Give the grammar up, as one that met a limit goes nowhere; returns why."""
+        self._failed()
+        return self.error
 
     def _look_ahead(self) -> None:
         forced = self._matcher.compute_ff_tokens() if self._may_force else []
