@@ -283,14 +283,19 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 def enforceable(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema, or where llguidance cannot enforce it one of its type alone."""
-    try:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
-        if not LLMatcher.validate_grammar(grammar):
-            return schema
-    except ValueError:
-        pass
+    if _is_enforceable(json.dumps(schema)):
+        return schema
     kinds = _types(schema)
     return {"type": kinds[0] if len(kinds) == 1 else kinds} if kinds else {}
+
+
+@lru_cache(maxsize=64)
+def _is_enforceable(schema: str) -> bool:
+    """Compile a schema to see. Agents send the same tools with each call."""
+    try:
+        return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
+    except ValueError:
+        return False
 
 
 def _types(schema: dict[str, Any]) -> list[str]:
