@@ -52,8 +52,8 @@ def call_grammar(
     if name := calls.unreadable():
         if prompt.tool_choice != "auto":
             raise PromptError(
-                f"tools: this model writes calls as Python, which has no form for the tool {name!r}: its name "
-                "and those of its parameters must be Python's, and none of its keywords.",
+                f"tools: this model writes calls as Python, which has no form for the tool {name!r}: its "
+                "name and those of its parameters must be Python's, and none of its keywords."
             )
         return _with_content(rules, f"{thinks.before(rules)} @content", content) if content else ""
     if prompt.tool_choice != "auto":
@@ -178,7 +178,7 @@ class _Calls:
         ]
 
     def unreadable(self) -> str:
-        """Return the name of a tool whose calls would not be read as they are written; empty: there is none."""
+        """Return the name of a tool whose calls would not be read as they are written; empty: all are."""
         if self._form.arguments != "python":
             return ""
         for function in self._functions:
