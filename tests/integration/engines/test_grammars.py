@@ -206,6 +206,11 @@ def test_forced_tokens_take_fewer_steps_for_the_same_tokens(load: Callable[..., 
         assert together[other.id].tokens == run_one(engine, other).tokens, other.id
 
 
+def test_runs_that_no_row_is_long_enough_to_prove_are_not_taken(load: Callable[..., Engine]) -> None:
+    assert load("llama", context_length=2)._batch.has_runs is False  # type: ignore[attr-defined]
+    assert load("llama", context_length=64)._batch.has_runs is True  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("min_tokens", [0, 200])
 def test_a_grammar_that_met_a_limit_begins_anew(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, min_tokens: int
