@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import RequestBody, documented, says
+from tidegate.gateway.bodies import UNREAD, RequestBody, documented, says
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.embeddings import VECTOR, numbers_of, vectors
 from tidegate.gateway.dialects.inputs import (
@@ -25,8 +25,6 @@ from tidegate.gateway.dialects.inputs import (
 from tidegate.gateway.dialects.ollama import LATEST, OLLAMA
 from tidegate.gateway.dialects.openai import encode
 from tidegate.messages.work import Embed, Segment
-
-_UNREAD = says("(advisory: not acted on)")
 
 
 class OllamaEmbedBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
@@ -48,8 +46,8 @@ class OllamaEmbedBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
         bool | None, says("false: an input that is too long is refused; left out: its first tokens are kept")
     ] = None
     dimensions: Dimensions = None
-    options: Annotated[Any, _UNREAD] = None
-    keep_alive: Annotated[Any, _UNREAD] = None
+    options: Annotated[Any, UNREAD] = None
+    keep_alive: Annotated[Any, UNREAD] = None
 
 
 class OllamaVectors(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""LiteLLM's client, as its documentation points it to servers of OpenAI's, Anthropic's and others' protocols."""
+"""LiteLLM's client, as its documentation points it at OpenAI's, Anthropic's and Ollama's protocols."""
 
 from __future__ import annotations
 
