@@ -129,7 +129,6 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "xmod": {**SMALL, "is_decoder": True},
     "recurrent_gemma": {**SMALL, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": WINDOW},
 }
-STATES = {"hidden_size": 64, "num_hidden_layers": 2}
 # One by one, and a word of the reason why.
 ALONE: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     # Its temperature counts what the cache holds, a row's padding with it.
@@ -154,46 +153,6 @@ ALONE: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     # Caches of other kinds.
     "deepseek_v32": ("deepseek_v32", {**MLA, **INDEXER}, "its cache has layers of another kind"),
     "glm_moe_dsa": ("glm_moe_dsa", {**MLA, **INDEXER}, "its cache has layers of another kind"),
-    "mamba": ("mamba", {**STATES, "state_size": 8}, "its cache has layers of another kind"),
-    "mamba2": (
-        "mamba2",
-        {**STATES, "state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 32},
-        "its cache has layers of another kind",
-    ),
-    "lfm2": (
-        "lfm2",
-        {**SMALL, "layer_types": ["conv", "full_attention"]},
-        "its cache has layers of another kind",
-    ),
-    "qwen3_next": (
-        "qwen3_next",
-        {
-            **SMALL,
-            "layer_types": ["linear_attention", "full_attention"],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 8,
-            "linear_value_head_dim": 8,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "shared_expert_intermediate_size": 32,
-        },
-        "its cache has layers of another kind",
-    ),
-    "jamba": (
-        "jamba",
-        {
-            **SMALL,
-            "attn_layer_period": 2,
-            "attn_layer_offset": 1,
-            "num_experts": 2,
-            "mamba_d_state": 8,
-            "mamba_dt_rank": 4,
-            "use_mamba_kernels": False,
-        },
-        "its cache has layers of another kind",
-    ),
 }
 PROMPTS = (7, 50, 90, 23, 130)  # tokens
 LENGTHS = (60, 20, 8, 45, 6)
@@ -297,13 +256,6 @@ def test_a_context_shorter_than_the_probe_is_proved_within_it(
     assert (report.context_length, report.notes) == (8, ())
     result = run(engine, [a_request("r", [5, 6, 7])])["r"]
     assert [result.tokens] == generated(folder, [[5, 6, 7]], [5])
-
-
-def test_the_state_of_a_row_counts_towards_the_cache(made: Callable[..., Path]) -> None:
-    folder = made("mamba", {**STATES, "state_size": 8})
-    row = 2 * 128 * (4 + 8) * 4  # layers, channels, convolution and state, bytes
-    engine, report = loaded(folder, kv_cache_bytes=3 * row)
-    assert (report.kv_bytes_per_token, engine.free_slots()) == (0, 3)
 
 
 @pytest.mark.parametrize("kind", ["xlnet", "xmod", "recurrent_gemma"])

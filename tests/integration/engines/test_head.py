@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.checkpoints import HEADS, save_model, save_tokenizer
 from tests.engine_requests import a_request, run_one, run_steps
 from tests.integration.engines.test_families import ALONE, BATCHED, SMALL
+from tests.integration.engines.test_states import STATEFUL
 from tidegate.engines.transformers import sampling
 from tidegate.engines.transformers.batch import RowByRow
 from tidegate.engines.transformers.engine import TransformersEngine
@@ -21,13 +22,6 @@ from tidegate.replica_args import EngineSpec
 
 PROMPT = [(7 * n) % 400 + 3 for n in range(61)]
 ROWS = 8  # that a part of the test may have
-HYBRID = {
-    "mamba_d_state": 8,
-    "mamba_n_heads": 8,
-    "mamba_d_head": 16,
-    "mamba_n_groups": 1,
-    "mamba_chunk_size": 8,
-}
 # What stands between their hidden states and their logits, or before, is of every kind.
 FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "plain": ("llama", SMALL),
@@ -41,8 +35,8 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "a base model of another name": BATCHED["llama4_text"],
     "composite": BATCHED["gemma3"],
     "biased head": ("phi", SMALL),
-    "one by one": ALONE["mamba2"][:2],
-    "asks for the last logits itself": ("bamba", {**SMALL, **HYBRID, "attn_layer_indices": [1]}),
+    "one by one": ALONE["llama4_text"][:2],
+    "asks for the last logits itself": ("bamba", STATEFUL["bamba"]),
 }
 
 

@@ -15,12 +15,20 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
 from tidegate.engines.base import is_out_of_memory
 from tidegate.engines.transformers.head import Head, InParts
-from tidegate.engines.transformers.kv import Arena
+from tidegate.engines.transformers.kv import Arena, LayerKind
 
 # What a model raises on a path that it was not made for.
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
@@ -64,7 +72,9 @@ class Forward:
     def __init__(self, model: Any) -> None:
         self._head = Head(model)
         self.device: torch.device = model.device
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        takes = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        self._cache = "cache_params" if "cache_params" in takes else "past_key_values"
 
     def __call__(
         self,
@@ -80,7 +90,7 @@ class Forward:
         inputs = {
             "input_ids": ids,
             "attention_mask": mask,
-            "past_key_values": cache,
+            self._cache: cache,
             "use_cache": cache is not None,
             "return_dict": True,
         }
@@ -96,20 +106,23 @@ class ArenaBatch:
 
     `makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
     mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
+    `pads`: prompts of other lengths are prefilled together, so that recurrent layers must mask the padding.
+    Without it each is prefilled alone, and all are decoded together.
     """
 
     def __init__(
         self,
         model: Any,
         *,
-        layers: int,
+        layers: Sequence[LayerKind],
         max_rows: int,
         max_length: int,
         pad_id: int,
         makes_masks: bool = False,
+        pads: bool = True,
     ) -> None:
         self._forward = Forward(model)
-        self._makes_masks = makes_masks
+        self._makes_masks, self._pads = makes_masks, pads
         self.has_runs = True  # until the self-check finds otherwise
         self._arena = Arena(layers, max_rows, max_length, self._forward.device)
         self._pad_id = pad_id
@@ -126,6 +139,8 @@ class ArenaBatch:
         sources: Sequence[Sequence[int]] = (),  # noqa: ARG002 - a decoder reads nothing beside
         every: InParts | None = None,
     ) -> Tensor:
+        if len(sequences) > 1 and not self._pads:
+            return self._join_each(sequences)
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         with torch.inference_mode():
@@ -138,13 +153,22 @@ class ArenaBatch:
             self._positions = torch.cat((self._positions, positions[:, -1] + 1))
         return logits[:, -1]
 
+    def _join_each(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        before = self.count
+        try:
+            return torch.cat([self.join([sequence]) for sequence in sequences])
+        except BaseException:
+            while self.count > before:
+                self.leave(self.count - 1)
+            raise
+
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
-            mask = self._arena.begin_decode()
-            mask = mask[:, None, None, :] if self._makes_masks else mask.long()
+            opened = self._arena.begin_decode()
+            mask = opened[:, None, None, :] if self._makes_masks else opened.long()
             logits = self._forward(
                 tokens.unsqueeze(-1),
-                mask=mask,
+                mask=mask if self._arena.has_tokens else None,  # states mask nothing but a prompt's padding
                 positions=self._positions.unsqueeze(-1),
                 cache=self._arena,
             )
@@ -186,10 +210,9 @@ class ArenaBatch:
 
 @dataclass(frozen=True, slots=True)
 class KvSize:
-    """What requests hold in the KV cache. `layers` 0: its layers are not plain keys and values per token, so
-    the arena cannot hold them."""
+    """What requests hold in the KV cache. No `layers`: they are of another kind than an arena holds."""
 
-    layers: int
+    layers: tuple[LayerKind, ...]
     bytes_per_token: int
     bytes_per_row: int = 0  # beside its tokens: the state of recurrent layers
 
@@ -199,24 +222,44 @@ class KvSize:
 
 def measure_kv(model: Any) -> KvSize:
     """Measure the cache of a few tokens: exact for every architecture but for windows, which bound it."""
-    cache = DynamicCache()
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    try:
-        Forward(model)(ids, cache=cache)
-    except ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        return measure_alone(model)
-    if not cache.layers or not all(
-        type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers
-    ):
-        return measure_alone(model)
-    size = sum(
-        part.shape[1] * part.shape[3] * part.element_size()
-        for layer in cache.layers
-        for part in (layer.keys, layer.values)
-    )
-    return KvSize(len(cache.layers), size)
+    tokens = 2
+    ids = torch.zeros((1, tokens), dtype=torch.long, device=model.device)
+    # Without the configuration layers hold keys and values of all tokens, which windows bound otherwise.
+    for named in ({}, {"config": model.config}):
+        try:
+            cache = DynamicCache(**named)
+            Forward(model)(ids, cache=cache)
+        except ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            continue
+        kinds = [layer_kind(layer) for layer in cache.layers]
+        if kinds and None not in kinds:
+            per_token = sum(tensor_bytes(kept(layer, TOKENS), set()) for layer in cache.layers) // tokens
+            per_row = sum(tensor_bytes(kept(layer, STATES), set()) for layer in cache.layers)
+            return KvSize(tuple(kind for kind in kinds if kind is not None), per_token, per_row)
+    return measure_alone(model)
+
+
+TOKENS, STATES = ("keys", "values"), ("conv_states", "recurrent_states")
+MIXED = (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
+
+
+def layer_kind(layer: Any) -> LayerKind | None:
+    """Return what the arena holds of a layer of transformers' own cache; None: it holds no such layer."""
+    if type(layer) is DummyLayer:
+        return LayerKind(has_tokens=False)
+    if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+        return LayerKind() if layer.is_initialized else None
+    if type(layer) is LinearAttentionLayer or type(layer) in MIXED:
+        if not any(layer.has_previous_state.values()):
+            return None  # it keeps its states elsewhere
+        return LayerKind(has_tokens=type(layer) in MIXED, states=layer.number_of_states)
+    return None
+
+
+def kept(layer: Any, names: Sequence[str]) -> list[Any]:
+    return [getattr(layer, name, None) for name in names]
 
 
 def measure_alone(model: Any) -> KvSize:
@@ -231,9 +274,9 @@ def measure_alone(model: Any) -> KvSize:
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
-        return KvSize(0, 0)
+        return KvSize((), 0)
     per_token = -(-max(0, held[1] - held[0]) // (long - short))
-    return KvSize(0, per_token, max(0, held[0] - short * per_token))
+    return KvSize((), per_token, max(0, held[0] - short * per_token))
 
 
 def tensor_bytes(value: Any, seen: set[int]) -> int:

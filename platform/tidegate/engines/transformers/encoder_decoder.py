@@ -35,7 +35,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from tidegate.engines.base import EngineLoadError, is_out_of_memory
 from tidegate.engines.transformers.batch import ERRORS, KvSize, OneAtATime, RowByRow, tensor_bytes
 from tidegate.engines.transformers.head import Head, InParts
-from tidegate.engines.transformers.kv import FIRST_COLUMNS, FIRST_ROWS, Arena
+from tidegate.engines.transformers.kv import FIRST_COLUMNS, FIRST_ROWS, Arena, LayerKind
 
 
 def start_ids(model: Any) -> list[int]:
@@ -250,13 +250,15 @@ class CrossCache(Cache):  # type: ignore[misc]
 class EncoderDecoderBatch(OneAtATime):
     """Runs rows together. Implements `batch.Batch`."""
 
-    def __init__(self, model: Any, *, layers: int, max_rows: int, max_length: int, pad_id: int) -> None:
+    def __init__(
+        self, model: Any, *, layers: Sequence[LayerKind], max_rows: int, max_length: int, pad_id: int
+    ) -> None:
         self._encoder, self._decoder = Encoder(model, pad_id), Decoder(model)
         device = self._decoder.device
         self._arena = Arena(layers, max_rows, max_length, device)
-        self._cross = CrossCache(layers, max_rows, max_length, device)
+        self._cross = CrossCache(len(layers), max_rows, max_length, device)
         self._cache = EncoderDecoderCache(self._arena, self._cross)
-        self._layers, self._pad_id = layers, pad_id
+        self._layers, self._pad_id = len(layers), pad_id
         self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=device)
         self._stand_in: Tensor = torch.zeros(0, device=device)
 
@@ -344,7 +346,8 @@ def measure_kv(model: Any) -> KvSize:
         if len(own.layers) == len(cross.layers) and all(
             type(layer) is DynamicLayer and layer.is_initialized for layer in layers
         ):
-            return KvSize(len(own.layers), tensor_bytes([vars(layer) for layer in layers], set()) // short)
+            size = tensor_bytes([vars(layer) for layer in layers], set()) // short
+            return KvSize((LayerKind(),) * len(own.layers), size)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -357,6 +360,6 @@ def measure_kv(model: Any) -> KvSize:
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
-        return KvSize(0, 0)
+        return KvSize((), 0)
     per_token = -(-max(0, held[1] - held[0]) // (long - short))
-    return KvSize(0, per_token, max(0, held[0] - short * per_token))
+    return KvSize((), per_token, max(0, held[0] - short * per_token))

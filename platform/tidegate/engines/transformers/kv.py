@@ -15,21 +15,33 @@ attention reads the one view [:count, :, start:end], left-padded as `generate` p
   bounds. `CONTEXT_SLACK` columns beyond the longest row make moves rare.
 
 Memory that was never written is zero, not garbage: a masked NaN would still poison attention.
+
+Layers of state-space models and of linear attention hold no columns but one state for each row: what their
+convolution still sees, and what their recurrence has summed up. It lies in the same rows (`StateLayer`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
 from tidegate.sources.facts import CONTEXT_SLACK
 
 FIRST_ROWS = 4
 FIRST_COLUMNS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What a layer keeps of a row: keys and values for each token, a number of states, or nothing."""
+
+    has_tokens: bool = True
+    states: int = 0
 
 
 class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -70,7 +82,12 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         return -1
 
+    def begin(self) -> None:
+        """Follow the rows that the arena's forward pass is about to write."""
+
     def resize(self, rows: int, columns: int) -> None:
+        if not self.is_initialized:
+            return
         for name in ("keys", "values"):
             old: Tensor = getattr(self, name)
             new = old.new_zeros((rows, old.shape[1], columns, old.shape[3]))
@@ -94,12 +111,99 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
             held[row] = 0
 
 
+class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
+    """One layer's states, [rows, ...] each, as transformers' cache layer: it sees those of the rows that the
+    forward pass in progress writes, as views, and writes them in place."""
+
+    def __init__(self, arena: Arena, states: int) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=states)
+        self.arena = arena
+        self.length = 0  # of keys and values, of which it has none
+        self._held: dict[tuple[str, int], Tensor] = {}
+
+    def lazy_initialization(self, *_keys_and_values: Tensor, **given: Any) -> None:
+        state_idx = given.get("state_idx", 0)
+        LinearAttentionLayer.lazy_initialization(self, **given)
+        for name in ("conv_states", "recurrent_states"):
+            if given.get(name) is not None:
+                size = getattr(self, name)[state_idx].shape[1:]
+                self._held[name, state_idx] = given[name].new_zeros((self.arena.rows_held, *size))
+        self._show()
+
+    def begin(self) -> None:
+        for index in self.has_previous_state:
+            self.has_previous_state[index] = not self.arena.is_prefilling
+        self._show()
+        if self.arena.is_prefilling:  # a row that was here before has left its own
+            for held in self._held.values():
+                held[self.arena.first_row : self.arena.last_row] = 0
+
+    def _show(self) -> None:
+        for (name, index), held in self._held.items():
+            getattr(self, name)[index] = held[self.arena.first_row : self.arena.last_row]
+
+    def resize(self, rows: int, columns: int) -> None:  # noqa: ARG002 - states have none
+        for key, old in self._held.items():
+            self._held[key] = old.new_zeros((rows, *old.shape[1:]))
+            self._held[key][: old.shape[0]] = old
+
+    def shift(self, rows: int, source: slice, target: slice) -> None:
+        pass
+
+    def move_row(self, source: int, target: int, columns: slice) -> None:  # noqa: ARG002
+        for held in self._held.values():
+            held[target] = held[source]
+
+    def clear_row(self, row: int) -> None:
+        for held in self._held.values():
+            held[row] = 0
+
+
+class MixedLayer(StateLayer, ArenaLayer):
+    """A layer that has both."""
+
+    is_compileable = False
+
+    def __init__(self, arena: Arena, states: int) -> None:
+        ArenaLayer.__init__(self, arena)
+        StateLayer.__init__(self, arena, states)
+
+    def lazy_initialization(self, *keys_and_values: Tensor, **given: Any) -> None:
+        if keys_and_values:
+            ArenaLayer.lazy_initialization(self, *keys_and_values)
+        else:
+            StateLayer.lazy_initialization(self, **given)
+
+    def resize(self, rows: int, columns: int) -> None:
+        ArenaLayer.resize(self, rows, columns)
+        StateLayer.resize(self, rows, columns)
+
+    def shift(self, rows: int, source: slice, target: slice) -> None:
+        if self.is_initialized:
+            ArenaLayer.shift(self, rows, source, target)
+
+    def move_row(self, source: int, target: int, columns: slice) -> None:
+        StateLayer.move_row(self, source, target, columns)
+        if self.is_initialized:
+            ArenaLayer.move_row(self, source, target, columns)
+
+    def clear_row(self, row: int) -> None:
+        StateLayer.clear_row(self, row)
+        if self.is_initialized:
+            ArenaLayer.clear_row(self, row)
+
+
 class Arena(Cache):  # type: ignore[misc]
     """All layers of a batch. `max_rows` and `max_length` (tokens of the longest row) bound its growth."""
 
-    def __init__(self, layers: int, max_rows: int, max_length: int, device: torch.device) -> None:
-        self._arena_layers = [ArenaLayer(self) for _ in range(layers)]
-        super().__init__(layers=list(self._arena_layers))
+    def __init__(
+        self, layers: Sequence[LayerKind], max_rows: int, max_length: int, device: torch.device
+    ) -> None:
+        made = [self._made(kind) for kind in layers]
+        super().__init__(layers=made)
+        self._arena_layers = [layer for layer in made if not isinstance(layer, DummyLayer)]
+        self.has_tokens = any(kind.has_tokens for kind in layers)
+        self.has_states = any(kind.states for kind in layers)
         self._max_rows, self._max_columns = max_rows, max_length + CONTEXT_SLACK
         self.rows_held = min(FIRST_ROWS, max_rows)
         self.columns_held = min(FIRST_COLUMNS, self._max_columns)
@@ -110,6 +214,11 @@ class Arena(Cache):  # type: ignore[misc]
         self.first_row = 0  # rows that the forward pass in progress writes
         self.last_row = 0
         self.is_prefilling = False
+
+    def _made(self, kind: LayerKind) -> Any:
+        if kind.states:
+            return MixedLayer(self, kind.states) if kind.has_tokens else StateLayer(self, kind.states)
+        return ArenaLayer(self) if kind.has_tokens else DummyLayer()
 
     @property
     def count(self) -> int:
@@ -195,6 +304,7 @@ class Arena(Cache):  # type: ignore[misc]
     def _set_lengths(self, length: int) -> None:
         for layer in self._arena_layers:
             layer.length = length
+            layer.begin()
 
     def _make_column(self) -> None:
         """Rows have reached the last column: move them left, or grow where that would gain little."""
@@ -229,8 +339,7 @@ class Arena(Cache):  # type: ignore[misc]
 
     def _resize(self, rows: int, columns: int) -> None:
         for layer in self._arena_layers:
-            if layer.is_initialized:
-                layer.resize(rows, columns)
+            layer.resize(rows, columns)
         mask = self._mask.new_zeros((rows, columns))
         mask[: self._mask.shape[0], : self._mask.shape[1]] = self._mask
         self._mask, self.rows_held, self.columns_held = mask, rows, columns

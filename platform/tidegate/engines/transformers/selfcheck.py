@@ -39,6 +39,7 @@ from tidegate.engines.transformers.encoder_decoder import (
     start_ids,
 )
 from tidegate.engines.transformers.head import InParts
+from tidegate.engines.transformers.kv import LayerKind
 from tidegate.engines.transformers.loading import Loaded
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
@@ -49,7 +50,7 @@ PART = 4  # tokens at a time of the row whose logits are all compared
 # Fields of encoder-decoders by which a row may depend on how long its neighbours are: blocks of attention,
 # experts that take so many tokens of a batch.
 BLOCKS = re.compile(r"window|block_size|local_radius|expert_capacity")
-NO_ARENA = "its cache has layers of another kind than keys and values per token"
+NO_ARENA = "its cache has layers of another kind than keys and values per token, or a state per row"
 LONGEST_PASSED = 512  # tokens of a bound that the probe passes at its true size
 PROBE = (
     "The tide gate opens when the water inside stands higher than the sea, and closes before the flood. "
@@ -67,8 +68,10 @@ class Verdict:
         return self.error <= self.tolerance
 
 
-def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
-    """Return the fastest batch that passes the check, with notes; `layers` 0: the arena cannot hold this
+def prove(
+    loaded: Loaded, *, layers: Sequence[LayerKind], max_rows: int, context_length: int
+) -> tuple[Batch, list[str]]:
+    """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
     model's cache. Raises `EngineLoadError` (SelfCheckFailed), and what says that memory ran out."""
     way = proved_encoder_decoder if loaded.model.config.is_encoder_decoder else proved
     try:
@@ -79,7 +82,9 @@ def prove(loaded: Loaded, *, layers: int, max_rows: int, context_length: int) ->
         raise failed(loaded.model, f"decoding raises {type(error).__name__}: {error}") from error
 
 
-def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> tuple[Batch, list[str]]:
+def proved(
+    loaded: Loaded, layers: Sequence[LayerKind], max_rows: int, context_length: int
+) -> tuple[Batch, list[str]]:
     model, precision = loaded.model, loaded.precision
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     whole = min(context_length, sparse_limit(model) or context_length)
@@ -89,7 +94,9 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
     if 0 < beyond <= LONGEST_PASSED:
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
     reason = why_alone(model, context_length, layers, whole, beyond)
-    for makes_masks in (True, False) if takes_masks(model) else (False,):
+    has_states = any(kind.states for kind in layers)
+    ways = [{"makes_masks": True}] if takes_masks(model) and not has_states else []
+    for way in (*ways, {}, *([{"pads": False}] if has_states else [])):
         if reason:
             break
         arena = ArenaBatch(
@@ -98,7 +105,7 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
             max_rows=max(max_rows, len(rows)),
             max_length=context_length,
             pad_id=pad_id(loaded.tokenizer, vocabulary),
-            makes_masks=makes_masks,
+            **way,
         )
         try:
             verdict = check_bounds(model, arena, rows, precision, bounds)
@@ -108,7 +115,8 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
             reason = f"batched decoding raises {type(error).__name__}: {error}"
             continue
         if verdict.is_right:
-            arena.has_runs = runs_are_right(model, arena, rows, precision, bounds)
+            # A state that has taken a token cannot take it once more.
+            arena.has_runs = not has_states and runs_are_right(model, arena, rows, precision, bounds)
             return arena, []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
@@ -122,7 +130,7 @@ def proved(loaded: Loaded, layers: int, max_rows: int, context_length: int) -> t
 
 
 def proved_encoder_decoder(
-    loaded: Loaded, layers: int, max_rows: int, context_length: int
+    loaded: Loaded, layers: Sequence[LayerKind], max_rows: int, context_length: int
 ) -> tuple[Batch, list[str]]:
     """Do what `proved` does of an encoder-decoder: the rows' tokens are the decoder's, behind its start."""
     model, precision = loaded.model, loaded.precision
@@ -168,7 +176,7 @@ def why_read_alone(model: Any, context_length: int) -> str:
     return ""
 
 
-def why_alone(model: Any, context_length: int, layers: int, whole: int, beyond: int) -> str:
+def why_alone(model: Any, context_length: int, layers: Sequence[LayerKind], whole: int, beyond: int) -> str:
     """Return why no batch is tried; empty: it is. `whole`: tokens up to which attention is not sparse."""
     if not layers:
         return NO_ARENA
@@ -268,7 +276,10 @@ def runs_are_right(
         for names in ({}, bounds) if bounds else ({},):
             with made_small(model, names):
                 expected = plain_logits(model, rows)
-                for row, token, logits in _in_runs(batch, rows):
+                seen = _in_runs(batch, rows)
+                if not seen:  # rows too short to prove anything
+                    return False
+                for row, token, logits in seen:
                     error = relative_error(logits, expected[row][token - len(rows[row])])
                     if not error <= TOLERANCE[precision]:
                         return False

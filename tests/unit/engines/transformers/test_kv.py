@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidegate.engines.transformers.kv import Arena
+from tidegate.engines.transformers.kv import Arena, LayerKind
 from tidegate.sources.facts import CONTEXT_SLACK
 
 MAX_ROWS, MAX_LENGTH, LAYERS = 9, 300, 2
@@ -24,7 +24,7 @@ class Model:
     """Writes numbered keys through all layers and checks what attention would see."""
 
     def __init__(self) -> None:
-        self.arena = Arena(LAYERS, MAX_ROWS, MAX_LENGTH, torch.device("cpu"))
+        self.arena = Arena([LayerKind()] * LAYERS, MAX_ROWS, MAX_LENGTH, torch.device("cpu"))
         self.rows: list[list[float]] = []
         self.number = 0.0
 
