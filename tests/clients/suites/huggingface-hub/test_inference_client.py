@@ -33,18 +33,17 @@ ANNA = {"name": "Anna", "age": 31, "city": "Rome"}
 SENTENCE = "Anna is 31 years old and lives in Rome."
 
 
-# `Any`: the checkout has another version of the client than this suite.
 @pytest.fixture
-def client() -> Any:
+def client() -> InferenceClient:
     return InferenceClient(model=f"{ROOT}/models/{MODEL}", token=KEY, timeout=60)
 
 
 @pytest.fixture
-def openai_client() -> Any:
+def openai_client() -> InferenceClient:
     return InferenceClient(base_url=f"{ROOT}/v1", api_key=KEY, timeout=60)
 
 
-def test_chat(client: Any) -> None:
+def test_chat(client: InferenceClient) -> None:
     answer = client.chat_completion(MESSAGES, max_tokens=64, temperature=0)
 
     assert answer.choices[0].message.role == "assistant"
@@ -53,7 +52,7 @@ def test_chat(client: Any) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_chat_in_openais_form(openai_client: Any) -> None:
+def test_chat_in_openais_form(openai_client: InferenceClient) -> None:
     answer = openai_client.chat.completions.create(
         model=MODEL, messages=MESSAGES, max_tokens=64, temperature=0, logprobs=True, top_logprobs=2
     )
@@ -65,7 +64,7 @@ def test_chat_in_openais_form(openai_client: Any) -> None:
     assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in told)
 
 
-def test_chat_stream(client: Any) -> None:
+def test_chat_stream(client: InferenceClient) -> None:
     text = ""
     reasons = []
     for chunk in client.chat_completion(MESSAGES, max_tokens=64, temperature=0, stream=True):
@@ -86,7 +85,7 @@ async def test_chat_stream_async() -> None:
     assert ANSWER in "".join(parts)
 
 
-def test_chat_tools(client: Any) -> None:
+def test_chat_tools(client: InferenceClient) -> None:
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
     answer = client.chat_completion(messages, max_tokens=64, temperature=0, tools=[WEATHER])
 
@@ -103,8 +102,8 @@ def test_chat_tools(client: Any) -> None:
     assert "18 degrees, sunny" in answer.choices[0].message.content
 
 
-def test_chat_tools_stream(client: Any) -> None:
-    calls: list[Any] = []
+def test_chat_tools_stream(client: InferenceClient) -> None:
+    calls = []
     for chunk in client.chat_completion(
         [{"role": "user", "content": "What is the weather in Paris?"}],
         max_tokens=64,
@@ -119,7 +118,7 @@ def test_chat_tools_stream(client: Any) -> None:
     assert json.loads("".join(call.function.arguments or "" for call in calls)) == {"city": "Paris"}
 
 
-def test_chat_response_format(client: Any) -> None:
+def test_chat_response_format(client: InferenceClient) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
     answer = client.chat_completion(
         [{"role": "user", "content": SENTENCE}], max_tokens=64, temperature=0, response_format=form
@@ -128,11 +127,11 @@ def test_chat_response_format(client: Any) -> None:
     assert json.loads(answer.choices[0].message.content) == ANNA
 
 
-def test_text_generation(client: Any) -> None:
+def test_text_generation(client: InferenceClient) -> None:
     assert ANSWER in client.text_generation(PROMPT, max_new_tokens=64)
 
 
-def test_text_generation_details(client: Any) -> None:
+def test_text_generation_details(client: InferenceClient) -> None:
     answer = client.text_generation(
         PROMPT, max_new_tokens=64, details=True, decoder_input_details=True, top_n_tokens=2
     )
@@ -144,7 +143,7 @@ def test_text_generation_details(client: Any) -> None:
     assert len(answer.details.prefill) > 5
 
 
-def test_text_generation_stop(client: Any) -> None:
+def test_text_generation_stop(client: InferenceClient) -> None:
     answer = client.text_generation(
         PROMPT, max_new_tokens=64, details=True, stop=[" 4"], return_full_text=True
     )
@@ -154,7 +153,7 @@ def test_text_generation_stop(client: Any) -> None:
     assert answer.details.finish_reason == "stop_sequence"
 
 
-def test_text_generation_stream(client: Any) -> None:
+def test_text_generation_stream(client: InferenceClient) -> None:
     parts = list(client.text_generation(PROMPT, max_new_tokens=64, stream=True))
 
     assert len(parts) > 10
@@ -162,7 +161,7 @@ def test_text_generation_stream(client: Any) -> None:
     assert ANSWER in "".join(parts)
 
 
-def test_text_generation_stream_details(client: Any) -> None:
+def test_text_generation_stream_details(client: InferenceClient) -> None:
     parts = list(client.text_generation(PROMPT, max_new_tokens=64, stream=True, details=True))
 
     assert all(isinstance(part.token, TextGenerationStreamOutputToken) for part in parts)
@@ -171,14 +170,14 @@ def test_text_generation_stream_details(client: Any) -> None:
     assert parts[-1].details.generated_tokens == len(parts)
 
 
-def test_text_generation_schema(client: Any) -> None:
+def test_text_generation_schema(client: InferenceClient) -> None:
     prompt = f"<|im_start|>user\n{SENTENCE}<|im_end|>\n<|im_start|>assistant\n"
     text = client.text_generation(prompt, max_new_tokens=64, grammar={"type": "json", "value": PERSON})
 
     assert json.loads(text) == ANNA
 
 
-def test_text_generation_error(client: Any) -> None:
+def test_text_generation_error(client: InferenceClient) -> None:
     with pytest.raises(ValidationError, match="max_new_tokens"):
         client.text_generation(PROMPT, max_new_tokens=-1)
 
