@@ -218,7 +218,7 @@ def test_forced_tokens_of_a_step_keep_to_the_bound_of_prompts(
     batch = engine._batch  # type: ignore[attr-defined]
     taken, whole = [], batch.run
 
-    def counted(tails: list[list[int]], counts: list[int]) -> torch.Tensor:
+    def counted(tails: list[list[int]], counts: list[int]) -> Any:
         taken.append(sum(map(len, tails)))
         return whole(tails, counts)
 
