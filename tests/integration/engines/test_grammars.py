@@ -211,6 +211,24 @@ def test_runs_that_no_row_is_long_enough_to_prove_are_not_taken(load: Callable[.
     assert load("llama", context_length=64)._batch.has_runs is True  # type: ignore[attr-defined]
 
 
+def test_forced_tokens_of_a_step_keep_to_the_bound_of_prompts(
+    load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load("llama", args={"prefill_tokens_per_step": 24})
+    batch = engine._batch  # type: ignore[attr-defined]
+    taken, whole = [], batch.run
+
+    def counted(tails: list[list[int]], counts: list[int]) -> Any:
+        taken.append(sum(map(len, tails)))
+        return whole(tails, counts)
+
+    monkeypatch.setattr(batch, "run", counted)
+    requests = [a_request(f"r{at}", PROMPT, max_tokens=60, grammar=schema(KEYS)) for at in range(3)]
+    run(engine, requests)
+
+    assert 3 < max(taken) <= 24
+
+
 @pytest.mark.parametrize("min_tokens", [0, 200])
 def test_a_grammar_that_met_a_limit_begins_anew(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, min_tokens: int
