@@ -108,7 +108,7 @@ def test_a_model_without_an_end_token_says_so(load: Callable[..., Engine], tmp_p
     assert ended(run_one(endless, a_request("free", PROMPT, max_tokens=4))) == ("length", "")
 
 
-@pytest.mark.parametrize("part", ["accept", "accept_forced"])
+@pytest.mark.parametrize("part", ["accept", "accept_forced", "take_prefill"])
 def test_a_row_that_cannot_be_taken_up_ends_alone(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
@@ -121,6 +121,8 @@ def test_a_row_that_cannot_be_taken_up_ends_alone(
 
     monkeypatch.setattr(RunningSequence, part, broken)
     wanted = {"max_tokens": 60, "grammar": schema(SCHEMA)}
+    if part == "take_prefill":
+        wanted["prompt_logprobs"] = 0
     results = run(llama, [a_request("first", PROMPT, **wanted), a_request("second", PROMPT, **wanted)])
 
     assert ended(results["first"]) == ("error", "EngineError")
