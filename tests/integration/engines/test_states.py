@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import VOCABULARY, save_model, save_tokenizer
 from tests.engine_requests import a_request, run, run_one, run_steps
 from tests.integration.engines.test_families import MLA, SMALL, generated, loaded
-from tidegate.engines.transformers.batch import ArenaBatch
+from tidegate.engines.transformers.batch import ArenaBatch, measure_kv
+from tidegate.sources.facts import decoder_shape, kv_bytes_per_token, state_bytes
 
 STATES = {"hidden_size": 64, "num_hidden_layers": 3}
 MAMBA2 = {
@@ -152,6 +155,19 @@ def test_rows_with_a_state_run_together(kind: str, made: Callable[[str], Path]) 
     assert len(begun.tokens) == 9
     assert begun.tokens + rest.tokens == whole.tokens
     assert not engine.has_work()
+
+
+@pytest.mark.parametrize("kind", sorted(STATEFUL.keys() - {"kimi_linear"}))  # its keys are compressed
+def test_the_control_loop_computes_what_a_row_takes(kind: str, made: Callable[[str], Path]) -> None:
+    folder = made(kind)
+    shape = decoder_shape(json.loads((folder / "config.json").read_text()))
+    found = measure_kv(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    assert shape.is_known
+    assert found.bytes_per_row > 0
+    assert (found.bytes_per_token, found.bytes_per_row) == (
+        kv_bytes_per_token(shape, "float32"),
+        state_bytes(shape),
+    )
 
 
 def test_the_state_of_a_row_counts_towards_the_cache(made: Callable[[str], Path]) -> None:
