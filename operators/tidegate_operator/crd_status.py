@@ -70,6 +70,9 @@ class ModelStatus(Strict):
         default=None,
         description="The revision that takes the traffic, or several; empty: none has proved itself yet.",
     )
+    task: Short | None = Field(
+        default=None, description="What it does, as its spec or its checkpoint's files say."
+    )
     format: Short | None = Field(
         default=None, description="How the weights are stored: gptq, another method, or a number format."
     )

@@ -49,6 +49,7 @@ def model_status(
         "observedGeneration": generation,
         "conditions": conditions_on_wire(entry.conditions, generation),
         "revision": ",".join(kept.revision for kept in record.serving),
+        "task": entry.task,
         "format": entry.quantization if entry.quantization != "none" else entry.precision,
         "precision": entry.precision,
         "pool": pool,

@@ -113,7 +113,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     memory_cap_bytes: int = 0
     args: dict[str, Any] = field(default_factory=dict)  # engine-specific, validated by the engine
     chat_template: str = ""  # a name of `CHAT_FORMATS`, or a template's text; empty: the checkpoint's own
-    task: str = ""  # generate | embed | score | classify; empty: what the checkpoint is for
+    task: str = ""  # generate | embed | score | classify; empty: generate
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,6 +20,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     packages: list[str]
     hashes: bool = False
     sdist: str = ""
+    git: str = ""
     tests: list[str] = []
     arguments: list[str] = []
     environment: dict[str, str] = {}

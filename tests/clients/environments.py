@@ -68,20 +68,37 @@ def python(suite: Suite) -> Path:
     return found
 
 
-def sources(suite: Suite) -> Path:
-    """The unpacked source distribution of the suite, without this platform's names. Raises `NotMade`."""
-    folder = CACHE / "sources" / suite.sdist
+def node_modules(suite: Suite) -> Path | None:
+    """The npm packages of a suite with a lock file, fetched where they miss. Raises `NotMade`."""
+    lock = suite.folder / "package-lock.json"
+    if not lock.exists():
+        return None
+    folder = CACHE / "node" / suite.name
+    made_from = folder / "made-from"
+    wanted = lock.read_text(encoding="utf-8")
+    if not (made_from.exists() and made_from.read_text(encoding="utf-8") == wanted):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(suite.folder / name, folder)
+        _run(
+            ["npm", "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
+        )
+        made_from.write_text(wanted, encoding="utf-8")
+    return folder / "node_modules"
+
+
+def sources(suite: Suite) -> Path | None:
+    """The sources of a suite that has some, without this platform's names. Raises `NotMade`."""
+    wanted = suite.sdist or suite.git.rpartition("/")[2]
+    if not wanted:
+        return None
+    folder = CACHE / "sources" / wanted
     if not folder.exists():
-        fetched = folder.with_name(f"{suite.sdist}.part")
+        fetched = folder.with_name(f"{wanted}.part")
         shutil.rmtree(fetched, ignore_errors=True)
         fetched.mkdir(parents=True)
-        name = suite.sdist.split("==")[0]
-        command = [str(python(suite)), "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
-        _run([*command, "--dest", str(fetched), suite.sdist])
-        (archive,) = fetched.glob("*.tar.gz")
-        with tarfile.open(archive) as opened:
-            opened.extractall(fetched / "out", filter="data")
-        (inside,) = (fetched / "out").iterdir()
+        inside = _unpacked(suite, fetched) if suite.sdist else _checked_out(suite.git, fetched)
         inside.rename(folder)
         shutil.rmtree(fetched)
     return folder
@@ -96,6 +113,26 @@ def package(requirement: str) -> Path:
         _run([_uv(), "pip", "install", "--quiet", "--no-deps", "--target", str(made), requirement])
         made.rename(folder)
     return folder
+
+
+def _unpacked(suite: Suite, folder: Path) -> Path:
+    name = suite.sdist.split("==")[0]
+    command = [str(python(suite)), "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
+    _run([*command, "--dest", str(folder), suite.sdist])
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder / "out", filter="data")
+    (inside,) = (folder / "out").iterdir()
+    return inside
+
+
+def _checked_out(git: str, folder: Path) -> Path:
+    address, _, commit = git.rpartition("@")
+    target = folder / "out"
+    _run(["git", "init", "--quiet", str(target)])
+    _run(["git", "-C", str(target), "fetch", "--quiet", "--depth=1", address, commit])
+    _run(["git", "-C", str(target), "checkout", "--quiet", commit])
+    return target
 
 
 def _uv() -> str:

@@ -64,8 +64,8 @@ def run(chosen: Sequence[Suite]) -> dict[str, list[Outcome]]:
     for suite in chosen:
         try:
             environments.python(suite)
-            if suite.sdist:
-                environments.sources(suite)
+            environments.sources(suite)
+            environments.node_modules(suite)
             made.append(suite)
         except NotMade as problem:
             results[suite.name] = [_failed("environment", str(problem))]
@@ -79,11 +79,13 @@ def run(chosen: Sequence[Suite]) -> dict[str, list[Outcome]]:
 
 def run_suite(suite: Suite, address: platform.Address) -> list[Outcome]:
     values = {"url": address.url, "key": address.key, "model": suite.models[0], "embed_model": "minilm"}
+    sources, node_modules = environments.sources(suite), environments.node_modules(suite)
+    values |= {"sources": str(sources or ""), "node_modules": str(node_modules or "")}
     with tempfile.TemporaryDirectory(prefix=f"tg-clients-{suite.name}-") as folder:
         work = Path(folder)
         tests = work / "tests"
-        if suite.sdist:
-            _copied(suite, tests, values)
+        if sources and suite.tests:
+            _copied(suite, sources, tests, values)
             where = suite.tests
         else:
             shutil.copytree(suite.folder, tests)
@@ -124,9 +126,9 @@ def report(results: Mapping[str, Sequence[Outcome]]) -> int:
     return 0 if all(verdict.is_good for verdict in verdicts.values()) else 1
 
 
-def _copied(suite: Suite, target: Path, values: Mapping[str, str]) -> None:
+def _copied(suite: Suite, sources: Path, target: Path, values: Mapping[str, str]) -> None:
     """The suite's sources with this platform's names in them."""
-    shutil.copytree(environments.sources(suite), target)
+    shutil.copytree(sources, target)
     for path in target.glob("tests/**/*.py"):
         before = text = path.read_text(encoding="utf-8")
         for old, new in suite.rewrite.items():

@@ -115,6 +115,19 @@ BAD_MODELS = (
         "spec.rollout.probes[0]",
         "rule",
     ),
+    Bad(
+        "probes of what generates nothing",
+        model(
+            {
+                "engine": {"name": "transformers"},
+                "source": {"uri": "/w"},
+                "task": "embed",
+                "rollout": {"probes": [{"prompt": "a", "expect": "b"}]},
+            }
+        ),
+        "spec.rollout",
+        "rule",
+    ),
     Bad("a margin of everything", rolling(margin=1), "spec.rollout.margin"),
     Bad("no source", model({"engine": {"name": "transformers"}}), "spec.source", "rule"),
     Bad("source without uri", model({"source": {}}), "spec.source.uri"),

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.contract.queue_rig import BY_HAND, MODEL, REVISION, Rig, a_request, a_token, accept, bounds
+from tests.contract.queue_rig import BY_HAND, HELLO, MODEL, REVISION, Rig, a_request, a_token, accept, bounds
 from tests.waiting import await_until
+from tidegate.errors import RequestTooLarge
 from tidegate.messages.codec import encode_request
 from tidegate.messages.queue import Accepted, QueueLimits, Rejected
-from tidegate.messages.work import TextPrompt
+from tidegate.messages.work import Embed, Inputs, PairPrompt, Score, TextPrompt
 
+KIB = 1024
 SIZE = len(encode_request(a_request()))
 
 
@@ -50,8 +52,42 @@ async def test_each_bound_refuses_and_names_itself(
 async def test_a_call_that_does_not_fit_whole_writes_nothing(rig: Rig) -> None:
     gateway, _ = await rig.gateway()
     limits = bounds(model=QueueLimits(max_requests=3))
-    assert isinstance(await gateway.submit([a_request() for _ in range(4)], limits), Rejected)
-    assert (await gateway.depth(MODEL, REVISION)).waiting == 0
+    await accept(gateway, a_request(), limits=limits)
+    assert isinstance(await gateway.submit([a_request() for _ in range(3)], limits), Rejected)
+    assert (await gateway.depth(MODEL, REVISION)).waiting == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "whose"),
+    [
+        ({"model": QueueLimits(max_requests=3)}, "the queue of the model"),
+        ({"key_max_requests": 3}, "one key's share"),
+        ({"tenant_max_requests": 3}, "a tenant's share"),
+        ({"total_max_requests": 3}, "the queue holds"),
+    ],
+)
+async def test_a_call_that_no_empty_queue_would_take_is_too_large(
+    rig: Rig, limits: dict[str, Any], whose: str
+) -> None:
+    """It would be told to come again for ever."""
+    gateway, _ = await rig.gateway()
+    with pytest.raises(RequestTooLarge, match=f"4 sequences .*{whose}.*fewer choices"):
+        await gateway.submit([a_request() for _ in range(4)], bounds(**limits))
+    inputs = [Embed(Inputs([HELLO] * count)) for count in (8, 8, 8, 3)]
+    with pytest.raises(RequestTooLarge, match=f"27 inputs .*{whose}.*at most 24 inputs"):
+        await gateway.submit([a_request(work=work) for work in inputs], bounds(**limits))
+    await accept(gateway, *(a_request() for _ in range(3)), limits=bounds(**limits))
+
+
+async def test_what_the_lengths_show_to_be_too_large_is_not_encoded(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, _ = await rig.gateway()
+    monkeypatch.setattr("tidegate.store.scripts.encode_prompt", lambda _: pytest.fail("it was encoded"))
+    pair = PairPrompt("q" * 40 * KIB, "d")
+    works = [Score(Inputs([pair] * count)) for count in (5, 3)]
+    with pytest.raises(RequestTooLarge, match="8 inputs"):
+        await gateway.submit([a_request(work=work) for work in works], bounds(key_max_bytes=300 * KIB))
 
 
 async def test_calls_of_one_group_are_judged_one_by_one(rig: Rig) -> None:
@@ -81,7 +117,6 @@ async def test_what_one_key_may_hold_is_counted_for_each_model_by_itself(rig: Ri
     await accept(gateway, a_request(key="a", model="other"), limits=limits)
 
 
-KIB = 1024
 BYTE_BOUNDS: dict[str, dict[str, Any]] = {
     "model": {"model": QueueLimits(max_bytes=64 * KIB)},
     "key": {"key_max_bytes": 64 * KIB},

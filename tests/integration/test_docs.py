@@ -138,15 +138,28 @@ class TestReadme:
 
     def test_the_commands_work(self, environment: dict[str, str]) -> None:
         commands = [block for block in blocks("bash") if "make up" not in block]
-        assert len(commands) == 5
+        assert len(commands) == 6
         script = "".join(commands).replace("source .venv/bin/activate\n", "")
         (program,) = blocks("python")
         ran = shell(f"{script}\npython - <<'END'\n{program}END\n", environment)
         assert ran.returncode == 0, ran.stderr
-        for name in ("tide-demo", "tide-demo-gptq", "tide-demo-zero"):
+        for name in ("minilm", "tide-demo", "tide-demo-gptq", "tide-demo-zero"):
             assert name in ran.stdout
+        assert '"embedding":[' in ran.stdout
         assert ran.stderr.count("TTFT") == 4
         assert "Traceback" not in ran.stderr
+
+    @pytest.mark.parametrize("guide", ["agents", "retrieval"])
+    def test_the_guides_programs_say_what_the_guides_show(
+        self, environment: dict[str, str], guide: str
+    ) -> None:
+        page = (DOCS / "guides" / f"{guide}.md").read_text(encoding="utf-8")
+        (program,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+        (export,) = re.findall(r"^    (export .*\n)", page, re.MULTILINE)
+        shown = page.split("```\n> ")[1].split("```")[0]
+        ran = shell(f"{export}python - <<'END'\n{program}END\n", environment)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout == f"> {shown}"
 
     def test_nothing_is_left_after_down(self, environment: dict[str, str]) -> None:
         running = tidegate("status", "-o", "json", environment=_own(environment))

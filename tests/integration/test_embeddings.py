@@ -15,6 +15,7 @@ from tests.encoders import MINILM
 from tests.integration.gateway.rig import Gateway, open_gateway
 from tests.integration.serving.rig import LEASE_SECONDS, MODEL, REVISION, ReplicaChild
 from tests.waiting import await_until
+from tidegate.store.connection import Connection
 
 pytestmark = pytest.mark.serial
 
@@ -26,7 +27,7 @@ TEXTS = [f"{number} ships wait for the tide " + "and for a pilot " * (number % 4
 def spawn(redis_url: str, key_prefix: str) -> Iterator[Callable[[], ReplicaChild]]:
     # Steps of few inputs, so that a call is on its way for some seconds.
     args = {"threads": 1, "prefill_tokens_per_step": 256}
-    engine = {"name": "transformers", "path": str(MINILM), "max_slots": 8, "args": args}
+    engine = {"name": "transformers", "path": str(MINILM), "task": "embed", "max_slots": 8, "args": args}
     children: list[ReplicaChild] = []
 
     def start() -> ReplicaChild:
@@ -46,7 +47,7 @@ async def segments(gateway: Gateway) -> float:
 
 
 async def test_a_call_whose_replica_is_killed_is_answered_whole_and_in_order(
-    spawn: Callable[[], ReplicaChild], redis_url: str, key_prefix: str
+    spawn: Callable[[], ReplicaChild], redis_url: str, key_prefix: str, connection: Connection
 ) -> None:
     async with open_gateway(redis_url, key_prefix, lease_seconds=LEASE_SECONDS) as gateway:
         await gateway.put_model(name=MODEL, revisions={REVISION: 100}, task="embed")
@@ -61,10 +62,12 @@ async def test_a_call_whose_replica_is_killed_is_answered_whole_and_in_order(
 
         await await_until(begun, LOAD_SECONDS)
         first.kill()
-        assert not call.done()
         spawn()
         answer = await call
         await client.close()
+    replicas = await connection.call("KEYS", f"{key_prefix}:replica:*")
+    claimed = [await connection.call("HEXISTS", replica, "claimed") for replica in replicas]
+    assert claimed == [1, 1], "the second had nothing left to do"
     expected = SentenceTransformer(str(MINILM), device="cpu").encode(TEXTS)
     found = torch.tensor([each.embedding for each in answer.data])
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-3, rtol=0)

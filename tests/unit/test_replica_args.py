@@ -83,10 +83,9 @@ def test_what_a_model_says_reaches_its_engine() -> None:
         contextLength=7,
         chatTemplate="vicuna",
         resources={"cpus": 1, "gpus": 1},
-        task="generate",
     )
     place = Placement("gpu", 1.0, 1 << 30, 1 << 30)
-    spec = engine_spec(wanted.spec, "/models/x", place)
+    spec = engine_spec(Application("m", "r", wanted.spec, "/models/x", False, place, task="embed"))
     untouched = [field.name for field in fields(EngineSpec) if getattr(spec, field.name) == field.default]
     assert untouched == []
     assert spec.args == {"threads": 7}

@@ -30,6 +30,17 @@ NoAuthOption = Annotated[
 ]
 
 
+_CHAT = (
+    "chat/completions",
+    '"stream": true, "temperature": 0, "messages": [{"role": "user", "content": "What is Tidegate?"}]',
+)
+_CALLS = {
+    "embed": ("embeddings", '"input": "What is Tidegate?"'),
+    "score": ("rerank", '"query": "What is Tidegate?", "documents": ["It serves models.", "It rains."]'),
+    "classify": ("classify", '"input": "What is Tidegate?"'),
+}
+
+
 def up(
     files: FilesOption = None,
     port: PortOption = None,
@@ -58,7 +69,7 @@ def up(
         "model": model.name if model else "",
         "ready": bool(model and model.ready),
     }
-    show_record(record, output, welcome(running, model.name if model else ""))
+    show_record(record, output, welcome(running, model.name if model else "", model.task if model else ""))
     for problem in running.problems:
         say(f"refused: {problem.field}: {problem.value}: {problem.remedy}")
     if model is not None and not model.ready:
@@ -85,7 +96,8 @@ def serve(
     from tidegate.control.resource_files import load_resources
     from tidegate.telemetry import configure_logging
 
-    settings, paths = _settings(port, no_auth), _paths(files)
+    settings = _settings(port, no_auth)
+    paths = _paths(settings, files)
     load_resources(paths)  # refused before the first log line; from then on they are watched
     configure_logging(settings.log_format, settings.log_level)
     asyncio.run(_serve(settings, paths))
@@ -119,19 +131,19 @@ def clean(
     show_record({"removed": str(settings.home)}, output, f"Removed what was in {settings.home}.")
 
 
-def welcome(running: Running, model: str) -> str:
-    """Print what a person needs next: address, key, a call to paste, where the logs are."""
+def welcome(running: Running, model: str, task: str) -> str:
+    """What a person needs next: address, key, a call to paste that `task` answers, where the logs are."""
+    path, body = _CALLS.get(task, _CHAT)
     header = f"  -H 'Authorization: Bearer {running.key}' \\\n" if running.key else ""
     return (
         f"\naddress  {running.url}/v1\n"
         f"key      {running.key or 'none is needed'}\n"
         f"logs     {running.logs} (tidegate logs)\n"
         "\n"
-        f"curl -N {running.url}/v1/chat/completions \\\n"
+        f"curl -N {running.url}/v1/{path} \\\n"
         f"{header}"
         "  -H 'Content-Type: application/json' \\\n"
-        f'  -d \'{{"model": "{model or "MODEL"}", "stream": true, "temperature": 0, '
-        '"messages": [{"role": "user", "content": "What is Tidegate?"}]}\'\n'
+        f'  -d \'{{"model": "{model or "MODEL"}", {body}}}\'\n'
     )
 
 
@@ -153,7 +165,7 @@ async def _serve(settings: Settings, paths: list[Path]) -> None:
         running = find(settings.home)
         if progress.step == "model" and progress.state == "done" and running and not has_welcomed:
             has_welcomed = True
-            put(welcome(running, progress.name))
+            put(welcome(running, progress.name, progress.task))
 
     with Steps(plain=True) as steps:
         await host(settings, paths, show, stop)
@@ -177,13 +189,14 @@ def _up_paths(settings: Settings, files: list[Path] | None) -> list[Path]:
     from tidegate.local.home import Home, read_record
 
     running = None if files else read_record(Home(settings.home))
-    return [Path(path) for path in running.paths] if running is not None else _paths(files)
+    return [Path(path) for path in running.paths] if running is not None else _paths(settings, files)
 
 
-def _paths(files: list[Path] | None) -> list[Path]:
+def _paths(settings: Settings, files: list[Path] | None) -> list[Path]:
+    from tidegate.local.home import Home
     from tidegate.local.lifecycle import default_paths
 
-    return list(files) if files else default_paths()
+    return list(files) if files else default_paths(Home(settings.home))
 
 
 def _status_record(settings: Settings, found: Snapshot) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import Reason
-from tidegate.control.resources import FIRST_TASK, Model, ModelSpec
+from tidegate.control.resources import FIRST_TASK, NO_ANSWERS, Model, ModelSpec
 from tidegate.control.rollout_state import RolloutState
+from tidegate.control.sizing import asked_task
 from tidegate.messages.registry import RevisionReport
 from tidegate.messages.rollouts import Action
 from tidegate.replica_args import Probe
@@ -253,6 +254,8 @@ def fitting(spec: ModelSpec, source: SourceState | None) -> SourceState | None:
         task=source.task,
         asked_task=spec.task,
     )
+    if spec.rollout is not None and spec.rollout.probes and asked_task(spec, source) != "generate":
+        amiss = amiss or f"The checkpoint is made to {source.task}: {NO_ANSWERS}."
     return SourceState("failed", reason=Reason.InvalidEngineArgs, message=amiss) if amiss else source
 
 

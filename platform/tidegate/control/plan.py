@@ -46,7 +46,7 @@ from tidegate.control.rollout_state import Note
 from tidegate.control.rollout_view import notes_of, view_of
 from tidegate.control.seating import bounded, claim, is_found, places, seated, source_of, suited
 from tidegate.control.serve_config import Application
-from tidegate.control.sizing import misfit
+from tidegate.control.sizing import asked_task, misfit
 from tidegate.control.status import entry_of
 from tidegate.control.surge import Bounds, bounds_of
 from tidegate.control.turns import Claim, Turns, take_turns
@@ -404,10 +404,11 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
         if (step.name, revision) not in admitted:
             continue
         kept = step.record.revisions[revision]
+        spec = recorded_spec(kept, step.model.spec)
         yield Application(
             step.name,
             revision,
-            bounded(recorded_spec(kept, step.model.spec), step.bounds.get(revision)),
+            bounded(spec, step.bounds.get(revision)),
             kept.checkpoint,
             keep_awake=not kept.is_proved and step.deleting_since is None,
             placement=kept.placement,
@@ -417,6 +418,7 @@ def _applications(step: _Step, admitted: set[RevisionKey], turns: Turns) -> Iter
             probes=tuple(kept.probes),
             commit=kept.commit if kept.is_named_by_content else "",
             digest=kept.digest if kept.is_named_by_content else "",
+            task=asked_task(spec, kept.source),
         )
 
 

@@ -43,6 +43,7 @@ DEFAULT_POOL = "default"
 MAX_REPLICAS = 64
 # The only task that the version before knew: its API server wrote it into every stored Model.
 FIRST_TASK = "text-generation"
+NO_ANSWERS = "rollout.probes are answered by text, which this task does not generate; leave them out"
 MIN_RECHECK_SECONDS, MAX_RECHECK_SECONDS = 60, 30 * 86_400
 MAX_CHAT_TEMPLATE = 1 << 16  # characters
 RECHECK_REMEDY = f"use 0, or at least {MIN_RECHECK_SECONDS} seconds"
@@ -122,7 +123,7 @@ class Source(Strict):
 class EngineChoice(Strict):
     name: EngineName = Field(
         default="transformers",
-        description="transformers runs Hugging Face decoder checkpoints; simulated answers without a model.",
+        description="transformers runs Hugging Face checkpoints; simulated answers without a model.",
     )
     max_slots: int = Field(
         default=0,
@@ -276,7 +277,11 @@ class ModelSpec(Strict):
         default="auto", description="auto: as the checkpoint says; none and gptq: insist on it."
     )
     context_length: int = Field(
-        default=0, ge=0, le=1 << 24, description="Tokens of prompt and answer together; 0: the checkpoint's."
+        default=0,
+        ge=0,
+        le=1 << 24,
+        description="Tokens of prompt and answer together, or of one input where nothing is generated; 0: "
+        "the checkpoint's.",
     )
     chat_template: str = Field(
         default="",
@@ -373,6 +378,12 @@ class ModelSpec(Strict):
                 ".rollout",
             ),
             Rule(
+                "!has(self.rollout) || !has(self.rollout.probes) || self.rollout.probes.size() == 0 || "
+                "!(self.task in ['embed', 'score', 'classify'])",
+                NO_ANSWERS,
+                ".rollout",
+            ),
+            Rule(
                 "!has(self.rollout) || self.rollout.minAvailable <= self.scaling.maxReplicas",
                 "rollout.minAvailable is above scaling.maxReplicas; lower it",
                 ".rollout",
@@ -404,6 +415,8 @@ class ModelSpec(Strict):
             takes_some = self.device != "cpu" and (asked.gpus or asked.gpu_memory or asked.accelerator)
             if self.rollout.counts_accelerators and not takes_some:
                 raise ValueError(f"rollout counts accelerators, and {NO_ACCELERATOR}")
+            if self.rollout.probes and self.task in ("embed", "score", "classify"):
+                raise ValueError(NO_ANSWERS)
             if self.rollout.min_available > self.scaling.max_replicas:
                 raise ValueError(
                     f"rollout.minAvailable ({self.rollout.min_available}) is above scaling.maxReplicas "

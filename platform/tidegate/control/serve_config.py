@@ -44,7 +44,8 @@ class Application:
     """One revision as it should stand in Serve. `keep_awake` holds at least one replica, as for a revision
     that has yet to prove itself. `placement` is None on one machine, where the spec's own numbers count.
     `granted` is how many replicas it may have now (None: as many as its scaling says); with `leaves` it goes
-    to zero as soon as it is idle, and stays there. Replicas from before `restarted` are replaced."""
+    to zero as soon as it is idle, and stays there. Replicas from before `restarted` are replaced. `task` is
+    what it does, as the spec or its checkpoint says."""
 
     model: str
     revision: str
@@ -58,6 +59,7 @@ class Application:
     probes: tuple[Probe, ...] = ()
     commit: str = ""
     digest: str = ""  # of what lies in `checkpoint`; empty: its revision is not named by it
+    task: str = "generate"
 
     @property
     def name(self) -> str:
@@ -137,7 +139,7 @@ def replica_args(application: Application, replicas: ReplicaSettings) -> Replica
         **asdict(replicas),
         model=application.model,
         revision=application.revision,
-        engine=engine_spec(application.spec, application.checkpoint, application.placement),
+        engine=engine_spec(application),
         restarted=application.restarted,
         probes=application.probes,
         commit=application.commit,
@@ -145,14 +147,14 @@ def replica_args(application: Application, replicas: ReplicaSettings) -> Replica
     )
 
 
-def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -> EngineSpec:
-    device = spec.device
+def engine_spec(application: Application) -> EngineSpec:
+    spec, placement, device = application.spec, application.placement, application.spec.device
     if device == "auto":
         gpus = placement.gpus if placement is not None else spec.resources.gpus
         device = "cuda" if gpus > 0 else "cpu"
     return EngineSpec(
         name=spec.engine.name,
-        path=checkpoint,
+        path=application.checkpoint,
         precision=spec.precision,
         quantization=spec.quantization,
         device=device,
@@ -162,7 +164,7 @@ def engine_spec(spec: ModelSpec, checkpoint: str, placement: Placement | None) -
         memory_cap_bytes=placement.memory_cap_bytes if placement is not None else 0,
         args=dict(spec.engine.args),
         chat_template=spec.chat_template,
-        task="" if spec.task == "auto" else spec.task,
+        task="" if application.task == "generate" else application.task,  # as the version before wrote it
     )
 
 

@@ -33,11 +33,11 @@ CHAT_TEMPLATE = """\
 {%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}
 {{- raise_exception("unknown role '" ~ message['role'] ~ "': use system, user, assistant or tool") -}}
 {%- endif -%}
-{%- if message['role'] == 'system' and not loop.first -%}
-{{- raise_exception('a system message must be the first message') -}}
+{%- if message['role'] == 'system' and not loop.first and loop.previtem['role'] != 'system' -%}
+{{- raise_exception('system messages must be the first messages') -}}
 {%- endif -%}
 {%- set said = namespace(text=(message['content'] or '') | trim) -%}
-{%- if message['role'] == 'system' and offered.text -%}
+{%- if message['role'] == 'system' and loop.first and offered.text -%}
 {%- set said.text = said.text ~ ('\\n\\n' if said.text else '') ~ offered.text -%}
 {%- endif -%}
 {%- for call in message['tool_calls'] or [] -%}

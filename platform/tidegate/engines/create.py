@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import get_args
 
 from tidegate.engines.base import Engine, EngineLoadError
-from tidegate.errors import SourceError
 from tidegate.replica_args import EngineName, EngineSpec
-from tidegate.sources.checkpoint import read_description
 
 
 def create_engine(spec: EngineSpec) -> Engine:
@@ -20,7 +17,7 @@ def create_engine(spec: EngineSpec) -> Engine:
         return SimulatedEngine(spec)
     if spec.name == "transformers":
         sleep_while_waiting()
-        if (task := spec.task or checkpoint_task(spec.path)) != "generate":
+        if (task := spec.task or "generate") != "generate":
             from tidegate.engines.transformers.encoder import EncoderEngine
 
             return EncoderEngine(spec, task)
@@ -30,14 +27,6 @@ def create_engine(spec: EngineSpec) -> Engine:
     raise EngineLoadError(
         "InvalidEngineArgs", f"no engine {spec.name!r}; known: {', '.join(get_args(EngineName))}."
     )
-
-
-def checkpoint_task(path: str) -> str:
-    """Return what a checkpoint is for; of one that cannot be read the engine says why."""
-    try:
-        return read_description(Path(path), path).task
-    except SourceError:
-        return "generate"
 
 
 def sleep_while_waiting() -> None:

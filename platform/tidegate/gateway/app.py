@@ -107,18 +107,22 @@ def usual(scope: Scope) -> Scope:
         changes["path"] = "/v1/" + (match["rest"] or match["of_deployment"])
         if match["deployment"]:
             changes[DEPLOYMENT] = match["deployment"]
-    elif path.startswith("/models/") and (match := _OF_MODEL.fullmatch(path)):
+    elif (
+        path.startswith("/models/")
+        and (match := _OF_MODEL.fullmatch(path))
+        and (match["rest"] or scope["method"] == "POST")  # of the paths without rest TGI has this one
+    ):
         changes |= {"path": match["rest"] or "/", DEPLOYMENT: match["model"]}
     return {**scope, **changes} if changes else scope
 
 
 # `/openai/v1/...`, and before that one path a deployment, which is what a model is here.
 _AZURE = re.compile(
-    r"/openai/(?:v1/(?P<rest>.+)|deployments/(?P<deployment>.+?)/(?P<of_deployment>(?:chat/)?completions|embeddings))"
+    r"/openai/(?:v1/(?P<rest>.+)|deployments/(?P<deployment>[^/]+)/(?P<of_deployment>(?:chat/)?completions|embeddings))"
 )
 # Where TGI's clients name a model, in front of TGI's paths and those of OpenAI: TGI itself has one model.
 _OF_MODEL = re.compile(
-    r"/models/(?P<model>.+?)(?P<rest>|/generate|/generate_stream|/info|/v1/(?:chat/)?completions)"
+    r"/models/(?P<model>[^/]+)(?P<rest>|/generate|/generate_stream|/info|/v1/(?:chat/)?completions)"
 )
 
 

@@ -54,6 +54,9 @@ def says(what_to_send: str) -> Meta:
     return Meta(description=what_to_send)
 
 
+UNREAD = says("(advisory: not acted on)")  # a field of any type
+
+
 def not_honoured(remedy: str, *same_as_absent: Any) -> Meta:
     return Meta(
         description=f"Not honoured: {remedy}. Other values are refused.",

@@ -2,6 +2,7 @@
 
     run/host.json   what runs: written by the host only, gone when it has stopped
     run/host.lock   held by the living host (flock: the kernel lets go when it dies)
+    run/demo.yaml   the demo's Models that other packages carry
     data/           the embedded Redis, the control loop's records, what was asked of the control API and
                     its audit log
     logs/           one file per process
@@ -107,6 +108,10 @@ class Home:
     @property
     def progress(self) -> Path:
         return self.run / "progress.jsonl"
+
+    @property
+    def demo(self) -> Path:
+        return self.run / "demo.yaml"
 
     @property
     def key(self) -> Path:

@@ -295,7 +295,8 @@ class Host:
             shown = (entry.ready, entry.reason)
             if self._shown.get(name) != shown:
                 self._shown[name] = shown
-                self._tell(Progress("model", model_state(entry), f"{entry.reason}: {entry.message}", name))
+                message = f"{entry.reason}: {entry.message}"
+                self._tell(Progress("model", model_state(entry), message, name, task=entry.task))
 
     def _serve_seen(self) -> None:
         self._has_seen_serve = True

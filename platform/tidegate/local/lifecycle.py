@@ -15,11 +15,12 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from tidegate import demo
 from tidegate.control.resource_files import load_resources
 from tidegate.errors import ConfigError, QueueUnavailable, TidegateError
 from tidegate.local import processes
 from tidegate.local.gateway import check_port
-from tidegate.local.home import Home, Problem, ProcessRecord, Running, read_record
+from tidegate.local.home import Home, Problem, ProcessRecord, Running, read_record, write_atomically
 from tidegate.local.host import model_state
 from tidegate.local.keeping import leave_nothing, only_one
 from tidegate.local.progress import OnProgress, Progress, ProgressFile, quiet
@@ -33,6 +34,7 @@ from tidegate.store.registry import Registry
 POLL_SECONDS = 0.1
 STOP_SECONDS = 40.0
 LOG_LINES = 15
+JUDGING = frozenset({"embed", "score", "classify"})
 
 
 class HostFailed(TidegateError):
@@ -70,17 +72,24 @@ class Started(msgspec.Struct, frozen=True):
     was_running: bool
 
 
-def default_paths() -> list[Path]:
-    """The demo models of this package."""
-    return [Path(__file__).parents[1] / "demo" / "models.yaml"]
+def default_paths(home: Home) -> list[Path]:
+    """The demo's files: this package's, and one in `home` where another package brings the embedding model.
+    That is last: models are built in this order. Raises `ConfigError` as `Home.check` does."""
+    other = demo.embedding_model()
+    if other is None:
+        return [demo.resource_file()]
+    home.make()
+    if not home.demo.is_file() or home.demo.read_text(encoding="utf-8") != other:
+        write_atomically(home.demo, other.encode())
+    return [demo.resource_file(), home.demo]
 
 
 async def up(settings: Settings, paths: Sequence[Path] = (), on_progress: OnProgress = quiet) -> Started:
     """Start the platform in the background and wait until the gateway answers and the first model is ready,
     or has failed (see `Started.model`). Raises `ConfigError` where a file or setting is wrong, or where it
     runs with other files, and `HostFailed`."""
-    chosen = [Path(path) for path in paths] or default_paths()
     home = Home(settings.home)
+    chosen = [Path(path) for path in paths] or default_paths(home)
     running = read_record(home)
     child: asyncio.subprocess.Process | None = None
     if running is not None:
@@ -219,7 +228,8 @@ async def _first_model(running: Running) -> tuple[bool, ModelEntry | None]:
         return True, None
     if not defined <= found.keys():
         return False, None
-    entries = [found[name] for name in sorted(defined)]
+    # One that can be talked to before those that only judge or embed.
+    entries = sorted((found[name] for name in defined), key=lambda entry: (entry.task in JUDGING, entry.name))
     ready = next((entry for entry in entries if entry.ready and entry.replicas_ready), None)
     if ready is not None:
         return True, ready

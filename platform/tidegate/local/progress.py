@@ -17,6 +17,7 @@ class Progress(msgspec.Struct, frozen=True):
     state: Literal["running", "done", "failed"]
     message: str
     name: str = ""
+    task: str = ""  # of a model
     seconds: float = 0.0  # how long a step that is done took, where it was measured
 
 

@@ -24,7 +24,7 @@ class _Head(msgspec.Struct, array_like=True):
     seq: int
 
 
-def _read_extension(code: int, data: memoryview) -> int:
+def read_extension(code: int, data: memoryview) -> int:
     if code != _HUGE_NUMBER:
         raise msgspec.ValidationError(f"extension type {code}: this version knows {_HUGE_NUMBER} only")
     return int.from_bytes(data, "big", signed=True)
@@ -32,15 +32,21 @@ def _read_extension(code: int, data: memoryview) -> int:
 
 _head_decoder = msgspec.msgpack.Decoder(_Head)
 _segment_decoder = msgspec.msgpack.Decoder(Segment)
-_kept_decoder = msgspec.msgpack.Decoder(KeptCall, ext_hook=_read_extension)
-_request_decoder = msgspec.msgpack.Decoder(Request, ext_hook=_read_extension)
+_kept_decoder = msgspec.msgpack.Decoder(KeptCall, ext_hook=read_extension)
+_request_decoder = msgspec.msgpack.Decoder(Request, ext_hook=read_extension)
 
 
 def encode_prompt(prompt: Prompt | Inputs) -> bytes:
+    return encode_open(prompt)
+
+
+def encode_open(value: msgspec.Struct) -> bytes:
+    """Encode what holds any JSON of clients, numbers of any size too: a chat's messages, its template's
+    variables, the schemas of its tools. Its decoder has `read_extension`."""
     try:
-        return _encoder.encode(prompt)
-    except OverflowError:  # a chat's messages and template variables hold any JSON, numbers of any size too
-        return _encoder.encode(_with_huge_numbers(msgspec.to_builtins(prompt)))
+        return _encoder.encode(value)
+    except OverflowError:
+        return _encoder.encode(_with_huge_numbers(msgspec.to_builtins(value)))
 
 
 def _with_huge_numbers(value: list[Any]) -> list[Any]:

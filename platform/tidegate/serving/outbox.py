@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
-from tidegate.messages.work import Segment, Tokens, Vectors
+from tidegate.messages.codec import encode_segment
+from tidegate.messages.work import Finish, Segment, Tokens, Vectors
 from tidegate.serving.measure import Measure
 from tidegate.serving.ports import LeaseQueue
 from tidegate.tasks import end_tasks
@@ -141,21 +142,39 @@ class Outbox:
     async def _emit(self, batch: list[tuple[int, Segment]], ends: Mapping[str, str]) -> list[str]:
         """Write a batch, however long Redis is away."""
         wait_seconds = FIRST_RETRY_SECONDS
+        given_up: list[str] = []
         while True:
             self._retry_now.clear()
             try:
-                return await self._queue.emit(batch, ends)
+                return await self._queue.emit(batch, ends) + given_up
             except QueueUnavailable as error:
                 log.warning("segments wait for Redis: %s", error.message)
             except Exception:
                 # Anything else would end the replica's output for good; leases and the watchdog of others
                 # decide what becomes of these requests if this does not pass.
                 log.exception("segments could not be written; they are tried again")
+                batch, spoiled = without_spoiled(batch)
+                given_up += spoiled
+                ends = {**ends, **dict.fromkeys(spoiled, "error")}
             try:
                 async with asyncio.timeout(wait_seconds):
                     await self._retry_now.wait()
             except TimeoutError:
                 wait_seconds = min(LONGEST_RETRY_SECONDS, wait_seconds * 2)
+
+
+def without_spoiled(batch: list[tuple[int, Segment]]) -> tuple[list[tuple[int, Segment]], list[str]]:
+    """Put an error in place of each segment that can never be encoded; returns their ids beside."""
+    sound, spoiled = [], []
+    for attempt, segment in batch:
+        try:
+            encode_segment(segment)
+        except Exception as error:
+            spoiled.append(segment.request_id)
+            finish = Finish("error", "EngineError", f"The answer cannot be sent ({type(error).__name__}).")
+            segment = Segment(segment.request_id, segment.seq, finish, prompt_tokens=segment.prompt_tokens)
+        sound.append((attempt, segment))
+    return sound, spoiled
 
 
 def merged(segment: Segment, output: StepOutput) -> Segment:

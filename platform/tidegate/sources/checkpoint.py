@@ -90,7 +90,7 @@ class Checkpoint:
 
     @property
     def task(self) -> str:
-        """What its files say that it is for (`sources.facts.TASKS`)."""
+        """What its files say that it is for (`sources.facts.task_of`)."""
         return task_of(self.config, MODULES in self.files)
 
     @property
@@ -142,13 +142,9 @@ class Checkpoint:
             name
             for name, size in self.files.items()
             if name in self.weight_files
-            or (size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in self._small))
+            or (MODULES in self.files and name.endswith(f"/{SINGLE}"))  # a module's layer
+            or (size <= MAX_CONFIG_BYTES and any(fnmatch(Path(name).name, each) for each in SMALL_FILES))
         ]
-
-    @property
-    def _small(self) -> list[str]:
-        """The layers of sentence-transformers' modules are small files too."""
-        return [*SMALL_FILES, SINGLE] if MODULES in self.files else SMALL_FILES
 
     def digest(self, commit: str = "") -> str:
         """Return a checksum over what is loaded: the small files' contents, and for weights their checksum
@@ -158,7 +154,9 @@ class Checkpoint:
         for name in self.loaded:
             total.update(f"{name}\0{self.files[name]}\0".encode())
             if name not in self.weight_files:
-                total.update((self.path / name).read_bytes())
+                with (self.path / name).open("rb") as file:
+                    while part := file.read(MAX_CONFIG_BYTES):
+                        total.update(part)
             elif known := content_name(self.path / name) or commit:
                 total.update(known.encode())
             else:

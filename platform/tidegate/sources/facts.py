@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,11 +40,9 @@ POSITIONS = (
 # Positions that are distances (T5): any length has them, whatever was trained.
 DISTANCES, ANY_LENGTH = "relative_attention_num_buckets", 1 << 20
 
-
-# What a model does. score: a number for a text or a pair of them; classify: a share for each of its labels.
-TASKS = ("generate", "embed", "score", "classify")
-# Ends of the names of classes without a head to choose tokens with: what is below it makes vectors.
-BARE_HEADS = ("Model", "ForMaskedLM", "ForPreTraining")
+# Classes without a head to choose tokens with, by their heads' names, and those without any head: what is
+# below makes vectors.
+BARE_HEADS, BARE = ("ForMaskedLM", "ForPreTraining"), re.compile("(?!.*For[A-Z]).*Model")
 LANGUAGE_HEADS = ("LMHeadModel", "DoubleHeadsModel", "MTModel")
 JUDGING_HEAD = "ForSequenceClassification"
 
@@ -117,12 +116,14 @@ class Resolved(msgspec.Struct, frozen=True):
 
 def task_of(config: Mapping[str, Any], has_modules: bool) -> str:
     """Return what a checkpoint is for, by its architectures and by whether it has sentence-transformers'
-    modules. One that names no architecture generates."""
+    modules: generate, embed, score (a number for a text or a pair of them) or classify (a share for each of
+    its labels). One that names no architecture generates."""
     heads = [str(name) for name in config.get("architectures") or []]
     if any(head.endswith(JUDGING_HEAD) for head in heads):
         return "score" if label_count(config) == 1 else "classify"
     is_bare = bool(heads) and all(
-        head.endswith(BARE_HEADS) and not head.endswith(LANGUAGE_HEADS) for head in heads
+        head.endswith(BARE_HEADS) or (BARE.fullmatch(head) and not head.endswith(LANGUAGE_HEADS))
+        for head in heads
     )
     return "embed" if has_modules or is_bare else "generate"
 

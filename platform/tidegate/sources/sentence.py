@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from tidegate.errors import SourceError
 from tidegate.sources.checkpoint import MAX_CONFIG_BYTES, MODULES, Checkpoint
@@ -19,10 +21,11 @@ FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
-DENSE_FIELDS = {"sentence_embedding", None}
+DENSE_FIELD = "sentence_embedding"
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
 LENGTH_FILES = ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_xlnet_config.json")
 CONFIG = "config_sentence_transformers.json"
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,8 @@ class Dense:
 @dataclass(frozen=True, slots=True)
 class Sentence:
     """How one vector comes of a text. `max_tokens` 0: the model's own. `prompts` are texts by their names, of
-    which the `default_prompt` comes before each text. Several `modes` stand one behind the other."""
+    which the `default_prompt` comes before each text, and `lowers` both. Several `modes` stand one behind the
+    other."""
 
     modes: tuple[str, ...]
     dense: tuple[Dense, ...] = ()
@@ -44,36 +48,77 @@ class Sentence:
     max_tokens: int = 0
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str = ""
+    lowers: bool = False
+
+
+class Asked(msgspec.Struct):
+    """What `CONFIG` says."""
+
+    prompts: dict[str, str] | None = None
+    default_prompt_name: str | None = None
+
+
+class Length(msgspec.Struct):
+    """What one of `LENGTH_FILES` says."""
+
+    max_seq_length: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    do_lower_case: bool | None = None
+
+
+class Module(msgspec.Struct):
+    type: str = ""
+    path: str | None = None
+
+
+class Pooling(msgspec.Struct):
+    pooling_mode: str | list[str] | None = None
+    include_prompt: bool = True
+    pooling_mode_cls_token: bool = False
+    pooling_mode_max_tokens: bool = False
+    pooling_mode_mean_tokens: bool = False
+    pooling_mode_mean_sqrt_len_tokens: bool = False
+    pooling_mode_weightedmean_tokens: bool = False
+    pooling_mode_lasttoken: bool = False
+
+
+class DenseLayer(msgspec.Struct):
+    activation_function: str | None = None
+    use_residual: bool = False
+    module_input_name: str | None = None
+    module_output_name: str | None = None
 
 
 def read_sentence(checkpoint: Checkpoint, plain_mode: str) -> Sentence:
     """Read a checkpoint's modules; one without them is pooled by `plain_mode` and normalised.
 
-    Raises `SourceError`: `UnsupportedModel` for a module that is not served.
+    Raises `SourceError`: `UnsupportedModel` for a module that is not served, `SourceFormat` for a file that
+    sentence-transformers would not have written.
     """
-    asked = _object(checkpoint, CONFIG)
-    prompts = {str(name): str(text) for name, text in (asked.get("prompts") or {}).items()}
-    default = str(asked.get("default_prompt_name") or "")
-    length = next((_object(checkpoint, name) for name in LENGTH_FILES if name in checkpoint.files), {})
+    asked = _read(checkpoint, CONFIG, Asked)
+    prompts, default = asked.prompts or {}, asked.default_prompt_name or ""
+    if default and default not in prompts:
+        raise SourceError("SourceFormat", f"{checkpoint.path / CONFIG} lacks its default prompt {default!r}.")
+    length = _read(checkpoint, next((name for name in LENGTH_FILES if name in checkpoint.files), ""), Length)
     common: dict[str, Any] = {
-        "max_tokens": int(length.get("max_seq_length") or 0),
+        "max_tokens": length.max_seq_length or 0,
         "prompts": prompts,
         "default_prompt": default,
+        "lowers": bool(length.do_lower_case),
     }
     if MODULES not in checkpoint.files:
         return Sentence((plain_mode,), **common)
     modes: tuple[str, ...] = ()
     dense: list[Dense] = []
     normalises = False
-    for module in _modules(checkpoint):
-        kind, path = str(module.get("type", "")).rpartition(".")[2], str(module.get("path") or "")
-        config = _object(checkpoint, f"{path}/config.json")
+    for module in _read(checkpoint, MODULES, list[Module]):
+        kind, path = module.type.rpartition(".")[2], module.path or ""
         if kind == "Pooling" and not modes and not dense and not normalises:
-            modes = _modes(checkpoint, path, config)
-            if config.get("include_prompt") is False and any(prompts.values()):
+            pooling = _read(checkpoint, f"{path}/config.json", Pooling)
+            modes = _modes(checkpoint, path, pooling)
+            if not pooling.include_prompt and any(prompts.values()):
                 raise _unserved(checkpoint, f"{path}/config.json says include_prompt: false")
         elif kind == "Dense" and modes and not normalises:
-            dense.append(_dense(checkpoint, path, config))
+            dense.append(_dense(checkpoint, path))
         elif kind == "Normalize" and modes:
             normalises = True
         elif kind not in ("Transformer", "Dropout") or (kind == "Transformer" and path):
@@ -83,28 +128,22 @@ def read_sentence(checkpoint: Checkpoint, plain_mode: str) -> Sentence:
     return Sentence(modes, tuple(dense), normalises, **common)
 
 
-def _modules(checkpoint: Checkpoint) -> list[Mapping[str, Any]]:
-    found = _read(checkpoint, MODULES)
-    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
-        raise SourceError("SourceFormat", f"{checkpoint.path / MODULES} is not a list of modules.")
-    return found
-
-
-def _modes(checkpoint: Checkpoint, path: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    named = config.get("pooling_mode")
+def _modes(checkpoint: Checkpoint, path: str, pooling: Pooling) -> tuple[str, ...]:
+    named = pooling.pooling_mode
     if named is None:
-        found = tuple(mode for mode, flag in FLAGS.items() if config.get(flag))
+        found = tuple(mode for mode, flag in FLAGS.items() if getattr(pooling, flag))
     else:
-        found = (named,) if isinstance(named, str) else tuple(map(str, named))
+        found = (named,) if isinstance(named, str) else tuple(named)
     if not found or not set(found) <= set(FLAGS):
         raise _unserved(checkpoint, f"{path}/config.json pools by {', '.join(found) or 'nothing'}")
     return found
 
 
-def _dense(checkpoint: Checkpoint, path: str, config: Mapping[str, Any]) -> Dense:
-    activation = str(config.get("activation_function") or "Tanh").rpartition(".")[2]
-    places = {config.get("module_input_name"), config.get("module_output_name")}
-    if activation not in ACTIVATIONS or config.get("use_residual") or not places <= DENSE_FIELDS:
+def _dense(checkpoint: Checkpoint, path: str) -> Dense:
+    layer = _read(checkpoint, f"{path}/config.json", DenseLayer)
+    activation = (layer.activation_function or "Tanh").rpartition(".")[2]
+    places = {layer.module_input_name, layer.module_output_name}
+    if activation not in ACTIVATIONS or layer.use_residual or not places <= {DENSE_FIELD, None}:
         raise _unserved(checkpoint, f"{path}/config.json describes a layer of {activation}")
     weights = f"{path}/model.safetensors"
     if weights not in checkpoint.files:
@@ -112,20 +151,15 @@ def _dense(checkpoint: Checkpoint, path: str, config: Mapping[str, Any]) -> Dens
     return Dense(weights, activation)
 
 
-def _object(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
-    """Return what a file says; nothing where there is none."""
-    found = _read(checkpoint, name) if name in checkpoint.files else {}
-    if not isinstance(found, Mapping):
-        raise SourceError("SourceFormat", f"{checkpoint.path / name} is not a JSON object.")
-    return found
-
-
-def _read(checkpoint: Checkpoint, name: str) -> Any:
+def _read(checkpoint: Checkpoint, name: str, kind: type[Found]) -> Found:
+    """Return what a file says; where there is none, what is said by nothing."""
     path = checkpoint.path / name
     try:
-        if checkpoint.files[name] > MAX_CONFIG_BYTES:
+        if checkpoint.files.get(name, 0) > MAX_CONFIG_BYTES:
             raise ValueError("it is too large for a configuration file")
-        return json.loads(path.read_bytes())
+        return msgspec.convert(json.loads(path.read_bytes()) if name in checkpoint.files else {}, kind)
+    except msgspec.ValidationError as error:
+        raise SourceError("SourceFormat", f"{path}: {error}; correct it, or copy it again.") from error
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError("SourceFormat", f"{path} cannot be read: {error}.") from error
 

@@ -22,6 +22,7 @@ OTHER_HEADS = (
     "ForQuestionAnswering",
     "ForMultipleChoice",
     "ForNextSentencePrediction",
+    "RewardModel",
 )
 TEXT_TO_TEXT = "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"  # as transformers names its list
 # Types of encoder-decoders whose halves are of other architectures.

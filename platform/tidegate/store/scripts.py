@@ -26,7 +26,16 @@ from tidegate.messages.codec import (
 )
 from tidegate.messages.kept import KeptCall
 from tidegate.messages.queue import NO_LABEL, Accepted, Bounds, Depth, Label, Place, Rejected
-from tidegate.messages.work import Claim, Request, Segment
+from tidegate.messages.work import (
+    Claim,
+    Inputs,
+    PairPrompt,
+    Prompt,
+    Request,
+    Segment,
+    TextPrompt,
+    TokenPrompt,
+)
 from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names
 from tidegate.store.connection import Connection, Script
@@ -100,6 +109,7 @@ class SubmitCall:
 
     @classmethod
     def of(cls, requests: Sequence[Request], bounds: Bounds, label: Label = NO_LABEL) -> SubmitCall:
+        _check_number(requests, bounds)
         first = requests[0]
         queue = names.queue_name(first.model, first.revision)
         arguments: list[Argument] = [
@@ -129,14 +139,37 @@ class SubmitCall:
         return cls(queue, [request.id for request in requests], size_bytes, arguments)
 
 
+def _check_number(requests: Sequence[Request], bounds: Bounds) -> None:
+    """Raise `RequestTooLarge` for more requests than an empty queue would take."""
+    limit, whose = min(
+        (bounds.model.max_requests, f"the queue of the model {requests[0].model!r}"),
+        (bounds.key_max_requests, f"one key's share of the queue of the model {requests[0].model!r}"),
+        (bounds.tenant_max_requests, "a tenant's share of the queue"),
+        (bounds.total_max_requests, "the queue"),
+    )
+    if len(requests) <= limit:
+        return
+    number, what = _parts(requests)
+    if isinstance(prompt := requests[0].work.prompt, Inputs):
+        remedy = f"Send at most {limit * len(prompt.items)} inputs (of a rerank, documents) in one call."
+    else:
+        remedy = "Ask for fewer choices, or send fewer prompts in one call."
+    raise RequestTooLarge(
+        f"The call's {number} {what} make {len(requests)} requests, and {whose} holds {limit}. {remedy}"
+    )
+
+
 def _encoded_prompts(requests: Sequence[Request], bounds: Bounds) -> dict[int, bytes]:
     """Each prompt by its identity, encoded once: the choices of a call share one. Raises `RequestTooLarge`
-    before the requests are made for what no empty queue would take."""
+    before the requests are made for what no empty queue would take, and before anything is encoded where the
+    lengths alone show it: a small body may name one long query and many documents that each go with it."""
     limit, whose = min(
         (bounds.key_max_bytes, f"one key's share of the queue of the model {requests[0].model!r}"),
         (bounds.tenant_max_bytes, "a tenant's share of the queue"),
         (bounds.total_max_bytes, "the queue"),
     )
+    if sum(_least_bytes(request.work.prompt) for request in requests) > limit:
+        raise _too_many_bytes(requests, limit, whose)
     prompts: dict[int, bytes] = {}
     size_bytes = 0
     for request in requests:
@@ -145,11 +178,36 @@ def _encoded_prompts(requests: Sequence[Request], bounds: Bounds) -> dict[int, b
             prompts[id(prompt)] = encode_prompt(prompt)
         size_bytes += len(prompts[id(prompt)])
         if size_bytes > limit:
-            raise RequestTooLarge(
-                f"The prompts of the call's {len(requests)} sequences have more than {limit} bytes together, "
-                f"which is all that {whose} holds. Ask for fewer sequences or send less."
-            )
+            raise _too_many_bytes(requests, limit, whose)
     return prompts
+
+
+def _least_bytes(prompt: Prompt | PairPrompt | Inputs) -> int:
+    """How many bytes it has at least once it is encoded."""
+    match prompt:
+        case Inputs(items):
+            return sum(map(_least_bytes, items))
+        case PairPrompt(text, pair):
+            return len(text) + len(pair)
+        case TextPrompt(text):
+            return len(text)
+        case TokenPrompt(token_ids):
+            return len(token_ids)
+    return 0
+
+
+def _too_many_bytes(requests: Sequence[Request], limit: int, whose: str) -> RequestTooLarge:
+    number, what = _parts(requests)
+    return RequestTooLarge(
+        f"The prompts of the call's {number} {what} have more than {limit} bytes together, which is all that "
+        f"{whose} holds. Ask for fewer {what} or send less."
+    )
+
+
+def _parts(requests: Sequence[Request]) -> tuple[int, str]:
+    """What the requests of a call are to its client, and how many that are."""
+    inputs = [prompt for request in requests if isinstance(prompt := request.work.prompt, Inputs)]
+    return (sum(len(each.items) for each in inputs), "inputs") if inputs else (len(requests), "sequences")
 
 
 class Scripts:

@@ -32,6 +32,7 @@ from tidegate.messages.work import (
     Vectors,
 )
 from tidegate.replica_args import EngineSpec
+from tidegate.sources.checkpoint import read_description
 
 TEXTS = (
     "The tide comes in.",
@@ -51,7 +52,9 @@ def minilm() -> Iterator[Engine]:
 
 
 def loaded(path: Path, **spec: Any) -> Engine:
+    """With the task that resolving finds, as a host names it to its replicas."""
     args = {"threads": 1, **spec.pop("args", {})}
+    spec.setdefault("task", read_description(path, "").task)
     engine = create_engine(
         EngineSpec("transformers", path=str(path), device="cpu", precision="float32", args=args, **spec)
     )
@@ -167,6 +170,8 @@ WEIGHTED = {"pooling_mode_mean_tokens": False, "pooling_mode_weightedmean_tokens
         ("bert", {"pooling_mode_mean_sqrt_len_tokens": True, "pooling_mode_mean_tokens": False}, {}),
         ("bert", MEAN, {"dense": {"bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}}),
         ("bert", MEAN, {"prompts": {"query": "query: "}, "default_prompt": "query"}),
+        ("bert", MEAN, {"prompts": {"query": "Query: "}, "default_prompt": "query", "lowers": True}),
+        ("bert", MEAN, {"lowers": True}),
         ("roberta", MEAN, {}),
         ("xlm-roberta", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, {}),
         ("mpnet", MEAN, {}),

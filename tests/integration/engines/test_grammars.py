@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import torch
 from llguidance import LLMatcher, LLParserLimits
+from transformers import AutoTokenizer
 
+from tests.checkpoints import tiny
 from tests.engine_requests import Result, a_request, run, run_one, run_steps
 from tests.schemas import FOLLOWED
 from tidegate.engines.base import Engine
 from tidegate.engines.transformers import grammars
+from tidegate.engines.transformers.sequence import RunningSequence
 
 FORMATS = jsonschema.FormatChecker()
 PROMPT = "The gate opens when"
@@ -72,6 +76,41 @@ def test_a_grammar_goes_on_where_the_log_ends(llama: Engine, steps: int) -> None
     rest = run_one(llama, request, begun.log)
     assert (begun.tokens + rest.tokens, begun.text + rest.text) == (whole.tokens, whole.text)
     assert run_one(llama, request, whole.log[:-1]).finish == whole.finish
+
+
+def test_a_tokenizer_may_have_more_tokens_than_the_logits(
+    load: Callable[..., Engine], tmp_path: Path
+) -> None:
+    path = tiny(tmp_path / "wide", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens([f"<extra_{at}>" for at in range(40)])
+    tokenizer.save_pretrained(path)
+
+    result = run_one(
+        load(path), a_request("wide", PROMPT, max_tokens=60, grammar=schema(SCHEMA), temperature=1.0)
+    )
+
+    assert ended(result) == ("stop", "")
+    assert set(json.loads(result.text)) == {"name", "level"}
+
+
+@pytest.mark.parametrize("part", ["accept", "accept_forced"])
+def test_a_row_that_cannot_be_taken_up_ends_alone(
+    llama: Engine, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    unbroken = getattr(RunningSequence, part)
+
+    def broken(sequence: RunningSequence, *args: Any) -> Any:
+        if sequence.id == "first":
+            raise RecursionError
+        return unbroken(sequence, *args)
+
+    monkeypatch.setattr(RunningSequence, part, broken)
+    wanted = {"max_tokens": 60, "grammar": schema(SCHEMA)}
+    results = run(llama, [a_request("first", PROMPT, **wanted), a_request("second", PROMPT, **wanted)])
+
+    assert ended(results["first"]) == ("error", "EngineError")
+    assert ended(results["second"]) == ("stop", "")
 
 
 def test_a_finish_by_length_leaves_a_beginning(llama: Engine) -> None:

@@ -11,14 +11,24 @@ import pytest
 import torch
 from llguidance import LLMatcher
 from msgspec.structs import replace
+from transformers import AutoTokenizer
 
-from tests.checkpoints import CHAT_TEMPLATE, tiny, with_tools
+from tests.checkpoints import (
+    LLAMA,
+    TOOLS_TEMPLATE,
+    VOCABULARY,
+    save_model,
+    save_tokenizer,
+    tiny,
+    with_tools,
+)
 from tests.engine_requests import Result, a_request, run, run_one, run_steps
 from tidegate.engines.base import Engine
 from tidegate.engines.create import create_engine
 from tidegate.messages.work import CallDelta, ChatPrompt, Generate, Request, Segment
 from tidegate.replica_args import EngineSpec
 
+AFTER_THOUGHT = VOCABULARY  # a token more, which is `</think>`
 WEATHER = {
     "type": "function",
     "function": {
@@ -152,23 +162,41 @@ def test_a_model_without_a_format_calls_in_the_default_one(tmp_path: Path) -> No
     engine.close()
 
 
-def test_what_a_model_thinks_comes_apart(tmp_path: Path) -> None:
-    folder = tiny(tmp_path / "thinks", "llama")
-    (folder / "chat_template.jinja").write_text(f"{CHAT_TEMPLATE}{{# <think></think> #}}")
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model whose prompts end within a thought."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "thinks"
+    save_model(folder, "llama", {**LLAMA, "vocab_size": AFTER_THOUGHT + 1})
+    save_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["</think>"])
+    tokenizer.chat_template = (
+        f"{TOOLS_TEMPLATE}{{% if add_generation_prompt %}}<think>\n{{% endif %}}{{# <think></think> #}}"
+    )
+    tokenizer.save_pretrained(folder)
     engine = create_engine(
         EngineSpec("transformers", path=str(folder), precision="float32", device="cpu", args={"threads": 1})
     )
     engine.load()
-    form = 'start: "<think>\\n" /[ab]{5}/ "\\n</think>\\n\\n" /[cd]{5}/'
-    request = a_request(
-        "x.0", [{"role": "user", "content": "?"}], grammar=form, max_tokens=80, ignore_eos=False
-    )
-    whole = run_one(engine, request)
-    before = run_steps(engine, request, 9)
-    after = run_one(engine, request, before.log)
+    yield engine
     engine.close()
 
-    assert re.fullmatch("[ab]{5}", reasoning(whole.log)) and re.fullmatch("[cd]{5}", whole.text)
+
+def thinking(grammar: str) -> Request:
+    """One whose model ends its thought soon."""
+    sampling = {"temperature": 1.0, "seed": 3, "max_tokens": 120, "ignore_eos": False}
+    bias = ((AFTER_THOUGHT, 6.0),)
+    return a_request("x.0", [{"role": "user", "content": "?"}], grammar=grammar, logit_bias=bias, **sampling)
+
+
+def test_what_a_model_thinks_comes_apart_and_what_follows_is_in_its_form(thinker: Engine) -> None:
+    request = thinking("start: /[cd]{5}/")
+    whole = run_one(thinker, request)
+    before = run_steps(thinker, request, len(whole.tokens) // 2)
+    after = run_one(thinker, request, before.log)
+
+    assert len(reasoning(whole.log)) > 5 and re.fullmatch("[cd]{5}", whole.text)
+    assert whole.finish is not None and whole.finish.reason == "stop"
     assert reasoning([*before.log, *after.log]) == reasoning(whole.log)
     assert before.text + after.text == whole.text
 
@@ -201,3 +229,16 @@ def test_what_calls_nothing_is_in_the_form_that_was_asked_for(engine: Engine) ->
         assert result.finish is not None and result.finish.reason == "stop"
         assert (result.text == "") if calls else (json.loads(result.text) == {"rain": True})
     assert any(called) and not all(called)
+
+
+def test_a_schema_may_hold_numbers_of_any_size(engine: Engine) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"a": {"enum": [1], "default": 1 << 70}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    result = run_one(engine, asking("x.0", "f", tool))
+
+    assert [(name, arguments) for _, name, arguments in calls_of(result)] == [("f", {"a": 1})]

@@ -43,6 +43,9 @@ def events(response: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+UNENFORCEABLE = {"type": "object", "properties": {"city": {"not": {"const": "Ulm"}}}}
+
+
 async def asked(
     gateway: Gateway, body: dict[str, Any], *words: str, **end: Any
 ) -> tuple[Any, httpx.Response]:
@@ -315,6 +318,10 @@ async def _emit_prompt(gateway: Gateway, claim: Claim, prompt_ids: list[int]) ->
         ({"max_tokens": None}, "max_tokens"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools"),
         ({"tools": [{"name": "f", "input_schema": {"type": "string"}}]}, "tools[0].input_schema.type: "),
+        (
+            {"tools": [{"name": "f", "strict": True, "input_schema": UNENFORCEABLE}]},
+            "tools[0].input_schema: ",
+        ),
         ({"tool_choice": {"type": "any"}}, "tool_choice.type: "),
         ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "nope"}}, "tool_choice.name: "),
         (

@@ -19,7 +19,7 @@ from tests.fuzzing import unfit_checks
 from tests.in_thread import in_thread
 from tests.integration.gateway.rig import MODEL, open_gateway
 from tests.redis_server import RedisServer
-from tidegate.gateway.dialects.embeddings import Embeddings
+from tidegate.gateway.dialects.embeddings import EMBEDDINGS
 from tidegate.gateway.dialects.judging import JUDGING
 
 EXAMPLES = 15  # per operation; a longer run is `schemathesis run http://.../openapi.json`
@@ -65,7 +65,7 @@ OPERATIONS = [
     ("GET", "/v1/responses/{response_id}/input_items"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
-    *(("POST", dialect.path) for dialect in (Embeddings(), *JUDGING)),
+    *(("POST", dialect.path) for dialect in (EMBEDDINGS, *JUDGING)),
     ("POST", "/v1/messages"),
     ("POST", "/v1/messages/count_tokens"),
     ("POST", "/generate"),

@@ -125,9 +125,14 @@ async def test_metrics_count_what_happened(gateway: Gateway) -> None:
     await gateway.put_model(accepts=False, reason="Gone", message="It is gone.")
     assert (await gateway.post(PATH, CHAT)).status_code == 503
     await gateway.put_model(limits=QueueLimits(max_requests=1))
-    assert (await gateway.post(PATH, CHAT | {"n": 2})).status_code == 429
+    assert (await gateway.post(PATH, CHAT | {"n": 2})).status_code == 413
+    call = asyncio.create_task(gateway.post(PATH, CHAT))
+    [claim] = await gateway.replica.next()
+    assert (await gateway.post(PATH, CHAT)).status_code == 429
+    await gateway.replica.say(claim, "", "error", code="EngineError", message="inside")
+    assert (await call).status_code == 500
     text = (await gateway.http.get("/metrics")).text
-    for outcome in ("ModelUnavailable", "QueueFull"):
+    for outcome in ("ModelUnavailable", "RequestTooLarge", "QueueFull"):
         assert f'tidegate_requests_total{{model="{MODEL}",outcome="{outcome}"}} 1.0' in text
     await gateway.put_model()
     await gateway.post(PATH, CHAT | {"n": 0})

@@ -24,6 +24,8 @@ from tidegate.messages.work import (
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 WHOLE = {"stream": False}
+CALL = {"function": {"name": "f", "arguments": {}}}
+UNENFORCEABLE = {"type": "object", "properties": {"city": {"not": {"const": "Ulm"}}}}
 
 
 def lines(response: httpx.Response) -> list[dict[str, Any]]:
@@ -129,11 +131,13 @@ async def test_tools_calls_and_results_reach_the_model(gateway: Gateway) -> None
     call = {"function": {"name": "weather", "arguments": {"city": "Ulm"}}}
     messages = [
         {"role": "user", "content": "Rain?"},
-        {"role": "assistant", "content": "", "tool_calls": [call, call | {"id": "mine"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call, call | {"id": "mine"}]},
         {"role": "tool", "content": "Rain.", "tool_name": "weather"},
         {"role": "tool", "content": "Sun."},
     ]
-    work, _ = await asked(gateway, "/api/chat", CHAT | {"messages": messages, "tools": TOOLS}, "x")
+    work, _ = await asked(
+        gateway, "/api/chat", CHAT | {"messages": messages, "tools": [{"function": FUNCTION}]}, "x"
+    )
     assert (work.prompt.tools, work.prompt.tool_choice) == (TOOLS, "auto")
     made = work.prompt.messages
     assert [each["id"] for each in made[1]["tool_calls"]] == ["call00000", "mine"]
@@ -247,6 +251,17 @@ async def test_a_line_of_nothing_keeps_a_stream_alive(redis_url: str, key_prefix
         ("/api/generate", {"model": MODEL, "prompt": "x", "suffix": "y"}, "suffix"),
         ("/api/generate", {"model": MODEL, "prompt": "x", "template": "y"}, "template"),
         ("/api/show", {"model": ""}, "model"),
+        ("/api/show", {"system": ""}, "model"),
+        (
+            "/api/chat",
+            CHAT | {"messages": [{"role": "assistant", "tool_calls": [CALL] * 65}] * 2},
+            "messages[1].tool_calls",
+        ),
+        (
+            "/api/chat",
+            CHAT | {"tools": [{"function": {"name": "f", "strict": True, "parameters": UNENFORCEABLE}}]},
+            "tools[0].function.parameters",
+        ),
     ],
 )
 async def test_refusals_have_ollamas_form(
@@ -308,4 +323,6 @@ async def test_models_are_listed_and_shown(gateway: Gateway) -> None:
     assert shown["details"]["quantization_level"] == "gptq-int4"
     assert shown["model_info"]["simulated.context_length"] == 64
     assert shown["capabilities"] == ["completion", "tools"]
+    body = {"name": MODEL, "system": "", "template": "", "options": None, "verbose": False}
+    assert (await gateway.post("/api/show", body)).json() == shown
     assert (await gateway.http.get("/api/version")).json()["version"].count(".") == 2

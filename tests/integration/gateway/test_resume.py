@@ -227,8 +227,13 @@ async def test_what_is_kept_is_bounded_in_bytes(redis_url: str, key_prefix: str)
 
 
 async def test_a_refused_call_is_not_kept(gateway: Gateway, connection: Connection, key_prefix: str) -> None:
-    await gateway.put_model(limits=QueueLimits(max_requests=1))
+    await gateway.put_model(limits=QueueLimits(max_requests=2))
     body = {"model": MODEL, "prompt": "x", "n": 2, "stream": True}
+    waiting = asyncio.create_task(gateway.post(COMPLETIONS, {"model": MODEL, "prompt": "x"}))
+    [claim] = await gateway.replica.next()
     assert (await gateway.post(COMPLETIONS, body, **IDS)).status_code == 429
+    assert (await gateway.post(COMPLETIONS, body | {"n": 3}, **IDS)).status_code == 413
+    await gateway.replica.say(claim, "a", "stop")
+    await waiting
     assert await connection.call("KEYS", f"{key_prefix}:call:*") == []
     assert await connection.call("HGETALL", f"{key_prefix}:kept_bytes") == {}

@@ -210,6 +210,12 @@ async def test_which_model(gateway: Gateway) -> None:
         await gateway.replica.answer("x")
         answer = (await call).json()
         assert (answer[0] if isinstance(answer, list) else answer)["generated_text"] == "x"
+    for method, path in (
+        ("GET", f"/models/{MODEL}"),
+        ("POST", f"/models/{MODEL}/nope"),
+        ("POST", "/models/a/b"),
+    ):
+        assert (await gateway.http.request(method, path)).status_code == 404
     info = (await gateway.http.get("/models/other/info")).json()
     assert (info["model_id"], info["max_total_tokens"]) == ("other", 64)
     assert (await gateway.http.get("/info")).json()["error_type"] == "validation"
@@ -237,9 +243,13 @@ async def test_refusals_have_tgis_form(gateway: Gateway, parameters: dict[str, A
 async def test_the_hubs_client_knows_the_errors(gateway: Gateway, hub: AsyncInferenceClient) -> None:
     with pytest.raises(ValidationError, match="typical_p"):
         await hub.text_generation("Once", typical_p=0.5)
-    await gateway.put_model(limits=QueueLimits(max_requests=0))
+    await gateway.put_model(limits=QueueLimits(max_requests=1))
+    call = asyncio.create_task(hub.text_generation("Once"))
+    [claim] = await gateway.replica.next()
     with pytest.raises(OverloadedError, match="queue"):
         await hub.text_generation("Once")
+    await gateway.replica.say(claim, "Good", "stop")
+    assert await call == "Good"
 
 
 async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:

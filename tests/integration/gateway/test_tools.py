@@ -155,3 +155,7 @@ def test_a_strict_schema_that_cannot_be_enforced_is_refused_by_name(client: open
         client.chat.completions.create(model=MODEL, messages=QUESTION, tools=[*TOOLS, strict])
     assert refused.value.param == "tools[1].function.parameters"
     assert "not" in refused.value.message
+    shown_none = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=[strict], tool_choice="none", max_tokens=4
+    )
+    assert shown_none.choices[0].message.content

@@ -152,7 +152,7 @@ class ReplicaChild:
         command += ["--redis-url", url, "--key-prefix", key_prefix]
         engine = args["engine"]
         command += ["--engine", engine["name"], "--path", engine.get("path", "")]
-        command += ["--precision", engine.get("precision", "auto")]
+        command += ["--precision", engine.get("precision", "auto"), "--task", engine.get("task", "")]
         command += ["--slots", str(engine["max_slots"]), "--args", json.dumps(engine["args"])]
         for name, seconds in args["times"].items():
             command += [f"--{name.replace('_', '-')}", str(seconds)]

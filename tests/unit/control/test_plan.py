@@ -69,6 +69,16 @@ class TestComingUp:
         assert (plan.entries["one"].quantization, plan.entries["one"].precision) == ("gptq", "float16")
 
     @pytest.mark.parametrize(
+        ("asked", "found", "task"),
+        [("auto", "", "generate"), ("auto", "score", "score"), ("classify", "score", "classify")],
+    )
+    def test_a_replica_is_told_the_task_that_the_entry_names(self, asked: str, found: str, task: str) -> None:
+        world = World(model(engine={"name": "transformers"}, source={"uri": "/w"}, task=asked))
+        world.source(0, SourceState("resolved", "/w", 10, "none", "float16", task=found))
+        plan = world.step("DEPLOYING")
+        assert (plan.applications[0].task, plan.entries["one"].task) == (task, task)
+
+    @pytest.mark.parametrize(
         ("asked", "words"),
         [
             ({"contextLength": 129}, "contextLength is 129, but the checkpoint holds 128 positions"),
@@ -85,6 +95,16 @@ class TestComingUp:
         assert standing(plan) == []
         assert told(plan, "one", "WeightsAvailable") == ("False", "InvalidEngineArgs")
         assert words in plan.entries["one"].message
+
+    def test_what_generates_nothing_is_asked_no_probe(self) -> None:
+        probed = {"probes": [{"prompt": "a", "expect": "b"}]}
+        wanted: dict[str, Any] = {"engine": {"name": "transformers"}, "source": {"uri": "/w"}}
+        world = World(model(**wanted, rollout=probed))
+        world.source(0, SourceState("resolved", "/w", 10, "none", "float16", task="embed"))
+        plan = world.step()
+        assert standing(plan) == []
+        assert told(plan, "one", "WeightsAvailable") == ("False", "InvalidEngineArgs")
+        assert "made to embed: rollout.probes" in plan.entries["one"].message
 
     def test_a_source_that_is_missing_is_the_models_status(self) -> None:
         world = World(model(engine={"name": "transformers"}, source={"uri": "/w"}))

@@ -190,11 +190,12 @@ def test_of_a_config_that_is_not_ours_nothing_was_ordered(config: dict[str, Any]
     assert ordered(config) == (0, False)
 
 
-def test_a_task_shows_only_where_it_is_asked_for() -> None:
+def test_a_task_shows_only_where_it_is_another() -> None:
     """Or every replica of the version before would be replaced."""
-    for task, shown in (("auto", {}), ("embed", {"task": "embed"})):
-        spec = model(engine={"name": "transformers"}, source={"uri": "/w"}, task=task).spec
-        args = application_config(Application("m", "r", spec, "/w", keep_awake=False), REPLICAS)["args"]
+    spec = model(engine={"name": "transformers"}, source={"uri": "/w"}).spec
+    for task, shown in (("generate", {}), ("embed", {"task": "embed"})):
+        wanted = Application("m", "r", spec, "/w", keep_awake=False, task=task)
+        args = application_config(wanted, REPLICAS)["args"]
         assert {name: value for name, value in args["engine"].items() if name == "task"} == shown
 
 

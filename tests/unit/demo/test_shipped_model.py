@@ -81,12 +81,18 @@ def test_quoted_words_are_read_letter_by_letter(tokenizer: Any) -> None:
     assert tokenizer.tokenize('Reverse "tide"')[-6:] == ['Ġ"', "t", "i", "d", "e", '"']
 
 
-def test_the_chat_template_renders_turns_and_refuses_unknown_roles(tokenizer: Any) -> None:
+def test_the_chat_template_renders_turns_and_refuses_roles_that_are_unknown_or_misplaced(
+    tokenizer: Any,
+) -> None:
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert rendered == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     )
+    more = [chat[0], {"role": "system", "content": "Be kind."}, chat[1]]
+    assert tokenizer.apply_chat_template(
+        more, tokenize=False, add_generation_prompt=True
+    ) == rendered.replace("<|im_start|>user", "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user")
     with pytest.raises(Exception, match="unknown role 'robot'"):
         tokenizer.apply_chat_template([{"role": "robot", "content": "x"}], tokenize=False)
     with pytest.raises(Exception, match="must be the first"):

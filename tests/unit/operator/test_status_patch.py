@@ -12,6 +12,7 @@ from tidegate.control.packing import Placement
 from tidegate.messages.registry import ModelEntry, RevisionReport
 from tidegate.sources.facts import DecoderShape
 from tidegate_operator import status_patch
+from tidegate_operator.crd import MODEL_COLUMNS
 from tidegate_operator.crd_status import revision_schema
 from tidegate_operator.status_patch import (
     conditions_of,
@@ -54,7 +55,7 @@ RECORD = ModelRecord("one", int(NOW), {"aaaa": 100}, {"aaaa": FULL, "bbbb": Revi
 def entry(**changes: Any) -> ModelEntry:
     conditions = [condition("Ready", "True", "Serving"), condition("ConfigValid", "True", "Valid")]
     plain = ModelEntry(
-        "one", int(NOW), "text-generation", "simulated", "float32", "none", {"aaaa": 100}, True, True,
+        "one", int(NOW), "generate", "simulated", "float32", "none", {"aaaa": 100}, True, True,
         "Serving", "", conditions=conditions,
     )  # fmt: skip
     return msgspec.structs.replace(plain, **changes)
@@ -133,6 +134,11 @@ def test_the_status_shows_placement_and_numbers_of_the_serving_revision() -> Non
     assert (status["replicas"], status["wantedReplicas"], status["replicaSummary"]) == (1, 2, "1/2")
     assert status["waiting"] == 7
     assert {item["observedGeneration"] for item in status["conditions"]} == {3}
+
+
+def test_the_task_is_what_auto_turned_out_to_be() -> None:
+    assert model_status(entry(task="embed"), RECORD, 3, "default", 7)["task"] == "embed"
+    assert ("Task", "string", ".status.task", 0) in MODEL_COLUMNS
 
 
 def test_the_format_is_the_quantization_or_else_the_number_format() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.waiting import await_until
 from tidegate.engines.base import StepOutput
 from tidegate.errors import QueueUnavailable
-from tidegate.messages.work import Claim, Finish, Segment, Tokens
+from tidegate.messages.codec import encode_segment
+from tidegate.messages.work import NO_TOKENS, Claim, Finish, Segment, Tokens
 from tidegate.serving.measure import Measure
 from tidegate.serving.outbox import MOST_UNSENT_TOKENS, Held, Outbox
 
@@ -24,6 +25,7 @@ class HeldUpQueue:
         self.calls = 0
         self.gate = asyncio.Semaphore(0)
         self.is_away = False
+        self.encodes = False
         self.lost: list[str] = []
 
     async def emit(self, segments: Sequence[tuple[int, Segment]], ends: Mapping[str, str]) -> list[str]:
@@ -31,6 +33,9 @@ class HeldUpQueue:
         if self.is_away:
             raise QueueUnavailable("away")
         await self.gate.acquire()
+        if self.encodes:
+            for _, segment in segments:
+                encode_segment(segment)
         self.batches.append(list(segments))
         self.ends.append(dict(ends))
         return self.lost
@@ -85,6 +90,23 @@ async def test_one_step_leaves_as_one_batch_with_numbers_that_continue() -> None
         (2, "b", 9),
     ]
     assert lost == []
+
+
+async def test_a_segment_that_cannot_be_encoded_ends_its_request_and_holds_up_no_other() -> None:
+    bench, bad, good = Bench(), held("bad", seq=4), held("good", seq=9)
+    bench.queue.encodes = True
+    bench.step((bad, StepOutput("bad", Tokens([1], "\ud800"), 3, None)), (good, output(2)))
+    bench.open(2)
+    assert await bench.outbox.flush(20.0)
+
+    ((_, end), (_, other)) = bench.queue.batches[-1]
+    assert (end.request_id, end.seq, end.output) == ("bad", 4, NO_TOKENS)
+    assert end.finish is not None
+    assert (end.finish.reason, end.finish.code) == ("error", "EngineError")
+    assert (other.seq, other.output.text) == (9, "2 ")
+    assert bench.queue.ends[-1] == {"bad": "error"}
+    ((_, lost),) = bench.written
+    assert lost == ["bad"]  # so the engine stops with it
 
 
 async def test_first_tokens_leave_ahead_of_the_rest_of_a_step() -> None:

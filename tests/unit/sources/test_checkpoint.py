@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from tests.unit.sources.builders import LLAMA, Tensors, safetensors, write
 from tidegate.errors import SourceError
-from tidegate.sources.checkpoint import SINGLE, FilesMissing, read_checkpoint
+from tidegate.sources.checkpoint import MAX_CONFIG_BYTES, SINGLE, FilesMissing, read_checkpoint
 from tidegate.sources.facts import StoredWeights
 from tidegate.sources.tensors import PAGE_BYTES
 
@@ -97,6 +98,22 @@ def test_the_digest_follows_the_small_files(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"the same weights in another format")
     assert read_checkpoint(tmp_path).digest() == before
     (tmp_path / "tokenizer.model").write_text("x")
+    assert read_checkpoint(tmp_path).digest() != before
+
+
+def test_a_modules_layer_is_loaded_however_large_it_is(tmp_path: Path) -> None:
+    (write(tmp_path) / "2_Dense").mkdir()
+    layer = tmp_path / "2_Dense" / SINGLE
+    with layer.open("wb") as file:
+        file.truncate(MAX_CONFIG_BYTES + 1)
+    without = read_checkpoint(tmp_path).digest()
+    (tmp_path / "modules.json").write_text("[]")
+    found = read_checkpoint(tmp_path)
+    assert "2_Dense/model.safetensors" in found.loaded
+    assert (before := found.digest()) != without
+    with layer.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
     assert read_checkpoint(tmp_path).digest() != before
 
 

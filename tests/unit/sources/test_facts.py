@@ -219,6 +219,8 @@ def test_what_a_checkpoint_cannot_give(
         (["BertModel"], {}, True, "embed"),
         (["BertForMaskedLM"], {}, False, "embed"),
         (["GPTNeoModel"], {}, False, "embed"),
+        (["RoFormerModel"], {}, False, "embed"),
+        (["Qwen2ForRewardModel"], {}, False, "generate"),  # which is refused
         (["Qwen3ForCausalLM"], {}, True, "embed"),
         (["BertForSequenceClassification"], {"id2label": {"0": "LABEL_0"}}, False, "score"),
         (["BertForSequenceClassification"], {"num_labels": 1}, True, "score"),

@@ -51,6 +51,11 @@ def refusal(folder: Path) -> tuple[str, str]:
             {"model_type": "bert", "architectures": ["BertForTokenClassification"]},
             "(bert) neither generates text nor makes vectors",
         ),
+        ({"model_type": "llama", "architectures": ["LlamaForRewardModel"]}, "(llama) neither generates text"),
+        (
+            {"model_type": "qwen2", "architectures": ["Qwen2ForProcessRewardModel"]},
+            "(qwen2) neither generates text",
+        ),
         (
             {"model_type": "llama", "architectures": ["LlamaForQuestionAnswering"]},
             "nor classifies whole texts",

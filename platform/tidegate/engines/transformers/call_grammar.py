@@ -36,21 +36,22 @@ PY_STRING: /"([^"\\\x00-\x1f]|\\[nrt"'\\])*"/
 def call_grammar(
     form: ResponseFormat, prompt: ChatPrompt, begun: str, tokenizer: Any, content: str = ""
 ) -> str:
-    """Return the grammar of the answer to `prompt`; empty: there is nothing to enforce.
+    """Return the grammar of the answer to `prompt`; empty: there is nothing to enforce but `content`.
 
-    `begun`: what the prompt has written of the answer. `content`: the grammar of one that calls nothing.
+    `begun`: what the prompt has written of the answer. `content`: the grammar of one that calls nothing,
+    which binds what comes behind the model's thoughts.
     """
-    if not prompt.tools or form.calls is None:
-        return ""
     rules = _Rules(tokenizer)
-    calls = _Calls(form.calls, prompt, rules)
     thinks = _Reasoning.of(form.response_template, begun)
+    if not prompt.tools or form.calls is None:
+        thought = thinks.before(rules) if content else ""
+        return _with_content(rules, f"{thought} @content", content) if thought else ""
+    calls = _Calls(form.calls, prompt, rules)
     if prompt.tool_choice != "auto":
         rules.add("start", f"{thinks.before(rules)} {calls.all()}")
         return rules.text()
     if content:
-        rules.add("start", f"{thinks.before(rules)} ({calls.all()} | @content)")
-        return json.dumps({"grammars": [{"lark_grammar": rules.text()}, _named(content)]})
+        return _with_content(rules, f"{thinks.before(rules)} ({calls.all()} | @content)", content)
     if not form.calls.trigger:
         return ""
     call = f"{rules.until(form.calls.trigger)} {calls.behind_trigger()}"
@@ -60,6 +61,11 @@ def call_grammar(
     end = "TEXT" if prompt.parallel_tool_calls else f"(TEXT | {call})"
     rules.add("start", f"{thinks.rest(rules)} {free} {end}")
     return rules.text()
+
+
+def _with_content(rules: _Rules, start: str, content: str) -> str:
+    rules.add("start", start)
+    return json.dumps({"grammars": [{"lark_grammar": rules.text()}, _named(content)]})
 
 
 def _named(grammar: str) -> dict[str, Any]:

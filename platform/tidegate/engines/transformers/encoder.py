@@ -49,6 +49,7 @@ from tidegate.sources.checkpoint import Checkpoint
 from tidegate.sources.sentence import Sentence, read_sentence
 
 DEFAULT_SLOTS = 64
+MOST_TOKENS = 1 << 24  # that a spec may ask for
 UNBOUNDED_TOKENS = 2048  # of an input, where neither model nor tokenizer names a length
 # How many times as long as the shortest input of a pass the longest may be, and by how many tokens more.
 LIKE_LENGTHS, LIKE_TOKENS = 1.5, 16
@@ -259,7 +260,8 @@ class EncoderEngine:
         return judged
 
     def _with_prompt(self, work: Embed) -> Embed:
-        """Put the checkpoint's prompt before each text. Raises `PromptError`."""
+        """Put the checkpoint's prompt before each text, and lower both where it says so. Raises
+        `PromptError`."""
         sentence = self._sentence
         name = work.prompt_name or sentence.default_prompt
         if work.prompt_name and name not in sentence.prompts:
@@ -268,10 +270,12 @@ class EncoderEngine:
                 f"prompt_name: {name!r}: the checkpoint has no such prompt; it has {known}.",
                 "UnknownPromptName",
             )
-        if not (prefix := sentence.prompts.get(name, "")):
+        prefix = sentence.prompts.get(name, "")
+        if not (prefix or sentence.lowers):
             return work
+        cased = str.lower if sentence.lowers else str
         items = [
-            replace(item, text=prefix + item.text) if isinstance(item, TextPrompt) else item
+            replace(item, text=cased(prefix + item.text)) if isinstance(item, TextPrompt) else item
             for item in work.prompt.items
         ]
         return replace(work, prompt=Inputs(items, work.prompt.first))
@@ -356,8 +360,9 @@ def context_length(spec: EngineSpec, loaded: Loaded, max_tokens: int) -> int:
             f"contextLength is {spec.context_length}, but the model has positions for {named} tokens: ask "
             "for at most that.",
         )
-    written = min(tokenizer.model_max_length, 1 << 24)
-    known = [length for length in (named, max_tokens, written % (1 << 24)) if length > 0]
+    # Where its files name no length a tokenizer has one of 10^30.
+    lengths = (named, max_tokens, tokenizer.model_max_length)
+    known = [length for length in lengths if 0 < length < MOST_TOKENS]
     return spec.context_length or (min(known) if known else UNBOUNDED_TOKENS)
 
 

@@ -13,6 +13,7 @@ that step.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,8 @@ from tidegate.messages.work import (
 )
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
+
+log = logging.getLogger(__name__)
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
@@ -300,14 +303,17 @@ class TransformersEngine:
         accepted: list[StepOutput] = []
         for row, sequence in enumerate(self._scheduler.running):
             is_finite = bool(chosen.finite[row])
-            if not is_finite:
-                output = sequence.fail("NumericalError", "The model's logits were not finite.")
-            elif sequence.generates_nothing:
-                output = sequence.end_without_token()
-            elif not chosen.open[row]:
-                output = sequence.end_closed()
-            else:
-                output = sequence.accept(chosen.ids[row], chosen.logprobs.get(row))
+            try:
+                if not is_finite:
+                    output = sequence.fail("NumericalError", "The model's logits were not finite.")
+                elif sequence.generates_nothing:
+                    output = sequence.end_without_token()
+                elif not chosen.open[row]:
+                    output = sequence.end_closed()
+                else:
+                    output = sequence.accept(chosen.ids[row], chosen.logprobs.get(row))
+            except Exception as error:
+                output = failed_alone(sequence, error)
             if output.finish is not None:
                 over[row] = not is_finite
             accepted.append(output)
@@ -325,10 +331,14 @@ class TransformersEngine:
         ready = {row: 1 + len(sequence.forced) for row, sequence in enumerate(running) if row not in over}
         if max(ready.values(), default=1) == 1:
             return
-        width = run_width(list(ready.values()), self._batch.longest_run(), self._weights_tokens)
+        longest = min(self._batch.longest_run(), max(1, self._args.prefill_tokens_per_step // len(running)))
+        width = run_width(list(ready.values()), longest, self._weights_tokens)
         for row, count in ready.items():
             if min(count, width) > 1:
-                accepted[row] = running[row].accept_forced(min(count, width) - 1, accepted[row])
+                try:
+                    accepted[row] = running[row].accept_forced(min(count, width) - 1, accepted[row])
+                except Exception as error:
+                    accepted[row] = failed_alone(running[row], error)
                 if accepted[row].finish is not None:
                     over[row] = False
 
@@ -337,6 +347,14 @@ class TransformersEngine:
         for row in sorted(rows, reverse=True):
             self._batch.leave(row, clear=rows[row])
         self._tokens = self._tokens[self._scheduler.leave(rows)]
+
+
+def failed_alone(sequence: RunningSequence, error: Exception) -> StepOutput:
+    """End a row whose answer could not be taken up, which is no reason to end the others."""
+    if is_out_of_memory(error):
+        raise error
+    log.exception("the answer of request %s could not be taken up", sequence.id)
+    return sequence.fail("EngineError", f"The answer could not be read on ({type(error).__name__}).")
 
 
 def may_be_free(work: Generate) -> bool:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import partial
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,14 @@ LIMITS = LLParserLimits(
 )
 
 
+class Masks(NamedTuple):
+    """`size`: the width of the logits. `width`: that of a mask, as the tokenizer may have more tokens."""
+
+    executor: LLExecutor
+    size: int
+    width: int
+
+
 class Grammars:
     """Compiles for one tokenizer. `size`: the width of its model's logits."""
 
@@ -44,8 +53,10 @@ class Grammars:
         self, tokenizer: Any, vocabulary: Vocabulary, end_ids: Collection[int], *, size: int, threads: int
     ) -> None:
         self._compiler = ThreadPoolExecutor(1, "grammars")
-        self._masks = LLExecutor(threads)
-        self._tokenizer = self._compiler.submit(_ll_tokenizer, tokenizer, vocabulary, sorted(end_ids), size)
+        self._masks = Masks(LLExecutor(threads), size, width=max(size, len(tokenizer)))
+        self._tokenizer = self._compiler.submit(
+            _ll_tokenizer, tokenizer, vocabulary, sorted(end_ids), self._masks.width
+        )
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
@@ -93,13 +104,13 @@ class Matcher:
     Other tokens could spell it too, but to choose among those is no choice of the model's.
     """
 
-    __slots__ = ("_failed", "_matcher", "_may_force", "executor", "forced")
+    __slots__ = ("_failed", "_matcher", "_may_force", "forced", "masks")
 
-    def __init__(self, matcher: LLMatcher, executor: LLExecutor, failed: Callable[[], None]) -> None:
+    def __init__(self, matcher: LLMatcher, masks: Masks, failed: Callable[[], None]) -> None:
         self._matcher = matcher
         self._failed = failed
         self._may_force = False
-        self.executor = executor
+        self.masks = masks
         self.forced: list[int] = []
 
     def begin(self, tokens: Sequence[int], *, may_force: bool) -> None:
@@ -121,7 +132,8 @@ class Matcher:
         return True
 
     def _look_ahead(self) -> None:
-        self.forced = self._matcher.compute_ff_tokens() if self._may_force else []
+        forced = self._matcher.compute_ff_tokens() if self._may_force else []
+        self.forced = list(takewhile(lambda token: token < self.masks.size, forced))
 
     @property
     def error(self) -> str:
@@ -136,11 +148,11 @@ class Matcher:
 def allowed_tokens(matchers: Sequence[Matcher], like: Tensor) -> Tensor:
     """Return what may come next, bool [rows, vocabulary], on the device of `like`."""
     rows, size = like.shape
-    words = allocate_token_bitmask(rows, size)
-    executor = matchers[0].executor
+    # The tokenizer may have more tokens than the logits: those never come.
+    words = allocate_token_bitmask(rows, matchers[0].masks.width)
     free = [(row._matcher, at) for at, row in enumerate(matchers) if not row.forced]
     if free:
-        fill_next_token_bitmask_par(executor, free, words)
+        fill_next_token_bitmask_par(matchers[0].masks.executor, free, words)
     for at, row in enumerate(matchers):
         if row.forced:
             words[at] = 0
@@ -153,15 +165,14 @@ def _plain(error: str) -> str:
     return error.removesuffix("<non-verbose/>").strip()
 
 
-def _ll_tokenizer(tokenizer: Any, vocabulary: Vocabulary, end_ids: list[int], size: int) -> LLTokenizer:
-    size = max(size, len(tokenizer))
+def _ll_tokenizer(tokenizer: Any, vocabulary: Vocabulary, end_ids: list[int], width: int) -> LLTokenizer:
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend = copy(backend)
         backend.no_padding()
         backend.no_truncation()
         with contextlib.suppress(ValueError):  # of a make that the library does not read
-            return LLTokenizer(backend.to_str(), n_vocab=size, eos_token=end_ids)
-    return LLTokenizer(TokenizerWrapper(_Spelled(tokenizer, vocabulary)), n_vocab=size, eos_token=end_ids)
+            return LLTokenizer(backend.to_str(), n_vocab=width, eos_token=end_ids)
+    return LLTokenizer(TokenizerWrapper(_Spelled(tokenizer, vocabulary)), n_vocab=width, eos_token=end_ids)
 
 
 class _Spelled:

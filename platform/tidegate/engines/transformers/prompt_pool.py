@@ -32,6 +32,7 @@ from tidegate.engines.limits import refusal
 from tidegate.engines.transformers import prompt_process
 from tidegate.engines.transformers.prompt_process import LENGTH, REPLIES, Reply, Task
 from tidegate.engines.transformers.tokenizer import broken_template_note
+from tidegate.messages.codec import encode_open
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +127,12 @@ class PromptPool:
 
     async def prepare(self, task: Task) -> Reply:
         """Never raises; ends within the bounds of a worker and the patience with the machine."""
-        frame = msgspec.msgpack.encode(msgspec.structs.replace(task, is_quick=True))
+        frame = encode_open(msgspec.structs.replace(task, is_quick=True))
         if len(frame) <= LARGE_BYTES:
             reply = await self._surely(frame, [self._seats])
             if reply.finish is None or reply.finish.code != "PromptTooCostly":
                 return reply
-        return await self._surely(msgspec.msgpack.encode(task), [self._slow_seats, self._seats])
+        return await self._surely(encode_open(task), [self._slow_seats, self._seats])
 
     def _new_crew(self) -> Crew:
         return Crew(self._path, self._context_length, self._chat_template, self._has_encoder)

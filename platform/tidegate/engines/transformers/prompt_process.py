@@ -49,6 +49,7 @@ from tidegate.engines.transformers.prompts import (
     tokenize,
     usable,
 )
+from tidegate.messages.codec import read_extension
 from tidegate.messages.work import (
     ChatPrompt,
     Detokenize,
@@ -198,7 +199,8 @@ def answer_rules(text: str, work: Generate, tokenizer: Any) -> Reply:
     if grammar and (why := LLMatcher.validate_grammar(grammar)):
         # An answer that need not call is free where its calls cannot be enforced.
         if prompt.tool_choice != "auto" or work.sampling.grammar:
-            return Reply(finish=refusal("InvalidPrompt", f"tools: they make no grammar of calls: {why}"))
+            said = "tools: they make no grammar of calls" if prompt.tools else "response_format"
+            return Reply(finish=refusal("InvalidPrompt", f"{said}: {why}"))
         grammar = ""
     return Reply(begun=begun, grammar=grammar)
 
@@ -222,7 +224,7 @@ def answered(work: Tokenize | Detokenize, ids: list[int], tokenizer: Any) -> Rep
     return Reply(answer=Tokens(prompt_ids=ids, prompt_logprobs=strings))
 
 
-TASKS = msgspec.msgpack.Decoder(Task)
+TASKS = msgspec.msgpack.Decoder(Task, ext_hook=read_extension)
 REPLIES = msgspec.msgpack.Decoder(Reply)
 
 

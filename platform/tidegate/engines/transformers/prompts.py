@@ -161,6 +161,7 @@ def input_ids(
             raise PromptError(
                 f"truncate_prompt_tokens: {truncate}: send at least {around + 1}.", "TruncatedTooFar"
             )
+        tokenizer.truncation_side = "right"  # whatever the checkpoint's is; nothing else cuts with it
         made = tokenizer(
             [item.text for item in items if isinstance(item, TextPrompt | PairPrompt)],
             pairs or None,

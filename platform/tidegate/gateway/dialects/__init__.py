@@ -4,10 +4,10 @@ from tidegate.gateway.dialects.anthropic import ANTHROPIC, CountTokens, Messages
 from tidegate.gateway.dialects.base import Dialect
 from tidegate.gateway.dialects.chat import Chat
 from tidegate.gateway.dialects.completions import Completions
-from tidegate.gateway.dialects.embeddings import Embeddings
+from tidegate.gateway.dialects.embeddings import EMBEDDINGS
 from tidegate.gateway.dialects.judging import JUDGING
 from tidegate.gateway.dialects.ollama import OLLAMA, OllamaChat, OllamaGenerate
-from tidegate.gateway.dialects.ollama_embed import OllamaEmbed
+from tidegate.gateway.dialects.ollama_embed import OLLAMA_EMBED
 from tidegate.gateway.dialects.responses import Responses
 from tidegate.gateway.dialects.tgi import TGI, GenerateEither, GenerateStream, GenerateText
 from tidegate.gateway.dialects.tokenize import DetokenizeDialect, TokenizeDialect
@@ -16,7 +16,7 @@ from tidegate.gateway.dialects.wire import OPENAI, Wire
 DIALECTS: tuple[Dialect, ...] = (
     Chat(),
     Completions(),
-    Embeddings(),
+    EMBEDDINGS,
     *JUDGING,
     Responses(),
     TokenizeDialect(),
@@ -28,7 +28,7 @@ DIALECTS: tuple[Dialect, ...] = (
     GenerateEither(),
     OllamaChat(),
     OllamaGenerate(),
-    OllamaEmbed(),
+    OLLAMA_EMBED,
 )
 # Of the paths that begin so, whatever comes of them.
 _WIRES = (("/v1/messages", ANTHROPIC), ("/generate", TGI), ("/info", TGI), ("/api/", OLLAMA))

@@ -5,14 +5,16 @@ What tells a server of Anthropic's how to cache, bill or place a call is taken a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 from msgspec import Meta
 
 from tidegate.errors import RequestError
-from tidegate.gateway.bodies import BodyReader, RequestBody, documented, not_honoured, refusal, says
+from tidegate.gateway.bodies import UNREAD, BodyReader, RequestBody, documented, not_honoured, refusal, says
 from tidegate.gateway.constraints import Constraint
 from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
 from tidegate.gateway.dialects.chat import whole_reasoning
@@ -24,10 +26,9 @@ from tidegate.gateway.dialects.tools import (
     PARAMETERS,
     Asked,
     FunctionDefinition,
+    asked,
     called,
-    check_size,
     checked,
-    shown,
     whole_calls,
 )
 from tidegate.gateway.dialects.wire import Wire, encode, shown_message
@@ -44,7 +45,6 @@ from tidegate.messages.work import (
 
 _MESSAGES = "a list of at least one message with role and content: a text, or a list of blocks"
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
-_UNREAD = says("(advisory: not acted on)")
 
 
 class AnthropicErrorDetail(msgspec.Struct):
@@ -153,7 +153,7 @@ class AnthropicTool(msgspec.Struct, kw_only=True):
     name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,128}$"), says("1 to 128 letters, digits, _, - or .")]
     description: Annotated[str | None, says("what it does, for the model")] = None
     input_schema: Annotated[dict[str, Any], documented("a JSON schema of type object", PARAMETERS)]
-    strict: Annotated[bool | None, _UNREAD] = None
+    strict: Annotated[bool | None, says("true: what of the schema cannot be enforced is refused")] = None
 
 
 class AnthropicToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -194,10 +194,10 @@ class PromptBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     ] = None
     container: Annotated[Any, not_honoured("no code runs here; leave it out")] = None
     mcp_servers: Annotated[Any, not_honoured("no server is asked; leave it out", [])] = None
-    cache_control: Annotated[Any, _UNREAD] = None
-    context_management: Annotated[Any, _UNREAD] = None
-    betas: Annotated[Any, _UNREAD] = None
-    speed: Annotated[Any, _UNREAD] = None
+    cache_control: Annotated[Any, UNREAD] = None
+    context_management: Annotated[Any, UNREAD] = None
+    betas: Annotated[Any, UNREAD] = None
+    speed: Annotated[Any, UNREAD] = None
 
 
 class MessagesBody(PromptBody, kw_only=True, forbid_unknown_fields=True):
@@ -221,9 +221,9 @@ class MessagesBody(PromptBody, kw_only=True, forbid_unknown_fields=True):
         RequestMetadata | None,
         says('{"user_id": ...}: while a model changes, one user\'s calls stay on one revision'),
     ] = None
-    service_tier: Annotated[Any, _UNREAD] = None
-    inference_geo: Annotated[Any, _UNREAD] = None
-    diagnostics: Annotated[Any, _UNREAD] = None
+    service_tier: Annotated[Any, UNREAD] = None
+    inference_geo: Annotated[Any, UNREAD] = None
+    diagnostics: Annotated[Any, UNREAD] = None
 
 
 class CountBody(PromptBody, kw_only=True, forbid_unknown_fields=True):
@@ -305,6 +305,7 @@ class MessagesCall(OneAnswer):
     def __init__(self, body: MessagesBody) -> None:
         self._stops = tuple(body.stop_sequences or ())
         self._shows_thinking = body.thinking is not None and body.thinking.type != "disabled"
+        tools = _asked(body)
         sampling = Sampling(
             seed=0,
             max_tokens=body.max_tokens,
@@ -317,11 +318,12 @@ class MessagesCall(OneAnswer):
         )
         super().__init__(
             body.model,
-            _prompt(body),
+            _prompt(body, tools),
             sampling,
             seed=None,
             is_streamed=bool(body.stream),
             constraint=_constraint(body),
+            schemas=tools.schemas,
         )
         self.user = (body.metadata and body.metadata.user_id) or ""
 
@@ -443,7 +445,7 @@ class CountCall(Free):
 
     def __init__(self, body: CountBody) -> None:
         self.model = body.model
-        self._prompt: ChatPrompt | TextPrompt = _prompt(body)
+        self._prompt: ChatPrompt | TextPrompt = _prompt(body, _asked(body))
 
     def asks(self, random_seed: int) -> list[Ask]:  # noqa: ARG002 - nothing is drawn
         prompt, self._prompt = self._prompt, TextPrompt("")
@@ -456,16 +458,16 @@ class CountCall(Free):
         return encode(TokenCount(len(choices[0][-1].output.prompt_ids)))
 
 
-def _prompt(body: PromptBody) -> ChatPrompt:
+def _prompt(body: PromptBody, tools: Asked) -> ChatPrompt:
     """The system's text is the first message, neighbouring messages of one role are one turn, and the answer
     goes on from a last message of the assistant's."""
-    messages: list[dict[str, Any]] = []
-    if body.system:
-        messages.append({"role": "system", "content": _text(body.system)})
     calls: dict[str, str] = {}  # ids of those so far, and whom they call
-    for place, message in enumerate(body.messages):
-        for turn in _turns(f"messages[{place}]", message, calls):
-            _join(messages, turn)
+    messages = [{"role": "system", "content": _text(body.system)}] if body.system else []
+    messages += _joined(
+        turn
+        for place, message in enumerate(body.messages)
+        for turn in _turns(f"messages[{place}]", message, calls)
+    )
     last = messages[-1]
     goes_on = last["role"] == "assistant"
     if goes_on and "tool_calls" in last:
@@ -479,15 +481,14 @@ def _prompt(body: PromptBody) -> ChatPrompt:
         args["enable_thinking"] = body.thinking.type != "disabled"
     if body.output_config is not None and body.output_config.effort is not None:
         args["reasoning_effort"] = body.output_config.effort
-    tools, choice, is_parallel = _asked(body)
     return ChatPrompt(
         messages,
         add_generation_prompt=not goes_on,
         continue_final_message=goes_on,
         template_args=args,
-        tools=tools,
-        tool_choice=choice,
-        parallel_tool_calls=is_parallel,
+        tools=tools.tools,
+        tool_choice=tools.choice,
+        parallel_tool_calls=tools.is_parallel,
     )
 
 
@@ -543,17 +544,20 @@ def _turns(where: str, message: InputMessage, calls: dict[str, str]) -> Iterator
         yield made
 
 
-def _join(messages: list[dict[str, Any]], turn: dict[str, Any]) -> None:
-    """Add a turn, or what it adds to the last one of its role."""
-    if not messages or turn["role"] == "tool" or messages[-1]["role"] != turn["role"]:
-        messages.append(turn)
-        return
-    last = messages[-1]
-    for name in ("content", "reasoning_content"):
-        if texts := [part[name] for part in (last, turn) if part.get(name)]:
-            last[name] = "\n".join(texts)
-    if "tool_calls" in turn:
-        last["tool_calls"] = [*last.get("tool_calls", ()), *turn["tool_calls"]]
+def _joined(turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Neighbouring turns of one role are one, but for results of calls."""
+    for role, run in groupby(turns, itemgetter("role")):
+        if role == "tool":
+            yield from run
+            continue
+        first, *more = run
+        one, both = dict(first), [first, *more]
+        for name in ("content", "reasoning_content"):
+            if texts := [turn[name] for turn in both if turn.get(name)]:
+                one[name] = "\n".join(texts)
+        if called := [call for turn in both for call in turn.get("tool_calls", ())]:
+            one["tool_calls"] = called
+        yield one
 
 
 def _asked(body: PromptBody) -> Asked:
@@ -563,21 +567,17 @@ def _asked(body: PromptBody) -> Asked:
         if choice.type in ("any", "tool"):
             raise refusal("tool_choice.type", choice.type, "it needs tools")
         return NO_TOOLS
-    made = [
-        shown(
-            FunctionDefinition(name=tool.name, description=tool.description, parameters=tool.input_schema),
-            f"tools[{place}].input_schema",
+    definitions = [
+        FunctionDefinition(
+            name=tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
         )
-        for place, tool in enumerate(body.tools)
+        for tool in body.tools
     ]
-    check_size(made, "tools")
-    if choice.type == "none":
-        return NO_TOOLS
-    if choice.type == "tool":
-        if choice.name not in [tool.name for tool in body.tools]:
-            raise refusal("tool_choice.name", choice.name, "it is none of tools; name one of them")
-        return Asked(made, choice.name, False)
-    return Asked(made, "required" if choice.type == "any" else "auto", not choice.disable_parallel_tool_use)
+    kind = {"any": "required", "tool": choice.name}.get(choice.type, choice.type)
+    if choice.type == "tool" and choice.name not in [tool.name for tool in body.tools]:
+        raise refusal("tool_choice.name", choice.name, "it is none of tools; name one of them")
+    is_parallel = choice.type != "tool" and not choice.disable_parallel_tool_use
+    return asked(definitions, kind or "", "tools[{}].input_schema", is_parallel=is_parallel)
 
 
 def _text(content: str | Sequence[Block]) -> str:

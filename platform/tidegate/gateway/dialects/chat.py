@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import Meta
@@ -54,7 +54,6 @@ from tidegate.gateway.dialects.tools import (
     call_deltas,
     called,
     function_deltas,
-    strict_schemas,
     whole_calls,
 )
 from tidegate.gateway.dialects.wire import OPENAI
@@ -424,10 +423,7 @@ class ChatCall(TextCall):
             max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
-        if body.functions:
-            self.schemas = strict_schemas(body.functions, "functions[{}]")
-        elif body.tools:
-            self.schemas = strict_schemas([tool.function for tool in body.tools], "tools[{}].function")
+        self.schemas = tools.schemas
 
     def events(self, head: AnswerHead) -> ChatEvents:
         has_logprobs = self.top_logprobs is not None
@@ -600,13 +596,24 @@ def _choice(
     )
 
 
+class _Calls(NamedTuple):
+    """Those of the messages so far."""
+
+    functions: dict[str, str]  # by id, whom it calls
+    last: dict[str, str]  # by function, the id of its last one
+
+    def add(self, call_id: str, function: str) -> None:
+        self.functions[call_id] = function
+        self.last[function] = call_id
+
+
 def chat_messages(messages: list[Message]) -> list[dict[str, Any]]:
     """Messages as a chat template takes them.
 
     `developer` becomes `system`; text parts are joined with a newline; the arguments of calls become objects.
     Raises `InvalidRequest`, also for what answers no call.
     """
-    calls: dict[str, str] = {}  # ids of those so far, and whom they call
+    calls = _Calls({}, {})
     return [_message(f"messages[{index}]", message, calls) for index, message in enumerate(messages)]
 
 
@@ -622,7 +629,7 @@ def chat_logprobs(tokens: Iterable[TokenLogprob]) -> list[ChatTokenLogprob]:
     ]
 
 
-def _message(where: str, message: Message, calls: dict[str, str]) -> dict[str, Any]:
+def _message(where: str, message: Message, calls: _Calls) -> dict[str, Any]:
     role, content = message.role, message.content
     if message.audio:
         raise refusal(f"{where}.audio", message.audio, "it is not honoured; leave it out")
@@ -648,7 +655,7 @@ def _message(where: str, message: Message, calls: dict[str, str]) -> dict[str, A
     return made
 
 
-def _answered(message: Message, calls: dict[str, str]) -> dict[str, Any]:
+def _answered(message: Message, calls: _Calls) -> dict[str, Any]:
     """What an answer that is sent back had beside content; its calls are taken up."""
     made: dict[str, Any] = {}
     thought = message.reasoning_content or message.reasoning
@@ -659,14 +666,15 @@ def _answered(message: Message, calls: dict[str, str]) -> dict[str, Any]:
     ]
     if (function := message.function_call) is not None and not found:
         # The older form has no ids; templates may want such as they would have given.
-        found = [called(function.name, function.arguments, f"call{len(calls):05}")]
+        found = [called(function.name, function.arguments, f"call{len(calls.functions):05}")]
     if found:
         made["tool_calls"] = found
-        calls.update((call["id"], call["function"]["name"]) for call in found)
+        for call in found:
+            calls.add(call["id"], call["function"]["name"])
     return made
 
 
-def _answers(where: str, message: Message, calls: dict[str, str]) -> dict[str, Any]:
+def _answers(where: str, message: Message, calls: _Calls) -> dict[str, Any]:
     """Whom a result is of. Templates may want the name of what was called."""
     asked = message.tool_call_id
     if message.role == "function":
@@ -674,14 +682,14 @@ def _answers(where: str, message: Message, calls: dict[str, str]) -> dict[str, A
             raise refusal(f"{where}.tool_call_id", asked, "only a message of role tool has it")
         if not message.name:
             raise refusal(f"{where}.name", message.name, "send the name of the function that this is from")
-        asked = next((name for name in reversed(calls) if calls[name] == message.name), None)
+        asked = calls.last.get(message.name)
         if asked is None:
             raise refusal(f"{where}.name", message.name, "no answer before it calls that function")
     elif asked is None:
         raise refusal(f"{where}.tool_call_id", None, "send the id of the call that this answers")
-    elif asked not in calls:
+    elif asked not in calls.functions:
         raise refusal(f"{where}.tool_call_id", asked, "no answer before it has a call with that id")
-    return {"role": "tool", "tool_call_id": asked, "name": message.name or calls[asked]}
+    return {"role": "tool", "tool_call_id": asked, "name": message.name or calls.functions[asked]}
 
 
 def _texts(where: str, parts: list[ContentPart]) -> list[str]:

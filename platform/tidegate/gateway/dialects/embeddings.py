@@ -7,16 +7,18 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import BodyReader, says
+from tidegate.gateway.bodies import says
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.inputs import (
+    Dimensions,
     InputBody,
     InputCall,
+    InputDialect,
     InputField,
     InputUsage,
     input_list,
@@ -24,10 +26,9 @@ from tidegate.gateway.dialects.inputs import (
     results,
 )
 from tidegate.gateway.dialects.openai import Flag, encode
-from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import Embed, Segment
 
-MOST_DIMENSIONS = 1 << 16
+VECTOR: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
 
 
 class EmbeddingBody(InputBody, kw_only=True, forbid_unknown_fields=True):
@@ -38,10 +39,7 @@ class EmbeddingBody(InputBody, kw_only=True, forbid_unknown_fields=True):
         Literal["float", "base64"] | None,
         says("float, or base64: little-endian numbers of 32 bits; left out: float"),
     ] = None
-    dimensions: Annotated[
-        Annotated[int, Meta(ge=1, le=MOST_DIMENSIONS)] | None,
-        says("how many of a vector's first numbers are kept and normalised again; at most what it has"),
-    ] = None
+    dimensions: Dimensions = None
     # vLLM's.
     add_special_tokens: Flag = None
     # text-embeddings-inference's.
@@ -56,7 +54,7 @@ class Embedding(msgspec.Struct):
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str
+    embedding: Annotated[msgspec.Raw, Meta(extra_json_schema={"anyOf": [VECTOR, {"type": "string"}]})]
 
 
 class EmbeddingList(msgspec.Struct):
@@ -68,21 +66,6 @@ class EmbeddingList(msgspec.Struct):
     usage: InputUsage
 
 
-class Embeddings:
-    path = "/v1/embeddings"
-    task = "embed"
-    id_prefix = "embd-"
-    may_stream = False
-    wire = OPENAI
-    operation_id, summary = "create_embedding", "Make vectors of texts"
-    body, answer = EmbeddingBody, EmbeddingList
-    answer_description = "A vector for each input, in their order"
-    _reader = BodyReader(EmbeddingBody)
-
-    def read(self, raw: bytes) -> EmbeddingCall:
-        return EmbeddingCall(self._reader.read(raw))
-
-
 class EmbeddingCall(InputCall):
     def __init__(self, body: EmbeddingBody) -> None:
         items = input_list(body.input, add_special_tokens=body.add_special_tokens is not False)
@@ -92,7 +75,7 @@ class EmbeddingCall(InputCall):
             truncate=body.truncate_prompt_tokens,
             prompt_name=body.prompt_name or "",
         )
-        super().__init__(body, items, work)
+        super().__init__(body.model, body.user, items, work)
         self._is_base64 = body.encoding_format == "base64"
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
@@ -110,12 +93,26 @@ def vectors(choices: Sequence[Sequence[Segment]]) -> Iterator[bytes]:
             yield result.values[start : start + size]
 
 
-def text_of(vector: bytes) -> str:
-    return base64.b64encode(vector).decode()
+def text_of(vector: bytes) -> msgspec.Raw:
+    return msgspec.Raw(encode(base64.b64encode(vector).decode()))
 
 
-def numbers_of(vector: bytes) -> list[float]:
+def numbers_of(vector: bytes) -> msgspec.Raw:
+    """Write one vector. All of a call at once would hold the GIL, and so the event loop, until the last."""
     numbers = array("f", vector)
     if sys.byteorder == "big":
         numbers.byteswap()
-    return numbers.tolist()
+    return msgspec.Raw(encode(numbers.tolist()))
+
+
+EMBEDDINGS = InputDialect(
+    "/v1/embeddings",
+    "create_embedding",
+    "embed",
+    "embd-",
+    "Make vectors of texts",
+    EmbeddingBody,
+    EmbeddingList,
+    "A vector for each input, in their order",
+    EmbeddingCall,
+)

@@ -33,10 +33,11 @@ class OneAnswer:
         seed: int | None,
         is_streamed: bool,
         constraint: Constraint | None = None,
+        schemas: Sequence[Constraint] = (),
     ) -> None:
         self.model = model
         self.constraint = constraint
-        self.schemas: Sequence[Constraint] = ()
+        self.schemas = schemas
         self.is_streamed = is_streamed
         self.user = ""
         self._prompt = prompt

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NoReturn
 
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import RequestBody, Rule, documented, not_honoured, refusal, says
-from tidegate.gateway.dialects.base import AnswerHead, Ask, Free, Usage
+from tidegate.gateway.bodies import BodyReader, RequestBody, Rule, documented, not_honoured, refusal, says
+from tidegate.gateway.dialects.base import AnswerHead, Ask, Call, Free, Usage
 from tidegate.gateway.dialects.openai import MAX_TOKEN_ID, MAX_TOKENS, Advisory, VocabularyId
+from tidegate.gateway.dialects.wire import OPENAI, Wire
 from tidegate.messages.work import Embed, Inputs, PairPrompt, Score, Segment, TextPrompt, TokenPrompt
 
 MOST_INPUTS = 2048  # OpenAI's
+MOST_DIMENSIONS = 1 << 16
 INPUTS_A_REQUEST = 8  # enough that a request costs little beside them, few enough that replicas share a call
 _CHARACTERS_PER_TOKEN = 4
 INPUT = "a text, a list of texts, a list of token ids, or a list of lists of token ids; none of them empty"
@@ -36,6 +39,11 @@ Text = Annotated[str, Meta(min_length=1)]
 InputField = Annotated[
     Text | Annotated[list[str | VocabularyId | list[VocabularyId]], Meta(min_length=1)],
     documented(INPUT, {"anyOf": [*TEXT_FORMS, *TOKEN_FORMS]}),
+]
+
+Dimensions = Annotated[
+    Annotated[int, Meta(ge=1, le=MOST_DIMENSIONS)] | None,
+    says("how many of a vector's first numbers are kept and normalised again; at most what it has"),
 ]
 
 
@@ -88,10 +96,10 @@ class InputCall(Free):
     prompt_field = "input"
 
     def __init__(
-        self, body: InputBody, items: Sequence[Item], work: Callable[[Inputs], Embed | Score]
+        self, model: str, user: str | None, items: Sequence[Item], work: Callable[[Inputs], Embed | Score]
     ) -> None:
-        self.model = body.model
-        self.user = body.user or ""
+        self.model = model
+        self.user = user or ""
         self._items = items
         self._work = work
 
@@ -106,6 +114,29 @@ class InputCall(Free):
 
     def events(self, head: AnswerHead) -> NoReturn:
         raise AssertionError(f"{head.call_id} is not streamed")
+
+
+@dataclass
+class InputDialect:
+    """An endpoint of such a task; `call` makes a call of a `body`."""
+
+    path: str
+    operation_id: str
+    task: str
+    id_prefix: str
+    summary: str
+    body: type[RequestBody]
+    answer: Any
+    answer_description: str
+    call: Callable[[Any], Call]
+    wire: Wire = OPENAI
+    may_stream: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._reader = BodyReader(self.body)
+
+    def read(self, raw: bytes) -> Call:
+        return self.call(self._reader.read(raw))
 
 
 class InputUsage(msgspec.Struct):

@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import BodyReader, Rule, documented, not_honoured, reference, refusal, says
+from tidegate.gateway.bodies import Rule, documented, not_honoured, reference, refusal, says
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.inputs import (
     MOST_INPUTS,
     TEXT_FORMS,
     InputBody,
     InputCall,
+    InputDialect,
     InputField,
     InputUsage,
     Item,
@@ -25,7 +26,6 @@ from tidegate.gateway.dialects.inputs import (
     results,
 )
 from tidegate.gateway.dialects.openai import Flag, encode
-from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import PairPrompt, Score, Segment
 
 THRESHOLD = 0.5  # of a moderation's category
@@ -84,30 +84,13 @@ class Ranking(msgspec.Struct):
     results: list[Ranked]
 
 
-class Rerank:
-    task = "score"
-    id_prefix = "rerank-"
-    may_stream = False
-    wire = OPENAI
-    summary = "Order documents by their relevance to a query"
-    body, answer = RerankBody, Ranking
-    answer_description = "The documents, the most relevant first"
-    _reader = BodyReader(RerankBody)
-
-    def __init__(self, path: str, operation_id: str) -> None:
-        self.path, self.operation_id = path, operation_id
-
-    def read(self, raw: bytes) -> RerankCall:
-        return RerankCall(self._reader.read(raw))
-
-
 class RerankCall(InputCall):
     prompt_field = "documents"
 
     def __init__(self, body: RerankBody) -> None:
         texts = [item if isinstance(item, str) else item.text for item in body.documents]
         pairs = [PairPrompt(body.query, text) for text in texts]
-        super().__init__(body, pairs, partial(Score, truncate=body.truncate_prompt_tokens))
+        super().__init__(body.model, body.user, pairs, partial(Score, truncate=body.truncate_prompt_tokens))
         self._texts = texts if body.return_documents is not False else None
         self._top = body.top_n or len(texts)
 
@@ -208,29 +191,12 @@ class ScoreList(msgspec.Struct):
     usage: InputUsage
 
 
-class ScoreDialect:
-    task = "score"
-    id_prefix = "score-"
-    may_stream = False
-    wire = OPENAI
-    summary = "Score pairs of texts"
-    body, answer = ScoreBody, ScoreList
-    answer_description = "A score for each pair, in their order"
-    _reader = BodyReader(ScoreBody)
-
-    def __init__(self, path: str, operation_id: str) -> None:
-        self.path, self.operation_id = path, operation_id
-
-    def read(self, raw: bytes) -> ScoreCall:
-        return ScoreCall(self._reader.read(raw))
-
-
 class ScoreCall(InputCall):
     prompt_field = "text_1"
 
     def __init__(self, body: ScoreBody) -> None:
         pairs = [PairPrompt(*pair) for pair in zip(*_sides(body), strict=True)]
-        super().__init__(body, pairs, partial(Score, truncate=body.truncate_prompt_tokens))
+        super().__init__(body.model, body.user, pairs, partial(Score, truncate=body.truncate_prompt_tokens))
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         data = [TextScore(index, "score", row[0]) for index, row in enumerate(score_rows(choices))]
@@ -262,27 +228,10 @@ class ClassList(msgspec.Struct):
     usage: InputUsage
 
 
-class Classify:
-    task = "classify"
-    id_prefix = "classify-"
-    may_stream = False
-    wire = OPENAI
-    summary = "Classify texts"
-    body, answer = ClassifyBody, ClassList
-    answer_description = "The labels' shares for each text, in their order"
-    _reader = BodyReader(ClassifyBody)
-
-    def __init__(self, path: str, operation_id: str) -> None:
-        self.path, self.operation_id = path, operation_id
-
-    def read(self, raw: bytes) -> ClassifyCall:
-        return ClassifyCall(self._reader.read(raw))
-
-
 class ClassifyCall(InputCall):
     def __init__(self, body: ClassifyBody) -> None:
         items = input_list(body.input, add_special_tokens=body.add_special_tokens is not False)
-        super().__init__(body, items, partial(Score, truncate=body.truncate_prompt_tokens))
+        super().__init__(body.model, body.user, items, partial(Score, truncate=body.truncate_prompt_tokens))
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         labels = results(choices)[0].labels
@@ -338,27 +287,12 @@ class ModerationList(msgspec.Struct):
     results: list[Moderation]
 
 
-class Moderations:
-    path = "/v1/moderations"
-    task = "classify"
-    id_prefix = "modr-"
-    may_stream = False
-    wire = OPENAI
-    operation_id, summary = "create_moderation", "Say which categories of a classifier hold for texts"
-    body, answer = ModerationBody, ModerationList
-    answer_description = "The categories of each text, in their order"
-    _reader = BodyReader(ModerationBody)
-
-    def read(self, raw: bytes) -> ModerationCall:
-        return ModerationCall(self._reader.read(raw))
-
-
 class ModerationCall(InputCall):
     def __init__(self, body: ModerationBody) -> None:
         given = [body.input] if isinstance(body.input, str) else body.input
         texts: list[str | int | list[int]] = [item if isinstance(item, str) else item.text for item in given]
         items: list[Item] = list(input_list(texts))
-        super().__init__(body, items, partial(Score, truncate=body.truncate_prompt_tokens))
+        super().__init__(body.model, body.user, items, partial(Score, truncate=body.truncate_prompt_tokens))
         self._threshold = THRESHOLD if body.threshold is None else body.threshold
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:  # noqa: ARG002
@@ -379,13 +313,49 @@ def score_rows(choices: Sequence[Sequence[Segment]]) -> list[list[float]]:
     return [row for result in results(choices) for row in result.rows]
 
 
+_RERANK = (
+    "score",
+    "rerank-",
+    "Order documents by their relevance to a query",
+    RerankBody,
+    Ranking,
+    "The documents, the most relevant first",
+    RerankCall,
+)
+_SCORE = (
+    "score",
+    "score-",
+    "Score pairs of texts",
+    ScoreBody,
+    ScoreList,
+    "A score for each pair, in their order",
+    ScoreCall,
+)
+_CLASSIFY = (
+    "classify",
+    "classify-",
+    "Classify texts",
+    ClassifyBody,
+    ClassList,
+    "The labels' shares for each text, in their order",
+    ClassifyCall,
+)
+_MODERATION = (
+    "classify",
+    "modr-",
+    "Say which categories of a classifier hold for texts",
+    ModerationBody,
+    ModerationList,
+    "The categories of each text, in their order",
+    ModerationCall,
+)
 JUDGING = (
-    Rerank("/v1/rerank", "rerank"),
-    Rerank("/rerank", "rerank_unversioned"),
-    Rerank("/v2/rerank", "rerank_v2"),
-    ScoreDialect("/v1/score", "score"),
-    ScoreDialect("/score", "score_unversioned"),
-    Classify("/v1/classify", "classify"),
-    Classify("/classify", "classify_unversioned"),
-    Moderations(),
+    InputDialect("/v1/rerank", "rerank", *_RERANK),
+    InputDialect("/rerank", "rerank_unversioned", *_RERANK),
+    InputDialect("/v2/rerank", "rerank_v2", *_RERANK),
+    InputDialect("/v1/score", "score", *_SCORE),
+    InputDialect("/score", "score_unversioned", *_SCORE),
+    InputDialect("/v1/classify", "classify", *_CLASSIFY),
+    InputDialect("/classify", "classify_unversioned", *_CLASSIFY),
+    InputDialect("/v1/moderations", "create_moderation", *_MODERATION),
 )

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from tidegate.errors import RequestError
 from tidegate.gateway.bodies import (
+    UNREAD,
     BodyReader,
     RequestBody,
     Rule,
@@ -63,7 +64,6 @@ from tidegate.messages.work import (
 )
 
 LATEST = ":latest"  # the tag that Ollama's clients give a name without one
-_UNREAD = says("(advisory: not acted on)")
 _MESSAGES = "a list of messages with role (system, user, assistant or tool) and content, a text"
 
 
@@ -124,24 +124,24 @@ class OllamaOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mirostat: Annotated[Any, not_honoured("use temperature and top_p, or leave it out", 0)] = None
     tfs_z: Annotated[Any, not_honoured("use top_p, or leave it out", 1, 1.0)] = None
     typical_p: Annotated[Any, not_honoured("use top_p, or leave it out", 1, 1.0)] = None
-    mirostat_tau: Annotated[Any, _UNREAD] = None
-    mirostat_eta: Annotated[Any, _UNREAD] = None
-    repeat_last_n: Annotated[Any, _UNREAD] = None
-    penalize_newline: Annotated[Any, _UNREAD] = None
-    num_ctx: Annotated[Any, _UNREAD] = None
-    num_keep: Annotated[Any, _UNREAD] = None
-    num_batch: Annotated[Any, _UNREAD] = None
-    num_gpu: Annotated[Any, _UNREAD] = None
-    num_thread: Annotated[Any, _UNREAD] = None
-    main_gpu: Annotated[Any, _UNREAD] = None
-    numa: Annotated[Any, _UNREAD] = None
-    low_vram: Annotated[Any, _UNREAD] = None
-    f16_kv: Annotated[Any, _UNREAD] = None
-    logits_all: Annotated[Any, _UNREAD] = None
-    vocab_only: Annotated[Any, _UNREAD] = None
-    use_mmap: Annotated[Any, _UNREAD] = None
-    use_mlock: Annotated[Any, _UNREAD] = None
-    embedding_only: Annotated[Any, _UNREAD] = None
+    mirostat_tau: Annotated[Any, UNREAD] = None
+    mirostat_eta: Annotated[Any, UNREAD] = None
+    repeat_last_n: Annotated[Any, UNREAD] = None
+    penalize_newline: Annotated[Any, UNREAD] = None
+    num_ctx: Annotated[Any, UNREAD] = None
+    num_keep: Annotated[Any, UNREAD] = None
+    num_batch: Annotated[Any, UNREAD] = None
+    num_gpu: Annotated[Any, UNREAD] = None
+    num_thread: Annotated[Any, UNREAD] = None
+    main_gpu: Annotated[Any, UNREAD] = None
+    numa: Annotated[Any, UNREAD] = None
+    low_vram: Annotated[Any, UNREAD] = None
+    f16_kv: Annotated[Any, UNREAD] = None
+    logits_all: Annotated[Any, UNREAD] = None
+    vocab_only: Annotated[Any, UNREAD] = None
+    use_mmap: Annotated[Any, UNREAD] = None
+    use_mlock: Annotated[Any, UNREAD] = None
+    embedding_only: Annotated[Any, UNREAD] = None
 
 
 _NOT_HONOURED = not_honoured_fields(OllamaOptions)
@@ -176,7 +176,7 @@ class OllamaBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     format: Annotated[
         Literal["", "json"] | dict[str, Any] | None, says("json: a JSON object; or a JSON schema")
     ] = None
-    keep_alive: Annotated[Any, _UNREAD] = None
+    keep_alive: Annotated[Any, UNREAD] = None
     truncate: Annotated[Any, not_honoured("a prompt is not cut; use true or leave it out", True)] = None
     shift: Annotated[Any, not_honoured("a context is not shifted; leave it out", False)] = None
     logprobs: Annotated[Any, not_honoured("use /v1/chat/completions, or leave it out", False)] = None
@@ -201,7 +201,7 @@ class OllamaMessage(msgspec.Struct, kw_only=True):
     role: Annotated[
         Literal["system", "user", "assistant", "tool"], says("one of system, user, assistant, tool")
     ]
-    content: str = ""
+    content: str | None = ""
     thinking: Annotated[
         str | None, says("what an assistant thought; the model's chat template may show it")
     ] = None
@@ -301,7 +301,8 @@ class OllamaChat:
         body = self._reader.read(raw)
         messages = _messages(body.messages or ())
         tools = asked_tools(body.tools or (), None, None)
-        return OllamaAsked(body, _chat(body, messages, tools) if messages else None, "messages")
+        prompt = _chat(body, messages, tools) if messages else None
+        return OllamaAsked(body, prompt, "messages", tools.schemas)
 
 
 class OllamaGenerate:
@@ -329,7 +330,13 @@ class OllamaGenerate:
 class OllamaAsked(OneAnswer):
     """`prompt` None: the model is loaded, and nothing asked."""
 
-    def __init__(self, body: OllamaBody, prompt: Prompt | None, prompt_field: str) -> None:
+    def __init__(
+        self,
+        body: OllamaBody,
+        prompt: Prompt | None,
+        prompt_field: str,
+        schemas: Sequence[Constraint] = (),
+    ) -> None:
         self.prompt_field = prompt_field
         self.is_chat = prompt_field == "messages"
         self.began = time.perf_counter_ns()
@@ -342,6 +349,7 @@ class OllamaAsked(OneAnswer):
             seed=None if body.options is None else body.options.seed,
             is_streamed=prompt is not None and body.stream is not False,
             constraint=_constraint(body.format) if prompt is not None else None,
+            schemas=schemas if prompt is not None else (),
         )
 
     def asks(self, random_seed: int) -> list[Ask]:
@@ -439,7 +447,7 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
     open_calls: dict[str, str] = {}  # ids of those without a result, and whom they call
     count = 0
     for place, message in enumerate(messages):
-        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        turn: dict[str, Any] = {"role": message.role, "content": message.content or ""}
         if message.role == "assistant":
             if message.thinking:
                 turn["reasoning_content"] = message.thinking
@@ -448,6 +456,9 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
                 call_id = call.id or f"call{count:05}"
                 count += 1
                 open_calls[call_id] = call.function.name
+                if len(open_calls) > MAX_TOOLS:
+                    most = f"at most {MAX_TOOLS} calls may be without a result"
+                    raise refusal(f"messages[{place}].tool_calls", len(open_calls), most)
                 arguments = checked(call.function.arguments, where)
                 function = {"name": call.function.name, "arguments": arguments}
                 turn.setdefault("tool_calls", []).append(

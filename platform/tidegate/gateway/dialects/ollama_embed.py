@@ -10,15 +10,21 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tidegate.gateway.bodies import BodyReader, RequestBody, documented, says
+from tidegate.gateway.bodies import UNREAD, RequestBody, documented, says
 from tidegate.gateway.dialects.base import AnswerHead, Usage
-from tidegate.gateway.dialects.embeddings import MOST_DIMENSIONS, numbers_of, vectors
-from tidegate.gateway.dialects.inputs import MOST_INPUTS, TEXT_FORMS, InputBody, InputCall, Text, input_list
+from tidegate.gateway.dialects.embeddings import VECTOR, numbers_of, vectors
+from tidegate.gateway.dialects.inputs import (
+    MOST_INPUTS,
+    TEXT_FORMS,
+    Dimensions,
+    InputCall,
+    InputDialect,
+    Text,
+    input_list,
+)
 from tidegate.gateway.dialects.ollama import LATEST, OLLAMA
 from tidegate.gateway.dialects.openai import encode
 from tidegate.messages.work import Embed, Segment
-
-_UNREAD = says("(advisory: not acted on)")
 
 
 class OllamaEmbedBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
@@ -39,37 +45,19 @@ class OllamaEmbedBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     truncate: Annotated[
         bool | None, says("false: an input that is too long is refused; left out: its first tokens are kept")
     ] = None
-    dimensions: Annotated[
-        Annotated[int, Meta(ge=1, le=MOST_DIMENSIONS)] | None,
-        says("how many of a vector's first numbers are kept and normalised again; at most what it has"),
-    ] = None
-    options: Annotated[Any, _UNREAD] = None
-    keep_alive: Annotated[Any, _UNREAD] = None
+    dimensions: Dimensions = None
+    options: Annotated[Any, UNREAD] = None
+    keep_alive: Annotated[Any, UNREAD] = None
 
 
 class OllamaVectors(msgspec.Struct):
     """Durations are nanoseconds, as this gateway saw them."""
 
     model: str
-    embeddings: list[list[float]]
+    embeddings: list[Annotated[msgspec.Raw, Meta(extra_json_schema=VECTOR)]]
     total_duration: int
     load_duration: int
     prompt_eval_count: int
-
-
-class OllamaEmbed:
-    path = "/api/embed"
-    task = "embed"
-    id_prefix = "ollama-"
-    may_stream = False
-    wire = OLLAMA
-    operation_id, summary = "ollama_embed", "Make vectors of texts, as Ollama"
-    body, answer = OllamaEmbedBody, OllamaVectors
-    answer_description = "A vector for each input, in their order"
-    _reader = BodyReader(OllamaEmbedBody)
-
-    def read(self, raw: bytes) -> OllamaEmbedCall:
-        return OllamaEmbedCall(self._reader.read(raw))
 
 
 class OllamaEmbedCall(InputCall):
@@ -77,10 +65,23 @@ class OllamaEmbedCall(InputCall):
         self._began = time.perf_counter_ns()
         truncate = None if body.truncate is False else -1
         work = partial(Embed, dimensions=body.dimensions, truncate=truncate)
-        model = body.model.removesuffix(LATEST)
-        super().__init__(InputBody(model=model), input_list(body.input), work)
+        super().__init__(body.model.removesuffix(LATEST), None, input_list(body.input), work)
 
     def answer(self, head: AnswerHead, choices: Sequence[Sequence[Segment]], usage: Usage) -> bytes:
         numbers = [numbers_of(vector) for vector in vectors(choices)]
         took = time.perf_counter_ns() - self._began
         return encode(OllamaVectors(head.model, numbers, took, 0, usage.prompt_tokens))
+
+
+OLLAMA_EMBED = InputDialect(
+    "/api/embed",
+    "ollama_embed",
+    "embed",
+    "ollama-",
+    "Make vectors of texts, as Ollama",
+    OllamaEmbedBody,
+    OllamaVectors,
+    "A vector for each input, in their order",
+    OllamaEmbedCall,
+    OLLAMA,
+)

@@ -78,7 +78,6 @@ from tidegate.gateway.dialects.tools import (
     Tool,
     asked_tools,
     called,
-    strict_schemas,
 )
 from tidegate.gateway.dialects.wire import OPENAI
 from tidegate.messages.work import MODEL_DEFAULTS, ChatPrompt, Finish, Sampling, Segment
@@ -400,7 +399,7 @@ class ResponseCall:
         self.previous: list[dict[str, Any]] = []  # messages of the conversation before
         self._input = input_messages(body.input)
         self._asked = _asked(body)
-        self.schemas = strict_schemas(body.tools or (), "tools[{}]")
+        self.schemas = self._asked.schemas
         has_logprobs = body.top_logprobs is not None or LOGPROBS in (body.include or ())
         self._sampling = Sampling(
             seed=0,  # its own
@@ -553,7 +552,7 @@ def _asked(body: ResponsesBody) -> Asked:
         case said:
             choice = said
     try:
-        return asked_tools(tools, choice, body.parallel_tool_calls)
+        return asked_tools(tools, choice, body.parallel_tool_calls, "tools[{}].parameters")
     except InvalidRequest as error:  # which names the fields of chat completions
         param = _flat(error.param or "tools")
         raise InvalidRequest(_flat(error.message), param=param, code=error.error_code) from None

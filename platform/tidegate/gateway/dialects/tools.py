@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from collections.abc import Container, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -53,8 +53,8 @@ class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    type: Literal["function"]
     function: FunctionDefinition
+    type: Literal["function"] = "function"
 
 
 class NamedFunction(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -120,42 +120,38 @@ class Asked(NamedTuple):
     tools: list[dict[str, Any]]
     choice: str
     is_parallel: bool
+    schemas: Sequence[Constraint] = ()  # that strict tools promise to follow
 
 
 NO_TOOLS = Asked([], "", True)
 
 
 def asked_tools(
-    tools: Sequence[Tool], choice: str | NamedTool | AllowedTools | None, parallel: bool | None
+    tools: Sequence[Tool],
+    choice: str | NamedTool | AllowedTools | None,
+    parallel: bool | None,
+    parameters: str = "tools[{}].function.parameters",
 ) -> Asked:
     """Check the tools of a body, and its `tool_choice` against them. Raises `InvalidRequest`.
 
-    With `none` the model is shown none.
+    With `none` the model is shown none. `parameters`: where those of a tool are, `{}` being its place.
     """
     if not tools:
         return NO_TOOLS
     definitions = [tool.function for tool in tools]
-    made = [
-        shown(definition, f"tools[{at}].function.parameters") for at, definition in enumerate(definitions)
-    ]
-    check_size(made, "tools")
     is_parallel = parallel is not False
     match choice:
-        case "none":
-            return NO_TOOLS
-        case None | "auto":
-            return Asked(made, "auto", is_parallel)
-        case "required":
-            return Asked(made, "required", is_parallel)
+        case None | "auto" | "none" | "required":
+            return asked(definitions, choice or "auto", parameters, is_parallel=is_parallel)
         case NamedTool(function=function):
             _check_named(function.name, definitions, "tool_choice.function.name", "tools")
-            return Asked(made, function.name, False)
+            return asked(definitions, function.name, parameters, is_parallel=False)
         case AllowedTools(allowed_tools=allowed):
             names = {tool.function.name for tool in allowed.tools}
             for at, tool in enumerate(allowed.tools):
                 where = f"tool_choice.allowed_tools.tools[{at}].function.name"
                 _check_named(tool.function.name, definitions, where, "tools")
-            return Asked([tool for tool in made if _name(tool) in names], allowed.mode, is_parallel)
+            return asked(definitions, allowed.mode, parameters, is_parallel=is_parallel, only=names)
     raise AssertionError(choice)
 
 
@@ -163,31 +159,39 @@ def asked_functions(functions: Sequence[FunctionDefinition], choice: str | Named
     """The same of `functions` and `function_call`, of which an answer has one at most."""
     if not functions:
         return NO_TOOLS
-    made = [shown(definition, f"functions[{at}].parameters") for at, definition in enumerate(functions)]
-    check_size(made, "functions")
-    match choice:
-        case "none":
-            return NO_TOOLS
-        case NamedFunction(name=name):
-            _check_named(name, functions, "function_call.name", "functions")
-            return Asked(made, name, False)
-    return Asked(made, "auto", False)
+    if isinstance(choice, NamedFunction):
+        _check_named(choice.name, functions, "function_call.name", "functions")
+        choice = choice.name
+    return asked(functions, choice or "auto", "functions[{}].parameters", is_parallel=False)
 
 
-class MaybeStrict(Protocol):
-    @property
-    def parameters(self) -> dict[str, Any] | None: ...
-    @property
-    def strict(self) -> bool | None: ...
-
-
-def strict_schemas(functions: Sequence[MaybeStrict], where: str) -> Sequence[Constraint]:
-    """What must be enforceable of the functions. `where`: the path of one, with `{}` for its index."""
-    return [
-        Constraint("json", function.parameters, f"{where.format(index)}.parameters", is_strict=True)
-        for index, function in enumerate(functions)
-        if function.strict and function.parameters
+def asked(
+    definitions: Sequence[FunctionDefinition],
+    choice: str,
+    parameters: str,
+    *,
+    is_parallel: bool,
+    only: Container[str] | None = None,
+) -> Asked:
+    """Check definitions; `only`: the names of those that the model is shown, where not all. What is strict is
+    enforced of what may be called."""
+    places = [parameters.format(at) for at in range(len(definitions))]
+    made = [shown(one, place) for one, place in zip(definitions, places, strict=True)]
+    check_size(made, parameters.split("[")[0])
+    if choice == "none":
+        return NO_TOOLS
+    is_named = choice not in ("auto", "required")
+    schemas = [
+        Constraint("json", one.parameters, place, is_strict=True)
+        for one, place in zip(definitions, places, strict=True)
+        if one.strict
+        and one.parameters
+        and (only is None or one.name in only)
+        and (not is_named or one.name == choice)
     ]
+    if only is not None:
+        made = [tool for tool in made if _name(tool) in only]
+    return Asked(made, choice, is_parallel, schemas)
 
 
 def is_deep(found: dict[str, Any] | list[Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from tidegate.gateway.admission import find_listed
 from tidegate.gateway.asgi import read_body
 from tidegate.gateway.auth import KnownKey
-from tidegate.gateway.bodies import REFERENCE, BodyReader, RequestBody, describe, says
+from tidegate.gateway.bodies import REFERENCE, UNREAD, BodyReader, RequestBody, Rule, describe, refusal, says
 from tidegate.gateway.dialects.ollama import LATEST, OLLAMA
 from tidegate.gateway.intake import SMALL_BYTES
 from tidegate.gateway.openapi import error_responses
@@ -26,12 +26,30 @@ _CAPABILITIES: dict[str, list[str]] = {"embed": ["embedding"], "score": [], "cla
 _IN_USE_UNTIL = "9999-12-31T00:00:00Z"
 
 
+_ModelName = Annotated[
+    Annotated[str, Meta(min_length=1, max_length=256)] | None,
+    says("the name of a model that GET /api/tags lists"),
+]
+
+
+def _check_named(body: ShowBody) -> None:
+    if not (body.model or body.name):
+        raise refusal("model", None, "send the name of a model that GET /api/tags lists")
+
+
 class ShowBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
-    model: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=256)],
-        says("the name of a model that GET /api/tags lists"),
-    ]
-    verbose: Annotated[bool | None, says("(advisory: not acted on)")] = None
+    """`name` is the older name of `model`."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(_check_named, {"anyOf": [{"required": ["model"]}, {"required": ["name"]}]}),
+    )
+
+    model: _ModelName = None
+    name: _ModelName = None
+    verbose: Annotated[Any, UNREAD] = None
+    system: Annotated[Any, UNREAD] = None
+    template: Annotated[Any, UNREAD] = None
+    options: Annotated[Any, UNREAD] = None
 
 
 class Details(BaseModel):
@@ -135,7 +153,8 @@ def routes(services: Services) -> APIRouter:
     async def show(request: Request) -> Shown:
         most = min(SMALL_BYTES, services.settings.max_body_bytes)  # so it need not be counted
         raw = await read_body(request.scope, request.receive, most)
-        name = reader.read(raw).model.removesuffix(LATEST)
+        body = reader.read(raw)
+        name = (body.model or body.name or "").removesuffix(LATEST)
         entry = find_listed(name, services.registry.models())
         tag = _tag(entry)
         family = tag["details"].family

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from tests.checkpoints import BOS, EOS, VOCABULARY, save_tokenizer
 from tests.engine_requests import a_request, prompt_ids
-from tidegate.engines.transformers.prompts import PromptError
+from tidegate.engines.transformers.prompts import PromptError, input_ids
+from tidegate.messages.work import Embed, Inputs, TextPrompt
 
 BOTH = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B </s>", [("<s>", BOS), ("</s>", EOS)])
 
@@ -109,6 +110,14 @@ def test_a_cut_or_padding_that_the_file_holds_does_not_act(plain: Path, tmp_path
     cutting = AutoTokenizer.from_pretrained(tmp_path)
     assert ids(text, cutting) == expected
     assert len(ids(user(text), cutting)) > len(expected)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_input_that_is_cut_keeps_its_first_tokens(plain: Path, side: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(plain, truncation_side=side)
+    text = "The tide rises and falls, twice a day, and the gate opens"
+    work = Embed(Inputs([TextPrompt(text)]), truncate=3)
+    assert input_ids(work, tokenizer, 256, VOCABULARY)[0] == [tokenizer(text)["input_ids"][:3]]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from tidegate.engines.transformers.formats import read_format
@@ -125,6 +126,9 @@ def test_an_answer_in_pieces(text: str, content: str, reasoning: str, calls: lis
         '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
         '<tool_call>{"name": "f", "argu',
         "<tool_call",
+        '<tool_call>{"nome":"f","arguments":{"a":' + "[" * 2000,
+        '<tool_call>{"arguments":{"a":"\\ud800"},"name":"f"}</tool_call>',
+        '<tool_call>{"name":"\\ud800","arguments":{}}</tool_call>',
     ],
 )
 def test_what_is_no_call_is_content(text: str, size: int) -> None:
@@ -139,6 +143,29 @@ def test_what_follows_a_broken_call_is_read(size: int) -> None:
     read = Read(HERMES, pieces_of(f"<tool_call>broken</tool_call>\n{CALL}", size))
 
     assert (read.text, read.called()) == ("<tool_call>broken</tool_call>", [("weather", ARGUMENTS)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pythonic", '[f(a="\\ud800")]'),
+        ("pythonic", "[f(a=" + "[" * 300 + "]" * 300 + ")]"),
+        (
+            "qwen3-coder",
+            "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>",
+        ),
+    ],
+)
+def test_no_text_and_no_schema_breaks_the_reader(name: str, text: str) -> None:
+    tools = [
+        {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"anyOf": 5}}}}}
+    ]
+    read = Read(read_format(name).response_template, [text], tools=tools)
+
+    for part in read.parts:
+        msgspec.msgpack.encode(part)
+    assert read.calls == []
+    assert read.text.split() == text.split()
 
 
 @pytest.mark.parametrize("size", [1, 4, 1000])

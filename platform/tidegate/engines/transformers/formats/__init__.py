@@ -103,9 +103,14 @@ def calls_of(value: Any) -> list[Call]:
         if isinstance(arguments, str):
             arguments = json.loads(arguments or "{}")
         if isinstance(name, str) and isinstance(arguments, dict):
-            json.dumps(arguments, allow_nan=False)
+            _check_sendable([name, arguments])
             return [Call(name, arguments)]
     raise ValueError(NO_CALL)
+
+
+def _check_sendable(value: Any) -> None:
+    """Raise `ValueError` for what JSON or UTF-8 has no form for, such as half of a surrogate pair."""
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def python_calls(text: str) -> list[Call]:
@@ -121,7 +126,7 @@ def python_calls(text: str) -> list[Call]:
             for node in nodes
             if is_call(node)
         ]
-        json.dumps([call.arguments for call in calls], allow_nan=False)
+        _check_sendable(calls)
     except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(NO_CALL) from error
     if not calls or len(calls) != len(nodes):
