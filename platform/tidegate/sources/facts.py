@@ -64,8 +64,6 @@ class DecoderShape(msgspec.Struct, frozen=True):
     @property
     def is_known(self) -> bool:
         """Tell whether the KV cache can be computed."""
-        if self.without_kv and not self.state:
-            return False
         return self.kv_layers == 0 < self.layers or self.kv_layers > 0 < self.kv_heads * self.head_dim
 
     @property

@@ -23,10 +23,10 @@ def recurrent_layers(config: Mapping[str, Any], layers: int) -> tuple[int, int, 
     """Return how many layers a decoder has (`layers`, where its config lists none), how many of them have no
     keys and values, and how many numbers all keep of a row beside these."""
     kinds = _kinds(config, layers)
-    with_state = sum(kind in RECURRENT or kind in HYBRID for kind in kinds)
-    if not with_state:
+    state = sum(kind in RECURRENT or kind in HYBRID for kind in kinds) * _numbers(config)
+    if not state:  # where its size is not known, keys and values are the most that a layer keeps
         return layers, 0, 0
-    return len(kinds), sum(kind not in ATTENTION for kind in kinds), with_state * _numbers(config)
+    return len(kinds), sum(kind not in ATTENTION for kind in kinds), state
 
 
 def _kinds(config: Mapping[str, Any], layers: int) -> list[str]:
@@ -57,6 +57,8 @@ def _numbers(config: Mapping[str, Any]) -> int:
     hidden = _number(config, "hidden_size")
     if config.get("model_type") == "rwkv":
         return 5 * hidden  # of float32 at most
+    if kernel := _number(config, "conv1d_width"):  # recurrent_gemma
+        return (_number(config, "lru_width") or hidden) * kernel
     if kernel := _number(config, "conv_L_cache"):
         return hidden * kernel
     if kernel := _number(config, "linear_conv_kernel_dim"):

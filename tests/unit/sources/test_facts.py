@@ -282,6 +282,6 @@ def test_what_recurrent_layers_keep(config: dict[str, Any], expected: tuple[int,
     assert (shape.layers, shape.without_kv, shape.state) == expected
 
 
-def test_a_state_of_unknown_size_is_no_guess() -> None:
+def test_a_state_of_unknown_size_counts_as_keys_and_values() -> None:
     shape = decoder_shape({"num_hidden_layers": 4, "layer_types": ["linear_attention"] * 4})
-    assert not shape.is_known
+    assert (shape.kv_layers, shape.state) == (4, 0)
