@@ -69,6 +69,18 @@ STATEFUL: Mapping[str, Mapping[str, Any]] = {
         "mamba_dt_rank": 4,
         "use_mamba_kernels": False,
     },
+    "zamba": {
+        **SMALL,
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 4,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"],
+        "n_mamba_heads": 2,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
     "zamba2": {
         **SMALL,
         "num_hidden_layers": 4,
