@@ -5,11 +5,15 @@ What an environment is made from is kept in it: where that has changed, it is ma
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
+import urllib.request
 from pathlib import Path
 
 import platformdirs
@@ -17,8 +21,8 @@ import platformdirs
 from tests.clients.declared import HERE, Suite
 
 CACHE = Path(platformdirs.user_cache_dir("tidegate", appauthor=False)) / "clients"
-# In every environment; pip, as uv downloads no source distributions.
-ALWAYS = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "pip")
+# In every environment.
+ALWAYS = ("pytest", "pytest-asyncio", "pytest-timeout", "pytest-xdist")
 INSTALL_SECONDS = 900.0
 
 
@@ -116,11 +120,21 @@ def package(requirement: str) -> Path:
 
 
 def _unpacked(suite: Suite, folder: Path) -> Path:
-    name = suite.sdist.split("==")[0]
-    command = [str(python(suite)), "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", name]
-    _run([*command, "--dest", str(folder), suite.sdist])
-    (archive,) = folder.glob("*.tar.gz")
-    with tarfile.open(archive) as opened:
+    # Not by `pip download`: it runs the build of what it fetched, for which some need torch.
+    lock = folder / "pylock.toml"
+    _run(
+        [_uv(), "pip", "compile", "--quiet", "--no-deps", "--no-binary", ":all:", "-o", str(lock), "-"],
+        suite.sdist,
+    )
+    (found,) = tomllib.loads(lock.read_text(encoding="utf-8"))["packages"]
+    try:
+        with urllib.request.urlopen(found["sdist"]["url"], timeout=INSTALL_SECONDS) as answer:
+            archive = answer.read()
+    except OSError as problem:
+        raise NotMade(f"{found['sdist']['url']}: {problem}") from problem
+    if hashlib.sha256(archive).hexdigest() != found["sdist"]["hashes"]["sha256"]:
+        raise NotMade(f"{suite.sdist}: another archive than the index tells")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
         opened.extractall(folder / "out", filter="data")
     (inside,) = (folder / "out").iterdir()
     return inside

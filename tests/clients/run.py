@@ -80,6 +80,7 @@ def run(chosen: Sequence[Suite]) -> dict[str, list[Outcome]]:
 def run_suite(suite: Suite, address: platform.Address) -> list[Outcome]:
     values = {"url": address.url, "key": address.key, "model": suite.models[0], "embed_model": "minilm"}
     sources, node_modules = environments.sources(suite), environments.node_modules(suite)
+    values["source"] = str(platform.SOURCES[suite.models[0]]())
     values |= {"sources": str(sources or ""), "node_modules": str(node_modules or "")}
     with tempfile.TemporaryDirectory(prefix=f"tg-clients-{suite.name}-") as folder:
         work = Path(folder)
@@ -128,7 +129,19 @@ def report(results: Mapping[str, Sequence[Outcome]]) -> int:
 
 def _copied(suite: Suite, sources: Path, target: Path, values: Mapping[str, str]) -> None:
     """The suite's sources with this platform's names in them."""
-    shutil.copytree(sources, target)
+    if suite.folder.exists():
+        # The files alone, with what pytest reads beside them, and ours laid over them.
+        for name in suite.tests:
+            beside = [
+                folder / file for folder in Path(name).parents for file in ("__init__.py", "conftest.py")
+            ]
+            for path in filter(lambda path: (sources / path).exists(), [Path(name), *beside]):
+                (target / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(sources / path, target / path)
+        shutil.copytree(suite.folder, target, dirs_exist_ok=True)
+        shutil.copy(HERE / "suites" / "pytest.ini", target)
+    else:
+        shutil.copytree(sources, target)
     for path in target.glob("tests/**/*.py"):
         before = text = path.read_text(encoding="utf-8")
         for old, new in suite.rewrite.items():

@@ -23,7 +23,7 @@ spec:
     uri: {uri}
   scaling:
     minReplicas: 0
-    idleSeconds: 300
+    idleSeconds: 120
 """
 
 

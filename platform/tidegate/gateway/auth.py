@@ -55,7 +55,7 @@ def known_key(authorization: str | None, keys: KeyRing) -> Key:
     key = keys.find(secret)
     if key is None:
         raise AuthenticationFailed(
-            "The API key is wrong or was revoked. 'tidegate keys list' shows valid ones."
+            "Incorrect API key provided: it is wrong or was revoked. 'tidegate keys list' shows valid ones."
         )
     return key
 

@@ -94,6 +94,20 @@ def test_a_tokenizer_may_have_more_tokens_than_the_logits(
     assert set(json.loads(result.text)) == {"name", "level"}
 
 
+def test_a_model_without_an_end_token_says_so(load: Callable[..., Engine], tmp_path: Path) -> None:
+    path = tiny(tmp_path / "endless", "llama")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        said = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps({**said, "eos_token_id": None, "eos_token": None}))
+
+    endless = load(path)
+    refused = run_one(endless, a_request("r", PROMPT, max_tokens=9, grammar=schema(SCHEMA)))
+
+    assert ended(refused) == ("error", "GrammarFailed")
+    assert refused.finish is not None and "no end token" in refused.finish.message
+    assert ended(run_one(endless, a_request("free", PROMPT, max_tokens=4))) == ("length", "")
+
+
 @pytest.mark.parametrize("part", ["accept", "accept_forced"])
 def test_a_row_that_cannot_be_taken_up_ends_alone(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, part: str
@@ -192,10 +206,19 @@ def test_forced_tokens_take_fewer_steps_for_the_same_tokens(load: Callable[..., 
         assert together[other.id].tokens == run_one(engine, other).tokens, other.id
 
 
-def test_a_grammar_that_met_a_limit_begins_anew(llama: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_no_row_is_long_enough_to_prove_are_not_taken(load: Callable[..., Engine]) -> None:
+    assert load("llama", context_length=2)._batch.has_runs is False  # type: ignore[attr-defined]
+    assert load("llama", context_length=64)._batch.has_runs is True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("min_tokens", [0, 200])
+def test_a_grammar_that_met_a_limit_begins_anew(
+    llama: Engine, monkeypatch: pytest.MonkeyPatch, min_tokens: int
+) -> None:
     monkeypatch.setattr(grammars, "LIMITS", LLParserLimits(max_lexer_states=200, verbose_errors=False))
     long = schema({"type": "string", "minLength": 300, "maxLength": 500})
-    costly = run_one(llama, a_request("r", PROMPT, max_tokens=200, grammar=long))
+    wanted = {"max_tokens": 200, "min_tokens": min_tokens, "ignore_eos": False, "grammar": long}
+    costly = run_one(llama, a_request("r", PROMPT, **wanted))
     assert ended(costly) == ("error", "GrammarFailed")
     assert costly.finish is not None and "states" in costly.finish.message
     assert ended(run_one(llama, a_request("r", PROMPT, max_tokens=4, grammar=long))) == ("length", "")

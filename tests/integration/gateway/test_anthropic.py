@@ -352,6 +352,17 @@ async def test_refusals_have_anthropics_form(gateway: Gateway, body: dict[str, A
     assert set(refused["error"]) == {"type", "message"}
 
 
+@pytest.mark.parametrize("thread", [{"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}])
+async def test_a_thread_is_refused_so_that_the_client_goes_on_without(
+    gateway: Gateway, thread: dict[str, Any]
+) -> None:
+    response = await gateway.post(PATH, BODY | {"thread": thread})
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["message"].startswith("thread: ")
+    assert error["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+
+
 async def test_keys_models_and_methods(gateway: Gateway) -> None:
     async with httpx.AsyncClient(base_url=gateway.address) as http:
         nobody = await http.post(PATH, json=BODY)

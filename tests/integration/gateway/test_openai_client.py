@@ -239,6 +239,8 @@ async def test_errors_become_the_clients_exceptions(gateway: Gateway, client: op
     with pytest.raises(openai.AuthenticationError) as wrong:
         await client.with_options(api_key="tg-wrong").models.list()
     assert wrong.value.code == "invalid_api_key"
+    # LiteLLM tells a wrong key from a wrong field by these words of OpenAI's.
+    assert "Incorrect API key provided" in wrong.value.message
 
 
 @pytest.mark.parametrize("model", [MODEL, "gpt-4o"])

@@ -16,7 +16,7 @@ from tidegate.messages.queue import QueueLimits
 from tidegate.messages.work import Generate, Sampling, Segment, TextPrompt, TokenLogprob, Tokens
 
 MESSAGES: Any = CHAT["messages"]
-GREEDY = Sampling(seed=0, max_tokens=100, temperature=0.0, clips_limit=True)
+GREEDY = Sampling(seed=0, max_tokens=100, temperature=0.0, clips_limit=True, includes_stop=True)
 
 
 def entry(token_id: int, text: str) -> TokenLogprob:
@@ -85,6 +85,7 @@ async def test_parameters_reach_the_model(gateway: Gateway, hub: AsyncInferenceC
         repetition_penalty=1.1,
         frequency_penalty=0.2,
         stop=("END",),
+        includes_stop=True,
         truncate_prompt=5,
     )
 

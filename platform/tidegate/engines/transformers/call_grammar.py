@@ -15,7 +15,8 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from tidegate.engines.transformers.formats import CallFormat, ResponseFormat
+from tidegate.engines.transformers.formats import Call, CallFormat, ResponseFormat, python_calls
+from tidegate.engines.transformers.prompts import PromptError
 from tidegate.engines.transformers.responses import REASONING, mark
 from tidegate.messages.work import JSON_SPACING, ChatPrompt
 
@@ -39,7 +40,8 @@ def call_grammar(
     """Return the grammar of the answer to `prompt`; empty: there is nothing to enforce but `content`.
 
     `begun`: what the prompt has written of the answer. `content`: the grammar of one that calls nothing,
-    which binds what comes behind the model's thoughts.
+    which binds what comes behind the model's thoughts. Raises `PromptError` for a tool that must be called
+    and cannot.
     """
     rules = _Rules(tokenizer)
     thinks = _Reasoning.of(form.response_template, begun)
@@ -47,6 +49,13 @@ def call_grammar(
         thought = thinks.before(rules) if content else ""
         return _with_content(rules, f"{thought} @content", content) if thought else ""
     calls = _Calls(form.calls, prompt, rules)
+    if name := calls.unreadable():
+        if prompt.tool_choice != "auto":
+            raise PromptError(
+                f"tools: this model writes calls as Python, which has no form for the tool {name!r}: its "
+                "name and those of its parameters must be Python's, and none of its keywords."
+            )
+        return _with_content(rules, f"{thinks.before(rules)} @content", content) if content else ""
     if prompt.tool_choice != "auto":
         rules.add("start", f"{thinks.before(rules)} {calls.all()}")
         return rules.text()
@@ -168,6 +177,20 @@ class _Calls:
             for place, function in enumerate(self._functions)
         ]
 
+    def unreadable(self) -> str:
+        """Return the name of a tool whose calls would not be read as they are written; empty: all are."""
+        if self._form.arguments != "python":
+            return ""
+        for function in self._functions:
+            name, keys = function["name"], _properties(function.get("parameters") or ANY_OBJECT)
+            try:
+                read = python_calls(f"[{name}({', '.join(f'{key}=0' for key in keys)})]")
+            except ValueError:
+                return str(name)
+            if read != [Call(name, dict.fromkeys(keys, 0))]:
+                return str(name)
+        return ""
+
     def all(self) -> str:
         """Write one call or, in parallel, several."""
         form = self._form
@@ -208,13 +231,11 @@ class _Calls:
         name = f"arguments_{place}"
         if self._form.arguments == "json":
             return self._rules.add(name, self._rules.schema(enforceable(closed(schema))))
-        properties = schema.get("properties") or {}
         required = set(schema.get("required") or ())
         defs: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
         parameters = [
             (self._parameter(f"{name}_{at}", key, {**defs, **kind}), key in required)
-            for at, (key, kind) in enumerate(properties.items())
-            if isinstance(kind, dict)
+            for at, (key, kind) in enumerate(_properties(schema).items())
         ]
         return self._rules.add(name, self._in_order(name, parameters))
 
@@ -249,6 +270,10 @@ class _Calls:
         return rules.add(name, f"{begin} {rules.schema(enforceable(schema))} {rules.literal(after)}")
 
 
+def _properties(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {key: kind for key, kind in (schema.get("properties") or {}).items() if isinstance(kind, dict)}
+
+
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
     """A schema of arguments without those that it does not name, unless it says that there may be."""
     is_open = "additionalProperties" in schema or "patternProperties" in schema or "properties" not in schema
@@ -258,14 +283,19 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
 
 def enforceable(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema, or where llguidance cannot enforce it one of its type alone."""
-    try:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
-        if not LLMatcher.validate_grammar(grammar):
-            return schema
-    except ValueError:
-        pass
+    if _is_enforceable(json.dumps(schema)):
+        return schema
     kinds = _types(schema)
     return {"type": kinds[0] if len(kinds) == 1 else kinds} if kinds else {}
+
+
+@lru_cache(maxsize=64)
+def _is_enforceable(schema: str) -> bool:
+    """Compile a schema to see. Agents send the same tools with each call."""
+    try:
+        return not LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema))
+    except ValueError:
+        return False
 
 
 def _types(schema: dict[str, Any]) -> list[str]:

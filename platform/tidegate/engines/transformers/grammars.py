@@ -52,6 +52,7 @@ class Grammars:
     def __init__(
         self, tokenizer: Any, vocabulary: Vocabulary, end_ids: Collection[int], *, size: int, threads: int
     ) -> None:
+        self._can_end = bool(end_ids)
         self._compiler = ThreadPoolExecutor(1, "grammars")
         self._masks = Masks(LLExecutor(threads), size, width=max(size, len(tokenizer)))
         self._tokenizer = self._compiler.submit(
@@ -62,6 +63,8 @@ class Grammars:
 
     async def refusal(self, grammar: str) -> str | None:
         """Compile a grammar; returns why it cannot be. Takes about as long as the gateway's check did."""
+        if not self._can_end:
+            return "it has no end token, so no answer of it ends where the grammar does"
         if (compiled := self._cached(grammar)) is None:
             loop = asyncio.get_running_loop()
             compiled = await loop.run_in_executor(self._compiler, self._compile, grammar)
@@ -123,13 +126,18 @@ class Matcher:
         """Advance. False: it cannot, now or ever (see `error`)."""
         # A matcher that failed over a mask takes an end token all the same.
         if not self._matcher.consume_token(token) or self._matcher.is_error():
-            self._failed()
+            self.fail()
             return False
         if self.forced[:1] == [token]:
             del self.forced[0]
         if not self.forced:
             self._look_ahead()
         return True
+
+    def fail(self) -> str:
+        """Give the grammar up, as one that met a limit goes nowhere; returns why."""
+        self._failed()
+        return self.error
 
     def _look_ahead(self) -> None:
         forced = self._matcher.compute_ff_tokens() if self._may_force else []

@@ -348,7 +348,8 @@ class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no type
         if self._current == self._implicit_name:
             self._body = ""  # it was streamed
             if self._pos > MOST_READ:
-                self._buffer, self._pos = self._buffer[self._pos :], 0
+                # One character stays: patterns for the answer's beginning match at the buffer's.
+                self._buffer, self._pos = self._buffer[self._pos - 1 :], 1
         return events
 
     def end(self) -> list[dict[str, Any]]:

@@ -179,6 +179,8 @@ class RunningSequence:
 
     def end_closed(self) -> StepOutput:
         """Finish a request whose grammar and other parameters leave no token."""
+        if self.matcher is not None and self.matcher.error:  # it met a limit over its mask
+            return self.fail("GrammarFailed", f"The grammar cannot go on: {self.matcher.fail()}")
         return self.fail(
             "GrammarFailed",
             f"After {len(self.generated)} tokens there is none that the grammar allows and that the other "

@@ -47,9 +47,17 @@ _MESSAGES = "a list of at least one message with role and content: a text, or a 
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
+class UnsupportedThread(msgspec.Struct):
+    """Anthropic's clients go on without a thread, sending all messages, where an error has this."""
+
+    error_code: Literal["thread_unsupported_request"] = "thread_unsupported_request"
+    unsupported: tuple[str, ...] = ("thread",)
+
+
 class AnthropicErrorDetail(msgspec.Struct):
     type: str
     message: str
+    details: UnsupportedThread | msgspec.UnsetType = msgspec.UNSET
 
 
 class AnthropicError(msgspec.Struct):
@@ -74,7 +82,8 @@ class AnthropicWire(Wire):
     def error(self, error: RequestError) -> bytes:
         otherwise = "api_error" if error.status >= 500 else "invalid_request_error"
         kind = _ERROR_TYPES.get(error.status, otherwise)
-        return encode(AnthropicError("error", AnthropicErrorDetail(kind, shown_message(error))))
+        details = UnsupportedThread() if error.param == "thread" else msgspec.UNSET
+        return encode(AnthropicError("error", AnthropicErrorDetail(kind, shown_message(error), details)))
 
     def error_event(self, error: RequestError) -> bytes:
         return _event(b"error", self.error(error))
@@ -194,6 +203,7 @@ class PromptBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     ] = None
     container: Annotated[Any, not_honoured("no code runs here; leave it out")] = None
     mcp_servers: Annotated[Any, not_honoured("no server is asked; leave it out", [])] = None
+    thread: Annotated[Any, not_honoured("no conversation is kept; send all messages", False)] = None
     cache_control: Annotated[Any, UNREAD] = None
     context_management: Annotated[Any, UNREAD] = None
     betas: Annotated[Any, UNREAD] = None

@@ -308,6 +308,7 @@ class TgiCall(OneAnswer):
             repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
             frequency_penalty=asked.frequency_penalty or 0.0,
             stop=tuple(asked.stop or ()),
+            includes_stop=True,  # as TGI's answers end with what ended them
             top_logprobs=self.top,
             prompt_logprobs=0 if asked.details and asked.decoder_input_details else None,
             truncate_prompt=asked.truncate,

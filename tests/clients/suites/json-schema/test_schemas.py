@@ -37,7 +37,7 @@ def client() -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "loose"])
-@pytest.mark.parametrize(("draft", "schema"), schemas())
+@pytest.mark.parametrize(("draft", "schema"), list(schemas()))
 def test_schema(client: httpx.Client, draft: str, schema: Any, strict: bool) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "asked", "schema": schema, "strict": strict}}
     body = {

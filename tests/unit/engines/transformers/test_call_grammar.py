@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tidegate.engines.transformers.call_grammar import call_grammar
 from tidegate.engines.transformers.formats import CallFormat, ResponseFormat, read_format
+from tidegate.engines.transformers.prompts import PromptError
 from tidegate.messages.work import ChatPrompt
 
 HERMES = read_format("hermes")
@@ -245,9 +246,30 @@ def test_a_schema_that_cannot_be_enforced_leaves_any_object(
     schema: dict[str, Any], form: ResponseFormat
 ) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    is_none = schema["properties"]["a"] == 5  # no schema: there is no such parameter
     if form is HERMES:
-        assert is_taken(form, hermes("f", json.dumps({"a": "x", "b": [1]})), tool)
+        answer = hermes("f", json.dumps({"a": "x", "b": [1]}))
+    elif form is PYTHONIC:
+        answer = "[f()]" if is_none else '[f(a="x")]'
+    else:
+        written = "" if is_none else "<parameter=a>\nx\n</parameter>\n"
+        answer = f"<tool_call>\n<function=f>\n{written}</function>\n</tool_call>"
+    assert is_taken(form, answer, tool)
     assert not is_taken(form, "x", tool)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [a_tool("get-weather", {}), a_tool("f", {"from": {}}), a_tool("f", {"a b": {}}), a_tool("class.f", {})],
+)
+def test_what_python_has_no_form_for_is_refused_or_left_to_the_model(tool: dict[str, Any]) -> None:
+    name = tool["function"]["name"]
+    for choice in ("required", name):
+        with pytest.raises(PromptError, match=f"the tool '{name}'"):
+            is_taken(PYTHONIC, "", NOW, tool, choice=choice)
+    assert is_taken(PYTHONIC, "[now()]", NOW, tool, choice="now")
+    assert is_taken(PYTHONIC, "12", tool, choice="auto", content="start: /[0-9]+/")
+    assert not is_taken(PYTHONIC, f"[{name}()]", tool, choice="auto", content="start: /[0-9]+/")
 
 
 def test_definitions_of_a_schema_are_followed() -> None:

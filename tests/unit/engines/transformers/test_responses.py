@@ -80,6 +80,7 @@ class Read:
         self.text = "".join(part.text for part in self.parts)
         self.reasoning = "".join(part.reasoning for part in self.parts)
         self.deltas = [delta for part in self.parts for delta in part.calls]
+        msgspec.msgpack.encode(self.deltas)  # as they are sent
         self.calls: list[list[str]] = []
         for delta in self.deltas:
             assert bool(delta.id) == bool(delta.name)
@@ -136,6 +137,13 @@ def test_what_is_no_call_is_content(text: str, size: int) -> None:
 
     assert read.calls == []
     assert read.text.replace(" ", "") == f"Look:{text}".replace(" ", "")
+
+
+@pytest.mark.parametrize("text", ["[f(from=1)]", "[get-weather(a=1)]"])
+def test_what_is_no_python_is_content(text: str) -> None:
+    read = Read(read_format("pythonic").response_template, pieces_of(text, 5))
+
+    assert (read.text, read.calls) == (text, [])
 
 
 @pytest.mark.parametrize("size", [1, 1000])
@@ -234,6 +242,15 @@ def test_a_long_answer_is_not_kept() -> None:
 
     assert text == "some words " * 9999 + "some words"
     assert len(reader._parser._buffer) < 10_000
+
+
+@pytest.mark.parametrize("name", ["pythonic", "llama3-json"])
+def test_a_call_begins_only_where_the_answer_does(name: str) -> None:
+    text = "x" * 5000
+    call = '[weather(city="a")]' if name == "pythonic" else '{"name": "weather", "parameters": {"city": "a"}}'
+    read = Read(read_format(name).response_template, [text, call])
+
+    assert (read.text, read.calls) == (text + call, [])
 
 
 @pytest.mark.parametrize(
