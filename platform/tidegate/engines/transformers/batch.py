@@ -108,8 +108,6 @@ class ArenaBatch:
 
     `makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
     mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
-    `pads`: prompts of other lengths are prefilled together, so that recurrent layers must mask the padding.
-    Without it each is prefilled alone, and all are decoded together.
     """
 
     def __init__(
@@ -121,10 +119,9 @@ class ArenaBatch:
         max_length: int,
         pad_id: int,
         makes_masks: bool = False,
-        pads: bool = True,
     ) -> None:
         self._forward = Forward(model)
-        self._makes_masks, self._pads = makes_masks, pads
+        self._makes_masks = makes_masks
         self.has_runs = True  # until the self-check finds otherwise
         self._arena = Arena(layers, max_rows, max_length, self._forward.device)
         self._pad_id = pad_id
@@ -141,8 +138,6 @@ class ArenaBatch:
         sources: Sequence[Sequence[int]] = (),  # noqa: ARG002 - a decoder reads nothing beside
         every: InParts | None = None,
     ) -> Tensor:
-        if len(sequences) > 1 and not self._pads:
-            return self._join_each(sequences)
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         with torch.inference_mode():
@@ -154,15 +149,6 @@ class ArenaBatch:
             self._arena.commit_prefill(lengths)
             self._positions = torch.cat((self._positions, positions[:, -1] + 1))
         return logits[:, -1]
-
-    def _join_each(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        before = self.count
-        try:
-            return torch.cat([self.join([sequence]) for sequence in sequences])
-        except BaseException:
-            while self.count > before:
-                self.leave(self.count - 1)
-            raise
 
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
