@@ -148,6 +148,18 @@ async def test_tools_calls_and_results_reach_the_model(gateway: Gateway) -> None
     ]
 
 
+async def test_a_result_with_an_id_is_that_of_its_call_or_of_one_sent_without(gateway: Gateway) -> None:
+    call = {"function": {"name": "weather", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "tool_calls": [call, call | {"id": "mine"}]},
+        {"role": "tool", "content": "Sun.", "tool_call_id": "mine"},
+        {"role": "tool", "content": "Rain.", "tool_call_id": "dropped"},
+    ]
+    work, _ = await asked(gateway, "/api/chat", CHAT | {"messages": messages, "tools": TOOLS}, "x")
+    assert [each["tool_call_id"] for each in work.prompt.messages[2:]] == ["mine", "call00000"]
+
+
 @pytest.mark.parametrize("think", [None, False])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_calls_and_thoughts_of_an_answer(gateway: Gateway, stream: bool, think: bool | None) -> None:

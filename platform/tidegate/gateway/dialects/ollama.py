@@ -445,6 +445,7 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
     first call before it that has none."""
     made: list[dict[str, Any]] = []
     open_calls: dict[str, str] = {}  # ids of those without a result, and whom they call
+    given: set[str] = set()  # clients (LiteLLM) drop a call's id and keep its result's
     count = 0
     for place, message in enumerate(messages):
         turn: dict[str, Any] = {"role": message.role, "content": message.content or ""}
@@ -454,6 +455,8 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
             for index, call in enumerate(message.tool_calls or ()):
                 where = f"messages[{place}].tool_calls[{index}].function.arguments"
                 call_id = call.id or f"call{count:05}"
+                if call.id:
+                    given.add(call_id)
                 count += 1
                 open_calls[call_id] = call.function.name
                 if len(open_calls) > MAX_TOOLS:
@@ -470,8 +473,10 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
             wanted = [
                 call_id
                 for call_id, name in open_calls.items()
-                if message.tool_call_id in (None, call_id) and message.tool_name in (None, name)
+                if message.tool_name in (None, name)
+                and (message.tool_call_id in (None, call_id) or call_id not in given)
             ]
+            wanted.sort(key=lambda call_id, asked=message.tool_call_id: call_id != asked)  # type: ignore[misc]
             if not wanted:
                 named = "tool_name" if message.tool_name is not None else "tool_call_id"
                 value = message.tool_name or message.tool_call_id

@@ -83,7 +83,7 @@ async def test_streaming(model: Model) -> None:
     async with Agent(model, model_settings=SETTINGS).run_stream("Count from 1 to 10.") as result:
         parts = [part async for part in result.stream_text(delta=True, debounce_by=None)]
 
-    assert len(parts) > 5
+    assert len(parts) > 1
     assert ANSWER in "".join(parts)
 
 
