@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(chosen: Sequence[Suite]) -> dict[str, list[Outcome]]:
-    """Make the environments, start the platform, run one suite after the other."""
+    """Make the environments, start a platform for each set of models, run one suite after the other."""
     results: dict[str, list[Outcome]] = {}
     made = []
     for suite in chosen:
@@ -69,11 +69,13 @@ def run(chosen: Sequence[Suite]) -> dict[str, list[Outcome]]:
             made.append(suite)
         except NotMade as problem:
             results[suite.name] = [_failed("environment", str(problem))]
-    if made:
-        with platform.running({name for suite in made for name in suite.models}) as address:
+    # Some suites ask the first model that is listed, so a platform serves those of its suites alone.
+    for models in {frozenset(suite.models) for suite in made}:
+        with platform.running(models) as address:
             for suite in made:
-                print(f"== {suite.name}: {suite.title}", flush=True)
-                results[suite.name] = run_suite(suite, address)
+                if models == frozenset(suite.models):
+                    print(f"== {suite.name}: {suite.title}", flush=True)
+                    results[suite.name] = run_suite(suite, address)
     return {suite.name: results[suite.name] for suite in chosen}
 
 

@@ -49,5 +49,12 @@ def test_an_exception_that_no_longer_holds_is_named() -> None:
         assert judge(found, [exempt(*names)]).stale, names
 
 
+def test_an_exception_by_chance_may_pass_but_not_be_gone() -> None:
+    found = read_junit(REPORT, [])
+    drawn = Exempt("a", ("*test_one[strict]",), "*404*", "drawn", by_chance=True)
+    assert not judge(found, [drawn]).stale
+    assert judge(found, [Exempt("a", ("*gone",), "*404*", "drawn", by_chance=True)]).stale
+
+
 def test_every_exception_names_a_suite() -> None:
     assert {entry.suite for entry in exceptions()} <= suites().keys()
