@@ -303,6 +303,8 @@ MEANINGS = {
     "DecoderShape.positions": "Longest context that the checkpoint was trained for.",
     "DecoderShape.longest": "Longest context that its positions cover, where that is more.",
     "DecoderShape.has_encoder": "Whether an encoder reads the prompt.",
+    "DecoderShape.without_kv": "Layers without keys and values, which recurrent ones are.",
+    "DecoderShape.state": "Numbers that recurrent layers keep of a request.",
     "StoredWeights.float_values": "Numbers that are loaded in the format that is computed in.",
     "StoredWeights.fixed_bytes": "Bytes that stay as they are stored.",
     "StoredWeights.packed_values": "Numbers that are stored packed, in those bytes.",

@@ -9,7 +9,7 @@ from tests.waiting import await_until
 from tidegate.gateway.calls import shadow_of
 from tidegate.messages.outcomes import Tally
 from tidegate.messages.queue import Bounds, Label, QueueLimits, Rejected
-from tidegate.messages.work import Claim, Request
+from tidegate.messages.work import ChatPrompt, Claim, Request
 from tidegate.store.queue import GatewayQueue
 from tidegate.store.scripts import MOST_SHADOWS
 
@@ -210,3 +210,13 @@ async def test_the_gateway_sends_shadows_by_itself(rig: Rig) -> None:
     claims = await other.queue.claim(9)
     assert [claim.request.id for claim in claims] == [f"{request.id}.shadow" for request in requests]
     assert {claim.request.revision for claim in claims} == {TARGET}
+
+
+async def test_a_shadow_may_hold_numbers_of_any_size(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    other = await rig.replica(revision=TARGET)
+    request = a_request(ChatPrompt([{"role": "user", "content": "hi", "huge": 1 << 70}]))
+    shadow = await submit(rig, gateway, request)
+    assert shadow is not None
+    [claim] = await other.queue.claim(1)
+    assert claim.request.work == shadow.work

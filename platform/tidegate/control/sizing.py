@@ -13,6 +13,7 @@ from tidegate.sources.facts import (
     PRECISION_BYTES,
     WEIGHTS_OVERHEAD,
     kv_bytes_per_token,
+    state_bytes,
 )
 
 # A KV cache that nobody asked a size for: as large as the weights, but between one and this many requests
@@ -61,13 +62,15 @@ def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
     if spec.engine.kv_cache_bytes:
         return spec.engine.kv_cache_bytes
     context = spec.context_length or source.shape.positions
-    if not source.shape.is_known or not context:
+    # A model without attention keeps as much of any context.
+    if not source.shape.is_known or (source.shape.kv_layers and not context):
         raise UnknownArchitecture(
             "The checkpoint's config.json does not say what its KV cache takes "
             "(num_hidden_layers, num_key_value_heads, head_dim, max_position_embeddings)."
         )
     columns = context + CONTEXT_SLACK
-    row = columns * kv_bytes_per_token(source.shape, _compute_precision(spec, source))
+    per_token = kv_bytes_per_token(source.shape, _compute_precision(spec, source))
+    row = columns * per_token + state_bytes(source.shape)
     if spec.engine.max_slots:
         return row * spec.engine.max_slots
     return row * max(1, min(MOST_DEFAULT_ROWS, _loaded_weights(spec, source) // row))

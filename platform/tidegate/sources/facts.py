@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from tidegate.sources.states import recurrent_layers
+
 PRECISIONS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # by the type's name in safetensors
 PRECISION_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 PACKED_PRECISIONS = ("float16", "bfloat16")  # that kernels compute in with packed weights
@@ -21,6 +23,7 @@ HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 # The decoder's of an encoder-decoder, whose usual names are the encoder's.
 DECODER_LAYERS, DECODER_HEADS = ("decoder_layers", "num_decoder_layers"), ("decoder_attention_heads",)
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+HEAD_DIM = ("attention_head_dim", "head_dim", "d_kv")
 HIDDEN = ("hidden_size", "n_embd", "d_model")
 # The rotary scalings that stretch the positions trained by a factor, and where they name these.
 SCALINGS, TRAINED, MOST_FACTOR = ("linear", "dynamic", "yarn"), "original_max_position_embeddings", 1 << 16
@@ -55,11 +58,17 @@ class DecoderShape(msgspec.Struct, frozen=True):
     positions: int = 0  # the longest context that the checkpoint was trained for
     longest: int = 0  # the longest that its positions cover, where that is more
     has_encoder: bool = False  # that reads the prompt: its tokens are cached beside the answer's
+    without_kv: int = 0  # of its layers: those without keys and values, which recurrent ones are
+    state: int = 0  # numbers that its recurrent layers keep of a request, however long it is
 
     @property
     def is_known(self) -> bool:
         """Tell whether the KV cache can be computed."""
-        return self.layers > 0 and self.kv_heads > 0 and self.head_dim > 0
+        return self.kv_layers == 0 < self.layers or self.kv_layers > 0 < self.kv_heads * self.head_dim
+
+    @property
+    def kv_layers(self) -> int:
+        return self.layers - self.without_kv
 
 
 class StoredWeights(msgspec.Struct, frozen=True):
@@ -146,15 +155,18 @@ def decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
         kv_heads = heads  # falcon's later models share heads, but transformers caches them repeated
     elif text.get("multi_query"):
         kv_heads = 1
+    layers, without_kv, state = recurrent_layers(text, _first(text, (*DECODER_LAYERS, *LAYERS)))
     return DecoderShape(
-        layers=_first(text, (*DECODER_LAYERS, *LAYERS)),
+        layers=layers,
         kv_heads=kv_heads,
-        head_dim=_first(text, ("head_dim", "d_kv")) or (hidden // heads if heads else 0),
+        head_dim=_first(text, HEAD_DIM) or (hidden // heads if heads else 0),
         hidden=hidden,
         vocab=_first(text, ("vocab_size",)),
         positions=_first(text, POSITIONS),
         longest=ANY_LENGTH if text.get(DISTANCES) else _scaled_positions(text),
         has_encoder=has_encoder(config),
+        without_kv=without_kv,
+        state=state,
     )
 
 
@@ -184,11 +196,16 @@ def contradiction(
 
 
 def kv_bytes_per_token(shape: DecoderShape, precision: str) -> int:
-    """Return what one token's keys and values take: 2 x layers x KV heads x head size numbers. An
+    """Return what one token's keys and values take: 2 x its layers x KV heads x head size numbers. An
     encoder-decoder takes as much for a token of the prompt as for one of the answer, and its context is as
     long on each side: so twice that for a token of context."""
     sides = 2 if shape.has_encoder else 1
-    return sides * 2 * shape.layers * shape.kv_heads * shape.head_dim * PRECISION_BYTES[precision]
+    return sides * 2 * shape.kv_layers * shape.kv_heads * shape.head_dim * PRECISION_BYTES[precision]
+
+
+def state_bytes(shape: DecoderShape) -> int:
+    """Return what recurrent layers keep of one request at most: some sum in float32 in any precision."""
+    return shape.state * PRECISION_BYTES["float32"]
 
 
 def has_encoder(config: Mapping[str, Any]) -> bool:

@@ -22,9 +22,7 @@ from tidegate.store.connection import Connection
 from tidegate.store.scripts import Scripts
 from tidegate.tasks import end_tasks
 
-ATTEND_SECONDS = (
-    2.0  # between two signs that a call is read; a tenth of the least time that one lives without
-)
+ATTEND_SECONDS = 2.0  # between two signs that a call is read: well within what one lives without a reader
 ATTENDED_AT_ONCE = 500  # in one script
 
 
@@ -36,8 +34,9 @@ class _Channel:
         self.opening = asyncio.get_running_loop().create_task(connection.subscribe(name, self._receive))
 
     def _receive(self, blob: bytes) -> None:
+        segments = decode_segments(blob)
         for deliver in list(self.readers):
-            deliver(decode_segments(blob))
+            deliver(segments)
 
 
 class KeptCalls:

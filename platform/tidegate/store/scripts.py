@@ -239,7 +239,7 @@ class Scripts:
 
     async def shadow(self, original: str, shadow: Request, bounds: Bounds, cohort: str) -> bool:
         """Copy a client's request; returns whether there was room for that."""
-        body = encode_request(shadow)
+        body = encode_request(shadow, encode_prompt(shadow.work.prompt))
         is_taken = await self._connection.run(
             SHADOW,
             self._prefix,

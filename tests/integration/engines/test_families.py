@@ -127,7 +127,6 @@ GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": HEADS, "n_inner": INNER // 2}
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     "xlnet": {"d_model": 64, "n_layer": 2, "n_head": HEADS, "d_inner": INNER // 2},
     "xmod": {**SMALL, "is_decoder": True},
-    "recurrent_gemma": {**SMALL, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": WINDOW},
 }
 # One by one, and a word of the reason why.
 ALONE: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
@@ -152,6 +151,17 @@ ALONE: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
     "llama": ("llama", {**SMALL, "rope_parameters": LONGROPE}, "contextLength 64 or less"),
     # Caches of other kinds.
     "deepseek_v32": ("deepseek_v32", {**MLA, **INDEXER}, "its cache has layers of another kind"),
+    # Its layers keep the state of what ran last in themselves.
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {**SMALL, "num_hidden_layers": 3, "lru_width": 64, "attention_window_size": WINDOW},
+        "its cache has layers of another kind",
+    ),
+    "rwkv": (
+        "rwkv",
+        {"hidden_size": 64, "num_hidden_layers": 2, "context_length": CONTEXT},
+        "its cache has layers of another kind",
+    ),
     "glm_moe_dsa": ("glm_moe_dsa", {**MLA, **INDEXER}, "its cache has layers of another kind"),
 }
 PROMPTS = (7, 50, 90, 23, 130)  # tokens
@@ -258,11 +268,11 @@ def test_a_context_shorter_than_the_probe_is_proved_within_it(
     assert [result.tokens] == generated(folder, [[5, 6, 7]], [5])
 
 
-@pytest.mark.parametrize("kind", ["xlnet", "xmod", "recurrent_gemma"])
+@pytest.mark.parametrize("kind", ["xlnet", "xmod"])
 def test_what_decodes_otherwise_than_its_forward_pass_is_refused_by_name(
     kind: str, made: Callable[..., Path]
 ) -> None:
-    """xlnet looks ahead, xmod wants a language, recurrent_gemma keeps the state of one row in its layers."""
+    """xlnet looks ahead, xmod wants a language."""
     with pytest.raises(EngineLoadError) as caught:
         loaded(made(kind, OTHERWISE[kind]))
     assert caught.value.reason == "SelfCheckFailed"

@@ -108,7 +108,7 @@ def test_a_model_without_an_end_token_says_so(load: Callable[..., Engine], tmp_p
     assert ended(run_one(endless, a_request("free", PROMPT, max_tokens=4))) == ("length", "")
 
 
-@pytest.mark.parametrize("part", ["accept", "accept_forced"])
+@pytest.mark.parametrize("part", ["accept", "accept_forced", "take_prefill"])
 def test_a_row_that_cannot_be_taken_up_ends_alone(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
@@ -121,6 +121,8 @@ def test_a_row_that_cannot_be_taken_up_ends_alone(
 
     monkeypatch.setattr(RunningSequence, part, broken)
     wanted = {"max_tokens": 60, "grammar": schema(SCHEMA)}
+    if part == "take_prefill":
+        wanted["prompt_logprobs"] = 0
     results = run(llama, [a_request("first", PROMPT, **wanted), a_request("second", PROMPT, **wanted)])
 
     assert ended(results["first"]) == ("error", "EngineError")
@@ -211,6 +213,24 @@ def test_runs_that_no_row_is_long_enough_to_prove_are_not_taken(load: Callable[.
     assert load("llama", context_length=64)._batch.has_runs is True  # type: ignore[attr-defined]
 
 
+def test_forced_tokens_of_a_step_keep_to_the_bound_of_prompts(
+    load: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load("llama", args={"prefill_tokens_per_step": 24})
+    batch = engine._batch  # type: ignore[attr-defined]
+    taken, whole = [], batch.run
+
+    def counted(tails: list[list[int]], counts: list[int]) -> Any:
+        taken.append(sum(map(len, tails)))
+        return whole(tails, counts)
+
+    monkeypatch.setattr(batch, "run", counted)
+    requests = [a_request(f"r{at}", PROMPT, max_tokens=60, grammar=schema(KEYS)) for at in range(3)]
+    run(engine, requests)
+
+    assert 3 < max(taken) <= 24
+
+
 @pytest.mark.parametrize("min_tokens", [0, 200])
 def test_a_grammar_that_met_a_limit_begins_anew(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, min_tokens: int
@@ -244,3 +264,27 @@ def test_answers_that_end_are_valid_for_their_schemas(llama: Engine) -> None:
         jsonschema.validate(json.loads(results[name].text), FOLLOWED[name], format_checker=FORMATS)
     assert len(whole) > len(FOLLOWED) // 2
     assert all(ended(result)[0] == "length" for name, result in results.items() if name not in whole)
+
+
+@pytest.mark.parametrize("arch", ["t5", "bart"])
+def test_answers_of_encoder_decoders_follow_a_grammar(load: Callable[..., Engine], arch: str) -> None:
+    """Also behind the tokens from which a decoder starts."""
+    form = LLMatcher.grammar_from_json_schema(
+        {
+            "type": "object",
+            "properties": {"level": {"enum": ["low", "high"]}, "gate": {"const": "open"}},
+            "required": ["level", "gate"],
+            "additionalProperties": False,
+        },
+        overrides={"whitespace_flexible": False},
+    )
+    wanted = {"max_tokens": 80, "grammar": form, "ignore_eos": False, "temperature": 1.0}
+    requests = [a_request(str(seed), "Level?", seed=seed, **wanted) for seed in range(3)]
+    engine = load(arch)
+    results = run(engine, requests, apart=1)
+    for request in requests:
+        before = run_steps(engine, request, 4)
+        after = run_one(engine, request, before.log)
+        whole = results[request.id]
+        assert before.text + after.text == whole.text
+        assert json.loads(whole.text) in [{"level": level, "gate": "open"} for level in ("low", "high")]

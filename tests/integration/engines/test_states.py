@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from llguidance import LLMatcher
+from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import VOCABULARY, save_model, save_tokenizer
 from tests.engine_requests import a_request, run, run_one, run_steps
 from tests.integration.engines.test_families import MLA, SMALL, generated, loaded
-from tidegate.engines.transformers.batch import ArenaBatch
+from tidegate.engines.transformers.batch import ArenaBatch, measure_kv
+from tidegate.sources.facts import decoder_shape, kv_bytes_per_token, state_bytes
 
 STATES = {"hidden_size": 64, "num_hidden_layers": 3}
 MAMBA2 = {
@@ -62,6 +67,18 @@ STATEFUL: Mapping[str, Mapping[str, Any]] = {
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
         "num_experts": 2,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "zamba": {
+        **SMALL,
+        "num_hidden_layers": 6,
+        "num_key_value_heads": 4,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "hybrid", "mamba"],
+        "n_mamba_heads": 2,
         "mamba_d_state": 8,
         "mamba_dt_rank": 4,
         "use_mamba_kernels": False,
@@ -152,6 +169,33 @@ def test_rows_with_a_state_run_together(kind: str, made: Callable[[str], Path]) 
     assert len(begun.tokens) == 9
     assert begun.tokens + rest.tokens == whole.tokens
     assert not engine.has_work()
+
+
+def test_rows_with_a_state_follow_a_grammar(made: Callable[[str], Path]) -> None:
+    """What it forces they take token by token."""
+    engine, _ = loaded(made("mamba"))
+    form = LLMatcher.grammar_from_lark('start: "The level is " /[0-9]{3}/ " metres above the sea."')
+    requests = [
+        a_request(
+            str(seed), "Level?", seed=seed, temperature=1.0, max_tokens=60, grammar=form, ignore_eos=False
+        )
+        for seed in range(3)
+    ]
+    for result in run(engine, requests, apart=2).values():
+        assert re.fullmatch("The level is [0-9]{3} metres above the sea.", result.text)
+
+
+@pytest.mark.parametrize("kind", sorted(STATEFUL.keys() - {"kimi_linear"}))  # its keys are compressed
+def test_the_control_loop_computes_what_a_row_takes(kind: str, made: Callable[[str], Path]) -> None:
+    folder = made(kind)
+    shape = decoder_shape(json.loads((folder / "config.json").read_text()))
+    found = measure_kv(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    assert shape.is_known
+    assert found.bytes_per_row > 0
+    assert (found.bytes_per_token, found.bytes_per_row) == (
+        kv_bytes_per_token(shape, "float32"),
+        state_bytes(shape),
+    )
 
 
 def test_the_state_of_a_row_counts_towards_the_cache(made: Callable[[str], Path]) -> None:

@@ -97,6 +97,15 @@ def test_an_unknown_architecture_is_no_guess(shape: DecoderShape) -> None:
         replica_bytes(spec(), source(shape=shape))
 
 
+@pytest.mark.parametrize(("without_kv", "context"), [(64, 0), (64, 1 << 20), (60, 8192)])
+def test_states_are_counted_for_each_request(without_kv: int, context: int) -> None:
+    """Those of a model without attention alone, whatever the context."""
+    shape = DecoderShape(layers=64, kv_heads=8, head_dim=128, without_kv=without_kv, state=1000)
+    wanted = spec(contextLength=context, engine={"name": "transformers", "maxSlots": 3})
+    row = 4 * 1000 + (64 - without_kv) * (context + CONTEXT_SLACK) * 2 * 8 * 128 * 2
+    assert kv_cache_bytes(wanted, source(shape=shape)) == 3 * row
+
+
 @given(st.integers(1, 1 << 42), st.integers(1, 1 << 20))
 def test_a_cache_nobody_sized_holds_one_request_and_seldom_outgrows_the_weights(
     weights: int, context: int

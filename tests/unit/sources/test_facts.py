@@ -259,3 +259,29 @@ def test_a_tokens_keys_and_values() -> None:
     shape = DecoderShape(layers=32, kv_heads=8, head_dim=128)
     assert kv_bytes_per_token(shape, "bfloat16") == 128 * 1024  # Llama 3 8B's known figure
     assert kv_bytes_per_token(shape, "float32") == 256 * 1024
+
+
+MAMBA2 = {"hidden_size": 64, "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16}
+ONE = (128 + 2 * 16) * 4 + 128 * 16  # what its layers keep each
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"num_hidden_layers": 8, "attn_layer_indices": [2, 5]}, (8, 6, 6 * ONE)),
+        ({"num_hidden_layers": 8, "attn_layer_period": 4, "attn_layer_offset": 1}, (8, 6, 6 * ONE)),
+        ({"num_hidden_layers": 4, "model_type": "falcon_h1"}, (4, 0, 4 * ONE)),
+        ({"hybrid_override_pattern": "M-M*E"}, (5, 4, 2 * ONE)),
+        ({"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2}, (4, 2, 4 * ONE)),
+        ({"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}, (4, 0, 0)),
+        ({"num_hidden_layers": 4}, (4, 0, 0)),
+    ],
+)
+def test_what_recurrent_layers_keep(config: dict[str, Any], expected: tuple[int, int, int]) -> None:
+    shape = decoder_shape({**MAMBA2, "mamba_d_conv": 4, **config})
+    assert (shape.layers, shape.without_kv, shape.state) == expected
+
+
+def test_a_state_of_unknown_size_counts_as_keys_and_values() -> None:
+    shape = decoder_shape({"num_hidden_layers": 4, "layer_types": ["linear_attention"] * 4})
+    assert (shape.kv_layers, shape.state) == (4, 0)

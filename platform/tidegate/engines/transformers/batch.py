@@ -30,6 +30,8 @@ from tidegate.engines.base import is_out_of_memory
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena, LayerKind
 
+# Where recurrent_gemma's layers keep the state of what ran last, which no cache holds.
+KEPT_IN_LAYERS = ("conv1d_state", "recurrent_states")
 # What a model raises on a path that it was not made for.
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
@@ -106,8 +108,6 @@ class ArenaBatch:
 
     `makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
     mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
-    `pads`: prompts of other lengths are prefilled together, so that recurrent layers must mask the padding.
-    Without it each is prefilled alone, and all are decoded together.
     """
 
     def __init__(
@@ -119,10 +119,9 @@ class ArenaBatch:
         max_length: int,
         pad_id: int,
         makes_masks: bool = False,
-        pads: bool = True,
     ) -> None:
         self._forward = Forward(model)
-        self._makes_masks, self._pads = makes_masks, pads
+        self._makes_masks = makes_masks
         self.has_runs = True  # until the self-check finds otherwise
         self._arena = Arena(layers, max_rows, max_length, self._forward.device)
         self._pad_id = pad_id
@@ -139,8 +138,6 @@ class ArenaBatch:
         sources: Sequence[Sequence[int]] = (),  # noqa: ARG002 - a decoder reads nothing beside
         every: InParts | None = None,
     ) -> Tensor:
-        if len(sequences) > 1 and not self._pads:
-            return self._join_each(sequences)
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         with torch.inference_mode():
@@ -152,15 +149,6 @@ class ArenaBatch:
             self._arena.commit_prefill(lengths)
             self._positions = torch.cat((self._positions, positions[:, -1] + 1))
         return logits[:, -1]
-
-    def _join_each(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        before = self.count
-        try:
-            return torch.cat([self.join([sequence]) for sequence in sequences])
-        except BaseException:
-            while self.count > before:
-                self.leave(self.count - 1)
-            raise
 
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -270,7 +258,7 @@ def measure_alone(model: Any) -> KvSize:
         for length in (short, long):
             batch = RowByRow(model)
             batch.join([[0] * length])
-            held.append(tensor_bytes(batch.rows[0].kwargs, set()))
+            held.append(tensor_bytes([batch.rows[0].kwargs, batch.rows[0].states], set()))
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -318,6 +306,7 @@ class OwnRow:
 
     ids: Tensor
     kwargs: dict[str, Any]
+    states: list[Tensor | None]  # of layers that keep them in themselves
 
 
 class OneAtATime:
@@ -339,6 +328,9 @@ class RowByRow(OneAtATime):
         self._head = Head(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._rotaries = [module for module in model.modules() if hasattr(module, "max_seq_len_cached")]
+        self._keepers = [
+            (module, name) for module in model.modules() for name in KEPT_IN_LAYERS if name in vars(module)
+        ]
         self.rows: list[OwnRow] = []
 
     @property
@@ -379,7 +371,7 @@ class RowByRow(OneAtATime):
         self._model._prepare_cache_for_generation(
             GenerationConfig(), kwargs, GenerationMode.GREEDY_SEARCH, 1, 0
         )
-        return OwnRow(ids, kwargs)
+        return OwnRow(ids, kwargs, [None] * len(self._keepers))
 
     def _read(self, source: Sequence[int]) -> dict[str, Any]:  # noqa: ARG002 - a decoder reads nothing beside
         """Return what a row hands on of what its encoder has read."""
@@ -391,9 +383,12 @@ class RowByRow(OneAtATime):
             # Dynamic factors follow from this row's length alone, not from what a longer one before it left.
             for name in [name for name in vars(rotary) if name.endswith("max_seq_len_cached")]:
                 setattr(rotary, name, 0)
+        for (module, name), state in zip(self._keepers, row.states, strict=True):
+            setattr(module, name, state)
         with torch.inference_mode():
             inputs = self._model.prepare_inputs_for_generation(row.ids, **row.kwargs, **step)
             output = self._head.run({**inputs, "return_dict": True}, every=every)
+        row.states = [getattr(module, name) for module, name in self._keepers]
         row.kwargs = self._model._update_model_kwargs_for_generation(output, row.kwargs)
         logits: Tensor = output.logits
         return logits[:, -1]

@@ -293,7 +293,12 @@ class TransformersEngine:
                 return []
             return [part for sequence in group for part in self._prefill([sequence], outputs)]
         if asked is not None:
-            group[0].take_prefill(asked)
+            try:
+                group[0].take_prefill(asked)
+            except Exception as error:
+                outputs.append(failed_alone(group[0], error))
+                self._batch.leave(len(self._scheduler.running), clear=True)
+                return []
         self._scheduler.join(group)
         return [logits]
 

@@ -95,8 +95,7 @@ def proved(
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
     reason = why_alone(model, context_length, layers, whole, beyond)
     has_states = any(kind.states for kind in layers)
-    ways = [{"makes_masks": True}] if takes_masks(model) and not has_states else []
-    for way in (*ways, {}, *([{"pads": False}] if has_states else [])):
+    for makes_masks in (True, False) if takes_masks(model) and not has_states else (False,):
         if reason:
             break
         arena = ArenaBatch(
@@ -105,7 +104,7 @@ def proved(
             max_rows=max(max_rows, len(rows)),
             max_length=context_length,
             pad_id=pad_id(loaded.tokenizer, vocabulary),
-            **way,
+            makes_masks=makes_masks,
         )
         try:
             verdict = check_bounds(model, arena, rows, precision, bounds)

@@ -54,6 +54,7 @@ from tidegate.gateway.dialects.tools import (
     call_deltas,
     called,
     function_deltas,
+    is_deep,
     whole_calls,
 )
 from tidegate.gateway.dialects.wire import OPENAI
@@ -217,12 +218,7 @@ def _check_template_args(body: Any) -> None:
 
 
 def _is_small(args: dict[str, Any]) -> bool:
-    depth, level = 0, list[Any]([args])
-    while level and depth <= 16:
-        children = [value.values() if isinstance(value, dict) else value for value in level]
-        level = [item for child in children for item in child if isinstance(item, (dict, list))]
-        depth += 1
-    return not level and len(encode(args)) <= _MOST_ARGS_BYTES
+    return not is_deep(args, _MOST_ARGS_DEPTH) and len(encode(args)) <= _MOST_ARGS_BYTES
 
 
 TemplateArgs = Annotated[
@@ -230,7 +226,7 @@ TemplateArgs = Annotated[
     says("at most 32 variables of the model's chat template, such as enable_thinking"),
 ]
 OtherTemplate = Annotated[Any, not_honoured("the model's own is used; leave it out")]
-_MOST_ARGS_BYTES = 1 << 14
+_MOST_ARGS_BYTES, _MOST_ARGS_DEPTH = 1 << 14, 16
 # What a request says elsewhere, or what the call that renders a template takes for itself.
 NOT_VARIABLES = frozenset(
     [

@@ -194,10 +194,10 @@ def asked(
     return Asked(made, choice, is_parallel, schemas)
 
 
-def is_deep(found: dict[str, Any] | list[Any]) -> bool:
-    """True for more than `MAX_TOOLS_DEPTH` levels, which what reads it later may not survive."""
+def is_deep(found: dict[str, Any] | list[Any], most: int = MAX_TOOLS_DEPTH) -> bool:
+    """True for more than `most` levels, which what reads it later may not survive."""
     depth, level = 0, list[Any](found.values() if isinstance(found, dict) else found)
-    while level and depth <= MAX_TOOLS_DEPTH:
+    while level and depth <= most:
         level = [item for item in level if isinstance(item, (dict, list))]
         level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
         depth += 1

@@ -32,6 +32,10 @@ _ModelName = Annotated[
 ]
 
 
+def _named(field: str) -> dict[str, Any]:
+    return {"required": [field], "properties": {field: {"type": "string"}}}
+
+
 def _check_named(body: ShowBody) -> None:
     if not (body.model or body.name):
         raise refusal("model", None, "send the name of a model that GET /api/tags lists")
@@ -40,9 +44,7 @@ def _check_named(body: ShowBody) -> None:
 class ShowBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """`name` is the older name of `model`."""
 
-    RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(_check_named, {"anyOf": [{"required": ["model"]}, {"required": ["name"]}]}),
-    )
+    RULES: ClassVar[tuple[Rule, ...]] = (Rule(_check_named, {"anyOf": [_named("model"), _named("name")]}),)
 
     model: _ModelName = None
     name: _ModelName = None

@@ -110,7 +110,7 @@ def test_streaming_helper(client: Anthropic) -> None:
         parts = list(stream.text_stream)
         message = stream.get_final_message()
 
-    assert len(parts) > 10
+    assert len(parts) > 1
     assert "".join(parts) == message.content[0].text
     assert ANSWER in message.content[0].text
     assert message.stop_reason == "end_turn"

@@ -81,7 +81,7 @@ async def test_chat_stream_async() -> None:
         stream = await client.chat_completion(MESSAGES, max_tokens=64, temperature=0, stream=True)
         parts = [chunk.choices[0].delta.content or "" async for chunk in stream]
 
-    assert len(parts) > 10
+    assert len(parts) > 1
     assert ANSWER in "".join(parts)
 
 
@@ -156,7 +156,7 @@ def test_text_generation_stop(client: InferenceClient) -> None:
 def test_text_generation_stream(client: InferenceClient) -> None:
     parts = list(client.text_generation(PROMPT, max_new_tokens=64, stream=True))
 
-    assert len(parts) > 10
+    assert len(parts) > 1
     assert all(isinstance(part, str) for part in parts)
     assert ANSWER in "".join(parts)
 

@@ -60,7 +60,7 @@ async def test_chat_async(door: dict[str, str]) -> None:
 def test_stream(door: dict[str, str]) -> None:
     chunks = list(litellm.completion(messages=COUNT, stream=True, **door, **ASKED))
 
-    assert len(chunks) > 3
+    assert len(chunks) > 1
     assert ANSWER in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert chunks[-1].choices[0].finish_reason == "stop"
 

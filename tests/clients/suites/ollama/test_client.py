@@ -88,7 +88,7 @@ async def test_chat_async() -> None:
 def test_chat_stream(client: Client) -> None:
     parts = list(client.chat(model=MODEL, messages=COUNT, options=GREEDY, stream=True))
 
-    assert len(parts) > 10
+    assert len(parts) > 1
     assert ANSWER in "".join(part.message.content for part in parts)
     assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
     assert parts[-1].done_reason == "stop"
