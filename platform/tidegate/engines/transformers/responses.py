@@ -370,9 +370,7 @@ class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no type
             super()._close_current(events)
         except MemoryError:
             raise
-        except (
-            Exception
-        ):  # it reads what a model wrote by what a client's schema says: either may be anything
+        except Exception:  # the text is a model's, the schema that it is read by a client's
             events.append({"type": "malformed", "field": name})
             self._reset_to_implicit()
         if name == CALLS and events and events[-1]["type"] in ("region_close", "malformed"):

@@ -163,7 +163,7 @@ class RunningSequence:
         for count, token in enumerate(self.forced[:most], 2):
             more = self.accept(token, None)
             self.unfed = count
-            output = StepOutput(self.id, joined(output.output, more.output), len(self.prompt), more.finish)
+            output = StepOutput(self.id, joined(output.output, more.output), more.prompt_tokens, more.finish)
             if output.finish is not None:
                 break
         return output
