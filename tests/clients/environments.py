@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 import urllib.request
 from pathlib import Path
@@ -39,6 +40,7 @@ def pin(suite: Suite) -> None:
     target = requirements(suite)
     target.parent.mkdir(exist_ok=True)
     options = ["--generate-hashes"] if suite.hashes else []
+    overrides = [f"{name}; python_version < '3'" for name in suite.without]
     wanted = "\n".join([*suite.packages, *ALWAYS])
     command = [_uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-emit-index-url"]
     command += [
@@ -51,7 +53,10 @@ def pin(suite: Suite) -> None:
         str(target),
         "-",
     ]
-    _run(command, text=wanted)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(overrides))
+        file.flush()
+        _run([*command, "--override", file.name], text=wanted)
 
 
 def python(suite: Suite) -> Path:
