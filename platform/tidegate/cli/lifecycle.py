@@ -59,6 +59,8 @@ def up(
     began = time.monotonic()
     with Steps() as steps:
         started = asyncio.run(lifecycle.up(settings, _up_paths(settings, files), steps.show))
+    if started.was_running:
+        lifecycle.check_runs_as(started.running, port=port, no_auth=no_auth)
     took = "It runs already." if started.was_running else f"Up after {time.monotonic() - began:.0f} s."
     say(f"{took} `tidegate models` shows all models.")
     running, model = started.running, started.model

@@ -26,7 +26,8 @@ def find_listed(name: str, models: Mapping[str, ModelEntry]) -> ModelEntry:
     if entry is None and name in _NO_NAMES and len(models) == 1:
         [entry] = models.values()
     if entry is None:
-        raise ModelNotFound(f"The model {name!r} does not exist. {_existing(models)}", param="model")
+        said = f"The model {name!r} does not exist." if name else "The call names no model."
+        raise ModelNotFound(f"{said} {_existing(models)}", param="model")
     return entry
 
 

@@ -110,7 +110,11 @@ class ErrorBodies:
     def _router_error(self, scope: Scope, error: HTTPException) -> RequestError:
         url, headers = f"{scope['method']} {scope['path']}", error.headers or {}
         if error.status_code == 404:
-            return UnknownRoute(f"There is no {url}. GET {self._index} lists what there is.")
+            twice = " Its /v1 is there twice: leave it out of the client's base URL."
+            more = (
+                twice if scope["path"].startswith("/v1/v1/") else f" GET {self._index} lists what there is."
+            )
+            return UnknownRoute(f"There is no {url}.{more}")
         if error.status_code == 405:
             allow = ", ".join(value for name, value in headers.items() if name.lower() == "allow")
             return MethodNotAllowed(f"There is no {url}. {allow or 'Another method'} is allowed.", allow)

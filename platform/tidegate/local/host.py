@@ -292,6 +292,8 @@ class Host:
 
     def _models_changed(self, entries: Mapping[str, ModelEntry]) -> None:
         for name, entry in entries.items():
+            if entry.ready and not self._has_seen_serve:
+                continue  # so it was when the platform stopped
             shown = (entry.ready, entry.reason)
             if self._shown.get(name) != shown:
                 self._shown[name] = shown

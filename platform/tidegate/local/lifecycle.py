@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import psutil
@@ -157,6 +158,16 @@ def _end_orphans(home: Home) -> None:
         return
     with only_one(home):
         leave_nothing(home)
+
+
+def check_runs_as(running: Running, *, port: int | None, no_auth: bool) -> None:
+    """Raise `ConfigError` where what runs has not what a command asks for by name."""
+    asked = f"--port {port}" if port and port != urlsplit(running.url).port else ""
+    asked = asked or ("--no-auth" if no_auth and running.key else "")
+    if asked:
+        raise ConfigError(
+            f"The platform runs already at {running.url}, without {asked}: run `tidegate down` first."
+        )
 
 
 def _same_files(running: Running, chosen: Sequence[Path]) -> None:

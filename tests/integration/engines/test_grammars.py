@@ -264,3 +264,27 @@ def test_answers_that_end_are_valid_for_their_schemas(llama: Engine) -> None:
         jsonschema.validate(json.loads(results[name].text), FOLLOWED[name], format_checker=FORMATS)
     assert len(whole) > len(FOLLOWED) // 2
     assert all(ended(result)[0] == "length" for name, result in results.items() if name not in whole)
+
+
+@pytest.mark.parametrize("arch", ["t5", "bart"])
+def test_answers_of_encoder_decoders_follow_a_grammar(load: Callable[..., Engine], arch: str) -> None:
+    """Also behind the tokens from which a decoder starts."""
+    form = LLMatcher.grammar_from_json_schema(
+        {
+            "type": "object",
+            "properties": {"level": {"enum": ["low", "high"]}, "gate": {"const": "open"}},
+            "required": ["level", "gate"],
+            "additionalProperties": False,
+        },
+        overrides={"whitespace_flexible": False},
+    )
+    wanted = {"max_tokens": 80, "grammar": form, "ignore_eos": False, "temperature": 1.0}
+    requests = [a_request(str(seed), "Level?", seed=seed, **wanted) for seed in range(3)]
+    engine = load(arch)
+    results = run(engine, requests, apart=1)
+    for request in requests:
+        before = run_steps(engine, request, 4)
+        after = run_one(engine, request, before.log)
+        whole = results[request.id]
+        assert before.text + after.text == whole.text
+        assert json.loads(whole.text) in [{"level": level, "gate": "open"} for level in ("low", "high")]

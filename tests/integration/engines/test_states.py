@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from llguidance import LLMatcher
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import VOCABULARY, save_model, save_tokenizer
@@ -167,6 +169,20 @@ def test_rows_with_a_state_run_together(kind: str, made: Callable[[str], Path]) 
     assert len(begun.tokens) == 9
     assert begun.tokens + rest.tokens == whole.tokens
     assert not engine.has_work()
+
+
+def test_rows_with_a_state_follow_a_grammar(made: Callable[[str], Path]) -> None:
+    """What it forces they take token by token."""
+    engine, _ = loaded(made("mamba"))
+    form = LLMatcher.grammar_from_lark('start: "The level is " /[0-9]{3}/ " metres above the sea."')
+    requests = [
+        a_request(
+            str(seed), "Level?", seed=seed, temperature=1.0, max_tokens=60, grammar=form, ignore_eos=False
+        )
+        for seed in range(3)
+    ]
+    for result in run(engine, requests, apart=2).values():
+        assert re.fullmatch("The level is [0-9]{3} metres above the sea.", result.text)
 
 
 @pytest.mark.parametrize("kind", sorted(STATEFUL.keys() - {"kimi_linear"}))  # its keys are compressed

@@ -379,3 +379,9 @@ async def test_a_failure_inside_a_stream(gateway: Gateway) -> None:
     assert found[-1][0] == "error"
     assert found[-1][1]["error"]["type"] == "api_error"
     assert "inside" not in found[-1][1]["error"]["message"]
+
+
+async def test_a_base_url_that_has_v1_already_is_told(gateway: Gateway) -> None:
+    refused = await gateway.post("/v1/v1/messages", BODY)
+    assert refused.status_code == 404
+    assert "leave it out of the client's base URL" in refused.text

@@ -131,20 +131,26 @@ async def test_tools_calls_and_results_reach_the_model(gateway: Gateway) -> None
     call = {"function": {"name": "weather", "arguments": {"city": "Ulm"}}}
     messages = [
         {"role": "user", "content": "Rain?"},
-        {"role": "assistant", "content": None, "tool_calls": [call, call | {"id": "mine"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [call, call | {"id": "mine"}, call | {"id": "mine"}],
+        },
         {"role": "tool", "content": "Rain.", "tool_name": "weather"},
-        {"role": "tool", "content": "Sun."},
+        {"role": "tool", "content": "Sun.", "tool_call_id": "mine"},
+        {"role": "tool", "content": "Snow.", "tool_call_id": "mine"},
     ]
     work, _ = await asked(
         gateway, "/api/chat", CHAT | {"messages": messages, "tools": [{"function": FUNCTION}]}, "x"
     )
     assert (work.prompt.tools, work.prompt.tool_choice) == (TOOLS, "auto")
     made = work.prompt.messages
-    assert [each["id"] for each in made[1]["tool_calls"]] == ["call00000", "mine"]
+    assert [each["id"] for each in made[1]["tool_calls"]] == ["call00000", "mine", "call00001"]
     assert made[1]["tool_calls"][0]["function"] == call["function"]
     assert [(each["tool_call_id"], each["name"]) for each in made[2:]] == [
         ("call00000", "weather"),
         ("mine", "weather"),
+        ("call00001", "weather"),
     ]
 
 

@@ -45,6 +45,10 @@ async def test_running_it_again_does_nothing_twice(steady: Platform) -> None:
     before = {process.pid for process in processes.of_instance(steady.home.instance)}
     again = await lifecycle.up(steady.settings, [steady.models])
     assert again.was_running
+    for asked, said in (((1, False), "without --port 1:"), ((None, True), "without --no-auth:")):
+        with pytest.raises(ConfigError, match=said):
+            lifecycle.check_runs_as(again.running, port=asked[0], no_auth=asked[1])
+    lifecycle.check_runs_as(again.running, port=int(again.running.url.rpartition(":")[2]), no_auth=False)
     assert again.running.host == steady.running.host
     assert before <= {process.pid for process in processes.of_instance(steady.home.instance)}
 

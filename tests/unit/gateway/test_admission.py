@@ -35,6 +35,8 @@ def an_entry(**changes: Any) -> ModelEntry:
 def test_an_unknown_model_names_those_that_exist() -> None:
     with pytest.raises(ModelNotFound, match="Models that exist: a, b"):
         admission.find_model("x", {"b": an_entry(name="b"), "a": an_entry(name="a")})
+    with pytest.raises(ModelNotFound, match="names no model"):
+        admission.find_model("", {"b": an_entry(name="b"), "a": an_entry(name="a")})
     with pytest.raises(ModelNotFound, match="No model is registered yet"):
         admission.find_model("x", {})
     with pytest.raises(ModelNotFound, match="and 80 more"):

@@ -236,7 +236,9 @@ class OllamaGenerateBody(OllamaBody, kw_only=True, forbid_unknown_fields=True):
 
     prompt: Annotated[str | None, says("a text, which the model's chat template writes as a user's")] = None
     system: Annotated[str | None, says("a text, which comes before the prompt")] = None
-    raw: Annotated[bool | None, says("true: the prompt as it is, without the chat template")] = None
+    raw: Annotated[bool | None, says("true: the prompt as it is, without system and the chat template")] = (
+        None
+    )
     suffix: Annotated[Any, not_honoured("insertion is not supported; leave it out", "")] = None
     images: Annotated[Any, not_honoured("only text goes in; leave it out", [])] = None
     template: Annotated[Any, not_honoured("the model's own is used; leave it out", "")] = None
@@ -454,10 +456,12 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
                 turn["reasoning_content"] = message.thinking
             for index, call in enumerate(message.tool_calls or ()):
                 where = f"messages[{place}].tool_calls[{index}].function.arguments"
-                call_id = call.id or f"call{count:05}"
-                if call.id:
+                call_id = call.id
+                if call_id and call_id not in open_calls:
                     given.add(call_id)
-                count += 1
+                else:
+                    call_id = f"call{count:05}"
+                    count += 1
                 open_calls[call_id] = call.function.name
                 if len(open_calls) > MAX_TOOLS:
                     most = f"at most {MAX_TOOLS} calls may be without a result"
