@@ -18,6 +18,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     name: str = ""
     title: str
     packages: list[str]
+    without: list[str] = []
     hashes: bool = False
     sdist: str = ""
     git: str = ""

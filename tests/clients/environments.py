@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 import urllib.request
 from pathlib import Path
@@ -39,6 +40,7 @@ def pin(suite: Suite) -> None:
     target = requirements(suite)
     target.parent.mkdir(exist_ok=True)
     options = ["--generate-hashes"] if suite.hashes else []
+    overrides = [f"{name}; python_version < '3'" for name in suite.without]
     wanted = "\n".join([*suite.packages, *ALWAYS])
     command = [_uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-emit-index-url"]
     command += [
@@ -51,7 +53,10 @@ def pin(suite: Suite) -> None:
         str(target),
         "-",
     ]
-    _run(command, text=wanted)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write("\n".join(overrides))
+        file.flush()
+        _run([*command, "--override", file.name], text=wanted)
 
 
 def python(suite: Suite) -> Path:
@@ -102,7 +107,7 @@ def sources(suite: Suite) -> Path | None:
         fetched = folder.with_name(f"{wanted}.part")
         shutil.rmtree(fetched, ignore_errors=True)
         fetched.mkdir(parents=True)
-        inside = _unpacked(suite, fetched) if suite.sdist else _checked_out(suite.git, fetched)
+        inside = _unpacked(suite, fetched) if suite.sdist else _checked_out(suite, fetched)
         inside.rename(folder)
         shutil.rmtree(fetched)
     return folder
@@ -140,12 +145,28 @@ def _unpacked(suite: Suite, folder: Path) -> Path:
     return inside
 
 
-def _checked_out(git: str, folder: Path) -> Path:
-    address, _, commit = git.rpartition("@")
+def _checked_out(suite: Suite, folder: Path) -> Path:
+    """What the commit has; of a suite that names its tests, no more than the files beside these."""
+    address, _, commit = suite.git.rpartition("@")
     target = folder / "out"
+    git = ["git", "-C", str(target)]
     _run(["git", "init", "--quiet", str(target)])
-    _run(["git", "-C", str(target), "fetch", "--quiet", "--depth=1", address, commit])
-    _run(["git", "-C", str(target), "checkout", "--quiet", commit])
+    _run([*git, "remote", "add", "origin", address])
+    if suite.tests:
+        # Some are a few files in hundreds of megabytes.
+        _run([*git, "sparse-checkout", "set", "--cone", *{str(Path(test).parent) for test in suite.tests}])
+    _run(
+        [
+            *git,
+            "fetch",
+            "--quiet",
+            "--depth=1",
+            *(["--filter=blob:none"] if suite.tests else []),
+            "origin",
+            commit,
+        ]
+    )
+    _run([*git, "checkout", "--quiet", commit])
     return target
 
 

@@ -144,7 +144,8 @@ def _copied(suite: Suite, sources: Path, target: Path, values: Mapping[str, str]
         shutil.copy(HERE / "suites" / "pytest.ini", target)
     else:
         shutil.copytree(sources, target)
-    for path in target.glob("tests/**/*.py"):
+    tops = {Path(name).parts[0] for name in suite.tests}
+    for path in (path for top in tops for path in target.glob(f"{top}/**/*.py")):
         before = text = path.read_text(encoding="utf-8")
         for old, new in suite.rewrite.items():
             text = text.replace(old, new.format_map(values))
