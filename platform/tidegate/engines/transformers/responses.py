@@ -320,6 +320,15 @@ def _keys(template: ResponseTemplate) -> tuple[str, str] | None:
     return None
 
 
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def _has_json(template: ResponseTemplate) -> bool:
+    """True where a region of calls is JSON with strings as JSON has them."""
+    field = template.fields.get(CALLS)
+    return field is not None and field.content == "json" and not field.content_args.get("string_delims")
+
+
 def _has_name_before(template: ResponseTemplate) -> bool:
     """True where the name stands before the region, and all of that is arguments."""
     field = template.fields.get(CALLS)
@@ -340,7 +349,8 @@ class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no type
     def __init__(self, template: ResponseTemplate, begun: str, tools: list[dict[str, Any]]) -> None:
         self._keys = _keys(template)
         self._has_name_before = _has_name_before(template)
-        self._region_start = 0
+        self._has_json = _has_json(template)
+        self._region_start, self._body_start = 0, 0
         super().__init__(template, begun, tools=tools)
 
     def feed(self, text: str) -> list[dict[str, Any]]:
@@ -359,10 +369,25 @@ class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no type
 
     def _open_explicit(self, events: list[dict[str, Any]], field: Any, m: Any) -> None:
         super()._open_explicit(events, field, m)
-        self._region_start = m.start()
+        self._region_start, self._body_start = m.start(), m.end()
         if field.name == CALLS:
             name = self._captures.get("name", "") if self._has_name_before else ""
             events[-1] |= {"keys": self._keys, "name": name}
+
+    def _scan(self, watch: list[Any], eos: bool) -> Any:
+        """What closes a call is text like any other within a string of its JSON."""
+        found = super()._scan(watch, eos)
+        if self._current != CALLS or not self._has_json:
+            return found
+        begin = self._pos
+        while found[0] is not None and self._is_in_string(found[0][2].start()):
+            self._pos = found[0][2].start() + 1
+            found = super()._scan(watch, eos)
+        self._pos = begin
+        return found
+
+    def _is_in_string(self, end: int) -> bool:
+        return '"' in _STRING.sub("", self._buffer[self._body_start : end])
 
     def _close_current(self, events: list[dict[str, Any]]) -> None:
         name = self._current

@@ -107,6 +107,13 @@ def pieces_of(text: str, size: int) -> list[str]:
         (f"<think>\nHm, {{}}.\n</think>\n\nSo:\n{CALL}", "So:", "Hm, {}.", [("weather", ARGUMENTS)]),
         ("<think>cut off ", "", "cut off", []),
         ('<tool_call>{"name": "now"}</tool_call>', "", "", [("now", {})]),
+        (
+            '<tool_call>{"name": "f", "arguments": {"a": "\\"</tool_call> }", "b": "</tool_call>"}}'
+            "</tool_call>So.",
+            "So.",
+            "",
+            [("f", {"a": '"</tool_call> }', "b": "</tool_call>"})],
+        ),
         ('<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>', "", "", [("f", {"a": 1})]),
         ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>', "", "", [("f", {"a": 1})]),
     ],
