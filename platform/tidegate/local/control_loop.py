@@ -100,7 +100,7 @@ class ControlLoop:
         now: Callable[[], float] = time.time,
     ) -> None:
         """`on_entries` is called with all entries after each round that changed one, `on_first_serve`
-        once: after the first round that wrote entries from what Serve said."""
+        once, and `on_entries` after it: after the first round that wrote entries from what Serve said."""
         self._files = files
         self._registry = registry
         self._depths = depths
@@ -233,6 +233,7 @@ class ControlLoop:
             if (first := self._on_first_serve) is not None:
                 self._on_first_serve = None
                 first()
+                self._on_entries(plan.entries)
             wanted = application_configs(plan.applications, self._replicas)
             if await self._writer.write(serve, wanted, snapshot.seen.serve):
                 return PROGRESSING_SECONDS
