@@ -320,7 +320,7 @@ def _keys(template: ResponseTemplate) -> tuple[str, str] | None:
     return None
 
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_QUOTES = re.compile(r'"|\\.?', re.DOTALL)  # and what is escaped, which is no quote
 
 
 def _has_json(template: ResponseTemplate) -> bool:
@@ -350,7 +350,8 @@ class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no type
         self._keys = _keys(template)
         self._has_name_before = _has_name_before(template)
         self._has_json = _has_json(template)
-        self._region_start, self._body_start = 0, 0
+        self._region_start = 0
+        self._quoted_to, self._is_quoted = 0, False  # up to where the JSON of a call was read for its strings
         super().__init__(template, begun, tools=tools)
 
     def feed(self, text: str) -> list[dict[str, Any]]:
@@ -369,7 +370,8 @@ class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no type
 
     def _open_explicit(self, events: list[dict[str, Any]], field: Any, m: Any) -> None:
         super()._open_explicit(events, field, m)
-        self._region_start, self._body_start = m.start(), m.end()
+        self._region_start = m.start()
+        self._quoted_to, self._is_quoted = m.end(), False
         if field.name == CALLS:
             name = self._captures.get("name", "") if self._has_name_before else ""
             events[-1] |= {"keys": self._keys, "name": name}
@@ -387,7 +389,11 @@ class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no type
         return found
 
     def _is_in_string(self, end: int) -> bool:
-        return '"' in _STRING.sub("", self._buffer[self._body_start : end])
+        """Each part of the text is read once, however many marks are in it."""
+        for found in _QUOTES.finditer(self._buffer, self._quoted_to, end):
+            self._is_quoted ^= found[0] == '"'
+        self._quoted_to = end
+        return self._is_quoted
 
     def _close_current(self, events: list[dict[str, Any]]) -> None:
         name = self._current

@@ -154,6 +154,15 @@ def test_what_is_no_python_is_content(text: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1000])
+def test_marks_in_a_string_are_text_however_many(size: int) -> None:
+    arguments = {"a": "</tool_call>" * 2000, "b": "\\"}
+    call = f"<tool_call>{json.dumps({'name': 'f', 'arguments': arguments})}</tool_call>"
+    read = Read(HERMES, pieces_of(f"{call}{CALL}", 1000 * size))
+
+    assert (read.text, read.called()) == ("", [("f", arguments), ("weather", ARGUMENTS)])
+
+
+@pytest.mark.parametrize("size", [1, 1000])
 def test_what_follows_a_broken_call_is_read(size: int) -> None:
     read = Read(HERMES, pieces_of(f"<tool_call>broken</tool_call>\n{CALL}", size))
 
