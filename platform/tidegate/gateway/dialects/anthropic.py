@@ -586,8 +586,10 @@ def _asked(body: PromptBody) -> Asked:
     kind = {"any": "required", "tool": choice.name}.get(choice.type, choice.type)
     if choice.type == "tool" and choice.name not in [tool.name for tool in body.tools]:
         raise refusal("tool_choice.name", choice.name, "it is none of tools; name one of them")
-    is_parallel = choice.type != "tool" and not choice.disable_parallel_tool_use
-    return asked(definitions, kind or "", "tools[{}].input_schema", is_parallel=is_parallel)
+    is_named = choice.type == "tool"
+    is_parallel = not is_named and not choice.disable_parallel_tool_use
+    where = "tools[{}].input_schema"
+    return asked(definitions, kind or "", where, is_parallel=is_parallel, is_named=is_named)
 
 
 def _text(content: str | Sequence[Block]) -> str:

@@ -480,12 +480,12 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
                 if message.tool_name in (None, name)
                 and (message.tool_call_id in (None, call_id) or call_id not in given)
             ]
-            wanted.sort(key=lambda call_id, asked=message.tool_call_id: call_id != asked)  # type: ignore[misc]
             if not wanted:
                 named = "tool_name" if message.tool_name is not None else "tool_call_id"
                 value = message.tool_name or message.tool_call_id
                 raise refusal(f"messages[{place}].{named}", value, "no answer before it has a call of it")
-            turn |= {"tool_call_id": wanted[0], "name": open_calls.pop(wanted[0])}
+            call_id = message.tool_call_id if message.tool_call_id in wanted else wanted[0]
+            turn |= {"tool_call_id": call_id, "name": open_calls.pop(call_id)}
         made.append(turn)
     if made and "tool_calls" in made[-1]:
         raise refusal(f"messages[{len(made) - 1}].tool_calls", "given", "a call needs its result after it")

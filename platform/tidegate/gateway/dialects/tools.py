@@ -145,7 +145,7 @@ def asked_tools(
             return asked(definitions, choice or "auto", parameters, is_parallel=is_parallel)
         case NamedTool(function=function):
             _check_named(function.name, definitions, "tool_choice.function.name", "tools")
-            return asked(definitions, function.name, parameters, is_parallel=False)
+            return asked(definitions, function.name, parameters, is_parallel=False, is_named=True)
         case AllowedTools(allowed_tools=allowed):
             names = {tool.function.name for tool in allowed.tools}
             for at, tool in enumerate(allowed.tools):
@@ -159,10 +159,11 @@ def asked_functions(functions: Sequence[FunctionDefinition], choice: str | Named
     """The same of `functions` and `function_call`, of which an answer has one at most."""
     if not functions:
         return NO_TOOLS
+    parameters = "functions[{}].parameters"
     if isinstance(choice, NamedFunction):
         _check_named(choice.name, functions, "function_call.name", "functions")
-        choice = choice.name
-    return asked(functions, choice or "auto", "functions[{}].parameters", is_parallel=False)
+        return asked(functions, choice.name, parameters, is_parallel=False, is_named=True)
+    return asked(functions, choice or "auto", parameters, is_parallel=False)
 
 
 def asked(
@@ -171,16 +172,18 @@ def asked(
     parameters: str,
     *,
     is_parallel: bool,
+    is_named: bool = False,
     only: Container[str] | None = None,
 ) -> Asked:
-    """Check definitions; `only`: the names of those that the model is shown, where not all. What is strict is
-    enforced of what may be called."""
+    """Check definitions. `is_named`: the choice is a tool's name, which may be any word. `only`: the names of
+    those that the model is shown, where not all. What is strict is enforced of what may be called."""
     places = [parameters.format(at) for at in range(len(definitions))]
     made = [shown(one, place) for one, place in zip(definitions, places, strict=True)]
     check_size(made, parameters.split("[")[0])
-    if choice == "none":
+    if is_named and choice in ("auto", "required"):  # which mean something else to a replica
+        raise refusal("tool_choice", choice, "a tool of this name cannot be forced; give it another name")
+    if choice == "none" and not is_named:
         return NO_TOOLS
-    is_named = choice not in ("auto", "required")
     schemas = [
         Constraint("json", one.parameters, place, is_strict=True)
         for one, place in zip(definitions, places, strict=True)

@@ -13,7 +13,18 @@ from tests.unit.gateway.dialects.segments import events
 from tidegate.errors import InvalidRequest
 from tidegate.gateway.dialects.base import AnswerHead, Usage
 from tidegate.gateway.dialects.chat import Chat, ChatCall
-from tidegate.gateway.dialects.tools import INVALID, MAX_TOOLS_DEPTH, called
+from tidegate.gateway.dialects.tools import (
+    INVALID,
+    MAX_TOOLS_DEPTH,
+    NO_TOOLS,
+    FunctionDefinition,
+    NamedFunction,
+    NamedTool,
+    Tool,
+    asked_functions,
+    asked_tools,
+    called,
+)
 from tidegate.messages.work import CallDelta, ChatPrompt, Finish, Segment, Tokens
 
 HEAD = AnswerHead("chatcmpl-1", 5, "m", "r1")
@@ -269,3 +280,21 @@ def test_arguments_that_are_too_deep_for_what_reads_them_stay_text() -> None:
     deep = '{"a":' * 2 * MAX_TOOLS_DEPTH + "1" + "}" * 2 * MAX_TOOLS_DEPTH
     assert called("f", deep, "c")["function"]["arguments"] == {INVALID: deep}
     assert called("f", '{"a":{"b":[1]}}', "c")["function"]["arguments"] == {"a": {"b": [1]}}
+
+
+def a_tool(name: str) -> Tool:
+    return Tool(function=FunctionDefinition(name=name))
+
+
+def test_none_is_a_name_where_it_is_said_as_one() -> None:
+    named = NamedTool(function=NamedFunction(name="none"))
+    assert asked_tools([a_tool("none")], named, None)[1:3] == ("none", False)
+    assert asked_functions([a_tool("none").function], NamedFunction(name="none"))[1:3] == ("none", False)
+    assert asked_tools([a_tool("none")], "none", None) is NO_TOOLS
+
+
+@pytest.mark.parametrize("name", ["auto", "required"])
+def test_a_tool_that_cannot_be_told_from_a_way_to_choose_is_not_forced(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="tool_choice"):
+        asked_tools([a_tool(name)], NamedTool(function=NamedFunction(name=name)), None)
+    assert asked_tools([a_tool(name)], None, None).choice == "auto"
