@@ -25,6 +25,8 @@ from tests.checkpoints import (
 from tests.engine_requests import Result, a_request, run, run_one, run_steps
 from tidegate.engines.base import Engine
 from tidegate.engines.create import create_engine
+from tidegate.engines.transformers.prompt_process import answer_rules
+from tidegate.engines.transformers.prompts import PromptError
 from tidegate.messages.work import CallDelta, ChatPrompt, Generate, Request, Segment
 from tidegate.replica_args import EngineSpec
 
@@ -242,3 +244,13 @@ def test_a_schema_may_hold_numbers_of_any_size(engine: Engine) -> None:
     result = run_one(engine, asking("x.0", "f", tool))
 
     assert [(name, arguments) for _, name, arguments in calls_of(result)] == [("f", {"a": 1})]
+
+
+def test_an_answer_that_goes_on_has_a_bound(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(with_tools(tmp_path / "tools"))
+    work = asking("x.0", "auto", WEATHER).work
+    assert isinstance(work, Generate)
+    begun = "<tool_call>x</tool_call>" * 2000
+    assert answer_rules(f"<|im_start|>assistant\n{begun}", work, tokenizer).begun == begun
+    with pytest.raises(PromptError, match="96000 characters"):
+        answer_rules(f"<|im_start|>assistant\n{begun * 2}", work, tokenizer)

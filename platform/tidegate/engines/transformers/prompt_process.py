@@ -71,6 +71,9 @@ TOKENIZE_SECONDS_PER_TOKEN = 5e-5  # some 25 times what a byte-level BPE takes
 MEMORY_BYTES = 1 << 29  # what a worker may take on top of what it shares, and for each token of the context:
 MEMORY_BYTES_PER_TOKEN = 1 << 12
 MOST_TOKENS = 1 << 18  # of a prompt that is shown as tokens, or of tokens that are shown as text
+# Characters of an answer that goes on. All are read at once, on the engine's thread, in a time that may grow
+# with their square: 0.1 s for so many.
+MOST_BEGUN = 1 << 16
 MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please send a shorter one."
 
 RETIRE_KIB = 1 << 16  # a worker that has grown by so much makes room for a fresh one
@@ -195,6 +198,11 @@ def answer_rules(text: str, work: Generate, tokenizer: Any) -> Reply:
     template = reading_template(form.response_template, has_tools=bool(prompt.tools))
     goes_on = prompt.add_generation_prompt or prompt.continue_final_message
     begun = begun_answer(template, text) if template is not None and goes_on else ""
+    if len(begun) > MOST_BEGUN:
+        raise PromptError(
+            f"messages: the answer that is to go on has {len(begun)} characters; thoughts and calls are told "
+            f"apart in {MOST_BEGUN} at most: send a shorter one."
+        )
     grammar = call_grammar(form, prompt, begun, tokenizer, work.sampling.grammar)
     if grammar and (why := LLMatcher.validate_grammar(grammar)):
         # An answer that need not call is free where its calls cannot be enforced.
