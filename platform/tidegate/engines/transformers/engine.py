@@ -14,7 +14,6 @@ prefilled over several steps, and its first token leaves with the last of them.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,8 +52,6 @@ from tidegate.messages.work import (
 )
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
-
-log = logging.getLogger(__name__)
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
