@@ -18,7 +18,18 @@ from loadtests.figures import Section
 from loadtests.machine import become_realtime, pin_to_cores, prioritize
 from loadtests.measure import Target
 from loadtests.report import as_json, is_all_met, markdown
-from loadtests.scenarios import connections, crowd, embeddings, engine, idle, quiet, short, streams, warm
+from loadtests.scenarios import (
+    connections,
+    crowd,
+    embeddings,
+    engine,
+    idle,
+    prefill,
+    quiet,
+    short,
+    streams,
+    warm,
+)
 
 SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "streams128": (
@@ -34,6 +45,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "patient": ("256 patient clients on 32 slots", crowd.run_patient),
     "overload": ("50 clients at 8 times capacity", crowd.run_overload),
     "engine": ("demo model, 16 at once, against one plain generate", engine.run),
+    "prefill": ("a prompt of 4,000 tokens beside 8 streams, and one that begins like another", prefill.run),
     "embeddings": ("64 texts a call, against sentence-transformers' own encode", embeddings.run),
     "idle": ("idle CPU and memory of gateway and replica", idle.run),
     "connections": ("our connection to Redis beside redis-py and coredis", connections.run),
