@@ -1,7 +1,7 @@
 """What a long prompt costs those who run, and what one costs that begins like another: an engine by itself.
 
-Seconds are those of this thread on the CPU, so that what else runs on the machine counts little; a gap between
-two tokens of a stream is one step. Before: the same engine, where no prompt can be prefilled in parts.
+Seconds are those of this thread on the CPU, so that what else runs on the machine counts little; a gap
+between two tokens is one step. Before: the same engine, where no prompt can be prefilled in parts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONTEXT = 8192
 
 @dataclass(slots=True)
 class Gaps:
-    """Seconds of the steps of a stream: alone, from the arrival of the long prompt to its first token, after."""
+    """Seconds of the steps of the streams: before the long prompt, until its first token, and after."""
 
     before: list[float] = field(default_factory=list)
     during: list[float] = field(default_factory=list)
@@ -93,7 +93,7 @@ def summarize(whole: list[Gaps], parts: list[Gaps], seconds: dict[str, list[floa
         Figure("TTFT of the first one, which is then kept", 1000 * middle(seconds["first"]), "ms"),
     ]
     section.remarks = [
-        f"Rounds, longest gap: {spread([one.worst() for one in parts], 2)}; kept, of computed: {spread(shares)}."
+        f"Rounds, longest gap: {spread([one.worst() for one in parts], 2)}; TTFT: {spread(shares)}."
     ]
     return section
 

@@ -1,8 +1,8 @@
 """Keeps keys and values of what prompts begin with: the next one that begins alike need not compute them.
 
 Tokens are kept in blocks. A block's name is the hash of its tokens and of the block before it, the first
-one's of a salt (as vLLM names them, vllm/v1/core/kv_cache_utils.py). So who finds a block has found all before
-it, and nobody finds those of another salt. The blocks are copies, in memory of their own that is never
+one's of a salt (as vLLM names them, vllm/v1/core/kv_cache_utils.py). So who finds a block has found all
+before it, and nobody finds those of another salt. The blocks are copies, in memory of their own that is never
 exceeded: the least recently used one makes room. In each use a block comes before those behind it, so the end
 of a chain goes first, and no block outlives one before it.
 """
