@@ -31,6 +31,7 @@ from tidegate.engines.transformers.bounds import (
     rotary_switch,
     sparse_limit,
 )
+from tidegate.engines.transformers.decoder_step import DecoderStep, read_decoder
 from tidegate.engines.transformers.encoder_decoder import (
     Decoder,
     Encoder,
@@ -95,9 +96,7 @@ def proved(
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
     reason = why_alone(model, context_length, layers, whole, beyond)
     has_states = any(kind.states for kind in layers)
-    for makes_masks in (True, False) if takes_masks(model) and not has_states else (False,):
-        if reason:
-            break
+    for makes_masks, step in () if reason else ways_of_batching(model, has_states=has_states):
         arena = ArenaBatch(
             model,
             layers=layers,
@@ -105,6 +104,7 @@ def proved(
             max_length=context_length,
             pad_id=pad_id(loaded.tokenizer, vocabulary),
             makes_masks=makes_masks,
+            step=step,
         )
         try:
             verdict = check_bounds(model, arena, rows, precision, bounds)
@@ -126,6 +126,14 @@ def proved(
     if whole < context_length:
         notes.append(f"Beyond {whole} tokens its attention is sparse, which no check proves.")
     return single, notes
+
+
+def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, DecoderStep | None]]:
+    """Return how an arena's steps may run (`ArenaBatch`: `makes_masks`, `step`), the fastest first."""
+    if has_states or not takes_masks(model):
+        return [(False, None)]
+    step = read_decoder(model)
+    return [*([(True, step)] if step is not None else []), (True, None), (False, None)]
 
 
 def proved_encoder_decoder(
