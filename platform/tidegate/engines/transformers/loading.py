@@ -31,6 +31,7 @@ from tidegate.engines.transformers.memory import (
     torch_share,
     within_cap,
 )
+from tidegate.engines.transformers.packed import pack_linears
 from tidegate.engines.transformers.tokenizer import load_tokenizer
 from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
@@ -89,6 +90,8 @@ def load(
     model.eval()
     check_finite(model, checkpoint, precision)
     held = max(weights_bytes, sum(weight.nbytes for weight in model.parameters()))
+    if device == "cpu" and auto == CAUSAL:
+        pack_linears(model)
     return Loaded(model, tokenizer, device, precision, held, notes)
 
 
