@@ -95,7 +95,8 @@ class TransformersEngine:
         self._prompts = PromptPool(  # loads beside the weights
             checkpoint.path, self._context_length, spec.chat_template, has_encoder=self._has_encoder
         )
-        loaded = load(checkpoint, spec, auto=TEXT_TO_TEXT if self._has_encoder else CAUSAL)
+        auto = TEXT_TO_TEXT if self._has_encoder else CAUSAL
+        loaded = load(checkpoint, spec, auto=auto, unpacks_gptq=args.unpacks_gptq)
         model, tokenizer = loaded.model, loaded.tokenizer
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
         self._language = Language(
