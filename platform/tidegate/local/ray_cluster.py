@@ -58,6 +58,7 @@ def environment(base: Mapping[str, str], cpus: int, token: str, redis_url: str) 
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_preload_python_modules": "tidegate.serving.preload",
         # Ray would give every replica that reserves less than a core one thread.
         "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(cpus)),
     }
