@@ -18,6 +18,7 @@ What always holds.
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib
 import logging
 import os
@@ -88,9 +89,14 @@ def _import_all() -> None:
     from tidegate.engines.create import sleep_while_waiting
 
     sleep_while_waiting()
-    for name in HEAVY:
-        with suppress(ImportError):  # an extra that is not installed
+    with suppress(ImportError):  # an extra that is not installed
+        for name in HEAVY:
             importlib.import_module(name)
+        from tidegate.engines.transformers.prompt_pool import start_ahead
+
+        start_ahead()
+    gc.collect()
+    gc.freeze()  # so that the replica's own collection has little to look at
 
 
 def _folder() -> Path | None:
