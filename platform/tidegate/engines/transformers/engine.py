@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
-from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, measure_kv
-from tidegate.engines.transformers.formats import format_stops, with_stops
-from tidegate.engines.transformers.generation_rules import GenerationRules
-from tidegate.engines.transformers.grammars import Grammars
 from tidegate.engines.transformers.head import InParts
+from tidegate.engines.transformers.language import Language, failed_alone
 from tidegate.engines.transformers.loading import (
     CAUSAL,
     TEXT_TO_TEXT,
@@ -40,31 +36,15 @@ from tidegate.engines.transformers.loading import (
 )
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.prompt_pool import PromptPool
-from tidegate.engines.transformers.prompt_process import Reply, Task
-from tidegate.engines.transformers.prompts import (
-    PromptError,
-    check_no_prompt_asked,
-    check_token_ids,
-    start_ids,
-)
-from tidegate.engines.transformers.responses import answer_formats
 from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
-from tidegate.engines.transformers.tokenizer import check_against_model
-from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
-    ChatPrompt,
-    Embed,
     Finish,
-    Generate,
     Request,
-    Score,
     Segment,
-    TextPrompt,
-    TokenPrompt,
     Tokens,
 )
 from tidegate.replica_args import EngineSpec
@@ -108,27 +88,15 @@ class TransformersEngine:
         )
         loaded = load(checkpoint, spec, auto=TEXT_TO_TEXT if self._has_encoder else CAUSAL)
         model, tokenizer = loaded.model, loaded.tokenizer
-        self._tokenizer = tokenizer
-        self._vocabulary = Vocabulary(tokenizer)
-        self._response = answer_formats(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
-        self._stops = format_stops(tokenizer, self._vocabulary_size)
-        named_ends = end_ids(model, tokenizer)
-        tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
-        self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
-        self._start = encoder_decoder.start_ids(model) if self._has_encoder else None
-        self._generation = GenerationRules(
+        self._language = Language(
             model,
-            self._end_ids,
-            start_id=self._start[0] if self._start else None,
-            longest=self._context_length,
-        )
-        self._grammars = Grammars(
             tokenizer,
-            self._vocabulary,
-            self._end_ids,
-            size=self._vocabulary_size,
+            self._prompts,
+            vocabulary_size=self._vocabulary_size,
+            context_length=self._context_length,
             threads=args.threads or usable_cores(),
+            start=encoder_decoder.start_ids(model) if self._has_encoder else None,
         )
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
@@ -157,70 +125,17 @@ class TransformersEngine:
             context_length=self._context_length,
             precision=loaded.precision,
             device=loaded.device,
-            notes=(*loaded.notes, *tokenizer_notes, *template_notes, *self._generation.notes, *notes),
+            notes=(*loaded.notes, *self._language.notes, *template_notes, *notes),
         )
 
     def free_slots(self) -> int:
         return self._scheduler.free_slots()
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
-        if isinstance(request.work, Embed | Score):
-            return refusal("WrongTask", f"The model {request.model!r} is served to generate text.")
-        request = self._generation.applied(request)
-        try:
-            check_token_ids(request, self._tokenizer, self._vocabulary_size)
-            if self._has_encoder:
-                check_no_prompt_asked(request)
-            reply = await self._reply(request)
-        except PromptError as error:
-            return refusal(error.code, str(error))
-        if (ended := reply.finish or reply.answer) is not None:
-            return ended
-        assert isinstance(request.work, Generate)  # others have their answer
-        limit = completion_limit(
-            len(reply.ids), request.work, self._context_length, has_encoder=self._has_encoder
-        )
-        if isinstance(limit, Finish):
-            return limit
-        grammar = reply.grammar or request.work.sampling.grammar
-        if grammar and (why := await self._grammars.refusal(grammar)):
-            # What may call and need not is free where the grammar of its calls is too large.
-            if not may_be_free(request.work):
-                return refusal(
-                    "GrammarFailed", f"This model cannot follow the grammar: {why}", len(reply.ids)
-                )
-            grammar = ""
-        request = with_stops(request, self._stops)
-        return Prepared(request, reply.ids, limit, reply.bad_words, grammar, reply.begun)
-
-    async def _reply(self, request: Request) -> Reply:
-        """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
-        work = request.work
-        if isinstance(work, Generate):
-            prompt, sampling = work.prompt, work.sampling
-            if isinstance(prompt, TokenPrompt) and not sampling.bad_words:
-                ids = prompt.token_ids or start_ids(self._tokenizer)
-                kept = truncated(ids, sampling, self._context_length, has_encoder=self._has_encoder)
-                return Reply(list(kept))
-            if isinstance(prompt, TextPrompt) and sampling.truncate_prompt is None:
-                most = self._prompts.most_characters_per_token
-                if finish := proved_too_long(len(prompt.text), most, self._context_length):
-                    return Reply(finish=finish)
-        return await self._prompts.prepare(Task(request.model, work, self._vocabulary_size))
+        return await self._language.prepare(request)
 
     def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
-        before = prepared.prompt if self._start is None else self._start
-        sequence = RunningSequence(
-            prepared,
-            log,
-            end_ids=self._end_ids,
-            vocabulary=self._vocabulary,
-            rules=self._generation.of_prompt(len(before), prepared.limit),
-            response=self._response,
-            matcher=self._grammars.matcher(prepared.grammar) if prepared.grammar else None,
-            forces_end=self._generation.forces_end,
-            start=self._start,
-        )
+        sequence = self._language.sequence(prepared, log)
         if (ended := sequence.ended_in_log()) is not None:
             return ended
         self._scheduler.add(sequence)
@@ -248,9 +163,9 @@ class TransformersEngine:
         self._scheduler = self._empty_scheduler(slots=0)
         if hasattr(self, "_prompts"):
             self._prompts.close()
-        if hasattr(self, "_grammars"):
-            self._grammars.close()
-        for name in ("_batch", "_tokens", "_generation"):
+        if hasattr(self, "_language"):
+            self._language.close()
+        for name in ("_batch", "_tokens", "_language"):
             if hasattr(self, name):
                 delattr(self, name)
         if torch.cuda.is_available():
@@ -352,29 +267,3 @@ class TransformersEngine:
         for row in sorted(rows, reverse=True):
             self._batch.leave(row, clear=rows[row])
         self._tokens = self._tokens[self._scheduler.leave(rows)]
-
-
-def failed_alone(sequence: RunningSequence, error: Exception) -> StepOutput:
-    """End a row whose answer could not be taken up, which is no reason to end the others."""
-    if is_out_of_memory(error):
-        raise error
-    log.exception("the answer of request %s could not be taken up", sequence.id)
-    return sequence.fail("EngineError", f"The answer could not be read on ({type(error).__name__}).")
-
-
-def may_be_free(work: Generate) -> bool:
-    is_free = isinstance(work.prompt, ChatPrompt) and work.prompt.tool_choice == "auto"
-    return is_free and not work.sampling.grammar
-
-
-def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end an answer: the generation config's, the config's and the tokenizer's."""
-    found: set[int] = set()
-    for value in (
-        getattr(model.generation_config, "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
-        getattr(model.config.get_text_config(decoder=True), "eos_token_id", None),
-        tokenizer.eos_token_id,
-    ):
-        found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
-    return frozenset(found)
