@@ -18,7 +18,7 @@ from tidegate.errors import TidegateError
 from tidegate.local import processes
 from tidegate.local.home import Home, ProcessRecord
 from tidegate.local.ray_head import RayHead, RayOptions
-from tidegate.replica_args import REDIS_VARIABLE
+from tidegate.replica_args import REDIS_VARIABLE, SPARE_VARIABLES
 
 START_SECONDS = 120.0
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but Serve's own small objects passes through it
@@ -58,7 +58,7 @@ def environment(base: Mapping[str, str], cpus: int, token: str, redis_url: str) 
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_preload_python_modules": "tidegate.serving.preload",
+        **SPARE_VARIABLES,
         # Ray would give every replica that reserves less than a core one thread.
         "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(cpus)),
     }

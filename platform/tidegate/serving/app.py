@@ -41,10 +41,10 @@ def build(args: dict[str, Any]) -> Any:
 class Replica:
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._process: ReplicaProcess | None = None
-        spare.leave()
+        waited = spare.leave()
         parsed = parse_args(args)
         configure_logs(parsed)
-        process = ReplicaProcess(parsed)
+        process = ReplicaProcess(parsed, waited=waited)
         try:
             await process.start()
         except Exception:

@@ -9,8 +9,8 @@ replica when it serves, and the task that builds an application, which Ray runs 
     next replica <── Ray gives it the worker that waits <───────────────────┘ lets go of the lock, orders
 
 What always holds.
-- At most one spare waits on a node: it holds the lock, which ends with its process. Nobody orders while it is
-  held. Two who order at once get two workers, of which one finds no marker and stays as small as Ray makes it.
+- At most one spare waits on a node: it holds the lock, which ends with its process. Nobody orders while it
+  is held. Two who order at once get two workers, of which one finds no marker and stays as small as it is.
 - A worker that nobody ordered (Serve's controller is one) imports nothing ahead of need.
 - Without a spare a replica starts as it would without this module, only later.
 """
@@ -27,9 +27,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from tidegate.replica_args import PRELOAD_MODULE, PRELOAD_VARIABLE
+
 log = logging.getLogger(__name__)
 
-MODULE = "tidegate.serving.preload"  # that Ray imports in each worker
 KEEP_SECONDS = 365 * 86_400  # that Ray lets a spare wait
 ORDER_SECONDS = 10.0
 IMPORT_NICENESS = 10  # of the thread that imports: the replica that ordered serves beside it
@@ -72,15 +73,17 @@ def order() -> None:
         log.warning("no spare process could be ordered: %r", error)
 
 
-def leave() -> None:
-    """Called by who was the spare: it is something else now."""
+def leave() -> bool:
+    """Called by who may have been the spare: it is something else now. Returns whether it was."""
+    was = bool(_held)
     while _held:
         _held.pop().close()
+    return was
 
 
 def is_kept() -> bool:
     """Whether this node's workers look for an order."""
-    return MODULE in os.environ.get("RAY_preload_python_modules", "").split(",")
+    return PRELOAD_MODULE in os.environ.get(PRELOAD_VARIABLE, "").split(",")
 
 
 def _import_all() -> None:

@@ -134,8 +134,8 @@ class PromptPool:
         if frame is None:
             raise EngineLoadError(
                 "TokenizerMissing",
-                f"The process that prepares prompts with the tokenizer of {self._options.path} did not start; the "
-                "replica's log says why.",
+                f"The process that prepares prompts with the tokenizer of {self._options.path} did not "
+                "start; the replica's log says why.",
             )
         lane.setblocking(False)
         reply = REPLIES.decode(frame)
