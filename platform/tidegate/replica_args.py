@@ -35,8 +35,8 @@ REDIS_FOLDER_VARIABLE = "TG_REDIS_FOLDER"  # a mounted Secret with the files bel
 URL_FILE, PASSWORD_FILE = "url", "password"
 
 # What Ray's processes of a node have in their environment where one of them waits there to become the next
-# replica (`serving.spare`). Ray would give a replica a worker that has waited longer instead, so it keeps none
-# of its own for more than 10 s.
+# replica (`serving.spare`). Ray would give a replica a worker that has waited longer, so it keeps none of its
+# own for more than 10 s.
 PRELOAD_VARIABLE = "RAY_preload_python_modules"
 PRELOAD_MODULE = "tidegate.serving.preload"
 SPARE_VARIABLES = {

@@ -33,8 +33,7 @@ SHORTEST_LIFE_SECONDS = 3.0  # after a start that succeeded
 def build(args: dict[str, Any]) -> Any:
     """The `serve.Application` for these `ReplicaArgs`. Raises `ConfigError` where they are wrong."""
     parse_args(args)
-    spare.leave()
-    spare.order()
+    spare.leave()  # where Ray gave this task the process that waited
     return Deployed.bind(args)
 
 

@@ -57,7 +57,7 @@ class Beginner:
             self.process = subprocess.Popen(  # noqa: S603  # our own module
                 [sys.executable, "-m", prompt_process.__name__],
                 env=os.environ | ENVIRONMENT,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 start_new_session=True,
             )
         self.control = ours
