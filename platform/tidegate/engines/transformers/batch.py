@@ -27,6 +27,7 @@ from transformers.cache_utils import (
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
 from tidegate.engines.base import is_out_of_memory
+from tidegate.engines.transformers.decoder_step import DecoderStep
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena, LayerKind
 from tidegate.engines.transformers.prefixes import PrefixCache
@@ -148,6 +149,7 @@ class ArenaBatch:
 
     `makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
     mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
+    `step`: what decodes one token of each row in the place of the model's own forward pass.
     """
 
     def __init__(
@@ -159,8 +161,10 @@ class ArenaBatch:
         max_length: int,
         pad_id: int,
         makes_masks: bool = False,
+        step: DecoderStep | None = None,
     ) -> None:
         self._forward = Forward(model)
+        self._step = step
         self._makes_masks = makes_masks
         self.has_runs = self.can_stage = True  # until the self-check finds otherwise
         self.prefixes: PrefixCache | None = None
@@ -194,6 +198,10 @@ class ArenaBatch:
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
             opened = self._arena.begin_decode()
+            if self._step is not None:
+                logits = self._step(tokens, self._positions, opened, self._arena)
+                self._positions += 1
+                return logits
             mask = opened[:, None, None, :] if self._makes_masks else opened.long()
             logits = self._forward(
                 tokens.unsqueeze(-1),
