@@ -195,9 +195,8 @@ class TransformersEngine:
         outputs: list[StepOutput] = []
         is_waited_for = bool(self._scheduler.running)
         logits = [self._decode()] if is_waited_for else []
-        plan = self._scheduler.schedule(
-            self._pace.budget(is_waited_for=is_waited_for), can_stage=self._batch.can_stage
-        )
+        budget = self._pace.budget(self._scheduler.joining(), len(self._scheduler.running))
+        plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage)
         for sequence, count in plan.parts:
             logits += self._prefill_part(sequence, count, outputs)
         for group in plan.groups:
