@@ -182,8 +182,8 @@ class Unpacked(Lazy):
 
 
 def numbers(layer: Layer, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Read a layer's codes (uint8, inputs x outputs), zeros (uint8) and scales (float32, groups x outputs), and
-    the group of each input."""
+    """Read a layer's codes (uint8, inputs x outputs), zeros (uint8) and scales (float32, groups x outputs),
+    and the group of each input."""
     zeros = unpack(read(layer.qzeros).T, layer.bits).T[:, : layer.outputs]
     if format == V1:
         zeros = (zeros + 1) & ((1 << layer.bits) - 1)  # where 0 was stored, it wrapped around

@@ -313,6 +313,19 @@ class Arena(Cache):  # type: ignore[misc]
         self._starts.append(self.end - length)
         self._staged = None
 
+    def fill_staged(self, tokens: int) -> list[Tensor]:
+        """Return the keys and values [heads, tokens, head size] of all layers of the staged row's first
+        tokens, which somebody has computed, to be written."""
+        self._staged = tokens
+        return self._tensors(self.rows_held - 1, slice(0, tokens))
+
+    def tensors(self, row: int) -> list[Tensor]:
+        """Return the keys and values of a running row, [heads, tokens, head size] of all layers."""
+        return self._tensors(row, slice(self._starts[row], self.end))
+
+    def _tensors(self, row: int, columns: slice) -> list[Tensor]:
+        return [held[row, :, columns] for layer in self._arena_layers for held in (layer.keys, layer.values)]
+
     def drop_staged(self) -> None:
         """Forget the staged row."""
         if self._staged is not None:

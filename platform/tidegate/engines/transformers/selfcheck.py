@@ -50,6 +50,7 @@ from tidegate.engines.transformers.encoder_decoder import (
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.kv import LayerKind
 from tidegate.engines.transformers.loading import Loaded
+from tidegate.engines.transformers.prefixes import PrefixCache
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
@@ -79,13 +80,22 @@ class Verdict:
 
 
 def prove(
-    loaded: Loaded, *, layers: Sequence[LayerKind], max_rows: int, context_length: int
+    loaded: Loaded,
+    *,
+    layers: Sequence[LayerKind],
+    max_rows: int,
+    context_length: int,
+    prefixes: PrefixCache | None = None,
 ) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
-    model's cache. Raises `EngineLoadError` (SelfCheckFailed), and what says that memory ran out."""
+    model's cache. It keeps `prefixes` where it passes with them. Raises `EngineLoadError` (SelfCheckFailed),
+    and what says that memory ran out."""
     way = proved_encoder_decoder if loaded.model.config.is_encoder_decoder else proved
     try:
-        return way(loaded, layers, max_rows, context_length)
+        batch, notes = way(loaded, layers, max_rows, context_length)
+        if prefixes is not None and isinstance(batch, ArenaBatch) and batch.can_stage:
+            keep_prefixes(loaded, batch, prefixes, context_length)
+        return batch, notes
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -145,6 +155,17 @@ def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, Decode
         return [(False, None)]
     step = read_decoder(model)
     return [*([(True, step)] if step is not None else []), (True, None), (False, None)]
+
+
+def keep_prefixes(loaded: Loaded, arena: ArenaBatch, prefixes: PrefixCache, context_length: int) -> None:
+    """Let the batch keep what prompts begin with, if rows that begin with it are right."""
+    model = loaded.model
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    rows = probe_rows(loaded.tokenizer, context_length, vocabulary)
+    arena.prefixes = prefixes
+    bounds = named_bounds(model, context_length)
+    if not is_right(_with_prefixes, Plain(model, rows), arena, loaded.precision, bounds):
+        arena.prefixes = None
 
 
 def proved_encoder_decoder(
@@ -458,6 +479,32 @@ def _in_chunks(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, i
     finally:
         while batch.count:
             batch.leave(batch.count - 1, clear=True)
+    return seen
+
+
+def _with_prefixes(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+    """Let each row join, decode and leave, and then begin anew with what is kept of it. Returns what `_run`
+    does of those that did."""
+    seen: list[tuple[int, int, Tensor]] = []
+    salt = b"self-check"
+    try:
+        for index, row in enumerate(rows):
+            device = batch.join([row[:-2]]).device
+            batch.decode(torch.tensor([row[-2]], device=device))
+            batch.keep(0, row, salt)
+            batch.leave(0)
+            staged = batch.begin(row, salt=salt)
+            if staged.held == 0:
+                batch.drop(staged)
+                continue
+            if (logits := batch.advance(staged, staged.left)) is not None:
+                seen.append((index, len(row) - 1, logits[0]))
+            batch.leave(0)
+    finally:
+        while batch.count:
+            batch.leave(batch.count - 1, clear=True)
+        if isinstance(batch, ArenaBatch) and batch.prefixes is not None:
+            batch.prefixes.clear()
     return seen
 
 

@@ -52,6 +52,8 @@ class RunningSequence:
         encoder reads the prompt."""
         request = prepared.request
         self.id = request.id
+        self.salt = request.tenant.encode()  # nobody sees what another tenant's prompts begin with
+        self.cached_tokens = 0  # of the prompt, that were not computed
         self.source = [] if start is None else list(prepared.prompt)  # what an encoder reads
         self.prompt = list(prepared.prompt if start is None else start)  # what the decoder goes on from
         self._prompt_tokens = len(prepared.prompt)
@@ -194,6 +196,7 @@ class RunningSequence:
             message=message,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self.generated),
+            cached_tokens=self.cached_tokens,
         )
         return StepOutput(self.id, NO_TOKENS, self._prompt_tokens, finish)
 
@@ -258,6 +261,7 @@ class RunningSequence:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self.generated),
             stopped_by=self._answer.stopped_by,
+            cached_tokens=self.cached_tokens,
         )
 
     def _output(
