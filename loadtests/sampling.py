@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -130,7 +129,9 @@ def measured(engine: TransformersEngine, case: str, rows: int) -> tuple[float, f
 
 
 def a_request(case: str, number: int) -> Request:
-    prompt = CHAT if case == "tools and thoughts" else TextPrompt(TEXT if case == "n 8" else f"{number}. {TEXT}")
+    prompt = (
+        CHAT if case == "tools and thoughts" else TextPrompt(TEXT if case == "n 8" else f"{number}. {TEXT}")
+    )
     sampling = Sampling(seed=7 * number if case in SEEDED else 1, temperature=0.0, ignore_eos=True)
     sampling = replace(sampling, max_tokens=TOKENS, **CASES[case])
     return Request(
@@ -163,7 +164,7 @@ def with_other_decoder(path: Path, folder: Path) -> Path:
     copy.mkdir()
     for file in path.iterdir():
         if file.suffix == ".safetensors":
-            os.symlink(file.resolve(), copy / file.name)
+            (copy / file.name).symlink_to(file.resolve())
         else:
             shutil.copy(file, copy / file.name)
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
