@@ -105,9 +105,11 @@ def a_request(number: int, sampling: dict[str, Any]) -> Request:
     )
 
 
-def made(folder: Path, vocabulary: int = VOCABULARY, hidden_size: int = 768) -> Path:
+def made(
+    folder: Path, vocabulary: int = VOCABULARY, hidden_size: int = 768, spread: float | None = None
+) -> Path:
     """Save a Llama of random weights. `vocabulary`: past what the standard library's text gives, tokens are
-    pairs of others."""
+    pairs of others. `spread`: the standard deviation of its logits, which is otherwise below 1."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -140,7 +142,10 @@ def made(folder: Path, vocabulary: int = VOCABULARY, hidden_size: int = 768) -> 
         eos_token_id=1,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    if spread is not None:  # the states that the head sees have a mean square of 1
+        torch.nn.init.normal_(model.lm_head.weight, std=spread / hidden_size**0.5)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder
 
 

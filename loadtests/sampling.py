@@ -2,10 +2,10 @@
 `python -m loadtests.sampling [CHECKPOINT ...]`.
 
 Without checkpoints: the demo model, and two Llamas of random weights, whose vocabularies have 32,000 and
-128,256 tokens. In each round every case runs once, beside greedy, with all rows from the first token to the
-last; a figure is the CPU time of the engine's thread (one: the model computes in it too) in a step that only
-decodes. Of random weights any token is about as likely as any other: for `top_p` that is the hardest
-there is.
+128,256 tokens and whose likeliest tokens are as likely as a trained one's; with `--flat` any token is about as
+likely as any other, which is the hardest there is for `top_p` and `min_p`. In each round every case runs once,
+beside greedy, with all rows from the first token to the last; a figure is the CPU time of the engine's thread
+(one: the model computes in it too) in a step that only decodes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.messages.codec import encode_segment
-from tidegate.messages.work import ChatPrompt, Generate, Request, Sampling, Segment, TextPrompt
+from tidegate.messages.work import ChatPrompt, Generate, Request, Sampling, Segment, TextPrompt, TokenPrompt
 from tidegate.replica_args import EngineSpec
 
 DEMO = Path(__file__).parents[1] / "platform/tidegate/demo/weights/tide-demo"
@@ -59,9 +59,12 @@ CASES: dict[str, dict[str, Any]] = {
     "logit_bias of 300": {"logit_bias": tuple((3 + 4 * at, (at % 5) / 10) for at in range(300))},
     "bad_words": {"bad_words": ("water", "inside", "tide gate", "higher than")},
     "min_tokens": {"min_tokens": TOKENS, "ignore_eos": False},
-    "tools and thoughts": {},
+    "a long prompt": {},
+    "tools and thoughts": {},  # with that prompt
     "a tokenizer's own decode": {},
 }
+OF = {"tools and thoughts": "a long prompt"}  # others are compared with greedy
+SPREAD = 4.0  # the standard deviation of logits
 SEEDED = ("a seed each", "n 8")
 
 
@@ -71,13 +74,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--cases", nargs="+", default=list(CASES), help=", ".join(CASES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--flat", action="store_true", help="logits differ by little")
     chosen = parser.parse_args()
-    cases = [GREEDY, *(case for case in chosen.cases if case != GREEDY)]
+    cases = [case for case in CASES if case in {GREEDY, *chosen.cases, *map(OF.get, chosen.cases)}]
     with tempfile.TemporaryDirectory() as folder:
         paths = chosen.checkpoints or [DEMO, *(Path(folder) / str(size) for size in VOCABULARIES)]
         for path in paths:
             if not path.exists():
-                made(path, int(path.name), HIDDEN)
+                made(path, int(path.name), HIDDEN, None if chosen.flat else SPREAD)
             compare(path, Path(folder), cases, chosen.rows, chosen.rounds)
 
 
@@ -97,7 +101,7 @@ def compare(path: Path, folder: Path, cases: Sequence[str], rows: Sequence[int],
         line = f"| {case} |"
         for count in rows:
             steps = [step for step, _ in found[case][count][1:]]
-            greedy = [step for step, _ in found[GREEDY][count][1:]]
+            greedy = [step for step, _ in found[OF.get(case, GREEDY)][count][1:]]
             ratio = median([mine / its for mine, its in zip(steps, greedy, strict=True)])
             line += f" {1e3 * median(steps):.2f} | {ratio:.2f}{' (!)' if ratio > MOST else ''} |"
         print(line + f" {1e6 * median([encoding for _, encoding in found[case][rows[-1]][1:]]):.1f} |")
@@ -107,10 +111,15 @@ def compare(path: Path, folder: Path, cases: Sequence[str], rows: Sequence[int],
 
 def measured(engine: TransformersEngine, case: str, rows: int) -> tuple[float, float]:
     """Returns the thread's CPU seconds for a step of all rows (the middle one), and for encoding a token."""
-    prepared = [asyncio.run(engine.prepare(a_request(case, number))) for number in range(rows)]
-    for each in prepared:
-        assert isinstance(each, Prepared), each
-        assert engine.add(each, []) is None
+    for number in range(rows):
+        prepared = asyncio.run(engine.prepare(a_request(case, number)))
+        assert isinstance(prepared, Prepared), prepared
+        if case in OF.values():
+            request = a_request(GREEDY, number)
+            work = replace(request.work, prompt=TokenPrompt(list(prepared.prompt)))
+            prepared = asyncio.run(engine.prepare(replace(request, work=work)))
+            assert isinstance(prepared, Prepared), prepared
+        assert engine.add(prepared, []) is None
     engine.step()  # their prompts
     steps, outputs, last = [], list[StepOutput](), list[StepOutput]()
     while not any(output.finish for output in last):  # all rows are in the batch
@@ -129,9 +138,8 @@ def measured(engine: TransformersEngine, case: str, rows: int) -> tuple[float, f
 
 
 def a_request(case: str, number: int) -> Request:
-    prompt = (
-        CHAT if case == "tools and thoughts" else TextPrompt(TEXT if case == "n 8" else f"{number}. {TEXT}")
-    )
+    text = TextPrompt(TEXT if case == "n 8" else f"{number}. {TEXT}")
+    prompt = CHAT if case in OF or case in OF.values() else text
     sampling = Sampling(seed=7 * number if case in SEEDED else 1, temperature=0.0, ignore_eos=True)
     sampling = replace(sampling, max_tokens=TOKENS, **CASES[case])
     return Request(

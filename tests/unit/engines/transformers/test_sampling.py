@@ -487,7 +487,7 @@ def test_nothing_is_left_out_that_filters_keep(
     asked: set[str], share: float, top_k: int, temperature: float, spread: float, seed: int
 ) -> None:
     logits = torch.randn(1, 4000, generator=torch.Generator().manual_seed(seed)) * spread
-    parameters = {"top_p": share, "top_k": top_k, "min_p": share}
+    parameters: dict[str, Any] = {"top_p": share, "top_k": top_k, "min_p": share}
     row = a_row(temperature=temperature, **{name: parameters[name] for name in asked})
     if "top_p" in asked:
         probabilities = torch.softmax(logits / temperature, dim=-1)
