@@ -2,10 +2,10 @@
 `python -m loadtests.sampling [CHECKPOINT ...]`.
 
 Without checkpoints: the demo model, and two Llamas of random weights, whose vocabularies have 32,000 and
-128,256 tokens and whose likeliest tokens are as likely as a trained one's; with `--flat` any token is about as
-likely as any other, which is the hardest there is for `top_p` and `min_p`. In each round every case runs once,
-beside greedy, with all rows from the first token to the last; a figure is the CPU time of the engine's thread
-(one: the model computes in it too) in a step that only decodes.
+128,256 tokens and whose likeliest tokens are as likely as a trained one's; with `--flat` any token is about
+as likely as any other, which is the hardest there is for `top_p` and `min_p`. In each round every case runs
+once, beside greedy, with all rows from the first token to the last; a figure is the CPU time of the engine's
+thread (one: the model computes in it too) in a step that only decodes.
 """
 
 from __future__ import annotations

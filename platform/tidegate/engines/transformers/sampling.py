@@ -44,6 +44,7 @@ CACHE_BYTES = 2 << 20  # as many on CPU where nothing has to be read twice from 
 BLOCK = 64  # tokens that are summed up, or of which the greatest is found, before all of them are
 # What rounding may take: of the sum of all probabilities, of a logit.
 ROUNDING, MARGIN = 1e-4, 1e-3
+PILOT = 32
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
 
 
@@ -532,7 +533,7 @@ def pick(values: Tensor, rows: Sequence[Row]) -> Tensor:
             changed = step.apply(values.index_select(0, some), list(needed.values()))
             values.index_copy_(0, some, changed)
         if step is Temperature and how == NARROWED_BEHIND:
-            values, ids = narrowed(values, least_probability(values, rows), 0.0)
+            values, ids = nucleus(values, rows)
     if how >= NARROWED_BEHIND:
         places = draw_filtered(values, rows)
         return places if ids is None else ids.gather(-1, places.unsqueeze(-1)).squeeze(-1)
@@ -564,6 +565,22 @@ def narrowed(values: Tensor, least: Tensor, beyond: float) -> tuple[Tensor, Tens
     some[is_taken] = numbers.reshape(-1)[flat]
     ids[is_taken] = flat % vocabulary
     return torch.from_numpy(some), torch.from_numpy(ids)
+
+
+def nucleus(probabilities: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor | None]:
+    """Narrow to tokens of which some `top_p` may keep. What the unlikely ones have together, every
+    `PILOT`-th token tells well enough to guess the least that is kept; where that was too much, the bound
+    that always holds is taken."""
+    if probabilities.is_cuda:
+        return probabilities, None
+    shares = column([row.sampling.top_p for row in rows], probabilities)
+    some = np.sort(probabilities.numpy()[:, ::PILOT], axis=-1)
+    is_spare = some.cumsum(axis=-1) * PILOT < ((1 - shares) / 2).numpy()
+    at = np.minimum(is_spare.sum(axis=-1, keepdims=True), some.shape[-1] - 1)
+    values, ids = narrowed(probabilities, torch.from_numpy(np.take_along_axis(some, at, axis=-1)), 0.0)
+    if ids is None or (values.sum(dim=-1, keepdim=True) > shares + ROUNDING).all():
+        return values, ids
+    return narrowed(probabilities, least_probability(probabilities, rows), 0.0)
 
 
 def least_logit(logits: Tensor, rows: Sequence[Row]) -> Tensor:
