@@ -1,6 +1,6 @@
 """Our engine and vLLM's, each through the whole platform, beside bare vLLM: same checkpoint, calls in turn.
 
-Bare vLLM is its own OpenAI server with its defaults, from the environment that `TIDEGATE_VLLM_PYTHON` names.
+Bare vLLM is its own OpenAI server with its defaults, from the environment that `TG_VLLM_PYTHON` names.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Found:
 def run(context: Context) -> Section:
     from loadtests.checkpoints import llama  # other scenarios need no torch
 
-    python = os.environ.get("TIDEGATE_VLLM_PYTHON", "")
+    python = os.environ.get("TG_VLLM_PYTHON", "")
     if not python:
-        raise SystemExit("peers: TIDEGATE_VLLM_PYTHON must name the Python of an environment with vLLM")
+        raise SystemExit("peers: TG_VLLM_PYTHON must name the Python of an environment with vLLM")
     found: dict[tuple[str, str, int], Found] = {}
     for name in FORMATS:
         checkpoint = llama(context.folder / name, is_quantized=name == "GPTQ")
