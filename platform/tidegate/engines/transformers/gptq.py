@@ -102,7 +102,7 @@ def packable(skeleton: Any, layers: Mapping[str, Layer]) -> bool:
     )
 
 
-def with_int4_layers(architecture: type, names: Iterable[str]) -> type:
+def with_int4_layers(architecture: Any, names: Iterable[str]) -> type:
     """Return `architecture` with an `Int4Linear` in place of each of the layers named."""
 
     def build(self: Any, config: Any) -> None:

@@ -306,11 +306,12 @@ class RunningSequence:
         return self._vocabulary.shown(token, skips_special=self.sampling.skips_special)
 
     def _entry(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
-        text, raw = self._shown(token)
+        shown, skips = self._vocabulary.shown, self.sampling.skips_special
         alternatives = []
         for other, value in top:
-            shown, shown_raw = self._shown(other)
-            alternatives.append((other, shown, value, shown_raw))
+            text, raw = shown(other, skips_special=skips)
+            alternatives.append((other, text, value, raw))
+        text, raw = shown(token, skips_special=skips)
         return TokenLogprob(token, text, logprob, raw, alternatives)
 
     def _echoed(self) -> str:
