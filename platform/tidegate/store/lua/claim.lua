@@ -1,12 +1,16 @@
--- ARGV: queue, replica, number of this claim, most, lease seconds, result ttl, seconds to keep the replica's record
--- Returns {attempt, body, log} per leased request.
+-- ARGV: queue, replica, number of this claim, most, lease seconds, result ttl, seconds to keep the replica's record,
+--   takes_all ('1': also what another replica may be about to claim, because it holds how the prompt begins)
+-- Returns {whether something was left to another replica, {attempt, body, log} per leased request}.
 -- It stops behind so many bytes: over a reply of 32 MB Redis ends a connection that hears channels.
 local MOST_BYTES = 4194304
+-- So many are chosen from. A replica that runs so many more than this one is no better place.
+local WINDOW, MORE = 16, 2
 local queue, replica, number, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local lease_seconds, ttl, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local takes_all = ARGV[8] == '1'
 local now = server_time()
 local record = P .. 'replica:' .. replica
-local h = call('HMGET', record, 'number', 'claimed', 'suspect')
+local h = call('HMGET', record, 'number', 'claimed', 'suspect', 'hungry')
 
 local function log_of(id, attempt)
   return attempt > 1 and call('GET', P .. 'log:' .. id) or ''
@@ -20,7 +24,7 @@ if h[1] == number then -- the reply to this very claim was lost: give it again
       again[#again + 1] = { tonumber(r[3]), r[4], log_of(id, tonumber(r[3])) }
     end
   end
-  return again
+  return { 0, again }
 end
 
 local suspect = h[3]
@@ -72,8 +76,59 @@ while not suspect and #leased < most do
   end
 end
 
+-- Whether one of these has room, and is not so much busier that the request is better off here.
+local loads = {} -- of other replicas: the number of requests that it runs; false: it has no room
+local function may_go_to(holders)
+  loads[replica] = loads[replica] or call('HLEN', P .. 'held:' .. replica)
+  for other in string.gmatch(holders, '%S+') do
+    if loads[other] == nil then
+      loads[other] = call('HGET', P .. 'replica:' .. other, 'hungry') == '1' and call('HLEN', P .. 'held:' .. other)
+    end
+    if loads[other] and loads[other] <= loads[replica] + #leased + MORE then return true end
+  end
+  return false
+end
+
+-- Take up to `most` of the window: of each priority first those whose beginning this replica holds, last those that
+-- others hold. What is left to another replica keeps its place here.
+local OWN, NOBODYS, OTHERS = 1, 2, 3
+local chain_of, known, left = {}, {}, 0
+local function choose(most)
+  local found, upto = among(queue, WINDOW)
+  local chains = {}
+  for i = 1, #found, 2 do
+    chains[found[i]] = call('HGET', P .. 'req:' .. found[i], 'prefix') or nil
+    chain_of[found[i]] = chains[found[i]]
+  end
+  local holders, read = holders_of(queue, replica, chains)
+  for piece, who in pairs(read) do known[piece] = who end
+  local order, i, last = {}, 1, 0
+  left = 0
+  while i <= #found do
+    local band, classes = band_of(found[i + 1]), { {}, {}, {} }
+    while i <= #found and band_of(found[i + 1]) == band do
+      local holder = holders[found[i]]
+      local class = holder and (holder.is_own and OWN or OTHERS) or NOBODYS
+      if class == OTHERS and not takes_all and may_go_to(holder.holders) then
+        left = left + 1
+      else
+        add(classes, class, i)
+      end
+      i = i + 2
+    end
+    for class = OWN, OTHERS do
+      for _, at in ipairs(classes[class]) do
+        if #order < most - left then order[#order + 1] = found[at]; last = math.max(last, at) end
+      end
+    end
+  end
+  if last > 2 * #order then pass_over(queue, upto) end
+  take(queue, order)
+  return order
+end
+
 while #leased < most and bytes < MOST_BYTES do
-  local first = take(queue, most - #leased)
+  local first = choose(most - #leased)
   if #first == 0 then break end
   for i, id in ipairs(first) do
     if bytes < MOST_BYTES then lease(id, false) else untake(id) end
@@ -82,9 +137,16 @@ end
 
 call_with('HSET', P .. 'held:' .. replica, held)
 call_with('ZADD', P .. 'leases', expiries)
+local chains = {}
+for i, id in ipairs(ids) do chains[i] = chain_of[id] or '' end
+hold(queue, replica, chains, known)
+local hungry = #leased < most and '1' or '0'
 if #leased > 0 then
-  call('HSET', record, 'number', number, 'claimed', table.concat(ids, ' '))
+  call('HSET', record, 'number', number, 'claimed', table.concat(ids, ' '), 'hungry', hungry)
+  call('EXPIRE', record, keep)
+elseif h[4] ~= hungry then
+  call('HSET', record, 'hungry', hungry)
   call('EXPIRE', record, keep)
 end
 flush(now)
-return leased
+return { left, leased }

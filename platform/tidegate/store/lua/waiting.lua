@@ -60,12 +60,25 @@ local function rejoin(queue, id, score, is_suspect, deadline)
   wakes[queue] = true
 end
 
--- Take up to `most` from the front, suspects left aside.
-local function take(queue, most)
-  local popped, ids = call('ZPOPMIN', PLAIN .. queue, most), {}
-  for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
+-- Those among whom a claim may choose, suspects left aside: up to `most` from the front as id, score, ... and the score
+-- of the last of them. Once somebody was passed over only those that were among them then are, until all are taken:
+-- so at most `most - 1` are ever taken before one that came sooner.
+local function among(queue, most)
+  local upto = call('HGET', P .. 'queue:' .. queue, 'round')
+  local found = upto and call('ZRANGE', PLAIN .. queue, '-inf', upto, 'BYSCORE', 'LIMIT', 0, most, 'WITHSCORES')
+  if found and #found > 0 then return found, upto end
+  found = call('ZRANGE', PLAIN .. queue, 0, most - 1, 'WITHSCORES')
+  return found, found[#found]
+end
+
+local function pass_over(queue, upto) call('HSET', P .. 'queue:' .. queue, 'round', upto) end
+
+-- The band of priority of a score: the lower one is taken first.
+local function band_of(score) return math.floor(score / 4398046511104) end
+
+local function take(queue, ids)
+  call_with('ZREM', PLAIN .. queue, ids)
   call_with('ZREM', DEADLINES, ids)
-  return ids
 end
 
 -- Take the first suspect, where fewer than `most` others are ahead of it; nil where it is nobody's turn.
