@@ -4,7 +4,7 @@
 -- It stops behind so many bytes: over a reply of 32 MB Redis ends a connection that hears channels.
 local MOST_BYTES = 4194304
 -- So many are chosen from. A replica that runs so many more than this one is no better place.
-local WINDOW, MORE = 16, 2
+local WINDOW, MORE = 16, 4
 local queue, replica, number, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local lease_seconds, ttl, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local takes_all = ARGV[8] == '1'
@@ -89,42 +89,33 @@ local function may_go_to(holders)
   return false
 end
 
--- Take up to `most` of the window: of each priority first those whose beginning this replica holds, last those that
--- others hold. What is left to another replica keeps its place here.
+-- Take up to `most` of the window: first those whose beginning this replica holds, last those that others hold. What is
+-- left to another replica is not taken now, nor is anything of a lower priority.
 local OWN, NOBODYS, OTHERS = 1, 2, 3
 local chain_of, known, left = {}, {}, 0
 local function choose(most)
-  local found, upto = among(queue, WINDOW)
-  local chains = {}
-  for i = 1, #found, 2 do
-    chains[found[i]] = call('HGET', P .. 'req:' .. found[i], 'prefix') or nil
-    chain_of[found[i]] = chains[found[i]]
+  local among_these, round = among(queue, WINDOW)
+  local chains, classes, chosen, last = {}, { {}, {}, {} }, {}, 0
+  for _, id in ipairs(among_these) do
+    local chain = call('HGET', P .. 'req:' .. id, 'prefix')
+    if chain then chains[id] = chain; chain_of[id] = chain end
   end
   local holders, read = holders_of(queue, replica, chains)
   for piece, who in pairs(read) do known[piece] = who end
-  local order, i, last = {}, 1, 0
   left = 0
-  while i <= #found do
-    local band, classes = band_of(found[i + 1]), { {}, {}, {} }
-    while i <= #found and band_of(found[i + 1]) == band do
-      local holder = holders[found[i]]
-      local class = holder and (holder.is_own and OWN or OTHERS) or NOBODYS
-      if class == OTHERS and not takes_all and may_go_to(holder.holders) then
-        left = left + 1
-      else
-        add(classes, class, i)
-      end
-      i = i + 2
-    end
-    for class = OWN, OTHERS do
-      for _, at in ipairs(classes[class]) do
-        if #order < most - left then order[#order + 1] = found[at]; last = math.max(last, at) end
-      end
+  for place, id in ipairs(among_these) do
+    local holder = holders[id]
+    local class = holder and (holder.is_own and OWN or OTHERS) or NOBODYS
+    if class == OTHERS and not takes_all and may_go_to(holder.holders) then left = left + 1 else add(classes, class, place) end
+  end
+  for class = OWN, OTHERS do
+    for _, place in ipairs(classes[class]) do
+      if #chosen < most then chosen[#chosen + 1] = among_these[place]; last = math.max(last, place) end
     end
   end
-  if last > 2 * #order then pass_over(queue, upto) end
-  take(queue, order)
-  return order
+  if round and last > #chosen then pass_over(queue, round) end
+  take(queue, chosen)
+  return chosen
 end
 
 while #leased < most and bytes < MOST_BYTES do
