@@ -2,38 +2,39 @@
 
     python -m loadtests.affinity [--seconds 30] [--rounds 3] [--loads 0.3 0.7 1.1]
 
-Real queue, real Redis, eight real replicas on this event loop, each with a simulated engine (its thread, its
-slots, a prefix cache of a few prompts; a cached token costs no prefill). The same arrivals (Poisson) run with
-and without, in turn: *without*, prompts have no chains, which is the first to claim takes it. A load of 1 is
-what the replicas can do where no prefix is ever found.
+The real queue on a real Redis, and eight real replicas, each a process, with a simulated engine: four slots
+and a prefix cache of sixteen such prompts; a token that it holds costs no prefill. (On one event loop the
+replicas would always hear of a request in the same order.) The same arrivals (Poisson) run without and with,
+in turn; *without*, prompts have no chains, so whoever claims first takes what came first. At a load of 1 the
+replicas are just busy where no prefix is ever found.
 
-Traffic: `one` prompt of 1,000 tokens that all requests begin with, `many` of them (more than a replica holds),
-and `chats` that grow turn by turn. Three in ten requests are others: short ones that share nothing.
+Traffic: `one` prompt of 1,000 tokens that all requests begin with, `many` of them (more than a replica
+holds), and `chats` that grow turn by turn. Three in ten requests are others: short ones that share nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 from unittest.mock import patch
 
-from loadtests.machine import Processes
-from loadtests.stack import start_redis
+from loadtests.machine import Processes, python
+from loadtests.stack import START_SECONDS, start_redis
 from tidegate.messages.prefixes import prefix_chain
 from tidegate.messages.queue import Accepted, Bounds, QueueLimits
 from tidegate.messages.work import Finish, Generate, Request, Sampling, Segment, TextPrompt, Work
-from tidegate.replica_args import Times, parse_args
-from tidegate.serving.process import ReplicaProcess
+from tidegate.replica_args import Times
+from tidegate.store import names
 from tidegate.store.connection import Connection
 from tidegate.store.queue import GatewayQueue
 
@@ -45,7 +46,7 @@ CACHE_TOKENS = 16_000  # of each replica
 MANY, CHATS, TURNS = 64, 48, 6
 OTHERS = 0.3  # their share
 BOUNDS = Bounds(QueueLimits(max_requests=10_000), *(10_000, 1 << 30) * 3)
-# A second of a replica is spent on this where nothing is found: steps are shared by the slots, prefills are not.
+# Of a replica, for one request, where nothing is found: steps are shared by the slots, prefills are not.
 COLD_SECONDS = STEP_MS / 1000 * ANSWER_TOKENS / SLOTS + (1 - OTHERS) * PREFILL_MS_PER_1K / 1000
 
 
@@ -63,6 +64,7 @@ class Ear:
 
     firsts: dict[str, float] = field(default_factory=dict)
     ends: dict[str, Finish] = field(default_factory=dict)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def deliver(self, segments: list[Segment]) -> None:
         now = time.monotonic()
@@ -70,12 +72,13 @@ class Ear:
             self.firsts.setdefault(segment.request_id, now)
             if segment.finish is not None:
                 self.ends[segment.request_id] = segment.finish
+                self.ended.set()
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one run: the share of prompts that found their prefix, of those that another had before; the share of
-    all tokens that were found; times to the first token (seconds) of these and of the others."""
+    """Of one run: the share of prompts that found most of themselves, of those that others began with before;
+    the share of all their tokens that were found; times to the first token (seconds), and of the others."""
 
     hits: float
     cached: float
@@ -114,34 +117,35 @@ def arrivals(traffic: str, per_second: float, seconds: float, seed: int) -> list
 
 
 @asynccontextmanager
-async def platform(url: str, key_prefix: str) -> AsyncIterator[tuple[GatewayQueue, Ear]]:
-    async with AsyncExitStack() as stack:
-        connection = await stack.enter_async_context(Connection(url))
+async def platform(
+    processes: Processes, url: str, key_prefix: str
+) -> AsyncIterator[tuple[GatewayQueue, Ear]]:
+    """A gateway's end of the queue, and replicas that listen."""
+    engine = {
+        "step_ms": STEP_MS,
+        "prefill_ms_per_1k": PREFILL_MS_PER_1K,
+        "prefix_cache_tokens": CACHE_TOKENS,
+    }
+    command = [python(), "-m", "tidegate.serving", "--redis-url", url, "--key-prefix", key_prefix]
+    command += ["--model", MODEL, "--revision", REVISION, "--engine", "simulated"]
+    command += ["--slots", str(SLOTS), "--args", json.dumps(engine)]
+    channel = names.wake_channel(key_prefix, names.queue_name(MODEL, REVISION))
+    async with Connection(url) as connection:
         gateway = GatewayQueue(connection, key_prefix=key_prefix, gateway_id="gw", times=Times())
         ear = Ear()
         await gateway.start(ear.deliver, lambda: None)
-        stack.push_async_callback(gateway.close)
-        engine: dict[str, Any] = {
-            "step_ms": STEP_MS,
-            "prefill_ms_per_1k": PREFILL_MS_PER_1K,
-            "prefix_cache_tokens": CACHE_TOKENS,
-        }
-        args = {
-            "model": MODEL,
-            "revision": REVISION,
-            "engine": {"name": "simulated", "max_slots": SLOTS, "context_length": 8192, "args": engine},
-            "redis_url": url,
-            "key_prefix": key_prefix,
-        }
-        for _ in range(REPLICAS):
-            replica = ReplicaProcess(parse_args(args))
-            await replica.start()
-            stack.push_async_callback(replica.drain)
+        replicas = [processes.start(f"{key_prefix}-{number}", command) for number in range(REPLICAS)]
+        async with asyncio.timeout(START_SECONDS):
+            while (await connection.call("PUBSUB", "NUMSUB", channel))[1] < REPLICAS:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         yield gateway, ear
+        for replica in replicas:
+            processes.stop(replica)
+        await gateway.close()
 
 
-async def one_run(url: str, key_prefix: str, coming: Sequence[Arrival]) -> Figures:
-    async with platform(url, key_prefix) as (gateway, ear):
+async def one_run(processes: Processes, url: str, key_prefix: str, coming: Sequence[Arrival]) -> Figures:
+    async with platform(processes, url, key_prefix) as (gateway, ear):
         begun, ids = time.monotonic(), count()
         sent: dict[str, tuple[float, Arrival]] = {}
         submits = []
@@ -166,7 +170,8 @@ async def one_run(url: str, key_prefix: str, coming: Sequence[Arrival]) -> Figur
             submits.append(asyncio.ensure_future(gateway.submit([request], BOUNDS)))
         assert all(isinstance(outcome, Accepted) for outcome in await asyncio.gather(*submits))
         while len(ear.ends) < len(sent):
-            await asyncio.sleep(0.05)
+            ear.ended.clear()
+            await ear.ended.wait()
     waits = {name: ear.firsts[name] - at for name, (at, _) in sent.items()}
     sharers = [name for name, (_, arrival) in sent.items() if not arrival.is_other]
     ends = [ear.ends[name] for name in sharers]
@@ -209,7 +214,9 @@ def main() -> None:
                         key_prefix = f"{traffic}-{load}-{seed}-{has_affinity}"
                         chain = prefix_chain if has_affinity else no_chain
                         with patch("tidegate.store.scripts.prefix_chain", chain):
-                            runs[has_affinity].append(asyncio.run(one_run(url, key_prefix, coming)))
+                            runs[has_affinity].append(
+                                asyncio.run(one_run(processes, url, key_prefix, coming))
+                            )
                 for has_affinity, made in runs.items():
                     name = "with" if has_affinity else "without"
                     print(f"{traffic:6} {load:4.1f} {name:8} | {of(made)}", flush=True)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract.queue_rig import QUEUE, Rig, Worker, a_request, a_token, accept
+from tests.contract.queue_rig import QUEUE, Rig, Worker, a_request, a_token, accept, bounds
 from tests.redis_server import RedisServer
+from tidegate.messages.queue import QueueLimits
 from tidegate.messages.work import ChatPrompt, Claim, Prompt, Request, TextPrompt
 
 WINDOW = 16  # of `claim.lua`
@@ -114,11 +115,11 @@ async def test_what_is_known_of_prefixes_is_bounded(rig: Rig) -> None:
     gateway, _ = await rig.gateway()
     worker = await rig.replica()
     connection = await rig.connect()
-    requests = [a_request(TextPrompt(f"{number:4}" * 1100)) for number in range(1000)]
+    requests = [a_request(TextPrompt(f"{number:4}" * 1100)) for number in range(1100)]
+    limits = bounds(model=QueueLimits(max_requests=2000))
     for at in range(0, len(requests), 100):
-        await accept(gateway, *requests[at : at + 100])
-    found = [claim for _ in range(10) for claim in await worker.queue.claim(100)]
-    assert len(found) == len(requests)
+        await accept(gateway, *requests[at : at + 100], limits=limits)
+        assert len(await worker.queue.claim(100)) == 100
     key = f"{rig.key_prefix}:prefixes:{QUEUE}"
     assert await connection.call("HLEN", key) == 4096
     assert 0 < await connection.call("TTL", key) <= 3600

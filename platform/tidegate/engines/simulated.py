@@ -73,7 +73,9 @@ class SimulatedArgs(msgspec.Struct, frozen=True):
     prefill_ms: Milliseconds = 0.0  # per request
     prefill_ms_per_1k: Milliseconds = 0.0  # per 1,000 prompt tokens
     step_ms: Milliseconds = 20.0
-    prefix_cache_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0  # of prompts, kept; they cost no prefill again
+    prefix_cache_tokens: Annotated[int, msgspec.Meta(ge=0)] = (
+        0  # of prompts, kept; they cost no prefill again
+    )
     vocab: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 1000
     words: list[str] = []  # the vocabulary itself, instead of `vocab` made-up words
     answer_tokens: Annotated[int, msgspec.Meta(ge=1)] = 64  # length of an answer without max_tokens

@@ -18,8 +18,8 @@ HASH_BYTES = 8
 # 1, 1.5, 2, 3, 4, 6, ... 192 KiB: at least two thirds of what two prompts have in common are found.
 LENGTHS_BYTES = [unit << step for step in range(9, 17) for unit in (2, 3)]
 MOST_BYTES = LENGTHS_BYTES[-1]
-# The longest ones: what is less than a quarter of a prompt is not looked for.
-MOST_HASHES = 5
+# The longest ones: what is less than three eighths of a prompt is not looked for.
+MOST_HASHES = 4
 
 
 def prefix_chain(tenant: str, work: Work) -> bytes:

@@ -2,28 +2,33 @@
 -- (messages/prefixes.py) to those that leased a request with it last, with spaces around each. A hint: an engine forgets.
 local MOST_KNOWN, MOST_HOLDERS, HASH_BYTES, KNOWN_SECONDS = 4096, 4, 8, 3600
 
--- Per request of `chains` (id -> chain) who holds the longest of its pieces that anybody holds, and whether that is
--- `replica`. `known`: what was read, piece -> its holders.
-local function holders_of(queue, replica, chains)
-  local pieces, known, found = {}, {}, {}
-  for id, chain in pairs(chains) do
+local function knows_any(queue) return call('EXISTS', P .. 'prefixes:' .. queue) == 1 end
+
+-- Who holds the longest piece of each of these requests that anybody holds, and whether `replica` does. What was read is
+-- added to `known`: piece -> its holders.
+local function holders_of(queue, replica, ids, known)
+  local pieces, chains, found = {}, {}, {}
+  for i, id in ipairs(ids) do
+    local chain = call('HGET', P .. 'req:' .. id, 'prefix') or ''
+    chains[i] = chain
     for at = 1, #chain, HASH_BYTES do
       local piece = string.sub(chain, at, at + HASH_BYTES - 1)
       if known[piece] == nil then known[piece] = false; pieces[#pieces + 1] = piece end
     end
   end
-  if #pieces == 0 then return found, known end
-  for i, holders in ipairs(call('HMGET', P .. 'prefixes:' .. queue, unpack(pieces))) do known[pieces[i]] = holders end
-  for id, chain in pairs(chains) do
-    for at = #chain - HASH_BYTES + 1, 1, -HASH_BYTES do
-      local holders = known[string.sub(chain, at, at + HASH_BYTES - 1)]
+  if #pieces > 0 then
+    for i, holders in ipairs(call('HMGET', P .. 'prefixes:' .. queue, unpack(pieces))) do known[pieces[i]] = holders end
+  end
+  for i, id in ipairs(ids) do
+    for at = #chains[i] - HASH_BYTES + 1, 1, -HASH_BYTES do
+      local holders = known[string.sub(chains[i], at, at + HASH_BYTES - 1)]
       if holders then
         found[id] = { holders = holders, is_own = string.find(holders, ' ' .. replica .. ' ', 1, true) ~= nil }
         break
       end
     end
   end
-  return found, known
+  return found
 end
 
 -- From now on `replica` holds these chains too.
@@ -43,9 +48,8 @@ local function hold(queue, replica, chains, known)
       is_done[piece] = true
     end
   end
-  if #fields == 0 then return end
   local key = P .. 'prefixes:' .. queue
-  call_with('HSET', key, fields)
+  if call_with('HSET', key, fields) == 0 then return end
   local too_many = call('HLEN', key) - MOST_KNOWN
   if too_many > 0 then call_with('HDEL', key, call('HRANDFIELD', key, too_many)) end
   call('EXPIRE', key, KNOWN_SECONDS)

@@ -36,7 +36,7 @@ if suspect then
   end
 end
 
-local leased, ids, bytes = {}, {}, 0
+local leased, ids, chains, bytes = {}, {}, {}, 0
 local held, expiries = {}, {} -- written together below
 
 -- Lease one request that was just taken off the line; past its deadline it expires instead.
@@ -55,6 +55,7 @@ local function lease(id, is_suspect)
   expiries[#expiries + 1] = now + lease_seconds
   expiries[#expiries + 1] = id
   ids[#ids + 1] = id
+  if f.chain then chains[#chains + 1] = f.chain end
   local log = log_of(id, attempt)
   leased[#leased + 1] = { attempt, f.body, log }
   bytes = bytes + #f.body + #log
@@ -92,16 +93,11 @@ end
 -- Take up to `most` of the window: first those whose beginning this replica holds, last those that others hold. What is
 -- left to another replica is not taken now, nor is anything of a lower priority.
 local OWN, NOBODYS, OTHERS = 1, 2, 3
-local chain_of, known, left = {}, {}, 0
+local known, left = knows_any(queue) and {}, 0
 local function choose(most)
   local among_these, round = among(queue, WINDOW)
-  local chains, classes, chosen, last = {}, { {}, {}, {} }, {}, 0
-  for _, id in ipairs(among_these) do
-    local chain = call('HGET', P .. 'req:' .. id, 'prefix')
-    if chain then chains[id] = chain; chain_of[id] = chain end
-  end
-  local holders, read = holders_of(queue, replica, chains)
-  for piece, who in pairs(read) do known[piece] = who end
+  local classes, chosen, last = { {}, {}, {} }, {}, 0
+  local holders = holders_of(queue, replica, among_these, known)
   left = 0
   for place, id in ipairs(among_these) do
     local holder = holders[id]
@@ -119,7 +115,7 @@ local function choose(most)
 end
 
 while #leased < most and bytes < MOST_BYTES do
-  local first = choose(most - #leased)
+  local first = known and choose(most - #leased) or take_first(queue, most - #leased)
   if #first == 0 then break end
   for i, id in ipairs(first) do
     if bytes < MOST_BYTES then lease(id, false) else untake(id) end
@@ -128,9 +124,7 @@ end
 
 call_with('HSET', P .. 'held:' .. replica, held)
 call_with('ZADD', P .. 'leases', expiries)
-local chains = {}
-for i, id in ipairs(ids) do chains[i] = chain_of[id] or '' end
-hold(queue, replica, chains, known)
+hold(queue, replica, chains, known or {})
 local hungry = #leased < most and '1' or '0'
 if #leased > 0 then
   call('HSET', record, 'number', number, 'claimed', table.concat(ids, ' '), 'hungry', hungry)

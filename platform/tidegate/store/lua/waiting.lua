@@ -69,8 +69,8 @@ local function among(queue, most)
   local found, ids = call('ZRANGE', PLAIN .. queue, 0, most - 1, 'WITHSCORES'), {}
   if #found == 0 then return ids end
   local band = math.floor(found[2] / BAND)
-  local round = 'round:' .. band
-  local upto, last = tonumber(call('HGET', P .. 'queue:' .. queue, round) or nil), nil
+  local round, last = 'round:' .. band, nil
+  local upto = #found > 2 and tonumber(call('HGET', P .. 'queue:' .. queue, round) or nil)
   if upto and upto < tonumber(found[2]) then
     call('HDEL', P .. 'queue:' .. queue, round)
     upto = nil
@@ -81,7 +81,7 @@ local function among(queue, most)
     ids[#ids + 1] = found[i]
     last = found[i + 1]
   end
-  return ids, not upto and { round, last } or nil
+  return ids, not upto and { round, last }
 end
 
 local function pass_over(queue, round) call('HSET', P .. 'queue:' .. queue, unpack(round)) end
@@ -89,6 +89,14 @@ local function pass_over(queue, round) call('HSET', P .. 'queue:' .. queue, unpa
 local function take(queue, ids)
   call_with('ZREM', PLAIN .. queue, ids)
   call_with('ZREM', DEADLINES, ids)
+end
+
+-- Take up to `most` from the front, suspects left aside.
+local function take_first(queue, most)
+  local popped, ids = call('ZPOPMIN', PLAIN .. queue, most), {}
+  for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
+  call_with('ZREM', DEADLINES, ids)
+  return ids
 end
 
 -- Take the first suspect, where fewer than `most` others are ahead of it; nil where it is nobody's turn.
