@@ -17,7 +17,10 @@ from tests.checkpoints import packed
 from tests.engine_requests import a_request, run
 from tidegate.engines.base import EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
+from tidegate.engines.transformers import int4
 from tidegate.engines.transformers.engine import TransformersEngine
+from tidegate.engines.transformers.int4 import Int4Linear
+from tidegate.engines.transformers.loading import load, open_checkpoint
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.resolve import resolve
 
@@ -25,7 +28,7 @@ PROMPTS = ([5, 6, 7, 8, 9, 10], [40, 41], [100, 101, 102, 103])
 
 
 def loaded(path: Path, **spec: Any) -> tuple[TransformersEngine, LoadReport]:
-    args = {"threads": 1}
+    args = {"threads": 1, **spec.pop("args", {})}
     engine = create_engine(
         EngineSpec("transformers", path=str(path), quantization="gptq", device="cpu", args=args, **spec)
     )
@@ -152,7 +155,7 @@ def test_a_method_that_is_not_named_is_told_by_the_tensors(
     config["quantization_config"]["quant_method"] = method
     (folder / "config.json").write_text(json.dumps(config))
     engine, report = loaded(folder, precision="bfloat16")
-    assert report.notes[0].startswith("The weights are unpacked to bfloat16")
+    assert report.notes == ()
     assert torch.nn.functional.cosine_similarity(logits(engine), plain_logits(twin)).min() > 0.99
     engine.close()
 
@@ -160,13 +163,60 @@ def test_a_method_that_is_not_named_is_told_by_the_tensors(
 def test_a_kernel_that_computes_otherwise_is_not_used(
     checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when a library takes the zero points to be stored in the other format."""
+    """As when its zero points mean something else in another version of PyTorch."""
+    monkeypatch.setattr(int4, "MIDDLE", int4.MIDDLE - 1)
+    folder, twin = packed(tmp_path / "packed", checkpoints("llama"))
+    engine, report = loaded(folder, precision="bfloat16")
+    assert "the kernel computes model.layers.0.mlp.down_proj wrong: of 1 rows" in report.notes[0]
+    assert torch.nn.functional.cosine_similarity(logits(engine), plain_logits(twin)).min() > 0.99
+    engine.close()
+
+
+def test_a_library_that_computes_otherwise_is_not_used(
+    checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it takes the zero points to be stored in the other format. It loads what is stored in parts."""
     from gptqmodel.models import loader
 
     monkeypatch.setattr(loader, "convert_gptq_v1_to_v2_format", lambda model, **_: model)
-    folder, twin = packed(tmp_path / "packed", checkpoints("llama"))
+    parts = {"gate_up_proj": ("gate_proj", "up_proj")}
+    folder, twin = packed(tmp_path / "packed", checkpoints("phi3"), splits=parts)
     engine, report = loaded(folder, precision="bfloat16")
-    assert "GPTQModel computes model.layers.0.mlp.down_proj wrong" in report.notes[0]
+    assert "the kernel computes model.layers.0.mlp.down_proj wrong" in report.notes[0]
+    assert torch.nn.functional.cosine_similarity(logits(engine), plain_logits(twin)).min() > 0.99
+    engine.close()
+
+
+@pytest.mark.parametrize("how", [{}, {"is_ordered": True}, {"group_size": 128}])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_packed_layer_gives_a_row_the_same_whatever_rows_are_beside_it(
+    how: dict[str, Any], precision: str, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, twin = packed(tmp_path / "packed", checkpoints("llama"), **how)
+    spec = EngineSpec("transformers", path=str(folder), precision=precision, device="cpu")
+    model = load(open_checkpoint(spec), spec).model
+    layers = {name: each for name, each in model.named_modules() if isinstance(each, Int4Linear)}
+    assert len(layers) == 14
+    weights = load_file(twin / "model.safetensors")
+    for name, layer in layers.items():
+        inputs = torch.randn(3, 67, layer.in_features, generator=torch.Generator().manual_seed(0))
+        inputs = inputs.to(getattr(torch, precision))
+        with torch.inference_mode():
+            together = layer(inputs)
+            alone = [layer(inputs[:, :columns]) for columns in (1, 4, 5, 33)]
+        expected = inputs.float() @ weights[f"{name}.weight"].T
+        assert ((together.float() - expected).norm() / expected.norm()) < 0.005
+        for found in alone:
+            assert torch.equal(found, together[:, : found.shape[1]])
+
+
+def test_a_cpu_unpacks_where_somebody_asks_for_it(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, twin = packed(tmp_path / "packed", checkpoints("llama"))
+    engine, report = loaded(folder, precision="bfloat16", args={"unpacks_gptq": True})
+    assert "unpacks_gptq asks for it" in report.notes[0]
+    assert report.weights_bytes >= load_file(twin / "model.safetensors")["lm_head.weight"].numel() * 2
     assert torch.nn.functional.cosine_similarity(logits(engine), plain_logits(twin)).min() > 0.99
     engine.close()
 

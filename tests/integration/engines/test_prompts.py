@@ -63,7 +63,7 @@ def loaded(checkpoint: Path) -> Iterator[TransformersEngine]:
 def engine(loaded: TransformersEngine, checkpoint: Path) -> TransformersEngine:
     """The one engine, with processes of this test's own."""
     loaded._prompts.close()
-    loaded._prompts = PromptPool(checkpoint, loaded._context_length)
+    loaded._prompts = loaded._language._prompts = PromptPool(checkpoint, loaded._context_length)
     loaded._prompts.wait_ready(loaded._vocabulary_size)
     return loaded
 
@@ -184,7 +184,7 @@ async def test_who_leaves_during_a_preparation_takes_no_lane_along(engine: Trans
         worker.send_signal(signal.SIGCONT)
     made = await asyncio.gather(*(text(engine, f"The tide {number}") for number in range(2 * LANES)))
     ids = [list(one.prompt) for one in made if isinstance(one, Prepared)]
-    expected = [engine._tokenizer(f"The tide {number}")["input_ids"] for number in range(2 * LANES)]
+    expected = [engine._language._tokenizer(f"The tide {number}")["input_ids"] for number in range(2 * LANES)]
     assert ids == expected
 
 

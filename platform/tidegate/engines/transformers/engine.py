@@ -8,28 +8,26 @@ of what has arrived since the last one, then one choice of tokens for all of the
     prefill(new) ─┘
 
 So a request starts at the step after its `add`, whatever else decodes, and its first token leaves with
-that step.
+that step. While rows decode, a step prefills as many tokens as they can bear (`pace`); a longer prompt is
+prefilled over several steps, and its first token leaves with the last of them.
 """
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
-from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.batch import Batch, measure_kv
-from tidegate.engines.transformers.formats import format_stops, with_stops
-from tidegate.engines.transformers.generation_rules import GenerationRules
-from tidegate.engines.transformers.grammars import Grammars
+from tidegate.engines.transformers.batch import Batch, Staged, measure_kv
 from tidegate.engines.transformers.head import InParts
+from tidegate.engines.transformers.language import Language, failed_alone
 from tidegate.engines.transformers.loading import (
     CAUSAL,
     TEXT_TO_TEXT,
@@ -39,42 +37,32 @@ from tidegate.engines.transformers.loading import (
     out_of_memory,
 )
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
+from tidegate.engines.transformers.pace import Pace
 from tidegate.engines.transformers.prompt_pool import PromptPool
-from tidegate.engines.transformers.prompt_process import Reply, Task
-from tidegate.engines.transformers.prompts import (
-    PromptError,
-    check_no_prompt_asked,
-    check_token_ids,
-    start_ids,
-)
-from tidegate.engines.transformers.responses import answer_formats
-from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
+from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
-from tidegate.engines.transformers.tokenizer import check_against_model
-from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
-    ChatPrompt,
-    Embed,
     Finish,
-    Generate,
     Request,
-    Score,
     Segment,
-    TextPrompt,
-    TokenPrompt,
     Tokens,
 )
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
-log = logging.getLogger(__name__)
-
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
 UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
+
+
+class Part(NamedTuple):
+    """The prompt that is prefilled over several steps, and the log probabilities that come of it."""
+
+    staged: Staged
+    asked: PrefillLogprobs | None
 
 
 class TransformersEngine:
@@ -83,7 +71,8 @@ class TransformersEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._args = parse_args(spec.args, TransformersArgs)
-        self._scheduler = self._empty_scheduler(slots=0)
+        self._scheduler: Scheduler[RunningSequence] = Scheduler(slots=0)
+        self._part: Part | None = None
         self._broken: str | None = None
         self._batch: Batch
         self._tokens: Tensor  # [rows], the last token of each
@@ -106,32 +95,22 @@ class TransformersEngine:
         self._prompts = PromptPool(  # loads beside the weights
             checkpoint.path, self._context_length, spec.chat_template, has_encoder=self._has_encoder
         )
-        loaded = load(checkpoint, spec, auto=TEXT_TO_TEXT if self._has_encoder else CAUSAL)
+        auto = TEXT_TO_TEXT if self._has_encoder else CAUSAL
+        loaded = load(checkpoint, spec, auto=auto, unpacks_gptq=args.unpacks_gptq)
         model, tokenizer = loaded.model, loaded.tokenizer
-        self._tokenizer = tokenizer
-        self._vocabulary = Vocabulary(tokenizer)
-        self._response = answer_formats(tokenizer)
         self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
-        self._stops = format_stops(tokenizer, self._vocabulary_size)
-        named_ends = end_ids(model, tokenizer)
-        tokenizer_notes = check_against_model(tokenizer, self._vocabulary_size, named_ends)
-        self._end_ids = frozenset(token for token in named_ends if token < self._vocabulary_size)
-        self._start = encoder_decoder.start_ids(model) if self._has_encoder else None
-        self._generation = GenerationRules(
+        self._language = Language(
             model,
-            self._end_ids,
-            start_id=self._start[0] if self._start else None,
-            longest=self._context_length,
-        )
-        self._grammars = Grammars(
             tokenizer,
-            self._vocabulary,
-            self._end_ids,
-            size=self._vocabulary_size,
+            self._prompts,
+            vocabulary_size=self._vocabulary_size,
+            context_length=self._context_length,
             threads=args.threads or usable_cores(),
+            start=encoder_decoder.start_ids(model) if self._has_encoder else None,
         )
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
+        self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
         kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
         cap = spec.memory_cap_bytes
         slots = kv_budget(
@@ -143,7 +122,7 @@ class TransformersEngine:
             bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
             max_slots=spec.max_slots,
         ).slots
-        self._scheduler = self._empty_scheduler(slots)
+        self._scheduler = Scheduler(slots)
         self._batch, notes = prove(
             loaded, layers=kv.layers, max_rows=slots, context_length=self._context_length
         )
@@ -157,70 +136,17 @@ class TransformersEngine:
             context_length=self._context_length,
             precision=loaded.precision,
             device=loaded.device,
-            notes=(*loaded.notes, *tokenizer_notes, *template_notes, *self._generation.notes, *notes),
+            notes=(*loaded.notes, *self._language.notes, *template_notes, *notes),
         )
 
     def free_slots(self) -> int:
         return self._scheduler.free_slots()
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
-        if isinstance(request.work, Embed | Score):
-            return refusal("WrongTask", f"The model {request.model!r} is served to generate text.")
-        request = self._generation.applied(request)
-        try:
-            check_token_ids(request, self._tokenizer, self._vocabulary_size)
-            if self._has_encoder:
-                check_no_prompt_asked(request)
-            reply = await self._reply(request)
-        except PromptError as error:
-            return refusal(error.code, str(error))
-        if (ended := reply.finish or reply.answer) is not None:
-            return ended
-        assert isinstance(request.work, Generate)  # others have their answer
-        limit = completion_limit(
-            len(reply.ids), request.work, self._context_length, has_encoder=self._has_encoder
-        )
-        if isinstance(limit, Finish):
-            return limit
-        grammar = reply.grammar or request.work.sampling.grammar
-        if grammar and (why := await self._grammars.refusal(grammar)):
-            # What may call and need not is free where the grammar of its calls is too large.
-            if not may_be_free(request.work):
-                return refusal(
-                    "GrammarFailed", f"This model cannot follow the grammar: {why}", len(reply.ids)
-                )
-            grammar = ""
-        request = with_stops(request, self._stops)
-        return Prepared(request, reply.ids, limit, reply.bad_words, grammar, reply.begun)
-
-    async def _reply(self, request: Request) -> Reply:
-        """Leave out the process beside where nothing has to be tokenized, or the length alone refuses it."""
-        work = request.work
-        if isinstance(work, Generate):
-            prompt, sampling = work.prompt, work.sampling
-            if isinstance(prompt, TokenPrompt) and not sampling.bad_words:
-                ids = prompt.token_ids or start_ids(self._tokenizer)
-                kept = truncated(ids, sampling, self._context_length, has_encoder=self._has_encoder)
-                return Reply(list(kept))
-            if isinstance(prompt, TextPrompt) and sampling.truncate_prompt is None:
-                most = self._prompts.most_characters_per_token
-                if finish := proved_too_long(len(prompt.text), most, self._context_length):
-                    return Reply(finish=finish)
-        return await self._prompts.prepare(Task(request.model, work, self._vocabulary_size))
+        return await self._language.prepare(request)
 
     def add(self, prepared: Prepared, log: list[Segment]) -> StepOutput | None:
-        before = prepared.prompt if self._start is None else self._start
-        sequence = RunningSequence(
-            prepared,
-            log,
-            end_ids=self._end_ids,
-            vocabulary=self._vocabulary,
-            rules=self._generation.of_prompt(len(before), prepared.limit),
-            response=self._response,
-            matcher=self._grammars.matcher(prepared.grammar) if prepared.grammar else None,
-            forces_end=self._generation.forces_end,
-            start=self._start,
-        )
+        sequence = self._language.sequence(prepared, log)
         if (ended := sequence.ended_in_log()) is not None:
             return ended
         self._scheduler.add(sequence)
@@ -229,6 +155,8 @@ class TransformersEngine:
     def abort(self, request_id: str) -> None:
         if (row := self._scheduler.abort(request_id)) is not None:
             self._leave({row: False})
+        elif self._scheduler.staged is None:
+            self._drop()
 
     def has_work(self) -> bool:
         return self._scheduler.has_work()
@@ -245,28 +173,34 @@ class TransformersEngine:
         return self._broken
 
     def close(self) -> None:
-        self._scheduler = self._empty_scheduler(slots=0)
+        self._scheduler, self._part = Scheduler(slots=0), None
         if hasattr(self, "_prompts"):
             self._prompts.close()
-        if hasattr(self, "_grammars"):
-            self._grammars.close()
-        for name in ("_batch", "_tokens", "_generation"):
+        if hasattr(self, "_language"):
+            self._language.close()
+        for name in ("_batch", "_tokens", "_language"):
             if hasattr(self, name):
                 delattr(self, name)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _empty_scheduler(self, slots: int) -> Scheduler[RunningSequence]:
-        return Scheduler(slots, self._args.prefill_tokens_per_step)
-
     def _step(self) -> list[StepOutput]:
+        begin = time.perf_counter()
         outputs: list[StepOutput] = []
-        logits = [self._decode()] if self._scheduler.running else []
-        for group in self._scheduler.schedule():
+        is_waited_for = bool(self._scheduler.running)
+        logits = [self._decode()] if is_waited_for else []
+        plan = self._scheduler.schedule(
+            self._pace.budget(is_waited_for=is_waited_for), can_stage=self._batch.can_stage
+        )
+        for sequence, count in plan.parts:
+            logits += self._prefill_part(sequence, count, outputs)
+        for group in plan.groups:
             logits += self._prefill(group, outputs)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
             self._accept(choose(together, self._scheduler.running), outputs)
+        if is_waited_for:
+            self._pace.note(time.perf_counter() - begin, plan.tokens)
         return outputs
 
     def _decode(self) -> Tensor:
@@ -277,8 +211,7 @@ class TransformersEngine:
 
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:
         """Let a group join the batch. Returns its logits; a request whose prefill fails only fails itself."""
-        asked = group[0].prefill_logprobs() if group[0].needs_all_logits else None
-        every = InParts(rows_at_once(self._vocabulary_size), asked.take) if asked is not None else None
+        asked, every = self._asked(group[0])
         try:
             logits = self._batch.join(
                 [sequence.tokens for sequence in group],
@@ -286,18 +219,59 @@ class TransformersEngine:
                 every=every,
             )
         except Exception as error:
+            if len(group) == 1:
+                outputs.append(prompt_failed(group[0], error))
+                return []
             if is_out_of_memory(error):
                 raise
-            if len(group) == 1:
-                outputs.append(group[0].fail("GenerationFailed", f"Its prompt failed in the model: {error}"))
-                return []
             return [part for sequence in group for part in self._prefill([sequence], outputs)]
+        return self._joined(group, asked, logits, outputs)
+
+    def _prefill_part(self, sequence: RunningSequence, count: int, outputs: list[StepOutput]) -> list[Tensor]:
+        """Prefill `count` more tokens of a prompt, with the last of which it joins. Returns what `_prefill`
+        does."""
+        try:
+            if self._part is None:
+                asked, every = self._asked(sequence)
+                self._part = Part(self._batch.begin(sequence.tokens, every=every), asked)
+            logits = self._batch.advance(self._part.staged, count)
+        except Exception as error:
+            outputs.append(prompt_failed(sequence, error))
+            self._drop()
+            return []
+        if logits is None:
+            return []
+        asked, self._part = self._part.asked, None
+        return self._joined([sequence], asked, logits, outputs)
+
+    def _drop(self) -> None:
+        self._scheduler.forget()
+        if self._part is not None:
+            self._batch.drop(self._part.staged)
+            self._part = None
+
+    def _asked(self, sequence: RunningSequence) -> tuple[PrefillLogprobs | None, InParts | None]:
+        """Return what collects the log probabilities of a prefill, and how."""
+        if not sequence.needs_all_logits:
+            return None, None
+        asked = sequence.prefill_logprobs()
+        return asked, InParts(rows_at_once(self._vocabulary_size), asked.take)
+
+    def _joined(
+        self,
+        group: Sequence[RunningSequence],
+        asked: PrefillLogprobs | None,
+        logits: Tensor,
+        outputs: list[StepOutput],
+    ) -> list[Tensor]:
+        """Let those run whose rows have joined; `asked` is of one alone."""
         if asked is not None:
             try:
                 group[0].take_prefill(asked)
             except Exception as error:
                 outputs.append(failed_alone(group[0], error))
                 self._batch.leave(len(self._scheduler.running), clear=True)
+                self._scheduler.forget()
                 return []
         self._scheduler.join(group)
         return [logits]
@@ -354,27 +328,7 @@ class TransformersEngine:
         self._tokens = self._tokens[self._scheduler.leave(rows)]
 
 
-def failed_alone(sequence: RunningSequence, error: Exception) -> StepOutput:
-    """End a row whose answer could not be taken up, which is no reason to end the others."""
+def prompt_failed(sequence: RunningSequence, error: Exception) -> StepOutput:
     if is_out_of_memory(error):
         raise error
-    log.exception("the answer of request %s could not be taken up", sequence.id)
-    return sequence.fail("EngineError", f"The answer could not be read on ({type(error).__name__}).")
-
-
-def may_be_free(work: Generate) -> bool:
-    is_free = isinstance(work.prompt, ChatPrompt) and work.prompt.tool_choice == "auto"
-    return is_free and not work.sampling.grammar
-
-
-def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end an answer: the generation config's, the config's and the tokenizer's."""
-    found: set[int] = set()
-    for value in (
-        getattr(model.generation_config, "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
-        getattr(model.config.get_text_config(decoder=True), "eos_token_id", None),
-        tokenizer.eos_token_id,
-    ):
-        found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
-    return frozenset(found)
+    return sequence.fail("GenerationFailed", f"Its prompt failed in the model: {error}")

@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from tidegate.engines.transformers.int4 import KERNEL_OUTPUTS, Int4Linear
 from tidegate.sources.checkpoint import Checkpoint
 from tidegate.sources.gptq import PARTS, V1, WORD_BITS, Layer, Settings
 from tidegate.sources.tensors import StoredTensor
 
 SAMPLED_LAYERS = 3
+PROVED_ROWS = 32  # beside one: kernels are chosen by the number of rows
 TOLERANCE = 0.05  # of a layer's outputs in half precision; a zero point that is off by one gives 0.2 and more
 EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 # Fused layers of transformers, and the parts that GPTQModel splits them into before it quantizes.
@@ -56,19 +58,59 @@ def load_packed(
     missing += sorted(plain - tied - checkpoint.tensor_names)
     if missing:
         raise ValueError(f"GPTQModel holds {missing[0]} otherwise than the checkpoint")
-    for name in list(layers)[:: max(1, len(layers) // SAMPLED_LAYERS)]:
-        weight = Unpacked(layers[name], settings.format)[...]
-        inputs = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode():
-            found = modules[name](inputs.to(model.device, model.dtype)).float().cpu()
-        expected = inputs @ weight.T
-        if (bias := getattr(modules[name], "bias", None)) is not None:
-            expected += bias.float().cpu()
-        error = float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
-        if not error <= TOLERANCE:
-            raise ValueError(f"GPTQModel computes {name} wrong: its outputs differ by {error:.2g}")
+    prove_layers(model, settings, layers)
     unused = checkpoint.tensor_names - set(model.state_dict())
     return model, [name for name in unused if name.rpartition(".")[0] not in layers]
+
+
+def prove_layers(model: Any, settings: Settings, layers: Mapping[str, Layer]) -> None:
+    """Compare samples of the packed layers with the weights that the method says, for one row and for many.
+    Raises ValueError."""
+    for name in list(layers)[:: max(1, len(layers) // SAMPLED_LAYERS)]:
+        module = model.get_submodule(name)
+        weight = Unpacked(layers[name], settings.format)[...]
+        inputs = torch.randn(PROVED_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))
+        expected = inputs @ weight.T
+        if (bias := getattr(module, "bias", None)) is not None:
+            expected += bias.float().cpu()
+        for rows in (1, PROVED_ROWS):
+            with torch.inference_mode():
+                found = module(inputs[:rows].to(model.device, model.dtype)).float().cpu()
+            error = float(torch.linalg.vector_norm(found - expected[:rows]) / expected[:rows].norm())
+            if not error <= TOLERANCE:
+                raise ValueError(
+                    f"the kernel computes {name} wrong: of {rows} rows the outputs differ by {error:.2g}"
+                )
+
+
+def hold_packed(model: Any, settings: Settings, layers: Mapping[str, Layer]) -> None:
+    """Give the `Int4Linear` of `model` their weights, and prove that they compute what the method says.
+    Raises ValueError."""
+    for name, layer in layers.items():
+        model.get_submodule(name).hold(*numbers(layer, settings.format))
+    prove_layers(model, settings, layers)
+
+
+def packable(skeleton: Any, layers: Mapping[str, Layer]) -> bool:
+    """Tell whether each of the layers is one of the architecture's own that `Int4Linear` can stand for."""
+    modules = dict(skeleton.named_modules())
+    return all(
+        type(module := modules.get(name)) is nn.Linear
+        and (module.in_features, module.out_features) == (layer.inputs, layer.outputs)
+        and layer.outputs % KERNEL_OUTPUTS == 0
+        for name, layer in layers.items()
+    )
+
+
+def with_int4_layers(architecture: type, names: Iterable[str]) -> type:
+    """Return `architecture` with an `Int4Linear` in place of each of the layers named."""
+
+    def build(self: Any, config: Any) -> None:
+        architecture.__init__(self, config)
+        for name in names:
+            self.set_submodule(name, Int4Linear(self.get_submodule(name)))
+
+    return type(architecture.__name__, (architecture,), {"__init__": build, "__module__": architecture.__module__})
 
 
 def unpacked_weights(
@@ -132,18 +174,27 @@ class Unpacked(Lazy):
     as_stored: bool = False
 
     def __getitem__(self, _all: object) -> Tensor:
-        layer = self.layer
-        codes = unpack(read(layer.qweight), layer.bits)
-        zeros = unpack(read(layer.qzeros).T, layer.bits).T[:, : layer.outputs]
-        if self.format == V1:
-            zeros = (zeros + 1) & ((1 << layer.bits) - 1)  # where 0 was stored, it wrapped around
-        order = torch.tensor(list(layer.order()))
-        weight = (codes.float() - zeros.float()[order]) * read(layer.scales).float()[order]
+        codes, zeros, scales, groups = numbers(self.layer, self.format)
+        weight = (codes.float() - zeros.float()[groups]) * scales[groups]
         return weight if self.as_stored else weight.T.contiguous()
+
+
+def numbers(layer: Layer, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Read a layer's codes (uint8, inputs x outputs), zeros (uint8) and scales (float32, groups x outputs), and
+    the group of each input."""
+    zeros = unpack(read(layer.qzeros).T, layer.bits).T[:, : layer.outputs]
+    if format == V1:
+        zeros = (zeros + 1) & ((1 << layer.bits) - 1)  # where 0 was stored, it wrapped around
+    groups = torch.tensor(layer.order(), dtype=torch.long)
+    return unpack(read(layer.qweight), layer.bits), zeros, read(layer.scales).float(), groups
 
 
 def unpack(words: Tensor, bits: int) -> Tensor:
     """Unpack int32 [words, columns] to uint8 [codes, columns]; codes are a stream, the lowest bits first."""
+    if 8 % bits == 0:  # whole codes in every byte
+        parts = words.flatten().view(torch.uint8).view(*words.shape, 4)
+        shifted = [(parts >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+        return torch.stack(shifted, dim=-1).flatten(2).transpose(1, 2).flatten(0, 1)
     run = bits // gcd(bits, WORD_BITS)  # words that hold whole codes: three of them 32 codes of 3 bits
     runs = words.reshape(-1, run, words.shape[1]).long() & 0xFFFFFFFF
     codes = []

@@ -16,9 +16,13 @@ from transformers.utils import logging as transformers_logging
 
 from tidegate.engines.base import EngineLoadError, is_out_of_memory
 from tidegate.engines.transformers.gptq import (
+    Stored,
+    hold_packed,
     load_packed,
+    packable,
     read,
     unpacked_weights,
+    with_int4_layers,
 )
 from tidegate.engines.transformers.memory import (
     check_weights_fit,
@@ -27,12 +31,21 @@ from tidegate.engines.transformers.memory import (
     torch_share,
     within_cap,
 )
+from tidegate.engines.transformers.packed import pack_linears
 from tidegate.engines.transformers.tokenizer import load_tokenizer
 from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.checkpoint import Checkpoint, FilesMissing, read_checkpoint
 from tidegate.sources.facts import PRECISION_BYTES, contradiction
-from tidegate.sources.gptq import loaded_weights, read_layers, read_settings, why_unpacked
+from tidegate.sources.gptq import (
+    PARTS,
+    Layer,
+    Settings,
+    loaded_weights,
+    read_layers,
+    read_settings,
+    why_unpacked,
+)
 from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, unknown_type
 
 NAMED_IN_MESSAGE = 5
@@ -50,9 +63,11 @@ class Loaded:
     notes: list[str]
 
 
-def load(checkpoint: Checkpoint, spec: EngineSpec, *, auto: str = CAUSAL) -> Loaded:
+def load(
+    checkpoint: Checkpoint, spec: EngineSpec, *, auto: str = CAUSAL, unpacks_gptq: bool = False
+) -> Loaded:
     """Load model and tokenizer onto the device that `spec` asks for, as transformers' class `auto` does.
-    Raises `EngineLoadError`."""
+    `unpacks_gptq` is the engine's argument. Raises `EngineLoadError`."""
     check_architecture(checkpoint, auto)
     # Before the tokenizer, which reads the config too and would be blamed for it.
     skeleton = load_skeleton(checkpoint, auto)
@@ -69,12 +84,14 @@ def load(checkpoint: Checkpoint, spec: EngineSpec, *, auto: str = CAUSAL) -> Loa
     transformers_logging.disable_progress_bar()  # bars belong on a terminal, a replica writes a log
     tokenizer = load_tokenizer(checkpoint.path, spec.chat_template)
     if checkpoint.quantization == "gptq":
-        model, notes = load_gptq(checkpoint, skeleton, precision, device, room)
+        model, notes = load_gptq(checkpoint, skeleton, precision, device, room, unpacks=unpacks_gptq)
     else:
         model, notes = from_pretrained(checkpoint, precision, device, auto=auto)
     model.eval()
     check_finite(model, checkpoint, precision)
     held = max(weights_bytes, sum(weight.nbytes for weight in model.parameters()))
+    if device == "cpu" and auto == CAUSAL:
+        pack_linears(model)
     return Loaded(model, tokenizer, device, precision, held, notes)
 
 
@@ -184,13 +201,14 @@ def from_pretrained(
     device: str,
     *,
     weights: Mapping[str, Any] | None = None,
-    skeleton: Any = None,
+    architecture: Any = None,
+    config: Any = None,
     auto: str = CAUSAL,
 ) -> tuple[Any, list[str]]:
     """Load by transformers, which renames and fuses what its architecture holds otherwise.
 
-    `weights` stand for the files' where these do not hold them as they are computed with; `skeleton` is then
-    the architecture.
+    `weights` stand for the files' where these do not hold them as they are computed with; `architecture` is then
+    the class, and `config` its own.
     """
     import transformers
     from transformers import GenerationConfig
@@ -202,8 +220,8 @@ def from_pretrained(
                 checkpoint.path, local_files_only=True, trust_remote_code=False, **how
             )
         else:
-            model, info = type(skeleton).from_pretrained(
-                None, config=skeleton.config, state_dict=dict(weights), **how
+            model, info = architecture.from_pretrained(
+                None, config=config, state_dict=dict(weights), **how
             )
             if "generation_config.json" in checkpoint.files:
                 model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
@@ -224,29 +242,55 @@ def from_pretrained(
 
 
 def load_gptq(
-    checkpoint: Checkpoint, skeleton: Any, precision: str, device: str, room: int
+    checkpoint: Checkpoint, skeleton: Any, precision: str, device: str, room: int, *, unpacks: bool
 ) -> tuple[Any, list[str]]:
-    """Load packed weights where a kernel computes with them, and unpack them into `room` bytes elsewhere."""
+    """Load packed weights where a kernel computes with them, and unpack them into `room` bytes elsewhere, or
+    where somebody asks for that."""
+    if unpacks and device != "cpu":
+        raise EngineLoadError("InvalidEngineArgs", "unpacks_gptq is for device cpu: leave it out.")
     settings = read_settings(checkpoint)
     layers = read_layers(checkpoint, settings)
-    reason = why_unpacked(settings, layers, precision, device)
+    asked = "unpacks_gptq asks for it" if unpacks else ""
+    reason = asked or why_unpacked(settings, layers, precision, device)
     if not reason:
         try:
+            if device == "cpu" and packable(skeleton, layers):
+                return load_int4(checkpoint, settings, layers, skeleton, precision)
             model, unused = load_packed(checkpoint, settings, layers, precision, device)
             return model, unexpected_note(unused)
         except ImportError as error:
             raise EngineLoadError(
                 UNSUPPORTED, 'GPTQ checkpoints need the extra "gptq": pip install "tidegate[gptq]".'
             ) from error
-        except Exception as error:  # GPTQModel raises whatever its kernels and readers do
+        except Exception as error:  # kernels and GPTQModel's readers raise what they like
             if is_out_of_memory(error):
                 raise
             reason = told(error).removeprefix("ValueError: ")
     size = loaded_weights(checkpoint).unpacked_bytes(precision)
     check_weights_fit(size, room, device)
     weights = unpacked_weights(checkpoint, settings, layers, skeleton)
-    model, notes = from_pretrained(checkpoint, precision, device, weights=weights, skeleton=skeleton)
+    model, notes = from_pretrained(
+        checkpoint, precision, device, weights=weights, architecture=type(skeleton), config=skeleton.config
+    )
     return model, [*notes, f"The weights are unpacked to {precision} and take {gib(size)}: {reason}."]
+
+
+def load_int4(
+    checkpoint: Checkpoint, settings: Settings, layers: Mapping[str, Layer], skeleton: Any, precision: str
+) -> tuple[Any, list[str]]:
+    """Load onto the CPU by transformers, with an `Int4Linear` for each quantized layer. Raises ValueError
+    where one of them computes otherwise than the method says."""
+    parts = {f"{name}.{part}" for name in layers for part in PARTS}
+    model, notes = from_pretrained(
+        checkpoint,
+        precision,
+        "cpu",
+        weights={name: Stored(tensor) for name, tensor in checkpoint.tensors.items() if name not in parts},
+        architecture=with_int4_layers(type(skeleton), layers),
+        config=skeleton.config,
+    )
+    hold_packed(model, settings, layers)
+    return model, notes
 
 
 def check_finite(model: Any, checkpoint: Checkpoint, precision: str) -> None:

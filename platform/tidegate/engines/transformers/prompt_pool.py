@@ -28,9 +28,10 @@ from tempfile import TemporaryFile
 import msgspec
 
 from tidegate.engines.base import EngineLoadError
+from tidegate.engines.frames import LENGTH, receive, send
 from tidegate.engines.limits import refusal
 from tidegate.engines.transformers import prompt_process
-from tidegate.engines.transformers.prompt_process import LENGTH, REPLIES, Reply, Task
+from tidegate.engines.transformers.prompt_process import REPLIES, Reply, Task
 from tidegate.engines.transformers.tokenizer import broken_template_note
 from tidegate.messages.codec import encode_open
 
@@ -103,8 +104,8 @@ class PromptPool:
         lane = self._crew.idle[-1]
         lane.settimeout(START_SECONDS)
         try:
-            prompt_process.send(lane, msgspec.msgpack.encode(Task("", None, vocabulary_size)))
-            frame = prompt_process.receive(lane)
+            send(lane, msgspec.msgpack.encode(Task("", None, vocabulary_size)))
+            frame = receive(lane)
         except OSError:
             frame = None
         if frame is None:

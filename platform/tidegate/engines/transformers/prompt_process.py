@@ -29,7 +29,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import traceback
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from tidegate.engines.frames import receive, send
 from tidegate.engines.limits import completion_limit, proved_too_long, refusal, truncated
 from tidegate.engines.transformers.prompts import (
     PromptError,
@@ -78,8 +78,6 @@ MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please s
 
 RETIRE_KIB = 1 << 16  # a worker that has grown by so much makes room for a fresh one
 CLOSED, FAILED, UNFIT, RETIRED = range(4)  # exit codes of workers
-
-LENGTH = struct.Struct("<I")
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
@@ -349,26 +347,6 @@ def cpu_seconds(timer: int, seconds: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(timer, 0)
-
-
-def send(lane: socket.socket, frame: bytes) -> None:
-    lane.sendall(LENGTH.pack(len(frame)) + frame)
-
-
-def receive(lane: socket.socket) -> bytes | None:
-    """Returns None where the lane is closed."""
-    head = _receive(lane, LENGTH.size)
-    return None if head is None else _receive(lane, LENGTH.unpack(head)[0])
-
-
-def _receive(lane: socket.socket, size: int) -> bytes | None:
-    got = bytearray()
-    while len(got) < size:
-        part = lane.recv(min(size - len(got), 1 << 20))
-        if not part:
-            return None
-        got += part
-    return bytes(got)
 
 
 if __name__ == "__main__":
