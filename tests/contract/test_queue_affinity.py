@@ -144,8 +144,8 @@ def test_who_comes_first_is_passed_over_a_bounded_number_of_times(
 
 
 async def _passed_over(url: str, steps: list[tuple[str, list[int] | int, int]]) -> None:
-    """Whatever three replicas hold and claim: within a priority, at most the others of a window come before one
-    that came sooner; nothing comes before a higher priority; and whoever waits is found in two claims."""
+    """Whatever three replicas hold and claim: within a priority, at most the others of a window come before
+    one that came sooner; nothing comes before a higher priority; and whoever waits is found in two claims."""
     async with AsyncExitStack() as stack:
         rig = Rig(url, "test-" + secrets.token_hex(6), stack)
         gateway, _ = await rig.gateway()

@@ -1,8 +1,8 @@
 """Names how a prompt begins, so that requests that begin alike are known without a tokenizer.
 
-A *chain* is some hashes of 8 bytes, one behind the other: of the prompt's first bytes up to growing lengths. Two
-prompts of one tenant that begin alike have the hashes up to there in common. A chain is a hint alone: it says
-where to look for a prefix, and nothing is answered from it.
+A *chain* is some hashes of 8 bytes, one behind the other: of the prompt's first bytes up to growing lengths.
+Two prompts of one tenant that begin alike have the hashes up to there in common. A chain is a hint alone: it
+says where to look for a prefix, and nothing is answered from it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MOST_HASHES = 4
 
 
 def prefix_chain(tenant: str, work: Work) -> bytes:
-    """The chain of what is to be generated from, the shortest length first; empty where it is short, and for
-    all other work. A tenant's chains have nothing in common with another's: engines share no prefix either."""
+    """Return the chain of what is to be generated from, the shortest length first; empty where it is short,
+    and for all other work. Tenants' chains have nothing in common: engines share no prefix between them."""
     if not isinstance(work, Generate):
         return b""
     hasher = hashlib.blake2b(tenant.encode(errors="surrogatepass"), digest_size=HASH_BYTES)

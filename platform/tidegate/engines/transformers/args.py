@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+
 class TransformersArgs(msgspec.Struct, frozen=True):
     # CPU threads of one model operation; 0: one, or all cores that this process may use, whichever decodes
     # faster when tried at load.

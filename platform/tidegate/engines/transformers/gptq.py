@@ -110,7 +110,9 @@ def with_int4_layers(architecture: type, names: Iterable[str]) -> type:
         for name in names:
             self.set_submodule(name, Int4Linear(self.get_submodule(name)))
 
-    return type(architecture.__name__, (architecture,), {"__init__": build, "__module__": architecture.__module__})
+    return type(
+        architecture.__name__, (architecture,), {"__init__": build, "__module__": architecture.__module__}
+    )
 
 
 def unpacked_weights(

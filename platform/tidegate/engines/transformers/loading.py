@@ -220,9 +220,7 @@ def from_pretrained(
                 checkpoint.path, local_files_only=True, trust_remote_code=False, **how
             )
         else:
-            model, info = architecture.from_pretrained(
-                None, config=config, state_dict=dict(weights), **how
-            )
+            model, info = architecture.from_pretrained(None, config=config, state_dict=dict(weights), **how)
             if "generation_config.json" in checkpoint.files:
                 model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
         model.to(device)

@@ -4,8 +4,8 @@ local MOST_KNOWN, MOST_HOLDERS, HASH_BYTES, KNOWN_SECONDS = 4096, 4, 8, 3600
 
 local function knows_any(queue) return call('EXISTS', P .. 'prefixes:' .. queue) == 1 end
 
--- Who holds the longest piece of each of these requests that anybody holds, and whether `replica` does. What was read is
--- added to `known`: piece -> its holders.
+-- Who holds the longest piece of each of these requests that anybody holds, whether `replica` does, and whether so many
+-- do that others will: what all begin with has no better place. What was read is added to `known`: piece -> holders.
 local function holders_of(queue, replica, ids, known)
   local pieces, chains, found = {}, {}, {}
   for i, id in ipairs(ids) do
@@ -23,7 +23,9 @@ local function holders_of(queue, replica, ids, known)
     for at = #chains[i] - HASH_BYTES + 1, 1, -HASH_BYTES do
       local holders = known[string.sub(chains[i], at, at + HASH_BYTES - 1)]
       if holders then
-        found[id] = { holders = holders, is_own = string.find(holders, ' ' .. replica .. ' ', 1, true) ~= nil }
+        local _, spaces = string.gsub(holders, ' ', '')
+        found[id] = { holders = holders, is_own = string.find(holders, ' ' .. replica .. ' ', 1, true) ~= nil,
+          is_common = spaces > MOST_HOLDERS }
         break
       end
     end

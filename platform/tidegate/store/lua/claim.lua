@@ -3,8 +3,7 @@
 -- Returns {whether something was left to another replica, {attempt, body, log} per leased request}.
 -- It stops behind so many bytes: over a reply of 32 MB Redis ends a connection that hears channels.
 local MOST_BYTES = 4194304
--- So many are chosen from. A replica that runs so many more than this one is no better place.
-local WINDOW, MORE = 16, 4
+local WINDOW = 16 -- so many are chosen from
 local queue, replica, number, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local lease_seconds, ttl, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local takes_all = ARGV[8] == '1'
@@ -77,7 +76,8 @@ while not suspect and #leased < most do
   end
 end
 
--- Whether one of these has room, and is not so much busier that the request is better off here.
+-- Whether one of these has room, and is not so much busier that the request and those who run there are better off with
+-- this replica: where all are idle, nobody gets a second prompt for what it holds before all have one.
 local loads = {} -- of other replicas: the number of requests that it runs; false: it has no room
 local function may_go_to(holders)
   loads[replica] = loads[replica] or call('HLEN', P .. 'held:' .. replica)
@@ -85,7 +85,7 @@ local function may_go_to(holders)
     if loads[other] == nil then
       loads[other] = call('HGET', P .. 'replica:' .. other, 'hungry') == '1' and call('HLEN', P .. 'held:' .. other)
     end
-    if loads[other] and loads[other] <= loads[replica] + #leased + MORE then return true end
+    if loads[other] and loads[other] <= 1.5 * (loads[replica] + #leased) + 1 then return true end
   end
   return false
 end
@@ -101,7 +101,7 @@ local function choose(most)
   left = 0
   for place, id in ipairs(among_these) do
     local holder = holders[id]
-    local class = holder and (holder.is_own and OWN or OTHERS) or NOBODYS
+    local class = not holder and NOBODYS or holder.is_own and OWN or holder.is_common and NOBODYS or OTHERS
     if class == OTHERS and not takes_all and may_go_to(holder.holders) then left = left + 1 else add(classes, class, place) end
   end
   for class = OWN, OTHERS do
