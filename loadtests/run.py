@@ -27,7 +27,9 @@ from loadtests.scenarios import (
     peers,
     quiet,
     short,
+    split,
     streams,
+    wake,
     warm,
 )
 
@@ -45,10 +47,12 @@ SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "patient": ("256 patient clients on 32 slots", crowd.run_patient),
     "overload": ("50 clients at 8 times capacity", crowd.run_overload),
     "engine": ("demo model, 16 at once, against one plain generate", engine.run),
+    "split": ("what an engine in a process of its own could gain, and would cost", split.run),
     "embeddings": ("64 texts a call, against sentence-transformers' own encode", embeddings.run),
     "peers": ("our engine and vLLM's through the platform, against bare vLLM", peers.run),
     "idle": ("idle CPU and memory of gateway and replica", idle.run),
     "connections": ("our connection to Redis beside redis-py and coredis", connections.run),
+    "wake": ("a sleeping model, from a request to its first token, by parts", wake.run),
     "warm": ("warm `tidegate up` to the first streamed token", warm.run),
 }
 REQUEST_PATH = ("streams128", "streams512", "short", "quiet", "patient", "overload")
@@ -102,9 +106,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pid", action="append", default=[], metavar="ROLE=PID", help="a process of --url to charge CPU to"
     )
-    parser.add_argument("--demo-path", default="", help="checkpoint for `engine`; default: the demo model")
+    parser.add_argument(
+        "--demo-path", default="", help="checkpoint for `engine` and `wake`; default: the demo model"
+    )
     parser.add_argument("--short-tokens", type=int, default=1, help="tokens of a short request")
-    parser.add_argument("--tidegate", default="tidegate", help="the command that `warm` starts")
+    parser.add_argument("--tidegate", default="tidegate", help="the command that `wake` and `warm` start")
     parser.add_argument("--profile", type=float, default=0.0, metavar="SECONDS", help="run py-spy as well")
     parser.add_argument("--folder", help="for logs and data; default: a new temporary folder, kept")
     parser.add_argument("--json", help="write all figures to this file")

@@ -34,6 +34,17 @@ REDIS_VARIABLE = "TG_REDIS_URL"  # the one that hosts set for Ray's processes
 REDIS_FOLDER_VARIABLE = "TG_REDIS_FOLDER"  # a mounted Secret with the files below
 URL_FILE, PASSWORD_FILE = "url", "password"
 
+# What Ray's processes of a node have in their environment where one of them waits there to become the next
+# replica (`serving.spare`). Ray would give a replica a worker that has waited longer, so it keeps none of its
+# own for more than 10 s.
+PRELOAD_VARIABLE = "RAY_preload_python_modules"
+PRELOAD_MODULE = "tidegate.serving.preload"
+SPARE_VARIABLES = {
+    PRELOAD_VARIABLE: PRELOAD_MODULE,
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "10000",
+}
+
 _URL = re.compile(
     r"(?P<scheme>[^/]*://)(?:(?P<user>[^/?#:]*)(?::(?P<password>[^/?#]*))?@)?(?P<rest>.*)", re.DOTALL
 )

@@ -52,6 +52,7 @@ from tidegate.messages.work import (
 )
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
+from tidegate.telemetry import Laps
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
@@ -87,7 +88,7 @@ class TransformersEngine:
             raise
 
     def _load(self) -> LoadReport:
-        spec, args = self._spec, self._args
+        spec, args, laps = self._spec, self._args, Laps()
         torch.set_num_threads(args.threads or usable_cores())
         checkpoint = open_checkpoint(spec)
         self._context_length = spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
@@ -108,6 +109,7 @@ class TransformersEngine:
             threads=args.threads or usable_cores(),
             start=encoder_decoder.start_ids(model) if self._has_encoder else None,
         )
+        laps.end("weights and tokenizer")
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
         self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
@@ -126,9 +128,12 @@ class TransformersEngine:
         self._batch, notes = prove(
             loaded, layers=kv.layers, max_rows=slots, context_length=self._context_length
         )
+        laps.end("self-check")
         if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
             choose_threads(self._batch, usable_cores(), slots)
+        laps.end("trial of threads")
         template_notes = self._prompts.wait_ready(self._vocabulary_size)
+        laps.end("waiting for the prompts' process")
         return LoadReport(
             weights_bytes=loaded.weights_bytes,
             kv_bytes_per_token=kv.bytes_per_token,
@@ -137,6 +142,7 @@ class TransformersEngine:
             precision=loaded.precision,
             device=loaded.device,
             notes=(*loaded.notes, *self._language.notes, *template_notes, *notes),
+            seconds=laps.seconds,
         )
 
     def free_slots(self) -> int:

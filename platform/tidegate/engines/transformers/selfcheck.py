@@ -104,6 +104,7 @@ def proved(
     if 0 < beyond <= LONGEST_PASSED:
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
     reason = why_alone(model, context_length, layers, whole, beyond)
+    plain = Plain(model, rows)
     has_states = any(kind.states for kind in layers)
     for makes_masks, step in () if reason else ways_of_batching(model, has_states=has_states):
         arena = ArenaBatch(
@@ -116,7 +117,7 @@ def proved(
             step=step,
         )
         try:
-            verdict = check_bounds(model, arena, rows, precision, bounds)
+            verdict = check_bounds(plain, arena, precision, bounds)
         except ERRORS as error:
             if is_out_of_memory(error):
                 raise
@@ -124,12 +125,12 @@ def proved(
             continue
         if verdict.is_right:
             # A state that has taken a token cannot take it once more.
-            arena.has_runs = not has_states and is_right(_in_runs, model, arena, rows, precision, bounds)
-            arena.can_stage = is_right(_in_chunks, model, arena, rows, precision, bounds)
+            arena.has_runs = not has_states and is_right(_in_runs, plain, arena, precision, bounds)
+            arena.can_stage = is_right(_in_chunks, plain, arena, precision, bounds)
             return arena, []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
-    verdict = check_bounds(model, single, rows, precision, bounds)
+    verdict = check_bounds(plain, single, precision, bounds)
     if not verdict.is_right:
         raise contradicts_itself(model, verdict, precision)
     notes = [f"Requests run one by one, which is slower: {reason}."]
@@ -157,6 +158,7 @@ def proved_encoder_decoder(
         [*start, *row][:context_length] for row in probe_rows(loaded.tokenizer, context_length, vocabulary)
     ]
     sources = [row[: max(1, len(row) - FORCED)] for row in reversed(rows)]
+    plain = Plain(model, rows, sources)
     reason = why_read_alone(model, context_length) if layers else NO_ARENA
     if not reason:
         batch = EncoderDecoderBatch(
@@ -167,7 +169,7 @@ def proved_encoder_decoder(
             pad_id=pad_id(loaded.tokenizer, vocabulary),
         )
         try:
-            verdict = check(model, batch, rows, precision, sources)
+            verdict = check(plain, batch, precision)
             if verdict.is_right:
                 return batch, []
             reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
@@ -176,7 +178,7 @@ def proved_encoder_decoder(
                 raise
             reason = f"batched decoding raises {type(error).__name__}: {error}"
     single = EncoderDecoderRows(model)
-    verdict = check(model, single, rows, precision, sources)
+    verdict = check(plain, single, precision)
     if not verdict.is_right:
         raise contradicts_itself(model, verdict, precision)
     return single, [f"Requests run one by one, which is slower: {reason}."]
@@ -255,28 +257,36 @@ def probe_rows(tokenizer: Any, longest: int, vocabulary: int) -> list[list[int]]
     return rows
 
 
-def check_bounds(
-    model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: str, bounds: Mapping[str, int]
-) -> Verdict:
+class Plain:
+    """The probe's rows, with what an encoder reads for each (`sources`), and their logits in a plain forward
+    pass, which is made once for all that is compared with it."""
+
+    def __init__(
+        self, model: Any, rows: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()
+    ) -> None:
+        self.model, self.rows, self.sources = model, rows, sources
+        self._logits: dict[bool, list[Tensor]] = {}
+
+    def logits(self, *, is_small: bool = False) -> list[Tensor]:
+        """`is_small` says that the model's bounds are, which is the caller's to see to (`made_small`)."""
+        if is_small not in self._logits:
+            self._logits[is_small] = plain_logits(self.model, self.rows, self.sources)
+        return self._logits[is_small]
+
+
+def check_bounds(plain: Plain, batch: Batch, precision: str, bounds: Mapping[str, int]) -> Verdict:
     """Check within the bounds that the configuration names, and beyond them."""
-    verdict = check(model, batch, rows, precision)
+    verdict = check(plain, batch, precision)
     if bounds and verdict.is_right:
-        with made_small(model, bounds):
-            verdict = check(model, batch, rows, precision)
+        with made_small(plain.model, bounds):
+            verdict = check(plain, batch, precision, is_small=True)
     return verdict
 
 
-def check(
-    model: Any,
-    batch: Batch,
-    rows: Sequence[Sequence[int]],
-    precision: str,
-    sources: Sequence[Sequence[int]] = (),
-) -> Verdict:
-    """Run the probe through `batch`, which must be empty and is empty afterwards. `sources`: what an encoder
-    reads for each row."""
+def check(plain: Plain, batch: Batch, precision: str, *, is_small: bool = False) -> Verdict:
+    """Run the probe through `batch`, which must be empty and is empty afterwards."""
     tolerance = TOLERANCE[precision]
-    expected = plain_logits(model, rows, sources)
+    rows, sources, expected = plain.rows, plain.sources, plain.logits(is_small=is_small)
     if not all(bool(torch.isfinite(row).all()) for row in expected):
         return Verdict(float("inf"), tolerance)
     worst = 0.0
@@ -287,17 +297,17 @@ def check(
 
 def is_right(
     way: Callable[[Batch, Sequence[Sequence[int]]], list[tuple[int, int, Tensor]]],
-    model: Any,
+    plain: Plain,
     batch: Batch,
-    rows: Sequence[Sequence[int]],
     precision: str,
     bounds: Mapping[str, int],
 ) -> bool:
     """Tell whether the batch may add tokens in another way than one by one."""
+    rows = plain.rows
     try:
         for names in ({}, bounds) if bounds else ({},):
-            with made_small(model, names):
-                expected = plain_logits(model, rows)
+            with made_small(plain.model, names):
+                expected = plain.logits(is_small=bool(names))
                 seen = way(batch, rows)
                 if not seen:  # rows too short to prove anything
                     return False
@@ -391,8 +401,7 @@ def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int
     seen: list[tuple[int, int, Tensor]] = []
     held = [max(1, len(row) - FORCED) for row in rows]
     try:
-        for row, count in zip(rows, held, strict=True):
-            batch.join([row[:count]])
+        batch.join([row[:count] for row, count in zip(rows, held, strict=True)])
         for step in range(len(rows)):
             counts = [min(3 if row == step else 1, batch.longest_run()) for row in range(len(rows))]
             held = [before + count for before, count in zip(held, counts, strict=True)]
