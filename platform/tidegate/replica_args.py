@@ -23,7 +23,7 @@ KEY_PREFIX = "tidegate"
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
-EngineName = Literal["transformers", "simulated"]
+EngineName = Literal["transformers", "vllm", "simulated"]
 
 FORMATS_FOLDER = Path(__file__).parent / "engines" / "transformers" / "formats"
 CHAT_FORMATS = tuple(sorted(file.stem for file in FORMATS_FOLDER.glob("*.jinja")))  # built in
