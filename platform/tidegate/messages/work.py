@@ -186,6 +186,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     stopped_by: str = ""  # the stop string that ended the text; empty: none did
+    cached_tokens: int = 0  # of the prompt's, those that the engine held from earlier requests, not computed
 
 
 class CallDelta(msgspec.Struct, frozen=True, array_like=True):

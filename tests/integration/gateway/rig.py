@@ -100,6 +100,7 @@ class Replica:
         code: str = "",
         message: str = "",
         stopped_by: str = "",
+        cached_tokens: int = 0,
     ) -> None:
         """One segment of one token."""
         request_id = claim.request.id
@@ -108,7 +109,7 @@ class Replica:
         tokens = self._tokens[request_id] = self._tokens.get(request_id, 0) + 1
         end = None
         if finish is not None:
-            end = Finish(finish, code, message, PROMPT_TOKENS, tokens, stopped_by)
+            end = Finish(finish, code, message, PROMPT_TOKENS, tokens, stopped_by, cached_tokens)
         segment = Segment(request_id, seq, end, Tokens([tokens], text, list(logprobs)), PROMPT_TOKENS)
         await self.queue.emit([(claim.attempt, segment)])
 

@@ -84,6 +84,24 @@ def test_what_the_version_before_left_in_redis_is_read() -> None:
     assert decode_segments(mixed, from_seq=1) == [SEGMENTS[1], SEGMENTS[1]]
 
 
+class FinishWithoutCache(msgspec.Struct, array_like=True):
+    """`Finish` of commit 989dd8d."""
+
+    reason: str
+    code: str = ""
+    message: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    stopped_by: str = ""
+
+
+def test_gateways_and_replicas_may_know_of_cached_tokens_or_not() -> None:
+    before, now = FinishWithoutCache("stop", "", "", 9, 2, "END"), Finish("stop", "", "", 9, 2, "END", 4)
+    encode = msgspec.msgpack.encode
+    assert msgspec.msgpack.decode(encode(before), type=Finish) == replace(now, cached_tokens=0)
+    assert msgspec.msgpack.decode(encode(now), type=FinishWithoutCache) == before
+
+
 def nested(value: Any, levels: int) -> Any:
     for _ in range(levels):
         value = [value]

@@ -241,7 +241,7 @@ class CountBody(PromptBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class MessageUsage(msgspec.Struct):
-    input_tokens: int
+    input_tokens: int  # of the prompt, those that were not read from the cache
     output_tokens: int
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
@@ -359,7 +359,7 @@ class MessagesCall(OneAnswer):
                 head.model,
                 blocks,
                 *_stop(segments[-1].finish, self._stops, has_calls=bool(calls)),
-                MessageUsage(usage.prompt_tokens, usage.completion_tokens),
+                _used(usage),
             )
         )
 
@@ -423,13 +423,17 @@ class MessageEvents:
     def end(self, usage: Usage) -> bytes:
         out = self._close()
         reason, stop = self._stop
-        used = MessageUsage(usage.prompt_tokens, usage.completion_tokens)
         delta = b'{"type":"message_delta","delta":{"stop_reason":"%b","stop_sequence":%b},"usage":%b}' % (
             reason.encode(),
             b"null" if stop is None else text_json(stop),
-            encode(used),
+            encode(_used(usage)),
         )
         return out + _event(b"message_delta", delta) + _event(b"message_stop", b'{"type":"message_stop"}')
+
+
+def _used(usage: Usage) -> MessageUsage:
+    cached = usage.cached_tokens
+    return MessageUsage(usage.prompt_tokens - cached, usage.completion_tokens, cache_read_input_tokens=cached)
 
 
 def _event(name: bytes, data: bytes) -> bytes:

@@ -32,12 +32,21 @@ class AnswerHead:
     ended: int = 0  # unix seconds, of an answer that is read again; 0: it ends now, or later
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+
+
 class Usage(msgspec.Struct):
     """Token counts, the engine's own. The prompt counts once however many choices it has."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails | msgspec.UnsetType = msgspec.UNSET  # known at the end
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else 0
 
 
 class Ask(NamedTuple):
@@ -133,10 +142,10 @@ class Dialect(Protocol):
 
 
 def count_usage(finishes: Sequence[Finish | None], n: int) -> Usage:
-    """Sum over the sequences of a call: `n` neighbouring ones share one prompt, which counts once."""
-    prompt = sum(
-        max((f.prompt_tokens for f in finishes[i : i + n] if f), default=0)
-        for i in range(0, len(finishes), n)
-    )
+    """Sum over the sequences of a call: `n` neighbouring ones share one prompt, which counts once. What one
+    of them computed was not cached, though the others then found it."""
+    prompts = [[finish for finish in finishes[i : i + n] if finish] for i in range(0, len(finishes), n)]
+    prompt = sum(max((finish.prompt_tokens for finish in one), default=0) for one in prompts)
+    cached = sum(min((finish.cached_tokens for finish in one), default=0) for one in prompts)
     completion = sum(finish.completion_tokens for finish in finishes if finish)
-    return Usage(prompt, completion, prompt + completion)
+    return Usage(prompt, completion, prompt + completion, PromptDetails(cached))

@@ -78,7 +78,7 @@ class ReasoningShown(msgspec.Struct):
 
 
 class InputDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int = 0
+    cached_tokens: int
     cache_write_tokens: int = 0
 
 
@@ -91,7 +91,7 @@ class ResponseUsage(msgspec.Struct):
     output_tokens: int
     total_tokens: int
     output_tokens_details: OutputDetails
-    input_tokens_details: InputDetails = InputDetails()
+    input_tokens_details: InputDetails
 
 
 class FunctionTool(msgspec.Struct, kw_only=True):

@@ -47,6 +47,7 @@ from tidegate.gateway.dialects.response_objects import (
     FunctionOutputItem,
     FunctionTool,
     IncompleteDetails,
+    InputDetails,
     InputText,
     Item,
     MessageItem,
@@ -522,7 +523,8 @@ def _format(body: ResponsesBody) -> FreeText | JsonObject | JsonOfSchema:
 
 def _usage(finish: Finish, drafts: Drafts) -> ResponseUsage:
     prompt, completion = finish.prompt_tokens, finish.completion_tokens
-    return ResponseUsage(prompt, completion, prompt + completion, OutputDetails(drafts.reasoning_tokens))
+    details = OutputDetails(drafts.reasoning_tokens), InputDetails(finish.cached_tokens)
+    return ResponseUsage(prompt, completion, prompt + completion, *details)
 
 
 def _asked(body: ResponsesBody) -> Asked:
