@@ -1,4 +1,4 @@
-"""Stands for a model where its weights are loaded elsewhere: what its files say of it, for rules and names."""
+"""Stands for a model whose weights are loaded elsewhere: what its files say of it, for rules and names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tidegate.engines.base import EngineLoadError
 
 
 class Described(GenerationMixin):  # type: ignore[misc]
-    """Has the configurations that a loaded model would have, and can make its generation rules on `device`."""
+    """Has the configurations that the loaded model would have, and makes its generation rules on `device`."""
 
     def __init__(self, folder: Path, vocabulary_size: int, device: str = "cpu") -> None:
         """Raises `EngineLoadError` (WeightsWrong)."""

@@ -25,11 +25,10 @@ from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.tokenizer import load_tokenizer
-from tidegate.engines.vllm.args import VllmArgs
 from tidegate.engines.vllm.messages import Added, Load, Logprob, Stepped, Turn
 from tidegate.engines.vllm.process import VllmProcess
 from tidegate.messages.work import Finish, Request, Segment, Tokens
-from tidegate.replica_args import EngineSpec
+from tidegate.replica_args import EngineSpec, VllmArgs
 from tidegate.sources.checkpoint import Checkpoint
 from tidegate.sources.facts import PRECISION_BYTES, kv_bytes_per_token
 from tidegate.sources.gptq import loaded_weights

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import msgspec
 
-from tidegate.engines.vllm.args import VllmArgs
 from tidegate.messages.codec import read_extension
 from tidegate.messages.work import Sampling
+from tidegate.replica_args import VllmArgs
 
 Logprob = tuple[float, list[tuple[int, float]]]  # of the token, and of the likeliest in its place
 

@@ -19,9 +19,9 @@ from tidegate.engines.base import EngineLoadError
 from tidegate.engines.frames import receive, send
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.vllm import worker
-from tidegate.engines.vllm.args import VllmArgs
 from tidegate.engines.vllm.messages import TO_REPLICA, Failed, Load, Loaded, Stepped, Turn
 from tidegate.messages.codec import encode_open
+from tidegate.replica_args import VllmArgs
 from tidegate.sources.servable import UNSUPPORTED
 
 PYTHON_VARIABLE = "TIDEGATE_VLLM_PYTHON"

@@ -230,7 +230,8 @@ def _failed(error: Exception) -> Failed:
 
 
 def _told(error: Exception) -> str:
-    return shortened(f"{type(error).__name__}: {' '.join(str(error).split())}", MOST_TOLD)
+    words = " ".join(str(error).split()).partition(" Supported architectures:")[0]  # hundreds
+    return shortened(f"{type(error).__name__}: {words}", MOST_TOLD)
 
 
 def _version() -> str:
