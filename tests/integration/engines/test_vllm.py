@@ -241,8 +241,8 @@ def test_a_checkpoint_that_vllm_does_not_serve_is_refused_with_the_reason(
 def test_too_little_memory_is_told_with_the_numbers(
     start: Callable[..., VllmEngine], checkpoints: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(EngineLoadError, match="KV cache") as told:
-        start(checkpoints("llama"), kv_cache_bytes=1 << 12)
+    with pytest.raises(EngineLoadError, match="GiB KV cache is needed") as told:
+        start(checkpoints("llama"), kv_cache_bytes=1 << 17)  # half of what one full context takes
     assert told.value.reason == "OutOfMemory"
 
 
