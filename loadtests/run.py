@@ -18,7 +18,18 @@ from loadtests.figures import Section
 from loadtests.machine import become_realtime, pin_to_cores, prioritize
 from loadtests.measure import Target
 from loadtests.report import as_json, is_all_met, markdown
-from loadtests.scenarios import connections, crowd, embeddings, engine, idle, quiet, short, streams, warm
+from loadtests.scenarios import (
+    connections,
+    crowd,
+    embeddings,
+    engine,
+    idle,
+    peers,
+    quiet,
+    short,
+    streams,
+    warm,
+)
 
 SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "streams128": (
@@ -35,6 +46,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "overload": ("50 clients at 8 times capacity", crowd.run_overload),
     "engine": ("demo model, 16 at once, against one plain generate", engine.run),
     "embeddings": ("64 texts a call, against sentence-transformers' own encode", embeddings.run),
+    "peers": ("our engine and vLLM's through the platform, against bare vLLM", peers.run),
     "idle": ("idle CPU and memory of gateway and replica", idle.run),
     "connections": ("our connection to Redis beside redis-py and coredis", connections.run),
     "warm": ("warm `tidegate up` to the first streamed token", warm.run),

@@ -1,6 +1,6 @@
 """What the platform costs around vLLM: `python -m loadtests.vllm_overhead CHECKPOINT`.
 
-The same rows and tokens, in turn and in one run: by vLLM's `LLMEngine` alone, and by the vLLM engine of a replica
+The same rows and tokens, in turn and in one run: by vLLM's `LLMEngine` alone, and by a replica's vLLM engine
 (its process, and the replica's engine thread). Figures are CPU time per token, which a busy machine stretches
 less than the clock. TIDEGATE_VLLM_PYTHON names vLLM's interpreter.
 """

@@ -27,6 +27,7 @@ from transformers.cache_utils import (
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
 from tidegate.engines.base import is_out_of_memory
+from tidegate.engines.transformers.decoder_step import DecoderStep
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena, LayerKind
 
@@ -36,7 +37,22 @@ KEPT_IN_LAYERS = ("conv1d_state", "recurrent_states")
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 
 
+@dataclass(slots=True)
+class Staged:
+    """A prompt that is prefilled in parts."""
+
+    tokens: Sequence[int]
+    every: InParts | None = None  # gets the logits after each token
+    held: int = 0  # of its tokens, how many the cache has
+
+    @property
+    def left(self) -> int:
+        return len(self.tokens) - self.held
+
+
 class Batch(Protocol):
+    can_stage: bool
+
     @property
     def count(self) -> int: ...
 
@@ -55,6 +71,19 @@ class Batch(Protocol):
     def decode(self, tokens: Tensor) -> Tensor:
         """Add one token to every row, `tokens` [count]; returns logits [count, vocabulary]."""
         ...
+
+    def begin(self, tokens: Sequence[int], *, every: InParts | None = None) -> Staged:
+        """Begin to prefill one row in parts, which `advance` computes and `drop` ends early. Until it has
+        joined it is no row, but takes the place of one. One is staged at a time, and only where
+        `can_stage`."""
+        ...
+
+    def advance(self, staged: Staged, count: int) -> Tensor | None:
+        """Prefill `count` more of its tokens. Returns logits [1, vocabulary] after the last one, with which
+        it has joined as the last row, else None. On an exception it has not, and has to be dropped."""
+        ...
+
+    def drop(self, staged: Staged) -> None: ...
 
     def longest_run(self) -> int:
         """Return how many tokens one row may add at most while others add fewer."""
@@ -108,6 +137,7 @@ class ArenaBatch:
 
     `makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
     mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
+    `step`: what decodes one token of each row in the place of the model's own forward pass.
     """
 
     def __init__(
@@ -119,10 +149,12 @@ class ArenaBatch:
         max_length: int,
         pad_id: int,
         makes_masks: bool = False,
+        step: DecoderStep | None = None,
     ) -> None:
         self._forward = Forward(model)
+        self._step = step
         self._makes_masks = makes_masks
-        self.has_runs = True  # until the self-check finds otherwise
+        self.has_runs = self.can_stage = True  # until the self-check finds otherwise
         self._arena = Arena(layers, max_rows, max_length, self._forward.device)
         self._pad_id = pad_id
         self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=self._forward.device)
@@ -153,6 +185,10 @@ class ArenaBatch:
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
             opened = self._arena.begin_decode()
+            if self._step is not None:
+                logits = self._step(tokens, self._positions, opened, self._arena)
+                self._positions += 1
+                return logits
             mask = opened[:, None, None, :] if self._makes_masks else opened.long()
             logits = self._forward(
                 tokens.unsqueeze(-1),
@@ -163,6 +199,39 @@ class ArenaBatch:
             self._positions += 1
         return logits[:, -1]
 
+    def begin(self, tokens: Sequence[int], *, every: InParts | None = None) -> Staged:
+        with torch.inference_mode():
+            self._arena.begin_staged(len(tokens))
+        return Staged(tokens, every)
+
+    def advance(self, staged: Staged, count: int) -> Tensor | None:
+        begin, end = staged.held, staged.held + count
+        with torch.inference_mode():
+            self._arena.begin_part(count)
+            mask: Tensor | None = None
+            if self._arena.has_tokens:
+                ones = torch.ones((1, end), dtype=torch.bool, device=self._forward.device)
+                mask = causal(ones, count) if self._makes_masks else ones.long()
+            positions = torch.arange(begin, end, device=self._forward.device).unsqueeze(0)
+            logits = self._forward(
+                torch.tensor([list(staged.tokens[begin:end])], device=self._forward.device),
+                mask=mask,
+                positions=positions,
+                cache=self._arena,
+                every=staged.every,
+            )
+            self._arena.commit_part(count)
+            staged.held = end
+            if staged.left:
+                return None
+            self._arena.commit_staged()
+            self._positions = torch.cat((self._positions, positions[:, -1] + 1))
+        return logits[:, -1]
+
+    def drop(self, staged: Staged) -> None:  # noqa: ARG002 - there is one
+        with torch.inference_mode():
+            self._arena.drop_staged()
+
     def longest_run(self) -> int:
         return min(self._arena.lengths()) + 1 if self.has_runs else 1
 
@@ -170,14 +239,7 @@ class ArenaBatch:
         width = max(counts)
         with torch.inference_mode():
             mask = self._arena.begin_run(counts)
-            window = mask.shape[-1]
-            if self._makes_masks:
-                causal = torch.ones((width, window), dtype=torch.bool, device=mask.device).tril(
-                    window - width
-                )
-                mask = mask[:, None, None, :] & causal
-            else:
-                mask = mask.long()
+            mask = causal(mask, width) if self._makes_masks else mask.long()
             self._positions += torch.tensor(counts, device=self._positions.device)
             back = torch.arange(-width, 0, device=self._positions.device)
             logits = self._forward(
@@ -194,6 +256,14 @@ class ArenaBatch:
             if row < self._arena.count:
                 self._positions[row] = self._positions[-1]
             self._positions = self._positions[:-1]
+
+
+def causal(mask: Tensor, width: int) -> Tensor:
+    """Return the attention mask [rows, 1, width, window] of the last `width` columns of `mask` [rows,
+    window]."""
+    window = mask.shape[-1]
+    before = torch.ones((width, window), dtype=torch.bool, device=mask.device).tril(window - width)
+    return mask[:, None, None, :] & before
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +380,18 @@ class OwnRow:
 
 
 class OneAtATime:
-    """A batch whose rows add one token a step each."""
+    """A batch whose rows begin whole, and add one token a step each."""
+
+    can_stage = False
+
+    def begin(self, tokens: Sequence[int], *, every: InParts | None = None) -> NoReturn:
+        raise AssertionError(f"rows begin whole: {tokens}, {every}")
+
+    def advance(self, staged: Staged, count: int) -> NoReturn:
+        raise AssertionError(f"rows begin whole: {staged}, {count}")
+
+    def drop(self, staged: Staged) -> NoReturn:
+        raise AssertionError(f"rows begin whole: {staged}")
 
     def longest_run(self) -> int:
         return 1

@@ -8,13 +8,15 @@ of what has arrived since the last one, then one choice of tokens for all of the
     prefill(new) ─┘
 
 So a request starts at the step after its `add`, whatever else decodes, and its first token leaves with
-that step.
+that step. While rows decode, a step prefills as many tokens as they can bear (`pace`); a longer prompt is
+prefilled over several steps, and its first token leaves with the last of them.
 """
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_me
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.batch import Batch, measure_kv
+from tidegate.engines.transformers.batch import Batch, Staged, measure_kv
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.language import Language, failed_alone
 from tidegate.engines.transformers.loading import (
@@ -35,8 +37,9 @@ from tidegate.engines.transformers.loading import (
     out_of_memory,
 )
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
+from tidegate.engines.transformers.pace import Pace
 from tidegate.engines.transformers.prompt_pool import PromptPool
-from tidegate.engines.transformers.sampling import Chosen, choose, rows_at_once
+from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
@@ -50,11 +53,16 @@ from tidegate.messages.work import (
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 
-log = logging.getLogger(__name__)
-
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
 UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
+
+
+class Part(NamedTuple):
+    """The prompt that is prefilled over several steps, and the log probabilities that come of it."""
+
+    staged: Staged
+    asked: PrefillLogprobs | None
 
 
 class TransformersEngine:
@@ -63,7 +71,8 @@ class TransformersEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._args = parse_args(spec.args, TransformersArgs)
-        self._scheduler = self._empty_scheduler(slots=0)
+        self._scheduler: Scheduler[RunningSequence] = Scheduler(slots=0)
+        self._part: Part | None = None
         self._broken: str | None = None
         self._batch: Batch
         self._tokens: Tensor  # [rows], the last token of each
@@ -100,6 +109,7 @@ class TransformersEngine:
         )
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
+        self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
         kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
         cap = spec.memory_cap_bytes
         slots = kv_budget(
@@ -111,7 +121,7 @@ class TransformersEngine:
             bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
             max_slots=spec.max_slots,
         ).slots
-        self._scheduler = self._empty_scheduler(slots)
+        self._scheduler = Scheduler(slots)
         self._batch, notes = prove(
             loaded, layers=kv.layers, max_rows=slots, context_length=self._context_length
         )
@@ -144,6 +154,8 @@ class TransformersEngine:
     def abort(self, request_id: str) -> None:
         if (row := self._scheduler.abort(request_id)) is not None:
             self._leave({row: False})
+        elif self._scheduler.staged is None:
+            self._drop()
 
     def has_work(self) -> bool:
         return self._scheduler.has_work()
@@ -160,7 +172,7 @@ class TransformersEngine:
         return self._broken
 
     def close(self) -> None:
-        self._scheduler = self._empty_scheduler(slots=0)
+        self._scheduler, self._part = Scheduler(slots=0), None
         if hasattr(self, "_prompts"):
             self._prompts.close()
         if hasattr(self, "_language"):
@@ -171,17 +183,23 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _empty_scheduler(self, slots: int) -> Scheduler[RunningSequence]:
-        return Scheduler(slots, self._args.prefill_tokens_per_step)
-
     def _step(self) -> list[StepOutput]:
+        begin = time.perf_counter()
         outputs: list[StepOutput] = []
-        logits = [self._decode()] if self._scheduler.running else []
-        for group in self._scheduler.schedule():
+        is_waited_for = bool(self._scheduler.running)
+        logits = [self._decode()] if is_waited_for else []
+        plan = self._scheduler.schedule(
+            self._pace.budget(is_waited_for=is_waited_for), can_stage=self._batch.can_stage
+        )
+        for sequence, count in plan.parts:
+            logits += self._prefill_part(sequence, count, outputs)
+        for group in plan.groups:
             logits += self._prefill(group, outputs)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
             self._accept(choose(together, self._scheduler.running), outputs)
+        if is_waited_for:
+            self._pace.note(time.perf_counter() - begin, plan.tokens)
         return outputs
 
     def _decode(self) -> Tensor:
@@ -192,8 +210,7 @@ class TransformersEngine:
 
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:
         """Let a group join the batch. Returns its logits; a request whose prefill fails only fails itself."""
-        asked = group[0].prefill_logprobs() if group[0].needs_all_logits else None
-        every = InParts(rows_at_once(self._vocabulary_size), asked.take) if asked is not None else None
+        asked, every = self._asked(group[0])
         try:
             logits = self._batch.join(
                 [sequence.tokens for sequence in group],
@@ -201,18 +218,59 @@ class TransformersEngine:
                 every=every,
             )
         except Exception as error:
+            if len(group) == 1:
+                outputs.append(prompt_failed(group[0], error))
+                return []
             if is_out_of_memory(error):
                 raise
-            if len(group) == 1:
-                outputs.append(group[0].fail("GenerationFailed", f"Its prompt failed in the model: {error}"))
-                return []
             return [part for sequence in group for part in self._prefill([sequence], outputs)]
+        return self._joined(group, asked, logits, outputs)
+
+    def _prefill_part(self, sequence: RunningSequence, count: int, outputs: list[StepOutput]) -> list[Tensor]:
+        """Prefill `count` more tokens of a prompt, with the last of which it joins. Returns what `_prefill`
+        does."""
+        try:
+            if self._part is None:
+                asked, every = self._asked(sequence)
+                self._part = Part(self._batch.begin(sequence.tokens, every=every), asked)
+            logits = self._batch.advance(self._part.staged, count)
+        except Exception as error:
+            outputs.append(prompt_failed(sequence, error))
+            self._drop()
+            return []
+        if logits is None:
+            return []
+        asked, self._part = self._part.asked, None
+        return self._joined([sequence], asked, logits, outputs)
+
+    def _drop(self) -> None:
+        self._scheduler.forget()
+        if self._part is not None:
+            self._batch.drop(self._part.staged)
+            self._part = None
+
+    def _asked(self, sequence: RunningSequence) -> tuple[PrefillLogprobs | None, InParts | None]:
+        """Return what collects the log probabilities of a prefill, and how."""
+        if not sequence.needs_all_logits:
+            return None, None
+        asked = sequence.prefill_logprobs()
+        return asked, InParts(rows_at_once(self._vocabulary_size), asked.take)
+
+    def _joined(
+        self,
+        group: Sequence[RunningSequence],
+        asked: PrefillLogprobs | None,
+        logits: Tensor,
+        outputs: list[StepOutput],
+    ) -> list[Tensor]:
+        """Let those run whose rows have joined; `asked` is of one alone."""
         if asked is not None:
             try:
                 group[0].take_prefill(asked)
             except Exception as error:
                 outputs.append(failed_alone(group[0], error))
                 self._batch.leave(len(self._scheduler.running), clear=True)
+                self._scheduler.forget()
                 return []
         self._scheduler.join(group)
         return [logits]
@@ -267,3 +325,9 @@ class TransformersEngine:
         for row in sorted(rows, reverse=True):
             self._batch.leave(row, clear=rows[row])
         self._tokens = self._tokens[self._scheduler.leave(rows)]
+
+
+def prompt_failed(sequence: RunningSequence, error: Exception) -> StepOutput:
+    if is_out_of_memory(error):
+        raise error
+    return sequence.fail("GenerationFailed", f"Its prompt failed in the model: {error}")

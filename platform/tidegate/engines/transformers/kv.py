@@ -10,6 +10,8 @@ attention reads the one view [:count, :, start:end], left-padded as `generate` p
 
 - join: prefill writes straight into new rows, right-aligned at `end`; no other row is copied unless the
   new one is longer than `end` (then all move right once).
+- a prompt that is prefilled in parts lies in the last row that is held, from column 0 on, where no step of
+  the others looks; with its last part it moves behind the running rows, right-aligned.
 - leave: the last row moves into the hole.
 - when `end` meets the capacity, rows move left by `start`, or the arena grows by doubling up to its
   bounds. `CONTEXT_SLACK` columns beyond the longest row make moves rare.
@@ -64,13 +66,12 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         arena, width = self.arena, key_states.shape[2]
-        first, last, end = arena.first_row, arena.last_row, arena.end
+        first, last, start, end = arena.first_row, arena.last_row, arena.seen.start, arena.seen.stop
         self.keys[first:last, :, end - width : end] = key_states
         self.values[first:last, :, end - width : end] = value_states
         self.length += width
         if arena.is_prefilling:
             return key_states, value_states
-        start = arena.start
         return self.keys[first:last, :, start:end], self.values[first:last, :, start:end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -98,17 +99,17 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
         for held in (self.keys, self.values):
             held[:rows, :, target] = held[:rows, :, source].clone()  # they may overlap
 
-    def shift_row(self, row: int, source: slice, target: slice) -> None:
+    def move_row(self, source: int, target: int, columns: slice, by: int = 0) -> None:
+        """Copy a row's columns, `by` columns to the right."""
+        to = slice(columns.start + by, columns.stop + by)
         for held in (self.keys, self.values):
-            held[row, :, target] = held[row, :, source].clone()
+            moved = held[source, :, columns]
+            held[target, :, to] = moved.clone() if source == target else moved
 
-    def move_row(self, source: int, target: int, columns: slice) -> None:
-        for held in (self.keys, self.values):
-            held[target, :, columns] = held[source, :, columns]
-
-    def clear_row(self, row: int) -> None:
-        for held in (self.keys, self.values):
-            held[row] = 0
+    def clear_row(self, row: int, columns: slice = slice(None)) -> None:
+        if self.is_initialized:
+            for held in (self.keys, self.values):
+                held[row, :, columns] = 0
 
 
 class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
@@ -150,11 +151,11 @@ class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
     def shift(self, rows: int, source: slice, target: slice) -> None:
         pass
 
-    def move_row(self, source: int, target: int, columns: slice) -> None:  # noqa: ARG002
+    def move_row(self, source: int, target: int, columns: slice, by: int = 0) -> None:  # noqa: ARG002
         for held in self._held.values():
             held[target] = held[source]
 
-    def clear_row(self, row: int) -> None:
+    def clear_row(self, row: int, columns: slice = slice(None)) -> None:  # noqa: ARG002
         for held in self._held.values():
             held[row] = 0
 
@@ -182,15 +183,14 @@ class MixedLayer(StateLayer, ArenaLayer):
         if self.is_initialized:
             ArenaLayer.shift(self, rows, source, target)
 
-    def move_row(self, source: int, target: int, columns: slice) -> None:
+    def move_row(self, source: int, target: int, columns: slice, by: int = 0) -> None:
         StateLayer.move_row(self, source, target, columns)
         if self.is_initialized:
-            ArenaLayer.move_row(self, source, target, columns)
+            ArenaLayer.move_row(self, source, target, columns, by)
 
-    def clear_row(self, row: int) -> None:
+    def clear_row(self, row: int, columns: slice = slice(None)) -> None:
         StateLayer.clear_row(self, row)
-        if self.is_initialized:
-            ArenaLayer.clear_row(self, row)
+        ArenaLayer.clear_row(self, row, columns)
 
 
 class Arena(Cache):  # type: ignore[misc]
@@ -213,7 +213,9 @@ class Arena(Cache):  # type: ignore[misc]
         self.end = 0
         self.first_row = 0  # rows that the forward pass in progress writes
         self.last_row = 0
-        self.is_prefilling = False
+        self.seen = slice(0, 0)  # columns that it sees; the last ones of them it writes
+        self.is_prefilling = False  # it begins its rows, which hold nothing before
+        self._staged: int | None = None  # tokens held of the prompt that is prefilled in parts; None: none is
 
     def _made(self, kind: LayerKind) -> Any:
         if kind.states:
@@ -233,8 +235,7 @@ class Arena(Cache):  # type: ignore[misc]
         if longest > self.end:
             self._move(longest - self.end)
         self._hold_rows(first + len(lengths))
-        self.first_row, self.last_row, self.is_prefilling = first, first + len(lengths), True
-        self._set_lengths(0)
+        self._open(first, first + len(lengths), slice(self.end - longest, self.end), 0)
         mask = self._mask[first : self.last_row]
         mask.zero_()
         for row, length in enumerate(lengths):
@@ -249,10 +250,9 @@ class Arena(Cache):  # type: ignore[misc]
         self.start = min(self._starts)
         if self.end == self.columns_held:
             self._make_column()
-        self.first_row, self.last_row, self.is_prefilling = 0, self.count, False
-        self._set_lengths(self.end - self.start)
         self._mask[: self.count, self.end] = True
         self.end += 1
+        self._open(0, self.count, slice(self.start, self.end), self.end - self.start - 1)
         return self._mask[: self.count, self.start : self.end]
 
     def begin_run(self, counts: Sequence[int]) -> Tensor:
@@ -271,16 +271,54 @@ class Arena(Cache):  # type: ignore[misc]
                 start = self._starts[row]
                 self._starts[row] = start - count + 1
                 for layer in self._arena_layers:
-                    layer.shift_row(
-                        row, slice(start, self.end), slice(start - count + 1, self.end - count + 1)
-                    )
+                    layer.move_row(row, row, slice(start, self.end), 1 - count)
                 self._mask[row, start - count + 1 : start] = True
         self._mask[: self.count, self.end] = True
         self.end += 1
         self.start = min(self._starts)
-        self.first_row, self.last_row, self.is_prefilling = 0, self.count, False
-        self._set_lengths(self.end - self.start - width)
+        self._open(0, self.count, slice(self.start, self.end), self.end - self.start - width)
         return self._mask[: self.count, self.start : self.end]
+
+    def begin_staged(self, length: int) -> None:
+        """Make room for one more row of `length` tokens, which `begin_part` fills part by part."""
+        self._staged = 0
+        self._hold_rows(self.count)
+        self._hold_columns(length)
+
+    def begin_part(self, tokens: int) -> None:
+        """Open room for the next `tokens` of the staged row. They are held from `commit_part` on; without it
+        they may be opened once more."""
+        assert self._staged is not None
+        held, row = self._staged, self.rows_held - 1
+        self._open(row, row + 1, slice(0, held + tokens), held)
+
+    def commit_part(self, tokens: int) -> None:
+        assert self._staged is not None
+        self._staged += tokens
+
+    def commit_staged(self) -> None:
+        """Let the staged row run, as the last one."""
+        length, staged, row = self._staged, self.rows_held - 1, self.count
+        assert length is not None
+        if not row:
+            self.end = self.start = 0
+        if length > self.end:
+            self._move(length - self.end)
+        for layer in self._arena_layers:
+            layer.move_row(staged, row, slice(0, length), self.end - length)
+            if staged != row:  # what is not finite would stay for whoever gets that row
+                layer.clear_row(staged, slice(0, length))
+        self._mask[row] = False
+        self._mask[row, self.end - length : self.end] = True
+        self._starts.append(self.end - length)
+        self._staged = None
+
+    def drop_staged(self) -> None:
+        """Forget the staged row."""
+        if self._staged is not None:
+            for layer in self._arena_layers:
+                layer.clear_row(self.rows_held - 1)  # its values may not be finite
+        self._staged = None
 
     def lengths(self) -> list[int]:
         """Tokens held of each running row."""
@@ -301,7 +339,10 @@ class Arena(Cache):  # type: ignore[misc]
         self._mask[last] = False
         self._starts.pop()
 
-    def _set_lengths(self, length: int) -> None:
+    def _open(self, first_row: int, last_row: int, seen: slice, length: int) -> None:
+        """Begin a forward pass of these rows, which hold `length` of the columns that it sees."""
+        self.first_row, self.last_row, self.seen = first_row, last_row, seen
+        self.is_prefilling = not length
         for layer in self._arena_layers:
             layer.length = length
             layer.begin()
@@ -330,6 +371,8 @@ class Arena(Cache):  # type: ignore[misc]
         self.start += by
 
     def _hold_rows(self, rows: int) -> None:
+        """Hold so many rows, and one more where one is staged."""
+        rows += self._staged is not None
         if rows > self.rows_held:
             self._resize(min(self._max_rows, max(rows, 2 * self.rows_held)), self.columns_held)
 
@@ -340,6 +383,8 @@ class Arena(Cache):  # type: ignore[misc]
     def _resize(self, rows: int, columns: int) -> None:
         for layer in self._arena_layers:
             layer.resize(rows, columns)
+            if self._staged and rows > self.rows_held:
+                layer.move_row(self.rows_held - 1, rows - 1, slice(0, self._staged))
         mask = self._mask.new_zeros((rows, columns))
         mask[: self._mask.shape[0], : self._mask.shape[1]] = self._mask
         self._mask, self.rows_held, self.columns_held = mask, rows, columns

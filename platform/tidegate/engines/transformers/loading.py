@@ -27,6 +27,7 @@ from tidegate.engines.transformers.memory import (
     torch_share,
     within_cap,
 )
+from tidegate.engines.transformers.packed import pack_linears
 from tidegate.engines.transformers.tokenizer import load_tokenizer
 from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
@@ -75,6 +76,8 @@ def load(checkpoint: Checkpoint, spec: EngineSpec, *, auto: str = CAUSAL) -> Loa
     model.eval()
     check_finite(model, checkpoint, precision)
     held = max(weights_bytes, sum(weight.nbytes for weight in model.parameters()))
+    if device == "cpu" and auto == CAUSAL:
+        pack_linears(model)
     return Loaded(model, tokenizer, device, precision, held, notes)
 
 

@@ -1,14 +1,16 @@
 """Decides which requests run: who holds a slot, who joins the batch in the next step, and with whom.
 
 No device and no tensors: a sequence is a length here. A request passes `waiting` (first in, first out), one
-step's `schedule`, and `running`, whose order is that of the batch's rows.
+step's `schedule`, and `running`, whose order is that of the batch's rows. In between a prompt longer than the
+budget of a step is `staged`: each step prefills a part of it, and it joins with the last one.
 
 What always holds.
-- At most `slots` sequences run, whatever was added.
-- Whoever waits first joins first, and the first one joins in every step that has a slot, however long its
-  prompt: so the n-th in line joins within n such steps.
-- Prompts that join in one step have at most `tokens_per_step` tokens together, but for a first one that is
-  longer alone.
+- At most `slots` sequences run or are staged, whatever was added.
+- Whoever waits first joins first: nobody joins while one that came before is staged, and at most one is.
+- A step prefills at most its `budget` of tokens, and in every step that has a slot the first in line joins or
+  gets a part of the whole budget. So the n-th in line joins within as many such steps as the budget goes
+  into what it and those before it have to prefill, and n more.
+- Only where prompts cannot be prefilled in parts the first one joins however long it is, alone in its step.
 - In a group that is prefilled together no prompt is padded by more than `PADDING_SHARE` of the longest, or
   `PADDING_TOKENS`.
 """
@@ -16,7 +18,8 @@ What always holds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 PADDING_SHARE = 0.25  # of a joint prefill that may be padding
@@ -41,39 +44,77 @@ class Schedulable(Protocol):
 S = TypeVar("S", bound=Schedulable)
 
 
+def none_held(_sequence: Schedulable) -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Generic[S]):
+    """The prompts of a step. Each `join`s the scheduler before the next call, or ends (`forget` where it is
+    staged) without having run."""
+
+    parts: list[tuple[S, int]]  # with the tokens of each: alone, in this order. The last one may stay staged
+    groups: list[list[S]]  # prefilled together
+    tokens: int
+
+
 class Scheduler(Generic[S]):
-    def __init__(self, slots: int, tokens_per_step: int) -> None:
+    def __init__(self, slots: int) -> None:
         self.waiting: deque[S] = deque()
+        self.staged: S | None = None
         self.running: list[S] = []
+        self.left = 0  # tokens of the staged one
         self._slots = slots
-        self._tokens_per_step = tokens_per_step
 
     def free_slots(self) -> int:
-        return self._slots - len(self.running) - len(self.waiting)
+        return self._unused() - len(self.waiting)
 
     def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running or self.waiting or self.staged)
 
     def add(self, sequence: S) -> None:
         self.waiting.append(sequence)
 
-    def schedule(self) -> list[list[S]]:
-        """Take those out of the line that join in this step, in groups that are prefilled together. Each
-        group `join`s before the next call, or ends without having run."""
+    def schedule(
+        self, budget: int, *, can_stage: bool = True, held: Callable[[S], int] = none_held
+    ) -> Plan[S]:
+        """Take those out of the line that join in this step, or are staged. `held`: tokens of a prompt that
+        need no prefill, with which it goes alone."""
+        parts: list[tuple[S, int]] = []
         joining: list[S] = []
-        budget = self._tokens_per_step
-        free = self._slots - len(self.running)
-        while self.waiting and len(joining) < free:
-            length = self.waiting[0].length
-            if joining and length > budget:
+        left, free = budget, self._unused()
+        if self.staged is not None:
+            count = min(self.left, left)
+            parts.append((self.staged, count))
+            self.left -= count
+            left -= count
+        while self.waiting and free > 0 and not self.left:
+            first = self.waiting[0]
+            known = held(first) if can_stage else 0
+            length = first.length - known
+            if left < budget and length > left:
                 break
-            budget -= length
-            joining.append(self.waiting.popleft())
-        return grouped(joining)
+            self.waiting.popleft()
+            free -= 1
+            if can_stage and (known or length > budget):
+                count = min(length, left)
+                parts.append((first, count))
+                if count < length:
+                    self.staged, self.left = first, length - count
+            else:
+                joining.append(first)
+            left -= length
+        return Plan(parts, grouped(joining), budget - max(left, 0))
 
     def join(self, group: Sequence[S]) -> None:
         """Let a group run, as the batch's last rows."""
         self.running += group
+        if self.staged in group:
+            self.forget()
+
+    def forget(self) -> None:
+        """Give up what is staged."""
+        self.staged, self.left = None, 0
 
     def leave(self, rows: Iterable[int]) -> list[int]:
         """Take rows out. As in the batch, the last row moves into the hole, from the highest hole down.
@@ -86,12 +127,18 @@ class Scheduler(Generic[S]):
         return order
 
     def abort(self, request_id: str) -> int | None:
-        """Take a request out of the line, or return the row that has to leave."""
+        """Take a request out of the line or the stage, or return the row that has to leave."""
+        if self.staged is not None and self.staged.id == request_id:
+            self.forget()
+            return None
         for sequence in self.waiting:
             if sequence.id == request_id:
                 self.waiting.remove(sequence)
                 return None
         return next((row for row, sequence in enumerate(self.running) if sequence.id == request_id), None)
+
+    def _unused(self) -> int:
+        return self._slots - len(self.running) - (self.staged is not None)
 
 
 def grouped(joining: Sequence[S]) -> list[list[S]]:

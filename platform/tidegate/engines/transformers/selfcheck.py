@@ -4,8 +4,9 @@ A few rows of different length go through the real batch as requests do: one alo
 it decodes (one of them longer than anything before), one that leaves, one that takes its place. Their
 tokens are given (teacher forcing), so every step has logits to compare with those of one plain forward
 pass over the same tokens without cache, padding or neighbours. One row joins once more with the logits of all
-its tokens, a few at a time, as log probabilities of prompts are made. At last the rows take several tokens a
-step, in turn: where that is wrong, tokens that a grammar forces are taken one by one.
+its tokens, a few at a time, as log probabilities of prompts are made. Then the rows take several tokens a
+step, in turn: where that is wrong, tokens that a grammar forces are taken one by one. At last rows join part
+by part while others decode: where that is wrong, every prompt is prefilled whole.
 
 The measure is the greatest relative error of a row's logits at one step, |a - b| / |b - mean(b)| (L2 over the
 vocabulary). Right and wrong are far apart: rounding gives about 1e-6 in float32, 1e-3 in float16 and 1e-2
@@ -23,7 +24,14 @@ import torch
 from torch import Tensor
 
 from tidegate.engines.base import EngineLoadError, is_out_of_memory
-from tidegate.engines.transformers.batch import ERRORS, ArenaBatch, Batch, Forward, RowByRow, takes_masks
+from tidegate.engines.transformers.batch import (
+    ERRORS,
+    ArenaBatch,
+    Batch,
+    Forward,
+    RowByRow,
+    takes_masks,
+)
 from tidegate.engines.transformers.bounds import (
     NEUTRAL,
     made_small,
@@ -31,6 +39,7 @@ from tidegate.engines.transformers.bounds import (
     rotary_switch,
     sparse_limit,
 )
+from tidegate.engines.transformers.decoder_step import DecoderStep, read_decoder
 from tidegate.engines.transformers.encoder_decoder import (
     Decoder,
     Encoder,
@@ -47,6 +56,7 @@ PROMPT_LENGTHS = (19, 5, 33, 11)
 FORCED = 8  # tokens after each prompt
 COMPARED = FORCED + 1  # and its last one
 PART = 4  # tokens at a time of the row whose logits are all compared
+CHUNK = 7  # tokens of a prompt at a time that is prefilled in parts
 # Fields of encoder-decoders by which a row may depend on how long its neighbours are: blocks of attention,
 # experts that take so many tokens of a batch.
 BLOCKS = re.compile(r"window|block_size|local_radius|expert_capacity")
@@ -95,9 +105,7 @@ def proved(
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
     reason = why_alone(model, context_length, layers, whole, beyond)
     has_states = any(kind.states for kind in layers)
-    for makes_masks in (True, False) if takes_masks(model) and not has_states else (False,):
-        if reason:
-            break
+    for makes_masks, step in () if reason else ways_of_batching(model, has_states=has_states):
         arena = ArenaBatch(
             model,
             layers=layers,
@@ -105,6 +113,7 @@ def proved(
             max_length=context_length,
             pad_id=pad_id(loaded.tokenizer, vocabulary),
             makes_masks=makes_masks,
+            step=step,
         )
         try:
             verdict = check_bounds(model, arena, rows, precision, bounds)
@@ -115,7 +124,8 @@ def proved(
             continue
         if verdict.is_right:
             # A state that has taken a token cannot take it once more.
-            arena.has_runs = not has_states and runs_are_right(model, arena, rows, precision, bounds)
+            arena.has_runs = not has_states and is_right(_in_runs, model, arena, rows, precision, bounds)
+            arena.can_stage = is_right(_in_chunks, model, arena, rows, precision, bounds)
             return arena, []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
@@ -126,6 +136,14 @@ def proved(
     if whole < context_length:
         notes.append(f"Beyond {whole} tokens its attention is sparse, which no check proves.")
     return single, notes
+
+
+def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, DecoderStep | None]]:
+    """Return how an arena's steps may run (`ArenaBatch`: `makes_masks`, `step`), the fastest first."""
+    if has_states or not takes_masks(model):
+        return [(False, None)]
+    step = read_decoder(model)
+    return [*([(True, step)] if step is not None else []), (True, None), (False, None)]
 
 
 def proved_encoder_decoder(
@@ -267,15 +285,20 @@ def check(
     return Verdict(worst, tolerance)
 
 
-def runs_are_right(
-    model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: str, bounds: Mapping[str, int]
+def is_right(
+    way: Callable[[Batch, Sequence[Sequence[int]]], list[tuple[int, int, Tensor]]],
+    model: Any,
+    batch: Batch,
+    rows: Sequence[Sequence[int]],
+    precision: str,
+    bounds: Mapping[str, int],
 ) -> bool:
-    """Tell whether rows may take several tokens in a step, while others take one."""
+    """Tell whether the batch may add tokens in another way than one by one."""
     try:
         for names in ({}, bounds) if bounds else ({},):
             with made_small(model, names):
                 expected = plain_logits(model, rows)
-                seen = _in_runs(batch, rows)
+                seen = way(batch, rows)
                 if not seen:  # rows too short to prove anything
                     return False
                 for row, token, logits in seen:
@@ -379,6 +402,50 @@ def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int
             tails = [row[count - width : count] for row, count in zip(rows, held, strict=True)]
             logits = batch.run(tails, counts)
             seen += [(row, held[row] - 1, logits[row]) for row in range(len(rows))]
+    finally:
+        while batch.count:
+            batch.leave(batch.count - 1, clear=True)
+    return seen
+
+
+def _in_chunks(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+    """Let the rows join one after the other in parts, while those before decode; at last the shortest one,
+    for the logits of all its tokens. Returns what `_run` does."""
+    seen: list[tuple[int, int, Tensor]] = []
+    held = [len(row) - FORCED for row in rows]
+    shortest = min(range(len(rows)), key=lambda row: len(rows[row]))
+    if held[shortest] < 1:
+        return []
+
+    def join(tokens: Sequence[int], every: InParts | None = None) -> Tensor:
+        staged, chunk = batch.begin(tokens, every=every), max(CHUNK, len(tokens) // 8)
+        try:
+            while (logits := batch.advance(staged, min(chunk, staged.left))) is None:
+                decode()
+        except BaseException:
+            batch.drop(staged)
+            raise
+        return logits
+
+    def decode() -> None:
+        running = range(batch.count)
+        if not running or any(held[row] == len(rows[row]) for row in running):
+            return
+        tokens = torch.tensor([rows[row][held[row]] for row in running], device=seen[0][2].device)
+        logits = batch.decode(tokens)
+        seen.extend((row, held[row], logits[row]) for row in running)
+        for row in running:
+            held[row] += 1
+
+    try:
+        for row, tokens in enumerate(rows):
+            seen.append((row, held[row] - 1, join(tokens[: held[row]])[0]))
+            decode()
+        parts: list[Tensor] = []
+        batch.leave(shortest)
+        join(rows[shortest], InParts(PART, parts.append))
+        logits = torch.cat(parts)[-COMPARED:]
+        seen += [(shortest, len(rows[shortest]) - len(logits) + at, one) for at, one in enumerate(logits)]
     finally:
         while batch.count:
             batch.leave(batch.count - 1, clear=True)

@@ -15,6 +15,9 @@ operations = st.lists(
         st.tuples(st.just("join"), st.lists(st.integers(1, 200), min_size=1, max_size=3)),
         st.tuples(st.just("decode"), st.integers(1, 70)),
         st.tuples(st.just("leave"), st.integers(0, 8)),
+        st.tuples(st.just("stage"), st.integers(1, 250)),
+        st.tuples(st.just("part"), st.integers(1, 120)),
+        st.tuples(st.just("drop"), st.just(0)),
     ),
     max_size=25,
 )
@@ -27,6 +30,8 @@ class Model:
         self.arena = Arena([LayerKind()] * LAYERS, MAX_ROWS, MAX_LENGTH, torch.device("cpu"))
         self.rows: list[list[float]] = []
         self.number = 0.0
+        self.staged: list[float] | None = None
+        self.wanted = 0  # tokens of the staged row
 
     def numbers(self, count: int) -> list[float]:
         self.number += count
@@ -63,20 +68,53 @@ class Model:
         for row, added in enumerate(new):
             self.rows[row] += added
 
+    def stage(self, length: int) -> None:
+        self.arena.begin_staged(length)
+        self.staged, self.wanted = [], length
+
+    def part(self, count: int) -> None:
+        assert self.staged is not None
+        count = min(count, self.wanted - len(self.staged))
+        self.arena.begin_part(count)  # the forward pass raises, and is tried again
+        self.arena.begin_part(count)
+        self.staged += self.numbers(count)
+        states = torch.tensor(self.staged[-count:])[None, None, :, None]
+        for layer in range(LAYERS):
+            keys, values = self.arena.update(states, -states, layer)
+            assert keys[0, 0, :, 0].tolist() == self.staged
+            assert torch.equal(values, -keys)
+        self.arena.commit_part(count)
+        if len(self.staged) == self.wanted:
+            self.arena.commit_staged()
+            self.rows.append(self.staged)
+            self.staged = None
+
+    def drop(self) -> None:
+        self.arena.drop_staged()
+        self.staged = None
+
     def leave(self, row: int) -> None:
         self.arena.remove(row, clear=row % 2 == 0)
         self.rows[row] = self.rows[-1]
         self.rows.pop()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=120)
 @given(operations)
 def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | int]]) -> None:
     model = Model()
     for name, argument in script:
         if isinstance(argument, list):
-            if len(model.rows) + len(argument) <= MAX_ROWS:
+            if len(model.rows) + len(argument) + (model.staged is not None) <= MAX_ROWS:
                 model.join(argument)
+        elif name == "stage":
+            if model.staged is None and len(model.rows) < MAX_ROWS:
+                model.stage(argument)
+        elif name == "part":
+            if model.staged is not None:
+                model.part(argument)
+        elif name == "drop":
+            model.drop()
         elif name == "leave":
             if model.rows:
                 model.leave(argument % len(model.rows))

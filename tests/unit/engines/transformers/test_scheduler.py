@@ -31,16 +31,18 @@ PROMPTS = st.lists(st.tuples(LENGTHS, st.booleans()), max_size=40).map(
 )
 
 
-def a_scheduler(*lengths: int, slots: int = 8, tokens_per_step: int = 100) -> Scheduler[Prompt]:
-    scheduler: Scheduler[Prompt] = Scheduler(slots, tokens_per_step)
+def a_scheduler(*lengths: int, slots: int = 8) -> Scheduler[Prompt]:
+    scheduler: Scheduler[Prompt] = Scheduler(slots)
     for index, length in enumerate(lengths):
         scheduler.add(Prompt(str(index), length))
     return scheduler
 
 
-def joined(scheduler: Scheduler[Prompt]) -> list[list[str]]:
+def joined(scheduler: Scheduler[Prompt], budget: int = 100, *, can_stage: bool = True) -> list[list[str]]:
     """One step: the ids that join it, in their groups."""
-    groups = scheduler.schedule()
+    plan = scheduler.schedule(budget, can_stage=can_stage)
+    ended = [prompt for prompt, _ in plan.parts if prompt is not scheduler.staged or not scheduler.left]
+    groups = [[prompt] for prompt in ended] + plan.groups
     for group in groups:
         scheduler.join(group)
     return [[prompt.id for prompt in group] for group in groups]
@@ -52,9 +54,29 @@ def test_all_that_fits_the_budget_joins_in_one_step() -> None:
     assert joined(scheduler) == [["2"]]
 
 
-def test_a_prompt_longer_than_the_budget_joins_alone_in_its_step() -> None:
+def test_a_prompt_longer_than_the_budget_is_prefilled_over_several_steps() -> None:
+    scheduler = a_scheduler(5, 250, 50, 1)
+    assert [joined(scheduler) for _ in range(5)] == [[["0"]], [], [], [["1"], ["2"]], [["3"]]]
+
+
+def test_a_staged_prompt_follows_the_budget() -> None:
+    scheduler = a_scheduler(250)
+    counts = [scheduler.schedule(budget).parts for budget in (100, 10, 500)]
+    assert [[count for _, count in parts] for parts in counts] == [[100], [10], [140]]
+
+
+def test_a_prompt_that_cannot_be_staged_joins_alone_in_its_step() -> None:
     scheduler = a_scheduler(5, 1000, 5)
-    assert [joined(scheduler) for _ in range(4)] == [[["0"]], [["1"]], [["2"]], []]
+    steps = [joined(scheduler, can_stage=False) for _ in range(4)]
+    assert steps == [[["0"]], [["1"]], [["2"]], []]
+
+
+def test_what_is_held_of_a_prompt_needs_no_budget() -> None:
+    scheduler = a_scheduler(900, 950, 60, 5)
+    held = {"0": 880, "1": 900}
+    plan = scheduler.schedule(100, held=lambda prompt: held.get(prompt.id, 0))
+    assert [(prompt.id, count) for prompt, count in plan.parts] == [("0", 20), ("1", 50)]
+    assert (plan.groups, plan.tokens) == ([], 70)
 
 
 def test_a_short_prompt_does_not_overtake_a_long_one() -> None:
@@ -64,8 +86,8 @@ def test_a_short_prompt_does_not_overtake_a_long_one() -> None:
 
 
 def test_lengths_far_apart_are_prefilled_apart() -> None:
-    scheduler = a_scheduler(4, 4000, 20, 3500, tokens_per_step=10_000)
-    assert joined(scheduler) == [["0", "2"], ["3", "1"]]
+    scheduler = a_scheduler(4, 4000, 20, 3500)
+    assert joined(scheduler, 10_000) == [["0", "2"], ["3", "1"]]
 
 
 def test_who_waits_for_a_slot_joins_when_one_is_free() -> None:
@@ -87,6 +109,14 @@ def test_an_abort_finds_a_request_in_the_line_and_in_the_batch() -> None:
     assert scheduler.abort("unknown") is None
 
 
+def test_an_abort_finds_a_staged_request() -> None:
+    scheduler = a_scheduler(150, 50)
+    assert joined(scheduler) == []
+    assert scheduler.free_slots() == 6
+    assert scheduler.abort("0") is None
+    assert (scheduler.free_slots(), joined(scheduler)) == (7, [["1"]])
+
+
 @given(PROMPTS)
 def test_groups_hold_each_prompt_once_and_pad_within_the_bound(prompts: list[Prompt]) -> None:
     groups = grouped(prompts)
@@ -99,44 +129,63 @@ def test_groups_hold_each_prompt_once_and_pad_within_the_bound(prompts: list[Pro
 
 
 class Steps(RuleBasedStateMachine):
-    """The model: the line in its order of arrival, and rows moved one by one as `Batch.leave` does."""
+    """The model: the line in its order of arrival with what each has still to prefill, and rows moved one by
+    one as `Batch.leave` does."""
 
-    @initialize(slots=st.integers(1, 6), tokens_per_step=st.sampled_from([1, 30, 4096]))
-    def start(self, slots: int, tokens_per_step: int) -> None:
-        self.slots, self.tokens_per_step = slots, tokens_per_step
-        self.scheduler: Scheduler[Prompt] = Scheduler(slots, tokens_per_step)
-        self.line: list[Prompt] = []
+    @initialize(slots=st.integers(1, 6), can_stage=st.booleans())
+    def start(self, slots: int, can_stage: bool) -> None:
+        self.slots, self.can_stage = slots, can_stage
+        self.scheduler: Scheduler[Prompt] = Scheduler(slots)
+        self.line: list[Prompt] = []  # with the staged one
+        self.left: dict[str, int] = {}
         self.rows: list[Prompt] = []
         self.added = 0
-        self.steps_waited: dict[str, int] = {}  # with a free slot
-        self.ahead: dict[str, int] = {}  # in the line at the arrival
 
     @rule(length=LENGTHS, alone=st.booleans())
     def add(self, length: int, alone: bool) -> None:
         prompt = Prompt(str(self.added), length, alone)
         self.added += 1
-        self.steps_waited[prompt.id], self.ahead[prompt.id] = 0, len(self.line)
         self.line.append(prompt)
+        self.left[prompt.id] = length
         self.scheduler.add(prompt)
 
-    @rule(data=st.data())
-    def step(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), budget=st.sampled_from([1, 30, 500, 4096]), share=st.floats(0, 1))
+    def step(self, data: st.DataObject, budget: int, share: float) -> None:
         had_slot = len(self.rows) < self.slots
-        groups = self.scheduler.schedule()
-        joining = [prompt for group in groups for prompt in group]
-        first = self.line[: len(joining)]
-        assert set(joining) == set(first), "the first in line join, and nobody else"
-        assert bool(joining) == (had_slot and bool(self.line))
-        assert len(joining) <= 1 or sum(prompt.length for prompt in joining) <= self.tokens_per_step
-        self.line = self.line[len(joining) :]
-        for prompt in self.line:
-            self.steps_waited[prompt.id] += had_slot
-        for prompt in joining:
-            assert self.steps_waited[prompt.id] <= self.ahead[prompt.id]
-        for group in groups:
+        staged = self.scheduler.staged
+        plan = self.scheduler.schedule(
+            budget,
+            can_stage=self.can_stage,
+            held=lambda prompt: int(share * (prompt.length - 1)) if prompt.length % 3 == 0 else 0,
+        )
+        if staged is None:
+            for prompt in self.line:
+                if self.can_stage and prompt.length % 3 == 0:
+                    self.left[prompt.id] = prompt.length - int(share * (prompt.length - 1))
+        taken = [prompt for prompt, _ in plan.parts] + [one for group in plan.groups for one in group]
+        assert set(taken) == set(self.line[: len(taken)]), "the first in line, and nobody else"
+        assert bool(taken) == (had_slot and bool(self.line))
+        first = self.left[self.line[0].id] if taken else 0
+        for prompt, count in plan.parts:
+            assert 0 < count <= self.left[prompt.id]
+            self.left[prompt.id] -= count
+        tokens = sum(count for _, count in plan.parts)
+        tokens += sum(self.left[one.id] for group in plan.groups for one in group)
+        assert min(first, budget) <= tokens
+        if tokens > budget:
+            assert (self.can_stage, len(taken)) == (False, 1)
+        else:
+            assert plan.tokens == tokens
+        assert not any(self.left[prompt.id] for prompt, _ in plan.parts[:-1])
+        whole = [[prompt] for prompt, _ in plan.parts if not self.left[prompt.id]]
+        assert len(whole) == len(plan.parts) or not plan.groups
+        for group in (*whole, *plan.groups):
+            self.line = [prompt for prompt in self.line if prompt not in group]
             if data.draw(st.integers(0, 9)):  # else its prefill failed
                 self.scheduler.join(group)
                 self.rows += group
+            elif group[0] is self.scheduler.staged:
+                self.scheduler.forget()
 
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
@@ -164,9 +213,10 @@ class Steps(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         scheduler = self.scheduler
-        assert list(scheduler.waiting) == self.line
+        staged = [] if scheduler.staged is None else [scheduler.staged]
+        assert [*staged, *scheduler.waiting] == self.line
         assert scheduler.running == self.rows
-        assert len(scheduler.running) <= self.slots
+        assert len(scheduler.running) + len(staged) <= self.slots
         assert scheduler.free_slots() == self.slots - len(self.rows) - len(self.line)
         assert scheduler.has_work() == bool(self.rows or self.line)
 

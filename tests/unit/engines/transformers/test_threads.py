@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from tidegate.engines.transformers import threads as threads_module
+from tidegate.engines.transformers.batch import OneAtATime
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads, step_seconds
 
 
-class FakeBatch:
+class FakeBatch(OneAtATime):
     """Counts rows and steps; its speed is the test's clock."""
 
     def __init__(self) -> None:
@@ -29,12 +30,6 @@ class FakeBatch:
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         assert len(tokens) == self.count
         return torch.zeros(self.count, 4)
-
-    def longest_run(self) -> int:
-        return 1
-
-    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> torch.Tensor:
-        raise AssertionError("a trial takes one token at a time")
 
     def leave(self, row: int, *, clear: bool = False) -> None:
         assert row < self.count

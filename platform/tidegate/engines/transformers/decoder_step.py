@@ -1,0 +1,212 @@
+"""One decoding step of a plain decoder, without the Python that a model's own forward pass goes through.
+
+Most families are the same decoder in another file: a norm, attention with rotary positions, a norm, a gated
+MLP, each added to what came in. For one token a row that forward pass spends more on its own calls than on
+its products. `DecoderStep` does the same operations on the model's own modules, in the same order and
+precision, and leaves out what a step does not need.
+
+It is never chosen by a family's name. `read_decoder` looks at what modules a model has; a model that has
+others, or the same with a factor, a cap or a window of its own beside them, is found out by the self-check,
+which compares logits with the model's own, and runs through its own forward pass. So does every prefill.
+
+Attention on CPU in bfloat16 has a form of its own. PyTorch's flash kernel there prepares a product for each
+row and head, which takes longer than the products themselves; two batched ones over a copy of the window take
+half of its time or less (ADR 0025 has the figures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import embedding, scaled_dot_product_attention, silu
+
+from tidegate.engines.transformers.kv import Arena
+
+LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+NORMS = {"q_norm", "k_norm"}
+MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+# Multiplications of attention from which on batched products are faster than the flash kernel.
+FEWEST_PRODUCTS = 1 << 18
+
+Operation = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    before: Operation
+    query: Operation
+    key: Operation
+    value: Operation
+    query_norm: Operation | None
+    key_norm: Operation | None
+    output: Operation
+    between: Operation
+    mlp: Operation
+
+
+class DecoderStep:
+    """Adds one token to each row of an arena. Made by `read_decoder`."""
+
+    def __init__(self, model: Any) -> None:
+        body = model.model
+        first = body.layers[0].self_attn
+        self._embedding: Tensor = body.embed_tokens.weight
+        self._rotary = body.rotary_emb
+        self._head_size: int = first.head_dim
+        self._heads = first.q_proj.out_features // self._head_size
+        self._shared = first.k_proj.out_features // self._head_size  # heads of keys and values
+        self._scale: float = first.scaling
+        self._layers = [_layer(layer) for layer in body.layers]
+        self._norm = _norm(body.norm)
+        self._head = _operation(model.lm_head)
+        self._has_products = self._embedding.dtype == torch.bfloat16 and self._embedding.device.type == "cpu"
+
+    def __call__(self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena) -> Tensor:
+        """Return logits [rows, vocabulary] after `tokens` [rows] at `positions` [rows]. `arena` has opened a
+        column for them; `seen` [rows, window] are the columns that each row attends to."""
+        rows, heads, shared, size = len(tokens), self._heads, self._shared, self._head_size
+        hidden = embedding(tokens, self._embedding)
+        cosine, sine = self._rotary(hidden.unsqueeze(1), positions.unsqueeze(1))
+        half = size // 2
+        # With the sign in it, turning is one roll and two products.
+        sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
+        attend = self._attention(rows, seen, arena)
+        column = arena.end - 1
+        for layer, held in zip(self._layers, arena.layers, strict=True):
+            inputs = layer.before(hidden)
+            query = layer.query(inputs).view(rows, heads, size)
+            key = layer.key(inputs).view(rows, shared, size)
+            if layer.query_norm is not None and layer.key_norm is not None:
+                query, key = layer.query_norm(query), layer.key_norm(key)
+            query = query * cosine + query.roll(half, -1) * sine
+            held.keys[:rows, :, column] = key * cosine + key.roll(half, -1) * sine
+            held.values[:rows, :, column] = layer.value(inputs).view(rows, shared, size)
+            hidden = hidden + layer.output(attend(query, held.keys, held.values))
+            hidden = hidden + layer.mlp(layer.between(hidden))
+        return self._head(self._norm(hidden))
+
+    def _attention(self, rows: int, seen: Tensor, arena: Arena) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Return what attends: queries [rows, heads, head size] to keys and values of the arena, giving
+        [rows, heads x head size]."""
+        heads, shared, size, scale = self._heads, self._shared, self._head_size, self._scale
+        group, window, start, end = heads // shared, seen.shape[-1], arena.start, arena.end
+        if self._has_products and rows * heads * window * size >= FEWEST_PRODUCTS:
+            bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
+            bias = bias[:, None, None]
+
+            def batched(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+                # Batched products take whole memory. Left to themselves they copy it, ten times slower.
+                keys = keys[:rows, :, start:end].contiguous().view(rows * shared, window, size)
+                values = values[:rows, :, start:end].contiguous().view(rows * shared, window, size)
+                scores = torch.bmm((query * scale).view(rows * shared, group, size), keys.transpose(1, 2))
+                shares = torch.softmax(scores.view(rows, shared, group, window).add_(bias), dim=-1)
+                return torch.bmm(shares.view(rows * shared, group, window), values).view(rows, -1)
+
+            return batched
+        mask = seen[:, None, None, :]
+
+        def flash(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            # The query heads of a group stand as queries of their one head of keys: nothing is repeated.
+            found = scaled_dot_product_attention(
+                query.view(rows, shared, group, size),
+                keys[:rows, :, start:end],
+                values[:rows, :, start:end],
+                attn_mask=mask,
+                scale=scale,
+            )
+            return found.reshape(rows, -1)
+
+        return flash
+
+
+def read_decoder(model: Any) -> DecoderStep | None:
+    """Return the step of a model that has the modules of a plain decoder, or None."""
+    body = getattr(model, "model", None)
+    parts = ("layers", "embed_tokens", "norm", "rotary_emb")
+    if body is None or not all(hasattr(body, part) for part in parts) or not hasattr(model, "lm_head"):
+        return None
+    if not len(body.layers) or not all(_is_plain(layer) for layer in body.layers):
+        return None
+    attentions = [layer.self_attn for layer in body.layers]
+    if len({(each.head_dim, each.scaling, each.k_proj.out_features) for each in attentions}) > 1:
+        return None
+    rotary = getattr(body.rotary_emb, "inv_freq", None)  # one for each pair of a head's numbers that turn
+    if not isinstance(rotary, Tensor) or 2 * len(rotary) != attentions[0].head_dim:
+        return None
+    return DecoderStep(model)
+
+
+def _is_plain(layer: Module) -> bool:
+    if _children(layer) != LAYER:
+        return False
+    attention: Any = layer.self_attn
+    found = _children(attention) - NORMS
+    has_both = len(_children(attention) & NORMS) in (0, len(NORMS))
+    has_sizes = all(hasattr(attention, name) for name in ("head_dim", "scaling"))
+    return found == ATTENTION and has_both and has_sizes
+
+
+def _children(module: Module) -> set[str]:
+    return {name for name, _ in module.named_children()}
+
+
+def _layer(layer: Any) -> Layer:
+    attention = layer.self_attn
+    return Layer(
+        _norm(layer.input_layernorm),
+        _operation(attention.q_proj),
+        _operation(attention.k_proj),
+        _operation(attention.v_proj),
+        _norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+        _norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        _operation(attention.o_proj),
+        _norm(layer.post_attention_layernorm),
+        _mlp(layer.mlp),
+    )
+
+
+def _operation(module: Any) -> Operation:
+    """Leave out what calling a module does around its forward pass, where it has nothing to do there."""
+    has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
+    found: Operation = module if has_hooks else module.forward
+    return found
+
+
+def _norm(module: Any) -> Operation:
+    """Return a root mean square norm in as few operations as it takes, and any other as it is."""
+    size = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if size is None or not hasattr(module, "weight"):
+        return _operation(module)
+    weight, epsilon = module.weight.detach(), float(size)
+
+    def norm(values: Tensor) -> Tensor:
+        wide = values.float()
+        found: Tensor = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+        return found.to(values.dtype).mul_(weight)
+
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, len(weight), generator=generator).to(weight.device, weight.dtype)
+    with torch.inference_mode():
+        return norm if torch.equal(norm(sample), module(sample)) else _operation(module)
+
+
+def _mlp(module: Any) -> Operation:
+    if _children(module) != MLP or type(module.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
+        inner = _operation(module)  # may want [rows, columns, size], as experts do
+
+        def mlp(values: Tensor) -> Tensor:
+            return inner(values.unsqueeze(1)).squeeze(1)
+
+        return mlp
+    gate, up, down = (_operation(getattr(module, name)) for name in ("gate_proj", "up_proj", "down_proj"))
+
+    def gated(values: Tensor) -> Tensor:
+        return down(silu(gate(values)).mul_(up(values)))
+
+    return gated

@@ -1,0 +1,41 @@
+"""Chooses how many tokens of prompts a step takes beside the rows that decode.
+
+Whoever decodes waits for the prompts that join in the same step. How long that is depends on model, machine
+and neighbours, so it is measured: what a step takes longer than those without prompts. From one step to the
+next the number of tokens follows, until that is `SHARE` of a step without.
+"""
+
+from __future__ import annotations
+
+SHARE = 1.25  # of a step without prompts, that prompts may take: a running row waits 2.25 times as long
+FEWEST_CHANGE, MOST_CHANGE = 0.5, 2.0  # factors in one step: something else may have held it up
+WEIGHT = 0.2  # of a new measurement in the average
+
+
+class Pace:
+    """`fewest` tokens cost hardly more than one: fewer would only take longer to come to an end. `most` bound
+    a step for which nobody waits."""
+
+    def __init__(self, fewest: int, most: int) -> None:
+        self._fewest, self._most = min(fewest, most), most
+        self._tokens = min(4.0 * fewest, most)  # until there is something to go by
+        self._plain_seconds = 0.0  # of a step without prompts, on average; 0: not known
+
+    def budget(self, *, is_waited_for: bool) -> int:
+        """Return how many tokens of prompts the next step may take."""
+        return int(self._tokens) if is_waited_for else self._most
+
+    def note(self, seconds: float, tokens: int) -> None:
+        """Learn from a step in which rows decoded, and `tokens` of prompts joined."""
+        plain = self._plain_seconds
+        if not tokens:
+            seen = min(seconds, MOST_CHANGE * plain) if plain else seconds
+            self._plain_seconds = plain + (seen - plain) * (WEIGHT if plain else 1)
+            return
+        if not plain:
+            return
+        factor = MOST_CHANGE
+        if (more := seconds - plain) > 0:
+            factor = max(FEWEST_CHANGE, min(MOST_CHANGE, SHARE * plain / more))
+        if factor < 1 or 2 * tokens > self._tokens:  # a few tokens that cost little say nothing of many
+            self._tokens = max(self._fewest, min(self._most, self._tokens * factor))

@@ -1,0 +1,146 @@
+"""The short form of a decoding step: which models have it, and that it is their own step; packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.checkpoints import HEADS, HIDDEN, LLAMA, save_model
+from tidegate.engines.transformers import selfcheck
+from tidegate.engines.transformers.batch import ArenaBatch, measure_kv
+from tidegate.engines.transformers.decoder_step import FEWEST_PRODUCTS, read_decoder
+from tidegate.engines.transformers.packed import PackedLinear, can_pack, pack_linears
+
+QWEN3 = {**LLAMA, "head_dim": HIDDEN // HEADS}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": HIDDEN}
+READ: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "llama": ("llama", LLAMA),
+    "biased": ("llama", {**LLAMA, "attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("qwen2", LLAMA),
+    "qwen3": ("qwen3", QWEN3),
+    "experts": ("qwen3_moe", {**QWEN3, **EXPERTS}),
+}
+
+
+def model_of(folder: Path, kind: str, size: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    save_model(folder, kind, size)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+def batches(model: Any) -> tuple[ArenaBatch, ArenaBatch]:
+    """The same arena twice: with the step, and with the model's own forward pass."""
+    step = read_decoder(model)
+    assert step is not None
+    layers = measure_kv(model).layers
+    return tuple(  # type: ignore[return-value]
+        ArenaBatch(model, layers=layers, max_rows=64, max_length=256, pad_id=0, makes_masks=True, step=each)
+        for each in (step, None)
+    )
+
+
+def logits_of(batch: ArenaBatch, rows: int, length: int) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    prompts = torch.randint(3, 500, (rows, length)).tolist()
+    found = [batch.join([prompt[index % 3 :] for index, prompt in enumerate(prompts)])]
+    for _ in range(4):
+        found.append(batch.decode(torch.randint(3, 500, (rows,))))
+    batch.leave(0)
+    if rows > 1:
+        found.append(batch.decode(torch.randint(3, 500, (rows - 1,))))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+def test_a_step_gives_the_models_own_logits(name: str, tmp_path: Path) -> None:
+    short, own = batches(model_of(tmp_path, *READ[name], torch.float32))
+    for found, expected in zip(logits_of(short, 5, 9), logits_of(own, 5, 9), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 9), (16, 40)])
+def test_attention_by_batched_products_is_as_near_as_the_models_own(
+    rows: int, length: int, tmp_path: Path
+) -> None:
+    """Both round in bfloat16; what they round is the model's in float32."""
+    assert (rows * 8 * 64 * length >= FEWEST_PRODUCTS) == (rows > 1)  # one case for each kind of attention
+    kind, size = READ["llama"]
+    wide = {**size, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
+    exact = logits_of(batches(model_of(tmp_path, kind, wide, torch.float32))[1], rows, length)
+    short, own = batches(model_of(tmp_path, kind, wide, torch.bfloat16))
+    errors = [
+        [
+            selfcheck.relative_error(found, true)
+            for found, true in zip(logits_of(batch, rows, length), exact, strict=True)
+        ]
+        for batch in (short, own)
+    ]
+    assert max(errors[0]) < 1.5 * max(errors[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        # The same modules, and a factor beside them.
+        ("granite", {**LLAMA, "residual_multiplier": 0.5, "attention_multiplier": 0.1}),
+        ("gemma", {**LLAMA, "head_dim": HIDDEN // HEADS}),
+    ],
+)
+def test_a_model_with_more_than_its_modules_say_runs_its_own_step(
+    kind: str, size: Mapping[str, Any], tmp_path: Path
+) -> None:
+    model = model_of(tmp_path, kind, size, torch.float32)
+    assert read_decoder(model) is not None
+    assert proved_batch(model)._step is None
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+def test_the_self_check_takes_the_step(name: str, tmp_path: Path) -> None:
+    assert proved_batch(model_of(tmp_path, *READ[name], torch.float32))._step is not None
+
+
+def proved_batch(model: Any) -> ArenaBatch:
+    rows = [
+        [3 + (7 * row + token) % 400 for token in range(length)] for row, length in enumerate((9, 30, 14, 21))
+    ]
+    layers = measure_kv(model).layers
+    for makes_masks, step in selfcheck.ways_of_batching(model, has_states=False):
+        batch = ArenaBatch(
+            model, layers=layers, max_rows=4, max_length=256, pad_id=0, makes_masks=makes_masks, step=step
+        )
+        if selfcheck.check(model, batch, rows, "float32").is_right:
+            return batch
+    raise AssertionError("no way of batching is right")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "phi3"])
+def test_other_modules_are_left_to_the_model(kind: str, tmp_path: Path) -> None:
+    from tests.checkpoints import DECODERS
+
+    assert read_decoder(model_of(tmp_path, *DECODERS[kind], torch.float32)) is None
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_packed_layers_compute_the_same_and_a_tied_head_stays(is_tied: bool, tmp_path: Path) -> None:
+    model = model_of(tmp_path, "llama", {**LLAMA, "tie_word_embeddings": is_tied}, torch.bfloat16)
+    ids = torch.randint(3, 500, (2, 12), generator=torch.Generator().manual_seed(0))
+    weight = model.model.layers[1].mlp.up_proj.weight.detach().clone()
+    with torch.inference_mode():
+        before = model(ids).logits
+        count = pack_linears(model)
+        after = model(ids).logits
+    if not can_pack():
+        assert count == 0
+        return
+    assert count == 2 * 7 + (not is_tied)
+    assert isinstance(model.lm_head, PackedLinear) != is_tied
+    assert torch.equal(model.model.layers[1].mlp.up_proj.weight, weight)
+    assert selfcheck.relative_error(after, before) < 0.01
+
+
+def test_layers_in_other_precisions_stay_as_they_are(tmp_path: Path) -> None:
+    assert pack_linears(model_of(tmp_path, "llama", LLAMA, torch.float32)) == 0

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidegate.engines.transformers.pace import SHARE, Pace
+
+
+def settled(pace: Pace, seconds: Callable[[int], float]) -> int:
+    """Let steps take what `seconds` says of their prompt tokens, until the budget has settled."""
+    pace.note(seconds(0), 0)
+    for _ in range(40):
+        budget = pace.budget(is_waited_for=True)
+        pace.note(seconds(budget), budget)
+    return budget
+
+
+@pytest.mark.parametrize("seconds_per_token", [1e-2, 1e-3, 1e-4])
+def test_prompts_take_their_share_of_a_step(seconds_per_token: float) -> None:
+    budget = settled(Pace(1, 4096), lambda tokens: 0.1 + seconds_per_token * tokens)
+    assert budget * seconds_per_token == pytest.approx(SHARE * 0.1, rel=0.1)
+
+
+@pytest.mark.parametrize(("seconds_per_token", "expected"), [(1.0, 16), (1e-9, 4096)])
+def test_the_budget_keeps_to_its_bounds(seconds_per_token: float, expected: int) -> None:
+    assert settled(Pace(16, 4096), lambda tokens: 0.1 + seconds_per_token * tokens) == expected
+
+
+def test_a_step_for_which_nobody_waits_takes_most() -> None:
+    pace = Pace(16, 4096)
+    settled(pace, lambda tokens: 0.1 + tokens)
+    assert pace.budget(is_waited_for=False) == 4096
+
+
+def test_a_few_tokens_that_cost_little_say_nothing_of_many() -> None:
+    pace = Pace(16, 4096)
+    budget = settled(pace, lambda tokens: 0.1 + 1e-3 * tokens)
+    for _ in range(40):
+        pace.note(0.101, 1)
+    assert pace.budget(is_waited_for=True) == budget
+
+
+def test_one_step_that_was_held_up_changes_little() -> None:
+    pace = Pace(16, 4096)
+    before = settled(pace, lambda tokens: 0.1 + 1e-3 * tokens)
+    pace.note(60.0, 0)
+    pace.note(60.0, before)
+    assert pace.budget(is_waited_for=True) >= before // 2
+    after = [settled(pace, lambda tokens: 0.1 + 1e-3 * tokens) for _ in range(9)]
+    assert after[-1] == pytest.approx(before, rel=0.1)
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 5000),
+    st.lists(st.tuples(st.floats(0, 1e3), st.integers(0, 5000)), max_size=50),
+)
+def test_whatever_is_measured_a_step_goes_on_and_has_a_bound(
+    fewest: int, most: int, steps: list[tuple[float, int]]
+) -> None:
+    pace = Pace(fewest, most)
+    for seconds, tokens in steps:
+        pace.note(seconds, tokens)
+        assert 1 <= pace.budget(is_waited_for=True) <= most
