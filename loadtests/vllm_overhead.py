@@ -2,7 +2,7 @@
 
 The same rows and tokens, in turn and in one run: by vLLM's `LLMEngine` alone, and by a replica's vLLM engine
 (its process, and the replica's engine thread). Figures are CPU time per token, which a busy machine stretches
-less than the clock. TIDEGATE_VLLM_PYTHON names vLLM's interpreter.
+less than the clock. TG_VLLM_PYTHON names vLLM's interpreter.
 """
 
 from __future__ import annotations

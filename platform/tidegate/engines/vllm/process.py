@@ -24,7 +24,7 @@ from tidegate.messages.codec import encode_open
 from tidegate.replica_args import VllmArgs
 from tidegate.sources.servable import UNSUPPORTED
 
-PYTHON_VARIABLE = "TIDEGATE_VLLM_PYTHON"
+PYTHON_VARIABLE = "TG_VLLM_PYTHON"
 LOAD_SECONDS = 3600.0  # compiling and reading hundreds of gigabytes included
 END_SECONDS = 10.0  # of a process that closed its end
 # Paths of our environment, which vLLM's interpreter must not look in.
