@@ -48,13 +48,8 @@ SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "patient": ("256 patient clients on 32 slots", crowd.run_patient),
     "overload": ("50 clients at 8 times capacity", crowd.run_overload),
     "engine": ("demo model, 16 at once, against one plain generate", engine.run),
-<<<<<<< HEAD
-    "split": ("what an engine in a process of its own could gain, and would cost", split.run),
-    "prefill": ("a prompt of 4,000 tokens beside 8 streams, and one that begins like another", prefill.run),
-=======
     "prefill": ("a prompt of 4,000 tokens beside 8 streams, and one that begins like another", prefill.run),
     "split": ("what an engine in a process of its own could gain, and would cost", split.run),
->>>>>>> chunks
     "embeddings": ("64 texts a call, against sentence-transformers' own encode", embeddings.run),
     "peers": ("our engine and vLLM's through the platform, against bare vLLM", peers.run),
     "idle": ("idle CPU and memory of gateway and replica", idle.run),

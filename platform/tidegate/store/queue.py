@@ -60,8 +60,8 @@ Prefixes
     A submit writes how its prompt begins (`messages.prefixes`), a claim who leased it: prefixes:{queue} names
     the last replicas that did, for each beginning. Of the first 16 that wait, within a priority, a claim
     takes first those that its replica holds and last those that another one holds. Whoever is passed over
-    starts a round, in which only these 16 are taken: at most 15 come before one that came sooner. What another replica
-    holds that has room, and is not much busier, is left to it for one claim: the same message woke both, and
+    starts a round, in which only these 16 are taken: at most 15 come before one that came sooner. What another
+    replica holds that has room, and is not much busier, is left to it for one claim: the same message woke both, and
     the one that left it looks again at once and then takes whatever it finds. Nothing waits for a replica or
     a timer. All of this is a hint: an engine may have forgotten, a replica may be dead, and nothing is lost
     but the preference. A replica or a gateway of the version before neither writes nor reads it.

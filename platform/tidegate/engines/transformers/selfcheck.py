@@ -161,20 +161,6 @@ def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, Decode
         return [(False, None)]
     step = read_decoder(model)
     return [*([(True, step)] if step is not None else []), (True, None), (False, None)]
-<<<<<<< HEAD
-
-
-def keep_prefixes(loaded: Loaded, arena: ArenaBatch, prefixes: PrefixCache, context_length: int) -> None:
-    """Let the batch keep what prompts begin with, if rows that begin with it are right."""
-    model = loaded.model
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    rows = probe_rows(loaded.tokenizer, context_length, vocabulary)
-    arena.prefixes = prefixes
-    bounds = named_bounds(model, context_length)
-    if not is_right(_with_prefixes, Plain(model, rows), arena, loaded.precision, bounds):
-        arena.prefixes = None
-=======
->>>>>>> chunks
 
 
 def proved_encoder_decoder(
