@@ -164,7 +164,7 @@ def made(folder: Any) -> Any:
 
     return constrained(
         folder,
-        vocab_size=4096,
+        vocabulary=4096,
         hidden_size=512,
         intermediate_size=1376,
         num_attention_heads=8,

@@ -90,9 +90,7 @@ def summarize(found: list[Measured], frames: Mapping[int, tuple[float, float]]) 
             Figure(f"{name} event loop", loop, "ms", None, 1),
             Figure(f"{name} writing frames", write, "ms", None, 1),
             Figure(f"{name} reading frames", read, "ms", None, 1),
-            Figure(
-                f"{name} most that a split gains, of the engine", ratio(loop - write, engine), "", None, 3
-            ),
+            Figure(f"{name} most that a split gains", 100 * ratio(loop - write, engine), "%", None, 1),
         ]
     return section
 

@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.integration.serving.rig import BOUNDS, Ear, a_request, heard_from, open_ear, undisturbed
@@ -23,14 +22,12 @@ from tidegate.local.ray_cluster import RayCluster
 from tidegate.messages.work import Request
 from tidegate.replica_args import ReplicaSettings, Times
 from tidegate.serve_api import ServeApi
-from tidegate.serving import spare
 from tidegate.store.connection import Connection
 from tidegate.store.registry import Registry
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(180)]
 
 PREFIX = "test-ray"
-PROMPTS = "tidegate.engines.transformers.prompt_process"
 REVISION = "r1"
 START_SECONDS = 90.0  # generous: two cores may be busy with more than this test
 CRASH = {"test_fault": {"marker": "boom", "kind": "crash", "at_token": 20}}
@@ -55,7 +52,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     home = Home(Path(tmp_path_factory.mktemp("home")))
     home.logs.mkdir(parents=True)
     try:
-        yield asyncio.run(ray_cluster.start(home, gpus=0))
+        yield asyncio.run(ray_cluster.start(home, gpus=0, keeps_spare=False))
     finally:
         processes.end(home.instance, "ray", grace_seconds=0.0)
 
@@ -104,30 +101,6 @@ async def test_a_model_at_zero_wakes_for_a_request_and_sleeps_again(
         await _ended(replica)
     report = (await Registry(connection, key_prefix=PREFIX).reports())[("sleeper", REVISION)]
     assert report.proved
-
-
-async def test_a_replica_begins_in_the_process_that_waited_for_it(
-    serving: RayCluster, api: ServeApi, ear: Ear, request: pytest.FixtureRequest
-) -> None:
-    before = await the_spare(serving)
-    asked = await submit(ear, "sleeper", request, max_tokens=20)
-    await ear.ended(asked, timeout=START_SECONDS)
-    replica = await the_replica(api, "sleeper")
-    assert replica.pid == before
-    assert await the_spare(serving) != before
-    await await_until(lambda: _has(api, "sleeper", 0), 30)
-
-
-async def test_a_spare_that_dies_costs_time_alone(
-    serving: RayCluster, api: ServeApi, ear: Ear, request: pytest.FixtureRequest
-) -> None:
-    lost = await the_spare(serving)
-    os.kill(lost, signal.SIGKILL)
-    asked = await submit(ear, "sleeper", request, max_tokens=20)
-    await ear.ended(asked, timeout=START_SECONDS)
-    assert await ear.text(asked.id) == undisturbed(asked)
-    assert await the_spare(serving) != lost
-    await await_until(lambda: _has(api, "sleeper", 0), 30)
 
 
 async def test_a_killed_replica_is_replaced_and_its_stream_goes_on(
@@ -194,35 +167,6 @@ async def test_a_model_that_does_not_load_says_why_and_serve_gives_it_up(
 
 def open_api(ray: RayCluster) -> ServeApi:
     return ServeApi(ray.head.dashboard_url, token=ray.token, timeout_seconds=60.0)
-
-
-async def the_spare(ray: RayCluster) -> int:
-    """The process that waits to become a replica, once it has imported all that it needs."""
-    found: list[int] = []
-
-    async def waits() -> bool:
-        found[:] = spares(Path(ray.head.session, spare.LOCK))
-        return bool(found)
-
-    await await_until(waits, START_SECONDS)
-    (pid,) = found
-    return pid
-
-
-def spares(lock: Path) -> list[int]:
-    """Who holds the lock and has, last of all, started the process that is to prepare its prompts."""
-    if not lock.exists():
-        return []
-    mark = f":{lock.stat().st_ino} "
-    lines = Path("/proc/locks").read_text().splitlines()
-    holders = [psutil.Process(int(line.split()[4])) for line in lines if mark in line]
-    return [
-        holder.pid
-        for holder in holders
-        if any(
-            "tidegate.engines.transformers.prompt_process" in child.cmdline() for child in holder.children()
-        )
-    ]
 
 
 async def submit(

@@ -44,7 +44,7 @@ from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choo
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
-from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
+from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads, prefill_threads
 from tidegate.messages.work import (
     Finish,
     Request,
@@ -141,6 +141,7 @@ class TransformersEngine:
         laps.end("self-check")
         if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
             choose_threads(self._batch, usable_cores(), slots)
+        self._prefill_cores = usable_cores() if loaded.device == "cpu" and not args.threads else 0
         laps.end("trial of threads")
         template_notes = self._prompts.wait_ready(self._vocabulary_size)
         laps.end("waiting for the prompts' process")
@@ -205,13 +206,13 @@ class TransformersEngine:
         outputs: list[StepOutput] = []
         is_waited_for = bool(self._scheduler.running)
         logits = [self._decode()] if is_waited_for else []
-        plan = self._scheduler.schedule(
-            self._pace.budget(is_waited_for=is_waited_for), can_stage=self._batch.can_stage, held=self._held
-        )
-        for sequence, count in plan.parts:
-            logits += self._prefill_part(sequence, count, outputs)
-        for group in plan.groups:
-            logits += self._prefill(group, outputs)
+        budget = self._pace.budget(self._scheduler.joining(), len(self._scheduler.running))
+        plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage, held=self._held)
+        with prefill_threads(plan.tokens, self._prefill_cores):
+            for sequence, count in plan.parts:
+                logits += self._prefill_part(sequence, count, outputs)
+            for group in plan.groups:
+                logits += self._prefill(group, outputs)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
             self._accept(choose(together, self._scheduler.running), outputs)

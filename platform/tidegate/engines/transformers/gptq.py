@@ -102,7 +102,7 @@ def packable(skeleton: Any, layers: Mapping[str, Layer]) -> bool:
     )
 
 
-def with_int4_layers(architecture: type, names: Iterable[str]) -> type:
+def with_int4_layers(architecture: Any, names: Iterable[str]) -> type:
     """Return `architecture` with an `Int4Linear` in place of each of the layers named."""
 
     def build(self: Any, config: Any) -> None:
@@ -182,8 +182,8 @@ class Unpacked(Lazy):
 
 
 def numbers(layer: Layer, format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Read a layer's codes (uint8, inputs x outputs), zeros (uint8) and scales (float32, groups x outputs), and
-    the group of each input."""
+    """Read a layer's codes (uint8, inputs x outputs), zeros (uint8) and scales (float32, groups x outputs),
+    and the group of each input."""
     zeros = unpack(read(layer.qzeros).T, layer.bits).T[:, : layer.outputs]
     if format == V1:
         zeros = (zeros + 1) & ((1 << layer.bits) - 1)  # where 0 was stored, it wrapped around
