@@ -210,9 +210,7 @@ def test_a_packed_layer_gives_a_row_the_same_whatever_rows_are_beside_it(
             assert torch.equal(found, together[:, : found.shape[1]])
 
 
-def test_a_cpu_unpacks_where_somebody_asks_for_it(
-    checkpoints: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_cpu_unpacks_where_somebody_asks_for_it(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     folder, twin = packed(tmp_path / "packed", checkpoints("llama"))
     engine, report = loaded(folder, precision="bfloat16", args={"unpacks_gptq": True})
     assert "unpacks_gptq asks for it" in report.notes[0]

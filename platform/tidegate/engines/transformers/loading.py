@@ -207,8 +207,8 @@ def from_pretrained(
 ) -> tuple[Any, list[str]]:
     """Load by transformers, which renames and fuses what its architecture holds otherwise.
 
-    `weights` stand for the files' where these do not hold them as they are computed with; `architecture` is then
-    the class, and `config` its own.
+    `weights` stand for the files' where these do not hold them as they are computed with; `architecture` is
+    then the class, and `config` its own.
     """
     import transformers
     from transformers import GenerationConfig
@@ -220,9 +220,7 @@ def from_pretrained(
                 checkpoint.path, local_files_only=True, trust_remote_code=False, **how
             )
         else:
-            model, info = architecture.from_pretrained(
-                None, config=config, state_dict=dict(weights), **how
-            )
+            model, info = architecture.from_pretrained(None, config=config, state_dict=dict(weights), **how)
             if "generation_config.json" in checkpoint.files:
                 model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
         model.to(device)
