@@ -61,6 +61,8 @@ class Load:
     backoff_seconds: float = 0.5
     requests_per_client: int = 0  # 0: until the window ends
     is_counted_at_once: bool = False  # the window opens with the first client and ends with the last
+    prompt: str = PROMPT
+    is_greedy: bool = False  # or sampling at its default, which is each server's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,17 @@ class Generator:
     tally_path: Path
 
 
-def chat_body(model: str, tokens: int, is_stream: bool, prompt: str = PROMPT) -> str:
-    """An ordinary call as clients write it: one message, a limit, sampling left at its default."""
+def chat_body(
+    model: str, tokens: int, is_stream: bool, prompt: str = PROMPT, *, is_greedy: bool = False
+) -> str:
+    """An ordinary call as clients write it: one message, a limit, sampling left at its default or greedy."""
     body: dict[str, object] = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
     }
+    if is_greedy:
+        body["temperature"] = 0
     if is_stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return json.dumps(body)
@@ -121,7 +127,7 @@ def make_load_plan(target: Target, load: Load, start: float) -> LoadPlan:
         host=target.host,
         port=target.port,
         path=CHAT_PATH,
-        body=chat_body(target.model, load.tokens, load.is_stream),
+        body=chat_body(target.model, load.tokens, load.is_stream, load.prompt, is_greedy=load.is_greedy),
         clients=load.clients,
         start_at=start,
         window_from=window_from,

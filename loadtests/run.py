@@ -18,7 +18,21 @@ from loadtests.figures import Section
 from loadtests.machine import become_realtime, pin_to_cores, prioritize
 from loadtests.measure import Target
 from loadtests.report import as_json, is_all_met, markdown
-from loadtests.scenarios import connections, crowd, embeddings, engine, idle, quiet, short, streams, warm
+from loadtests.scenarios import (
+    connections,
+    crowd,
+    embeddings,
+    engine,
+    idle,
+    peers,
+    prefill,
+    quiet,
+    short,
+    split,
+    streams,
+    wake,
+    warm,
+)
 
 SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "streams128": (
@@ -34,9 +48,13 @@ SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "patient": ("256 patient clients on 32 slots", crowd.run_patient),
     "overload": ("50 clients at 8 times capacity", crowd.run_overload),
     "engine": ("demo model, 16 at once, against one plain generate", engine.run),
+    "prefill": ("a prompt of 4,000 tokens beside 8 streams, and one that begins like another", prefill.run),
+    "split": ("what an engine in a process of its own could gain, and would cost", split.run),
     "embeddings": ("64 texts a call, against sentence-transformers' own encode", embeddings.run),
+    "peers": ("our engine and vLLM's through the platform, against bare vLLM", peers.run),
     "idle": ("idle CPU and memory of gateway and replica", idle.run),
     "connections": ("our connection to Redis beside redis-py and coredis", connections.run),
+    "wake": ("a sleeping model, from a request to its first token, by parts", wake.run),
     "warm": ("warm `tidegate up` to the first streamed token", warm.run),
 }
 REQUEST_PATH = ("streams128", "streams512", "short", "quiet", "patient", "overload")
@@ -90,9 +108,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pid", action="append", default=[], metavar="ROLE=PID", help="a process of --url to charge CPU to"
     )
-    parser.add_argument("--demo-path", default="", help="checkpoint for `engine`; default: the demo model")
+    parser.add_argument(
+        "--demo-path", default="", help="checkpoint for `engine` and `wake`; default: the demo model"
+    )
     parser.add_argument("--short-tokens", type=int, default=1, help="tokens of a short request")
-    parser.add_argument("--tidegate", default="tidegate", help="the command that `warm` starts")
+    parser.add_argument("--tidegate", default="tidegate", help="the command that `wake` and `warm` start")
     parser.add_argument("--profile", type=float, default=0.0, metavar="SECONDS", help="run py-spy as well")
     parser.add_argument("--folder", help="for logs and data; default: a new temporary folder, kept")
     parser.add_argument("--json", help="write all figures to this file")

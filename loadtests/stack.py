@@ -150,7 +150,9 @@ def answers(target: Target, task: str = "generate") -> Callable[[], bool]:
     if task == "embed":
         url = f"http://{target.host}:{target.port}{EMBEDDINGS_PATH}"
         body = json.dumps({"model": target.model, "input": "a"})
-    headers = {"content-type": "application/json", "authorization": f"Bearer {target.key}"}
+    headers = {"content-type": "application/json"}
+    if target.key:
+        headers["authorization"] = f"Bearer {target.key}"
 
     def ask() -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 
@@ -9,6 +10,10 @@ import pytest
 
 from tests.redis_server import RedisServer
 from tidegate.store.connection import Connection
+
+# A process that waits to become a replica takes seconds to import what simulated models have no use for;
+# `test_spare` has one of its own.
+os.environ.setdefault("TIDEGATE_SPARE_PROCESS", "false")
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,20 @@ class ConsoleFormatter(logging.Formatter):
         return text
 
 
+class Laps:
+    """Times the parts of something that is done once, one after another: seconds by name, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def end(self, part: str) -> None:
+        """What has passed since the part before was this one."""
+        now = time.monotonic()
+        self.seconds[part] = round(now - self._last, 3)
+        self._last = now
+
+
 def _bounded_fields(record: logging.LogRecord) -> dict[str, Any]:
     found = getattr(record, "fields", {})
     return {

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from tidegate import telemetry
-from tidegate.telemetry import configure_logging, fields
+from tidegate.telemetry import Laps, configure_logging, fields
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +77,11 @@ def test_auto_is_readable_only_on_a_terminal() -> None:
         logging.getLogger("tidegate.test").warning("hello", extra=fields(key="value"))
     assert "warning test: hello key=value" in terminal.getvalue()
     assert orjson.loads(pipe.getvalue())["message"] == "hello"
+
+
+def test_laps_name_the_parts_of_a_start_in_order() -> None:
+    laps = Laps()
+    laps.end("imports")
+    laps.end("weights")
+    assert list(laps.seconds) == ["imports", "weights"]
+    assert all(seconds >= 0 for seconds in laps.seconds.values())

@@ -9,8 +9,8 @@ None of these is called concurrently with another, so engines hold no locks. Two
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tidegate.messages.work import Finish, Generate, Request, Scores, Segment, Tokens, Vectors
@@ -18,7 +18,8 @@ from tidegate.messages.work import Finish, Generate, Request, Scores, Segment, T
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Says what loading found. `notes` go to the model's status: fallbacks, unexpected weights."""
+    """Says what loading found. `notes` go to the model's status: fallbacks, unexpected weights; `seconds` of
+    its parts to the replica's log."""
 
     weights_bytes: int
     kv_bytes_per_token: int
@@ -27,6 +28,7 @@ class LoadReport:
     precision: str
     device: str
     notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 # How PyTorch, CUDA's libraries and the system say it where the type of the error does not.

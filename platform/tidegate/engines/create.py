@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import get_args
 
 from tidegate.engines.base import Engine, EngineLoadError
@@ -24,9 +25,24 @@ def create_engine(spec: EngineSpec) -> Engine:
         from tidegate.engines.transformers.engine import TransformersEngine
 
         return TransformersEngine(spec)
+    if spec.name == "vllm":
+        sleep_while_waiting()
+        from tidegate.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(spec)
     raise EngineLoadError(
         "InvalidEngineArgs", f"no engine {spec.name!r}; known: {', '.join(get_args(EngineName))}."
     )
+
+
+def begin_ahead() -> None:
+    """Do what the engines of this process will need, before one is asked for. No device is touched."""
+    sleep_while_waiting()
+    with suppress(ImportError):  # an extra that is not installed
+        from tidegate.engines.transformers import encoder, engine  # noqa: F401
+        from tidegate.engines.transformers.prompt_pool import start_ahead
+
+        start_ahead()
 
 
 def sleep_while_waiting() -> None:

@@ -157,7 +157,12 @@ class Host:
         return self._ray
 
     async def _fresh_ray(self) -> RayCluster:
-        return await ray_cluster.start(self.home, gpus=ray_cluster.gpu_count(), redis_url=self._redis_url)
+        return await ray_cluster.start(
+            self.home,
+            gpus=ray_cluster.gpu_count(),
+            redis_url=self._redis_url,
+            keeps_spare=self.settings.spare_process,
+        )
 
     async def _start_gateway(self, stack: AsyncExitStack) -> None:
         self._tell(Progress("gateway", "running", "Starting the gateway."))

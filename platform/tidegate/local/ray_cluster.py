@@ -18,7 +18,7 @@ from tidegate.errors import TidegateError
 from tidegate.local import processes
 from tidegate.local.home import Home, ProcessRecord
 from tidegate.local.ray_head import RayHead, RayOptions
-from tidegate.replica_args import REDIS_VARIABLE
+from tidegate.replica_args import REDIS_VARIABLE, SPARE_VARIABLES
 
 START_SECONDS = 120.0
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but Serve's own small objects passes through it
@@ -43,7 +43,9 @@ class RayCluster(msgspec.Struct, frozen=True):
         return next((part.name for part in self.parts if not part.is_alive()), None)
 
 
-def environment(base: Mapping[str, str], cpus: int, token: str, redis_url: str) -> dict[str, str]:
+def environment(
+    base: Mapping[str, str], cpus: int, token: str, redis_url: str, *, keeps_spare: bool
+) -> dict[str, str]:
     """Return the environment of Ray and all of its workers. It alone says where Redis is: what Serve stores,
     and Ray logs, names the variable."""
     return {
@@ -58,13 +60,15 @@ def environment(base: Mapping[str, str], cpus: int, token: str, redis_url: str) 
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_DEDUP_LOGS": "0",
+        **(SPARE_VARIABLES if keeps_spare else {}),
         # Ray would give every replica that reserves less than a core one thread.
         "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(cpus)),
     }
 
 
-async def start(home: Home, *, gpus: int, redis_url: str = "") -> RayCluster:
-    """Start a fresh cluster; what an earlier one left behind goes first. Raises `RayFailed`."""
+async def start(home: Home, *, gpus: int, redis_url: str = "", keeps_spare: bool = True) -> RayCluster:
+    """Start a fresh cluster; what an earlier one left behind goes first. `keeps_spare`: a process waits to
+    become the next replica. Raises `RayFailed`."""
     await asyncio.to_thread(processes.end, home.instance, "ray", grace_seconds=0.0)
     folder = home.temporary / "ray"
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -77,7 +81,7 @@ async def start(home: Home, *, gpus: int, redis_url: str = "") -> RayCluster:
         [sys.executable, "-m", "tidegate.local.ray_head", msgspec.json.encode(options).decode()],
         instance=home.instance,
         log=log,
-        environment=environment(os.environ, cpus, token, redis_url),
+        environment=environment(os.environ, cpus, token, redis_url, keeps_spare=keeps_spare),
         stdout=PIPE,
     )
     try:

@@ -21,6 +21,7 @@ from typing import Any
 from ray import serve
 
 from tidegate.replica_args import parse_args
+from tidegate.serving import spare
 from tidegate.serving.process import ReplicaProcess, configure_logs, exit_failed
 
 log = logging.getLogger("tidegate.serving")
@@ -32,15 +33,17 @@ SHORTEST_LIFE_SECONDS = 3.0  # after a start that succeeded
 def build(args: dict[str, Any]) -> Any:
     """The `serve.Application` for these `ReplicaArgs`. Raises `ConfigError` where they are wrong."""
     parse_args(args)
+    spare.leave()  # where Ray gave this task the process that waited
     return Deployed.bind(args)
 
 
 class Replica:
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         self._process: ReplicaProcess | None = None
+        waited = spare.leave()
         parsed = parse_args(args)
         configure_logs(parsed)
-        process = ReplicaProcess(parsed)
+        process = ReplicaProcess(parsed, waited=waited)
         try:
             await process.start()
         except Exception:
@@ -48,7 +51,9 @@ class Replica:
             raise
         self._process = process
         self._started = time.monotonic()
-        self._guard = asyncio.get_running_loop().create_task(self._exit_when_ended(process))
+        loop = asyncio.get_running_loop()
+        self._guard = loop.create_task(self._exit_when_ended(process))
+        self._order = loop.create_task(asyncio.to_thread(spare.order))
 
     async def check_health(self) -> None:
         """Raises with a sentence where the engine is broken and the process has not ended by itself."""

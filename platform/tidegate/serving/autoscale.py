@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from tidegate.replica_args import SLOTS_UNTIL_KNOWN, PolicyArgs
+from tidegate.serving import spare
 from tidegate.serving.queue_watch import Sighting, shared_watch
 
 FRESH_SECONDS = 3.0  # an older sighting decides nothing
@@ -73,6 +74,7 @@ class QueueDepthPolicy:
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         """`ctx` is Serve's `AutoscalingContext`. A `target_ongoing_requests` below 1 stands for the engine's
         own number of slots."""
+        spare.keep()
         sighting = self._watch.latest(self._queue)
         present = int(ctx.target_num_replicas)
         if sighting is None or time.monotonic() - sighting.at > FRESH_SECONDS:

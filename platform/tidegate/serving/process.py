@@ -28,7 +28,7 @@ from tidegate.sources.checkpoint import read_checkpoint
 from tidegate.store.connection import Connection
 from tidegate.store.queue import ReplicaQueue
 from tidegate.store.registry import Registry
-from tidegate.telemetry import JsonFormatter
+from tidegate.telemetry import JsonFormatter, Laps, fields
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,11 @@ class ReplicaProcess:
 
     loop: ReplicaLoop
 
-    def __init__(self, args: ReplicaArgs) -> None:
+    def __init__(self, args: ReplicaArgs, *, waited: bool = False) -> None:
+        """`waited`: the process was there before anybody needed it (`spare`)."""
         self.args = args
+        self._began = time.time()
+        self._process_seconds = 0.0 if waited else _process_age_seconds()
         self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
         self.connection = Connection(
             partial(find_redis_url, args.redis_url), name=f"tidegate-replica-{args.model}"
@@ -52,13 +55,19 @@ class ReplicaProcess:
 
     async def start(self) -> LoadReport:
         """Connect (waiting while Redis is away), load, serve. Raises `EngineLoadError`, `ConfigError`."""
+        laps = Laps()
         before = await self._connect()
+        laps.end("Redis")
         try:
-            self.loop = self._make_loop(await self._make_engine())
-            report = await self.loop.start(ended_note(before), process_seconds=_process_age_seconds())
+            self.loop = self._make_loop(await self._make_engine(laps))
+            until_load = self._process_seconds + time.time() - self._began
+            report = await self.loop.start(ended_note(before), process_seconds=until_load)
         except BaseException:
             await self.connection.close()
             raise
+        laps.end("load and report")
+        seconds = {"process": self._process_seconds, **laps.seconds, **report.seconds}
+        log.info("replica %s is up", self.replica_id, extra=fields(began=self._began, seconds=seconds))
         calm_collector()
         return report
 
@@ -72,12 +81,15 @@ class ReplicaProcess:
                 log.warning("waiting for Redis: %s", error.message)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _make_engine(self) -> Engine:
+    async def _make_engine(self, laps: Laps) -> Engine:
         """Raises `EngineLoadError`, and reports it, where the arguments are not the engine's, or its revision
         is of other weights."""
         try:
             await asyncio.to_thread(check_content, self.args)
-            return create_engine(self.args.engine)
+            laps.end("content")
+            engine = create_engine(self.args.engine)
+            laps.end("imports")
+            return engine
         except EngineLoadError as failure:
             await self.registry.report(not_loaded(self.args.model, self.args.revision, failure, time.time()))
             raise

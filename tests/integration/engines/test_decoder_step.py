@@ -112,7 +112,7 @@ def proved_batch(model: Any) -> ArenaBatch:
         batch = ArenaBatch(
             model, layers=layers, max_rows=4, max_length=256, pad_id=0, makes_masks=makes_masks, step=step
         )
-        if selfcheck.check(model, batch, rows, "float32").is_right:
+        if selfcheck.check(selfcheck.Plain(model, rows), batch, "float32").is_right:
             return batch
     raise AssertionError("no way of batching is right")
 

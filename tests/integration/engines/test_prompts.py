@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,13 @@ from tidegate.engines.base import EngineLoadError, Prepared
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import prompt_pool
 from tidegate.engines.transformers.engine import TransformersEngine
-from tidegate.engines.transformers.prompt_pool import LANES, LARGE_BYTES, SLOW_LANES, PromptPool
+from tidegate.engines.transformers.prompt_pool import (
+    LANES,
+    LARGE_BYTES,
+    SLOW_LANES,
+    PromptPool,
+    start_ahead,
+)
 from tidegate.messages.work import Finish, Tokens
 from tidegate.replica_args import EngineSpec
 
@@ -257,3 +265,33 @@ def test_a_folder_without_a_tokenizer_stops_the_load(tmp_path: Path) -> None:
         pool.wait_ready(512)
     pool.close()
     assert caught.value.reason == "TokenizerMissing"
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_process_that_was_started_ahead_is_used_once(checkpoint: Path, *, dies: bool) -> None:
+    """And one that has died meanwhile is not."""
+    start_ahead()
+    (ahead,) = prompt_pool._beginners
+    if dies:
+        ahead.process.kill()
+        ahead.process.wait()
+    pool = PromptPool(checkpoint, 512)
+    try:
+        pool.wait_ready(512)
+        assert pool._crew is not None
+        assert (pool._crew._process.pid == ahead.process.pid) is not dies
+        assert prompt_pool._beginners == []
+    finally:
+        pool.close()
+
+
+def test_a_process_that_was_started_ahead_ends_with_who_started_it() -> None:
+    program = (
+        "import time; from tidegate.engines.transformers import prompt_pool; prompt_pool.start_ahead();"
+        "print(prompt_pool._beginners[0].process.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        ahead = psutil.Process(int(starter.stdout.readline()))
+        starter.kill()
+        wait_until(lambda: not is_alive(ahead), 60)

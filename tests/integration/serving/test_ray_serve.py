@@ -52,7 +52,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     home = Home(Path(tmp_path_factory.mktemp("home")))
     home.logs.mkdir(parents=True)
     try:
-        yield asyncio.run(ray_cluster.start(home, gpus=0))
+        yield asyncio.run(ray_cluster.start(home, gpus=0, keeps_spare=False))
     finally:
         processes.end(home.instance, "ray", grace_seconds=0.0)
 

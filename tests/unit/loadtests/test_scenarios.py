@@ -9,7 +9,18 @@ import pytest
 from loadtests.figures import Section
 from loadtests.generator import Tally
 from loadtests.measure import Run
-from loadtests.scenarios import connections, crowd, engine, idle, quiet, short, streams, warm
+from loadtests.scenarios import (
+    connections,
+    crowd,
+    engine,
+    idle,
+    quiet,
+    short,
+    split,
+    streams,
+    wake,
+    warm,
+)
 from loadtests.wrk import ShortRun
 
 
@@ -177,3 +188,42 @@ def test_connections_are_judged_by_cpu_and_a_missing_client_is_said() -> None:
     assert rates[0] == ["1", "ours", "500", "0.100", "1.00 / 2.00"]
     assert breaks[1] == ["redis-py", "0.2000", "8 ms", "48 (ConnectionError)"]
     assert section.remarks == ["Not installed, left out: coredis."]
+
+
+def test_a_waking_is_split_into_its_parts() -> None:
+    up = {
+        "time": "1970-01-01T00:00:02.500Z",
+        "began": 1.5,
+        "seconds": {"process": 9.0, "Redis": 0.1, "load and report": 0.9},
+    }
+    parts = wake.parts_of(asked=1.0, seconds=1.75, up=up, starting=1.25)
+    assert parts == {
+        "noticed, replica asked for": pytest.approx(0.25),
+        "process": pytest.approx(0.25),
+        "Redis": 0.1,
+        "load and report": 0.9,
+        "claim, prompt, first step": pytest.approx(0.25),
+    }
+
+
+def test_a_waking_is_judged_above_reading_the_weights() -> None:
+    wakings = [wake.Waking(seconds, 1.0, {"process": seconds}) for seconds in (1.0, 2.5, 2.9)]
+    large = wake.summarize(wakings, reading=0.75, size=1_000_000_000)
+    assert verdicts(large) == {"zero to the first token, above reading": "must met"}
+    small = wake.summarize(wakings, reading=0.0, size=8_000_000)
+    assert set(verdicts(small).values()) == {"NOT met"}
+    assert large.tables[0][1] == [
+        ["process", "1.00", "2.50", "2.90"],
+        ["first token", "1.00", "2.50", "2.90"],
+    ]
+
+
+def test_the_loop_bounds_what_a_split_gains() -> None:
+    before = {7: 1.0, 8: 5.0}
+    after = {7: 1.25, 8: 7.0, 9: 0.5}
+    measured = split.of_threads(7, 16, 1000, before, after)
+    assert measured == split.Measured(16, 1000, engine=2.0, loop=0.25)
+    found = values(split.summarize([measured], {16: (0.0008, 0.0016)}))
+    assert found["16 streams: engine thread"] == pytest.approx(2000)
+    assert found["16 streams: event loop"] == pytest.approx(250)
+    assert found["16 streams: most that a split gains"] == pytest.approx(10.0)

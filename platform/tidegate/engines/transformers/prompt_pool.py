@@ -21,7 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -31,7 +31,7 @@ from tidegate.engines.base import EngineLoadError
 from tidegate.engines.frames import LENGTH, receive, send
 from tidegate.engines.limits import refusal
 from tidegate.engines.transformers import prompt_process
-from tidegate.engines.transformers.prompt_process import REPLIES, Reply, Task
+from tidegate.engines.transformers.prompt_process import REPLIES, Options, Reply, Task
 from tidegate.engines.transformers.tokenizer import broken_template_note
 from tidegate.messages.codec import encode_open
 
@@ -47,25 +47,49 @@ TRIES = 2
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 
 
+class Beginner:
+    """The process before it knows whose prompts it prepares: it imports, and waits to be told."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # A session of its own: `end` reaches the workers too, and no Ctrl-C does.
+            self.process = subprocess.Popen(  # noqa: S603  # our own module
+                [sys.executable, "-m", prompt_process.__name__],
+                env=os.environ | ENVIRONMENT,
+                stdin=theirs.fileno(),
+                start_new_session=True,
+            )
+        self.control = ours
+
+    def lives(self) -> bool:
+        return self.process.poll() is None
+
+
+_beginners: list[Beginner] = []
+
+
+def start_ahead() -> None:
+    """Start the process of this replica's first crew before its engine is known."""
+    _beginners.append(Beginner())
+
+
 class Crew:
     """A nursery with its workers, and the lanes to them that carry nothing."""
 
-    def __init__(self, path: Path, context_length: int, chat_template: str, has_encoder: bool) -> None:
+    def __init__(self, options: Options) -> None:
+        beginner = _beginners.pop() if _beginners else Beginner()
+        if not beginner.lives():
+            beginner = Beginner()
+        self._process = beginner.process
         pairs = [socket.socketpair() for _ in range(LANES)]
-        theirs = [end.fileno() for _, end in pairs]
-        words = [sys.executable, "-m", prompt_process.__name__]
-        words += [str(path), str(context_length), str(int(has_encoder))]
-        # A session of its own: `end` reaches the workers too, and no Ctrl-C does.
-        with TemporaryFile() as given:  # a pipe would make this process wait for the other
-            given.write(chat_template.encode())
+        with beginner.control as control, TemporaryFile() as given:
+            given.write(msgspec.msgpack.encode(options))
+            given.flush()
             given.seek(0)
-            self._process = subprocess.Popen(  # noqa: S603  # our own module
-                [*words, *map(str, theirs)],
-                env=os.environ | ENVIRONMENT,
-                pass_fds=theirs,
-                stdin=given,
-                start_new_session=True,
-            )
+            # Of a process that is gone the lanes read as closed.
+            with suppress(OSError):
+                socket.send_fds(control, [b"."], [given.fileno(), *(end.fileno() for _, end in pairs)])
         self.idle = [end for end, _ in pairs]
         for ours, end in pairs:
             ours.setblocking(False)
@@ -85,9 +109,8 @@ class PromptPool:
     ) -> None:
         """Start the process, which loads the tokenizer meanwhile."""
         self.most_characters_per_token = 0  # until `wait_ready`
-        self._path, self._context_length, self._chat_template = path, context_length, chat_template
-        self._has_encoder = has_encoder
-        self._crew: Crew | None = self._new_crew()
+        self._options = Options(str(path), context_length, chat_template, has_encoder)
+        self._crew: Crew | None = Crew(self._options)
         self._is_closed = False
         self._seats = asyncio.Semaphore(LANES)
         self._slow_seats = asyncio.Semaphore(SLOW_LANES)
@@ -111,8 +134,8 @@ class PromptPool:
         if frame is None:
             raise EngineLoadError(
                 "TokenizerMissing",
-                f"The process that prepares prompts with the tokenizer of {self._path} did not start; the "
-                "replica's log says why.",
+                f"The process that prepares prompts with the tokenizer of {self._options.path} did not "
+                "start; the replica's log says why.",
             )
         lane.setblocking(False)
         reply = REPLIES.decode(frame)
@@ -134,9 +157,6 @@ class PromptPool:
             if reply.finish is None or reply.finish.code != "PromptTooCostly":
                 return reply
         return await self._surely(encode_open(task), [self._slow_seats, self._seats])
-
-    def _new_crew(self) -> Crew:
-        return Crew(self._path, self._context_length, self._chat_template, self._has_encoder)
 
     async def _surely(self, frame: bytes, seats: list[asyncio.Semaphore]) -> Reply:
         for _ in range(TRIES):
@@ -162,7 +182,7 @@ class PromptPool:
     async def _exchange(self, frame: bytes) -> Reply | None:
         if self._is_closed:
             return None
-        crew = self._crew = self._crew or self._new_crew()
+        crew = self._crew = self._crew or Crew(self._options)
         lane = crew.idle.pop()
         loop = asyncio.get_running_loop()
         try:

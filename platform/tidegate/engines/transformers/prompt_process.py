@@ -76,8 +76,18 @@ MOST_TOKENS = 1 << 18  # of a prompt that is shown as tokens, or of tokens that 
 MOST_BEGUN = 1 << 16
 MEMORY_MESSAGE = "This prompt takes more memory to prepare than it may. Please send a shorter one."
 
+MOST_LANES = 16
 RETIRE_KIB = 1 << 16  # a worker that has grown by so much makes room for a fresh one
 CLOSED, FAILED, UNFIT, RETIRED = range(4)  # exit codes of workers
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the process is told once: `path` is the checkpoint's folder."""
+
+    path: str
+    context_length: int
+    chat_template: str
+    has_encoder: bool
 
 
 class Task(msgspec.Struct, frozen=True, array_like=True):
@@ -234,21 +244,33 @@ TASKS = msgspec.msgpack.Decoder(Task, ext_hook=read_extension)
 REPLIES = msgspec.msgpack.Decoder(Reply)
 
 
-def main(words: list[str]) -> None:
-    """Arguments: the checkpoint's folder, its context length, whether it has an encoder (1 or 0), the
-    descriptors of the lanes. Standard input: `EngineSpec.chat_template`, which may be longer than an
-    argument."""
-    chat_template = sys.stdin.buffer.read().decode()
+def main(control: socket.socket) -> None:
+    """Import all, wait for the word to begin, then serve. The word is one byte with descriptors: a file that
+    holds `Options`, then the lanes. None comes where the replica has ended."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
     from tidegate.engines.transformers import call_grammar, responses  # noqa: F401  # not in each worker
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
-    tokenizer = load_tokenizer(Path(words[0]), chat_template)
+    freeze()
+    with control:
+        _, descriptors, _, _ = socket.recv_fds(control, 1, 1 + MOST_LANES)
+    if not descriptors:
+        return
+    with open(descriptors[0], "rb") as file:  # noqa: PTH123  # a descriptor is no path
+        options = msgspec.msgpack.decode(file.read(), type=Options)
+    tokenizer = load_tokenizer(Path(options.path), options.chat_template)
     most = most_characters_per_token(tokenizer)
-    prompts = Prompts(tokenizer, int(words[1]), most, has_encoder=words[2] == "1")
+    prompts = Prompts(tokenizer, options.context_length, most, has_encoder=options.has_encoder)
+    freeze()
+    watch(prompts, [socket.socket(fileno=descriptor) for descriptor in descriptors[1:]])
+
+
+def freeze() -> None:
+    """Keep the collections of the workers off what is there now: they would copy all of it."""
     gc.collect()
-    gc.freeze()  # or the workers' collections would copy all of it
-    watch(prompts, [socket.socket(fileno=int(word)) for word in words[3:]])
+    gc.freeze()
 
 
 def watch(prompts: Prompts, lanes: list[socket.socket]) -> None:
@@ -350,4 +372,4 @@ def cpu_seconds(timer: int, seconds: float) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(socket.socket(fileno=os.dup(0)))  # and nothing else becomes the standard input

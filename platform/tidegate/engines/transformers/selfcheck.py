@@ -6,7 +6,8 @@ tokens are given (teacher forcing), so every step has logits to compare with tho
 pass over the same tokens without cache, padding or neighbours. One row joins once more with the logits of all
 its tokens, a few at a time, as log probabilities of prompts are made. Then the rows take several tokens a
 step, in turn: where that is wrong, tokens that a grammar forces are taken one by one. At last rows join part
-by part while others decode: where that is wrong, every prompt is prefilled whole.
+by part while others decode, and begin with what was kept of others: where that is wrong, every prompt is
+prefilled whole, or nothing is kept.
 
 The measure is the greatest relative error of a row's logits at one step, |a - b| / |b - mean(b)| (L2 over the
 vocabulary). Right and wrong are far apart: rounding gives about 1e-6 in float32, 1e-3 in float16 and 1e-2
@@ -50,6 +51,7 @@ from tidegate.engines.transformers.encoder_decoder import (
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.kv import LayerKind
 from tidegate.engines.transformers.loading import Loaded
+from tidegate.engines.transformers.prefixes import PrefixCache
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
@@ -79,13 +81,20 @@ class Verdict:
 
 
 def prove(
-    loaded: Loaded, *, layers: Sequence[LayerKind], max_rows: int, context_length: int
+    loaded: Loaded,
+    *,
+    layers: Sequence[LayerKind],
+    max_rows: int,
+    context_length: int,
+    prefixes: PrefixCache | None = None,
 ) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
-    model's cache. Raises `EngineLoadError` (SelfCheckFailed), and what says that memory ran out."""
-    way = proved_encoder_decoder if loaded.model.config.is_encoder_decoder else proved
+    model's cache. It keeps `prefixes` where it passes with them. Raises `EngineLoadError` (SelfCheckFailed),
+    and what says that memory ran out."""
     try:
-        return way(loaded, layers, max_rows, context_length)
+        if loaded.model.config.is_encoder_decoder:
+            return proved_encoder_decoder(loaded, layers, max_rows, context_length)
+        return proved(loaded, layers, max_rows, context_length, prefixes)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -93,7 +102,11 @@ def prove(
 
 
 def proved(
-    loaded: Loaded, layers: Sequence[LayerKind], max_rows: int, context_length: int
+    loaded: Loaded,
+    layers: Sequence[LayerKind],
+    max_rows: int,
+    context_length: int,
+    prefixes: PrefixCache | None = None,
 ) -> tuple[Batch, list[str]]:
     model, precision = loaded.model, loaded.precision
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
@@ -104,6 +117,7 @@ def proved(
     if 0 < beyond <= LONGEST_PASSED:
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
     reason = why_alone(model, context_length, layers, whole, beyond)
+    plain = Plain(model, rows)
     has_states = any(kind.states for kind in layers)
     for makes_masks, step in () if reason else ways_of_batching(model, has_states=has_states):
         arena = ArenaBatch(
@@ -116,7 +130,7 @@ def proved(
             step=step,
         )
         try:
-            verdict = check_bounds(model, arena, rows, precision, bounds)
+            verdict = check_bounds(plain, arena, precision, bounds)
         except ERRORS as error:
             if is_out_of_memory(error):
                 raise
@@ -124,12 +138,15 @@ def proved(
             continue
         if verdict.is_right:
             # A state that has taken a token cannot take it once more.
-            arena.has_runs = not has_states and is_right(_in_runs, model, arena, rows, precision, bounds)
-            arena.can_stage = is_right(_in_chunks, model, arena, rows, precision, bounds)
+            arena.has_runs = not has_states and is_right(_in_runs, plain, arena, precision, bounds)
+            arena.can_stage = is_right(_in_chunks, plain, arena, precision, bounds)
+            arena.prefixes = prefixes if arena.can_stage else None
+            if prefixes is not None and not is_right(_with_prefixes, plain, arena, precision, bounds):
+                arena.prefixes = None
             return arena, []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
-    verdict = check_bounds(model, single, rows, precision, bounds)
+    verdict = check_bounds(plain, single, precision, bounds)
     if not verdict.is_right:
         raise contradicts_itself(model, verdict, precision)
     notes = [f"Requests run one by one, which is slower: {reason}."]
@@ -157,6 +174,7 @@ def proved_encoder_decoder(
         [*start, *row][:context_length] for row in probe_rows(loaded.tokenizer, context_length, vocabulary)
     ]
     sources = [row[: max(1, len(row) - FORCED)] for row in reversed(rows)]
+    plain = Plain(model, rows, sources)
     reason = why_read_alone(model, context_length) if layers else NO_ARENA
     if not reason:
         batch = EncoderDecoderBatch(
@@ -167,7 +185,7 @@ def proved_encoder_decoder(
             pad_id=pad_id(loaded.tokenizer, vocabulary),
         )
         try:
-            verdict = check(model, batch, rows, precision, sources)
+            verdict = check(plain, batch, precision)
             if verdict.is_right:
                 return batch, []
             reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
@@ -176,7 +194,7 @@ def proved_encoder_decoder(
                 raise
             reason = f"batched decoding raises {type(error).__name__}: {error}"
     single = EncoderDecoderRows(model)
-    verdict = check(model, single, rows, precision, sources)
+    verdict = check(plain, single, precision)
     if not verdict.is_right:
         raise contradicts_itself(model, verdict, precision)
     return single, [f"Requests run one by one, which is slower: {reason}."]
@@ -255,28 +273,36 @@ def probe_rows(tokenizer: Any, longest: int, vocabulary: int) -> list[list[int]]
     return rows
 
 
-def check_bounds(
-    model: Any, batch: Batch, rows: Sequence[Sequence[int]], precision: str, bounds: Mapping[str, int]
-) -> Verdict:
+class Plain:
+    """The probe's rows, with what an encoder reads for each (`sources`), and their logits in a plain forward
+    pass, which is made once for all that is compared with it."""
+
+    def __init__(
+        self, model: Any, rows: Sequence[Sequence[int]], sources: Sequence[Sequence[int]] = ()
+    ) -> None:
+        self.model, self.rows, self.sources = model, rows, sources
+        self._logits: dict[bool, list[Tensor]] = {}
+
+    def logits(self, *, is_small: bool = False) -> list[Tensor]:
+        """`is_small` says that the model's bounds are, which is the caller's to see to (`made_small`)."""
+        if is_small not in self._logits:
+            self._logits[is_small] = plain_logits(self.model, self.rows, self.sources)
+        return self._logits[is_small]
+
+
+def check_bounds(plain: Plain, batch: Batch, precision: str, bounds: Mapping[str, int]) -> Verdict:
     """Check within the bounds that the configuration names, and beyond them."""
-    verdict = check(model, batch, rows, precision)
+    verdict = check(plain, batch, precision)
     if bounds and verdict.is_right:
-        with made_small(model, bounds):
-            verdict = check(model, batch, rows, precision)
+        with made_small(plain.model, bounds):
+            verdict = check(plain, batch, precision, is_small=True)
     return verdict
 
 
-def check(
-    model: Any,
-    batch: Batch,
-    rows: Sequence[Sequence[int]],
-    precision: str,
-    sources: Sequence[Sequence[int]] = (),
-) -> Verdict:
-    """Run the probe through `batch`, which must be empty and is empty afterwards. `sources`: what an encoder
-    reads for each row."""
+def check(plain: Plain, batch: Batch, precision: str, *, is_small: bool = False) -> Verdict:
+    """Run the probe through `batch`, which must be empty and is empty afterwards."""
     tolerance = TOLERANCE[precision]
-    expected = plain_logits(model, rows, sources)
+    rows, sources, expected = plain.rows, plain.sources, plain.logits(is_small=is_small)
     if not all(bool(torch.isfinite(row).all()) for row in expected):
         return Verdict(float("inf"), tolerance)
     worst = 0.0
@@ -287,17 +313,17 @@ def check(
 
 def is_right(
     way: Callable[[Batch, Sequence[Sequence[int]]], list[tuple[int, int, Tensor]]],
-    model: Any,
+    plain: Plain,
     batch: Batch,
-    rows: Sequence[Sequence[int]],
     precision: str,
     bounds: Mapping[str, int],
 ) -> bool:
     """Tell whether the batch may add tokens in another way than one by one."""
+    rows = plain.rows
     try:
         for names in ({}, bounds) if bounds else ({},):
-            with made_small(model, names):
-                expected = plain_logits(model, rows)
+            with made_small(plain.model, names):
+                expected = plain.logits(is_small=bool(names))
                 seen = way(batch, rows)
                 if not seen:  # rows too short to prove anything
                     return False
@@ -391,8 +417,7 @@ def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int
     seen: list[tuple[int, int, Tensor]] = []
     held = [max(1, len(row) - FORCED) for row in rows]
     try:
-        for row, count in zip(rows, held, strict=True):
-            batch.join([row[:count]])
+        batch.join([row[:count] for row, count in zip(rows, held, strict=True)])
         for step in range(len(rows)):
             counts = [min(3 if row == step else 1, batch.longest_run()) for row in range(len(rows))]
             held = [before + count for before, count in zip(held, counts, strict=True)]
@@ -449,6 +474,32 @@ def _in_chunks(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, i
     finally:
         while batch.count:
             batch.leave(batch.count - 1, clear=True)
+    return seen
+
+
+def _with_prefixes(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+    """Let each row join, decode and leave, and then begin anew with what is kept of it. Returns what `_run`
+    does of those that did."""
+    seen: list[tuple[int, int, Tensor]] = []
+    salt = b"self-check"
+    try:
+        for index, row in enumerate(rows):
+            device = batch.join([row[:-2]]).device
+            batch.decode(torch.tensor([row[-2]], device=device))
+            batch.keep(0, row, salt)
+            batch.leave(0)
+            staged = batch.begin(row, salt=salt)
+            if staged.held == 0:
+                batch.drop(staged)
+                continue
+            if (logits := batch.advance(staged, staged.left)) is not None:
+                seen.append((index, len(row) - 1, logits[0]))
+            batch.leave(0)
+    finally:
+        while batch.count:
+            batch.leave(batch.count - 1, clear=True)
+        if isinstance(batch, ArenaBatch) and batch.prefixes is not None:
+            batch.prefixes.clear()
     return seen
 
 

@@ -1,0 +1,163 @@
+"""Our engine and vLLM's, each through the whole platform, beside bare vLLM: same checkpoint, calls in turn.
+
+Bare vLLM is its own OpenAI server with its defaults, from the environment that `TG_VLLM_PYTHON` names.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loadtests.context import Context
+from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
+from loadtests.generator import MARK
+from loadtests.machine import Processes, free_port, wait_for
+from loadtests.measure import Load, Run, Target, run_load
+from loadtests.plot import bars
+from loadtests.stack import EngineShape, answers, start_platform
+
+REQUESTS = (1, 16, 64)
+CONTEXT = 2048
+TOKENS = 128
+# About 32 tokens of the checkpoint's tokenizer. No prompt begins like another: nothing is held of it.
+PROMPT = (
+    f"{MARK}: the statement is executed by first evaluating the object and then the name of the "
+    "attribute in the list of its values"
+)
+FORMATS = ("bfloat16", "GPTQ")
+BARE, OURS, AROUND = "bare vLLM", "Tidegate, transformers", "Tidegate, vllm"
+START_SECONDS = 600.0  # vLLM compiles
+OF_BARE = Goal("higher", 0.9, 1.0)
+TTFT_OF_BARE = Goal("lower", 1.0)
+AROUND_OF_BARE = Goal("higher", 0.97)
+
+
+@dataclass(slots=True)
+class Found:
+    """The runs of one side at one number of requests, by rounds."""
+
+    runs: list[Run] = field(default_factory=list)
+
+    def rates(self) -> list[float]:
+        """Tokens per second."""
+        return [ratio(run.tally.tokens, run.tally.busy_seconds()) for run in self.runs]
+
+    def first(self) -> list[float]:
+        """Seconds to the first token, the median of a round's requests."""
+        return [percentile(run.tally.ttft, 50) for run in self.runs]
+
+
+def run(context: Context) -> Section:
+    from loadtests.checkpoints import llama  # other scenarios need no torch
+
+    python = os.environ.get("TG_VLLM_PYTHON", "")
+    if not python:
+        raise SystemExit("peers: TG_VLLM_PYTHON must name the Python of an environment with vLLM")
+    found: dict[tuple[str, str, int], Found] = {}
+    for name in FORMATS:
+        checkpoint = llama(context.folder / name, is_quantized=name == "GPTQ")
+        with ExitStack() as stack:
+            targets = start(stack, context, checkpoint, python)
+            for count in REQUESTS:
+                load = Load(
+                    count,
+                    TOKENS,
+                    seconds=300.0,
+                    spread_seconds=1e-6,
+                    requests_per_client=1,
+                    is_counted_at_once=True,
+                    prompt=PROMPT,
+                    is_greedy=True,
+                )
+                for measured in range(-1, context.rounds):  # the first is not counted
+                    for side, target in targets.items():
+                        done = run_load(target, load)
+                        if measured >= 0:
+                            found.setdefault((name, side, count), Found()).runs.append(done)
+    section = summarize(found)
+    plot = context.folder / "peers.svg"
+    plot.write_text(bars("Tokens per second, bare vLLM being 1", shares_of(found)))
+    section.remarks.append(f"Plot: {plot}")
+    return section
+
+
+def start(stack: ExitStack, context: Context, checkpoint: Path, python: str) -> dict[str, Target]:
+    sides = {}
+    slots = max(REQUESTS)
+    for side, engine in ((BARE, ""), (OURS, "transformers"), (AROUND, "vllm")):
+        folder = context.folder / checkpoint.name / side.replace(" ", "-").replace(",", "")
+        processes = stack.enter_context(Processes(folder, context.nice))
+        if not engine:
+            sides[side] = start_bare(processes, checkpoint, python, slots)
+            continue
+        words = ("--engine", engine, "--path", str(checkpoint), "--slots", str(slots))
+        sides[side] = start_platform(processes, EngineShape(slots, 0), engine=words, model="llama").target
+    return sides
+
+
+def start_bare(processes: Processes, checkpoint: Path, python: str, slots: int) -> Target:
+    port = free_port()
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+    command += ["--served-model-name", "llama", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", str(CONTEXT), "--max-num-seqs", str(slots), "--dtype", "bfloat16"]
+    server = processes.start("vllm", command, {"VLLM_CPU_KVCACHE_SPACE": "2"})
+    target = Target(BARE, "127.0.0.1", port, "llama", process_ids={"vllm": server.pid})
+    wait_for(server, answers(target), START_SECONDS, "answer")
+    return target
+
+
+def shares_of(found: dict[tuple[str, str, int], Found]) -> dict[str, dict[str, float]]:
+    """Pure. Tokens per second of bare vLLM's, by weights and number of requests, then by side."""
+    groups: dict[str, dict[str, float]] = {}
+    for (name, side, count), mine in found.items():
+        bare = found[name, BARE, count].rates()
+        groups.setdefault(f"{name}, {count}", {})[side] = middle(mine.rates()) / middle(bare)
+    return groups
+
+
+def summarize(found: dict[tuple[str, str, int], Found]) -> Section:
+    """Pure."""
+    section = Section("peers", f"Greedy streams of {TOKENS} tokens over HTTP, beside bare vLLM, in turn")
+    rows: list[list[str]] = []
+    for (name, side, count), mine in found.items():
+        bare = found[name, BARE, count]
+        shares = [ratio(one, other) for one, other in zip(mine.rates(), bare.rates(), strict=True)]
+        waits = [ratio(one, other) for one, other in zip(mine.first(), bare.first(), strict=True)]
+        lengths = sorted({length for run in mine.runs for length in run.tally.token_counts})
+        rows.append(
+            [
+                name,
+                str(count),
+                side,
+                f"{middle(mine.rates()):.0f}",
+                f"{middle(shares):.2f} ({spread(shares, 2)})",
+                f"{1000 * middle(mine.first()):.0f}",
+                f"{middle(waits):.2f}",
+                ", ".join(lengths),
+            ]
+        )
+        if side == BARE:
+            continue
+        goal = OF_BARE if side == OURS else AROUND_OF_BARE
+        section.figures.append(
+            Figure(f"{side}: {name}, {count} at once, tokens/s of bare", middle(shares), "", goal)
+        )
+        if side == OURS:
+            section.figures.append(
+                Figure(f"{side}: {name}, {count} at once, TTFT p50 of bare", middle(waits), "", TTFT_OF_BARE)
+            )
+    head = [
+        "weights",
+        "requests",
+        "side",
+        "tokens/s",
+        "of bare (rounds)",
+        "TTFT p50, ms",
+        "of bare",
+        "tokens",
+    ]
+    section.tables.append((head, rows))
+    section.remarks.append(company([run.cores_of_others for each in found.values() for run in each.runs]))
+    return section
