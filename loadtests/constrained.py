@@ -8,6 +8,7 @@ has the same number of tokens; the others are whole objects.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import sysconfig
 import tempfile
@@ -29,6 +30,7 @@ from tidegate.replica_args import EngineSpec
 
 REQUESTS, TOKENS, ROUNDS = 16, 96, 5
 VOCABULARY = 16_000
+TRAINED = 32_000  # tokens that the text is enough for
 TEXTS = {"type": "array", "items": {"type": "string"}, "minItems": 500}
 FIXED = {
     "type": "object",
@@ -103,7 +105,16 @@ def a_request(number: int, sampling: dict[str, Any]) -> Request:
     )
 
 
-def made(folder: Path) -> Path:
+def made(
+    folder: Path,
+    vocabulary: int = VOCABULARY,
+    hidden_size: int = 768,
+    spread: float | None = None,
+    **size: int,
+) -> Path:
+    """Save a Llama of random weights. `vocabulary`: past what the standard library's text gives, tokens are
+    pairs of others. `spread`: the standard deviation of its logits, which is otherwise below 1. `size`: other
+    fields of its config."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -112,27 +123,50 @@ def made(folder: Path) -> Path:
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=min(vocabulary, TRAINED),
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     sources = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     backend.train_from_iterator((source.read_text(errors="replace") for source in sources), trainer)
+    if backend.get_vocab_size() < vocabulary:
+        backend = widened(backend, vocabulary)
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(
         folder
     )
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=8,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
+    shape = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 8 // 3,
+        "num_hidden_layers": 8,
+        "num_attention_heads": hidden_size // 64,
+        "num_key_value_heads": hidden_size // 192,
+        "max_position_embeddings": 1024,
+    }
+    config = LlamaConfig(bos_token_id=0, eos_token_id=1, **{**shape, **size})
     torch.manual_seed(0)
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    if spread is not None:  # the states that the head sees have a mean square of 1
+        torch.nn.init.normal_(model.lm_head.weight, std=spread / hidden_size**0.5)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder
+
+
+def widened(backend: Any, vocabulary: int) -> Any:
+    """Return the tokenizer with pairs of its tokens as more of them."""
+    from tokenizers import Tokenizer
+
+    told = json.loads(backend.to_str())
+    ids, merges = told["model"]["vocab"], told["model"]["merges"]
+    tokens = [token for token in ids if token not in ("<s>", "</s>")]
+    for first, second in ((first, second) for second in tokens for first in tokens):
+        if len(ids) == vocabulary:
+            break
+        if first + second not in ids:
+            ids[first + second] = len(ids)
+            merges.append([first, second])
+    return Tokenizer.from_str(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
+from loadtests.generator import MARK
 from loadtests.machine import Processes, free_port, wait_for
 from loadtests.measure import Load, Run, Target, run_load
 from loadtests.plot import bars
@@ -20,8 +21,11 @@ from loadtests.stack import EngineShape, answers, start_platform
 REQUESTS = (1, 16, 64)
 CONTEXT = 2048
 TOKENS = 128
-# About 32 tokens of the checkpoint's tokenizer.
-PROMPT = "the statement is executed by first evaluating the object and then the name of the attribute in it"
+# About 32 tokens of the checkpoint's tokenizer. No prompt begins like another: nothing is held of it.
+PROMPT = (
+    f"{MARK}: the statement is executed by first evaluating the object and then the name of the "
+    "attribute in the list of its values"
+)
 FORMATS = ("bfloat16", "GPTQ")
 BARE, OURS, AROUND = "bare vLLM", "Tidegate, transformers", "Tidegate, vllm"
 START_SECONDS = 600.0  # vLLM compiles
@@ -74,19 +78,7 @@ def run(context: Context) -> Section:
                             found.setdefault((name, side, count), Found()).runs.append(done)
     section = summarize(found)
     plot = context.folder / "peers.svg"
-    plot.write_text(
-        bars(
-            "Tokens per second of bare vLLM on CPU",
-            {
-                f"{name}, {count}": {
-                    side: middle(found[name, side, count].rates()) / middle(found[name, BARE, count].rates())
-                    for side in (BARE, OURS, AROUND)
-                }
-                for name in FORMATS
-                for count in REQUESTS
-            },
-        )
-    )
+    plot.write_text(bars("Tokens per second, bare vLLM being 1", shares_of(found)))
     section.remarks.append(f"Plot: {plot}")
     return section
 
@@ -114,6 +106,15 @@ def start_bare(processes: Processes, checkpoint: Path, python: str, slots: int) 
     target = Target(BARE, "127.0.0.1", port, "llama", process_ids={"vllm": server.pid})
     wait_for(server, answers(target), START_SECONDS, "answer")
     return target
+
+
+def shares_of(found: dict[tuple[str, str, int], Found]) -> dict[str, dict[str, float]]:
+    """Pure. Tokens per second of bare vLLM's, by weights and number of requests, then by side."""
+    groups: dict[str, dict[str, float]] = {}
+    for (name, side, count), mine in found.items():
+        bare = found[name, BARE, count].rates()
+        groups.setdefault(f"{name}, {count}", {})[side] = middle(mine.rates()) / middle(bare)
+    return groups
 
 
 def summarize(found: dict[tuple[str, str, int], Found]) -> Section:

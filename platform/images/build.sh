@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the images; `make images` calls it.
-# usage: build.sh [gateway] [operator] [ray]     (default: all three)
+# usage: build.sh [gateway] [operator] [ray] [ray-vllm]     (default: the first three)
 #
 #   REGISTRY       what the images are named under (localhost/tidegate)
 #   BASE           image to build on (the Dockerfile's own)

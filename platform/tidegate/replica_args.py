@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -23,7 +24,7 @@ KEY_PREFIX = "tidegate"
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
-EngineName = Literal["transformers", "simulated"]
+EngineName = Literal["transformers", "vllm", "simulated"]
 
 FORMATS_FOLDER = Path(__file__).parent / "engines" / "transformers" / "formats"
 CHAT_FORMATS = tuple(sorted(file.stem for file in FORMATS_FOLDER.glob("*.jinja")))  # built in
@@ -125,6 +126,37 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     args: dict[str, Any] = field(default_factory=dict)  # engine-specific, validated by the engine
     chat_template: str = ""  # a name of `CHAT_FORMATS`, or a template's text; empty: the checkpoint's own
     task: str = ""  # generate | embed | score | classify; empty: generate
+
+
+class VllmArgs(Struct, frozen=True):
+    """The arguments of the vLLM engine (`EngineSpec.args`). Their names are vLLM's own where it has them."""
+
+    # CPU threads of one model operation; 0: all cores that this process may use.
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    # True: nothing is compiled and no CUDA graph captured. Starts sooner, answers slower.
+    enforce_eager: bool = False
+    # Tokens of one step at most, of prompts and answers together; 0: vLLM's own default.
+    max_num_batched_tokens: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    # Whether prompts share the KV cache of what they begin with alike.
+    enable_prefix_caching: bool = True
+    # Share of a GPU's memory that all of the engine may take, where the platform caps it no lower.
+    gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] = 0.85
+
+
+# Of engines whose arguments are checked where a Model is read, not only where its replica loads.
+ENGINE_ARGS: Mapping[str, type[Struct]] = {"vllm": VllmArgs}
+
+
+def mistake_in_args(args: Mapping[str, object], into: type[Struct]) -> str:
+    """Say what is wrong with the arguments of an engine, which are the fields of `into`; empty: nothing."""
+    known = [each.name for each in msgspec.structs.fields(into)]
+    if unknown := sorted(set(args) - set(known)):
+        return f"engine args have no {', '.join(unknown)}; known: {', '.join(known)}."
+    try:
+        msgspec.convert(dict(args), into)
+    except msgspec.ValidationError as error:
+        return f"engine args: {error}."
+    return ""
 
 
 class Probe(Struct, frozen=True, forbid_unknown_fields=True):

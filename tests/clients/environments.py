@@ -61,18 +61,23 @@ def pin(suite: Suite) -> None:
 
 def python(suite: Suite) -> Path:
     """The interpreter of the suite's environment, which is made where it is missing. Raises `NotMade`."""
-    folder = CACHE / suite.name
+    return interpreter(CACHE / suite.name, requirements(suite), has_hashes=suite.hashes)
+
+
+def interpreter(folder: Path, pins: Path, *, has_hashes: bool = False) -> Path:
+    """The interpreter of the environment in `folder`, which has the versions of the file `pins` and is made
+    where it is missing. Raises `NotMade`."""
     made_from = folder / "made-from"
-    wanted = f"{sys.version}\n{requirements(suite).read_text(encoding='utf-8')}"
+    wanted = f"{sys.version}\n{pins.read_text(encoding='utf-8')}"
     found = folder / "bin" / "python"
     if made_from.exists() and made_from.read_text(encoding="utf-8") == wanted:
         return found
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"{suite.name}: making {folder}", flush=True)
+    print(f"making {folder}", flush=True)
     _run([_uv(), "venv", "--quiet", "--python", sys.executable, str(folder)])
-    hashes = ["--require-hashes"] if suite.hashes else []
+    hashes = ["--require-hashes"] if has_hashes else []
     install = [_uv(), "pip", "install", "--quiet", "--python", str(found), *hashes]
-    _run([*install, "--no-deps", "-r", str(requirements(suite))])
+    _run([*install, "--no-deps", "-r", str(pins)])
     made_from.write_text(wanted, encoding="utf-8")
     return found
 

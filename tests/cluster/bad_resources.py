@@ -144,7 +144,7 @@ BAD_MODELS = (
     Bad("Secret without a name", source("/w", secretRef={}), "spec.source.secretRef.name"),
     Bad("Secret with capitals", source("/w", secretRef={"name": "Hub"}), "spec.source.secretRef.name"),
     Bad("unknown task", model({"task": "chat"}), "spec.task"),
-    Bad("unknown engine", model({"engine": {"name": "vllm"}}), "spec.engine.name"),
+    Bad("unknown engine", model({"engine": {"name": "warp"}}), "spec.engine.name"),
     Bad("slots below zero", model({"engine": {"name": "simulated", "maxSlots": -1}}), "spec.engine.maxSlots"),
     Bad(
         "KV cache as text",

@@ -20,11 +20,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.contract.queue_rig import MODEL, REVISION, Rig, Worker, a_request, a_token, bounds
+from tests.contract.queue_rig import HELLO, MODEL, REVISION, Rig, Worker, a_request, a_token, bounds
 from tests.redis_server import RedisServer
 from tidegate.messages.codec import encode_request
 from tidegate.messages.queue import Accepted, QueueLimits, Rejected
-from tidegate.messages.work import TERMINAL_STATES, FinishReason, Request
+from tidegate.messages.work import TERMINAL_STATES, FinishReason, Prompt, Request, TextPrompt
 from tidegate.store.connection import Connection
 from tidegate.store.queue import GatewayQueue, Sweeper
 from tidegate.store.registry import Registry
@@ -89,10 +89,11 @@ class QueueHistory(RuleBasedStateMachine):
         priority=st.integers(-2, 2),
         tenant=st.sampled_from(["a", "b"]),
         revision=st.sampled_from([REVISION, REVISION, OTHER]),
+        prompt=st.sampled_from([HELLO, TextPrompt("a" * 2000), TextPrompt("b" * 2000)]),
     )
-    def submit(self, count: int, priority: int, tenant: str, revision: str) -> None:
+    def submit(self, count: int, priority: int, tenant: str, revision: str, prompt: Prompt) -> None:
         requests = [
-            a_request(priority=priority, tenant=tenant, key="of " + tenant, revision=revision)
+            a_request(prompt, priority=priority, tenant=tenant, key="of " + tenant, revision=revision)
             for _ in range(count)
         ]
         limits = bounds(model=QueueLimits(max_requests=MAX_REQUESTS))

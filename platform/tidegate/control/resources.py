@@ -23,7 +23,7 @@ from tidegate.control.schema_types import (
     rules,
     size_bytes,
 )
-from tidegate.replica_args import CHAT_FORMATS, EngineName, unknown_format
+from tidegate.replica_args import CHAT_FORMATS, ENGINE_ARGS, EngineName, mistake_in_args, unknown_format
 from tidegate.sources.schemes import KNOWN_SCHEMES, SCHEMES, mistake_in
 
 __all__ = [
@@ -44,6 +44,7 @@ MAX_REPLICAS = 64
 # The only task that the version before knew: its API server wrote it into every stored Model.
 FIRST_TASK = "text-generation"
 NO_ANSWERS = "rollout.probes are answered by text, which this task does not generate; leave them out"
+GENERATES_ONLY = "only the engine transformers does other tasks than to generate; leave task out"
 MIN_RECHECK_SECONDS, MAX_RECHECK_SECONDS = 60, 30 * 86_400
 MAX_CHAT_TEMPLATE = 1 << 16  # characters
 RECHECK_REMEDY = f"use 0, or at least {MIN_RECHECK_SECONDS} seconds"
@@ -123,7 +124,8 @@ class Source(Strict):
 class EngineChoice(Strict):
     name: EngineName = Field(
         default="transformers",
-        description="transformers runs Hugging Face checkpoints; simulated answers without a model.",
+        description="transformers runs Hugging Face checkpoints; vllm lets vLLM compute the tokens of "
+        "those that generate, where its environment is installed; simulated answers without a model.",
     )
     max_slots: int = Field(
         default=0,
@@ -137,8 +139,15 @@ class EngineChoice(Strict):
     args: dict[ArgName, ArgValue] = Field(
         default_factory=dict,
         max_length=32,
-        description="Engine-specific arguments, checked by the engine when it loads.",
+        description="Engine-specific arguments, checked by the engine when it loads; those of vllm when the "
+        "Model is read.",
     )
+
+    @model_validator(mode="after")
+    def _args_fit(self) -> Self:
+        if (wanted := ENGINE_ARGS.get(self.name)) and (mistake := mistake_in_args(self.args, wanted)):
+            raise ValueError(mistake)
+        return self
 
 
 class Resources(Strict):
@@ -344,18 +353,18 @@ class ModelSpec(Strict):
                 ".source",
             ),
             Rule(
-                "self.quantization != 'gptq' || self.engine.name == 'transformers'",
-                "quantization gptq needs the engine transformers",
+                "self.quantization != 'gptq' || self.engine.name != 'simulated'",
+                "quantization gptq needs the engine transformers or vllm",
                 ".quantization",
             ),
             Rule(
-                "self.engine.name != 'simulated' || !(self.task in ['embed', 'score', 'classify'])",
-                "the engine simulated generates only; leave task out",
+                "self.engine.name == 'transformers' || !(self.task in ['embed', 'score', 'classify'])",
+                GENERATES_ONLY,
                 ".task",
             ),
             Rule(
-                "self.chatTemplate == '' || self.engine.name == 'transformers'",
-                "chatTemplate needs the engine transformers",
+                "self.chatTemplate == '' || self.engine.name != 'simulated'",
+                "chatTemplate needs the engine transformers or vllm",
                 ".chatTemplate",
             ),
             Rule(
@@ -396,11 +405,11 @@ class ModelSpec(Strict):
         if self.engine.name != "simulated" and self.source is None:
             raise ValueError(f"source.uri is missing; the engine {self.engine.name} needs a checkpoint")
         if self.engine.name == "simulated" and self.quantization == "gptq":
-            raise ValueError("quantization gptq needs the engine transformers")
-        if self.engine.name == "simulated" and self.task in ("embed", "score", "classify"):
-            raise ValueError("the engine simulated generates only; leave task out")
+            raise ValueError("quantization gptq needs the engine transformers or vllm")
+        if self.engine.name != "transformers" and self.task in ("embed", "score", "classify"):
+            raise ValueError(GENERATES_ONLY)
         if self.engine.name == "simulated" and self.chat_template:
-            raise ValueError("chatTemplate needs the engine transformers")
+            raise ValueError("chatTemplate needs the engine transformers or vllm")
         asked = self.resources
         if self.device == "cuda" and not (asked.gpus or asked.gpu_memory or asked.accelerator):
             raise ValueError(

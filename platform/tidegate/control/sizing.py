@@ -11,6 +11,7 @@ from tidegate.sources.facts import (
     CONTEXT_SLACK,
     CUDA_RUNTIME_BYTES,
     PRECISION_BYTES,
+    PREFIX_SHARE,
     WEIGHTS_OVERHEAD,
     kv_bytes_per_token,
     state_bytes,
@@ -71,6 +72,9 @@ def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
     columns = context + CONTEXT_SLACK
     per_token = kv_bytes_per_token(source.shape, _compute_precision(spec, source))
     row = columns * per_token + state_bytes(source.shape)
+    # A state is of all tokens before: no other prompt can begin with it.
+    if not state_bytes(source.shape) and spec.engine.args.get("prefix_cache", True):
+        row += -(-row // PREFIX_SHARE)
     if spec.engine.max_slots:
         return row * spec.engine.max_slots
     return row * max(1, min(MOST_DEFAULT_ROWS, _loaded_weights(spec, source) // row))

@@ -25,6 +25,11 @@ def create_engine(spec: EngineSpec) -> Engine:
         from tidegate.engines.transformers.engine import TransformersEngine
 
         return TransformersEngine(spec)
+    if spec.name == "vllm":
+        sleep_while_waiting()
+        from tidegate.engines.vllm.engine import VllmEngine
+
+        return VllmEngine(spec)
     raise EngineLoadError(
         "InvalidEngineArgs", f"no engine {spec.name!r}; known: {', '.join(get_args(EngineName))}."
     )

@@ -45,6 +45,8 @@ from tidegate.replica_args import EngineSpec
 DEFAULT_CONTEXT_LENGTH = 8192
 DEFAULT_SLOTS = 64
 KV_BYTES_PER_TOKEN = 1024
+CHARACTERS_PER_TOKEN = 4
+BLOCK_TOKENS = 16  # of the prefix cache
 STREAM_LENGTH = 1 << 16  # the token table; a stream begins anywhere in it
 STREAM_MASK = STREAM_LENGTH - 1
 SYLLABLES = ("ba", "de", "ki", "lo", "mu", "ne", "pa", "ri", "so", "tu")
@@ -71,6 +73,9 @@ class SimulatedArgs(msgspec.Struct, frozen=True):
     prefill_ms: Milliseconds = 0.0  # per request
     prefill_ms_per_1k: Milliseconds = 0.0  # per 1,000 prompt tokens
     step_ms: Milliseconds = 20.0
+    prefix_cache_tokens: Annotated[int, msgspec.Meta(ge=0)] = (
+        0  # of prompts, kept; they cost no prefill again
+    )
     vocab: Annotated[int, msgspec.Meta(ge=2, le=100_000)] = 1000
     words: list[str] = []  # the vocabulary itself, instead of `vocab` made-up words
     answer_tokens: Annotated[int, msgspec.Meta(ge=1)] = 64  # length of an answer without max_tokens
@@ -91,6 +96,7 @@ class Row(msgspec.Struct):
     limit: int
     limit_reason: Literal["stop", "length"]
     prompt_tokens: int
+    cached_tokens: int
     lead: Tokens  # of the prompt: goes out with the first token
     stop: StopBuffer | None
     min_tokens: int
@@ -112,6 +118,7 @@ class SimulatedEngine:
         self._words: list[str] = []
         self._prefill_seconds = 0.0  # of requests that joined since the last step
         self._step_due = 0.0  # monotonic time at which the last step was due
+        self._prefixes = PrefixCache(self._args.prefix_cache_tokens)
         self._closed = threading.Event()
         self._broken: str | None = None
 
@@ -170,6 +177,7 @@ class SimulatedEngine:
             limit=limit,
             limit_reason=limit_reason,
             prompt_tokens=count,
+            cached_tokens=0,
             lead=NO_TOKENS,
             stop=StopBuffer(sampling.stop, keeps_stop=sampling.includes_stop) if sampling.stop else None,
             min_tokens=sampling.min_tokens,
@@ -186,8 +194,10 @@ class SimulatedEngine:
         row.is_plain = (
             row.stop is None and row.top_logprobs is None and row.fault is None and row.lead is NO_TOKENS
         )
+        row.cached_tokens = self._prefixes.take(request.tenant, prompt, count)
+        computed = count - row.cached_tokens + row.position
         self._prefill_seconds += (
-            self._args.prefill_ms + self._args.prefill_ms_per_1k * (count + row.position) / 1000
+            self._args.prefill_ms + self._args.prefill_ms_per_1k * computed / 1000
         ) / 1000
         self._rows[request.id] = row
         return None
@@ -300,6 +310,7 @@ class SimulatedEngine:
             prompt_tokens=row.prompt_tokens,
             completion_tokens=row.position,
             stopped_by="" if row.stop is None else row.stop.stopped_by,
+            cached_tokens=row.cached_tokens,
         )
 
     def _break(self, fault: Fault) -> None:
@@ -339,7 +350,7 @@ class SimulatedEngine:
         """Count exactly for token prompts; text counts one token per four characters begun."""
         if isinstance(request.work.prompt, TokenPrompt):
             return len(request.work.prompt.token_ids)
-        return len(self._prompt_text(request)) // 4 + 1
+        return len(self._prompt_text(request)) // CHARACTERS_PER_TOKEN + 1
 
     def _lead(self, request: Request, sampling: Sampling, count: int) -> Tokens:
         """Return what the request wants to see of its prompt."""
@@ -371,6 +382,30 @@ class SimulatedEngine:
             else replace(entry, token_id=token, logprob=None, top=[])
             for place, (token, entry) in enumerate(zip(ids, entries, strict=True))
         ]
+
+
+class PrefixCache:
+    """Which blocks of prompts an engine would hold: up to `most_tokens`, those used last."""
+
+    def __init__(self, most_tokens: int) -> None:
+        self._most_blocks = most_tokens // BLOCK_TOKENS
+        self._blocks: dict[int, None] = {}  # by the hash of all up to its end; used last comes last
+
+    def take(self, tenant: str, prompt: str, count: int) -> int:
+        """Return how many of a prompt's `count` tokens are held, never all, and hold it from now on."""
+        if not self._most_blocks:
+            return 0
+        size = BLOCK_TOKENS * CHARACTERS_PER_TOKEN
+        chain, chains = hash(tenant), []
+        for at in range(0, len(prompt) - size + 1, size):
+            chains.append(chain := hash((chain, prompt[at : at + size])))
+        held = next((n for n, each in enumerate(chains) if each not in self._blocks), len(chains))
+        for each in reversed(chains):  # the end of a prompt goes before its beginning
+            self._blocks.pop(each, None)
+            self._blocks[each] = None
+        while len(self._blocks) > self._most_blocks:
+            del self._blocks[next(iter(self._blocks))]
+        return min(held * BLOCK_TOKENS, count - 1)
 
 
 def stream_offset(prompt: str, seed: int) -> int:

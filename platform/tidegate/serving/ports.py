@@ -16,7 +16,9 @@ class LeaseQueue(Protocol):
         ...
 
     async def claim(self, most: int) -> list[Claim]:
-        """Lease up to `most` waiting requests, highest priority first, then oldest. One atomic step:
+        """Lease up to `most` waiting requests, highest priority first, then oldest; of the oldest those first
+        whose prompts begin as others that this replica had. What another idle replica had is left to it for
+        one claim, and `wake` is called. One atomic step:
         requests past their deadline are expired instead, and at most one suspect of a replica's death
         (see the store's essay) is given out at a time. Raises `QueueUnavailable`."""
         ...

@@ -17,6 +17,7 @@ WEIGHTS_OVERHEAD = 1.05  # buffers and fragments that loading leaves beside the 
 # Beside weights and KV cache on a GPU: the CUDA context, its libraries, and the activations of one step.
 CUDA_RUNTIME_BYTES = 1 << 30
 CONTEXT_SLACK = 64  # columns of the KV cache beside a request's own tokens
+PREFIX_SHARE = 8  # what prompts begin with is kept in one part for so many of the requests that run
 # What architectures call the same thing in config.json, the usual name first.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")

@@ -42,12 +42,15 @@ class ReplicaQueue:
         self._sweeper: Sweeper | None = None
         self._stop_listening: Callable[[], None] = lambda: None
         self._claim_number = 1
+        self._takes_all = False
+        self._wake: Callable[[], None] = lambda: None
 
     async def start(self, wake: Callable[[], None], cancelled: Callable[[str], None]) -> None:
         def dropped(ids: bytes) -> None:
             for request_id in ids.decode().split():
                 cancelled(request_id)
 
+        self._wake = wake
         await self._connection.subscribe(self._own_channel, dropped)
         await self._connection.subscribe(self._wake_channel, lambda _: wake())
         self._stop_listening = self._connection.on_reconnect(wake)
@@ -66,10 +69,17 @@ class ReplicaQueue:
         carries the same number and gets the same requests: none is leased to a replica that never saw it."""
         if most < 1:
             return []
-        claims = await self._scripts.claim(
-            self._queue, self._replica_id, number=self._claim_number, most=most
+        claims, has_left = await self._scripts.claim(
+            self._queue,
+            self._replica_id,
+            number=self._claim_number,
+            most=most,
+            takes_all=self._takes_all,
         )
         self._claim_number += 1
+        self._takes_all = has_left
+        if has_left:  # by the next claim another replica, which was woken as well, has had its chance
+            self._wake()
         if too_many := claims[most:]:  # a repeated claim that once asked for more
             await self.hand_back([(claim.request.id, claim.attempt) for claim in too_many], "no free slot")
         return claims[:most]

@@ -25,6 +25,7 @@ from tidegate.messages.codec import (
     frame,
 )
 from tidegate.messages.kept import KeptCall
+from tidegate.messages.prefixes import prefix_chain
 from tidegate.messages.queue import NO_LABEL, Accepted, Bounds, Depth, Label, Place, Rejected
 from tidegate.messages.work import (
     Claim,
@@ -41,7 +42,7 @@ from tidegate.store import names
 from tidegate.store.connection import Connection, Script
 from tidegate.store.wire import Argument
 
-SHARED = ("base", "waiting", "common")
+SHARED = ("base", "waiting", "affinity", "common")
 # The first line of each. Where Redis has no memory left, what frees some in the end goes on.
 MAY_GROW, FREES, READS = "#!lua", "#!lua flags=allow-oom", "#!lua flags=no-writes"
 # Of shadows: how many may wait in a queue, and for how long.
@@ -131,11 +132,14 @@ class SubmitCall:
             bounds.total_max_bytes,
         ]
         prompts = _encoded_prompts(requests, bounds)
+        chains = {id(request.work.prompt): request.work for request in requests}
+        prefixes = {key: prefix_chain(first.tenant, work) for key, work in chains.items()}
         size_bytes = 0
         for request in requests:
             body = encode_request(request, prompts[id(request.work.prompt)])
             size_bytes += len(body)
-            arguments += (request.id, request.deadline, request.priority, len(body), body)
+            prefix = prefixes[id(request.work.prompt)]
+            arguments += (request.id, request.deadline, request.priority, len(body), body, prefix)
         return cls(queue, [request.id for request in requests], size_bytes, arguments)
 
 
@@ -229,13 +233,16 @@ class Scripts:
         )
         return [_outcome(*reply[at : at + SUBMIT_FIELDS]) for at in range(0, len(reply), SUBMIT_FIELDS)]
 
-    async def claim(self, queue: str, replica: str, *, number: int, most: int) -> list[Claim]:
-        """Lease up to `most` requests. The same `number` again gets the same requests again."""
+    async def claim(
+        self, queue: str, replica: str, *, number: int, most: int, takes_all: bool
+    ) -> tuple[list[Claim], bool]:
+        """Lease up to `most` requests; returns also whether something was left to another replica, as it may
+        be where not `takes_all`. The same `number` again gets the same requests again."""
         times = self._times
-        reply = await self._run(
-            CLAIM, queue, replica, number, most, times.lease_seconds, times.expire_seconds, RECORD_SECONDS
-        )
-        return [Claim(decode_request(body), attempt, decode_segments(log)) for attempt, body, log in reply]
+        ages = times.lease_seconds, times.expire_seconds, RECORD_SECONDS
+        left, leased = await self._run(CLAIM, queue, replica, number, most, *ages, int(takes_all))
+        claims = [Claim(decode_request(body), attempt, decode_segments(log)) for attempt, body, log in leased]
+        return claims, left > 0
 
     async def shadow(self, original: str, shadow: Request, bounds: Bounds, cohort: str) -> bool:
         """Copy a client's request; returns whether there was room for that."""

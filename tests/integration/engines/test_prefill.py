@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from tests.checkpoints import DECODERS, save_model, save_tokenizer
-from tests.engine_requests import a_request, add, run, run_one
+from tests.engine_requests import a_request, add, run, run_one, run_steps
 from tests.integration.engines.test_families import ALONE, BATCHED, LENGTHS, generated, prompts
 from tests.integration.engines.test_states import STATEFUL
 from tidegate.engines.transformers.engine import TransformersEngine
@@ -149,3 +150,74 @@ def test_numbers_that_are_not_finite_stay_with_their_request(
     finish = results["bad"].finish
     assert finish is not None and finish.code == "NumericalError"
     assert [results[request.id].tokens for request in good] == expected
+
+
+BEGIN = [17 + at * 7 % 400 for at in range(70)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_that_begin_alike_equal_generate(name: str, tmp_path: Path) -> None:
+    """Once the cache holds what the first one began with, and its answer."""
+    kind, size = FAMILIES[name]
+    save_model(tmp_path, kind, size)
+    save_tokenizer(tmp_path)
+    engine = loaded(tmp_path, 4096)
+    asked = [BEGIN, [*BEGIN, 5, 6, 7], [*BEGIN[:40], 9], [3, *BEGIN]]
+    expected = generated(tmp_path, asked, [20] * len(asked))
+    asked.append([*BEGIN, *expected[0], 8])
+    expected += generated(tmp_path, asked[-1:], [20])
+    results = [run_one(engine, a_request("r", prompt, max_tokens=20)) for prompt in asked]
+    assert [result.tokens for result in results] == expected
+    is_kept = name not in STATEFUL and name != "dynamic"
+    cached = [result.finish and result.finish.cached_tokens for result in results]
+    assert cached == ([0, 64, 32, 0, 80] if is_kept else [0] * 5)
+    engine.close()
+
+
+def test_a_prompt_is_kept_for_its_tenant_alone(llama: TransformersEngine) -> None:
+    mine = a_request("r", [*BEGIN[::-1], 4], max_tokens=2)
+    cached = []
+    for tenant in ("one", "one", "two", "two"):
+        finish = run_one(llama, replace(mine, tenant=tenant)).finish
+        assert finish is not None
+        cached.append(finish.cached_tokens)
+    assert cached == [0, 64, 0, 64]
+
+
+def test_a_continuation_and_prompt_logprobs(llama: TransformersEngine) -> None:
+    """What goes on elsewhere begins with what is kept; who asks for log probabilities gets them all."""
+    prompt = [BEGIN[0] + 1, *BEGIN]
+    request = a_request("r", prompt, max_tokens=20, temperature=0.9)
+    whole = run_one(llama, request)
+    begun = run_steps(llama, request, 9)
+    rest = run_one(llama, request, begun.log)
+    assert begun.tokens + rest.tokens == whole.tokens
+    assert rest.finish is not None and rest.finish.cached_tokens == 64
+    told = run_one(llama, a_request("r", prompt, max_tokens=1, prompt_logprobs=1))
+    assert told.finish is not None and told.finish.cached_tokens == 0
+    assert len(told.log[0].output.prompt_logprobs) == len(prompt)
+
+
+def test_prompts_that_arrive_while_the_first_one_runs_begin_with_it(
+    llama: TransformersEngine,
+) -> None:
+    prompt = [BEGIN[0] + 2, *BEGIN]
+    requests = [a_request(str(at), [*prompt, at + 3], max_tokens=12) for at in range(4)]
+    alone = [run_one(llama, replace(request, tenant="other")).tokens for request in requests]
+    results = run(llama, requests, apart=2)
+    assert [results[request.id].tokens for request in requests] == alone
+    finishes = [results[request.id].finish for request in requests]
+    assert [finish and finish.cached_tokens for finish in finishes] == [0, 64, 64, 64]
+
+
+def test_an_argument_turns_the_cache_off(load: Callable[..., TransformersEngine]) -> None:
+    engine = load("llama", args={"prefix_cache": False})
+    finishes = [run_one(engine, a_request("r", BEGIN, max_tokens=2)).finish for _ in range(2)]
+    assert [finish and finish.cached_tokens for finish in finishes] == [0, 0]
+
+
+def test_an_argument_bounds_the_cache(load: Callable[..., TransformersEngine]) -> None:
+    row_bytes = 2 * 2 * 2 * 32 * 4  # layers, keys and values, heads, size, bytes of a token
+    engine = load("llama", args={"prefix_cache_bytes": 3 * 16 * row_bytes})
+    finishes = [run_one(engine, a_request("r", BEGIN, max_tokens=2)).finish for _ in range(2)]
+    assert [finish and finish.cached_tokens for finish in finishes] == [0, 48]

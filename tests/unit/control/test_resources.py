@@ -18,6 +18,9 @@ def test_defaults_are_a_model_that_keeps_one_replica() -> None:
     assert spec.queue.max_requests == 1000
 
 
+VLLM: dict[str, Any] = {"engine": {"name": "vllm"}, "source": {"uri": "/weights"}}
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
@@ -47,6 +50,15 @@ def test_defaults_are_a_model_that_keeps_one_replica() -> None:
         ),
         ({"chatTemplate": "{{" + "x" * (1 << 16)}, "spec.chatTemplate"),
         ({"chatTemplate": "vicuna"}, "chatTemplate needs the engine transformers"),
+        ({**VLLM, "task": "embed"}, "only the engine transformers does other tasks"),
+        (
+            {**VLLM, "engine": {"name": "vllm", "args": {"tensor_parallel_size": 2}}},
+            "spec.engine\n  Value error, engine args have no tensor_parallel_size; known: threads,",
+        ),
+        (
+            {**VLLM, "engine": {"name": "vllm", "args": {"enforce_eager": "yes"}}},
+            "engine args: Expected `bool`, got `str` - at `$.enforce_eager`",
+        ),
     ],
 )
 def test_a_wrong_field_is_refused_by_name(spec: dict[str, Any], field: str) -> None:
@@ -71,6 +83,17 @@ def test_every_field_has_a_description_or_fields_of_its_own() -> None:
         and name not in ("api_version", "kind")
     ]
     assert missing == []
+
+
+def test_vllm_takes_packed_weights_a_chat_format_and_its_own_arguments() -> None:
+    args = {"enforce_eager": True, "threads": 2}
+    spec = model(
+        source={"uri": "/weights"},
+        engine={"name": "vllm", "args": args},
+        quantization="gptq",
+        chatTemplate="vicuna",
+    ).spec
+    assert (spec.engine.name, spec.engine.args) == ("vllm", args)
 
 
 def test_a_pool_bounds_revisions_and_builds() -> None:

@@ -211,3 +211,26 @@ def test_tokenize_and_detokenize_take_no_step() -> None:
     text = asyncio.run(engine.prepare(replace(plain, work=Detokenize(TokenPrompt([0, 1, 0])))))
     assert text == Tokens(text=" a b a")
     assert not engine.has_work()
+
+
+def test_what_it_holds_of_a_prompt_is_told() -> None:
+    engine = an_engine(prefix_cache_tokens=1024)
+
+    def cached(prompt: str, tenant: str = "t") -> int:
+        request = replace(a_request("r", prompt, max_tokens=1), tenant=tenant)
+        finish = run_one(engine, request).finish
+        assert finish is not None
+        return finish.cached_tokens
+
+    first, second, third = ("".join(f"{letter}{number:3}" for number in range(512)) for letter in "abc")
+    assert [cached(first), cached(first), cached(first + "more")] == [0, 512, 512]
+    assert cached(first[:1000] + "other" * 100) == 240, "whole blocks of what is alike"
+    assert cached(first, "another tenant") == 0
+    assert [cached(second), cached(third), cached(first)] == [0, 0, 0], "what was used last is kept"
+    assert [cached(first), cached(third)] == [512, 512]
+
+
+def test_without_a_prefix_cache_nothing_is_held() -> None:
+    engine, request = an_engine(), a_request("r", "x" * 2048, max_tokens=1)
+    finishes = [run_one(engine, request).finish for _ in range(2)]
+    assert [finish and finish.cached_tokens for finish in finishes] == [0, 0]

@@ -13,9 +13,14 @@ class TransformersArgs(msgspec.Struct, frozen=True):
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     # Prompt tokens that join per step at most (one request always may): bounds how long others wait.
     prefill_tokens_per_step: Annotated[int, msgspec.Meta(ge=1)] = 4096
+    # Keep keys and values of what prompts begin with, so that the next prompt of the same tenant that begins
+    # alike need not compute them.
+    prefix_cache: bool = True
+    # Memory for that, a part of the KV cache's; 0: up to a ninth of it.
+    prefix_cache_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
     # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
     kv_cache_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    # On a CPU: unpack GPTQ weights of 4 bits into `precision` when they are loaded. Four times the memory; from 8
-    # rows on a step is faster, with fewer it is slower.
+    # On a CPU: unpack GPTQ weights of 4 bits into `precision` at load. Four times the memory; steps of more
+    # than 8 rows are faster, those of fewer slower.
     unpacks_gptq: bool = False

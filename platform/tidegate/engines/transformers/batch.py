@@ -30,6 +30,7 @@ from tidegate.engines.base import is_out_of_memory
 from tidegate.engines.transformers.decoder_step import DecoderStep
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena, LayerKind
+from tidegate.engines.transformers.prefixes import PrefixCache
 
 # Where recurrent_gemma's layers keep the state of what ran last, which no cache holds.
 KEPT_IN_LAYERS = ("conv1d_state", "recurrent_states")
@@ -72,10 +73,12 @@ class Batch(Protocol):
         """Add one token to every row, `tokens` [count]; returns logits [count, vocabulary]."""
         ...
 
-    def begin(self, tokens: Sequence[int], *, every: InParts | None = None) -> Staged:
+    def begin(
+        self, tokens: Sequence[int], *, every: InParts | None = None, salt: bytes | None = None
+    ) -> Staged:
         """Begin to prefill one row in parts, which `advance` computes and `drop` ends early. Until it has
         joined it is no row, but takes the place of one. One is staged at a time, and only where
-        `can_stage`."""
+        `can_stage`. With a `salt` it begins with the tokens that are `cached`."""
         ...
 
     def advance(self, staged: Staged, count: int) -> Tensor | None:
@@ -84,6 +87,15 @@ class Batch(Protocol):
         ...
 
     def drop(self, staged: Staged) -> None: ...
+
+    def cached(self, tokens: Sequence[int], salt: bytes) -> int:
+        """Return with how many of its first tokens computed a row of these would begin."""
+        ...
+
+    def keep(self, row: int, tokens: Sequence[int], salt: bytes) -> None:
+        """Keep what a row holds, the first of these tokens, for others of its salt that begin alike. Only
+        the next one that is kept may make it forgotten."""
+        ...
 
     def longest_run(self) -> int:
         """Return how many tokens one row may add at most while others add fewer."""
@@ -155,6 +167,7 @@ class ArenaBatch:
         self._step = step
         self._makes_masks = makes_masks
         self.has_runs = self.can_stage = True  # until the self-check finds otherwise
+        self.prefixes: PrefixCache | None = None
         self._arena = Arena(layers, max_rows, max_length, self._forward.device)
         self._pad_id = pad_id
         self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=self._forward.device)
@@ -199,10 +212,15 @@ class ArenaBatch:
             self._positions += 1
         return logits[:, -1]
 
-    def begin(self, tokens: Sequence[int], *, every: InParts | None = None) -> Staged:
+    def begin(
+        self, tokens: Sequence[int], *, every: InParts | None = None, salt: bytes | None = None
+    ) -> Staged:
+        held = 0
         with torch.inference_mode():
             self._arena.begin_staged(len(tokens))
-        return Staged(tokens, every)
+            if self.prefixes is not None and salt is not None and (held := self.prefixes.held(tokens, salt)):
+                self.prefixes.fill(self._arena.fill_staged(held), tokens[:held], salt)
+        return Staged(tokens, every, held)
 
     def advance(self, staged: Staged, count: int) -> Tensor | None:
         begin, end = staged.held, staged.held + count
@@ -231,6 +249,15 @@ class ArenaBatch:
     def drop(self, staged: Staged) -> None:  # noqa: ARG002 - there is one
         with torch.inference_mode():
             self._arena.drop_staged()
+
+    def cached(self, tokens: Sequence[int], salt: bytes) -> int:
+        return self.prefixes.held(tokens, salt) if self.prefixes is not None else 0
+
+    def keep(self, row: int, tokens: Sequence[int], salt: bytes) -> None:
+        if self.prefixes is not None:
+            with torch.inference_mode():
+                held = self._arena.tensors(row)
+                self.prefixes.keep(held, tokens[: held[0].shape[1]], salt)
 
     def longest_run(self) -> int:
         return min(self._arena.lengths()) + 1 if self.has_runs else 1
@@ -384,14 +411,22 @@ class OneAtATime:
 
     can_stage = False
 
-    def begin(self, tokens: Sequence[int], *, every: InParts | None = None) -> NoReturn:
-        raise AssertionError(f"rows begin whole: {tokens}, {every}")
+    def begin(
+        self, tokens: Sequence[int], *, every: InParts | None = None, salt: bytes | None = None
+    ) -> NoReturn:
+        raise AssertionError(f"rows begin whole: {tokens}, {every}, {salt!r}")
 
     def advance(self, staged: Staged, count: int) -> NoReturn:
         raise AssertionError(f"rows begin whole: {staged}, {count}")
 
     def drop(self, staged: Staged) -> NoReturn:
         raise AssertionError(f"rows begin whole: {staged}")
+
+    def cached(self, tokens: Sequence[int], salt: bytes) -> int:  # noqa: ARG002 - nothing is kept
+        return 0
+
+    def keep(self, row: int, tokens: Sequence[int], salt: bytes) -> None:
+        pass
 
     def longest_run(self) -> int:
         return 1

@@ -38,12 +38,13 @@ from tidegate.engines.transformers.loading import (
 )
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.pace import Pace
+from tidegate.engines.transformers.prefixes import PrefixCache
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
-from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads
+from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads, prefill_threads
 from tidegate.messages.work import (
     Finish,
     Request,
@@ -115,7 +116,9 @@ class TransformersEngine:
         self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
         kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
         cap = spec.memory_cap_bytes
-        slots = kv_budget(
+        keeps_prefixes = args.prefix_cache and all(kind.has_tokens and not kind.states for kind in kv.layers)
+        keeps_prefixes = keeps_prefixes and bool(kv.layers) and not self._has_encoder
+        budget = kv_budget(
             free_bytes=within_cap(free_bytes(loaded.device), cap, loaded.weights_bytes, loaded.device),
             device=loaded.device,
             kv_cache_bytes=spec.kv_cache_bytes,
@@ -123,14 +126,22 @@ class TransformersEngine:
             share=args.kv_cache_share or (1.0 if cap else 0.0),
             bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
             max_slots=spec.max_slots,
-        ).slots
+            keeps_prefixes=keeps_prefixes,
+            prefix_bytes=args.prefix_cache_bytes,
+        )
+        slots = budget.slots
         self._scheduler = Scheduler(slots)
         self._batch, notes = prove(
-            loaded, layers=kv.layers, max_rows=slots, context_length=self._context_length
+            loaded,
+            layers=kv.layers,
+            max_rows=slots,
+            context_length=self._context_length,
+            prefixes=PrefixCache(budget.prefix_bytes, kv.bytes_per_token) if keeps_prefixes else None,
         )
         laps.end("self-check")
         if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
             choose_threads(self._batch, usable_cores(), slots)
+        self._prefill_cores = usable_cores() if loaded.device == "cpu" and not args.threads else 0
         laps.end("trial of threads")
         template_notes = self._prompts.wait_ready(self._vocabulary_size)
         laps.end("waiting for the prompts' process")
@@ -195,16 +206,21 @@ class TransformersEngine:
         outputs: list[StepOutput] = []
         is_waited_for = bool(self._scheduler.running)
         logits = [self._decode()] if is_waited_for else []
-        plan = self._scheduler.schedule(
-            self._pace.budget(is_waited_for=is_waited_for), can_stage=self._batch.can_stage
-        )
-        for sequence, count in plan.parts:
-            logits += self._prefill_part(sequence, count, outputs)
-        for group in plan.groups:
-            logits += self._prefill(group, outputs)
+        budget = self._pace.budget(self._scheduler.joining(), len(self._scheduler.running))
+        plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage, held=self._held)
+        with prefill_threads(plan.tokens, self._prefill_cores):
+            for sequence, count in plan.parts:
+                logits += self._prefill_part(sequence, count, outputs)
+            for group in plan.groups:
+                logits += self._prefill(group, outputs)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
             self._accept(choose(together, self._scheduler.running), outputs)
+            joined = {*(sequence.id for sequence, _ in plan.parts)}
+            joined.update(sequence.id for group in plan.groups for sequence in group)
+            for row, sequence in enumerate(self._scheduler.running):
+                if sequence.id in joined:
+                    self._keep(row, sequence)
         if is_waited_for:
             self._pace.note(time.perf_counter() - begin, plan.tokens)
         return outputs
@@ -239,7 +255,10 @@ class TransformersEngine:
         try:
             if self._part is None:
                 asked, every = self._asked(sequence)
-                self._part = Part(self._batch.begin(sequence.tokens, every=every), asked)
+                salt = sequence.salt if self._held(sequence) else None
+                staged = self._batch.begin(sequence.tokens, every=every, salt=salt)
+                sequence.cached_tokens = min(staged.held, len(sequence.prompt))
+                self._part = Part(staged, asked)
             logits = self._batch.advance(self._part.staged, count)
         except Exception as error:
             outputs.append(prompt_failed(sequence, error))
@@ -249,6 +268,17 @@ class TransformersEngine:
             return []
         asked, self._part = self._part.asked, None
         return self._joined([sequence], asked, logits, outputs)
+
+    def _held(self, sequence: RunningSequence) -> int:
+        """Return how many tokens of a prompt need no prefill. For few ones going alone costs more."""
+        if sequence.needs_all_logits:
+            return 0
+        held = self._batch.cached(sequence.tokens, sequence.salt)
+        return held if held >= self._weights_tokens else 0
+
+    def _keep(self, row: int, sequence: RunningSequence) -> None:
+        if sequence.length >= self._weights_tokens:
+            self._batch.keep(row, sequence.tokens, sequence.salt)
 
     def _drop(self) -> None:
         self._scheduler.forget()
@@ -330,6 +360,8 @@ class TransformersEngine:
     def _leave(self, rows: dict[int, bool]) -> None:
         """Take rows out of the batch; True: what it leaves in the cache must be cleared."""
         for row in sorted(rows, reverse=True):
+            if not rows[row]:
+                self._keep(row, self._scheduler.running[row])
             self._batch.leave(row, clear=rows[row])
         self._tokens = self._tokens[self._scheduler.leave(rows)]
 

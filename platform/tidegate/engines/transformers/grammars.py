@@ -45,6 +45,18 @@ class Masks(NamedTuple):
     size: int
     width: int
 
+    def words(self, matchers: Sequence[Matcher]) -> Any:
+        """Return what may come next in 32-bit words [rows, width / 32], a bit for each token."""
+        words = allocate_token_bitmask(len(matchers), self.width)
+        free = [(row._matcher, at) for at, row in enumerate(matchers) if not row.forced]
+        if free:
+            fill_next_token_bitmask_par(self.executor, free, words)
+        for at, row in enumerate(matchers):
+            if row.forced:
+                words[at] = 0
+                words.view(np.uint32)[at, row.forced[0] // 32] = 1 << row.forced[0] % 32
+        return words
+
 
 class Grammars:
     """Compiles for one tokenizer. `size`: the width of its model's logits."""
@@ -155,16 +167,9 @@ class Matcher:
 
 def allowed_tokens(matchers: Sequence[Matcher], like: Tensor) -> Tensor:
     """Return what may come next, bool [rows, vocabulary], on the device of `like`."""
-    rows, size = like.shape
+    size = like.shape[-1]
     # The tokenizer may have more tokens than the logits: those never come.
-    words = allocate_token_bitmask(rows, matchers[0].masks.width)
-    free = [(row._matcher, at) for at, row in enumerate(matchers) if not row.forced]
-    if free:
-        fill_next_token_bitmask_par(matchers[0].masks.executor, free, words)
-    for at, row in enumerate(matchers):
-        if row.forced:
-            words[at] = 0
-            words.view(np.uint32)[at, row.forced[0] // 32] = 1 << row.forced[0] % 32
+    words = matchers[0].masks.words(matchers)
     bits = np.unpackbits(words.view(np.uint8), axis=1, count=size, bitorder="little")
     return torch.from_numpy(bits).view(torch.bool).to(like.device)
 

@@ -78,6 +78,11 @@ class Language:
         )
         self.notes = (*tokenizer_notes, *self._generation.notes)
 
+    @property
+    def model_ends(self) -> list[int]:
+        """Return the model's own end tokens."""
+        return sorted(self._end_ids)
+
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
         """See `Engine.prepare`."""
         if isinstance(request.work, Embed | Score):

@@ -207,8 +207,8 @@ def from_pretrained(
 ) -> tuple[Any, list[str]]:
     """Load by transformers, which renames and fuses what its architecture holds otherwise.
 
-    `weights` stand for the files' where these do not hold them as they are computed with; `architecture` is then
-    the class, and `config` its own.
+    `weights` stand for the files' where these do not hold them as they are computed with; `architecture` is
+    then the class, and `config` its own.
     """
     import transformers
     from transformers import GenerationConfig

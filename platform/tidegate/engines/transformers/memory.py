@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from tidegate.engines.base import EngineLoadError
-from tidegate.sources.facts import CUDA_RUNTIME_BYTES, WEIGHTS_OVERHEAD
+from tidegate.sources.facts import CUDA_RUNTIME_BYTES, PREFIX_SHARE, WEIGHTS_OVERHEAD
 
 MOST_SLOTS = 256
 GIB = 1 << 30
@@ -23,10 +23,12 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The bytes that the KV cache may take, and how many requests of full length that is."""
+    """The bytes that the KV cache may take, and how many requests of full length that is; beside them those
+    for what prompts begin with."""
 
     bytes: int
     slots: int
+    prefix_bytes: int = 0
 
 
 def check_weights_fit(weights_bytes: int, free_bytes: int, device: str) -> None:
@@ -63,8 +65,12 @@ def kv_budget(
     share: float,
     bytes_per_row: int,
     max_slots: int,
+    keeps_prefixes: bool = False,
+    prefix_bytes: int = 0,
 ) -> Budget:
-    """Bytes for the KV cache and the slots they give, at least one and at most 256 or `max_slots`.
+    """Bytes for the KV cache and the slots they give, at least one and at most 256 or `max_slots`. Where
+    prefixes are kept, `prefix_bytes` of the whole are for them, or what the slots leave; slots leave one in
+    `PREFIX_SHARE` + 1, and get all but that share of the bytes.
 
     `free_bytes` is what is free with the weights loaded, `bytes_per_row` one request of full context.
     Raises `EngineLoadError` (OutOfMemory) where not even one request fits.
@@ -74,14 +80,23 @@ def kv_budget(
     if is_cpu and not kv_cache_bytes and not share:
         budget = min(budget, CPU_MOST_BYTES)
     budget = min(budget, free_bytes)
-    slots = min(budget // max(1, bytes_per_row), max_slots or MOST_SLOTS, MOST_SLOTS)
+    bytes_per_row = max(1, bytes_per_row)
+    rows = (budget - prefix_bytes * keeps_prefixes) // bytes_per_row
+    if keeps_prefixes and not prefix_bytes:
+        rows -= rows // (PREFIX_SHARE + 1)
+    slots = min(rows, max_slots or MOST_SLOTS, MOST_SLOTS)
     if slots < 1:
         raise EngineLoadError(
             "OutOfMemory",
             f"The KV cache of one request of full context needs {gib(bytes_per_row)}, but the cache may take "
-            f"{gib(budget)} on {device}: lower contextLength or give it more memory.",
+            f"{gib(budget)} on {device}"
+            + (f", {gib(prefix_bytes)} of it prefix_cache_bytes" if keeps_prefixes and prefix_bytes else "")
+            + ": lower contextLength or give it more memory.",
         )
-    return Budget(slots * bytes_per_row, slots)
+    if not keeps_prefixes:
+        return Budget(slots * bytes_per_row, slots)
+    left = min(budget - slots * bytes_per_row, budget // (PREFIX_SHARE + 1))
+    return Budget(slots * bytes_per_row, slots, prefix_bytes or left)
 
 
 def free_host_bytes() -> int:

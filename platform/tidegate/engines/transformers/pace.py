@@ -21,9 +21,13 @@ class Pace:
         self._tokens = min(4.0 * fewest, most)  # until there is something to go by
         self._plain_seconds = 0.0  # of a step without prompts, on average; 0: not known
 
-    def budget(self, *, is_waited_for: bool) -> int:
-        """Return how many tokens of prompts the next step may take."""
-        return int(self._tokens) if is_waited_for else self._most
+    def budget(self, joining: int, running: int) -> int:
+        """Return how many tokens of prompts the next step may take: more where more requests wait for their
+        first token than for the next one. So a burst of short prompts joins at once, and one long prompt as
+        those that run can bear."""
+        if not running:
+            return self._most
+        return min(self._most, int(self._tokens * max(1.0, joining / running)))
 
     def note(self, seconds: float, tokens: int) -> None:
         """Learn from a step in which rows decoded, and `tokens` of prompts joined."""
@@ -36,6 +40,7 @@ class Pace:
             return
         factor = MOST_CHANGE
         if (more := seconds - plain) > 0:
-            factor = max(FEWEST_CHANGE, min(MOST_CHANGE, SHARE * plain / more))
+            share = SHARE * max(1.0, tokens / self._tokens)  # a burst may take more
+            factor = max(FEWEST_CHANGE, min(MOST_CHANGE, share * plain / more))
         if factor < 1 or 2 * tokens > self._tokens:  # a few tokens that cost little say nothing of many
             self._tokens = max(self._fewest, min(self._most, self._tokens * factor))

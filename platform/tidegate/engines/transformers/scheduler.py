@@ -75,6 +75,10 @@ class Scheduler(Generic[S]):
     def add(self, sequence: S) -> None:
         self.waiting.append(sequence)
 
+    def joining(self) -> int:
+        """Count those who wait for a slot that is there, and the one that is staged."""
+        return min(len(self.waiting), self._unused()) + (self.staged is not None)
+
     def schedule(
         self, budget: int, *, can_stage: bool = True, held: Callable[[S], int] = none_held
     ) -> Plan[S]:

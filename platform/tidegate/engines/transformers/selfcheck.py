@@ -6,7 +6,8 @@ tokens are given (teacher forcing), so every step has logits to compare with tho
 pass over the same tokens without cache, padding or neighbours. One row joins once more with the logits of all
 its tokens, a few at a time, as log probabilities of prompts are made. Then the rows take several tokens a
 step, in turn: where that is wrong, tokens that a grammar forces are taken one by one. At last rows join part
-by part while others decode: where that is wrong, every prompt is prefilled whole.
+by part while others decode, and begin with what was kept of others: where that is wrong, every prompt is
+prefilled whole, or nothing is kept.
 
 The measure is the greatest relative error of a row's logits at one step, |a - b| / |b - mean(b)| (L2 over the
 vocabulary). Right and wrong are far apart: rounding gives about 1e-6 in float32, 1e-3 in float16 and 1e-2
@@ -50,6 +51,7 @@ from tidegate.engines.transformers.encoder_decoder import (
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.kv import LayerKind
 from tidegate.engines.transformers.loading import Loaded
+from tidegate.engines.transformers.prefixes import PrefixCache
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
@@ -79,13 +81,20 @@ class Verdict:
 
 
 def prove(
-    loaded: Loaded, *, layers: Sequence[LayerKind], max_rows: int, context_length: int
+    loaded: Loaded,
+    *,
+    layers: Sequence[LayerKind],
+    max_rows: int,
+    context_length: int,
+    prefixes: PrefixCache | None = None,
 ) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
-    model's cache. Raises `EngineLoadError` (SelfCheckFailed), and what says that memory ran out."""
-    way = proved_encoder_decoder if loaded.model.config.is_encoder_decoder else proved
+    model's cache. It keeps `prefixes` where it passes with them. Raises `EngineLoadError` (SelfCheckFailed),
+    and what says that memory ran out."""
     try:
-        return way(loaded, layers, max_rows, context_length)
+        if loaded.model.config.is_encoder_decoder:
+            return proved_encoder_decoder(loaded, layers, max_rows, context_length)
+        return proved(loaded, layers, max_rows, context_length, prefixes)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -93,7 +102,11 @@ def prove(
 
 
 def proved(
-    loaded: Loaded, layers: Sequence[LayerKind], max_rows: int, context_length: int
+    loaded: Loaded,
+    layers: Sequence[LayerKind],
+    max_rows: int,
+    context_length: int,
+    prefixes: PrefixCache | None = None,
 ) -> tuple[Batch, list[str]]:
     model, precision = loaded.model, loaded.precision
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
@@ -127,6 +140,9 @@ def proved(
             # A state that has taken a token cannot take it once more.
             arena.has_runs = not has_states and is_right(_in_runs, plain, arena, precision, bounds)
             arena.can_stage = is_right(_in_chunks, plain, arena, precision, bounds)
+            arena.prefixes = prefixes if arena.can_stage else None
+            if prefixes is not None and not is_right(_with_prefixes, plain, arena, precision, bounds):
+                arena.prefixes = None
             return arena, []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
@@ -458,6 +474,32 @@ def _in_chunks(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, i
     finally:
         while batch.count:
             batch.leave(batch.count - 1, clear=True)
+    return seen
+
+
+def _with_prefixes(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
+    """Let each row join, decode and leave, and then begin anew with what is kept of it. Returns what `_run`
+    does of those that did."""
+    seen: list[tuple[int, int, Tensor]] = []
+    salt = b"self-check"
+    try:
+        for index, row in enumerate(rows):
+            device = batch.join([row[:-2]]).device
+            batch.decode(torch.tensor([row[-2]], device=device))
+            batch.keep(0, row, salt)
+            batch.leave(0)
+            staged = batch.begin(row, salt=salt)
+            if staged.held == 0:
+                batch.drop(staged)
+                continue
+            if (logits := batch.advance(staged, staged.left)) is not None:
+                seen.append((index, len(row) - 1, logits[0]))
+            batch.leave(0)
+    finally:
+        while batch.count:
+            batch.leave(batch.count - 1, clear=True)
+        if isinstance(batch, ArenaBatch) and batch.prefixes is not None:
+            batch.prefixes.clear()
     return seen
 
 

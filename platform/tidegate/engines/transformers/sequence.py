@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from msgspec.structs import replace
 from transformers.utils.chat_parsing.response_templates import ResponseTemplate
@@ -31,6 +31,13 @@ from tidegate.messages.work import (
 )
 
 
+class Found(Protocol):
+    """Log probabilities of all tokens but the first, as `PrefillLogprobs` has them."""
+
+    values: list[tuple[float, list[tuple[int, float]]]]
+    ranks: list[int]
+
+
 class RunningSequence:
     """Holds the state of one request beside its KV cache; all of it can be rebuilt from the log."""
 
@@ -52,6 +59,8 @@ class RunningSequence:
         encoder reads the prompt."""
         request = prepared.request
         self.id = request.id
+        self.salt = request.tenant.encode()  # nobody sees what another tenant's prompts begin with
+        self.cached_tokens = 0  # of the prompt, that were not computed
         self.source = [] if start is None else list(prepared.prompt)  # what an encoder reads
         self.prompt = list(prepared.prompt if start is None else start)  # what the decoder goes on from
         self._prompt_tokens = len(prepared.prompt)
@@ -123,7 +132,7 @@ class RunningSequence:
         sampling = self.sampling
         return PrefillLogprobs(self.tokens, max(sampling.top_logprobs or 0, sampling.prompt_logprobs or 0))
 
-    def take_prefill(self, found: PrefillLogprobs) -> None:
+    def take_prefill(self, found: Found) -> None:
         """Fill in the log probabilities that were collected."""
         if self._tells_prompt:
             entries = self._entries(found, self.sampling.prompt_logprobs)
@@ -194,6 +203,7 @@ class RunningSequence:
             message=message,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self.generated),
+            cached_tokens=self.cached_tokens,
         )
         return StepOutput(self.id, NO_TOKENS, self._prompt_tokens, finish)
 
@@ -258,6 +268,7 @@ class RunningSequence:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self.generated),
             stopped_by=self._answer.stopped_by,
+            cached_tokens=self.cached_tokens,
         )
 
     def _output(
@@ -292,7 +303,7 @@ class RunningSequence:
         text, raw = self._shown(self.prompt[0])
         return TokenLogprob(self.prompt[0], text, None, raw)
 
-    def _entries(self, found: PrefillLogprobs, top: int | None) -> list[TokenLogprob]:
+    def _entries(self, found: Found, top: int | None) -> list[TokenLogprob]:
         return [
             self._entry(token, logprob, likeliest[:top])
             for token, (logprob, likeliest) in zip(self.tokens[1:], found.values, strict=True)
@@ -302,11 +313,12 @@ class RunningSequence:
         return self._vocabulary.shown(token, skips_special=self.sampling.skips_special)
 
     def _entry(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
-        text, raw = self._shown(token)
+        shown, skips = self._vocabulary.shown, self.sampling.skips_special
         alternatives = []
         for other, value in top:
-            shown, shown_raw = self._shown(other)
-            alternatives.append((other, shown, value, shown_raw))
+            text, raw = shown(other, skips_special=skips)
+            alternatives.append((other, text, value, raw))
+        text, raw = shown(token, skips_special=skips)
         return TokenLogprob(token, text, logprob, raw, alternatives)
 
     def _echoed(self) -> str:

@@ -1,4 +1,4 @@
-"""Chooses by trial how many CPU threads one model operation uses.
+"""Chooses how many CPU threads one model operation uses: by trial for a decoding step, by size for a prefill.
 
 A small model is slower with several threads than with one (handing out an operation costs more than it
 saves, and beside other busy processes much more), a large one is faster. Where the border lies depends on
@@ -8,7 +8,8 @@ the machine.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,6 +19,7 @@ TRIAL_ROWS = 8
 TRIAL_PROMPT = 8  # tokens
 FEWEST_STEPS, MOST_STEPS = 2, 24
 TRIAL_SECONDS = 0.1  # per trial, where steps are slow: it is a part of every waking
+PARALLEL_TOKENS = 128  # of a prefill, from which on its operations are worth handing out whatever the model
 WORTH = 1.25  # more threads must be faster by this factor: other processes want the cores too
 
 
@@ -43,6 +45,20 @@ def choose_threads(batch: Batch, cores: int, most_rows: int) -> int:
     threads = cores if together * WORTH < alone else 1
     torch.set_num_threads(threads)
     return threads
+
+
+@contextmanager
+def prefill_threads(tokens: int, cores: int) -> Iterator[None]:
+    """Let a prefill of so many tokens use all `cores`, where it is long enough; 0: it has no say."""
+    before = torch.get_num_threads()
+    is_raised = tokens >= PARALLEL_TOKENS and before < cores
+    if is_raised:
+        torch.set_num_threads(cores)
+    try:
+        yield
+    finally:
+        if is_raised:
+            torch.set_num_threads(before)
 
 
 def step_seconds(step: Callable[[], None]) -> float:

@@ -31,6 +31,7 @@ class Vocabulary:
         self._added = {token_id: str(token) for token_id, token in added.items() if not token.special}
         self._known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._pieces: dict[int, bytes] = {}
+        self._shown: dict[int, tuple[str, bytes]] = {}  # but for special tokens
         self._named: dict[str, frozenset[int]] = {}
         decoders = _decoders(tokenizer)
         self._to_bytes = _bytes_rule(decoders)
@@ -56,8 +57,10 @@ class Vocabulary:
         if token_id in self._special:
             name = str(self._tokenizer.convert_ids_to_tokens(token_id))
             return name, b"" if skips_special else name.encode()
-        raw = self.piece(token_id)
-        return raw.decode(errors="replace"), raw
+        if (shown := self._shown.get(token_id)) is None:
+            raw = self.piece(token_id)
+            shown = self._shown[token_id] = raw.decode(errors="replace"), raw
+        return shown
 
     @property
     def has_silent_space(self) -> bool:

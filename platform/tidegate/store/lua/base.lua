@@ -16,9 +16,11 @@ local function add(lists, name, item)
   if list then list[#list + 1] = item else lists[name] = { item } end
 end
 
--- One command with any number of arguments.
+-- One command that answers with a number, with any number of arguments. Returns the sum of the answers.
 local function call_with(command, key, arguments)
+  local sum = 0
   for from = 1, #arguments, CHUNK do
-    call(command, key, unpack(arguments, from, math.min(from + CHUNK - 1, #arguments)))
+    sum = sum + call(command, key, unpack(arguments, from, math.min(from + CHUNK - 1, #arguments)))
   end
+  return sum
 end

@@ -213,13 +213,13 @@ end
 local function read_record(id, and_body)
   local r = call('HMGET', P .. 'req:' .. id, 'state', 'queue', 'tenant', 'gateway', 'bytes', 'attempt', 'seq',
     'mark', 'replica', 'score', 'deadline', 'deaths', 'losses', 'key', 'limits', 'written', 'cohort', 'session', 'pair',
-    and_body and 'body' or 'state')
+    and_body and 'body' or 'state', and_body and 'prefix' or 'state')
   if not r[1] then return nil end
   return { state = r[1], queue = r[2], tenant = r[3], gateway = r[4], bytes = tonumber(r[5]), attempt = r[6],
     seq = tonumber(r[7]), mark = tonumber(r[8] or 0), replica = r[9], score = r[10],
     deadline = tonumber(r[11]), deaths = tonumber(r[12] or 0), losses = tonumber(r[13] or 0),
     key = r[14] or '', limits = r[15], written = tonumber(r[16] or 0), cohort = r[17] or '',
-    session = r[18], pair = r[19], body = r[20] }
+    session = r[18], pair = r[19], body = r[20], chain = r[21] }
 end
 
 local function read(id)

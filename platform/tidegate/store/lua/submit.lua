@@ -2,7 +2,7 @@
 -- ARGV: sender's unix time, is_repeat ('1': a former try may have been carried out), then per call:
 --   n, queue, tenant, key, gateway, cohort, session, is_shadowed ('1': its first request has a shadow), then the most
 --   requests and bytes of queue, share, tenant and total,
---   and n times: id, deadline, priority, bytes of the body, body
+--   and n times: id, deadline, priority, bytes of the body, body, chain of its prompt
 -- Returns 7 integers or strings per call: accepted, ahead, waiting, running, drain, limit, and the bound that is
 -- passed, its unit, and `shadows` where there are some that could give way.
 local now = server_time()
@@ -45,10 +45,10 @@ while at <= #ARGV do
   for i = 1, 8 do limits[i] = tonumber(ARGV[at + 7 + i]) end
   for i, name in ipairs(counters_of(f)) do counted[i] = counter(name) end
   local first = at + 16
-  at = first + 5 * n
+  at = first + 6 * n
 
   local bytes = 0
-  for i = first, at - 1, 5 do bytes = bytes + tonumber(ARGV[i + 3]) end
+  for i = first, at - 1, 6 do bytes = bytes + tonumber(ARGV[i + 3]) end
   local refused, limit = bound_passed(counted, limits, n, bytes)
 
   local was_written = is_repeat and call('EXISTS', P .. 'req:' .. ARGV[first]) == 1
@@ -56,7 +56,7 @@ while at <= #ARGV do
   if not refused and not was_written then
     local waiting, is_last = line_of(queue).length, nil
     local byte_limits = table.concat({ limits[2], limits[4], limits[6], limits[8] }, ' ')
-    for i = first, at - 1, 5 do
+    for i = first, at - 1, 6 do
       local id = ARGV[i]
       everything.order = everything.order + 1
       local priority = math.max(-1000, math.min(1000, tonumber(ARGV[i + 2])))
@@ -65,6 +65,7 @@ while at <= #ARGV do
       call('HSET', P .. 'req:' .. id, 'state', 'waiting', 'queue', queue, 'tenant', tenant, 'gateway', gateway,
         'bytes', ARGV[i + 3], 'attempt', 0, 'seq', 0, 'score', score, 'deadline', deadline, 'key', key,
         'limits', byte_limits, 'created', created, 'body', ARGV[i + 4])
+      if ARGV[i + 5] ~= '' then call('HSET', P .. 'req:' .. id, 'prefix', ARGV[i + 5]) end
       if cohort ~= '' then call('HSET', P .. 'req:' .. id, 'cohort', cohort) end
       if session ~= '' then call('HSET', P .. 'req:' .. id, 'session', session) end
       if i == first and is_shadowed == '1' then call('HSET', P .. 'req:' .. id, 'pair', id) end

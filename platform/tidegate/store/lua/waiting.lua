@@ -7,7 +7,8 @@ local lines = {} -- queue -> its line, see line_of
 local deadlines = {} -- of those who joined: deadline, id, ...
 
 -- Lower scores are taken first. 2^42 submits fit into one band of priority; +-1000 bands into a double.
-local function score_of(order, priority) return order - priority * 4398046511104 end
+local BAND = 4398046511104
+local function score_of(order, priority) return order - priority * BAND end
 
 local function suspects_length(queue) return call('ZCARD', SUSPECTS .. queue) end
 
@@ -60,8 +61,38 @@ local function rejoin(queue, id, score, is_suspect, deadline)
   wakes[queue] = true
 end
 
+-- The ids among whom a claim may choose: up to `most` from the front, of one priority, suspects left aside. Once one of
+-- them was passed over only these are, until all are taken (a round: the score of its last in `round:{band}`). So at
+-- most `most - 1` are taken before one that came sooner, but for those that come back or are moved here.
+-- Returns also what `pass_over` needs; nil where it was called before.
+local function among(queue, most)
+  local found, ids = call('ZRANGE', PLAIN .. queue, 0, most - 1, 'WITHSCORES'), {}
+  if #found == 0 then return ids end
+  local band = math.floor(found[2] / BAND)
+  local round, last = 'round:' .. band, nil
+  local upto = #found > 2 and tonumber(call('HGET', P .. 'queue:' .. queue, round) or nil)
+  if upto and upto < tonumber(found[2]) then
+    call('HDEL', P .. 'queue:' .. queue, round)
+    upto = nil
+  end
+  for i = 1, #found, 2 do
+    local score = tonumber(found[i + 1])
+    if score > (upto or score) or math.floor(score / BAND) > band then break end
+    ids[#ids + 1] = found[i]
+    last = found[i + 1]
+  end
+  return ids, not upto and { round, last }
+end
+
+local function pass_over(queue, round) call('HSET', P .. 'queue:' .. queue, unpack(round)) end
+
+local function take(queue, ids)
+  call_with('ZREM', PLAIN .. queue, ids)
+  call_with('ZREM', DEADLINES, ids)
+end
+
 -- Take up to `most` from the front, suspects left aside.
-local function take(queue, most)
+local function take_first(queue, most)
   local popped, ids = call('ZPOPMIN', PLAIN .. queue, most), {}
   for i = 1, #popped, 2 do ids[#ids + 1] = popped[i] end
   call_with('ZREM', DEADLINES, ids)

@@ -8,6 +8,7 @@ from tidegate.engines.base import EngineLoadError
 from tidegate.engines.transformers.memory import (
     CPU_MOST_BYTES,
     GIB,
+    Budget,
     check_weights_fit,
     free_host_bytes,
     gib,
@@ -17,6 +18,7 @@ from tidegate.engines.transformers.memory import (
     usable_cores,
     within_cap,
 )
+from tidegate.sources.facts import PREFIX_SHARE
 
 sizes = st.integers(1, 1 << 40)
 
@@ -44,6 +46,57 @@ def test_the_cache_stays_within_its_budget(
         assert budget.bytes <= asked
     elif device == "cpu":
         assert budget.bytes <= CPU_MOST_BYTES
+
+
+@given(
+    sizes,
+    st.integers(1, 1 << 30),
+    st.integers(0, 256),
+    st.sampled_from(["cpu", "cuda"]),
+    st.integers(0, 1 << 30),
+)
+def test_what_prompts_begin_with_is_kept_within_the_budget(
+    free: int, row: int, max_slots: int, device: str, asked: int
+) -> None:
+    def budget(*, keeps_prefixes: bool) -> Budget:
+        return kv_budget(
+            free_bytes=free,
+            device=device,
+            kv_cache_bytes=0,
+            share=0.5,
+            bytes_per_row=row,
+            max_slots=max_slots,
+            keeps_prefixes=keeps_prefixes,
+            prefix_bytes=asked,
+        )
+
+    try:
+        whole, kept = budget(keeps_prefixes=False), budget(keeps_prefixes=True)
+    except EngineLoadError as error:
+        assert row + asked > free // 2
+        assert ("prefix_cache_bytes" in error.message) == bool(asked) or row > free // 2
+        return
+    assert whole.prefix_bytes == 0
+    assert kept.bytes + kept.prefix_bytes <= free // 2
+    assert kept.prefix_bytes == asked if asked else kept.prefix_bytes <= free // 18
+    if not asked:
+        assert kept.slots >= whole.slots - whole.slots // 9 - 1
+
+
+@given(st.integers(1, 1 << 40), st.integers(1, 256))
+def test_slots_that_memory_was_sized_for_are_there(row: int, slots: int) -> None:
+    sized = slots * (row + -(-row // PREFIX_SHARE))  # as `control.sizing` does
+    found = kv_budget(
+        free_bytes=sized,
+        device="cuda",
+        kv_cache_bytes=0,
+        share=1.0,
+        bytes_per_row=row,
+        max_slots=slots,
+        keeps_prefixes=True,
+    )
+    assert found.slots == slots
+    assert sized // 10 <= found.prefix_bytes <= sized - slots * row
 
 
 def test_a_row_that_does_not_fit_is_refused_with_the_numbers() -> None:

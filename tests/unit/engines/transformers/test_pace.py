@@ -13,7 +13,7 @@ def settled(pace: Pace, seconds: Callable[[int], float]) -> int:
     """Let steps take what `seconds` says of their prompt tokens, until the budget has settled."""
     pace.note(seconds(0), 0)
     for _ in range(40):
-        budget = pace.budget(is_waited_for=True)
+        budget = pace.budget(1, 1)
         pace.note(seconds(budget), budget)
     return budget
 
@@ -32,7 +32,7 @@ def test_the_budget_keeps_to_its_bounds(seconds_per_token: float, expected: int)
 def test_a_step_for_which_nobody_waits_takes_most() -> None:
     pace = Pace(16, 4096)
     settled(pace, lambda tokens: 0.1 + tokens)
-    assert pace.budget(is_waited_for=False) == 4096
+    assert pace.budget(1, 0) == 4096
 
 
 def test_a_few_tokens_that_cost_little_say_nothing_of_many() -> None:
@@ -40,7 +40,7 @@ def test_a_few_tokens_that_cost_little_say_nothing_of_many() -> None:
     budget = settled(pace, lambda tokens: 0.1 + 1e-3 * tokens)
     for _ in range(40):
         pace.note(0.101, 1)
-    assert pace.budget(is_waited_for=True) == budget
+    assert pace.budget(1, 1) == budget
 
 
 def test_one_step_that_was_held_up_changes_little() -> None:
@@ -48,7 +48,7 @@ def test_one_step_that_was_held_up_changes_little() -> None:
     before = settled(pace, lambda tokens: 0.1 + 1e-3 * tokens)
     pace.note(60.0, 0)
     pace.note(60.0, before)
-    assert pace.budget(is_waited_for=True) >= before // 2
+    assert pace.budget(1, 1) >= before // 2
     after = [settled(pace, lambda tokens: 0.1 + 1e-3 * tokens) for _ in range(9)]
     assert after[-1] == pytest.approx(before, rel=0.1)
 
@@ -64,4 +64,12 @@ def test_whatever_is_measured_a_step_goes_on_and_has_a_bound(
     pace = Pace(fewest, most)
     for seconds, tokens in steps:
         pace.note(seconds, tokens)
-        assert 1 <= pace.budget(is_waited_for=True) <= most
+        assert 1 <= pace.budget(1, 1) <= most
+
+
+def test_a_burst_may_take_as_many_times_more_as_more_wait_to_join_than_run() -> None:
+    pace = Pace(16, 4096)
+    alone = pace.budget(1, 8)
+    assert pace.budget(8, 8) == alone
+    assert pace.budget(32, 8) == 4 * alone
+    assert pace.budget(64, 1) == 4096

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from tests.unit.engines.transformers import choices
+from tidegate.engines.noise import uniform
 from tidegate.engines.transformers import sampling as sampling_module
 from tidegate.engines.transformers.sampling import (
     LOGITS_BYTES,
@@ -32,11 +33,15 @@ from tidegate.engines.transformers.sampling import (
     Temperature,
     TopP,
     choose,
+    least_logit,
+    least_probability,
     needed_steps,
+    packed,
     pick,
     ranks,
     rows_at_once,
     token_logprobs,
+    unpacked,
 )
 from tidegate.messages.work import Sampling
 
@@ -46,14 +51,14 @@ END_IDS = (0, 48, VOCABULARY + 7)  # the last one is beyond the embedding
 
 
 class Row:
-    def __init__(self, sampling: Sampling, generated: list[int]) -> None:
+    def __init__(self, sampling: Sampling, generated: list[int], words: Sequence[Sequence[int]] = ()) -> None:
         self.sampling = sampling
         self.generated = generated
         self.prompt = PROMPT
         self.end_ids = END_IDS
         self.rules = None
         self.matcher = None
-        self.bad_words: list[list[int]] = []
+        self.bad_words = words
         self.steps = needed_steps(self)
 
 
@@ -347,3 +352,146 @@ def test_log_probabilities_of_many_rows_are_those_of_each(monkeypatch: pytest.Mo
 def test_a_rank_is_the_place_among_all_tokens() -> None:
     logits = torch.tensor([[0.5, 3.0, 1.0], [2.0, -1.0, 0.0]])
     assert ranks(logits, torch.tensor([0, 0])) == [3, 1]
+
+
+def plain_values(logits: torch.Tensor, row: Row, nudge: float = 0.0) -> torch.Tensor:
+    """What is left of one row's logits [vocabulary], by each parameter's definition: logits without a
+    temperature, probabilities with one. `nudge` moves the borders of what a share of them bounds."""
+    sampling, told = row.sampling, [*row.prompt, *row.generated]
+    values = logits.float().tolist()
+    if sampling.allowed_token_ids:
+        values = [v if token in sampling.allowed_token_ids else -math.inf for token, v in enumerate(values)]
+    for *before, last in row.bad_words:
+        if last < len(values) and row.generated[max(0, len(row.generated) - len(before)) :] == before:
+            values[last] = -math.inf
+    if len(row.generated) < sampling.min_tokens:
+        values = [-math.inf if token in row.end_ids else v for token, v in enumerate(values)]
+    for token, bias in sampling.logit_bias:
+        values[token] = float(torch.tensor(values[token]) + torch.tensor(bias))
+    for token in set(told):
+        scale = torch.tensor(sampling.repetition_penalty)
+        found = torch.tensor(values[token])
+        values[token] = float(found / scale if found > 0 else found * scale)
+    for token in set(row.generated):
+        lowered = sampling.presence_penalty + sampling.frequency_penalty * row.generated.count(token)
+        values[token] = float(torch.tensor(values[token]) - torch.tensor(lowered))
+    if Temperature not in row.steps:
+        return torch.tensor(values)
+    found = torch.softmax(torch.tensor(values) / sampling.temperature, dim=-1)
+    if sampling.min_p:
+        found = found * (found >= sampling.min_p * (1 + nudge) * found.max())
+        found = found / found.sum()
+    if sampling.top_k:
+        found = found * (found >= found.sort(descending=True).values[min(sampling.top_k, len(found)) - 1])
+        found = found / found.sum()
+    if sampling.top_p < 1:
+        ordered, ids = found.sort(descending=True, stable=True)
+        dropped = ordered.cumsum(-1) - ordered >= sampling.top_p + nudge
+        dropped[0] = False
+        found[ids[dropped]] = 0.0
+    return found
+
+
+def is_drawn(token: int, probabilities: torch.Tensor, row: Row) -> bool:
+    ends = probabilities.double().cumsum(-1)
+    aim = uniform(row.sampling.seed, len(row.generated)) * ends[-1]
+    begin, close = ends[token] - probabilities[token], 1e-6 * ends[-1]
+    return bool(probabilities[token] > 0 and begin - close <= aim <= ends[token] + close)
+
+
+WORDS = [[12], [10, 11], [11, 11, 13], [5000]]
+SIZES = st.sampled_from([40, 64, 150, 1000, 4160])
+TOKEN = st.integers(10, 39)
+PARAMETERS = st.fixed_dictionaries(
+    {"seed": st.integers(-(2**63), 2**63 - 1), "temperature": st.sampled_from([0.0, 0.3, 1.0, 1.7])},
+    optional={
+        "top_p": st.floats(0.0, 1.0),
+        "top_k": st.sampled_from([1, 2, 7, 40, 500, 5000]),
+        "min_p": st.floats(0.0, 1.0),
+        "presence_penalty": st.floats(-2.0, 2.0),
+        "frequency_penalty": st.floats(-2.0, 2.0),
+        "repetition_penalty": st.floats(0.5, 2.0),
+        "logit_bias": st.dictionaries(TOKEN, st.floats(-100, 100), max_size=5).map(
+            lambda d: tuple(d.items())
+        ),
+        "allowed_token_ids": st.lists(st.integers(14, 39), min_size=1, max_size=9).map(tuple),
+        "bad_words": st.just(("a", "b")),
+        "min_tokens": st.integers(0, 6),
+        "top_logprobs": st.sampled_from([0, 3, 20]),
+    },
+)
+ROWS = st.lists(st.tuples(PARAMETERS, st.lists(TOKEN, max_size=5)), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=300)
+@given(ROWS, SIZES, st.sampled_from([0.1, 1.0, 5.0]), st.booleans(), st.integers(0, 1000))
+def test_a_choice_is_that_of_the_plain_definition(
+    asked: list[tuple[dict[str, Any], list[int]]], size: int, spread: float, has_ties: bool, seed: int
+) -> None:
+    """Ties, as logits in bfloat16 have many, included."""
+    logits = torch.randn(len(asked), size, generator=torch.Generator().manual_seed(seed)) * spread
+    logits = logits.bfloat16() if has_ties else logits
+    rows = [
+        Row(Sampling(**sampling), generated, WORDS if "bad_words" in sampling else [])
+        for sampling, generated in asked
+    ]
+    chosen = choose(logits, rows)
+    for index, (token, row) in enumerate(zip(chosen.ids, rows, strict=True)):
+        if Temperature in row.steps:
+            # Sums round: a border is where it should be but for this.
+            assert any(
+                is_drawn(token, plain_values(logits[index], row, nudge), row) for nudge in (0, 1e-6, -1e-6)
+            )
+        else:
+            assert token == int(plain_values(logits[index], row).argmax())
+    assert list(chosen.logprobs) == [i for i, row in enumerate(rows) if row.sampling.top_logprobs is not None]
+    for index, (value, top) in chosen.logprobs.items():
+        plain = torch.log_softmax(logits[index].float(), dim=-1)
+        assert value == pytest.approx(float(plain[chosen.ids[index]]), abs=1e-5)
+        assert len({token for token, _ in top}) == min(rows[index].sampling.top_logprobs or 0, size)
+        assert [found for _, found in top] == plain.topk(len(top)).values.tolist()
+        assert [found for _, found in top] == plain[[token for token, _ in top]].tolist()
+
+
+def test_what_is_told_comes_back_from_one_transfer() -> None:
+    told = [
+        torch.tensor([True, False, True]),
+        torch.tensor([7, 2**40, -1]),
+        torch.tensor([0.5, -math.inf]),
+        torch.arange(6.0).view(2, 3),
+        torch.zeros(2, 0),
+        torch.arange(6).view(2, 3).T,
+    ]
+    assert unpacked(packed(told), told) == [part.tolist() for part in told]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 10_000), st.floats(0.0, 1.0), st.sampled_from([2, 5, 40]))
+def test_of_equally_likely_tokens_the_lower_ids_stay(seed: int, top_p: float, different: int) -> None:
+    logits = torch.randint(0, different, (1, 130), generator=torch.Generator().manual_seed(seed)).float()
+    row = a_row(top_p=top_p)
+    kept = stepped(logits, row) > 0
+    assert kept.tolist() == [(plain_values(logits[0], row) > 0).tolist()]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.sampled_from([{"top_p"}, {"top_k"}, {"min_p"}, {"top_k", "min_p"}]),
+    st.floats(0.0, 0.999),
+    st.integers(1, 70),
+    st.sampled_from([0.3, 1.0, 2.0]),
+    st.sampled_from([0.0, 0.3, 4.0]),
+    st.integers(0, 10_000),
+)
+def test_nothing_is_left_out_that_filters_keep(
+    asked: set[str], share: float, top_k: int, temperature: float, spread: float, seed: int
+) -> None:
+    logits = torch.randn(1, 4000, generator=torch.Generator().manual_seed(seed)) * spread
+    parameters: dict[str, Any] = {"top_p": share, "top_k": top_k, "min_p": share}
+    row = a_row(temperature=temperature, **{name: parameters[name] for name in asked})
+    if "top_p" in asked:
+        probabilities = torch.softmax(logits / temperature, dim=-1)
+        left = probabilities >= least_probability(probabilities, [row])
+    else:
+        left = logits >= least_logit(logits, [row])
+    assert not ((plain_values(logits[0], row) > 0) & ~left[0]).any()

@@ -158,10 +158,9 @@ class Steps(RuleBasedStateMachine):
             can_stage=self.can_stage,
             held=lambda prompt: int(share * (prompt.length - 1)) if prompt.length % 3 == 0 else 0,
         )
-        if staged is None:
-            for prompt in self.line:
-                if self.can_stage and prompt.length % 3 == 0:
-                    self.left[prompt.id] = prompt.length - int(share * (prompt.length - 1))
+        for prompt in self.line:
+            if self.can_stage and prompt.length % 3 == 0 and prompt is not staged:
+                self.left[prompt.id] = prompt.length - int(share * (prompt.length - 1))
         taken = [prompt for prompt, _ in plan.parts] + [one for group in plan.groups for one in group]
         assert set(taken) == set(self.line[: len(taken)]), "the first in line, and nobody else"
         assert bool(taken) == (had_slot and bool(self.line))

@@ -1,0 +1,248 @@
+"""Loads a model into vLLM and steps it, in vLLM's own process: one turn of the replica, one step.
+
+Who runs where. All but one wait is on the main thread: it reads a turn, lets vLLM make one step, and writes
+what that said. A thread waits for the replica to end, however long a step or the load takes, and ends this
+process with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tidegate.engines.base import EngineLoadError, is_out_of_memory
+from tidegate.engines.frames import receive, send
+from tidegate.engines.transformers.described import Described
+from tidegate.engines.transformers.generation_rules import GenerationRules
+from tidegate.engines.transformers.memory import (
+    CPU_MOST_BYTES,
+    CPU_SHARE,
+    MOST_SLOTS,
+    check_weights_fit,
+    free_host_bytes,
+    within_cap,
+)
+from tidegate.engines.vllm.messages import TO_PROCESS, Added, Failed, Load, Loaded, Logprob, Stepped, Turn
+from tidegate.errors import shortened
+from tidegate.messages.codec import encode_open
+
+ENDED_WITH_REPLICA = 71  # the exit code
+MOST_TOLD = 600  # characters of vLLM's error
+NO_ROOM = re.compile(r"KV cache|No available memory|Free memory on device", re.IGNORECASE)
+UNSUPPORTED = re.compile(r"[Mm]odel architectures? .* (not|failed)|not supported|does not support", re.DOTALL)
+
+
+def main(descriptor: int) -> None:
+    lane = socket.socket(fileno=descriptor)
+    threading.Thread(target=_end_with, args=(lane.fileno(),), daemon=True).start()
+    try:
+        if (frame := receive(lane)) is None:
+            return
+        load = TO_PROCESS.decode(frame)
+        assert isinstance(load, Load)
+        try:
+            stepping = Stepping(load)
+        except Exception as error:  # vLLM raises what it likes
+            send(lane, encode_open(_failed(error)))
+            raise
+        send(lane, encode_open(stepping.loaded))
+        while (frame := receive(lane)) is not None:
+            turn = TO_PROCESS.decode(frame)
+            assert isinstance(turn, Turn)
+            try:
+                stepped = stepping.step(turn)
+            except Exception as error:
+                send(lane, encode_open(_failed(error)))
+                raise
+            send(lane, encode_open(stepped))
+    except ConnectionError:  # the replica is gone
+        pass
+
+
+class Stepping:
+    def __init__(self, load: Load) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from tidegate.engines.vllm.choice import Choices
+
+        device = _device(load.device, str(current_platform.device_type))
+        self._choices = Choices()
+        options: dict[str, Any] = {}
+        if load.args.max_num_batched_tokens:
+            options["max_num_batched_tokens"] = load.args.max_num_batched_tokens
+        self._engine: Any = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=load.path,
+                skip_tokenizer_init=True,
+                dtype=load.precision,
+                max_model_len=load.context_length,
+                max_num_seqs=load.max_slots or MOST_SLOTS,
+                max_logprobs=-1,  # the gateway bounds them
+                enforce_eager=load.args.enforce_eager,
+                enable_prefix_caching=load.args.enable_prefix_caching,
+                # What a row may choose can depend on its last token, which the host has to know.
+                async_scheduling=False,
+                logits_processors=[self._choices.processor()],
+                disable_log_stats=True,
+                trust_remote_code=False,
+                **_memory(load, device),
+                **options,
+            )
+        )
+        config = self._engine.vllm_config
+        blocks = int(config.cache_config.num_gpu_blocks or 0)
+        self._path, self._device = Path(load.path), device
+        vocabulary_size = int(config.model_config.get_vocab_size())
+        self.loaded = Loaded(
+            vocabulary_size=vocabulary_size,
+            slots=min(int(config.scheduler_config.max_num_seqs), max(1, blocks)),
+            kv_tokens=blocks * int(config.cache_config.block_size),
+            device=device,
+            version=_version(),
+        )
+        self._rules: GenerationRules | None = None
+
+    def step(self, turn: Turn) -> Stepped:
+        for number in turn.left:
+            if self._choices.rows.pop(number, None) is not None:
+                self._engine.abort_request([str(number)])
+        failed: dict[int, str] = {}
+        for added in turn.added:
+            try:
+                self._add(added)
+            except (ValueError, TypeError, EngineLoadError) as error:
+                self._choices.rows.pop(added.row, None)
+                failed[added.row] = _told(error)
+        for number, words in turn.masks:
+            if (row := self._choices.rows.get(number)) is not None:
+                row.matcher.allowed = np.frombuffer(words, dtype=np.int32)
+        outputs = self._engine.step() if self._engine.has_unfinished_requests() else []
+        return self._stepped(outputs, failed)
+
+    def _add(self, added: Added) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        from tidegate.engines.vllm.choice import ROW, Row
+
+        rules = None
+        if added.ruled_ends is not None:
+            rules = self._generation_rules(added.ruled_ends).of_prompt(len(added.prompt), added.limit)
+        self._choices.rows[added.row] = Row(added, rules)
+        self._engine.add_request(
+            str(added.row),
+            {"prompt_token_ids": [*added.prompt, *added.generated]},
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=max(1, added.limit - len(added.generated)),
+                ignore_eos=True,  # the row's own end tokens are all that count
+                stop_token_ids=added.end_ids,
+                prompt_logprobs=added.prefill_logprobs,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+                extra_args={ROW: added.row},
+            ),
+        )
+
+    def _stepped(self, outputs: list[Any], failed: dict[int, str]) -> Stepped:
+        stepped = Stepped(failed=failed)
+        for output in outputs:
+            number = int(output.request_id)
+            (token,) = output.outputs[0].token_ids
+            stepped.rows.append(number)
+            stepped.tokens.append(token)
+            if output.prompt_logprobs:
+                stepped.prefill[number] = _prefill(output.prompt_token_ids, output.prompt_logprobs)
+            if output.finished:
+                stepped.ended.append(number)
+                del self._choices.rows[number]
+        told, known = self._choices.told, set(stepped.rows)  # rows in the middle of a prompt are not told of
+        stepped.not_finite.extend(number for number in told.not_finite if number in known)
+        stepped.closed.extend(number for number in told.closed if number in known)
+        stepped.logprobs.update((number, found) for number, found in told.logprobs.items() if number in known)
+        return stepped
+
+    def _generation_rules(self, end_ids: list[int]) -> GenerationRules:
+        if self._rules is None:
+            described = Described(self._path, self.loaded.vocabulary_size, self._device)
+            self._rules = GenerationRules(described, end_ids)
+        return self._rules
+
+
+def _memory(load: Load, device: str) -> dict[str, Any]:
+    """Return what vLLM is told of memory. Raises `EngineLoadError` (OutOfMemory)."""
+    cap = load.memory_cap_bytes
+    if device == "cpu":
+        free = free_host_bytes()
+        check_weights_fit(load.weights_bytes, within_cap(free, cap, 0, device), device)
+        left = within_cap(free, cap, load.weights_bytes, device)
+        most = left if cap else min(int(left * CPU_SHARE), CPU_MOST_BYTES)
+        return {"kv_cache_memory_bytes": min(load.kv_cache_bytes or most, left)}
+    total = int(torch.cuda.mem_get_info()[1])
+    share = min(load.args.gpu_memory_utilization, cap / total if cap else 1.0)
+    found: dict[str, Any] = {"gpu_memory_utilization": share}
+    if load.kv_cache_bytes:
+        found["kv_cache_memory_bytes"] = load.kv_cache_bytes
+    return found
+
+
+def _device(asked: str, found: str) -> str:
+    if asked not in ("auto", found):
+        raise EngineLoadError(
+            "InvalidEngineArgs",
+            f"device is {asked}, but the vLLM that is installed here computes on {found or 'nothing'}: "
+            "set device to auto, or install vLLM's build for the other.",
+        )
+    return found
+
+
+def _prefill(tokens: list[int], found: list[Any]) -> tuple[list[Logprob], list[int]]:
+    """Turn vLLM's log probabilities of a prompt into those of each token but the first, and its ranks."""
+    values: list[Logprob] = []
+    ranks: list[int] = []
+    for token, entries in zip(tokens[1:], found[1:], strict=True):
+        likeliest = sorted(entries.items(), key=lambda entry: entry[1].rank)
+        values.append((entries[token].logprob, [(other, entry.logprob) for other, entry in likeliest]))
+        ranks.append(entries[token].rank)
+    return values, ranks
+
+
+def _failed(error: Exception) -> Failed:
+    """Sort what vLLM raised into the reasons of `EngineLoadError`."""
+    if isinstance(error, EngineLoadError):
+        return Failed(error.reason, error.message)
+    said = _told(error)
+    if is_out_of_memory(error) or NO_ROOM.search(said):
+        return Failed("OutOfMemory", f"vLLM has too little memory: {said}")
+    if UNSUPPORTED.search(said):
+        return Failed("UnsupportedModel", f"vLLM {_version()} does not serve this model: {said}")
+    return Failed("WeightsWrong", f"vLLM {_version()} could not load the model: {said}")
+
+
+def _told(error: Exception) -> str:
+    words = " ".join(str(error).split()).partition(" Supported architectures:")[0]  # hundreds
+    return shortened(f"{type(error).__name__}: {words}", MOST_TOLD)
+
+
+def _version() -> str:
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process when the replica's end of the socket closes."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # closing alone
+    poll.poll()
+    os._exit(ENDED_WITH_REPLICA)

@@ -1,0 +1,268 @@
+"""vLLM computes the tokens, in its own environment: they, and all that is said of them, are our own engine's.
+
+Each start of vLLM takes some ten seconds, so one engine serves whatever does not end it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from llguidance import LLMatcher
+from transformers import AutoModelForCausalLM
+
+from tests.checkpoints import packed, tiny
+from tests.engine_requests import Result, a_request, add, run, run_one, run_steps
+from tests.vllm.environment import vllm_python
+from tests.waiting import wait_until
+from tidegate.engines.base import Engine, EngineLoadError
+from tidegate.engines.create import create_engine
+from tidegate.engines.vllm.engine import VllmEngine
+from tidegate.engines.vllm.process import PYTHON_VARIABLE, VllmProcess
+from tidegate.engines.vllm.stepping import ENDED_WITH_REPLICA
+from tidegate.messages.work import Request
+from tidegate.replica_args import EngineSpec, VllmArgs
+
+pytestmark = pytest.mark.serial
+
+PROMPT = "The gate opens when"
+SLOTS = 8
+GRAMMAR = LLMatcher.grammar_from_json_schema(
+    {
+        "type": "object",
+        "properties": {"name": {"enum": ["low", "high"]}, "level": {"type": "integer", "maximum": 99}},
+        "required": ["name", "level"],
+        "additionalProperties": False,
+    },
+    overrides={"whitespace_flexible": False},
+)
+WARM = {"temperature": 1.3, "top_p": 0.95, "seed": 11}
+ASKED: dict[str, dict[str, Any]] = {
+    "greedy": {"max_tokens": 20},
+    "warm": {"max_tokens": 25, "temperature": 1.3, "seed": 1},
+    "narrow": {"max_tokens": 15, "temperature": 1.0, "top_p": 0.5, "top_k": 20, "min_p": 0.01},
+    "penalised": {
+        "max_tokens": 40,
+        "presence_penalty": 1.5,
+        "frequency_penalty": 1.0,
+        "repetition_penalty": 1.2,
+        **WARM,
+    },
+    "held": {"max_tokens": 40, "min_tokens": 20, "ignore_eos": False, "logit_bias": ((2, 8.0),)},
+    "few": {"max_tokens": 12, "allowed_token_ids": (40, 41, 42, 43), "temperature": 1.0},
+    "spared": {"max_tokens": 30, "bad_words": ("e", "t"), **WARM},
+    "structured": {"max_tokens": 60, "grammar": GRAMMAR, **WARM},
+    "ends": {"max_tokens": 90, "temperature": 1.5, "ignore_eos": False},
+    "scored": {"max_tokens": 8, "echo": True, "top_logprobs": 3, "prompt_logprobs": 2},
+    "echoed": {"max_tokens": 0, "echo": True, "top_logprobs": 0},
+}
+
+
+def requests(**changes: Any) -> list[Request]:
+    return [a_request(name, PROMPT, **{**asked, **changes}) for name, asked in ASKED.items()]
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[..., VllmEngine]]:
+    """Load an engine on a folder, in the environment that tests have; closed after the module."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv(PYTHON_VARIABLE, str(vllm_python()))
+    engines: list[VllmEngine] = []
+
+    def make(folder: Path, **spec: Any) -> VllmEngine:
+        args = {"threads": 1, "enforce_eager": True, **spec.pop("args", {})}
+        wanted = {"precision": "float32", "device": "cpu", "kv_cache_bytes": 1 << 26, **spec}
+        engine = create_engine(EngineSpec("vllm", path=str(folder), args=args, **wanted))
+        assert isinstance(engine, VllmEngine)
+        engines.append(engine)
+        engine.load()
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def vllm(start: Callable[..., VllmEngine], checkpoints: Callable[[str], Path]) -> VllmEngine:
+    return start(checkpoints("llama"), max_slots=SLOTS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def pid(engine: VllmEngine) -> int:
+    assert engine._process is not None
+    return engine._process.pid
+
+
+def said(result: Result) -> tuple[list[int], str, object]:
+    return result.tokens, result.text, result.finish
+
+
+def test_every_request_of_a_batch_is_answered_as_by_our_own_engine(vllm: VllmEngine, llama: Engine) -> None:
+    ours = run(llama, requests())
+    for batch in (requests()[:SLOTS], requests()[SLOTS:]):
+        theirs = run(vllm, batch, apart=2)
+        for request in batch:
+            assert said(theirs[request.id]) == said(ours[request.id]), request.id
+    assert len({tuple(result.tokens) for result in ours.values()}) == len(ours)
+
+
+def test_log_probabilities_are_those_of_our_own_engine(vllm: VllmEngine, llama: Engine) -> None:
+    for request in requests():
+        if request.id not in ("scored", "echoed"):
+            continue
+        theirs, ours = run_one(vllm, request), run_one(llama, request)
+        assert [item.token_id for item in theirs.logprobs] == [item.token_id for item in ours.logprobs]
+        told = [segment.output.prompt_logprobs for segment in (theirs.log[0], ours.log[0])]
+        assert [item.rank for item in told[0]] == [item.rank for item in told[1]]
+        pairs = [*zip(theirs.logprobs, ours.logprobs, strict=True), *zip(*told, strict=True)]
+        for one, other in pairs:
+            assert one.logprob == (None if other.logprob is None else pytest.approx(other.logprob, abs=1e-4))
+            assert [(token, raw) for token, _, _, raw in one.top] == [
+                (token, raw) for token, _, _, raw in other.top
+            ]
+
+
+@pytest.mark.parametrize("name", ["greedy", "warm", "penalised", "held", "spared", "structured"])
+def test_a_stream_goes_on_from_its_log_wherever_it_was_cut(vllm: VllmEngine, name: str) -> None:
+    request = a_request(name, PROMPT, **ASKED[name], stop=("a stop string that does not come",))
+    whole = run_one(vllm, request)
+    log = [segment for segment in whole.log if segment.finish is None]
+    for start in range(0, len(log), SLOTS):  # as many as there are slots at once
+        cuts = range(start + 1, min(start + SLOTS, len(log)) + 1)
+        again = {f"{name}.{cut}": a_request(f"{name}.{cut}", PROMPT, **ASKED[name]) for cut in cuts}
+        logs = {f"{name}.{cut}": log[:cut] for cut in cuts}
+        results = run(vllm, list(again.values()), logs=logs)
+        for cut in cuts:
+            before = [token for segment in log[:cut] for token in segment.output.token_ids]
+            assert before + results[f"{name}.{cut}"].tokens == whole.tokens, cut
+
+
+def test_what_vllm_began_our_own_engine_ends_and_the_other_way_round(vllm: VllmEngine, llama: Engine) -> None:
+    request = a_request("r", PROMPT, max_tokens=40, presence_penalty=0.5, top_logprobs=1, **WARM)
+    whole = run_one(llama, request)
+    for first, second in ((vllm, llama), (llama, vllm)):
+        begun = run_steps(first, request, 12)
+        rest = run_one(second, request, begun.log)
+        assert begun.tokens + rest.tokens == whole.tokens
+        assert begun.text + rest.text == whole.text
+
+
+def test_a_stop_string_is_cut_and_its_tokens_count(vllm: VllmEngine) -> None:
+    whole = run_one(vllm, a_request("r", PROMPT, max_tokens=40))
+    stop = whole.text[12:17]
+    result = run_one(vllm, a_request("r", PROMPT, max_tokens=40, stop=(stop,), top_logprobs=0))
+    assert result.finish is not None
+    assert (result.finish.reason, result.finish.stopped_by) == ("stop", stop)
+    assert result.text == whole.text[: whole.text.index(stop)]
+    assert result.finish.completion_tokens == len(result.tokens) < len(whole.tokens)
+    assert [item.token_id for item in result.logprobs] == result.tokens
+
+
+def test_who_is_aborted_leaves_its_slot_to_others_in_vllm_too(vllm: VllmEngine) -> None:
+    for turn in range(3):
+        for number in range(SLOTS):
+            assert add(vllm, a_request(f"left.{turn}.{number}", PROMPT, max_tokens=200)) is None
+        assert vllm.free_slots() == 0
+        vllm.step()
+        for number in range(SLOTS):
+            vllm.abort(f"left.{turn}.{number}")
+        assert vllm.free_slots() == SLOTS
+    # vLLM takes as many at once as there are slots: had it kept one, these would wait for it.
+    results = run(vllm, [a_request(f"r.{number}", PROMPT, max_tokens=6) for number in range(SLOTS)])
+    assert all(len(result.log) == len(result.tokens) == 6 for result in results.values())
+    assert not vllm.has_work()
+
+
+def test_packed_weights_and_the_rules_of_a_checkpoint_and_a_killed_process(
+    start: Callable[..., VllmEngine], tmp_path: Path
+) -> None:
+    source = tiny(tmp_path / "source", "llama")
+    folder, twin = packed(tmp_path / "packed", source)
+    (folder / "generation_config.json").write_text('{"no_repeat_ngram_size": 2, "eos_token_id": 2}')
+    engine = start(folder, precision="bfloat16", quantization="gptq")
+    request = a_request("r", PROMPT, max_tokens=30, top_logprobs=0, echo=True)
+    whole = run_one(engine, request)
+    grams = list(zip(whole.tokens, whole.tokens[1:], strict=False))
+    assert len(grams) == len(set(grams)) == 29  # no pair of tokens comes twice
+    scored = [item for item in whole.logprobs if item.logprob is not None]
+    ids = torch.tensor([[item.token_id for item in whole.logprobs]])
+    with torch.inference_mode():
+        plain = AutoModelForCausalLM.from_pretrained(twin, dtype=torch.float32)(ids).logits.log_softmax(-1)
+    expected = plain[0, :-1].gather(-1, ids[0, 1:, None]).squeeze(-1).tolist()
+    difference = [abs((item.logprob or 0.0) - value) for item, value in zip(scored, expected, strict=True)]
+    assert sum(difference) / len(difference) < 0.1
+
+    begun = run_steps(engine, request, 9)
+    assert add(engine, request, begun.log) is None
+    engine.step()
+    os.kill(pid(engine), signal.SIGKILL)
+    with pytest.raises(Exception, match="its process ended with -9"):
+        run(engine, [], most_steps=3)
+    assert "ended with -9" in str(engine.health())
+    other = start(folder, precision="bfloat16", quantization="gptq")
+    assert begun.tokens + run_one(other, request, begun.log).tokens == whole.tokens
+
+    os.kill(pid(other), signal.SIGKILL)  # with nothing to do
+    wait_until(lambda: other.health() == "vLLM's process ended with -9.")
+
+
+def test_the_process_ends_with_its_replica(start: Callable[..., VllmEngine]) -> None:
+    process = VllmProcess(VllmArgs(threads=1))
+    os.kill(process.pid, 0)
+    process._lane.shutdown(socket.SHUT_RDWR)
+    process._lane.close()
+    assert process._process.wait(120) in (0, ENDED_WITH_REPLICA)
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_a_checkpoint_that_vllm_does_not_serve_is_refused_with_the_reason(
+    start: Callable[..., VllmEngine], tmp_path: Path
+) -> None:
+    with pytest.raises(EngineLoadError, match=r"with an encoder.*engine.name to transformers"):
+        start(tiny(tmp_path / "t5", "t5"))
+    with pytest.raises(EngineLoadError, match=r"does not serve this model.*GPTNeoFor") as told:
+        start(tiny(tmp_path / "gpt_neo", "gpt_neo"))
+    assert told.value.reason == "UnsupportedModel"
+
+
+def test_too_little_memory_is_told_with_the_numbers(
+    start: Callable[..., VllmEngine], checkpoints: Callable[[str], Path]
+) -> None:
+    with pytest.raises(EngineLoadError, match="GiB KV cache is needed") as told:
+        start(checkpoints("llama"), kv_cache_bytes=1 << 17)  # half of what one full context takes
+    assert told.value.reason == "OutOfMemory"
+
+
+def test_without_vllm_the_remedy_is_named(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: Callable[[str], Path]
+) -> None:
+    spec = EngineSpec("vllm", path=str(checkpoints("llama")), precision="float32")
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
+    with pytest.raises(EngineLoadError, match=f"vLLM is not installed here.*{PYTHON_VARIABLE}"):
+        create_engine(spec).load()
+    monkeypatch.setenv(PYTHON_VARIABLE, str(checkpoints("llama") / "config.json"))
+    with pytest.raises(EngineLoadError, match=f"{PYTHON_VARIABLE} names .* no program"):
+        create_engine(spec).load()
+
+
+def test_wrong_arguments_are_refused_before_anything_starts() -> None:
+    for args, said in (
+        ({"tensor_parallel_size": 2}, "no tensor_parallel_size; known: threads, enforce_eager"),
+        ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization"),
+    ):
+        with pytest.raises(EngineLoadError, match=said) as told:
+            create_engine(EngineSpec("vllm", path="/nowhere", args=args))
+        assert told.value.reason == "InvalidEngineArgs"
