@@ -23,12 +23,13 @@ import uvloop
 from loadtests.sse import AnswerReader, Phase
 
 GOLDEN = (5**0.5 - 1) / 2
+MARK = "000000000"  # in a body: as many digits
 RECONNECT_SECONDS = 0.01  # a server that hangs up at once must not turn the generator into a busy loop
 
 
 class LoadPlan(msgspec.Struct, frozen=True):
-    """`body` is sent as is by every client. `backoff_seconds` bounds how long a refused client waits:
-    the smaller of it and `Retry-After`."""
+    """`body` is sent as is by every client, but for `MARK`, which is a number of the client's own.
+    `backoff_seconds` bounds how long a refused client waits: the smaller of it and `Retry-After`."""
 
     host: str
     port: int
@@ -203,8 +204,9 @@ def spread_pauses(longest_seconds: float) -> Iterator[float]:
         yield position * longest_seconds
 
 
-def build_request(plan: LoadPlan) -> bytes:
-    body = plan.body.encode()
+def build_request(plan: LoadPlan, index: int) -> bytes:
+    number = f"{int(plan.start_at * 1000) % 1_000_000:06}{index:03}"
+    body = plan.body.replace(MARK, number).encode()
     lines = [
         f"POST {plan.path} HTTP/1.1",
         f"host: {plan.host}",
@@ -219,9 +221,10 @@ def build_request(plan: LoadPlan) -> bytes:
 async def drive(plan: LoadPlan) -> Tally:
     """Run the plan's clients to `stop_at` at the latest."""
     tally = Tally(window_seconds=plan.window_to - plan.window_from)
-    request = build_request(plan)
     pauses = spread_pauses(plan.think_seconds)
-    await asyncio.gather(*(_client(plan, tally, request, pauses, index) for index in range(plan.clients)))
+    await asyncio.gather(
+        *(_client(plan, tally, build_request(plan, index), pauses, index) for index in range(plan.clients))
+    )
     tally.cpu_seconds = time.process_time()
     return tally
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
+from loadtests.generator import MARK
 from loadtests.machine import Processes, free_port, wait_for
 from loadtests.measure import Load, Run, Target, run_load
 from loadtests.plot import bars
@@ -20,8 +21,11 @@ from loadtests.stack import EngineShape, answers, start_platform
 REQUESTS = (1, 16, 64)
 CONTEXT = 2048
 TOKENS = 128
-# About 32 tokens of the checkpoint's tokenizer.
-PROMPT = "the statement is executed by first evaluating the object and then the name of the attribute in it"
+# About 32 tokens of the checkpoint's tokenizer. No prompt begins like another: nothing is held of it.
+PROMPT = (
+    f"{MARK}: the statement is executed by first evaluating the object and then the name of the "
+    "attribute in the list of its values"
+)
 FORMATS = ("bfloat16", "GPTQ")
 BARE, OURS, AROUND = "bare vLLM", "Tidegate, transformers", "Tidegate, vllm"
 START_SECONDS = 600.0  # vLLM compiles

@@ -184,3 +184,15 @@ async def _passed_over(url: str, steps: list[tuple[str, list[int] | int, int]]) 
         while waiting:
             await claim(1, 3)
         assert not passed or max(passed.values()) < WINDOW
+
+
+async def test_what_four_replicas_hold_is_taken_in_its_order(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    workers = [await rig.replica() for _ in range(4)]
+    for worker in workers:  # one after the other runs it, while those before have no room
+        await accept(gateway, a_request(a_prompt("1")))
+        assert len(await worker.queue.claim(1)) == 1
+    first, second = a_request(), a_request(a_prompt("1", "?"))
+    await accept(gateway, first, second)
+    assert ids(await workers[0].queue.claim(1)) == [first.id]
+    assert ids(await (await rig.replica()).queue.claim(1)) == [second.id]

@@ -22,9 +22,11 @@ import gc
 import importlib
 import logging
 import os
+import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +40,6 @@ CALL_SECONDS = 10.0  # of an order
 COMING_SECONDS = 120.0  # after which a worker that was ordered comes no more
 LOOK_SECONDS = 30.0  # between looks of the controller
 LOCK_TRIES, LOCK_PAUSE_SECONDS = 50, 0.01  # while others look whether it is held
-IMPORT_NICENESS = 10  # of the thread that imports: the replica that ordered serves beside it
 LOCK, MARKER = "tidegate-spare", "tidegate-spare-ordered"
 MODULES = ("ray.serve._private.replica", "tidegate.serving.app")
 
@@ -59,9 +60,7 @@ def become() -> None:
         time.sleep(LOCK_PAUSE_SECONDS)
     else:
         return
-    thread = threading.Thread(target=_import_all, name="preload")
-    thread.start()
-    thread.join()
+    _import_all()
 
 
 def leave() -> bool:
@@ -104,13 +103,26 @@ def is_kept() -> bool:
 
 
 def _import_all() -> None:
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), IMPORT_NICENESS)
-    for name in MODULES:
-        importlib.import_module(name)
-    begin_ahead()
-    gc.collect()
-    gc.freeze()  # so that the replica's own collection has little to look at
+    """Import beside a replica that serves, so that whoever wakes for a moment goes first. No lower priority
+    than that: a replica may be given this process before it is ready."""
+    with _batch():
+        for name in MODULES:
+            importlib.import_module(name)
+        begin_ahead()
+        gc.collect()
+        gc.freeze()  # so that the replica's own collection has little to look at
+
+
+@contextmanager
+def _batch() -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def _folder() -> Path:

@@ -26,7 +26,7 @@ Where things are ({prefix}: in front of each)
     open:{gateway}      set      unfinished ids            gateways   zset  gateway by last heartbeat
     call:{id}           hash     a call that is kept: tenant, times, bytes, what it needs to be read again
     kept                zset     their ids by when they go   kept_bytes  hash  their bytes, by tenant
-    replica:{replica}   hash     its last claim, its suspect, its room   swept  hash  the last sweep
+    replica:{replica}   hash     its last claim, its suspect, whether it has room  swept  hash  the last sweep
     gw:{gateway}, rep:{replica}, wake:{queue}, changed:{what}   channels
 
 States
@@ -57,14 +57,15 @@ Waking
     a message; a sweep, once a second, looks again.
 
 Prefixes
-    A submit writes how its prompt begins (`messages.prefixes`), a claim who leased it: prefixes:{queue} names
-    the last replicas that did, for each beginning. Of the first 16 that wait, within a priority, a claim
-    takes first those that its replica holds and last those that another one holds. Whoever is passed over starts a
-    round, in which only these 16 are taken: at most 15 come before one that came sooner. What another replica
-    holds that has room, and is not much busier, is left to it for one claim: the same message woke both, and
-    the one that left it looks again at once and then takes whatever it finds. Nothing waits for a replica or
-    a timer. All of this is a hint: an engine may have forgotten, a replica may be dead, and nothing is lost
-    but the preference. A replica or a gateway of the version before neither writes nor reads it.
+    A submit writes how its prompt begins (`messages.prefixes`), a claim who leased it: prefixes:{queue}
+    names the last four replicas that did, for each beginning. Of the first 16 that wait, within a priority,
+    a claim takes first those that its replica holds and last those that another one holds; what four hold
+    is nobody's. Whoever is passed over starts a round, in which only these 16 are taken: at most 15 come
+    before one that came sooner. What another replica holds that has room, and is not much busier, is left
+    to it for one claim: the same message woke both, and the one that left it looks again at once and then
+    takes whatever it finds. Nothing waits for a replica or a timer. All of this is a hint: an engine may
+    have forgotten, a replica may be dead, and nothing is lost but the preference. A replica or a gateway of
+    the version before neither writes nor reads it.
 
 Delivery
     A channel message is the fast path, the log is the truth. A gateway that misses a message sees a gap in

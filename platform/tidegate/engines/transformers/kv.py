@@ -16,7 +16,8 @@ attention reads the one view [:count, :, start:end], left-padded as `generate` p
 - when `end` meets the capacity, rows move left by `start`, or the arena grows by doubling up to its
   bounds. `CONTEXT_SLACK` columns beyond the longest row make moves rare.
 
-Memory that was never written is zero, not garbage: a masked NaN would still poison attention.
+Memory that was never written is zero, not garbage: a masked NaN would still poison attention. On the host it
+is neither taken nor cleared before that, so growing costs no more than what rows hold.
 
 Layers of state-space models and of linear attention hold no columns but one state for each row: what their
 convolution still sees, and what their recurrence has summed up. It lies in the same rows (`StateLayer`).
@@ -24,7 +25,9 @@ convolution still sees, and what their recurrence has summed up. It lies in the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +49,15 @@ class LayerKind:
     states: int = 0
 
 
+def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return zeros of the type and device of `like`."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    # Pages that the system clears when they are first written. PyTorch would write them all at once.
+    pages = mmap.mmap(-1, max(1, math.prod(shape)) * like.element_size())
+    return torch.frombuffer(pages, dtype=like.dtype, count=math.prod(shape)).view(shape)
+
+
 class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's keys and values, [rows, heads, columns, head size], as transformers' cache layer."""
 
@@ -56,8 +68,8 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, columns = self.arena.rows_held, self.arena.columns_held
-        self.keys = key_states.new_zeros((rows, key_states.shape[1], columns, key_states.shape[3]))
-        self.values = value_states.new_zeros((rows, value_states.shape[1], columns, value_states.shape[3]))
+        self.keys = zeros((rows, key_states.shape[1], columns, key_states.shape[3]), key_states)
+        self.values = zeros((rows, value_states.shape[1], columns, value_states.shape[3]), value_states)
         self.is_initialized = True
 
     def update(
@@ -91,8 +103,9 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
             return
         for name in ("keys", "values"):
             old: Tensor = getattr(self, name)
-            new = old.new_zeros((rows, old.shape[1], columns, old.shape[3]))
-            new[: old.shape[0], :, : old.shape[2]] = old
+            new = zeros((rows, old.shape[1], columns, old.shape[3]), old)
+            for row, used in self.arena.in_use():
+                new[row, :, used] = old[row, :, used]
             setattr(self, name, new)
 
     def shift(self, rows: int, source: slice, target: slice) -> None:
@@ -283,7 +296,7 @@ class Arena(Cache):  # type: ignore[misc]
         """Make room for one more row of `length` tokens, which `begin_part` fills part by part."""
         self._staged = 0
         self._hold_rows(self.count)
-        self._hold_columns(length)
+        self._hold_columns(length + CONTEXT_SLACK)  # which the first steps behind it take
 
     def begin_part(self, tokens: int) -> None:
         """Open room for the next `tokens` of the staged row. They are held from `commit_part` on; without it
@@ -332,6 +345,29 @@ class Arena(Cache):  # type: ignore[misc]
             for layer in self._arena_layers:
                 layer.clear_row(self.rows_held - 1)  # its values may not be finite
         self._staged = None
+
+    def windows(self, most_unused: int) -> list[tuple[int, int, int]]:
+        """Return runs of neighbouring rows, first and behind the last, with the first column of each that one
+        of them holds. What lies before the others' in a run is at most `most_unused` columns together."""
+        found: list[tuple[int, int, int]] = []
+        unused = 0
+        for row, start in enumerate(self._starts):
+            if found:
+                first, last, begin = found[-1]
+                both = min(begin, start)
+                more = (last - first) * (begin - both) + start - both
+                if unused + more <= most_unused:
+                    found[-1], unused = (first, row + 1, both), unused + more
+                    continue
+            found.append((row, row + 1, start))
+            unused = 0
+        return found
+
+    def in_use(self) -> Iterator[tuple[int, slice]]:
+        """Return rows, and the columns of each that hold something."""
+        yield from ((row, slice(start, self.end)) for row, start in enumerate(self._starts))
+        if self._staged:
+            yield self.rows_held - 1, slice(0, self._staged)
 
     def lengths(self) -> list[int]:
         """Tokens held of each running row."""

@@ -6,7 +6,8 @@ tokens are given (teacher forcing), so every step has logits to compare with tho
 pass over the same tokens without cache, padding or neighbours. One row joins once more with the logits of all
 its tokens, a few at a time, as log probabilities of prompts are made. Then the rows take several tokens a
 step, in turn: where that is wrong, tokens that a grammar forces are taken one by one. At last rows join part
-by part while others decode: where that is wrong, every prompt is prefilled whole.
+by part while others decode, and begin with what was kept of others: where that is wrong, every prompt is
+prefilled whole, or nothing is kept.
 
 The measure is the greatest relative error of a row's logits at one step, |a - b| / |b - mean(b)| (L2 over the
 vocabulary). Right and wrong are far apart: rounding gives about 1e-6 in float32, 1e-3 in float16 and 1e-2
@@ -90,12 +91,10 @@ def prove(
     """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
     model's cache. It keeps `prefixes` where it passes with them. Raises `EngineLoadError` (SelfCheckFailed),
     and what says that memory ran out."""
-    way = proved_encoder_decoder if loaded.model.config.is_encoder_decoder else proved
     try:
-        batch, notes = way(loaded, layers, max_rows, context_length)
-        if prefixes is not None and isinstance(batch, ArenaBatch) and batch.can_stage:
-            keep_prefixes(loaded, batch, prefixes, context_length)
-        return batch, notes
+        if loaded.model.config.is_encoder_decoder:
+            return proved_encoder_decoder(loaded, layers, max_rows, context_length)
+        return proved(loaded, layers, max_rows, context_length, prefixes)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -103,7 +102,11 @@ def prove(
 
 
 def proved(
-    loaded: Loaded, layers: Sequence[LayerKind], max_rows: int, context_length: int
+    loaded: Loaded,
+    layers: Sequence[LayerKind],
+    max_rows: int,
+    context_length: int,
+    prefixes: PrefixCache | None = None,
 ) -> tuple[Batch, list[str]]:
     model, precision = loaded.model, loaded.precision
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
@@ -137,6 +140,9 @@ def proved(
             # A state that has taken a token cannot take it once more.
             arena.has_runs = not has_states and is_right(_in_runs, plain, arena, precision, bounds)
             arena.can_stage = is_right(_in_chunks, plain, arena, precision, bounds)
+            arena.prefixes = prefixes if arena.can_stage else None
+            if prefixes is not None and not is_right(_with_prefixes, plain, arena, precision, bounds):
+                arena.prefixes = None
             return arena, []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
@@ -155,17 +161,6 @@ def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, Decode
         return [(False, None)]
     step = read_decoder(model)
     return [*([(True, step)] if step is not None else []), (True, None), (False, None)]
-
-
-def keep_prefixes(loaded: Loaded, arena: ArenaBatch, prefixes: PrefixCache, context_length: int) -> None:
-    """Let the batch keep what prompts begin with, if rows that begin with it are right."""
-    model = loaded.model
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    rows = probe_rows(loaded.tokenizer, context_length, vocabulary)
-    arena.prefixes = prefixes
-    bounds = named_bounds(model, context_length)
-    if not is_right(_with_prefixes, Plain(model, rows), arena, loaded.precision, bounds):
-        arena.prefixes = None
 
 
 def proved_encoder_decoder(

@@ -101,7 +101,7 @@ local function choose(most)
   left = 0
   for place, id in ipairs(among_these) do
     local holder = holders[id]
-    local class = not holder and NOBODYS or holder.is_own and OWN or holder.is_common and NOBODYS or OTHERS
+    local class = (not holder or holder.is_common) and NOBODYS or holder.is_own and OWN or OTHERS
     if class == OTHERS and not takes_all and may_go_to(holder.holders) then left = left + 1 else add(classes, class, place) end
   end
   for class = OWN, OTHERS do
