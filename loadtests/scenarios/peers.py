@@ -1,7 +1,7 @@
 """Our engine and vLLM's, each through the whole platform, beside bare vLLM: same checkpoint, calls in turn.
 
-Bare vLLM is its own OpenAI server with its defaults, from the environment of the tests, which is made where it
-is missing, or the one whose interpreter `TG_VLLM_PYTHON` names.
+Bare vLLM is its own OpenAI server with its defaults, from the environment of the tests, which is made where
+it is missing, or the one whose interpreter `TG_VLLM_PYTHON` names.
 """
 
 from __future__ import annotations
