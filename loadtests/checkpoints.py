@@ -40,7 +40,7 @@ def llama(folder: Path, *, is_quantized: bool = False) -> Path:
             if weight.dim() > 1:
                 weight.normal_(std=0.1, generator=generator)
         model.lm_head.weight[EOS] = 0.0  # so its logit is 0, which of thousands is never the largest
-    model.to(torch.float16 if is_quantized else torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
     _save_tokenizer(folder)
     if is_quantized:
         stored = {}

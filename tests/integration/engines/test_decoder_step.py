@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import HEADS, HIDDEN, LLAMA, save_model
-from tidegate.engines.transformers import selfcheck
+from tidegate.engines.transformers import decoder_step, selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch, measure_kv
 from tidegate.engines.transformers.decoder_step import FEWEST_PRODUCTS, read_decoder
 from tidegate.engines.transformers.packed import PackedLinear, can_pack, pack_linears
@@ -53,6 +53,26 @@ def logits_of(batch: ArenaBatch, rows: int, length: int) -> list[torch.Tensor]:
     if rows > 1:
         found.append(batch.decode(torch.randint(3, 500, (rows - 1,))))
     return found
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)])
+def test_rows_of_other_lengths_are_attended_to_apart(
+    dtype: torch.dtype, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_step, "MOST_UNUSED", 40)
+    monkeypatch.setattr(decoder_step, "FEWEST_PRODUCTS", 30_000)  # both forms of attention
+    short, own = batches(model_of(tmp_path, "llama", LLAMA, dtype))
+    prompts = [[5 + at] * length for at, length in enumerate((9, 12, 150, 40, 200, 7, 8))]
+    runs = []
+    for batch in (short, own):
+        found = [batch.join([prompt]) for prompt in prompts]
+        found += [batch.decode(torch.arange(7)) for _ in range(3)]
+        batch.leave(2)
+        runs.append([*found, batch.decode(torch.arange(6))])
+    assert len(short._arena.windows(40)) == 4
+    for one, other in zip(*runs, strict=True):
+        for found_row, expected in zip(one, other, strict=True):
+            assert selfcheck.relative_error(found_row, expected) < tolerance
 
 
 @pytest.mark.parametrize("name", sorted(READ))

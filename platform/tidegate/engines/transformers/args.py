@@ -21,6 +21,6 @@ class TransformersArgs(msgspec.Struct, frozen=True):
     # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
     # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
     kv_cache_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
-    # On a CPU: unpack GPTQ weights of 4 bits into `precision` at load. Four times the memory; from 8
-    # rows on a step is faster, with fewer it is slower.
+    # On a CPU: unpack GPTQ weights of 4 bits into `precision` at load. Four times the memory; steps of more
+    # than 8 rows are faster, those of fewer slower.
     unpacks_gptq: bool = False

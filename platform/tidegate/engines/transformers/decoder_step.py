@@ -33,8 +33,10 @@ NORMS = {"q_norm", "k_norm"}
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 # Multiplications of attention from which on batched products are faster than the flash kernel.
 FEWEST_PRODUCTS = 1 << 18
+MOST_UNUSED = 1024  # columns of padding that cost less to read than another call to attention
 
 Operation = Callable[[Tensor], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class DecoderStep:
         half = size // 2
         # With the sign in it, turning is one roll and two products.
         sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
-        attend = self._attention(rows, seen, arena)
+        attend = self._attention(seen, arena)
         column = arena.end - 1
         for layer, held in zip(self._layers, arena.layers, strict=True):
             inputs = layer.before(hidden)
@@ -91,20 +93,37 @@ class DecoderStep:
             hidden = hidden + layer.mlp(layer.between(hidden))
         return self._head(self._norm(hidden))
 
-    def _attention(self, rows: int, seen: Tensor, arena: Arena) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _attention(self, seen: Tensor, arena: Arena) -> Attention:
         """Return what attends: queries [rows, heads, head size] to keys and values of the arena, giving
-        [rows, heads x head size]."""
+        [rows, heads x head size]. One long row does not make the others' windows as wide as its own."""
+        runs = [(0, len(seen), arena.start)]
+        if seen.device.type == "cpu":  # elsewhere it is calls that cost
+            runs = arena.windows(MOST_UNUSED)
+        attend = [
+            self._attend(first, last, start, seen[first:last, start - arena.start :], arena)
+            for first, last, start in runs
+        ]
+        if len(attend) == 1:
+            return attend[0]
+        return lambda query, keys, values: torch.cat([one(query, keys, values) for one in attend])
+
+    def _attend(self, first: int, last: int, start: int, seen: Tensor, arena: Arena) -> Attention:
+        """Return what attends for rows `first` to `last`, to columns from `start` on, of which each sees
+        `seen`."""
         heads, shared, size, scale = self._heads, self._shared, self._head_size, self._scale
-        group, window, start, end = heads // shared, seen.shape[-1], arena.start, arena.end
+        group, window, end = heads // shared, seen.shape[-1], arena.end
+        rows = last - first
         if self._has_products and rows * heads * window * size >= FEWEST_PRODUCTS:
             bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
             bias = bias[:, None, None]
 
             def batched(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
                 # Batched products take whole memory. Left to themselves they copy it, ten times slower.
-                keys = keys[:rows, :, start:end].contiguous().view(rows * shared, window, size)
-                values = values[:rows, :, start:end].contiguous().view(rows * shared, window, size)
-                scores = torch.bmm((query * scale).view(rows * shared, group, size), keys.transpose(1, 2))
+                keys = keys[first:last, :, start:end].contiguous().view(rows * shared, window, size)
+                values = values[first:last, :, start:end].contiguous().view(rows * shared, window, size)
+                scores = torch.bmm(
+                    (query[first:last] * scale).view(rows * shared, group, size), keys.transpose(1, 2)
+                )
                 shares = torch.softmax(scores.view(rows, shared, group, window).add_(bias), dim=-1)
                 return torch.bmm(shares.view(rows * shared, group, window), values).view(rows, -1)
 
@@ -114,9 +133,9 @@ class DecoderStep:
         def flash(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             # The query heads of a group stand as queries of their one head of keys: nothing is repeated.
             found = scaled_dot_product_attention(
-                query.view(rows, shared, group, size),
-                keys[:rows, :, start:end],
-                values[:rows, :, start:end],
+                query[first:last].view(rows, shared, group, size),
+                keys[first:last, :, start:end],
+                values[first:last, :, start:end],
                 attn_mask=mask,
                 scale=scale,
             )

@@ -113,6 +113,8 @@ class TransformersEngine:
         laps.end("weights and tokenizer")
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
+        # On CPU what this thread computes, not what others keep it from.
+        self._clock = time.thread_time if loaded.device == "cpu" else time.perf_counter
         self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
         kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
         cap = spec.memory_cap_bytes
@@ -202,7 +204,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _step(self) -> list[StepOutput]:
-        begin = time.perf_counter()
+        begin = self._clock()
         outputs: list[StepOutput] = []
         is_waited_for = bool(self._scheduler.running)
         logits = [self._decode()] if is_waited_for else []
@@ -222,7 +224,7 @@ class TransformersEngine:
                 if sequence.id in joined:
                     self._keep(row, sequence)
         if is_waited_for:
-            self._pace.note(time.perf_counter() - begin, plan.tokens)
+            self._pace.note(self._clock() - begin, plan.tokens)
         return outputs
 
     def _decode(self) -> Tensor:

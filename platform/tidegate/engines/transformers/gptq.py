@@ -1,10 +1,10 @@
-"""Loads GPTQ checkpoints: packed, by GPTQModel's kernels, or unpacked into plain weights.
+"""Loads GPTQ checkpoints: packed, for kernels that compute with that, or unpacked into plain weights.
 
-Packed weights take the memory that they were quantized for, so they come first. But GPTQModel's kernels on
-CPU know 4 bits, some group sizes and half precision only, and its idea of an architecture's fused layers is
-not always the checkpoint's. What it cannot load, or loads other than the method says, is unpacked layer by
-layer while transformers itself loads it: every architecture, bit width and precision, at the memory of a
-checkpoint that is not quantized.
+Packed weights take the memory that they were quantized for, so they come first: on a CPU as layers of our own
+(`int4`), else by GPTQModel. But kernels on CPU know 4 bits, some group sizes and half precision only, and
+GPTQModel's idea of an architecture's fused layers is not always the checkpoint's. What cannot be loaded so,
+or computes otherwise than the method says, is unpacked layer by layer while transformers itself loads it:
+every architecture, bit width and precision, at the memory of a checkpoint that is not quantized.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def packable(skeleton: Any, layers: Mapping[str, Layer]) -> bool:
     )
 
 
-def with_int4_layers(architecture: Any, names: Iterable[str]) -> type:
+def with_int4_layers(architecture: Any, names: Iterable[str]) -> Any:
     """Return `architecture` with an `Int4Linear` in place of each of the layers named."""
 
     def build(self: Any, config: Any) -> None:
@@ -110,9 +110,8 @@ def with_int4_layers(architecture: Any, names: Iterable[str]) -> type:
         for name in names:
             self.set_submodule(name, Int4Linear(self.get_submodule(name)))
 
-    return type(
-        architecture.__name__, (architecture,), {"__init__": build, "__module__": architecture.__module__}
-    )
+    body = {"__init__": build, "__module__": architecture.__module__}
+    return type(architecture.__name__, (architecture,), body)
 
 
 def unpacked_weights(

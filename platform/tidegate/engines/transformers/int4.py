@@ -19,7 +19,6 @@ class Int4Linear(nn.Module):
 
     packed: Tensor
     scales: Tensor
-    order: Tensor | None
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
@@ -31,23 +30,30 @@ class Int4Linear(nn.Module):
         Raises ValueError where the kernel does not know such groups.
         """
         order = groups.argsort(stable=True)
-        self.size = len(groups) // len(scales)
-        if self.size not in KERNEL_GROUPS or not torch.equal(
-            groups[order], torch.arange(len(groups)) // self.size
-        ):
+        size = len(groups) // len(scales)
+        if size not in KERNEL_GROUPS or not torch.equal(groups[order], torch.arange(len(groups)) // size):
             raise ValueError(f"no kernel computes with {len(scales)} such groups of {len(groups)} inputs")
         by_output = codes[order].T.int().contiguous()
         halves = scales.bfloat16()
         offsets = (MIDDLE - zeros.bfloat16()) * halves
         self.register_buffer("packed", torch._convert_weight_to_int4pack_for_cpu(by_output, 1))
         self.register_buffer("scales", torch.stack([halves, offsets], dim=-1))
-        self.register_buffer("order", None if torch.equal(order, torch.arange(len(order))) else order)
+        # Plain attributes: looking a buffer up costs more than a tenth of the product for one row.
+        self._kernel = self.packed, size, self.scales
+        self._order = None if torch.equal(order, torch.arange(len(order))) else order
+        self._has_bias = self.bias is not None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., inputs] to [..., outputs]."""
-        rows = inputs.reshape(-1, self.in_features).bfloat16()
-        if self.order is not None:
-            rows = rows.index_select(1, self.order)
-        found = torch._weight_int4pack_mm_for_cpu(rows, self.packed, self.size, self.scales)
-        found = found.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
-        return found if self.bias is None else found.add_(self.bias)
+        packed, size, scales = self._kernel
+        rows = inputs.reshape(-1, self.in_features).contiguous()
+        if inputs.dtype != torch.bfloat16:
+            rows = rows.bfloat16()
+        if self._order is not None:
+            rows = rows.index_select(1, self._order)
+        found = torch._weight_int4pack_mm_for_cpu(rows, packed, size, scales)
+        if inputs.dtype != torch.bfloat16:
+            found = found.to(inputs.dtype)
+        if self._has_bias:
+            found += self.bias
+        return found.view(*inputs.shape[:-1], self.out_features)

@@ -346,6 +346,23 @@ class Arena(Cache):  # type: ignore[misc]
                 layer.clear_row(self.rows_held - 1)  # its values may not be finite
         self._staged = None
 
+    def windows(self, most_unused: int) -> list[tuple[int, int, int]]:
+        """Return runs of neighbouring rows, first and behind the last, with the first column of each that one
+        of them holds. What lies before the others' in a run is at most `most_unused` columns together."""
+        found: list[tuple[int, int, int]] = []
+        unused = 0
+        for row, start in enumerate(self._starts):
+            if found:
+                first, last, begin = found[-1]
+                both = min(begin, start)
+                more = (last - first) * (begin - both) + start - both
+                if unused + more <= most_unused:
+                    found[-1], unused = (first, row + 1, both), unused + more
+                    continue
+            found.append((row, row + 1, start))
+            unused = 0
+        return found
+
     def in_use(self) -> Iterator[tuple[int, slice]]:
         """Return rows, and the columns of each that hold something."""
         yield from ((row, slice(start, self.end)) for row, start in enumerate(self._starts))

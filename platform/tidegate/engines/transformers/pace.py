@@ -8,16 +8,18 @@ next the number of tokens follows, until that is `SHARE` of a step without.
 from __future__ import annotations
 
 SHARE = 1.25  # of a step without prompts, that prompts may take: a running row waits 2.25 times as long
+MOST_SHARE = 1.75  # of it, before there are fewer tokens than cost hardly more than one
 FEWEST_CHANGE, MOST_CHANGE = 0.5, 2.0  # factors in one step: something else may have held it up
 WEIGHT = 0.2  # of a new measurement in the average
 
 
 class Pace:
-    """`fewest` tokens cost hardly more than one: fewer would only take longer to come to an end. `most` bound
-    a step for which nobody waits."""
+    """`fewest` tokens cost hardly more than one, unless many are before them. `most` bound a step for which
+    nobody waits."""
 
     def __init__(self, fewest: int, most: int) -> None:
         self._fewest, self._most = min(fewest, most), most
+        self._least = max(1, self._fewest // 8)
         self._tokens = min(4.0 * fewest, most)  # until there is something to go by
         self._plain_seconds = 0.0  # of a step without prompts, on average; 0: not known
 
@@ -38,9 +40,12 @@ class Pace:
             return
         if not plain:
             return
-        factor = MOST_CHANGE
-        if (more := seconds - plain) > 0:
-            share = SHARE * max(1.0, tokens / self._tokens)  # a burst may take more
-            factor = max(FEWEST_CHANGE, min(MOST_CHANGE, share * plain / more))
-        if factor < 1 or 2 * tokens > self._tokens:  # a few tokens that cost little say nothing of many
-            self._tokens = max(self._fewest, min(self._most, self._tokens * factor))
+        # A burst may take more.
+        relative = plain * max(1.0, tokens / self._tokens) / max(seconds - plain, 1e-9)
+        wanted = self._tokens * max(FEWEST_CHANGE, min(MOST_CHANGE, SHARE * relative))
+        if wanted < self._fewest:
+            factor = max(FEWEST_CHANGE, min(MOST_CHANGE, MOST_SHARE * relative))
+            wanted = min(self._fewest, self._tokens * factor)
+        # A few tokens that cost little say nothing of many.
+        if wanted < self._tokens or 2 * tokens > self._tokens:
+            self._tokens = max(self._least, min(self._most, wanted))

@@ -67,6 +67,18 @@ class Model:
                 assert values[row, 0, mask[row], 0].tolist() == [-number for number in expected]
         for row, added in enumerate(new):
             self.rows[row] += added
+        for most in (0, 50):
+            self.check_windows(most)
+
+    def check_windows(self, most_unused: int) -> None:
+        lengths, end, seen = self.arena.lengths(), self.arena.end, 0
+        for first, last, begin in self.arena.windows(most_unused):
+            assert first == seen < last
+            held = lengths[first:last]
+            assert end - begin == max(held)
+            assert sum(max(held) - length for length in held) <= most_unused
+            seen = last
+        assert seen == len(lengths)
 
     def stage(self, length: int) -> None:
         self.arena.begin_staged(length)

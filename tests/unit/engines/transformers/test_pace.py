@@ -24,9 +24,18 @@ def test_prompts_take_their_share_of_a_step(seconds_per_token: float) -> None:
     assert budget * seconds_per_token == pytest.approx(SHARE * 0.1, rel=0.1)
 
 
-@pytest.mark.parametrize(("seconds_per_token", "expected"), [(1.0, 16), (1e-9, 4096)])
+@pytest.mark.parametrize(("seconds_per_token", "expected"), [(1.0, 2), (1e-9, 4096)])
 def test_the_budget_keeps_to_its_bounds(seconds_per_token: float, expected: int) -> None:
     assert settled(Pace(16, 4096), lambda tokens: 0.1 + seconds_per_token * tokens) == expected
+
+
+def test_what_a_forward_pass_costs_by_itself_does_not_make_prompts_crawl() -> None:
+    assert settled(Pace(16, 4096), lambda tokens: 0.1 + (0.15 if tokens else 0)) == 16
+
+
+def test_a_running_row_waits_at_most_three_times_as_long() -> None:
+    budget = settled(Pace(16, 4096), lambda tokens: 0.1 + 0.02 * tokens)
+    assert 0.1 + 0.02 * budget < 0.3
 
 
 def test_a_step_for_which_nobody_waits_takes_most() -> None:
