@@ -1,6 +1,7 @@
 """Our engine and vLLM's, each through the whole platform, beside bare vLLM: same checkpoint, calls in turn.
 
-Bare vLLM is its own OpenAI server with its defaults, from the environment that `TG_VLLM_PYTHON` names.
+Bare vLLM is its own OpenAI server with its defaults, from the environment of the tests, which is made where
+it is missing, or the one whose interpreter `TG_VLLM_PYTHON` names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from loadtests.machine import Processes, free_port, wait_for
 from loadtests.measure import Load, Run, Target, run_load
 from loadtests.plot import bars
 from loadtests.stack import EngineShape, answers, start_platform
+from tidegate.engines.vllm.process import PYTHON_VARIABLE
 
 REQUESTS = (1, 16, 64)
 CONTEXT = 2048
@@ -51,10 +53,9 @@ class Found:
 
 def run(context: Context) -> Section:
     from loadtests.checkpoints import llama  # other scenarios need no torch
+    from tests.vllm.environment import vllm_python
 
-    python = os.environ.get("TG_VLLM_PYTHON", "")
-    if not python:
-        raise SystemExit("peers: TG_VLLM_PYTHON must name the Python of an environment with vLLM")
+    python = os.environ[PYTHON_VARIABLE] = str(vllm_python())  # for the replica too
     found: dict[tuple[str, str, int], Found] = {}
     for name in FORMATS:
         checkpoint = llama(context.folder / name, is_quantized=name == "GPTQ")

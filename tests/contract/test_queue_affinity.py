@@ -196,3 +196,20 @@ async def test_what_four_replicas_hold_is_taken_in_its_order(rig: Rig) -> None:
     await accept(gateway, first, second)
     assert ids(await workers[0].queue.claim(1)) == [first.id]
     assert ids(await (await rig.replica()).queue.claim(1)) == [second.id]
+
+
+async def test_what_four_replicas_held_long_ago_finds_a_place_again(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    workers = [await rig.replica() for _ in range(4)]
+    for worker in workers:
+        await accept(gateway, a_request(a_prompt("1")))
+        assert len(await worker.queue.claim(1)) == 1
+    last = workers[3].queue
+    for _ in range(30):  # with the one above
+        assert await last.claim(1) == []
+    again, held, behind = a_request(a_prompt("1")), a_request(a_prompt("1", "?")), a_request()
+    await accept(gateway, again)
+    assert ids(await last.claim(2)) == [again.id]
+    await accept(gateway, held, behind)
+    assert ids(await workers[0].queue.claim(1)) == [behind.id]
+    assert ids(await last.claim(1)) == [held.id]

@@ -77,7 +77,8 @@ def test_a_continued_chat_keeps_the_stops_of_its_format(vicuna: Engine, mark: in
 
 
 def test_the_prompt_is_that_of_the_format(vicuna: Engine) -> None:
-    form = vicuna._tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)  # type: ignore[attr-defined]
+    tokenizer = vicuna._language._tokenizer  # type: ignore[attr-defined]
+    form = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
     assert form.endswith("\n### Human: When does the gate open?\n### Assistant:")
     chat = run_one(vicuna, a_request("r", QUESTION, max_tokens=4))
     text = run_one(vicuna, a_request("r", form, max_tokens=4))

@@ -204,7 +204,8 @@ def generated(folder: Path, prompts: list[list[int]], lengths: Sequence[int]) ->
     for prompt, length in zip(prompts, lengths, strict=True):
         out = copy.deepcopy(fresh).generate(
             torch.tensor([prompt]),
-            attention_mask=torch.ones((1, len(prompt)), dtype=torch.long),  # also over what pads elsewhere
+            # Or it would take a padding token that the prompt itself has for padding.
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=length,
             do_sample=False,
             eos_token_id=None,

@@ -21,6 +21,7 @@ from tidegate.engines.transformers import selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.head import Head
 from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES
+from tidegate.engines.transformers.packed import PackedLinear
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import WEIGHTS_OVERHEAD, decoder_shape, kv_bytes_per_token
 from tidegate.sources.resolve import resolve
@@ -225,7 +226,9 @@ def test_what_is_placed_is_what_is_loaded(
     engine: Any = create_engine(EngineSpec("transformers", path=str(folder), device="cpu"))
     loaded = engine.load()
     assert loaded.precision == source.precision == (named or stored)
-    held = sum(weight.nbytes for weight in engine._batch._forward._head._model.parameters())
+    model = engine._batch._forward._head._model
+    packed = [module.weight for module in model.modules() if isinstance(module, PackedLinear)]
+    held = sum(weight.nbytes for weight in (*model.parameters(), *packed))
     assert loaded.weights_bytes == source.weights.loaded_bytes(source.precision) == held
 
 

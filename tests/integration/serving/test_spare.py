@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,8 +20,8 @@ from tests.integration.serving.test_ray_serve import (
     application,
     open_api,
     submit,
-    the_replica,
 )
+from tests.integration.serving.test_ray_serve import replicas as running
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.control.serve_config import application_config, put_body
@@ -28,6 +29,7 @@ from tidegate.local import processes, ray_cluster
 from tidegate.local.home import Home
 from tidegate.local.ray_cluster import RayCluster
 from tidegate.replica_args import ReplicaSettings
+from tidegate.serve_api import ServeUnavailable
 from tidegate.serving import spare
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
@@ -56,10 +58,10 @@ def test_a_replica_begins_in_the_process_that_waited_and_another_waits_then(
 
 async def story(ray: RayCluster, redis_server: RedisServer, request: pytest.FixtureRequest) -> None:
     replicas = ReplicaSettings(redis_url=redis_server.url, key_prefix=PREFIX)
-    sleeper = application("sleeper", minReplicas=0, idleSeconds=1.0)
+    sleeper = application("sleeper", minReplicas=0, idleSeconds=5.0)
     async with open_api(ray) as api, open_ear(redis_server.url, PREFIX, gateway_id=request.node.name) as ear:
         await api.put(put_body([application_config(sleeper, replicas)]))
-        await await_until(lambda: _is_running(api, "sleeper"), WAIT_SECONDS)
+        await soon(lambda: _is_running(api, "sleeper"))
         waiting = 0
         for lost in (False, False, True):
             if lost:
@@ -67,19 +69,34 @@ async def story(ray: RayCluster, redis_server: RedisServer, request: pytest.Fixt
             asked = await submit(ear, "sleeper", request, max_tokens=20)
             await ear.ended(asked, timeout=WAIT_SECONDS)
             assert await ear.text(asked.id) == undisturbed(asked)
-            replica = await the_replica(api, "sleeper")
+            (replica,) = await soon(lambda: running(api, "sleeper"))
             assert not waiting or (replica.pid == waiting) is not lost
-            await await_until(lambda: _has(api, "sleeper", 0), WAIT_SECONDS)
+            await soon(lambda: _has(api, "sleeper", 0))
             await _ended(replica)
             waiting = await the_spare(ray)
+
+
+async def soon(holds: Callable[[], Awaitable[Any]]) -> Any:
+    """Wait, also while a Serve that gets no core does not answer."""
+
+    async def patient() -> Any:
+        try:
+            return await holds()
+        except ServeUnavailable:
+            return None
+
+    return await await_until(patient, WAIT_SECONDS)
 
 
 async def the_spare(ray: RayCluster) -> int:
     """The process that waits, once it has imported all, and Ray has no other that it would rather take."""
 
     def alone() -> list[int]:
-        found = spares(Path(ray.head.session, spare.LOCK))
-        return found if found and not others(ray, found) else []
+        try:
+            found = spares(Path(ray.head.session, spare.LOCK))
+            return found if found and not others(ray, found) else []
+        except psutil.NoSuchProcess:
+            return []
 
     (pid,) = await await_until(alone, WAIT_SECONDS)
     return int(pid)
@@ -92,13 +109,19 @@ def spares(lock: Path) -> list[int]:
     mark = f":{lock.stat().st_ino} "
     lines = Path("/proc/locks").read_text().splitlines()
     holders = [psutil.Process(int(line.split()[4])) for line in lines if mark in line]
-    return [
-        holder.pid for holder in holders if any(PROMPTS in child.cmdline() for child in holder.children())
-    ]
+    return [holder.pid for holder in holders if any(PROMPTS in command(child) for child in holder.children())]
+
+
+def command(process: psutil.Process) -> list[str]:
+    """Its words; none where it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def others(ray: RayCluster, found: list[int]) -> list[int]:
     """Ray's idle workers beside these."""
     (raylet,) = [part.pid for part in ray.parts if part.name == "ray raylet"]
-    idle = [child.pid for child in psutil.Process(raylet).children() if child.cmdline()[:1] == ["ray::IDLE"]]
+    idle = [child.pid for child in psutil.Process(raylet).children() if command(child)[:1] == ["ray::IDLE"]]
     return [pid for pid in idle if pid not in found]

@@ -119,7 +119,7 @@ class TestPlaces:
             there.source(number, SourceState("resolved", "/c", 20 * GIB, "none", "float16", shape=SHAPE))
         plan = there.step()
         assert standing(plan) == ["one"]
-        assert "weights 21.00 GiB + KV cache 0.13 GiB + runtime 1.00 GiB = 22.13 GiB" in (
+        assert "weights 21.00 GiB + KV cache 0.15 GiB + runtime 1.00 GiB = 22.15 GiB" in (
             plan.entries["two"].message
         )
         # The answer of the look is gone with its Job; nobody asks again.

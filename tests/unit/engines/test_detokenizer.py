@@ -31,7 +31,8 @@ def test_a_character_comes_whole_or_not_yet(text: str) -> None:
 @given(st.binary(max_size=40))
 def test_any_bytes_decode_as_a_whole_decode_would(data: bytes) -> None:
     out = "".join(push_all(data))
-    assert data.decode(errors="replace") in (out, out + FFFD)  # an incomplete end is dropped
+    # An incomplete end is dropped; half of what would be a surrogate stands for one mark a byte.
+    assert data.decode(errors="replace") in (out, out + FFFD, out + 2 * FFFD)
 
 
 @given(st.binary(max_size=40))

@@ -1,10 +1,10 @@
 """Loads GPTQ checkpoints: packed, for kernels that compute with that, or unpacked into plain weights.
 
-Packed weights take the memory that they were quantized for, so they come first: on a CPU as layers of our
-own (`int4`), else by GPTQModel. But kernels on CPU know 4 bits, some group sizes and half precision only, and
-GPTQModel's idea of an architecture's fused layers is not always the checkpoint's. What cannot be loaded so, or
-computes otherwise than the method says, is unpacked layer by layer while transformers itself loads it: every
-architecture, bit width and precision, at the memory of a checkpoint that is not quantized.
+Packed weights take the memory that they were quantized for, so they come first: on a CPU as layers of our own
+(`int4`), else by GPTQModel. But kernels on CPU know 4 bits, some group sizes and half precision only, and
+GPTQModel's idea of an architecture's fused layers is not always the checkpoint's. What cannot be loaded so,
+or computes otherwise than the method says, is unpacked layer by layer while transformers itself loads it:
+every architecture, bit width and precision, at the memory of a checkpoint that is not quantized.
 """
 
 from __future__ import annotations

@@ -33,15 +33,15 @@ local function holders_of(queue, replica, ids, known)
   return found
 end
 
--- From now on `replica` holds these chains too.
-local function hold(queue, replica, chains, known)
+-- From now on `replica` holds these chains too, or `alone`: engines forget, and nobody says so.
+local function hold(queue, replica, chains, known, alone)
   local fields, is_done = {}, {}
   for _, chain in ipairs(chains) do
     for at = 1, #chain, HASH_BYTES do
       local piece = string.sub(chain, at, at + HASH_BYTES - 1)
       local holders, count = ' ' .. replica .. ' ', 1
-      if not is_done[piece] and string.sub(known[piece] or '', 1, #holders) ~= holders then
-        for other in string.gmatch(known[piece] or '', '%S+') do
+      if not is_done[piece] and (alone or string.sub(known[piece] or '', 1, #holders) ~= holders) then
+        for other in string.gmatch(not alone and known[piece] or '', '%S+') do
           if other ~= replica and count < MOST_HOLDERS then holders = holders .. other .. ' '; count = count + 1 end
         end
         fields[#fields + 1] = piece

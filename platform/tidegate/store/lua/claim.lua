@@ -4,6 +4,7 @@
 -- It stops behind so many bytes: over a reply of 32 MB Redis ends a connection that hears channels.
 local MOST_BYTES = 4194304
 local WINDOW = 16 -- so many are chosen from
+local ALONE_EVERY = 32 -- of a replica's claims: what it leases then is held by it alone, as far as is known
 local queue, replica, number, most = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local lease_seconds, ttl, keep = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local takes_all = ARGV[8] == '1'
@@ -124,7 +125,7 @@ end
 
 call_with('HSET', P .. 'held:' .. replica, held)
 call_with('ZADD', P .. 'leases', expiries)
-hold(queue, replica, chains, known or {})
+hold(queue, replica, chains, known or {}, tonumber(number) % ALONE_EVERY == 0)
 local hungry = #leased < most and '1' or '0'
 if #leased > 0 then
   call('HSET', record, 'number', number, 'claimed', table.concat(ids, ' '), 'hungry', hungry)
