@@ -209,6 +209,8 @@ class TransformersEngine:
         is_waited_for = bool(self._scheduler.running)
         logits = [self._decode()] if is_waited_for else []
         budget = self._pace.budget(self._scheduler.joining(), len(self._scheduler.running))
+        if self._scheduler.staged is None:  # with none before them so many cost hardly more than one
+            budget = max(budget, min(self._weights_tokens, self._args.prefill_tokens_per_step))
         plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage, held=self._held)
         with prefill_threads(plan.tokens, self._prefill_cores):
             for sequence, count in plan.parts:
