@@ -81,9 +81,9 @@ class OperatorProcess:
 
 
 def _plain(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what is meant for the test cluster's scripts: the operator refuses a setting that it does not
-    know."""
-    return {name: value for name, value in environment.items() if not name.startswith("TIDEGATE_CLUSTER_")}
+    """Without what is meant for other processes of the tests: the operator refuses a setting that it does
+    not know."""
+    return {name: value for name, value in environment.items() if not name.startswith("TIDEGATE_")}
 
 
 class World:
