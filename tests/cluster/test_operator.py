@@ -222,7 +222,12 @@ async def test_a_deleted_model_is_refused_drained_and_gone(world: World, registr
     await world.wait_for_condition("two", "Ready", "True", "Serving")
     await world.api.delete("Model", body)
     await world.wait_for_condition("one", "Ready", "False", "Deleting", timeout=5)
-    assert not (await registry.read_models())["one"].accepts
+
+    async def is_refused() -> bool:
+        entry = (await registry.read_models()).get("one")
+        return entry is None or not entry.accepts
+
+    await world.wait_for("new requests are refused", is_refused)  # told to the gateways beside the status
 
     async def is_gone() -> bool:
         return await world.get("Model", "one") is None
