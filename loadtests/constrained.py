@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from loadtests.requests import FAR_FUTURE
+from loadtests.requests import request_for
 from tidegate.engines.base import Prepared
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers.engine import TransformersEngine
@@ -91,18 +91,7 @@ def measured(engine: TransformersEngine, sampling: dict[str, Any]) -> tuple[floa
 def a_request(number: int, sampling: dict[str, Any]) -> Request:
     prompt = TextPrompt("The water stands higher inside than outside, so")
     work = Generate(prompt, Sampling(seed=number, ignore_eos=True, **sampling))
-    return Request(
-        id=str(number),
-        tenant="",
-        model="",
-        revision="",
-        gateway="",
-        created=0.0,
-        deadline=FAR_FUTURE,
-        priority=0,
-        cost=0,
-        work=work,
-    )
+    return request_for(str(number), work)
 
 
 def made(

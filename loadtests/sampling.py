@@ -25,7 +25,7 @@ import torch
 from msgspec.structs import replace
 
 from loadtests.constrained import made
-from loadtests.requests import FAR_FUTURE
+from loadtests.requests import request_for
 from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers.engine import TransformersEngine
@@ -142,18 +142,7 @@ def a_request(case: str, number: int) -> Request:
     prompt = CHAT if case in OF or case in OF.values() else text
     sampling = Sampling(seed=7 * number if case in SEEDED else 1, temperature=0.0, ignore_eos=True)
     sampling = replace(sampling, max_tokens=TOKENS, **CASES[case])
-    return Request(
-        id=str(number),
-        tenant="",
-        model="",
-        revision="",
-        gateway="",
-        created=0.0,
-        deadline=FAR_FUTURE,
-        priority=0,
-        cost=0,
-        work=Generate(prompt, sampling),
-    )
+    return request_for(str(number), Generate(prompt, sampling))
 
 
 def loaded(path: Path, rows: int) -> TransformersEngine:

@@ -13,7 +13,7 @@ from typing import Any
 
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, middle, ratio, spread
-from loadtests.requests import FAR_FUTURE
+from loadtests.requests import request_for
 
 ROWS, LONG, SHARED = 8, 4000, 1000  # streams; tokens of the long prompt, and of what prompts share
 BEFORE, AFTER = 60, 20  # steps around the long prompt
@@ -132,22 +132,10 @@ def step(engine: Any) -> tuple[float, set[str]]:
 
 def add(engine: Any, name: str, prompt: list[int]) -> None:
     from tidegate.engines.base import Prepared
-    from tidegate.messages.work import Generate, Request, Sampling, TokenPrompt
+    from tidegate.messages.work import Generate, Sampling, TokenPrompt
 
     work = Generate(TokenPrompt(prompt), Sampling(seed=1, temperature=0.0, ignore_eos=True))
-    request = Request(
-        id=name,
-        tenant="",
-        model="",
-        revision="",
-        gateway="",
-        created=0.0,
-        deadline=FAR_FUTURE,
-        priority=0,
-        cost=0,
-        work=work,
-    )
-    prepared = asyncio.run(engine.prepare(request))
+    prepared = asyncio.run(engine.prepare(request_for(name, work)))
     assert isinstance(prepared, Prepared)
     assert engine.add(prepared, []) is None
 
