@@ -158,8 +158,11 @@ def save_model(
     model.save_pretrained(folder)
 
 
-def save_tokenizer(folder: Path, *, with_template: bool = True) -> None:
-    """A byte-level BPE tokenizer: lossless on any text, and the same on every machine."""
+def save_tokenizer(
+    folder: Path, *, with_template: bool = True, vocabulary: int = VOCABULARY, texts: int = 20
+) -> None:
+    """A byte-level BPE tokenizer of so many of the standard library's texts: lossless on any text, and the
+    same on every machine."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -167,12 +170,12 @@ def save_tokenizer(folder: Path, *, with_template: bool = True) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=["<pad>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(list(topics.values())[:20], trainer)
+    backend.train_from_iterator(list(topics.values())[:texts], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )

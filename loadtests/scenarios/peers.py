@@ -52,13 +52,13 @@ class Found:
 
 
 def run(context: Context) -> Section:
-    from loadtests.checkpoints import llama  # other scenarios need no torch
+    from loadtests.checkpoints import llama, quantized  # other scenarios need no torch
     from tests.vllm.environment import vllm_python
 
     python = os.environ[PYTHON_VARIABLE] = str(vllm_python())  # for the replica too
     found: dict[tuple[str, str, int], Found] = {}
-    for name in FORMATS:
-        checkpoint = llama(context.folder / name, is_quantized=name == "GPTQ")
+    plain = llama(context.folder / FORMATS[0])
+    for name, checkpoint in zip(FORMATS, (plain, quantized(context.folder / FORMATS[1], plain)), strict=True):
         with ExitStack() as stack:
             targets = start(stack, context, checkpoint, python)
             for count in REQUESTS:

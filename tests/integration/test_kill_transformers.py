@@ -9,15 +9,15 @@ import psutil
 import pytest
 
 from tests.checkpoints import tiny
-from tests.integration.serving.rig import Ear, ReplicaChild, a_request, heard_from, open_ear
+from tests.integration.serving.rig import ReplicaChild, demanding_requests, heard_from, open_ear
 from tests.waiting import wait_until
 from tidegate.engines.transformers.prompt_pool import LANES
-from tidegate.messages.work import Request, Sampling
 
 pytestmark = pytest.mark.serial
 
 LOAD_SECONDS = 90.0
 PROMPTS = ("The tide", "A gate is", "Water 水 flows")
+TOKENS = 150
 
 
 @pytest.fixture
@@ -40,36 +40,16 @@ def spawn(redis_url: str, key_prefix: str, tmp_path: Path) -> Iterator[Callable[
         child.close()
 
 
-def requests() -> list[Request]:
-    """Everything that a continuation must rebuild: noise, penalties, partial characters, a stop buffer."""
-    return [
-        a_request(
-            prompt,
-            sampling=Sampling(
-                seed=100 + number,
-                max_tokens=150,
-                temperature=0.9,
-                top_p=0.95,
-                presence_penalty=0.4,
-                frequency_penalty=0.2,
-                stop=("a stop string that does not come",),
-                ignore_eos=True,
-            ),
-        )
-        for number, prompt in enumerate(PROMPTS)
-    ]
-
-
 async def test_a_killed_seeded_stream_equals_the_undisturbed_one(
     spawn: Callable[[], ReplicaChild], redis_url: str, key_prefix: str
 ) -> None:
     async with open_ear(redis_url, key_prefix) as ear:
         replica = spawn()
-        plain = requests()
+        plain = demanding_requests(PROMPTS, TOKENS)
         await ear.submit(*plain)
         await ear.ended(*plain, timeout=LOAD_SECONDS)
 
-        killed = requests()
+        killed = demanding_requests(PROMPTS, TOKENS)
         await ear.submit(*killed)
         await heard_from(ear, killed[1], 20, LOAD_SECONDS)
         beside = psutil.Process(replica.process.pid).children(recursive=True)
@@ -78,13 +58,9 @@ async def test_a_killed_seeded_stream_equals_the_undisturbed_one(
         spawn()
         await ear.ended(*killed, timeout=LOAD_SECONDS)
 
-        assert max(before) < 150
+        assert max(before) < TOKENS
         assert len(beside) > LANES  # the processes that prepare prompts, which end by themselves
         wait_until(lambda: not any(map(psutil.pid_exists, (process.pid for process in beside))))
         for one, other in zip(plain, killed, strict=True):
-            assert tokens(ear, other) == tokens(ear, one)
+            assert ear.ids_of(other) == ear.ids_of(one)
             assert await ear.text(other.id) == await ear.text(one.id)
-
-
-def tokens(ear: Ear, request: Request) -> list[int]:
-    return [token for segment in ear.heard[request.id] for token in segment.output.token_ids]

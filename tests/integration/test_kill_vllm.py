@@ -9,16 +9,16 @@ import psutil
 import pytest
 
 from tests.checkpoints import tiny
-from tests.integration.serving.rig import Ear, ReplicaChild, a_request, heard_from, open_ear
+from tests.integration.serving.rig import ReplicaChild, demanding_requests, heard_from, open_ear
 from tests.vllm.environment import vllm_python
 from tests.waiting import await_until
 from tidegate.engines.vllm.process import PYTHON_VARIABLE
-from tidegate.messages.work import Request, Sampling
 
 pytestmark = pytest.mark.serial
 
 LOAD_SECONDS = 200.0  # on a machine that loads other models beside
 PROMPTS = ("The tide", "A gate is", "Water 水 flows")
+TOKENS = 150
 CRASHED = 70
 
 
@@ -47,32 +47,12 @@ def spawn(
         child.close()
 
 
-def requests() -> list[Request]:
-    """Everything that a continuation must rebuild: noise, penalties, partial characters, a stop buffer."""
-    return [
-        a_request(
-            prompt,
-            sampling=Sampling(
-                seed=100 + number,
-                max_tokens=150,
-                temperature=0.9,
-                top_p=0.95,
-                presence_penalty=0.4,
-                frequency_penalty=0.2,
-                stop=("a stop string that does not come",),
-                ignore_eos=True,
-            ),
-        )
-        for number, prompt in enumerate(PROMPTS)
-    ]
-
-
 async def test_streams_of_a_killed_vllm_go_on_where_another_engine_runs(
     spawn: Callable[[str], ReplicaChild], redis_url: str, key_prefix: str
 ) -> None:
     async with open_ear(redis_url, key_prefix) as ear:
         replica = spawn("vllm")
-        killed = requests()
+        killed = demanding_requests(PROMPTS, TOKENS)
         await ear.submit(*killed)
         await heard_from(ear, killed[1], 20, LOAD_SECONDS)
         (vllm,) = [
@@ -84,16 +64,12 @@ async def test_streams_of_a_killed_vllm_go_on_where_another_engine_runs(
         await await_until(lambda: replica.process.poll() is not None, LOAD_SECONDS)
         before = [ear.tokens_of(request) for request in killed]
         spawn("transformers")
-        plain = requests()
+        plain = demanding_requests(PROMPTS, TOKENS)
         await ear.submit(*plain)
         await ear.ended(*killed, *plain, timeout=LOAD_SECONDS)
 
         assert replica.process.returncode == CRASHED
-        assert 20 <= max(before) < 150
+        assert 20 <= max(before) < TOKENS
         for one, other in zip(plain, killed, strict=True):
-            assert tokens(ear, other) == tokens(ear, one)
+            assert ear.ids_of(other) == ear.ids_of(one)
             assert await ear.text(other.id) == await ear.text(one.id)
-
-
-def tokens(ear: Ear, request: Request) -> list[int]:
-    return [token for segment in ear.heard[request.id] for token in segment.output.token_ids]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -50,6 +50,26 @@ def a_request(prompt: str = "hello", *, max_tokens: int | None = 20, **changes: 
         "work": Generate(TextPrompt(prompt), sampling),
     }
     return Request(**(values | changes))
+
+
+def demanding_requests(prompts: Sequence[str], tokens: int) -> list[Request]:
+    """Everything that a continuation must rebuild: noise, penalties, partial characters, a stop buffer."""
+    return [
+        a_request(
+            prompt,
+            sampling=Sampling(
+                seed=100 + number,
+                max_tokens=tokens,
+                temperature=0.9,
+                top_p=0.95,
+                presence_penalty=0.4,
+                frequency_penalty=0.2,
+                stop=("a stop string that does not come",),
+                ignore_eos=True,
+            ),
+        )
+        for number, prompt in enumerate(prompts)
+    ]
 
 
 def undisturbed(request: Request) -> str:
@@ -101,8 +121,11 @@ class Ear:
         assert self.disorder == []
         return [self.finished[request.id] for request in requests]
 
+    def ids_of(self, request: Request) -> list[int]:
+        return [token for segment in self.heard[request.id] for token in segment.output.token_ids]
+
     def tokens_of(self, request: Request) -> int:
-        return sum(len(segment.output.token_ids) for segment in self.heard[request.id])
+        return len(self.ids_of(request))
 
 
 @asynccontextmanager

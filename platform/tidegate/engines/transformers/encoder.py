@@ -22,7 +22,7 @@ from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOut
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import refusal
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.loading import BARE, Loaded, load, open_checkpoint, out_of_memory
+from tidegate.engines.transformers.loading import BARE, Loaded, closed_on_failure, load, open_checkpoint
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.pooling import Pooler, judge_of, label_names, normalised
 from tidegate.engines.transformers.prompt_pool import PromptPool
@@ -94,13 +94,8 @@ class EncoderEngine:
         self._broken: str | None = None
 
     def load(self) -> LoadReport:
-        try:
+        with closed_on_failure(self.close):
             return self._load()
-        except BaseException as error:
-            self.close()
-            if is_out_of_memory(error):
-                raise out_of_memory(error) from error
-            raise
 
     def _load(self) -> LoadReport:
         spec = self._spec

@@ -31,10 +31,11 @@ from tidegate.engines.transformers.language import Language, failed_alone
 from tidegate.engines.transformers.loading import (
     CAUSAL,
     TEXT_TO_TEXT,
+    choose_context,
+    closed_on_failure,
     free_bytes,
     load,
     open_checkpoint,
-    out_of_memory,
 )
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.pace import Pace
@@ -57,7 +58,6 @@ from tidegate.telemetry import Laps
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
-UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 
 
 class Part(NamedTuple):
@@ -80,19 +80,14 @@ class TransformersEngine:
         self._tokens: Tensor  # [rows], the last token of each
 
     def load(self) -> LoadReport:
-        try:
+        with closed_on_failure(self.close):
             return self._load()
-        except BaseException as error:
-            self.close()
-            if is_out_of_memory(error):
-                raise out_of_memory(error) from error
-            raise
 
     def _load(self) -> LoadReport:
         spec, args, laps = self._spec, self._args, Laps()
         torch.set_num_threads(args.threads or usable_cores())
         checkpoint = open_checkpoint(spec)
-        self._context_length = spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
+        self._context_length = choose_context(checkpoint, spec)
         self._has_encoder = checkpoint.has_encoder
         self._prompts = PromptPool(  # loads beside the weights
             checkpoint.path, self._context_length, spec.chat_template, has_encoder=self._has_encoder

@@ -6,7 +6,8 @@ an error. Code that a checkpoint brings along is never run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ from tidegate.sources.servable import UNSUPPORTED, check_servable, not_causal, u
 
 NAMED_IN_MESSAGE = 5
 CAUSAL, TEXT_TO_TEXT, BARE = "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModel"
+UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 MOST_TOLD = 300  # characters of a library's error
 
 
@@ -72,11 +74,7 @@ def load(
     # Before the tokenizer, which reads the config too and would be blamed for it.
     skeleton = load_skeleton(checkpoint, auto)
     device = choose_device(spec.device)
-    precision = checkpoint.auto_precision if spec.precision == "auto" else spec.precision
-    if precision not in PRECISION_BYTES:
-        raise EngineLoadError(
-            "InvalidEngineArgs", f"precision {spec.precision!r}: use auto, float32, bfloat16 or float16."
-        )
+    precision = choose_precision(checkpoint, spec)
     weights_bytes = loaded_weights(checkpoint).loaded_bytes(precision)
     limit_memory(device, spec.memory_cap_bytes)
     room = within_cap(free_bytes(device), spec.memory_cap_bytes, 0, device)
@@ -119,6 +117,20 @@ def open_checkpoint(spec: EngineSpec) -> Checkpoint:
     if amiss:
         raise EngineLoadError("InvalidEngineArgs", amiss)
     return checkpoint
+
+
+def choose_precision(checkpoint: Checkpoint, spec: EngineSpec) -> str:
+    precision = checkpoint.auto_precision if spec.precision == "auto" else spec.precision
+    if precision not in PRECISION_BYTES:
+        raise EngineLoadError(
+            "InvalidEngineArgs", f"precision {spec.precision!r}: use auto, float32, bfloat16 or float16."
+        )
+    return precision
+
+
+def choose_context(checkpoint: Checkpoint, spec: EngineSpec) -> int:
+    """Return the tokens of the longest request: what was asked for, or as many as the checkpoint covers."""
+    return spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
 
 
 def choose_device(asked: str) -> str:
@@ -343,6 +355,18 @@ def some(names: list[str]) -> str:
     """Show the first few names."""
     more = len(names) - NAMED_IN_MESSAGE
     return ", ".join(names[:NAMED_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def closed_on_failure(close: Callable[[], None]) -> Iterator[None]:
+    """Close what a load that fails has opened; memory that ran out becomes an `EngineLoadError`."""
+    try:
+        yield
+    except BaseException as error:
+        close()
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
+        raise
 
 
 def out_of_memory(error: BaseException) -> EngineLoadError:

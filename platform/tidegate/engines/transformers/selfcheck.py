@@ -140,9 +140,10 @@ def proved(
             # A state that has taken a token cannot take it once more.
             arena.has_runs = not has_states and is_right(_in_runs, plain, arena, precision, bounds)
             arena.can_stage = is_right(_in_chunks, plain, arena, precision, bounds)
-            arena.prefixes = prefixes if arena.can_stage else None
-            if prefixes is not None and not is_right(_with_prefixes, plain, arena, precision, bounds):
-                arena.prefixes = None
+            if arena.can_stage and prefixes is not None:
+                arena.prefixes = prefixes
+                if not is_right(_with_prefixes, plain, arena, precision, bounds):
+                    arena.prefixes = None
             return arena, []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)

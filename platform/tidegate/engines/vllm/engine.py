@@ -16,11 +16,16 @@ from __future__ import annotations
 
 import itertools
 
-from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput, is_out_of_memory
+from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.transformers.described import Described
 from tidegate.engines.transformers.language import Language, failed_alone
-from tidegate.engines.transformers.loading import open_checkpoint, out_of_memory
+from tidegate.engines.transformers.loading import (
+    choose_context,
+    choose_precision,
+    closed_on_failure,
+    open_checkpoint,
+)
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.sequence import RunningSequence
@@ -30,10 +35,8 @@ from tidegate.engines.vllm.process import VllmProcess
 from tidegate.messages.work import Finish, Request, Segment, Tokens
 from tidegate.replica_args import EngineSpec, VllmArgs
 from tidegate.sources.checkpoint import Checkpoint
-from tidegate.sources.facts import PRECISION_BYTES, kv_bytes_per_token
+from tidegate.sources.facts import kv_bytes_per_token
 from tidegate.sources.gptq import loaded_weights
-
-UNBOUNDED_CONTEXT = 2048  # for configs that name no length (ALiBi)
 
 
 class PrefillFound:
@@ -63,24 +66,15 @@ class VllmEngine:
         self._language: Language | None = None
 
     def load(self) -> LoadReport:
-        try:
+        with closed_on_failure(self.close):
             return self._load()
-        except BaseException as error:
-            self.close()
-            if is_out_of_memory(error):
-                raise out_of_memory(error) from error
-            raise
 
     def _load(self) -> LoadReport:
         spec = self._spec
         checkpoint = open_checkpoint(spec)
         check_generates(checkpoint)
-        precision = checkpoint.auto_precision if spec.precision == "auto" else spec.precision
-        if precision not in PRECISION_BYTES:
-            raise EngineLoadError(
-                "InvalidEngineArgs", f"precision {spec.precision!r}: use auto, float32, bfloat16 or float16."
-            )
-        context_length = spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT
+        precision = choose_precision(checkpoint, spec)
+        context_length = choose_context(checkpoint, spec)
         weights_bytes = loaded_weights(checkpoint).loaded_bytes(precision)
         self._process = VllmProcess(self._args)
         self._prompts = PromptPool(checkpoint.path, context_length, spec.chat_template)
