@@ -154,7 +154,8 @@ def test_both_checkpoints_stream_the_same_right_answer_to_the_official_client(pl
 def test_the_stream_is_server_sent_events_and_needs_the_key(platform: Platform) -> None:
     url = f"{platform.release.address}/v1/chat/completions"
     question, answer = next(iter(FACTS.items()))
-    body = {"model": BF16, "messages": [{"role": "user", "content": question}], "stream": True}
+    messages = [{"role": "user", "content": question}]
+    body = {"model": BF16, "messages": messages, "stream": True, "temperature": 0}
     headers = {"Authorization": f"Bearer {platform.release.key}"}
     with httpx.stream("POST", url, json=body, headers=headers, timeout=60, trust_env=False) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
