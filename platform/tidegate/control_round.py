@@ -17,7 +17,7 @@ from tidegate.control.rollout_state import Note
 from tidegate.messages.administration import AuditEntry
 from tidegate.messages.outcomes import Outcomes
 from tidegate.messages.queue import Depth
-from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, Parked, ReplicaStats, RevisionReport
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class Registry(Protocol):
     def outcomes(self) -> OutcomeCounts: ...
 
     async def reports(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, RevisionReport]: ...
+
+    async def parked(self, wanted: Collection[RevisionKey]) -> dict[RevisionKey, Parked]: ...
 
     async def replicas(self) -> list[ReplicaStats]: ...
 
@@ -84,15 +86,24 @@ async def observe_store(
     """Return what the registry and the queues say of these queues and of `models` (None: of all), and how the
     requests of the `compared` ended. What is not in Redis is the caller's to fill in. Raises
     `QueueUnavailable`."""
-    reports, replicas, entries, found, outcomes = await asyncio.gather(
+    reports, parked, replicas, entries, found, outcomes = await asyncio.gather(
         registry.reports(queues),
+        registry.parked(queues),
         registry.replicas(),
         registry.read_models(models),
         depths.poll(queues, timeout_seconds=DEPTHS_SECONDS),
         registry.outcomes.read(compared),
     )
     ours = tuple(stats for stats in replicas if models is None or stats.model in models)
-    return Observation(None, reports=reports, replicas=ours, depths=found, entries=entries, outcomes=outcomes)
+    return Observation(
+        None,
+        reports=reports,
+        parked=parked,
+        replicas=ours,
+        depths=found,
+        entries=entries,
+        outcomes=outcomes,
+    )
 
 
 async def publish(registry: Registry, changes: RegistryChanges, published: Mapping[str, ModelEntry]) -> None:

@@ -98,6 +98,13 @@ class Settings(ProcessSettings):
         "one or two seconds instead of six to nine. It takes about 0.6 GB of memory.",
     )
 
+    parked_bytes: int = Field(
+        0,
+        ge=0,
+        description="Host memory that the weights of sleeping models may take (`scaling.zero: Parked`); 0: "
+        "half of the machine's.",
+    )
+
     host: str = Field("127.0.0.1", description="Address that the gateway listens on.")
     port: int = Field(
         8000, ge=0, le=65_535, description="Port that the gateway listens on; 0 takes a free one."

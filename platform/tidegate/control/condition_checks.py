@@ -58,6 +58,7 @@ class Facts:
     is_deleting: bool = False
     is_drained: bool = False
     refused: Refusal | None = None
+    parks: Mapping[str, str] = field(default_factory=dict)
     found: Mapping[str, Condition] = field(default_factory=dict)
 
     @property
@@ -427,7 +428,20 @@ def kept_asleep(facts: Facts) -> Verdict | None:
 def asleep(facts: Facts) -> Verdict | None:
     may_sleep = facts.model.spec.scaling.min_replicas == 0 and facts.replicas_wanted == 0
     is_asked = facts.seen.unfinished(facts.model.name, [kept.revision for kept in facts.shown])
-    return Verdict("True", Reason.Asleep) if may_sleep and not is_asked else None
+    return Verdict("True", Reason.Asleep, _parked(facts)) if may_sleep and not is_asked else None
+
+
+def _parked(facts: Facts) -> str:
+    """Say what of a sleeping model is in host memory, where its weights should be."""
+    for kept in facts.shown:
+        if (why_not := facts.parks.get(kept.revision)) is None:
+            continue
+        found = facts.seen.parked.get((facts.model.name, kept.revision))
+        if not why_not and found is not None and found.bytes:
+            return f"Its weights are parked: {gib(found.bytes)} in host memory of {found.node}."
+        why_not = why_not or (found.message if found is not None else "")
+        return f"Its weights are not parked. {why_not}" if why_not else "Its weights are not parked yet."
+    return ""
 
 
 def waking(facts: Facts) -> Verdict | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tidegate.messages.outcomes import Outcomes
 from tidegate.messages.queue import Depth
-from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, Parked, ReplicaStats, RevisionReport
 from tidegate.sources.facts import DecoderShape, StoredWeights
 
 # Once Serve says one of these, the process that built the application is gone.
@@ -144,6 +144,7 @@ class Observation:
     serve_problem: tuple[str, str] | None = None  # (reason, sentence)
     sources: Mapping[RevisionKey, SourceState] = field(default_factory=dict)
     reports: Mapping[RevisionKey, RevisionReport] = field(default_factory=dict)
+    parked: Mapping[RevisionKey, Parked] = field(default_factory=dict)
     replicas: tuple[ReplicaStats, ...] = ()
     depths: Mapping[RevisionKey, Depth] = field(default_factory=dict)
     entries: Mapping[str, ModelEntry] = field(default_factory=dict)  # as last published

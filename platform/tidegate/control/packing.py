@@ -57,12 +57,14 @@ class Need:
 class Packing:
     """A revision with both a placement and a refusal keeps its place, but not all its replicas find one.
 
-    `gpu_load` gives the hundredths of each GPU in use that are always taken, by group.
+    `gpu_load` gives the hundredths of each GPU in use that are always taken, by group. `parked` says of each
+    revision whose weights should stay in host memory why there is no room for them; empty: there is.
     """
 
     placements: Mapping[RevisionKey, Placement]
     refusals: Mapping[RevisionKey, Refusal]
     gpu_load: Mapping[str, tuple[int, ...]]
+    parked: Mapping[RevisionKey, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,21 @@ class _Hall:
     crowd: Room
     holders: dict[RevisionKey, int] = field(default_factory=dict)  # hundredths in all
     sleepers: dict[RevisionKey, Seat] = field(default_factory=dict)
+    sleepers_outside: list[Seat] = field(default_factory=list)  # those of them that `crowd` had no room for
 
     @property
     def group(self) -> Group:
         return self.room.group
+
+    @property
+    def least_free_bytes(self) -> int | None:
+        """Host memory of a worker that is left when all are awake; None: it is not counted."""
+        total = self.group.memory_bytes
+        if not total:
+            return None
+        largest = max((worker.memory_bytes for worker in self.crowd.workers), default=0)
+        waiting = sum(seat.memory_bytes for seat in self.sleepers_outside)
+        return max(0, total - largest - waiting)
 
 
 def place(needs: Sequence[Need], groups: Sequence[Group]) -> Packing:
@@ -101,7 +114,33 @@ def place(needs: Sequence[Need], groups: Sequence[Group]) -> Packing:
         name: tuple(taken for worker in hall.room.workers for taken in worker.gpus)
         for name, hall in halls.items()
     }
-    return Packing(placements, refusals, load)
+    return Packing(placements, refusals, load, _park(needs, placements, halls))
+
+
+def _park(
+    needs: Sequence[Need], placements: Mapping[RevisionKey, Placement], halls: Mapping[str, _Hall]
+) -> dict[RevisionKey, str]:
+    """Give the memory that all replicas together leave to weights that stay while their models sleep. Which
+    worker will hold them nobody knows, so each must have room for all of them; replicas come first."""
+    found: dict[RevisionKey, str] = {}
+    held: dict[str, int] = {}
+    for need in needs:
+        if need.spec.scaling.zero != "Parked" or need.copies or need.key not in placements:
+            continue
+        hall = halls[placements[need.key].group]
+        size = need.source.weights_bytes if need.source is not None else 0
+        least = hall.least_free_bytes
+        if least is None or held.get(hall.group.name, 0) + size <= least:
+            held[hall.group.name] = held.get(hall.group.name, 0) + size
+            found[need.key] = ""
+            continue
+        parked = held.get(hall.group.name, 0)
+        found[need.key] = (
+            f"They take {gib(size)}, and of the {gib(hall.group.memory_bytes)} of memory that a worker of "
+            f"group {hall.group.name} has, replicas may take {gib(hall.group.memory_bytes - least)} and "
+            f"other parked weights {gib(parked)}: raise the group's memory, or park fewer models."
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +307,8 @@ def _take_a_turn(hall: _Hall, need: Need, seat: Seat) -> Refusal | None:
     if not hall.room.fits(seat):
         return _no_room(need, seat, hall, 1)
     hall.sleepers[need.key] = seat
-    hall.crowd.take(seat)
+    if hall.crowd.take(seat) is None:
+        hall.sleepers_outside.append(seat)
     return None
 
 

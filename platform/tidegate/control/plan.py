@@ -36,7 +36,7 @@ from tidegate.control.history import HISTORY_LIMIT, cause_of
 from tidegate.control.history import kept as history_kept
 from tidegate.control.looks import looked, next_look, questions, standing
 from tidegate.control.observed import Observation, RevisionKey, SourceState
-from tidegate.control.packing import Refusal
+from tidegate.control.packing import Packing, Refusal
 from tidegate.control.reasons import PROGRESSING, Reason
 from tidegate.control.resources import Model, PoolSpec
 from tidegate.control.rollout import SWITCH_SECONDS, Moment, is_judged, may_stand, moved, moves, retired
@@ -168,7 +168,7 @@ def plan_pool(snapshot: PoolSnapshot, now: float) -> PoolPlan:
     turns = take_turns(claims, places(seen), now) if seen.serve is not None else Turns()
     admitted, waiting = _admit(steps, snapshot, turns)
     records = {step.name: _begun(step, admitted, turns, now) for step in steps}
-    facts = (_facts(step, records[step.name], waiting, snapshot) for step in steps)
+    facts = (_facts(step, records[step.name], waiting, snapshot, line.packing) for step in steps)
     entries = {each.model.name: entry_of(each, now) for each in facts}
     forgotten = dict.fromkeys(name for name in (*snapshot.records, *seen.entries) if name not in records)
     return PoolPlan(
@@ -449,7 +449,11 @@ def _views(
 
 
 def _facts(
-    step: _Step, record: ModelRecord, waiting: Mapping[RevisionKey, Refusal], snapshot: PoolSnapshot
+    step: _Step,
+    record: ModelRecord,
+    waiting: Mapping[RevisionKey, Refusal],
+    snapshot: PoolSnapshot,
+    packing: Packing | None,
 ) -> Facts:
     return Facts(
         model=step.model,
@@ -466,7 +470,21 @@ def _facts(
         is_deleting=step.deleting_since is not None,
         is_drained=step.name in snapshot.drains,
         refused=snapshot.refused.get(step.name),
+        parks=_parks(step, packing),
     )
+
+
+def _parks(step: _Step, packing: Packing | None) -> dict[str, str]:
+    """The revisions whose weights should stay in host memory while they sleep, each with why they cannot. On
+    one machine the one that holds them decides what fits."""
+    scaling = step.model.spec.scaling
+    if scaling.zero != "Parked" or scaling.min_replicas or step.deleting_since is not None:
+        return {}
+    if packing is None:
+        return dict.fromkeys(step.live, "")
+    return {
+        each: packing.parked[step.name, each] for each in step.live if (step.name, each) in packing.parked
+    }
 
 
 def _is_unanswered(key: RevisionKey, seen: Observation) -> bool:

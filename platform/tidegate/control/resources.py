@@ -44,6 +44,7 @@ MAX_REPLICAS = 64
 # The only task that the version before knew: its API server wrote it into every stored Model.
 FIRST_TASK = "text-generation"
 NO_ANSWERS = "rollout.probes are answered by text, which this task does not generate; leave them out"
+NOTHING_TO_PARK = "scaling.zero Parked keeps weights, and the engine simulated has none; leave it out"
 GENERATES_ONLY = "only the engine transformers does other tasks than to generate; leave task out"
 MIN_RECHECK_SECONDS, MAX_RECHECK_SECONDS = 60, 30 * 86_400
 MAX_CHAT_TEMPLATE = 1 << 16  # characters
@@ -231,6 +232,11 @@ class Scaling(Strict):
         le=86_400,
         description="Seconds that fewer replicas must suffice before one of several stops.",
     )
+    zero: Literal["Empty", "Parked"] = Field(
+        default="Empty",
+        description="What stays of the model while it sleeps (with minReplicas 0). Empty: nothing. Parked: "
+        "its weights, in the host memory of the node where its last replica ran, as far as there is room.",
+    )
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -348,6 +354,11 @@ class ModelSpec(Strict):
     model_config = ConfigDict(
         json_schema_extra=rules(
             Rule(
+                "self.scaling.zero != 'Parked' || self.engine.name != 'simulated'",
+                NOTHING_TO_PARK,
+                ".scaling",
+            ),
+            Rule(
                 "has(self.source) || self.engine.name == 'simulated'",
                 "source.uri is missing; only the engine simulated needs no checkpoint",
                 ".source",
@@ -404,6 +415,8 @@ class ModelSpec(Strict):
     def _consistent(self) -> Self:
         if self.engine.name != "simulated" and self.source is None:
             raise ValueError(f"source.uri is missing; the engine {self.engine.name} needs a checkpoint")
+        if self.engine.name == "simulated" and self.scaling.zero == "Parked":
+            raise ValueError(NOTHING_TO_PARK)
         if self.engine.name == "simulated" and self.quantization == "gptq":
             raise ValueError("quantization gptq needs the engine transformers or vllm")
         if self.engine.name != "transformers" and self.task in ("embed", "score", "classify"):

@@ -48,6 +48,7 @@ def entry_of(facts: Facts, now: float) -> ModelEntry:
         wake_seconds=wake_seconds(proof) if proof else 0.0,
         slots=proof.slots if proof else 0,
         conditions=settled,
+        parks=[revision for revision, why_not in facts.parks.items() if not why_not],
         cohort=label_of(record.rollout),
         **_shadow(facts),
     )

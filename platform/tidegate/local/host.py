@@ -162,6 +162,7 @@ class Host:
             gpus=ray_cluster.gpu_count(),
             redis_url=self._redis_url,
             keeps_spare=self.settings.spare_process,
+            parked_bytes=self.settings.parked_bytes,
         )
 
     async def _start_gateway(self, stack: AsyncExitStack) -> None:

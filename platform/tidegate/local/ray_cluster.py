@@ -18,7 +18,7 @@ from tidegate.errors import TidegateError
 from tidegate.local import processes
 from tidegate.local.home import Home, ProcessRecord
 from tidegate.local.ray_head import RayHead, RayOptions
-from tidegate.replica_args import REDIS_VARIABLE, SPARE_VARIABLES
+from tidegate.replica_args import PARKED_VARIABLE, REDIS_VARIABLE, SPARE_VARIABLES
 
 START_SECONDS = 120.0
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but Serve's own small objects passes through it
@@ -44,7 +44,13 @@ class RayCluster(msgspec.Struct, frozen=True):
 
 
 def environment(
-    base: Mapping[str, str], cpus: int, token: str, redis_url: str, *, keeps_spare: bool
+    base: Mapping[str, str],
+    cpus: int,
+    token: str,
+    redis_url: str,
+    *,
+    keeps_spare: bool,
+    parked_bytes: int = 0,
 ) -> dict[str, str]:
     """Return the environment of Ray and all of its workers. It alone says where Redis is: what Serve stores,
     and Ray logs, names the variable."""
@@ -60,15 +66,19 @@ def environment(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DISABLE_IMPORT_WARNING": "1",
         "RAY_DEDUP_LOGS": "0",
+        PARKED_VARIABLE: str(parked_bytes),
         **(SPARE_VARIABLES if keeps_spare else {}),
         # Ray would give every replica that reserves less than a core one thread.
         "OMP_NUM_THREADS": base.get("OMP_NUM_THREADS", str(cpus)),
     }
 
 
-async def start(home: Home, *, gpus: int, redis_url: str = "", keeps_spare: bool = True) -> RayCluster:
+async def start(
+    home: Home, *, gpus: int, redis_url: str = "", keeps_spare: bool = True, parked_bytes: int = 0
+) -> RayCluster:
     """Start a fresh cluster; what an earlier one left behind goes first. `keeps_spare`: a process waits to
-    become the next replica. Raises `RayFailed`."""
+    become the next replica; `parked_bytes` bounds parked weights (0: half of the memory). Raises
+    `RayFailed`."""
     await asyncio.to_thread(processes.end, home.instance, "ray", grace_seconds=0.0)
     folder = home.temporary / "ray"
     await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -81,7 +91,9 @@ async def start(home: Home, *, gpus: int, redis_url: str = "", keeps_spare: bool
         [sys.executable, "-m", "tidegate.local.ray_head", msgspec.json.encode(options).decode()],
         instance=home.instance,
         log=log,
-        environment=environment(os.environ, cpus, token, redis_url, keeps_spare=keeps_spare),
+        environment=environment(
+            os.environ, cpus, token, redis_url, keeps_spare=keeps_spare, parked_bytes=parked_bytes
+        ),
         stdout=PIPE,
     )
     try:

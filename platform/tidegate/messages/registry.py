@@ -49,6 +49,19 @@ class RevisionReport(msgspec.Struct, frozen=True):
     process_seconds: float = 0.0  # from the start of the replica's process to that of the load
 
 
+class Parked(msgspec.Struct, frozen=True):
+    """Where the weights of a revision that sleeps are kept in host memory: `bytes` on `node`, by the process
+    `pid`; 0 bytes: nowhere, and `message` says why. JSON in the registry, where it vanishes soon after its
+    holder."""
+
+    model: str
+    revision: str
+    node: str
+    pid: int
+    bytes: int
+    message: str = ""
+
+
 class Condition(msgspec.Struct, frozen=True):
     """metav1.Condition; times are RFC 3339 in UTC."""
 
@@ -89,6 +102,7 @@ class ModelEntry(msgspec.Struct, frozen=True):
     wake_seconds: float = 0.0  # from the decision to wake to a loaded replica, as last measured; 0: not known
     slots: int = 0  # of one replica; 0: not known yet
     conditions: list[Condition] = []
+    parks: list[str] = []  # revisions whose weights stay in host memory while they sleep
     # While a revision is rolled out:
     cohort: str = ""  # on all requests that are admitted now (`messages.outcomes`)
     shadow: str = ""  # the revision that gets copies of requests

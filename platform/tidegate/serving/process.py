@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import psutil
 
 from tidegate.engines.base import Engine, EngineLoadError, LoadReport
@@ -22,6 +23,7 @@ from tidegate.errors import QueueUnavailable, SourceError
 from tidegate.messages.registry import RevisionReport
 from tidegate.replica_args import ReplicaArgs, find_redis_url
 from tidegate.runtime import calm_collector
+from tidegate.serving import parking
 from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop
 from tidegate.serving.reports import ended_note, not_loaded
 from tidegate.sources.checkpoint import read_checkpoint
@@ -46,6 +48,7 @@ class ReplicaProcess:
         """`waited`: the process was there before anybody needed it (`spare`)."""
         self.args = args
         self._began = time.time()
+        self._borrowed: parking.Borrowed | None = None
         self._process_seconds = 0.0 if waited else _process_age_seconds()
         self.replica_id = f"{args.model}--{args.revision}#{secrets.token_hex(4)}"
         self.connection = Connection(
@@ -63,8 +66,11 @@ class ReplicaProcess:
             until_load = self._process_seconds + time.time() - self._began
             report = await self.loop.start(ended_note(before), process_seconds=until_load)
         except BaseException:
+            self._give_back()
             await self.connection.close()
             raise
+        if self._borrowed is not None:
+            self._borrowed.loaded()
         laps.end("load and report")
         seconds = {"process": self._process_seconds, **laps.seconds, **report.seconds}
         log.info("replica %s is up", self.replica_id, extra=fields(began=self._began, seconds=seconds))
@@ -84,10 +90,16 @@ class ReplicaProcess:
     async def _make_engine(self, laps: Laps) -> Engine:
         """Raises `EngineLoadError`, and reports it, where the arguments are not the engine's, or its revision
         is of other weights."""
+        spec = self.args.engine
         try:
-            await asyncio.to_thread(check_content, self.args)
+            self._borrowed = await asyncio.to_thread(parking.borrow, self.args)
+            if self._borrowed is None:
+                await asyncio.to_thread(check_content, self.args)
+            else:
+                spec = msgspec.structs.replace(spec, path=str(self._borrowed.path))
+                log.info("loads parked weights: %.2f GB", self._borrowed.bytes / 1e9)
             laps.end("content")
-            engine = create_engine(self.args.engine)
+            engine = create_engine(spec)
             laps.end("imports")
             return engine
         except EngineLoadError as failure:
@@ -113,7 +125,27 @@ class ReplicaProcess:
 
     async def drain(self) -> None:
         await self.loop.drain()
+        await self._park()
+        self._give_back()
         await self.connection.close()
+
+    async def _park(self) -> None:
+        """Leave the weights to a holder where they should stay in memory and nobody else serves them."""
+        try:
+            entry = (await self.registry.read_models([self.args.model])).get(self.args.model)
+            if entry is None or self.args.revision not in entry.parks or self.loop.failure is not None:
+                return
+            others = await self.registry.replicas()
+            key = (self.args.model, self.args.revision)
+            if not any((each.model, each.revision) == key and not each.draining for each in others):
+                await asyncio.to_thread(parking.leave_to_holder, self.args)
+        except (QueueUnavailable, OSError) as error:
+            log.warning("weights are not parked: %s", error)
+
+    def _give_back(self) -> None:
+        if self._borrowed is not None:
+            self._borrowed.close()
+            self._borrowed = None
 
 
 def check_content(args: ReplicaArgs) -> None:

@@ -5,6 +5,7 @@ and the CLI. Implements `tidegate.gateway.ports.ModelRegistry` and `tidegate.ser
 
     {prefix}:models   hash  name -> ModelEntry          {prefix}:stats  hash  replica -> ReplicaStats
     {prefix}:reports  hash  queue -> RevisionReport     {prefix}:beats  zset  replica -> when it falls silent
+    {prefix}:parked:{queue}  Parked, vanishes unless it is written again
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, Parked, ReplicaStats, RevisionReport
 from tidegate.replica_args import DEFAULT_TIMES, Times
 from tidegate.store import names
 from tidegate.store.connection import Connection
@@ -22,6 +23,8 @@ from tidegate.store.follower import Follower
 from tidegate.store.outcomes import OutcomeStore
 from tidegate.store.scripts import Scripts
 
+PARKED_SECONDS = 10  # after which a holder of weights that is silent counts as gone
+NOT_PARKED_SECONDS = 30 * 86_400  # that the reason why none holds them can be read
 LISTED_BEATS = 3  # that a replica may miss
 MOST_CANCELLED_PER_STEP = 200
 MOST_MOVE_STEPS = 50  # of one call
@@ -29,6 +32,7 @@ MOST_MOVE_STEPS = 50  # of one call
 _encode = msgspec.json.Encoder().encode
 _entry = msgspec.json.Decoder(ModelEntry)
 _report = msgspec.json.Decoder(RevisionReport)
+_parked = msgspec.json.Decoder(Parked)
 _stats = msgspec.json.Decoder(ReplicaStats)
 
 
@@ -100,6 +104,7 @@ class Registry:
         """Forget one revision's report and queue. Its waiting requests are cancelled with `message`."""
         queue = names.queue_name(model, revision)
         await self._connection.call("HDEL", self._prefix + "reports", queue, repeat=True)
+        await self.unpark(model, revision)
         while await self._scripts.drop(
             queue, code="ModelRemoved", message=message, most=MOST_CANCELLED_PER_STEP
         ):
@@ -141,6 +146,24 @@ class Registry:
         queue = names.queue_name(report.model, report.revision)
         await self._scripts.put("reports", queue, _encode(report))
 
+    async def parked(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Parked]:
+        """Where the weights of these (model, revision) are parked, or why not, as far as anybody has said."""
+        if not wanted:
+            return {}
+        keys = [self._parked_key(*key) for key in wanted]
+        texts = await self._connection.call("MGET", *keys, repeat=True)
+        found = [_parked.decode(text) for text in texts if text is not None]
+        return {(each.model, each.revision): each for each in found}
+
+    async def park(self, parked: Parked) -> None:
+        """Say where a revision's weights are parked; to be repeated within `PARKED_SECONDS`."""
+        key = self._parked_key(parked.model, parked.revision)
+        seconds = PARKED_SECONDS if parked.bytes else NOT_PARKED_SECONDS
+        await self._connection.call("SET", key, _encode(parked), "EX", seconds, repeat=True)
+
+    async def unpark(self, model: str, revision: str) -> None:
+        await self._connection.call("DEL", self._parked_key(model, revision), repeat=True)
+
     async def replicas(self) -> list[ReplicaStats]:
         """The replicas that have beaten within the last seconds, by name."""
         found = await self._scripts.beating()
@@ -151,6 +174,9 @@ class Registry:
 
     async def gone(self, stats: ReplicaStats) -> None:
         await self._scripts.beat(stats.replica, b"", listed_seconds=0)
+
+    def _parked_key(self, model: str, revision: str) -> str:
+        return f"{self._prefix}parked:{names.queue_name(model, revision)}"
 
     async def _fields(self, key: str, fields: Sequence[str]) -> list[bytes | None]:
         """These fields of a hash, in their order; None for each that is not there."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from tidegate.errors import QueueUnavailable
 from tidegate.messages.outcomes import Outcomes, rollout_of
 from tidegate.messages.queue import Depth
-from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, Parked, ReplicaStats, RevisionReport
 
 LISTED_SECONDS = 6.0  # after its last beat
 Queue = tuple[str, str]
@@ -24,6 +24,7 @@ class FakeStore:
         self.dropped: dict[Queue, str] = {}
         self.waiting: dict[Queue, int] = {}
         self.ended: dict[Queue, Outcomes] = {}
+        self.held: dict[Queue, Parked] = {}
         self.is_away = False
         self.away = QueueUnavailable("Redis is away.")
         self._reports: dict[Queue, RevisionReport] = {}
@@ -34,6 +35,10 @@ class FakeStore:
     async def reports(self, wanted: Collection[Queue]) -> dict[Queue, RevisionReport]:
         self._answer()
         return {queue: report for queue, report in self._reports.items() if queue in wanted}
+
+    async def parked(self, wanted: Collection[Queue]) -> dict[Queue, Parked]:
+        self._answer()
+        return {queue: each for queue, each in self.held.items() if queue in wanted}
 
     async def replicas(self) -> list[ReplicaStats]:
         self._answer()
@@ -96,6 +101,9 @@ class FakeStore:
     async def report(self, report: RevisionReport) -> None:
         self._reports[(report.model, report.revision)] = report
 
+    async def park(self, parked: Parked) -> None:
+        self.held[(parked.model, parked.revision)] = parked
+
     async def beat(self, stats: ReplicaStats) -> None:
         self._beats[stats.replica] = (self._now(), stats)
 
@@ -104,6 +112,7 @@ class FakeStore:
 
     def _drop(self, queue: Queue, message: str) -> None:
         self._reports.pop(queue, None)
+        self.held.pop(queue, None)
         self.waiting.pop(queue, None)
         self.dropped[queue] = message
 

@@ -18,7 +18,7 @@ from tests.contract.hosts.fake_store import FakeStore
 from tests.unit.control.builders import NOW, REPLICAS, model
 from tidegate.control.serve_config import Application, application_configs
 from tidegate.control_round import Depths, Registry, Serve
-from tidegate.messages.registry import ModelEntry, ReplicaStats, RevisionReport
+from tidegate.messages.registry import ModelEntry, Parked, ReplicaStats, RevisionReport
 from tidegate.replica_args import DEFAULT_TIMES
 from tidegate.serve_api import ServeApi, ServeRejected, ServeUnavailable
 from tidegate.serve_writer import ServeWriter
@@ -89,6 +89,17 @@ async def test_reports_are_those_that_are_wanted(store: Store) -> None:
     found = await store.registry.reports([("one", "a"), ("one", "b")])
     assert found == {("one", "a"): a_report("one", "a")}
     assert await store.registry.reports([]) == {}
+
+
+async def test_what_is_parked_goes_with_its_revision(store: Store) -> None:
+    assert await store.registry.parked([("one", "a")]) == {}
+    held = [Parked("one", name, "node", 1, 5) for name in ("a", "b")]
+    for each in held:
+        await store.replicas.park(each)
+    assert await store.registry.parked([("one", "a"), ("two", "a")]) == {("one", "a"): held[0]}
+    assert await store.registry.parked([]) == {}
+    await store.registry.drop_revision("one", "a", "It has drained.")
+    assert await store.registry.parked([("one", "a"), ("one", "b")]) == {("one", "b"): held[1]}
 
 
 async def test_a_dropped_revision_leaves_no_report(store: Store) -> None:

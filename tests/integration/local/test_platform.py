@@ -12,12 +12,14 @@ import httpx
 import psutil
 import pytest
 
+from tests.checkpoints import tiny
 from tests.integration.local.conftest import Platform
 from tests.waiting import await_until
 from tidegate.errors import ConfigError
 from tidegate.local import lifecycle, processes
 from tidegate.local.home import Home
 from tidegate.serve_api import ServeApi
+from tidegate.serving.parking import HOLDER
 from tidegate.settings import Settings
 from tidegate.store.connection import Connection
 from tidegate.store.keys import Keys
@@ -137,6 +139,33 @@ async def test_a_model_at_zero_wakes_for_a_request_and_sleeps_again(steady: Plat
     await steady.until("sleepy", lambda entry: entry.reason == "Asleep")
     assert (await steady.ask("sleepy")).status_code == 200
     await steady.until("sleepy", lambda entry: entry.reason == "Asleep")
+
+
+async def test_a_parked_model_wakes_from_memory_until_it_is_removed(steady: Platform, tmp_path: Path) -> None:
+    def holders() -> list[psutil.Process]:
+        return [each for each in processes.of_instance(steady.home.instance) if HOLDER in each.cmdline()]
+
+    def define(zero: str) -> None:
+        steady.define(
+            "parked",
+            engine={"name": "transformers", "maxSlots": 2},
+            source={"uri": str(checkpoint)},
+            scaling={"minReplicas": 0, "maxReplicas": 1, "idleSeconds": 1, "zero": zero},
+        )
+
+    checkpoint = tiny(tmp_path / "llama", "llama")
+    define("Parked")
+    await steady.until("parked", lambda entry: "weights are parked" in entry.message, timeout=240.0)
+    (before,) = holders()
+    assert (await steady.ask("parked")).status_code == 200
+    log = await asyncio.to_thread((steady.home.logs / "replica-parked.log").read_text)
+    assert "loads parked weights" in log
+    await steady.until("parked", lambda entry: "weights are parked" in entry.message, timeout=120.0)
+    assert holders() == [before]
+    define("Empty")  # in place: the revision stays
+    await await_until(lambda: not holders(), timeout=60.0)
+    entry = await steady.until("parked", lambda entry: entry.reason == "Asleep")
+    assert "parked" not in entry.message
 
 
 async def test_four_that_sleep_take_turns_in_the_room_of_two(steady: Platform) -> None:

@@ -26,7 +26,7 @@ from tidegate.control.reasons import CONDITION_TYPES, Reason
 from tidegate.control.rollout_state import RolloutState
 from tidegate.control.status import entry_of
 from tidegate.messages.queue import Depth
-from tidegate.messages.registry import ReplicaStats, RevisionReport
+from tidegate.messages.registry import Parked, ReplicaStats, RevisionReport
 from tidegate.messages.rollouts import StepView
 
 WITH_SOURCE = model("m", engine={"name": "transformers"}, source={"uri": "/w"})
@@ -92,6 +92,14 @@ SEATED: dict[str, Any] = {"placement": Placement("cpu")}
 def rollout(phase: Any, **changes: Any) -> dict[str, Any]:
     plain = {"target": "new", "stable": "old", "strategy": "Canary", "started": NOW, "message": "Why."}
     return {"rollout": RolloutState("1", phase=phase, **{**plain, **changes})}
+
+
+PARKING = facts(PROVED, model=SLEEPER, parks={"new": ""}, **SERVES)
+
+
+def parked(size: int, message: str = "", why_not: str = "") -> Facts:
+    found = Parked("m", "new", "node-1", 7, size, message)
+    return facts(PROVED, model=SLEEPER, parks={"new": why_not}, parked={("m", "new"): found}, **SERVES)
 
 
 def stats(name: str, *, draining: bool = False) -> ReplicaStats:
@@ -411,6 +419,10 @@ CASES: list[tuple[Check, Facts, str | None, str, str]] = [
     (checks.kept_asleep, facts(PROVED, **SERVES), None, "", ""),
     (checks.asleep, facts(PROVED, model=SLEEPER, **SERVES), "True", "Asleep", ""),
     (checks.asleep, facts(PROVED, **SERVES), None, "", ""),
+    (checks.asleep, PARKING, "True", "Asleep", "not parked yet"),
+    (checks.asleep, parked(1 << 30), "True", "Asleep", "parked: 1.00 GiB in host memory of node-1"),
+    (checks.asleep, parked(0, "No room."), "True", "Asleep", "Its weights are not parked. No room."),
+    (checks.asleep, parked(1 << 30, why_not="Full."), "True", "Asleep", "not parked. Full."),
     (
         checks.asleep,
         facts(PROVED, model=SLEEPER, **SERVES, **serve(application(wanted_replicas=1))),

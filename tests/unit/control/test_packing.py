@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.control.builders import model
-from tidegate.control.observed import Group
+from tidegate.control.observed import Group, SourceState
 from tidegate.control.packing import Need, Packing, Placement, place
 from tidegate.control.reasons import Reason
 from tidegate.control.room import WHOLE
@@ -48,6 +48,45 @@ def test_two_models_share_a_gpu_and_the_third_is_told_the_sum() -> None:
         "its 1 GPU 0.93 are taken (half 0.55, gptq 0.38): raise maxWorkers of the group, or shrink or delete "
         "a model of the pool 'default'.",
     )
+
+
+class TestParked:
+    def parked(self, name: str, gibibytes: float, **resources: Any) -> Need:
+        spec = model(
+            name,
+            engine={"name": "transformers"},
+            source={"uri": "/w"},
+            resources={"cpus": 0.1, **resources},
+            scaling={"minReplicas": 0, "zero": "Parked"},
+        ).spec
+        return Need((name, "r"), spec, SourceState("resolved", weights_bytes=int(gibibytes * GIB)), 0)
+
+    def test_weights_get_the_memory_that_replicas_leave(self) -> None:
+        needs = [self.parked("a", 3, memory="2Gi"), self.parked("b", 2, memory="2Gi"), self.parked("c", 0.5)]
+        packing = place([*needs, need("plain", memory="1Gi")], [replace(CPU, max_workers=1)])
+        assert packing.refusals == {}
+        assert {name: not why for (name, _), why in packing.parked.items()} == {
+            "a": True,
+            "b": False,
+            "c": False,
+        }
+        assert packing.parked["b", "r"] == (
+            "They take 2.00 GiB, and of the 8.00 GiB of memory that a worker of group cpu has, replicas may "
+            "take 5.00 GiB and other parked weights 3.00 GiB: raise the group's memory, or park fewer models."
+        )
+
+    def test_what_takes_turns_leaves_nothing_to_park_in(self) -> None:
+        needs = [self.parked(name, 1, memory="5Gi") for name in ("a", "b")]
+        packing = place(needs, [replace(CPU, max_workers=1)])
+        assert all(packing.parked.values())
+        assert len(packing.placements) == 2
+
+    def test_memory_that_is_not_counted_is_the_nodes_to_bound(self) -> None:
+        assert place([self.parked("a", 900)], [replace(CPU, memory_bytes=0)]).parked == {("a", "r"): ""}
+
+    def test_what_never_sleeps_is_not_parked(self) -> None:
+        awake = replace(self.parked("a", 1), copies=1)
+        assert place([awake], [CPU]).parked == {}
 
 
 def test_the_smallest_group_that_holds_it_is_taken() -> None:

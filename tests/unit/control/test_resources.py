@@ -26,6 +26,8 @@ VLLM: dict[str, Any] = {"engine": {"name": "vllm"}, "source": {"uri": "/weights"
     [
         ({"scaling": {"minReplicas": 3, "maxReplicas": 2}}, "minReplicas (3) is above maxReplicas (2)"),
         ({"scaling": {"minReplicas": -1}}, "minReplicas"),
+        ({"scaling": {"zero": "Parked"}}, "the engine simulated has none"),
+        ({"scaling": {"zero": "parked"}}, "zero"),
         ({"scaling": {"min_replicas": 1}}, "min_replicas"),
         ({"precision": "fp16"}, "precision"),
         ({"quantization": "awq"}, "quantization"),

@@ -110,6 +110,13 @@ def free_host_bytes() -> int:
     return max(0, min(free, limit - used + _reclaimable(group)))
 
 
+def total_host_bytes() -> int:
+    """The machine's memory, or what this process's control group may take where that is less."""
+    total = int(psutil.virtual_memory().total)
+    limit = _number(_own_cgroup() / "memory.max")
+    return total if limit is None else min(total, limit)
+
+
 def usable_cores() -> int:
     """Cores that this process may use: its affinity, or its control group's quota where that is less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
