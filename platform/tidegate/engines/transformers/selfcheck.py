@@ -51,7 +51,7 @@ from tidegate.engines.transformers.encoder_decoder import (
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.kv import LayerKind
 from tidegate.engines.transformers.loading import Loaded
-from tidegate.engines.transformers.prefixes import PrefixCache
+from tidegate.engines.transformers.prefixes import BLOCK, PrefixCache
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
@@ -414,20 +414,23 @@ def _run(
 
 
 def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
-    """Let all rows join, and each take several tokens in one step. Returns what `_run` does."""
+    """Let the shortest and the longest row join, and each take several tokens in one step. Returns what
+    `_run` does."""
     seen: list[tuple[int, int, Tensor]] = []
-    held = [max(1, len(row) - FORCED) for row in rows]
+    chosen = _shortest_and_longest(rows)
+    pair = [rows[row] for row in chosen]
+    held = [max(1, len(row) - FORCED) for row in pair]
     try:
-        batch.join([row[:count] for row, count in zip(rows, held, strict=True)])
-        for step in range(len(rows)):
-            counts = [min(3 if row == step else 1, batch.longest_run()) for row in range(len(rows))]
+        batch.join([row[:count] for row, count in zip(pair, held, strict=True)])
+        for step in range(len(pair)):
+            counts = [min(3 if row == step else 1, batch.longest_run()) for row in range(len(pair))]
             held = [before + count for before, count in zip(held, counts, strict=True)]
-            if any(count > len(row) for row, count in zip(rows, held, strict=True)):
+            if any(count > len(row) for row, count in zip(pair, held, strict=True)):
                 break
             width = max(counts)
-            tails = [row[count - width : count] for row, count in zip(rows, held, strict=True)]
+            tails = [row[count - width : count] for row, count in zip(pair, held, strict=True)]
             logits = batch.run(tails, counts)
-            seen += [(row, held[row] - 1, logits[row]) for row in range(len(rows))]
+            seen += [(row, held[at] - 1, logits[at]) for at, row in enumerate(chosen)]
     finally:
         while batch.count:
             batch.leave(batch.count - 1, clear=True)
@@ -435,12 +438,13 @@ def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int
 
 
 def _in_chunks(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
-    """Let the rows join one after the other in parts, while those before decode; at last the shortest one,
-    for the logits of all its tokens. Returns what `_run` does."""
+    """Let the shortest, the longest and one more row join one after the other in parts, while those before
+    decode; at last the shortest one, for the logits of all its tokens. Returns what `_run` does."""
     seen: list[tuple[int, int, Tensor]] = []
-    held = [len(row) - FORCED for row in rows]
-    shortest = min(range(len(rows)), key=lambda row: len(rows[row]))
-    if held[shortest] < 1:
+    chosen = [*_shortest_and_longest(rows), len(rows) - 1]
+    pieces = [rows[row] for row in chosen]
+    held = [len(row) - FORCED for row in pieces]
+    if held[0] < 1:
         return []
 
     def join(tokens: Sequence[int], every: InParts | None = None) -> Tensor:
@@ -455,23 +459,23 @@ def _in_chunks(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, i
 
     def decode() -> None:
         running = range(batch.count)
-        if not running or any(held[row] == len(rows[row]) for row in running):
+        if not running or any(held[row] == len(pieces[row]) for row in running):
             return
-        tokens = torch.tensor([rows[row][held[row]] for row in running], device=seen[0][2].device)
+        tokens = torch.tensor([pieces[row][held[row]] for row in running], device=seen[0][2].device)
         logits = batch.decode(tokens)
-        seen.extend((row, held[row], logits[row]) for row in running)
+        seen.extend((chosen[row], held[row], logits[row]) for row in running)
         for row in running:
             held[row] += 1
 
     try:
-        for row, tokens in enumerate(rows):
-            seen.append((row, held[row] - 1, join(tokens[: held[row]])[0]))
+        for row, tokens in enumerate(pieces):
+            seen.append((chosen[row], held[row] - 1, join(tokens[: held[row]])[0]))
             decode()
         parts: list[Tensor] = []
-        batch.leave(shortest)
-        join(rows[shortest], InParts(PART, parts.append))
+        batch.leave(0)
+        join(pieces[0], InParts(PART, parts.append))
         logits = torch.cat(parts)[-COMPARED:]
-        seen += [(shortest, len(rows[shortest]) - len(logits) + at, one) for at, one in enumerate(logits)]
+        seen += [(chosen[0], len(pieces[0]) - len(logits) + at, one) for at, one in enumerate(logits)]
     finally:
         while batch.count:
             batch.leave(batch.count - 1, clear=True)
@@ -485,6 +489,8 @@ def _with_prefixes(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[in
     salt = b"self-check"
     try:
         for index, row in enumerate(rows):
+            if len(row) <= BLOCK:  # nothing of it can be kept
+                continue
             device = batch.join([row[:-2]]).device
             batch.decode(torch.tensor([row[-2]], device=device))
             batch.keep(0, row, salt)
@@ -502,6 +508,12 @@ def _with_prefixes(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[in
         if isinstance(batch, ArenaBatch) and batch.prefixes is not None:
             batch.prefixes.clear()
     return seen
+
+
+def _shortest_and_longest(rows: Sequence[Sequence[int]]) -> list[int]:
+    """Return which rows these are: what masks and positions can get wrong shows where they differ most."""
+    by_length = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    return [by_length[0], by_length[-1]]
 
 
 def _in_parts(
