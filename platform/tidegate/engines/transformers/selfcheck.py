@@ -414,23 +414,29 @@ def _run(
 
 
 def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
-    """Let the shortest and the longest row join, and each take several tokens in one step. Returns what
-    `_run` does."""
+    """Let all rows join, and each take several tokens in one step, of which every other step forgets all but
+    the first. Returns what `_run` does."""
     seen: list[tuple[int, int, Tensor]] = []
-    chosen = _shortest_and_longest(rows)
-    pair = [rows[row] for row in chosen]
-    held = [max(1, len(row) - FORCED) for row in pair]
+    held = [max(1, len(row) - FORCED) for row in rows]
     try:
-        batch.join([row[:count] for row, count in zip(pair, held, strict=True)])
-        for step in range(len(pair)):
-            counts = [min(3 if row == step else 1, batch.longest_run()) for row in range(len(pair))]
+        batch.join([row[:count] for row, count in zip(rows, held, strict=True)])
+        for step in range(len(rows)):
+            counts = [min(3 if row == step else 1, batch.longest_run()) for row in range(len(rows))]
             held = [before + count for before, count in zip(held, counts, strict=True)]
-            if any(count > len(row) for row, count in zip(pair, held, strict=True)):
+            if any(count > len(row) for row, count in zip(rows, held, strict=True)):
                 break
             width = max(counts)
-            tails = [row[count - width : count] for row, count in zip(pair, held, strict=True)]
-            logits = batch.run(tails, counts)
-            seen += [(row, held[at] - 1, logits[at]) for at, row in enumerate(chosen)]
+            tails = [row[count - width : count] for row, count in zip(rows, held, strict=True)]
+            logits = batch.run(tails, counts, width)
+            seen += [
+                (row, held[row] - 1 - back, logits[row, -1 - back])
+                for row, count in enumerate(counts)
+                for back in range(count)
+            ]
+            if step % 2:
+                unsaid = [count - 1 for count in counts]
+                batch.take_back(unsaid)
+                held = [before - count for before, count in zip(held, unsaid, strict=True)]
     finally:
         while batch.count:
             batch.leave(batch.count - 1, clear=True)
