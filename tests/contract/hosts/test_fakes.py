@@ -47,6 +47,8 @@ class Store:
 
 
 class Replicas(Board, Protocol):
+    async def park(self, parked: Parked) -> None: ...
+
     async def gone(self, stats: ReplicaStats) -> None: ...
 
 
