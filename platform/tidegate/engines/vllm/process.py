@@ -143,8 +143,16 @@ def find_python(environ: Mapping[str, str]) -> str:
 def environment(environ: Mapping[str, str], args: VllmArgs) -> dict[str, str]:
     """Return the variables of the process."""
     kept = {name: value for name, value in environ.items() if name not in NOT_ITS}
-    threads = str(args.threads) if args.threads else kept.get("OMP_NUM_THREADS", str(usable_cores()))
-    made = DEFAULTS | kept | ENVIRONMENT | {"OMP_NUM_THREADS": threads}
+    threads = args.threads or default_threads(kept, usable_cores())
+    made = DEFAULTS | kept | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
     if args.enforce_eager:
         made["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles some functions all the same
     return made
+
+
+def default_threads(environ: Mapping[str, str], cores: int) -> int:
+    """Return what OMP_NUM_THREADS grants, less the core that replica and gateway need: threads that wait for
+    one that is not running cost more than it computes. vLLM keeps as many for its own front end."""
+    granted = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    most = max(1, cores - 1)
+    return max(1, min(int(granted), most)) if granted.isdigit() else most
