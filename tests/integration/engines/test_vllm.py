@@ -17,6 +17,7 @@ import pytest
 import torch
 from llguidance import LLMatcher
 from msgspec.structs import replace
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import CONTEXT, packed, tiny
@@ -28,6 +29,7 @@ from tidegate.engines.create import create_engine
 from tidegate.engines.vllm.engine import VllmEngine
 from tidegate.engines.vllm.process import PYTHON_VARIABLE, VllmProcess
 from tidegate.engines.vllm.stepping import ENDED_WITH_REPLICA
+from tidegate.messages.engine_metrics import exposition, pack
 from tidegate.messages.work import Request
 from tidegate.replica_args import EngineSpec, VllmArgs
 
@@ -211,6 +213,32 @@ def test_a_stop_string_is_cut_and_its_tokens_count(vllm: VllmEngine) -> None:
     assert result.text == whole.text[: whole.text.index(stop)]
     assert result.finish.completion_tokens == len(result.tokens) < len(whole.tokens)
     assert [item.token_id for item in result.logprobs] == result.tokens
+
+
+def test_the_metrics_of_vllm_keep_their_names(vllm: VllmEngine) -> None:
+    def told(replica: str) -> str:
+        labels = {"model_name": "m", "revision": "r", "replica": replica}
+        return exposition([pack(vllm.own_metrics(labels))])
+
+    def counted(text: str, name: str) -> float:
+        (family,) = [one for one in text_string_to_metric_families(text) if one.name == name]
+        (sample,) = [one for one in family.samples if one.name == f"{name}_total"]
+        assert {**sample.labels, "engine": ""} == {
+            "model_name": "m",
+            "revision": "r",
+            "replica": "a",
+            "engine": "",
+        }
+        return sample.value
+
+    before = counted(told("a"), "vllm:generation_tokens")
+    run(vllm, [a_request(str(number), PROMPT, max_tokens=7) for number in range(3)])
+    assert counted(told("a"), "vllm:generation_tokens") == before + 21
+    several = exposition([pack(vllm.own_metrics({"replica": name})) for name in "ab"])
+    assert several.count("# TYPE vllm:num_requests_running gauge\n") == 1
+    assert several.count("\nvllm:num_requests_running{") == 2
+    assert "python_info" not in several
+    assert "vllm:time_to_first_token_seconds_bucket" in several
 
 
 def test_who_is_aborted_leaves_its_slot_to_others_in_vllm_too(vllm: VllmEngine) -> None:

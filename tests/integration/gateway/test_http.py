@@ -19,7 +19,17 @@ from tidegate.store.connection import Connection
 
 PATH = "/v1/chat/completions"
 KEYED = [("POST", PATH), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", f"/v1/models/{MODEL}")]
-OPEN = ["/", "/livez", "/health", "/version", "/readyz", "/metrics", "/docs", "/openapi.json"]
+OPEN = [
+    "/",
+    "/livez",
+    "/health",
+    "/version",
+    "/readyz",
+    "/metrics",
+    "/metrics/engines",
+    "/docs",
+    "/openapi.json",
+]
 
 
 @pytest.mark.parametrize(("method", "path"), KEYED)

@@ -16,7 +16,7 @@ depends on the token.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Set
+from collections.abc import Mapping, Set
 
 from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
@@ -157,6 +157,11 @@ class VllmEngine:
             code = self._process.exit_code()
             return None if code is None else f"vLLM's process ended with {code}."
         return self._broken
+
+    def own_metrics(self, labels: Mapping[str, str]) -> bytes:
+        """See `engines.base.HasMetrics`."""
+        process = self._process
+        return b"" if process is None else process.metrics(labels)
 
     def close(self) -> None:
         self._rows, self._by_id, self._slots = {}, {}, 0

@@ -2,7 +2,8 @@
 
 Who runs where. All but reading is on the main thread: it takes up what turns say, lets vLLM make one step,
 and writes what that said. A thread reads the replica's frames as they come, however long a step or the load
-takes: so neither end waits for the other to read, and this process ends with the replica.
+takes: so neither end waits for the other to read, and this process ends with the replica. Another tells the
+metrics, on a socket of their own.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tidegate.engines.transformers.memory import (
     within_cap,
 )
 from tidegate.engines.vllm.messages import TO_PROCESS, Added, Failed, Load, Loaded, Logprob, Stepped, Turn
+from tidegate.engines.vllm.metrics import tell
 from tidegate.errors import shortened
 from tidegate.messages.codec import encode_open
 
@@ -40,8 +42,8 @@ NO_ROOM = re.compile(r"KV cache|No available memory|Free memory on device", re.I
 UNSUPPORTED = re.compile(r"[Mm]odel architectures? .* (not|failed)|not supported|does not support", re.DOTALL)
 
 
-def main(descriptor: int) -> None:
-    lane = socket.socket(fileno=descriptor)
+def main(descriptor: int, metrics: int) -> None:
+    lane, asking = socket.socket(fileno=descriptor), socket.socket(fileno=metrics)
     frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(lane, frames), daemon=True).start()
     try:
@@ -53,6 +55,7 @@ def main(descriptor: int) -> None:
             send(lane, encode_open(_failed(error)))
             raise
         send(lane, encode_open(stepping.loaded))
+        threading.Thread(target=tell, args=(asking,), daemon=True).start()
         due = 0
         while True:
             due += _take_up(stepping, frames, waits=not due)
@@ -108,7 +111,7 @@ class Stepping:
                 # What a row may choose can depend on its last token, which the host has to know.
                 async_scheduling=False,
                 logits_processors=[self._choices.processor()],
-                disable_log_stats=True,
+                disable_log_stats=False,  # of them its metrics are made
                 trust_remote_code=False,
                 **_memory(load, device),
                 **options,
