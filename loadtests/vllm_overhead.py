@@ -46,7 +46,7 @@ def main():
     path, precision, eager, context, kv_bytes = sys.argv[1:]
     engine = LLMEngine.from_engine_args(EngineArgs(model=path, dtype=precision, skip_tokenizer_init=True,
         max_model_len=int(context), max_num_seqs=256, kv_cache_memory_bytes=int(kv_bytes),
-        enforce_eager=eager == "1", disable_log_stats=True))
+        enforce_eager=eager == "1", disable_log_stats=False))
     print("ready", flush=True)
     for number, line in enumerate(sys.stdin):
         asked = json.loads(line)

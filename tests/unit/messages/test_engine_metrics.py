@@ -8,7 +8,7 @@ HEAD = "# HELP vllm:tokens Tokens\n# TYPE vllm:tokens gauge\n"
 
 
 def told(replica: str, value: float) -> bytes:
-    return packed(
+    return pack(
         encode_families([Family("vllm:tokens", HEAD, f'vllm:tokens{{replica="{replica}"}} {value}\n')])
     )
 
