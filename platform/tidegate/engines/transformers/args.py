@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+MOST_LOOKED_UP = 32  # tokens: they lie in `CONTEXT_SLACK`, and cost every row of the step
+
 
 class TransformersArgs(msgspec.Struct, frozen=True):
     # CPU threads of one model operation; 0: those that decode fastest when tried while requests run, up to
@@ -18,6 +20,10 @@ class TransformersArgs(msgspec.Struct, frozen=True):
     prefix_cache: bool = True
     # Memory for that, a part of the KV cache's; 0: up to a ninth of it.
     prefix_cache_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    # Tokens that a step may take of a request beyond its next one, proposed by what followed when its last
+    # ones came up before (prompt lookup). The answers are the same, faster where they repeat what they have
+    # seen; 0: off.
+    prompt_lookup_num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOOKED_UP)] = 0
     # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
     # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
     kv_cache_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ operations = st.lists(
     st.one_of(
         st.tuples(st.just("join"), st.lists(st.integers(1, 200), min_size=1, max_size=3)),
         st.tuples(st.just("decode"), st.integers(1, 70)),
+        st.tuples(st.just("run"), st.integers(0, 1 << 20)),
         st.tuples(st.just("leave"), st.integers(0, 8)),
         st.tuples(st.just("stage"), st.integers(1, 250)),
         st.tuples(st.just("part"), st.integers(1, 120)),
@@ -69,6 +72,24 @@ class Model:
             self.rows[row] += added
         for most in (0, 50):
             self.check_windows(most)
+
+    def run(self, chance: int) -> None:
+        """Let each row take some tokens, and forget some of those again."""
+        draw = random.Random(chance)
+        longest = min(map(len, self.rows)) + 1
+        counts = [draw.randint(1, max(1, min(9, longest, MAX_LENGTH - len(row)))) for row in self.rows]
+        mask, width = self.arena.begin_run(counts), max(counts)
+        self.rows = [row + self.numbers(count) for row, count in zip(self.rows, counts, strict=True)]
+        states = torch.tensor([row[-width:] for row in self.rows])[:, None, :, None]
+        for layer in range(LAYERS):
+            keys, values = self.arena.update(states, -states, layer)
+            for row, expected in enumerate(self.rows):
+                assert keys[row, 0, mask[row], 0].tolist() == expected
+                assert values[row, 0, mask[row], 0].tolist() == [-number for number in expected]
+        unsaid = [draw.randint(0, count - 1) for count in counts]
+        self.arena.take_back(unsaid)
+        self.rows = [row[: len(row) - count] for row, count in zip(self.rows, unsaid, strict=True)]
+        self.check_windows(50)
 
     def check_windows(self, most_unused: int) -> None:
         lengths, end, seen = self.arena.lengths(), self.arena.end, 0
@@ -127,6 +148,9 @@ def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | 
                 model.part(argument)
         elif name == "drop":
             model.drop()
+        elif name == "run":
+            if model.rows and max(map(len, model.rows)) < MAX_LENGTH:
+                model.run(argument)
         elif name == "leave":
             if model.rows:
                 model.leave(argument % len(model.rows))
