@@ -135,7 +135,8 @@ def routes(services: Services) -> APIRouter:
 async def _read_engines(services: Services) -> str:
     """Return what engines told; nothing while Redis is away, as with the gauges of queues."""
     try:
-        return exposition(await services.registry.engine_metrics())
+        # In a thread: hundreds of replicas tell megabytes.
+        return await asyncio.to_thread(exposition, await services.registry.engine_metrics())
     except QueueUnavailable:
         return ""
 
