@@ -104,7 +104,7 @@ class FakeStore:
     async def park(self, parked: Parked) -> None:
         self.held[(parked.model, parked.revision)] = parked
 
-    async def beat(self, stats: ReplicaStats) -> None:
+    async def beat(self, stats: ReplicaStats, metrics: bytes = b"") -> None:
         self._beats[stats.replica] = (self._now(), stats)
 
     async def gone(self, stats: ReplicaStats) -> None:
