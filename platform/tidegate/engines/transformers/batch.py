@@ -31,6 +31,7 @@ from tidegate.engines.transformers.decoder_step import DecoderStep
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena, LayerKind
 from tidegate.engines.transformers.prefixes import PrefixCache
+from tidegate.engines.transformers.room import Room
 
 # Where recurrent_gemma's layers keep the state of what ran last, which no cache holds.
 KEPT_IN_LAYERS = ("conv1d_state", "recurrent_states")
@@ -162,13 +163,14 @@ class ArenaBatch:
         pad_id: int,
         makes_masks: bool = False,
         step: DecoderStep | None = None,
+        room: Room | None = None,
     ) -> None:
         self._forward = Forward(model)
         self._step = step
         self._makes_masks = makes_masks
         self.has_runs = self.can_stage = True  # until the self-check finds otherwise
         self.prefixes: PrefixCache | None = None
-        self._arena = Arena(layers, max_rows, max_length, self._forward.device)
+        self._arena = Arena(layers, max_rows, max_length, self._forward.device, room)
         self._pad_id = pad_id
         self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=self._forward.device)
 

@@ -14,8 +14,10 @@ prefilled over several steps, and its first token leaves with the last of them.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -25,7 +27,7 @@ from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_me
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.batch import Batch, Staged, measure_kv
+from tidegate.engines.transformers.batch import Batch, RowByRow, Staged, measure_kv
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.language import Language, failed_alone
 from tidegate.engines.transformers.loading import (
@@ -41,6 +43,7 @@ from tidegate.engines.transformers.memory import kv_budget, usable_cores, within
 from tidegate.engines.transformers.pace import Pace
 from tidegate.engines.transformers.prefixes import PrefixCache
 from tidegate.engines.transformers.prompt_pool import PromptPool
+from tidegate.engines.transformers.room import USUAL_TOKENS, Room
 from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
@@ -55,6 +58,8 @@ from tidegate.messages.work import (
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 from tidegate.telemetry import Laps
+
+log = logging.getLogger(__name__)
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
@@ -122,19 +127,25 @@ class TransformersEngine:
             # Under a cap nobody else counts on what the weights leave of it.
             share=args.kv_cache_share or (1.0 if cap else 0.0),
             bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
+            least_bytes=kv.of_row(min(self._context_length, USUAL_TOKENS) + CONTEXT_SLACK),
             max_slots=spec.max_slots,
             keeps_prefixes=keeps_prefixes,
             prefix_bytes=args.prefix_cache_bytes,
         )
         slots = budget.slots
-        self._scheduler = Scheduler(slots)
+        room = Room(budget.bytes, kv.bytes_per_token, kv.bytes_per_row)
         self._batch, notes = prove(
             loaded,
             layers=kv.layers,
             max_rows=slots,
             context_length=self._context_length,
             prefixes=PrefixCache(budget.prefix_bytes, kv.bytes_per_token) if keeps_prefixes else None,
+            room=room,
         )
+        if isinstance(self._batch, RowByRow):
+            room = replace(room, page=1)
+        usual = min(self._context_length, USUAL_TOKENS)
+        self._scheduler = Scheduler(slots, room, usual, self._context_length)
         laps.end("self-check")
         if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
             choose_threads(self._batch, usable_cores(), slots)
@@ -201,12 +212,15 @@ class TransformersEngine:
     def _step(self) -> list[StepOutput]:
         begin = self._clock()
         outputs: list[StepOutput] = []
+        while (sequence := self._scheduler.beyond_room()) is not None:
+            self._give_back(sequence, outputs)
         is_waited_for = bool(self._scheduler.running)
         logits = [self._decode()] if is_waited_for else []
         budget = self._pace.budget(self._scheduler.joining(), len(self._scheduler.running))
         if self._scheduler.staged is None:  # with none before them so many cost hardly more than one
             budget = max(budget, min(self._weights_tokens, self._args.prefill_tokens_per_step))
         plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage, held=self._held)
+        outputs += [sequence.given_back() for sequence in self._scheduler.surplus()]
         with prefill_threads(plan.tokens, self._prefill_cores):
             for sequence, count in plan.parts:
                 logits += self._prefill_part(sequence, count, outputs)
@@ -223,6 +237,11 @@ class TransformersEngine:
         if is_waited_for:
             self._pace.note(self._clock() - begin, plan.tokens)
         return outputs
+
+    def _give_back(self, sequence: RunningSequence, outputs: list[StepOutput]) -> None:
+        log.info("request %s makes room with %d tokens", sequence.id, sequence.width)
+        self.abort(sequence.id)
+        outputs.append(sequence.given_back())
 
     def _decode(self) -> Tensor:
         counts = [sequence.unfed for sequence in self._scheduler.running]
