@@ -43,7 +43,7 @@ from tidegate.engines.transformers.memory import kv_budget, usable_cores, within
 from tidegate.engines.transformers.pace import Pace
 from tidegate.engines.transformers.prefixes import PrefixCache
 from tidegate.engines.transformers.prompt_pool import PromptPool
-from tidegate.engines.transformers.room import USUAL_TOKENS, Room
+from tidegate.engines.transformers.room import LEAST_TOKENS, USUAL_TOKENS, Room
 from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
@@ -127,7 +127,7 @@ class TransformersEngine:
             # Under a cap nobody else counts on what the weights leave of it.
             share=args.kv_cache_share or (1.0 if cap else 0.0),
             bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
-            least_bytes=kv.of_row(min(self._context_length, USUAL_TOKENS) + CONTEXT_SLACK),
+            least_bytes=kv.of_row(min(self._context_length, LEAST_TOKENS) + CONTEXT_SLACK),
             max_slots=spec.max_slots,
             keeps_prefixes=keeps_prefixes,
             prefix_bytes=args.prefix_cache_bytes,

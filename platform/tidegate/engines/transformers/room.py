@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from tidegate.sources.facts import CONTEXT_SLACK
 
-USUAL_TOKENS = 256  # of a request, as long as none has shown what is usual here
+USUAL_TOKENS = 256  # with which a request comes, as long as none has shown what is usual here
+LEAST_TOKENS = 64  # for which a slot is counted
 
 
 @dataclass(frozen=True, slots=True)

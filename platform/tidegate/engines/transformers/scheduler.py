@@ -32,7 +32,7 @@ from typing import Generic, Protocol, TypeVar
 PADDING_SHARE = 0.25  # of a joint prefill that may be padding
 PADDING_TOKENS = 16  # or so many tokens per row, where prompts are short
 HEADROOM = 64  # tokens
-RECENT = 1 / 16  # of what is usual, by how much the last request counts
+RECENT = 1 / 16  # by how much the last request counts in what is usual
 
 
 class Schedulable(Protocol):
@@ -92,7 +92,7 @@ class Plan(Generic[S]):
 
 class Scheduler(Generic[S]):
     def __init__(self, slots: int, room: Room | None = None, usual: int = 0, most: int = 0) -> None:
-        """`usual` is how many tokens a request has as long as none has shown it, `most` the context's."""
+        """`usual`: tokens that a request comes with, as long as none has shown it; `most`: the context's."""
         self.waiting: deque[S] = deque()
         self.staged: S | None = None
         self.running: list[S] = []
@@ -106,14 +106,16 @@ class Scheduler(Generic[S]):
         free = self._unused() - len(self.waiting)
         if self._room is None:
             return free
-        usual = min(self._most, int(self._usual) + HEADROOM)
-        return min(free, self._room.more(self._wanted([*self._here(), *self.waiting]), usual))
+        here = [*self._here(), *self.waiting]
+        usual = sum(one.width for one in here) / len(here) if here else self._usual
+        return min(free, self._room.more(self._wanted(here), min(self._most, int(usual) + HEADROOM)))
 
     def has_work(self) -> bool:
         return bool(self.running or self.waiting or self.staged)
 
     def add(self, sequence: S) -> None:
         self.waiting.append(sequence)
+        self._usual += RECENT * (sequence.width - self._usual)
 
     def joining(self) -> int:
         """Count those who wait for a slot that is there, and the one that is staged."""
@@ -171,7 +173,6 @@ class Scheduler(Generic[S]):
         Returns for each row that stays where it was."""
         order = list(range(len(self.running)))
         for row in sorted(rows, reverse=True):
-            self._usual += RECENT * (self.running[row].width - self._usual)
             order[row] = order[-1]
             order.pop()
         self.running = [self.running[row] for row in order]

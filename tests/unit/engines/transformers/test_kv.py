@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.engines.transformers.kv import Arena, LayerKind
+from tidegate.engines.transformers.room import Room
 from tidegate.sources.facts import CONTEXT_SLACK
 
 MAX_ROWS, MAX_LENGTH, LAYERS = 9, 300, 2
+CELLS = 16  # bytes of a column of one row
+ROOM = Room(MAX_ROWS * (MAX_LENGTH + CONTEXT_SLACK) * CELLS, CELLS)  # for as many rows as there may be
 operations = st.lists(
     st.one_of(
         st.tuples(st.just("join"), st.lists(st.integers(1, 200), min_size=1, max_size=3)),
@@ -26,8 +31,9 @@ operations = st.lists(
 class Model:
     """Writes numbered keys through all layers and checks what attention would see."""
 
-    def __init__(self) -> None:
-        self.arena = Arena([LayerKind()] * LAYERS, MAX_ROWS, MAX_LENGTH, torch.device("cpu"))
+    def __init__(self, room: Room = ROOM) -> None:
+        self.room = room
+        self.arena = Arena([LayerKind()] * LAYERS, MAX_ROWS, MAX_LENGTH, torch.device("cpu"), room)
         self.rows: list[list[float]] = []
         self.number = 0.0
         self.staged: list[float] | None = None
@@ -105,6 +111,11 @@ class Model:
         self.arena.drop_staged()
         self.staged = None
 
+    def has_room(self, *more: int, tokens: int = 0) -> bool:
+        """Tell what a scheduler sees to: room for these rows beside the others, after so many steps."""
+        staged = [] if self.staged is None else [self.wanted]
+        return self.room.holds([*(len(row) + tokens for row in self.rows), *staged, *more])
+
     def leave(self, row: int) -> None:
         self.arena.remove(row, clear=row % 2 == 0)
         self.rows[row] = self.rows[-1]
@@ -112,15 +123,20 @@ class Model:
 
 
 @settings(deadline=None, max_examples=120)
-@given(operations)
-def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | int]]) -> None:
-    model = Model()
+@given(operations, st.floats(1, MAX_ROWS))
+def test_every_row_sees_just_its_own_tokens(
+    script: list[tuple[str, list[int] | int]], whole_rows: float
+) -> None:
+    """In room for one row of full length, or so many more."""
+    room = replace(ROOM, bytes=int(whole_rows * (MAX_LENGTH + CONTEXT_SLACK)) * CELLS)
+    model = Model(room)
     for name, argument in script:
         if isinstance(argument, list):
-            if len(model.rows) + len(argument) + (model.staged is not None) <= MAX_ROWS:
+            is_free = len(model.rows) + len(argument) + (model.staged is not None) <= MAX_ROWS
+            if is_free and model.has_room(*argument):
                 model.join(argument)
         elif name == "stage":
-            if model.staged is None and len(model.rows) < MAX_ROWS:
+            if model.staged is None and len(model.rows) < MAX_ROWS and model.has_room(argument):
                 model.stage(argument)
         elif name == "part":
             if model.staged is not None:
@@ -135,8 +151,12 @@ def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | 
                 for row in reversed(range(len(model.rows))):
                     if len(model.rows[row]) + 1 > MAX_LENGTH:
                         model.leave(row)
+                while model.rows and not model.has_room(tokens=1):
+                    model.leave(len(model.rows) - 1)
                 if model.rows:
                     model.decode()
+                arena = model.arena
+                assert arena.rows_held * arena.columns_held * CELLS <= room.bytes
         assert model.arena.lengths() == [len(row) for row in model.rows]
     assert model.arena.rows_held <= MAX_ROWS
     assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK
