@@ -8,8 +8,8 @@ import msgspec
 
 
 class TransformersArgs(msgspec.Struct, frozen=True):
-    # CPU threads of one model operation; 0: one, or all cores that this process may use, whichever decodes
-    # faster when tried at load.
+    # CPU threads of one model operation; 0: those that decode fastest when tried while requests run, up to
+    # all cores that this process may use.
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     # Prompt tokens that join per step at most (one request always may): bounds how long others wait.
     prefill_tokens_per_step: Annotated[int, msgspec.Meta(ge=1)] = 4096

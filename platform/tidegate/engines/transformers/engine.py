@@ -48,7 +48,7 @@ from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choo
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence
-from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads, prefill_threads
+from tidegate.engines.transformers.threads import StepThreads, prefill_threads, set_threads
 from tidegate.messages.work import (
     Finish,
     Request,
@@ -83,6 +83,8 @@ class TransformersEngine:
         self._broken: str | None = None
         self._batch: Batch
         self._tokens: Tensor  # [rows], the last token of each
+        self._prefill_cores = 0
+        self._threads: StepThreads | None = None  # None: their number is given
 
     def load(self) -> LoadReport:
         with closed_on_failure(self.close):
@@ -134,6 +136,10 @@ class TransformersEngine:
         )
         slots = budget.slots
         room = Room(budget.bytes, kv.bytes_per_token, kv.bytes_per_row)
+        if loaded.device == "cpu" and not args.threads:
+            self._prefill_cores = usable_cores()
+            self._threads = StepThreads(usable_cores(), loaded.weights_bytes)
+            set_threads(self._threads.begin(0))
         self._batch, notes = prove(
             loaded,
             layers=kv.layers,
@@ -147,10 +153,6 @@ class TransformersEngine:
         usual = min(self._context_length, USUAL_TOKENS)
         self._scheduler = Scheduler(slots, room, usual, self._context_length)
         laps.end("self-check")
-        if not args.threads and loaded.device == "cpu" and self._context_length > 2 * MOST_STEPS:
-            choose_threads(self._batch, usable_cores(), slots)
-        self._prefill_cores = usable_cores() if loaded.device == "cpu" and not args.threads else 0
-        laps.end("trial of threads")
         template_notes = self._prompts.wait_ready(self._vocabulary_size)
         laps.end("waiting for the prompts' process")
         return LoadReport(
@@ -210,11 +212,14 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     def _step(self) -> list[StepOutput]:
-        begin = self._clock()
+        begin, clock = self._clock(), time.perf_counter()
         outputs: list[StepOutput] = []
         while (sequence := self._scheduler.beyond_room()) is not None:
             self._give_back(sequence, outputs)
-        is_waited_for = bool(self._scheduler.running)
+        rows = len(self._scheduler.running)
+        is_waited_for = bool(rows)
+        if self._threads is not None:
+            set_threads(self._threads.begin(rows))
         logits = [self._decode()] if is_waited_for else []
         budget = self._pace.budget(self._scheduler.joining(), len(self._scheduler.running))
         if self._scheduler.staged is None:  # with none before them so many cost hardly more than one
@@ -236,6 +241,8 @@ class TransformersEngine:
                     self._keep(row, sequence)
         if is_waited_for:
             self._pace.note(self._clock() - begin, plan.tokens)
+            if self._threads is not None and not plan.tokens:
+                self._threads.note(rows, time.perf_counter() - clock)
         return outputs
 
     def _give_back(self, sequence: RunningSequence, outputs: list[StepOutput]) -> None:

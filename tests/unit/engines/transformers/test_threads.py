@@ -1,39 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tidegate.engines.transformers import threads as threads_module
-from tidegate.engines.transformers.batch import OneAtATime
-from tidegate.engines.transformers.head import InParts
-from tidegate.engines.transformers.threads import MOST_STEPS, choose_threads, step_seconds
+from tidegate.engines.transformers.threads import (
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    PARALLEL_BYTES,
+    PARALLEL_TOKENS,
+    TRIAL_STEPS,
+    StepThreads,
+    prefill_threads,
+    set_threads,
+)
 
-
-class FakeBatch(OneAtATime):
-    """Counts rows and steps; its speed is the test's clock."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def join(
-        self,
-        sequences: Sequence[Sequence[int]],
-        *,
-        sources: Sequence[Sequence[int]] = (),
-        every: InParts | None = None,
-    ) -> torch.Tensor:
-        self.count += len(sequences)
-        return torch.zeros(len(sequences), 4)
-
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        assert len(tokens) == self.count
-        return torch.zeros(self.count, 4)
-
-    def leave(self, row: int, *, clear: bool = False) -> None:
-        assert row < self.count
-        self.count -= 1
+SMALL = 1
 
 
 @pytest.fixture(autouse=True)
@@ -43,23 +28,90 @@ def keep_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("alone", "together", "expected"), [(1.0, 0.6, 2), (1.0, 0.9, 1), (1.0, 1.5, 1)])
-def test_more_threads_have_to_be_worth_it(
-    monkeypatch: pytest.MonkeyPatch, alone: float, together: float, expected: int
-) -> None:
-    monkeypatch.setattr(
-        threads_module, "step_seconds", lambda _step: alone if torch.get_num_threads() == 1 else together
-    )
-    batch = FakeBatch()
-    assert choose_threads(batch, 2, 16) == expected == torch.get_num_threads()
-    assert batch.count == 0
+def run(chosen: StepThreads, steps: int, seconds: Callable[[int], float], rows: int = 4) -> list[int]:
+    """Run steps that take `seconds` with so many threads. Returns the threads of each."""
+    taken = []
+    for _ in range(steps):
+        threads = chosen.begin(rows)
+        taken.append(threads)
+        chosen.note(rows, seconds(threads))
+    return taken
 
 
-def test_one_core_needs_no_trial() -> None:
-    assert choose_threads(FakeBatch(), 1, 16) == 1
+@pytest.mark.parametrize(("together", "expected"), [(0.6, 2), (0.95, 1), (1.5, 1)])
+def test_more_threads_have_to_be_worth_it(together: float, expected: int) -> None:
+    chosen = StepThreads(2, SMALL)
+    run(chosen, FIRST_WAIT + TRIAL_STEPS, {1: 1.0, 2: together}.__getitem__)
+    assert chosen.begin(4) == expected
 
 
-def test_a_trial_takes_a_bounded_number_of_steps() -> None:
-    steps: list[int] = []
-    assert step_seconds(lambda: steps.append(1)) >= 0
-    assert len(steps) == MOST_STEPS + 1
+def test_fewer_threads_have_to_be_faster() -> None:
+    chosen = StepThreads(2, PARALLEL_BYTES)
+    assert run(chosen, 1, lambda _: 1.0) == [2]
+    run(chosen, FIRST_WAIT + TRIAL_STEPS, {1: 0.9, 2: 1.0}.__getitem__)
+    assert chosen.begin(4) == 1
+
+
+@given(st.sampled_from([2, 3, 4, 6, 16]), st.data())
+def test_the_fastest_number_is_found_where_times_fall_towards_it(most: int, data: st.DataObject) -> None:
+    options = StepThreads(most, SMALL).options
+    assert options[0] == 1
+    assert options[-1] == most
+    best = data.draw(st.sampled_from(options))
+
+    def seconds(threads: int) -> float:
+        return float(1.5 ** abs(options.index(threads) - options.index(best)))
+
+    chosen = StepThreads(most, data.draw(st.sampled_from([SMALL, PARALLEL_BYTES])))
+    run(chosen, 500, seconds)
+    taken = run(chosen, 4000, seconds)
+    assert taken.count(best) > 0.97 * len(taken)
+
+
+def test_what_has_changed_is_found_by_the_next_trial() -> None:
+    chosen = StepThreads(2, SMALL)
+    assert run(chosen, 20_000, {1: 1.0, 2: 1.3}.__getitem__)[-1] == 1
+    taken = run(chosen, LONGEST_WAIT + 2 * TRIAL_STEPS, {1: 1.0, 2: 0.7}.__getitem__)
+    assert taken[-1] == 2
+
+
+def test_a_hopeless_trial_ends_at_once() -> None:
+    chosen = StepThreads(2, SMALL)
+    taken = run(chosen, FIRST_WAIT + TRIAL_STEPS, {1: 0.003, 2: 0.115}.__getitem__)
+    assert taken.count(2) == 2
+
+
+def test_one_slow_step_decides_nothing() -> None:
+    chosen = StepThreads(2, SMALL)
+    times = iter([1.0] * FIRST_WAIT + [0.6, 0.6, 1.9, 0.6, 0.6, 0.6])
+    run(chosen, FIRST_WAIT + TRIAL_STEPS, lambda _: next(times))
+    assert chosen.begin(4) == 2
+
+
+def test_steps_of_few_and_of_many_rows_are_tried_apart() -> None:
+    chosen = StepThreads(2, SMALL)
+    run(chosen, 50, {1: 1.0, 2: 0.5}.__getitem__, rows=40)
+    run(chosen, 50, {1: 1.0, 2: 2.5}.__getitem__, rows=2)
+    assert chosen.begin(33) == chosen.begin(63) == 2
+    assert chosen.begin(3) == 1
+
+
+def test_a_prefill_alone_takes_as_many_as_any_step_does() -> None:
+    chosen = StepThreads(2, SMALL)
+    assert chosen.begin(0) == 1
+    run(chosen, 50, {1: 1.0, 2: 0.5}.__getitem__, rows=40)
+    assert chosen.begin(0) == 2
+    assert StepThreads(2, PARALLEL_BYTES).begin(0) == 2
+
+
+def test_one_core_is_never_tried_against_itself() -> None:
+    assert set(run(StepThreads(1, SMALL), 3 * FIRST_WAIT, lambda _: 1.0)) == {1}
+
+
+def test_a_long_prefill_takes_all_cores_and_gives_them_back() -> None:
+    set_threads(1)
+    with prefill_threads(PARALLEL_TOKENS, 2):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+    with prefill_threads(PARALLEL_TOKENS - 1, 2):
+        assert torch.get_num_threads() == 1
