@@ -72,15 +72,15 @@ def test_many_short_requests_run_where_few_of_full_length_would(load: Load, long
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.1, "top_p": 0.95, "presence_penalty": 0.3}])
-@pytest.mark.parametrize("prefix_cache", [True, False])
+@pytest.mark.parametrize("args", [{}, {"prefix_cache": False}, {"kv_pages": True}])
 def test_what_outgrows_the_memory_goes_on_where_it_was(
-    load: Load, long_context: Path, sampling: dict[str, Any], prefix_cache: bool
+    load: Load, long_context: Path, sampling: dict[str, Any], args: dict[str, Any]
 ) -> None:
     engine = load(
         long_context,
         context_length=512,
         kv_cache_bytes=768 * TOKEN_BYTES,
-        args={"prefix_cache": prefix_cache},
+        args=args,
     )
     requests = many(8, 20, max_tokens=150, **sampling)
     results, back, most = served(engine, requests)

@@ -18,6 +18,9 @@ class TransformersArgs(msgspec.Struct, frozen=True):
     prefix_cache: bool = True
     # Memory for that, a part of the KV cache's; 0: up to a ninth of it.
     prefix_cache_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    # Keep keys and values in pages, not in an arena, where rows are padded to the longest. None: on a GPU, of
+    # models that attend by the pages there. Only where layers keep nothing else and the self-check passes.
+    kv_pages: bool | None = None
     # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
     # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
     kv_cache_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0

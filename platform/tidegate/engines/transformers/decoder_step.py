@@ -26,6 +26,7 @@ from torch.nn import Module
 from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 
 from tidegate.engines.transformers.kv import Arena
+from tidegate.engines.transformers.paged import PagedPool
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -69,7 +70,7 @@ class DecoderStep:
         self._head = _operation(model.lm_head)
         self._has_products = self._embedding.dtype == torch.bfloat16 and self._embedding.device.type == "cpu"
 
-    def __call__(self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena | PagedPool) -> Tensor:
         """Return logits [rows, vocabulary] after `tokens` [rows] at `positions` [rows]. `arena` has opened a
         column for them; `seen` [rows, window] are the columns that each row attends to."""
         rows, heads, shared, size = len(tokens), self._heads, self._shared, self._head_size
@@ -79,7 +80,6 @@ class DecoderStep:
         # With the sign in it, turning is one roll and two products.
         sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
         attend = self._attention(seen, arena)
-        column = arena.end - 1
         for layer, held in zip(self._layers, arena.layers, strict=True):
             inputs = layer.before(hidden)
             query = layer.query(inputs).view(rows, heads, size)
@@ -87,15 +87,17 @@ class DecoderStep:
             if layer.query_norm is not None and layer.key_norm is not None:
                 query, key = layer.query_norm(query), layer.key_norm(key)
             query = query * cosine + query.roll(half, -1) * sine
-            held.keys[:rows, :, column] = key * cosine + key.roll(half, -1) * sine
-            held.values[:rows, :, column] = layer.value(inputs).view(rows, shared, size)
+            key = key * cosine + key.roll(half, -1) * sine
+            held.write(key.unsqueeze(1), layer.value(inputs).view(rows, 1, shared, size))
             hidden = hidden + layer.output(attend(query, held.keys, held.values))
             hidden = hidden + layer.mlp(layer.between(hidden))
         return self._head(self._norm(hidden))
 
-    def _attention(self, seen: Tensor, arena: Arena) -> Attention:
+    def _attention(self, seen: Tensor, arena: Arena | PagedPool) -> Attention:
         """Return what attends: queries [rows, heads, head size] to keys and values of the arena, giving
         [rows, heads x head size]. One long row does not make the others' windows as wide as its own."""
+        if isinstance(arena, PagedPool):
+            return self._paged(seen, arena)
         runs = [(0, len(seen), arena.start)]
         if seen.device.type == "cpu":  # elsewhere it is calls that cost
             runs = arena.windows(MOST_UNUSED)
@@ -107,7 +109,13 @@ class DecoderStep:
             return attend[0]
         return lambda query, keys, values: torch.cat([one(query, keys, values) for one in attend])
 
-    def _attend(self, first: int, last: int, start: int, seen: Tensor, arena: Arena) -> Attention:
+    def _paged(self, seen: Tensor, pool: PagedPool) -> Attention:
+        if pool.has_kernel(self._embedding):
+            return lambda query, keys, values: pool.attend(query, keys, values, self._scale).flatten(1)
+        inner = self._attend(0, len(seen), 0, seen, pool)
+        return lambda query, keys, values: inner(query, pool.gather(keys), pool.gather(values))
+
+    def _attend(self, first: int, last: int, start: int, seen: Tensor, arena: Arena | PagedPool) -> Attention:
         """Return what attends for rows `first` to `last`, to columns from `start` on, of which each sees
         `seen`."""
         heads, shared, size, scale = self._heads, self._shared, self._head_size, self._scale

@@ -27,7 +27,7 @@ from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_me
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.batch import Batch, RowByRow, Staged, measure_kv
+from tidegate.engines.transformers.batch import Batch, Staged, measure_kv
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.language import Language, failed_alone
 from tidegate.engines.transformers.loading import (
@@ -41,6 +41,7 @@ from tidegate.engines.transformers.loading import (
 )
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.pace import Pace
+from tidegate.engines.transformers.paged import paged_room
 from tidegate.engines.transformers.prefixes import PrefixCache
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.room import LEAST_TOKENS, USUAL_TOKENS, Room
@@ -120,8 +121,8 @@ class TransformersEngine:
         self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
         kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
         cap = spec.memory_cap_bytes
-        keeps_prefixes = args.prefix_cache and all(kind.has_tokens and not kind.states for kind in kv.layers)
-        keeps_prefixes = keeps_prefixes and bool(kv.layers) and not self._has_encoder
+        keeps_only_tokens = bool(kv.layers) and all(kind.has_tokens and not kind.states for kind in kv.layers)
+        keeps_prefixes = args.prefix_cache and keeps_only_tokens and not self._has_encoder
         budget = kv_budget(
             free_bytes=within_cap(free_bytes(loaded.device), cap, loaded.weights_bytes, loaded.device),
             device=loaded.device,
@@ -136,6 +137,9 @@ class TransformersEngine:
         )
         slots = budget.slots
         room = Room(budget.bytes, kv.bytes_per_token, kv.bytes_per_row)
+        wants_pages = loaded.device == "cuda" if args.kv_pages is None else args.kv_pages
+        has_pages = wants_pages and keeps_only_tokens and not self._has_encoder
+        pages = paged_room(room, loaded.device, self._context_length) if has_pages else None
         if loaded.device == "cpu" and not args.threads:
             self._prefill_cores = usable_cores()
             self._threads = StepThreads(usable_cores(), loaded.weights_bytes)
@@ -147,9 +151,13 @@ class TransformersEngine:
             context_length=self._context_length,
             prefixes=PrefixCache(budget.prefix_bytes, kv.bytes_per_token) if keeps_prefixes else None,
             room=room,
+            pages=pages,
+            pages_anyhow=bool(args.kv_pages),
         )
-        if isinstance(self._batch, RowByRow):
-            room = replace(room, page=1)
+        if pages is not None and self._batch.page == pages.page:
+            room = pages
+        else:
+            room = replace(room, page=self._batch.page)
         usual = min(self._context_length, USUAL_TOKENS)
         self._scheduler = Scheduler(slots, room, usual, self._context_length)
         laps.end("self-check")

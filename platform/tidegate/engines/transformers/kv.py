@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,13 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
         if arena.is_prefilling:
             return key_states, value_states
         return self.keys[first:last, :, start:end], self.values[first:last, :, start:end]
+
+    def write(self, keys: Tensor, values: Tensor) -> None:
+        """Put the tokens of the forward pass in progress, [rows, width, heads, head size], in place."""
+        arena, width = self.arena, keys.shape[1]
+        first, last, end = arena.first_row, arena.last_row, arena.seen.stop
+        self.keys[first:last, :, end - width : end] = keys.transpose(1, 2)
+        self.values[first:last, :, end - width : end] = values.transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -338,15 +345,17 @@ class Arena(Cache):  # type: ignore[misc]
         self._starts.append(self.end - length)
         self._staged, self._staged_columns = None, 0
 
-    def fill_staged(self, tokens: int) -> list[Tensor]:
-        """Return the keys and values [heads, tokens, head size] of all layers of the staged row's first
-        tokens, which somebody has computed, to be written."""
+    def fill_staged(self, tokens: int, fill: Callable[[list[Tensor]], None]) -> None:
+        """Let `fill` write the keys and values [heads, tokens, head size] of all layers of the staged row's
+        first tokens, which somebody has computed."""
         self._staged = tokens
-        return self._tensors(self.rows_held - 1, slice(0, tokens))
+        fill(self._tensors(self.rows_held - 1, slice(0, tokens)))
 
-    def tensors(self, row: int) -> list[Tensor]:
-        """Return the keys and values of a running row, [heads, tokens, head size] of all layers."""
-        return self._tensors(row, slice(self._starts[row], self.end))
+    def tensors(self, row: int, tokens: slice) -> list[Tensor]:
+        """Return the keys and values of some of a running row's tokens, [heads, tokens, head size] of all
+        layers."""
+        start = self._starts[row]
+        return self._tensors(row, slice(start + tokens.start, start + tokens.stop))
 
     def _tensors(self, row: int, columns: slice) -> list[Tensor]:
         return [held[row, :, columns] for layer in self._arena_layers for held in (layer.keys, layer.values)]

@@ -89,15 +89,19 @@ def prove(
     context_length: int,
     prefixes: PrefixCache | None = None,
     room: Room | None = None,
+    pages: Room | None = None,
+    pages_anyhow: bool = False,
 ) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
     model's cache. It keeps `prefixes` where it passes with them. Its memory is within `room`, and what the
-    check takes. Raises `EngineLoadError` (SelfCheckFailed),
+    check takes. `pages` is the room of a pool, which comes first: where its steps are our own, or
+    `pages_anyhow`. Raises `EngineLoadError` (SelfCheckFailed),
     and what says that memory ran out."""
     try:
         if loaded.model.config.is_encoder_decoder:
             return proved_encoder_decoder(loaded, layers, max_rows, context_length, room)
-        return proved(loaded, layers, max_rows, context_length, prefixes, room)
+        pools = [(pages, pages_anyhow)] if pages is not None else []
+        return proved(loaded, layers, max_rows, context_length, prefixes, [*pools, (room, True)])
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -110,8 +114,9 @@ def proved(
     max_rows: int,
     context_length: int,
     prefixes: PrefixCache | None = None,
-    room: Room | None = None,
+    rooms: Sequence[tuple[Room | None, bool]] = ((None, True),),
 ) -> tuple[Batch, list[str]]:
+    """Do what `prove` does of a decoder. `rooms`: those to try, and whether without a step of our own."""
     model, precision = loaded.model, loaded.precision
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     whole = min(context_length, sparse_limit(model) or context_length)
@@ -123,7 +128,13 @@ def proved(
     reason = why_alone(model, context_length, layers, whole, beyond)
     plain = Plain(model, rows)
     has_states = any(kind.states for kind in layers)
-    for makes_masks, step in () if reason else ways_of_batching(model, has_states=has_states):
+    ways = [] if reason else ways_of_batching(model, has_states=has_states)
+    for room, makes_masks, step in [
+        (room, makes_masks, step)
+        for room, is_for_all in rooms
+        for makes_masks, step in ways
+        if step is not None or is_for_all
+    ]:
         arena = ArenaBatch(
             model,
             layers=layers,
@@ -149,7 +160,8 @@ def proved(
                 arena.prefixes = prefixes
                 if not is_right(_with_prefixes, plain, arena, precision, bounds):
                     arena.prefixes = None
-            return arena, []
+            has_failed = bool(reason) and not arena.page and any(room and room.page for room, _ in rooms)
+            return arena, [f"Its KV cache is not kept in pages: {reason}."] if has_failed else []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
     verdict = check_bounds(plain, single, precision, bounds)

@@ -1,14 +1,17 @@
-"""The arena against a plain model of it: each row is the list of the numbers that were written for it."""
+"""The arena and the pool against a plain model of them: each row is the list of the numbers that were written
+for it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.engines.transformers.kv import Arena, LayerKind
+from tidegate.engines.transformers.paged import PagedPool
 from tidegate.engines.transformers.room import Room
 from tidegate.sources.facts import CONTEXT_SLACK
 
@@ -33,7 +36,12 @@ class Model:
 
     def __init__(self, room: Room = ROOM) -> None:
         self.room = room
-        self.arena = Arena([LayerKind()] * LAYERS, MAX_ROWS, MAX_LENGTH, torch.device("cpu"), room)
+        layers, device = [LayerKind()] * LAYERS, torch.device("cpu")
+        self.arena: Arena | PagedPool
+        if room.page:
+            self.arena = PagedPool(layers, MAX_ROWS, MAX_LENGTH, device, room)
+        else:
+            self.arena = Arena(layers, MAX_ROWS, MAX_LENGTH, device, room)
         self.rows: list[list[float]] = []
         self.number = 0.0
         self.staged: list[float] | None = None
@@ -73,12 +81,18 @@ class Model:
                 assert values[row, 0, mask[row], 0].tolist() == [-number for number in expected]
         for row, added in enumerate(new):
             self.rows[row] += added
-        for most in (0, 50):
-            self.check_windows(most)
+        if isinstance(self.arena, Arena):
+            for most in (0, 50):
+                self.check_windows(self.arena, most)
+        for row, held in enumerate(self.rows):
+            part = slice(len(held) // 3, len(held))
+            keys, values = self.arena.tensors(row, part)[-2:]
+            assert keys[0, :, 0].tolist() == held[part]
+            assert torch.equal(values, -keys)
 
-    def check_windows(self, most_unused: int) -> None:
-        lengths, end, seen = self.arena.lengths(), self.arena.end, 0
-        for first, last, begin in self.arena.windows(most_unused):
+    def check_windows(self, arena: Arena, most_unused: int) -> None:
+        lengths, end, seen = arena.lengths(), arena.end, 0
+        for first, last, begin in arena.windows(most_unused):
             assert first == seen < last
             held = lengths[first:last]
             assert end - begin == max(held)
@@ -123,12 +137,12 @@ class Model:
 
 
 @settings(deadline=None, max_examples=120)
-@given(operations, st.floats(1, MAX_ROWS))
+@given(operations, st.floats(1, MAX_ROWS), st.sampled_from([0, 1, 16, 50]))
 def test_every_row_sees_just_its_own_tokens(
-    script: list[tuple[str, list[int] | int]], whole_rows: float
+    script: list[tuple[str, list[int] | int]], whole_rows: float, page: int
 ) -> None:
     """In room for one row of full length, or so many more."""
-    room = replace(ROOM, bytes=int(whole_rows * (MAX_LENGTH + CONTEXT_SLACK)) * CELLS)
+    room = replace(ROOM, bytes=int(whole_rows * (MAX_LENGTH + CONTEXT_SLACK)) * CELLS, page=page)
     model = Model(room)
     for name, argument in script:
         if isinstance(argument, list):
@@ -155,15 +169,23 @@ def test_every_row_sees_just_its_own_tokens(
                     model.leave(len(model.rows) - 1)
                 if model.rows:
                     model.decode()
-                arena = model.arena
-                assert arena.rows_held * arena.columns_held * CELLS <= room.bytes
+                if isinstance(model.arena, Arena):
+                    assert model.arena.rows_held * model.arena.columns_held * CELLS <= room.bytes
         assert model.arena.lengths() == [len(row) for row in model.rows]
-    assert model.arena.rows_held <= MAX_ROWS
-    assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK
+    if isinstance(model.arena, Arena):
+        assert model.arena.rows_held <= MAX_ROWS
+        assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK
+        return
+    while model.rows:
+        model.leave(0)
+    model.drop()
+    model.arena._release_joining()
+    assert sorted(model.arena._free) == list(range(1, model.arena.pages)), "no page is lost"
 
 
-def test_a_prefill_that_fails_leaves_no_trace() -> None:
-    model = Model()
+@pytest.mark.parametrize("page", [0, 16])
+def test_a_prefill_that_fails_leaves_no_trace(page: int) -> None:
+    model = Model(replace(ROOM, page=page))
     model.join([5, 3])
     model.decode()
     model.arena.begin_prefill([100])  # the forward pass raises, nothing is committed
@@ -181,4 +203,5 @@ def test_many_short_requests_beside_a_long_one_need_no_more_columns() -> None:
         if len(model.rows) > 1:
             model.leave(1)
         model.join([3])
+    assert isinstance(model.arena, Arena)
     assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK
