@@ -96,8 +96,8 @@ class DecoderStep:
     def _attention(self, seen: Tensor, arena: Arena | PagedPool) -> Attention:
         """Return what attends: queries [rows, heads, head size] to keys and values of the arena, giving
         [rows, heads x head size]. One long row does not make the others' windows as wide as its own."""
-        if isinstance(arena, PagedPool):
-            return self._paged(seen, arena)
+        if isinstance(arena, PagedPool) and arena.has_kernel(self._embedding):
+            return lambda query, keys, values: arena.attend(query, keys, values, self._scale).flatten(1)
         runs = [(0, len(seen), arena.start)]
         if seen.device.type == "cpu":  # elsewhere it is calls that cost
             runs = arena.windows(MOST_UNUSED)
@@ -109,17 +109,11 @@ class DecoderStep:
             return attend[0]
         return lambda query, keys, values: torch.cat([one(query, keys, values) for one in attend])
 
-    def _paged(self, seen: Tensor, pool: PagedPool) -> Attention:
-        if pool.has_kernel(self._embedding):
-            return lambda query, keys, values: pool.attend(query, keys, values, self._scale).flatten(1)
-        inner = self._attend(0, len(seen), 0, seen, pool)
-        return lambda query, keys, values: inner(query, pool.gather(keys), pool.gather(values))
-
     def _attend(self, first: int, last: int, start: int, seen: Tensor, arena: Arena | PagedPool) -> Attention:
         """Return what attends for rows `first` to `last`, to columns from `start` on, of which each sees
         `seen`."""
         heads, shared, size, scale = self._heads, self._shared, self._head_size, self._scale
-        group, window, end = heads // shared, seen.shape[-1], arena.end
+        group, window = heads // shared, seen.shape[-1]
         rows = last - first
         if self._has_products and rows * heads * window * size >= FEWEST_PRODUCTS:
             bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
@@ -127,8 +121,10 @@ class DecoderStep:
 
             def batched(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
                 # Batched products take whole memory. Left to themselves they copy it, ten times slower.
-                keys = keys[first:last, :, start:end].contiguous().view(rows * shared, window, size)
-                values = values[first:last, :, start:end].contiguous().view(rows * shared, window, size)
+                keys = arena.window(keys, first, last, start).contiguous().view(rows * shared, window, size)
+                values = (
+                    arena.window(values, first, last, start).contiguous().view(rows * shared, window, size)
+                )
                 scores = torch.bmm(
                     (query[first:last] * scale).view(rows * shared, group, size), keys.transpose(1, 2)
                 )
@@ -142,8 +138,8 @@ class DecoderStep:
             # The query heads of a group stand as queries of their one head of keys: nothing is repeated.
             found = scaled_dot_product_attention(
                 query[first:last].view(rows, shared, group, size),
-                keys[first:last, :, start:end],
-                values[first:last, :, start:end],
+                arena.window(keys, first, last, start),
+                arena.window(values, first, last, start),
                 attn_mask=mask,
                 scale=scale,
             )

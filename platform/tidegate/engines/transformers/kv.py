@@ -51,6 +51,25 @@ class LayerKind:
     states: int = 0
 
 
+def windows(starts: Sequence[int], most_unused: int) -> list[tuple[int, int, int]]:
+    """Return runs of neighbouring rows, first and behind the last, with the first column of each that one of
+    them holds; `starts` are the rows' own. What lies before the others' in a run is at most `most_unused`
+    columns together."""
+    found: list[tuple[int, int, int]] = []
+    unused = 0
+    for row, start in enumerate(starts):
+        if found:
+            first, last, begin = found[-1]
+            both = min(begin, start)
+            more = (last - first) * (begin - both) + start - both
+            if unused + more <= most_unused:
+                found[-1], unused = (first, row + 1, both), unused + more
+                continue
+        found.append((row, row + 1, start))
+        unused = 0
+    return found
+
+
 def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     """Return zeros of the type and device of `like`."""
     if like.device.type != "cpu":
@@ -368,21 +387,12 @@ class Arena(Cache):  # type: ignore[misc]
         self._staged, self._staged_columns = None, 0
 
     def windows(self, most_unused: int) -> list[tuple[int, int, int]]:
-        """Return runs of neighbouring rows, first and behind the last, with the first column of each that one
-        of them holds. What lies before the others' in a run is at most `most_unused` columns together."""
-        found: list[tuple[int, int, int]] = []
-        unused = 0
-        for row, start in enumerate(self._starts):
-            if found:
-                first, last, begin = found[-1]
-                both = min(begin, start)
-                more = (last - first) * (begin - both) + start - both
-                if unused + more <= most_unused:
-                    found[-1], unused = (first, row + 1, both), unused + more
-                    continue
-            found.append((row, row + 1, start))
-            unused = 0
-        return found
+        """Return `windows` of the running rows."""
+        return windows(self._starts, most_unused)
+
+    def window(self, held: Tensor, first: int, last: int, start: int) -> Tensor:
+        """Return keys or values of these rows from a column on, [rows, heads, columns, head size]."""
+        return held[first:last, :, start : self.end]
 
     def in_use(self) -> Iterator[tuple[int, slice]]:
         """Return rows, and the columns of each that hold something."""

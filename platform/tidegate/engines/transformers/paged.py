@@ -9,7 +9,7 @@ takes its place. A prompt that is prefilled in parts has pages like any row.
 
 Who attends reads the pages through the table: on CUDA the kernel that PyTorch has for it (`attend`), for
 which a page is a multiple of 256 tokens; elsewhere, and in forward passes of the model's own, a copy in which
-rows end at one column as in an arena (`gather`). Page 0 is nobody's and stays zero: what pads a row is read
+rows end at one column as in an arena (`window`). Page 0 is nobody's and stays zero: what pads a row is read
 there.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
-from tidegate.engines.transformers.kv import LayerKind, zeros
+from tidegate.engines.transformers.kv import LayerKind, windows, zeros
 from tidegate.engines.transformers.room import Room
 
 PAGE = {"cpu": 16, "cuda": 256}  # tokens
@@ -210,17 +210,24 @@ class PagedPool(Cache):  # type: ignore[misc]
         self._tables.pop()
         self._lengths.pop()
 
-    def gather(self, held: Tensor) -> Tensor:
-        """Return keys or values of the rows of the forward pass, [rows, heads, window, head size]: a copy,
-        padded left."""
+    def windows(self, most_unused: int) -> list[tuple[int, int, int]]:
+        """See `Arena.windows`."""
+        return windows([self.end - length for length in self._lengths], most_unused)
+
+    def window(self, held: Tensor, first: int, last: int, start: int) -> Tensor:
+        """See `Arena.window`: here it is a copy, padded left."""
         if self._read is None:
             lengths = self._seen.long().unsqueeze(1)
             columns = torch.arange(self.end, device=self._device) - (self.end - lengths)
             places = self._places(self._table[self._rows].long(), columns.clamp(min=0))
             self._read = places.masked_fill_(columns < 0, 0)
-        rows, window = self._read.shape
-        found = held.index_select(0, self._read.flatten()).view(rows, window, *held.shape[1:])
+        read = self._read[first:last, start:]
+        found = held.index_select(0, read.flatten()).view(*read.shape, *held.shape[1:])
         return found.transpose(1, 2)
+
+    def gather(self, held: Tensor) -> Tensor:
+        """Return keys or values of all rows of the forward pass, as `window` does."""
+        return self.window(held, 0, len(self._seen), 0)
 
     def has_kernel(self, held: Tensor) -> bool:
         """Tell whether `attend` runs for keys and values like these."""
