@@ -271,7 +271,10 @@ class ArenaBatch:
                 self.prefixes.keep(partial(self._arena.tensors, row), tokens[:held], salt)
 
     def longest_run(self) -> int:
-        return min(self._arena.lengths()) + 1 if self.has_runs else 1
+        if not self.has_runs:
+            return 1
+        longest = min(self._arena.lengths()) + 1
+        return min(longest, max(1, self._arena.spare())) if isinstance(self._arena, PagedPool) else longest
 
     def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
         width = max(counts)

@@ -200,6 +200,11 @@ class PagedPool(Cache):  # type: ignore[misc]
     def lengths(self) -> list[int]:
         return list(self._lengths)
 
+    def spare(self) -> int:
+        """Return how many tokens each row may add with the pages that are free."""
+        fewest = min((-length % self.page for length in self._lengths), default=0)
+        return fewest + len(self._free) // max(1, self.count) * self.page
+
     def remove(self, row: int, *, clear: bool = False) -> None:
         """See `Arena.remove`."""
         self._give_back(self._tables[row], clear=clear)

@@ -81,6 +81,17 @@ def test_the_kernel_attends_as_gathered_pages_do(width: int, monkeypatch: pytest
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+def test_so_many_tokens_are_to_spare_for_every_row() -> None:
+    pool = PagedPool([LayerKind()], 4, 200, torch.device("cpu"), Room(64 * 160, 64, page=16))
+    pool.begin_prefill([30, 17])
+    pool.commit_prefill([30, 17])
+    assert pool.spare() == 2 + 3 * 16
+    pool.begin_run([pool.spare()] * 2)
+    assert pool.spare() == 0
+    pool.remove(0)
+    assert pool.spare() == 13 + 5 * 16
+
+
 def test_a_pool_needs_a_page_that_is_nobodys_and_room_for_a_whole_context() -> None:
     assert paged_room(Room(64 * 320, 64), "cpu", 256) == Room(64 * 304, 64, page=16)
     assert paged_room(Room(64 * 320, 64), "cuda", 256) is None
