@@ -85,6 +85,8 @@ class Prepared:
 
 
 class Engine(Protocol):
+    gives_back: bool  # what is added beyond `free_slots` and finds no room
+
     def load(self) -> LoadReport:
         """Load and prove the model. Slow. Raises `EngineLoadError`."""
         ...

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.checkpoints import LLAMA, save_model, save_tokenizer
 from tests.integration.serving.rig import Ear, a_request, open_ear, open_replica
+from tests.waiting import await_until
 from tidegate.engines.base import StepOutput
-from tidegate.messages.work import Request, Sampling
+from tidegate.messages.work import Generate, Request, Sampling, TokenPrompt
 
 TOKEN_BYTES = 1024
 FULL = 600  # tokens of room: one of full context, or three to seven of these requests
@@ -80,3 +82,24 @@ async def test_a_stream_that_made_room_goes_on_without_a_gap_or_a_double(
         logprobs = [entry.token_id for each in ear.heard[request.id] for entry in each.output.logprobs]
         assert logprobs == tokens
         assert ear.finished[request.id].completion_tokens == 150
+
+
+async def test_what_was_claimed_and_finds_no_room_does_not_wait_for_it(
+    ear: Ear, redis_url: str, key_prefix: str, folder: Path
+) -> None:
+    """A replica that knows nothing of the length of requests claims as many as if they were short."""
+    engine: dict[str, Any] = {"name": "transformers", "path": str(folder), "precision": "float32"}
+    engine |= {"args": {"threads": 1}, "kv_cache_bytes": 2 * FULL * TOKEN_BYTES}
+    sampling = Sampling(seed=1, temperature=0, max_tokens=100, ignore_eos=True)
+    asked = [a_request(work=Generate(TokenPrompt([3 + number] * 400), sampling)) for number in range(8)]
+    await ear.submit(*asked)
+    async with open_replica(redis_url, key_prefix, engine=engine) as replica:
+        loop = replica.loop
+        assert loop._slots.total > 4
+        # Two run, one is the next: the others are there for whoever has room.
+        await await_until(lambda: asked[0].id in ear.heard and 0 < len(loop._held) <= 3 and not ear.finished)
+        await ear.ended(*asked, timeout=90)
+        assert loop.failure is None
+    for request in asked:
+        await ear.text(request.id)
+        assert ear.tokens_of(request) == 100

@@ -76,6 +76,8 @@ class Part(NamedTuple):
 class TransformersEngine:
     """Implements `tidegate.engines.base.Engine`."""
 
+    gives_back = True
+
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._args = parse_args(spec.args, TransformersArgs)
