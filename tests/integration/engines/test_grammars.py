@@ -224,9 +224,9 @@ def test_forced_tokens_of_a_step_keep_to_the_bound_of_prompts(
     batch = engine._batch  # type: ignore[attr-defined]
     taken, whole = [], batch.run
 
-    def counted(tails: list[list[int]], counts: list[int]) -> Any:
+    def counted(tails: list[list[int]], counts: list[int], last: int = 1) -> Any:
         taken.append(sum(map(len, tails)))
-        return whole(tails, counts)
+        return whole(tails, counts, last)
 
     monkeypatch.setattr(batch, "run", counted)
     requests = [a_request(f"r{at}", PROMPT, max_tokens=60, grammar=schema(KEYS)) for at in range(3)]

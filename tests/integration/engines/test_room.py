@@ -72,7 +72,14 @@ def test_many_short_requests_run_where_few_of_full_length_would(load: Load, long
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.1, "top_p": 0.95, "presence_penalty": 0.3}])
-@pytest.mark.parametrize("args", [{}, {"prefix_cache": False}, {"kv_pages": True}])
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"prefix_cache": False, "prompt_lookup_num_tokens": 8},
+        {"kv_pages": True, "prompt_lookup_num_tokens": 8},
+    ],
+)
 def test_what_outgrows_the_memory_goes_on_where_it_was(
     load: Load, long_context: Path, sampling: dict[str, Any], args: dict[str, Any]
 ) -> None:

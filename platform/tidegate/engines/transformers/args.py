@@ -6,6 +6,8 @@ from typing import Annotated
 
 import msgspec
 
+MOST_LOOKED_UP = 32  # tokens: they lie in `CONTEXT_SLACK`, and cost every row of the step
+
 
 class TransformersArgs(msgspec.Struct, frozen=True):
     # CPU threads of one model operation; 0: those that decode fastest when tried while requests run, up to
@@ -21,6 +23,10 @@ class TransformersArgs(msgspec.Struct, frozen=True):
     # Keep keys and values in pages, not in an arena, where rows are padded to the longest. None: on a GPU, of
     # models that attend by the pages there. Only where layers keep nothing else and the self-check passes.
     kv_pages: bool | None = None
+    # Tokens that a step may take of a request beyond its next one, proposed by what followed when its last
+    # ones came up before (prompt lookup). The answers are the same, faster where they repeat what they have
+    # seen; 0: off.
+    prompt_lookup_num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOOKED_UP)] = 0
     # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
     # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
     kv_cache_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0

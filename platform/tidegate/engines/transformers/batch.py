@@ -105,9 +105,14 @@ class Batch(Protocol):
         """Return how many tokens one row may add at most while others add fewer."""
         ...
 
-    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
+    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int], last: int = 1) -> Tensor:
         """Add `counts[row]` tokens to each row, the last ones of its tail. All tails have `max(counts)`
-        tokens, of which the row has the first ones. Returns logits [count, vocabulary] after the last."""
+        tokens, of which the row has the first ones. Returns logits [count, last, vocabulary] after the `last`
+        ones of each tail."""
+        ...
+
+    def take_back(self, counts: Sequence[int]) -> None:
+        """Let each row forget its last `counts[row]` tokens, which `run` has added."""
         ...
 
     def leave(self, row: int, *, clear: bool = False) -> None: ...
@@ -209,9 +214,10 @@ class ArenaBatch:
         with torch.inference_mode():
             opened = self._arena.begin_decode()
             if self._step is not None:
-                logits = self._step(tokens, self._positions, opened, self._arena)
+                positions = self._positions.unsqueeze(-1)
+                logits = self._step(tokens.unsqueeze(-1), positions, opened.unsqueeze(1), self._arena)
                 self._positions += 1
-                return logits
+                return logits[:, -1]
             mask = opened[:, None, None, :] if self._makes_masks else opened.long()
             logits = self._forward(
                 tokens.unsqueeze(-1),
@@ -276,20 +282,23 @@ class ArenaBatch:
         longest = min(self._arena.lengths()) + 1
         return min(longest, max(1, self._arena.spare())) if isinstance(self._arena, PagedPool) else longest
 
-    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> Tensor:
-        width = max(counts)
+    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int], last: int = 1) -> Tensor:
+        width, device = max(counts), self._forward.device
         with torch.inference_mode():
-            mask = self._arena.begin_run(counts)
-            mask = causal(mask, width) if self._makes_masks else mask.long()
-            self._positions += torch.tensor(counts, device=self._positions.device)
-            back = torch.arange(-width, 0, device=self._positions.device)
-            logits = self._forward(
-                torch.tensor(tails, dtype=torch.long, device=self._forward.device),
-                mask=mask,
-                positions=self._positions.unsqueeze(-1) + back,
-                cache=self._arena,
-            )
-        return logits[:, -1]
+            opened = self._arena.begin_run(counts)
+            self._positions += torch.tensor(counts, device=device)
+            positions = self._positions.unsqueeze(-1) + torch.arange(-width, 0, device=device)
+            tokens = torch.tensor(tails, dtype=torch.long, device=device)
+            if self._step is not None:
+                seen = causal(opened, width).squeeze(1)
+                return self._step(tokens, positions, seen, self._arena, last)
+            mask = causal(opened, width) if self._makes_masks else opened.long()
+            return self._forward(tokens, mask=mask, positions=positions, cache=self._arena, last=last)
+
+    def take_back(self, counts: Sequence[int]) -> None:
+        with torch.inference_mode():
+            self._arena.take_back(counts)
+            self._positions -= torch.tensor(counts, device=self._positions.device)
 
     def leave(self, row: int, *, clear: bool = False) -> None:
         with torch.inference_mode():
@@ -446,8 +455,11 @@ class OneAtATime:
     def longest_run(self) -> int:
         return 1
 
-    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int]) -> NoReturn:
-        raise AssertionError(f"rows add one token each: {counts}, {tails}")
+    def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int], last: int = 1) -> NoReturn:
+        raise AssertionError(f"rows add one token each: {counts}, {tails}, {last}")
+
+    def take_back(self, counts: Sequence[int]) -> NoReturn:
+        raise AssertionError(f"rows add one token each, and keep it: {counts}")
 
 
 class RowByRow(OneAtATime):

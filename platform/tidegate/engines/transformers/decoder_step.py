@@ -54,7 +54,7 @@ class Layer:
 
 
 class DecoderStep:
-    """Adds one token to each row of an arena. Made by `read_decoder`."""
+    """Adds one token or a few to each row of an arena. Made by `read_decoder`."""
 
     def __init__(self, model: Any) -> None:
         body = model.model
@@ -70,39 +70,46 @@ class DecoderStep:
         self._head = _operation(model.lm_head)
         self._has_products = self._embedding.dtype == torch.bfloat16 and self._embedding.device.type == "cpu"
 
-    def __call__(self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena | PagedPool) -> Tensor:
-        """Return logits [rows, vocabulary] after `tokens` [rows] at `positions` [rows]. `arena` has opened a
-        column for them; `seen` [rows, window] are the columns that each row attends to."""
-        rows, heads, shared, size = len(tokens), self._heads, self._shared, self._head_size
-        hidden = embedding(tokens, self._embedding)
-        cosine, sine = self._rotary(hidden.unsqueeze(1), positions.unsqueeze(1))
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena | PagedPool, last: int = 1
+    ) -> Tensor:
+        """Return logits [rows, last, vocabulary] after the `last` of `tokens` [rows, width] at `positions`
+        [rows, width]. `arena` has opened columns for them; `seen` [rows, width, window] are those that each
+        token attends to."""
+        (rows, width), heads, shared, size = tokens.shape, self._heads, self._shared, self._head_size
+        each = rows * width
+        hidden = embedding(tokens.view(each), self._embedding)
+        cosine, sine = self._rotary(hidden.unsqueeze(1), positions.reshape(each, 1))
         half = size // 2
         # With the sign in it, turning is one roll and two products.
         sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
         attend = self._attention(seen, arena)
         for layer, held in zip(self._layers, arena.layers, strict=True):
             inputs = layer.before(hidden)
-            query = layer.query(inputs).view(rows, heads, size)
-            key = layer.key(inputs).view(rows, shared, size)
+            query = layer.query(inputs).view(each, heads, size)
+            key = layer.key(inputs).view(each, shared, size)
             if layer.query_norm is not None and layer.key_norm is not None:
                 query, key = layer.query_norm(query), layer.key_norm(key)
             query = query * cosine + query.roll(half, -1) * sine
-            key = key * cosine + key.roll(half, -1) * sine
-            held.write(key.unsqueeze(1), layer.value(inputs).view(rows, 1, shared, size))
+            key, value = key * cosine + key.roll(half, -1) * sine, layer.value(inputs)
+            held.write(key.view(rows, width, shared, size), value.view(rows, width, shared, size))
             hidden = hidden + layer.output(attend(query, held.keys, held.values))
             hidden = hidden + layer.mlp(layer.between(hidden))
-        return self._head(self._norm(hidden))
+        if last < width:
+            hidden = hidden.view(rows, width, -1)[:, -last:].reshape(rows * last, -1)
+        return self._head(self._norm(hidden)).view(rows, last, -1)
 
     def _attention(self, seen: Tensor, arena: Arena | PagedPool) -> Attention:
-        """Return what attends: queries [rows, heads, head size] to keys and values of the arena, giving
-        [rows, heads x head size]. One long row does not make the others' windows as wide as its own."""
+        """Return what attends: queries [rows x width, heads, head size] to keys and values of the arena,
+        giving [rows x width, heads x head size]. One long row does not make the others' windows as wide as
+        its own."""
         if isinstance(arena, PagedPool) and arena.has_kernel(self._embedding):
             return lambda query, keys, values: arena.attend(query, keys, values, self._scale).flatten(1)
         runs = [(0, len(seen), arena.start)]
         if seen.device.type == "cpu":  # elsewhere it is calls that cost
             runs = arena.windows(MOST_UNUSED)
         attend = [
-            self._attend(first, last, start, seen[first:last, start - arena.start :], arena)
+            self._attend(first, last, start, seen[first:last, :, start - arena.start :], arena)
             for first, last, start in runs
         ]
         if len(attend) == 1:
@@ -110,11 +117,25 @@ class DecoderStep:
         return lambda query, keys, values: torch.cat([one(query, keys, values) for one in attend])
 
     def _attend(self, first: int, last: int, start: int, seen: Tensor, arena: Arena | PagedPool) -> Attention:
-        """Return what attends for rows `first` to `last`, to columns from `start` on, of which each sees
-        `seen`."""
+        """Return what attends for rows `first` to `last`, to columns from `start` on, of which each token
+        sees `seen`."""
         heads, shared, size, scale = self._heads, self._shared, self._head_size, self._scale
-        group, window = heads // shared, seen.shape[-1]
-        rows = last - first
+        group, (rows, width, window) = heads // shared, seen.shape
+        queries = slice(first * width, last * width)
+        within = group * width  # queries of a head of keys
+
+        def by_head(query: Tensor) -> Tensor:
+            """Put the queries of all tokens of a row together, [rows, shared, group x width, head size]."""
+            if width == 1:
+                return query.view(rows, shared, group, size)
+            query = query.view(rows, width, shared, group, size).permute(0, 2, 3, 1, 4)
+            return query.reshape(rows, shared, within, size)
+
+        def by_token(found: Tensor) -> Tensor:
+            if width > 1:
+                found = found.view(rows, shared, group, width, size).permute(0, 3, 1, 2, 4)
+            return found.reshape(rows * width, heads * size)
+
         if self._has_products and rows * heads * window * size >= FEWEST_PRODUCTS:
             bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
             bias = bias[:, None, None]
@@ -125,25 +146,24 @@ class DecoderStep:
                 values = (
                     arena.window(values, first, last, start).contiguous().view(rows * shared, window, size)
                 )
-                scores = torch.bmm(
-                    (query[first:last] * scale).view(rows * shared, group, size), keys.transpose(1, 2)
-                )
-                shares = torch.softmax(scores.view(rows, shared, group, window).add_(bias), dim=-1)
-                return torch.bmm(shares.view(rows * shared, group, window), values).view(rows, -1)
+                query = by_head(query[queries] * scale).view(rows * shared, within, size)
+                scores = torch.bmm(query, keys.transpose(1, 2))
+                shares = torch.softmax(scores.view(rows, shared, group, width, window).add_(bias), dim=-1)
+                return by_token(torch.bmm(shares.view(rows * shared, within, window), values))
 
             return batched
-        mask = seen[:, None, None, :]
+        mask = (seen if width == 1 else seen.repeat(1, group, 1)).unsqueeze(1)
 
         def flash(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             # The query heads of a group stand as queries of their one head of keys: nothing is repeated.
             found = scaled_dot_product_attention(
-                query[first:last].view(rows, shared, group, size),
+                by_head(query[queries]),
                 arena.window(keys, first, last, start),
                 arena.window(values, first, last, start),
                 attn_mask=mask,
                 scale=scale,
             )
-            return found.reshape(rows, -1)
+            return by_token(found)
 
         return flash
 

@@ -39,6 +39,7 @@ from tidegate.engines.transformers.loading import (
     load,
     open_checkpoint,
 )
+from tidegate.engines.transformers.lookup import Lookup, lookup_width
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.pace import Pace
 from tidegate.engines.transformers.paged import paged_room
@@ -48,7 +49,7 @@ from tidegate.engines.transformers.room import LEAST_TOKENS, USUAL_TOKENS, Room
 from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
-from tidegate.engines.transformers.sequence import RunningSequence
+from tidegate.engines.transformers.sequence import RunningSequence, followed
 from tidegate.engines.transformers.threads import StepThreads, prefill_threads, set_threads
 from tidegate.messages.work import (
     Finish,
@@ -64,6 +65,22 @@ log = logging.getLogger(__name__)
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
+
+
+class Ahead(NamedTuple):
+    """What a step has computed of tokens that were proposed to its rows."""
+
+    proposed: list[list[int]]  # of each row
+    logits: Tensor  # [rows, columns, vocabulary], after the last token of each and what is proposed behind it
+
+    def first(self) -> Tensor:
+        """Return logits [rows, vocabulary] after the last token of each row."""
+        return self.after(range(len(self.proposed)), 0)
+
+    def after(self, rows: Sequence[int], count: int) -> Tensor:
+        """Return logits [rows, vocabulary] after `count` of what is proposed to each of these rows."""
+        columns = [self.logits.shape[1] - 1 - len(self.proposed[row]) + count for row in rows]
+        return self.logits[list(rows), columns]
 
 
 class Part(NamedTuple):
@@ -86,6 +103,7 @@ class TransformersEngine:
         self._broken: str | None = None
         self._batch: Batch
         self._tokens: Tensor  # [rows], the last token of each
+        self._looks_up = False
         self._prefill_cores = 0
         self._threads: StepThreads | None = None  # None: their number is given
 
@@ -163,6 +181,11 @@ class TransformersEngine:
         usual = min(self._context_length, USUAL_TOKENS)
         self._scheduler = Scheduler(slots, room, usual, self._context_length)
         laps.end("self-check")
+        if args.prompt_lookup_num_tokens:
+            if getattr(self._batch, "has_runs", False):
+                self._looks_up = True
+            else:
+                notes.append("prompt_lookup_num_tokens does nothing: this model takes one token a step.")
         template_notes = self._prompts.wait_ready(self._vocabulary_size)
         laps.end("waiting for the prompts' process")
         return LoadReport(
@@ -186,6 +209,8 @@ class TransformersEngine:
         sequence = self._language.sequence(prepared, log)
         if (ended := sequence.ended_in_log()) is not None:
             return ended
+        if self._looks_up:
+            sequence.lookup = Lookup(sequence.tokens)
         self._scheduler.add(sequence)
         return None
 
@@ -230,7 +255,8 @@ class TransformersEngine:
         is_waited_for = bool(rows)
         if self._threads is not None:
             set_threads(self._threads.begin(rows))
-        logits = [self._decode()] if is_waited_for else []
+        ahead = self._run_ahead() if self._looks_up and is_waited_for else None
+        logits = [ahead.first() if ahead is not None else self._decode()] if is_waited_for else []
         budget = self._pace.budget(self._scheduler.joining(), len(self._scheduler.running))
         if self._scheduler.staged is None:  # with none before them so many cost hardly more than one
             budget = max(budget, min(self._weights_tokens, self._args.prefill_tokens_per_step))
@@ -243,7 +269,7 @@ class TransformersEngine:
                 logits += self._prefill(group, outputs)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
-            self._accept(choose(together, self._scheduler.running), outputs)
+            self._accept(choose(together, self._scheduler.running), outputs, ahead)
             joined = {*(sequence.id for sequence, _ in plan.parts)}
             joined.update(sequence.id for group in plan.groups for sequence in group)
             for row, sequence in enumerate(self._scheduler.running):
@@ -251,7 +277,7 @@ class TransformersEngine:
                     self._keep(row, sequence)
         if is_waited_for:
             self._pace.note(self._clock() - begin, plan.tokens)
-            if self._threads is not None and not plan.tokens:
+            if self._threads is not None and not plan.tokens and ahead is None:
                 self._threads.note(rows, time.perf_counter() - clock)
         return outputs
 
@@ -260,11 +286,34 @@ class TransformersEngine:
         self.abort(sequence.id)
         outputs.append(sequence.given_back())
 
+    def _run_ahead(self) -> Ahead | None:
+        """Run the step with what is proposed behind each row's last token, if that is worth it."""
+        running = self._scheduler.running
+        if any(sequence.unfed > 1 for sequence in running):  # forced tokens take the step
+            return None
+        most = self._args.prompt_lookup_num_tokens
+        proposed = [sequence.proposed(most) for sequence in running]
+        longest = min(self._batch.longest_run(), max(1, self._args.prefill_tokens_per_step // len(running)))
+        rates = [sequence.lookup.rate if sequence.lookup else 0.0 for sequence in running]
+        width = lookup_width([len(tokens) for tokens in proposed], rates, longest, self._weights_tokens)
+        if width == 1:
+            for sequence in running:
+                if sequence.lookup is not None:
+                    sequence.lookup.note(0, 0)
+            return None
+        proposed = [tokens[: width - 1] for tokens in proposed]
+        width = 1 + max(map(len, proposed))
+        tails = [
+            [*sequence.tail(width - len(tokens)), *tokens]
+            for sequence, tokens in zip(running, proposed, strict=True)
+        ]
+        return Ahead(proposed, self._batch.run(tails, [1 + len(tokens) for tokens in proposed], width))
+
     def _decode(self) -> Tensor:
         counts = [sequence.unfed for sequence in self._scheduler.running]
         if (width := max(counts)) == 1:
             return self._batch.decode(self._tokens)
-        return self._batch.run([sequence.tail(width) for sequence in self._scheduler.running], counts)
+        return self._batch.run([sequence.tail(width) for sequence in self._scheduler.running], counts)[:, -1]
 
     def _prefill(self, group: Sequence[RunningSequence], outputs: list[StepOutput]) -> list[Tensor]:
         """Let a group join the batch. Returns its logits; a request whose prefill fails only fails itself."""
@@ -347,31 +396,54 @@ class TransformersEngine:
         self._scheduler.join(group)
         return [logits]
 
-    def _accept(self, chosen: Chosen, outputs: list[StepOutput]) -> None:
-        """Give every row its token; rows that end leave the batch."""
+    def _accept(self, chosen: Chosen, outputs: list[StepOutput], ahead: Ahead | None) -> None:
+        """Give every row its token, and those ahead of it that were rightly proposed; rows that end leave the
+        batch."""
         over: dict[int, bool] = {}
         accepted: list[StepOutput] = []
         for row, sequence in enumerate(self._scheduler.running):
-            is_finite = bool(chosen.finite[row])
-            try:
-                if not is_finite:
-                    output = sequence.fail("NumericalError", "The model's logits were not finite.")
-                elif sequence.generates_nothing:
-                    output = sequence.end_without_token()
-                elif not chosen.open[row]:
-                    output = sequence.end_closed()
-                else:
-                    output = sequence.accept(chosen.ids[row], chosen.logprobs.get(row))
-            except Exception as error:
-                output = failed_alone(sequence, error)
+            output = accept(sequence, chosen, row)
             if output.finish is not None:
-                over[row] = not is_finite
+                over[row] = not chosen.finite[row]
             accepted.append(output)
+        self._tokens = chosen.tokens
+        if ahead is not None:
+            self._accept_ahead(chosen, ahead, accepted, over)
         self._force(accepted, over)
         outputs += accepted
-        self._tokens = chosen.tokens
         if over:
             self._leave(over)
+
+    def _accept_ahead(
+        self, chosen: Chosen, ahead: Ahead, accepted: list[StepOutput], over: dict[int, bool]
+    ) -> None:
+        """Go on with each row as long as it chooses what was proposed to it: the logits after that are those
+        of its next step. What it has not said the batch forgets."""
+        running, said = self._scheduler.running, [0] * len(ahead.proposed)  # of what was proposed
+        going = {row: chosen.ids[row] for row, tokens in enumerate(ahead.proposed) if tokens}
+        while going := {
+            row: token
+            for row, token in going.items()
+            if row not in over
+            and said[row] < len(ahead.proposed[row])
+            and token == ahead.proposed[row][said[row]]
+        }:
+            rows = list(going)
+            count = said[rows[0]] + 1
+            found = choose(ahead.after(rows, count), [running[row] for row in rows])
+            self._tokens[rows] = found.tokens
+            for place, row in enumerate(rows):
+                said[row], going[row] = count, found.ids[place]
+                accepted[row] = followed(accepted[row], accept(running[row], found, place))
+                if accepted[row].finish is not None:
+                    over[row] = not found.finite[place]
+        self._batch.take_back(
+            [len(tokens) - count for tokens, count in zip(ahead.proposed, said, strict=True)]
+            + [0] * (len(running) - len(said))  # they have joined since
+        )
+        for sequence, tokens, count in zip(running, ahead.proposed, said, strict=False):
+            if sequence.lookup is not None and tokens:
+                sequence.lookup.note(len(tokens), count)
 
     def _force(self, accepted: list[StepOutput], over: dict[int, bool]) -> None:
         """Add tokens that are forced, as many as the next step does better to take at once."""
@@ -399,6 +471,20 @@ class TransformersEngine:
                 self._keep(row, self._scheduler.running[row])
             self._batch.leave(row, clear=rows[row])
         self._tokens = self._tokens[self._scheduler.leave(rows)]
+
+
+def accept(sequence: RunningSequence, chosen: Chosen, place: int) -> StepOutput:
+    """Give a request the token that was chosen for it at this place."""
+    try:
+        if not chosen.finite[place]:
+            return sequence.fail("NumericalError", "The model's logits were not finite.")
+        if sequence.generates_nothing:
+            return sequence.end_without_token()
+        if not chosen.open[place]:
+            return sequence.end_closed()
+        return sequence.accept(chosen.ids[place], chosen.logprobs.get(place))
+    except Exception as error:
+        return failed_alone(sequence, error)
 
 
 def prompt_failed(sequence: RunningSequence, error: Exception) -> StepOutput:

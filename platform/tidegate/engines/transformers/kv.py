@@ -308,26 +308,44 @@ class Arena(Cache):  # type: ignore[misc]
     def begin_run(self, counts: Sequence[int]) -> Tensor:
         """Open room for `counts[row]` tokens of each row; return the attention mask [rows, window] with them.
         All rows write the last `max(counts)` columns: what a row had there already it writes once more, so
-        none may be shorter than that. A row that takes more than one moves left."""
-        width = max(counts)
-        if self.end == self.columns_held:
+        none may be shorter than that. A row that takes more than the fewest moves left."""
+        width, fewest = max(counts), min(counts)
+        if self.end + fewest > self.columns_held:
             self.start = min(self._starts)
             self._make_column()
-        if (short := max(count - 1 - start for count, start in zip(counts, self._starts, strict=True))) > 0:
+            if self.end + fewest > self._most_columns(self.count + (self._staged is not None)):
+                self._move(-self.start)
+        more = [count - fewest for count in counts]
+        if (short := max(by - start for by, start in zip(more, self._starts, strict=True))) > 0:
             self._move(short)
-        self._hold_columns(self.end + 1)
-        for row, count in enumerate(counts):
-            if count > 1:
+        self._hold_columns(self.end + fewest)
+        for row, by in enumerate(more):
+            if by:
                 start = self._starts[row]
-                self._starts[row] = start - count + 1
+                self._starts[row] = start - by
                 for layer in self._arena_layers:
-                    layer.move_row(row, row, slice(start, self.end), 1 - count)
-                self._mask[row, start - count + 1 : start] = True
-        self._mask[: self.count, self.end] = True
-        self.end += 1
+                    layer.move_row(row, row, slice(start, self.end), -by)
+                self._mask[row, start - by : start] = True
+        self._mask[: self.count, self.end : self.end + fewest] = True
+        self.end += fewest
         self.start = min(self._starts)
         self._open(0, self.count, slice(self.start, self.end), self.end - self.start - width)
         return self._mask[: self.count, self.start : self.end]
+
+    def take_back(self, counts: Sequence[int]) -> None:
+        """Forget the last `counts[row]` tokens of each row. One that loses more than the fewest moves
+        right."""
+        fewest = min(counts)
+        self.end -= fewest
+        self._mask[: self.count, self.end : self.end + fewest] = False
+        for row, count in enumerate(counts):
+            if by := count - fewest:
+                start = self._starts[row]
+                for layer in self._arena_layers:
+                    layer.move_row(row, row, slice(start, self.end - by), by)
+                self._mask[row, start : start + by] = False
+                self._starts[row] = start + by
+        self.start = min(self._starts)
 
     def begin_staged(self, length: int) -> None:
         """Make room for one more row of `length` tokens, which `begin_part` fills part by part."""

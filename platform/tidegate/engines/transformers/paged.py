@@ -148,6 +148,14 @@ class PagedPool(Cache):  # type: ignore[misc]
             self._grow(row, self._tables[row], length)
         return self._open(0, self._lengths, max(counts))
 
+    def take_back(self, counts: Sequence[int]) -> None:
+        """See `Arena.take_back`."""
+        for row, count in enumerate(counts):
+            self._lengths[row] -= count
+            pages, needed = self._tables[row], -(-self._lengths[row] // self.page)
+            self._give_back(pages[needed:], clear=False)
+            del pages[needed:]
+
     def begin_staged(self, length: int) -> None:
         """See `Arena.begin_staged`."""
         self._release_joining()

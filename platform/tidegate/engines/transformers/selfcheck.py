@@ -443,7 +443,8 @@ def _run(
 
 
 def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
-    """Let all rows join, and each take several tokens in one step. Returns what `_run` does."""
+    """Let all rows join, and each take several tokens in one step, of which every other step forgets all but
+    the first. Returns what `_run` does."""
     seen: list[tuple[int, int, Tensor]] = []
     held = [max(1, len(row) - FORCED) for row in rows]
     try:
@@ -455,8 +456,16 @@ def _in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int
                 break
             width = max(counts)
             tails = [row[count - width : count] for row, count in zip(rows, held, strict=True)]
-            logits = batch.run(tails, counts)
-            seen += [(row, held[row] - 1, logits[row]) for row in range(len(rows))]
+            logits = batch.run(tails, counts, width)
+            seen += [
+                (row, held[row] - 1 - back, logits[row, -1 - back])
+                for row, count in enumerate(counts)
+                for back in range(count)
+            ]
+            if step % 2:
+                unsaid = [count - 1 for count in counts]
+                batch.take_back(unsaid)
+                held = [before - count for before, count in zip(held, unsaid, strict=True)]
     finally:
         while batch.count:
             batch.leave(batch.count - 1, clear=True)

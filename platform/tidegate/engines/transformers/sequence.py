@@ -12,6 +12,7 @@ from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.engines.transformers.grammars import Matcher
+from tidegate.engines.transformers.lookup import Lookup
 from tidegate.engines.transformers.responses import (
     AnswerFormats,
     ResponseReader,
@@ -88,6 +89,7 @@ class RunningSequence:
         if matcher is not None:
             matcher.begin(self.generated, may_force=not self.steps.keys() & RULING_OUT)
         self.unfed = 0  # tokens that the KV cache has not seen; none before the prefill, which takes all
+        self.lookup: Lookup | None = None  # None: nothing is proposed
 
     @property
     def tokens(self) -> list[int]:
@@ -168,6 +170,8 @@ class RunningSequence:
         text, entries = self._push(token, len(self.generated), entry)
         self.generated.append(token)
         self.unfed = 1
+        if self.lookup is not None:
+            self.lookup.add(token)
         if self.matcher is not None and not self.matcher.consume(token):
             return self.fail("GrammarFailed", f"The grammar cannot go on: {self.matcher.error}")
         return self._output([token], text, entries, self._finish_after(token))
@@ -180,12 +184,18 @@ class RunningSequence:
     def accept_forced(self, most: int, output: StepOutput) -> StepOutput:
         """Add up to `most` of the forced tokens to what a step put out."""
         for count, token in enumerate(self.forced[:most], 2):
-            more = self.accept(token, None)
+            output = followed(output, self.accept(token, None))
             self.unfed = count
-            output = StepOutput(self.id, joined(output.output, more.output), more.prompt_tokens, more.finish)
             if output.finish is not None:
                 break
         return output
+
+    def proposed(self, most: int) -> list[int]:
+        """Return what it may say next beyond the next token, as far as its limit lets it."""
+        if self.lookup is None or self.unfed != 1:
+            return []
+        most = min(most, self._limit - len(self.generated) - 1)
+        return self.lookup.propose(most) if most > 0 else []
 
     def tail(self, length: int) -> list[int]:
         """Return the row's last tokens."""
@@ -349,12 +359,18 @@ def without_first_space(entry: TokenLogprob) -> TokenLogprob:
     return replace(entry, raw=entry.raw.removeprefix(b" "))
 
 
+def followed(first: StepOutput, more: StepOutput) -> StepOutput:
+    """Return both tokens' outputs as one."""
+    return StepOutput(first.request_id, joined(first.output, more.output), more.prompt_tokens, more.finish)
+
+
 def joined(first: Tokens, more: Tokens) -> Tokens:
-    """Put what a forced token lets out, which has no log probability, behind what came before it."""
+    """Put what the same step's next token lets out behind what came before it."""
     return replace(
         first,
         token_ids=[*first.token_ids, *more.token_ids],
         text=first.text + more.text,
+        logprobs=[*first.logprobs, *more.logprobs],
         reasoning=first.reasoning + more.reasoning,
         calls=[*first.calls, *more.calls],
     )

@@ -3,6 +3,7 @@ for it."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,7 @@ operations = st.lists(
     st.one_of(
         st.tuples(st.just("join"), st.lists(st.integers(1, 200), min_size=1, max_size=3)),
         st.tuples(st.just("decode"), st.integers(1, 70)),
+        st.tuples(st.just("run"), st.integers(0, 1 << 20)),
         st.tuples(st.just("leave"), st.integers(0, 8)),
         st.tuples(st.just("stage"), st.integers(1, 250)),
         st.tuples(st.just("part"), st.integers(1, 120)),
@@ -90,6 +92,27 @@ class Model:
             assert keys[0, :, 0].tolist() == held[part]
             assert torch.equal(values, -keys)
 
+    def run(self, chance: int) -> None:
+        """Let each row take some tokens, and forget some of those again."""
+        draw = random.Random(chance)
+        longest = min(map(len, self.rows)) + 1
+        if isinstance(self.arena, PagedPool):
+            longest = min(longest, self.arena.spare())
+        counts = [draw.randint(1, max(1, min(9, longest, MAX_LENGTH - len(row)))) for row in self.rows]
+        mask, width = self.arena.begin_run(counts), max(counts)
+        self.rows = [row + self.numbers(count) for row, count in zip(self.rows, counts, strict=True)]
+        states = torch.tensor([row[-width:] for row in self.rows])[:, None, :, None]
+        for layer in range(LAYERS):
+            keys, values = self.arena.update(states, -states, layer)
+            for row, expected in enumerate(self.rows):
+                assert keys[row, 0, mask[row], 0].tolist() == expected
+                assert values[row, 0, mask[row], 0].tolist() == [-number for number in expected]
+        unsaid = [draw.randint(0, count - 1) for count in counts]
+        self.arena.take_back(unsaid)
+        self.rows = [row[: len(row) - count] for row, count in zip(self.rows, unsaid, strict=True)]
+        if isinstance(self.arena, Arena):
+            self.check_windows(self.arena, 50)
+
     def check_windows(self, arena: Arena, most_unused: int) -> None:
         lengths, end, seen = arena.lengths(), arena.end, 0
         for first, last, begin in arena.windows(most_unused):
@@ -130,6 +153,10 @@ class Model:
         staged = [] if self.staged is None else [self.wanted]
         return self.room.holds([*(len(row) + tokens for row in self.rows), *staged, *more])
 
+    def make_room(self) -> None:
+        while self.rows and not self.has_room(tokens=1):
+            self.leave(len(self.rows) - 1)
+
     def leave(self, row: int) -> None:
         self.arena.remove(row, clear=row % 2 == 0)
         self.rows[row] = self.rows[-1]
@@ -157,6 +184,10 @@ def test_every_row_sees_just_its_own_tokens(
                 model.part(argument)
         elif name == "drop":
             model.drop()
+        elif name == "run":
+            model.make_room()
+            if model.rows and max(map(len, model.rows)) < MAX_LENGTH:
+                model.run(argument)
         elif name == "leave":
             if model.rows:
                 model.leave(argument % len(model.rows))
@@ -165,12 +196,11 @@ def test_every_row_sees_just_its_own_tokens(
                 for row in reversed(range(len(model.rows))):
                     if len(model.rows[row]) + 1 > MAX_LENGTH:
                         model.leave(row)
-                while model.rows and not model.has_room(tokens=1):
-                    model.leave(len(model.rows) - 1)
+                model.make_room()
                 if model.rows:
                     model.decode()
-                if isinstance(model.arena, Arena):
-                    assert model.arena.rows_held * model.arena.columns_held * CELLS <= room.bytes
+        if isinstance(model.arena, Arena):
+            assert model.arena.rows_held * model.arena.columns_held * CELLS <= room.bytes
         assert model.arena.lengths() == [len(row) for row in model.rows]
     if isinstance(model.arena, Arena):
         assert model.arena.rows_held <= MAX_ROWS
