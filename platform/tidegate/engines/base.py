@@ -3,7 +3,8 @@
 An engine owns batching. It is driven by exactly one thread (the replica's engine thread), which calls
 `load` once and then, in a loop, `add` and `abort` for what has arrived and `step` while `has_work`.
 None of these is called concurrently with another, so engines hold no locks. Two methods run elsewhere:
-`prepare` on the event loop, for many requests at once, and `health` on any thread.
+`prepare` on the event loop, for many requests at once, and `health` on any thread. So does `own_metrics`
+of those that have it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -134,6 +135,16 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class HasMetrics(Protocol):
+    """An engine that keeps metrics under names of its own."""
+
+    def own_metrics(self, labels: Mapping[str, str]) -> bytes:
+        """Return them with these labels, as encoded families (`messages.engine_metrics`); empty where there
+        are none now. On any thread but the event loop's: it may take seconds."""
+        ...
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -92,6 +92,11 @@ class KeyRing(Protocol):
 
 
 class ModelRegistry(Protocol):
+    async def engine_metrics(self) -> list[bytes]:
+        """What the engines of replicas count under names of their own (`messages.engine_metrics`). Raises
+        `QueueUnavailable`."""
+        ...
+
     def models(self) -> Mapping[str, ModelEntry]:
         """In memory: a snapshot that follows the store within a second."""
         ...

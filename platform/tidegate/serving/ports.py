@@ -53,8 +53,9 @@ class ReplicaRegistry(Protocol):
 
     async def report(self, report: RevisionReport) -> None: ...
 
-    async def beat(self, stats: ReplicaStats) -> None:
-        """Publish statistics; they vanish by themselves a few seconds after the last beat."""
+    async def beat(self, stats: ReplicaStats, metrics: bytes = b"") -> None:
+        """Publish statistics, and `metrics` of the engine's own (`messages.engine_metrics`) where there are
+        newer ones; they vanish by themselves a few seconds after the last beat."""
         ...
 
     async def gone(self, stats: ReplicaStats) -> None: ...

@@ -45,8 +45,9 @@ from typing import Any
 
 import msgspec
 
-from tidegate.engines.base import Engine, EngineLoadError, LoadReport, Prepared, StepOutput
+from tidegate.engines.base import Engine, EngineLoadError, HasMetrics, LoadReport, Prepared, StepOutput
 from tidegate.errors import QueueUnavailable
+from tidegate.messages.engine_metrics import pack
 from tidegate.messages.registry import ReplicaStats, RevisionReport
 from tidegate.messages.work import NO_TOKENS, Claim, Finish, Segment
 from tidegate.replica_args import ReplicaArgs
@@ -64,6 +65,7 @@ log = logging.getLogger(__name__)
 ANSWERED = Finish("stop")  # of what needed no step
 LAST_WORDS_SECONDS = 3.0  # what a failed replica may spend on telling so
 RETRY_SECONDS = 0.5
+METRICS_BEATS = 5  # between two looks at the engine's own metrics
 
 
 class ReplicaLoop:
@@ -106,6 +108,7 @@ class ReplicaLoop:
         self._ticking: asyncio.Task[None] | None = None
         self._side_tasks: dict[str, asyncio.Task[None]] = {}
         self._last_words: asyncio.Task[None] | None = None
+        self._metrics = b""  # of the engine's own, for the next beat
         self._beaten = (time.monotonic(), 0)  # when, and tokens_total then
 
     async def start(self, notes: Sequence[str] = (), *, process_seconds: float = 0.0) -> LoadReport:
@@ -356,6 +359,8 @@ class ReplicaLoop:
                 self._aside("return", self._return_all)
             if tick % ticks_per_beat == 0:
                 self._aside("beat", self._beat)
+            if tick % (METRICS_BEATS * ticks_per_beat) == 0 and isinstance(self._engine, HasMetrics):
+                self._aside("metrics", self._read_metrics)
             self._claim_soon()  # where the last claim failed
             tick += 1
             await asyncio.sleep(period)
@@ -378,9 +383,18 @@ class ReplicaLoop:
 
     async def _beat(self) -> None:
         try:
-            await self._registry.beat(self.stats())
+            await self._registry.beat(self.stats(), self._metrics)
         except QueueUnavailable as error:
             log.warning("cannot publish statistics: %s", error.message)
+            return
+        self._metrics = b""
+
+    async def _read_metrics(self) -> None:
+        """Get the engine's own metrics for the next beat, which does not wait for them."""
+        assert isinstance(self._engine, HasMetrics)
+        labels = {"model_name": self._model, "revision": self._revision, "replica": self._replica_id}
+        found = await asyncio.to_thread(self._engine.own_metrics, labels)
+        self._metrics = pack(found) if found else b""
 
     def stats(self) -> ReplicaStats:
         now, tokens = time.monotonic(), self.tokens_total

@@ -5,6 +5,7 @@ and the CLI. Implements `tidegate.gateway.ports.ModelRegistry` and `tidegate.ser
 
     {prefix}:models   hash  name -> ModelEntry          {prefix}:stats  hash  replica -> ReplicaStats
     {prefix}:reports  hash  queue -> RevisionReport     {prefix}:beats  zset  replica -> when it falls silent
+                                                        {prefix}:metrics  hash  replica -> its engine's own
 """
 
 from __future__ import annotations
@@ -146,8 +147,11 @@ class Registry:
         found = await self._scripts.beating()
         return sorted((_stats.decode(text) for text in found), key=lambda stats: stats.replica)
 
-    async def beat(self, stats: ReplicaStats) -> None:
-        await self._scripts.beat(stats.replica, _encode(stats), listed_seconds=self._listed_seconds)
+    async def engine_metrics(self) -> list[bytes]:
+        return await self._scripts.beating("metrics")
+
+    async def beat(self, stats: ReplicaStats, metrics: bytes = b"") -> None:
+        await self._scripts.beat(stats.replica, _encode(stats), metrics, listed_seconds=self._listed_seconds)
 
     async def gone(self, stats: ReplicaStats) -> None:
         await self._scripts.beat(stats.replica, b"", listed_seconds=0)

@@ -363,13 +363,13 @@ class Scripts:
             for cohort, created in zip(found[::2], found[1::2], strict=True)
         ]
 
-    async def beat(self, replica: str, stats: bytes, *, listed_seconds: float) -> None:
-        """List a replica's statistics for so long; 0 seconds: it is gone."""
-        await self._run(BEAT, replica, stats, listed_seconds)
+    async def beat(self, replica: str, stats: bytes, metrics: bytes = b"", *, listed_seconds: float) -> None:
+        """List a replica's statistics for so long; 0 seconds: it is gone. No `metrics`: those from before."""
+        await self._run(BEAT, replica, stats, listed_seconds, metrics)
 
-    async def beating(self) -> list[bytes]:
-        """The statistics of the replicas that are listed."""
-        found: list[bytes] = await self._run(BEATING)
+    async def beating(self, what: Literal["stats", "metrics"] = "stats") -> list[bytes]:
+        """The statistics of the replicas that are listed, or their engines' own metrics."""
+        found: list[bytes] = await self._run(BEATING, what)
         return found
 
     async def probe(self) -> None:

@@ -96,7 +96,7 @@ class FakeStore:
     async def report(self, report: RevisionReport) -> None:
         self._reports[(report.model, report.revision)] = report
 
-    async def beat(self, stats: ReplicaStats) -> None:
+    async def beat(self, stats: ReplicaStats, metrics: bytes = b"") -> None:
         self._beats[stats.replica] = (self._now(), stats)
 
     async def gone(self, stats: ReplicaStats) -> None:

@@ -16,9 +16,11 @@ import psutil
 import pytest
 import torch
 from llguidance import LLMatcher
+from msgspec.structs import replace
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM
 
-from tests.checkpoints import packed, tiny
+from tests.checkpoints import CONTEXT, packed, tiny
 from tests.engine_requests import Result, a_request, add, run, run_one, run_steps
 from tests.vllm.environment import vllm_python
 from tests.waiting import wait_until
@@ -27,6 +29,7 @@ from tidegate.engines.create import create_engine
 from tidegate.engines.vllm.engine import VllmEngine
 from tidegate.engines.vllm.process import PYTHON_VARIABLE, VllmProcess
 from tidegate.engines.vllm.stepping import ENDED_WITH_REPLICA
+from tidegate.messages.engine_metrics import exposition, pack
 from tidegate.messages.work import Request
 from tidegate.replica_args import EngineSpec, VllmArgs
 
@@ -107,7 +110,9 @@ def pid(engine: VllmEngine) -> int:
 
 
 def said(result: Result) -> tuple[list[int], str, object]:
-    return result.tokens, result.text, result.finish
+    """What both engines say. How much of a prompt they hold depends on the size of their blocks."""
+    finish = result.finish and replace(result.finish, cached_tokens=0)
+    return result.tokens, result.text, finish
 
 
 def test_every_request_of_a_batch_is_answered_as_by_our_own_engine(vllm: VllmEngine, llama: Engine) -> None:
@@ -133,6 +138,45 @@ def test_log_probabilities_are_those_of_our_own_engine(vllm: VllmEngine, llama: 
             assert [(token, raw) for token, _, _, raw in one.top] == [
                 (token, raw) for token, _, _, raw in other.top
             ]
+
+
+def test_a_prompt_of_the_whole_context_is_scored_and_nothing_more(vllm: VllmEngine, llama: Engine) -> None:
+    full = [3 + place * 7 % 400 for place in range(CONTEXT)]
+    scored = a_request("r", full, max_tokens=0, echo=True, top_logprobs=1)
+    theirs, ours = run_one(vllm, scored), run_one(llama, scored)
+    assert said(theirs) == said(ours)
+    for one, other in zip(theirs.logprobs, ours.logprobs, strict=True):
+        assert one.logprob == (None if other.logprob is None else pytest.approx(other.logprob, abs=1e-4))
+    for changes in (
+        {"max_tokens": 0},
+        {"max_tokens": 1},
+        {"max_tokens": None},
+        {"max_tokens": 0, "echo": True},
+    ):
+        request = a_request("r", full, **changes)
+        assert said(run_one(vllm, request)) == said(run_one(llama, request)), changes
+    fits = a_request("r", full[:-3], max_tokens=None)
+    assert said(run_one(vllm, fits)) == said(run_one(llama, fits))
+    assert len(run_one(vllm, fits).tokens) == 3
+
+
+def test_what_a_tenants_prompts_begin_with_is_told_as_cached(vllm: VllmEngine) -> None:
+    begin = [5 + place * 11 % 400 for place in range(140)]  # a block of vLLM's on CPUs has 128 tokens
+    cached = []
+    for tenant in ("one", "one", "two", "two", ""):
+        request = replace(a_request("r", [*begin, 9], max_tokens=3), tenant=tenant)
+        whole = run_one(vllm, request)
+        assert whole.finish is not None
+        cached.append(whole.finish.cached_tokens)
+    assert cached == [0, 128, 0, 128, 0]
+    begun = run_steps(vllm, request, 2)
+    rest = run_one(vllm, request, begun.log)
+    assert begun.tokens + rest.tokens == whole.tokens
+    assert rest.finish is not None and rest.finish.cached_tokens == 128
+    told = run_one(
+        vllm, replace(request, work=a_request("r", [*begin, 9], max_tokens=1, prompt_logprobs=1).work)
+    )
+    assert told.finish is not None and told.finish.cached_tokens == 0  # all of them were computed
 
 
 @pytest.mark.parametrize("name", ["greedy", "warm", "penalised", "held", "spared", "structured"])
@@ -169,6 +213,32 @@ def test_a_stop_string_is_cut_and_its_tokens_count(vllm: VllmEngine) -> None:
     assert result.text == whole.text[: whole.text.index(stop)]
     assert result.finish.completion_tokens == len(result.tokens) < len(whole.tokens)
     assert [item.token_id for item in result.logprobs] == result.tokens
+
+
+def test_the_metrics_of_vllm_keep_their_names(vllm: VllmEngine) -> None:
+    def told(replica: str) -> str:
+        labels = {"model_name": "m", "revision": "r", "replica": replica}
+        return exposition([pack(vllm.own_metrics(labels))])
+
+    def counted(text: str, name: str) -> float:
+        (family,) = [one for one in text_string_to_metric_families(text) if one.name == name]
+        (sample,) = [one for one in family.samples if one.name == f"{name}_total"]
+        assert {**sample.labels, "engine": ""} == {
+            "model_name": "m",
+            "revision": "r",
+            "replica": "a",
+            "engine": "",
+        }
+        return sample.value
+
+    before = counted(told("a"), "vllm:generation_tokens")
+    run(vllm, [a_request(str(number), PROMPT, max_tokens=7) for number in range(3)])
+    assert counted(told("a"), "vllm:generation_tokens") == before + 21
+    several = exposition([pack(vllm.own_metrics({"replica": name})) for name in "ab"])
+    assert several.count("# TYPE vllm:num_requests_running gauge\n") == 1
+    assert several.count("\nvllm:num_requests_running{") == 2
+    assert "python_info" not in several
+    assert "vllm:time_to_first_token_seconds_bucket" in several
 
 
 def test_who_is_aborted_leaves_its_slot_to_others_in_vllm_too(vllm: VllmEngine) -> None:

@@ -87,6 +87,7 @@ OPERATIONS = [
     ("GET", "/version"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
+    ("GET", "/metrics/engines"),
     ("GET", "/"),
 ]
 # Operations that take no input have nothing to get wrong.

@@ -13,13 +13,25 @@ import pytest
 from tests.integration.gateway.rig import CHAT, MODEL, Gateway, open_gateway
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
+from tidegate.messages.engine_metrics import Family, encode_families, pack
 from tidegate.messages.queue import QueueLimits
+from tidegate.messages.registry import ReplicaStats
 from tidegate.messages.work import ChatPrompt, Generate
 from tidegate.store.connection import Connection
 
 PATH = "/v1/chat/completions"
 KEYED = [("POST", PATH), ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", f"/v1/models/{MODEL}")]
-OPEN = ["/", "/livez", "/health", "/version", "/readyz", "/metrics", "/docs", "/openapi.json"]
+OPEN = [
+    "/",
+    "/livez",
+    "/health",
+    "/version",
+    "/readyz",
+    "/metrics",
+    "/metrics/engines",
+    "/docs",
+    "/openapi.json",
+]
 
 
 @pytest.mark.parametrize(("method", "path"), KEYED)
@@ -106,6 +118,23 @@ async def test_bodies_that_are_no_json(gateway: Gateway) -> None:
     assert "byte 1" in broken.json()["error"]["message"]
     tolerated = await gateway.http.post(PATH, content=b"[1]", headers={"content-type": "text/plain"})
     assert tolerated.status_code == 400
+
+
+async def test_metrics_of_engines_are_those_that_replicas_told(gateway: Gateway) -> None:
+    empty = await gateway.http.get("/metrics/engines")
+    assert (empty.status_code, empty.text) == (200, "")
+    for replica, running in (("a", 3), ("b", 4)):
+        sample = f'vllm:num_requests_running{{model_name="{MODEL}",replica="{replica}"}} {running}.0\n'
+        family = Family("vllm:num_requests_running", "# TYPE vllm:num_requests_running gauge\n", sample)
+        stats = ReplicaStats(replica, MODEL, "r", 1, "node", 1.0, 2.0, 8, running, 0, 0.0)
+        await gateway.registry.beat(stats, pack(encode_families([family])))
+    told = await gateway.http.get("/metrics/engines")
+    assert told.headers["content-type"].startswith("text/plain; version=")
+    assert sorted(told.text.splitlines()) == [
+        "# TYPE vllm:num_requests_running gauge",
+        f'vllm:num_requests_running{{model_name="{MODEL}",replica="a"}} 3.0',
+        f'vllm:num_requests_running{{model_name="{MODEL}",replica="b"}} 4.0',
+    ]
 
 
 async def test_metrics_count_what_happened(gateway: Gateway) -> None:

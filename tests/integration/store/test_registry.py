@@ -104,6 +104,21 @@ async def test_only_replicas_that_beat_are_listed(connection: Connection, key_pr
     assert await connection.call("HEXISTS", f"{key_prefix}:stats", "silent") == 0
 
 
+async def test_metrics_of_an_engine_last_as_long_as_its_replica(
+    connection: Connection, key_prefix: str
+) -> None:
+    registry = Registry(connection, key_prefix=key_prefix)
+    for name in ("a", "silent", "left", "none"):
+        await registry.beat(stats(name), b"" if name == "none" else name.encode())
+    await registry.beat(stats("a"))  # nothing newer
+    await registry.gone(stats("left"))
+    await connection.call("ZADD", f"{key_prefix}:beats", 1, "silent")
+    assert await registry.engine_metrics() == [b"a"]
+    await registry.beat(stats("a"), b"newer")
+    assert await registry.engine_metrics() == [b"newer"]
+    assert await connection.call("HKEYS", f"{key_prefix}:metrics") == [b"a"]
+
+
 async def test_deleting_a_model_ends_what_waits_and_leaves_nothing(redis_url: str, key_prefix: str) -> None:
     async with open_rig(redis_url, key_prefix) as rig:
         gateway, ear = await rig.gateway()

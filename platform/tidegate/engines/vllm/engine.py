@@ -4,17 +4,19 @@ Called by one thread (see `tidegate.engines.base`). The process knows token ids 
 strings, calls and grammars are the code of the transformers engine (`language`), tokens are chosen by its
 steps and noise (`choice`): so an answer goes on from its log on any replica, whichever process began it.
 
-    step n     turn ──> │ vLLM steps │ ──> tokens ─┬─> turn n + 1
-                                                   └─> text, stop rules, outputs    meanwhile
+    step n     turn ──> │ vLLM steps │ ──> tokens ─┬─> turn n + 2
+                                                   └─> text, stop rules, outputs    while n + 1 is computed
 
-The next turn is asked before the text of this one is made. A row that only its text ends (a stop string) has
-by then one token more on the way, which nobody is told of. Rows with a grammar cannot be asked ahead: their
-next mask depends on the token.
+One turn more than the one that is computed has been asked, so vLLM steps on however late this thread wakes;
+who joins or leaves is told at once. A row that only its text ends (a stop string) has by then up to two
+tokens more on the way, which nobody is told of. Rows with a grammar cannot be asked ahead: their next mask
+depends on the token.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Set
 
 from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
@@ -38,6 +40,8 @@ from tidegate.sources.checkpoint import Checkpoint
 from tidegate.sources.facts import kv_bytes_per_token
 from tidegate.sources.gptq import loaded_weights
 
+AHEAD = 2  # turns that have been asked: the one that vLLM computes, and the next
+
 
 class PrefillFound:
     """What vLLM found of the tokens that were there before the first step. See `sampling.PrefillLogprobs`."""
@@ -60,7 +64,7 @@ class VllmEngine:
         # What the next turn says.
         self._added: list[Added] = []
         self._left: list[int] = []
-        self._is_asked = False  # a turn whose answer has not been read
+        self._asked = 0  # turns whose answers have not been read
         self._slots = 0
         self._broken: str | None = None
         self._process: VllmProcess | None = None
@@ -141,7 +145,7 @@ class VllmEngine:
             self._forget(number)
 
     def has_work(self) -> bool:
-        return bool(self._rows or self._left or self._is_asked)
+        return bool(self._rows or self._left or self._asked)
 
     def step(self) -> list[StepOutput]:
         try:
@@ -156,9 +160,14 @@ class VllmEngine:
             return None if code is None else f"vLLM's process ended with {code}."
         return self._broken
 
+    def own_metrics(self, labels: Mapping[str, str]) -> bytes:
+        """See `engines.base.HasMetrics`."""
+        process = self._process
+        return b"" if process is None else process.metrics(labels)
+
     def close(self) -> None:
         self._rows, self._by_id, self._slots = {}, {}, 0
-        self._added, self._left, self._is_asked = [], [], False
+        self._added, self._left, self._asked = [], [], 0
         for part in (self._process, self._prompts, self._language):
             if part is not None:
                 part.close()
@@ -166,14 +175,22 @@ class VllmEngine:
 
     def _step(self) -> list[StepOutput]:
         assert self._process is not None
-        if not self._is_asked:
+        if not self._asked or ((self._added or self._left) and not self._has_grammar()):
             self._ask(self._process)
+        self._ask_ahead(self._process, self._rows.keys())
         stepped = self._process.answer()
-        self._is_asked = False
-        goes_on = not self._rows.keys() <= {*stepped.ended, *stepped.failed}
-        if goes_on and all(sequence.matcher is None for sequence in self._rows.values()):
-            self._ask(self._process)
+        self._asked -= 1
+        self._ask_ahead(self._process, self._rows.keys() - {*stepped.ended, *stepped.failed})
         return self._accept(stepped)
+
+    def _ask_ahead(self, process: VllmProcess, rows: Set[int]) -> None:
+        """Ask for the steps that vLLM makes while the answer of this one is on its way and read, where `rows`
+        go on. A grammar says what may come next only when it has the token before."""
+        while rows and self._asked < AHEAD and not self._has_grammar():
+            self._ask(process)
+
+    def _has_grammar(self) -> bool:
+        return any(sequence.matcher is not None for sequence in self._rows.values())
 
     def _ask(self, process: VllmProcess) -> None:
         bound = {number: row.matcher for number, row in self._rows.items() if row.matcher is not None}
@@ -185,7 +202,7 @@ class VllmEngine:
         turn = Turn(self._added, self._left, masks)
         self._added, self._left = [], []
         process.ask(turn)
-        self._is_asked = True
+        self._asked += 1
 
     def _accept(self, stepped: Stepped) -> list[StepOutput]:
         """Give every row its token. Of rows that have left meanwhile nothing is wanted."""
@@ -223,6 +240,7 @@ def added(number: int, sequence: RunningSequence, limit: int, model_ends: list[i
     most = max(sampling.top_logprobs or 0, sampling.prompt_logprobs or 0)
     return Added(
         row=number,
+        salt=sequence.salt.decode(),
         prompt=sequence.prompt,
         generated=sequence.generated,
         limit=limit,
@@ -237,6 +255,8 @@ def added(number: int, sequence: RunningSequence, limit: int, model_ends: list[i
 
 def accepted(sequence: RunningSequence, number: int, token: int, stepped: Stepped) -> StepOutput:
     """Add a row's token; return what that lets out."""
+    if (cached := stepped.cached.get(number)) is not None:
+        sequence.cached_tokens = min(cached, len(sequence.prompt))
     if (found := stepped.prefill.get(number)) is not None:
         sequence.take_prefill(PrefillFound(*found))
     if number in stepped.not_finite:

@@ -33,10 +33,12 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Added(msgspec.Struct, frozen=True, array_like=True):
-    """A row that joins. It goes on behind `generated`, for `limit` tokens in all. `prefill_logprobs`: log
-    probabilities of all tokens so far are due, with so many of the likeliest; None: none are."""
+    """A row that joins. It goes on behind `generated`, for `limit` tokens in all. `salt`: only rows with the
+    same share what their prompts begin with. `prefill_logprobs`: log probabilities of all tokens so far are
+    due, with so many of the likeliest; None: none are."""
 
     row: int
+    salt: str
     prompt: list[int]
     generated: list[int]
     limit: int
@@ -76,6 +78,7 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True, tag=True):
     closed: list[int] = []  # rows whose grammar and other parameters leave no token
     logprobs: dict[int, Logprob] = {}
     prefill: dict[int, tuple[list[Logprob], list[int]]] = {}  # (of each token but the first, ranks)
+    cached: dict[int, int] = {}  # with a row's first token: what was not computed of the tokens before it
     failed: dict[int, str] = {}  # rows that vLLM refused
 
 

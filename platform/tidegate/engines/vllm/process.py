@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+
+import msgspec
 
 from tidegate.engines.base import EngineLoadError
 from tidegate.engines.frames import receive, send
@@ -26,14 +30,16 @@ from tidegate.sources.servable import UNSUPPORTED
 
 PYTHON_VARIABLE = "TG_VLLM_PYTHON"
 LOAD_SECONDS = 3600.0  # compiling and reading hundreds of gigabytes included
+METRICS_SECONDS = 2.0  # in which metrics come, or are told the next time
 END_SECONDS = 10.0  # of a process that closed its end
-# Paths of our environment, which vLLM's interpreter must not look in.
-NOT_ITS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+# Of our environment: paths that vLLM's interpreter must not look in, and where our metrics would be.
+NOT_ITS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__", "PROMETHEUS_MULTIPROC_DIR")
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # its engine in that very process
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the other takes no logits processors
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    "PROMETHEUS_DISABLE_CREATED_SERIES": "1",
 }
 # What whoever starts the replica may set otherwise.
 DEFAULTS = {
@@ -51,11 +57,15 @@ class VllmProcess:
     def __init__(self, args: VllmArgs) -> None:
         """Start it. Raises `EngineLoadError` where there is no vLLM."""
         self._lane, theirs = socket.socketpair()
-        with theirs:
+        self._metrics, their_metrics = socket.socketpair()
+        self._is_asked_for_metrics = False
+        self._asking = threading.Lock()  # for metrics
+        with theirs, their_metrics:
+            ends = (theirs.fileno(), their_metrics.fileno())
             self._process = subprocess.Popen(  # noqa: S603  # our own module
-                [find_python(os.environ), "-P", str(Path(worker.__file__)), str(theirs.fileno())],
+                [find_python(os.environ), "-P", str(Path(worker.__file__)), *map(str, ends)],
                 env=environment(os.environ, args),
-                pass_fds=[theirs.fileno()],
+                pass_fds=ends,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # `close` reaches what vLLM starts, and no Ctrl-C does
             )
@@ -95,6 +105,22 @@ class VllmProcess:
         assert isinstance(answer, Stepped)
         return answer
 
+    def metrics(self, labels: Mapping[str, str]) -> bytes:
+        """Return vLLM's metrics with these labels, as encoded families; empty where they do not come soon.
+        On any thread."""
+        with self._asking:
+            try:
+                if not self._is_asked_for_metrics:
+                    send(self._metrics, msgspec.json.encode(labels))
+                    self._is_asked_for_metrics = True
+                if not select.select([self._metrics], [], [], METRICS_SECONDS)[0]:
+                    return b""
+                frame = receive(self._metrics)
+            except (OSError, ValueError):  # its process has ended, or this is closed
+                return b""
+            self._is_asked_for_metrics = False
+            return frame or b""
+
     def exit_code(self) -> int | None:
         return self._process.poll()
 
@@ -103,6 +129,8 @@ class VllmProcess:
             os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
         self._process.wait()
         self._lane.close()
+        with self._asking:  # whoever waited for the process has seen its end
+            self._metrics.close()
 
     def _answer(self) -> Loaded | Stepped | Failed:
         try:
@@ -143,8 +171,16 @@ def find_python(environ: Mapping[str, str]) -> str:
 def environment(environ: Mapping[str, str], args: VllmArgs) -> dict[str, str]:
     """Return the variables of the process."""
     kept = {name: value for name, value in environ.items() if name not in NOT_ITS}
-    threads = str(args.threads) if args.threads else kept.get("OMP_NUM_THREADS", str(usable_cores()))
-    made = DEFAULTS | kept | ENVIRONMENT | {"OMP_NUM_THREADS": threads}
+    threads = args.threads or default_threads(kept, usable_cores())
+    made = DEFAULTS | kept | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
     if args.enforce_eager:
         made["TORCHDYNAMO_DISABLE"] = "1"  # vLLM compiles some functions all the same
     return made
+
+
+def default_threads(environ: Mapping[str, str], cores: int) -> int:
+    """Return what OMP_NUM_THREADS grants, less the core that replica and gateway need: threads that wait for
+    one that is not running cost more than it computes. vLLM keeps as many for its own front end."""
+    granted = environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    most = max(1, cores - 1)
+    return max(1, min(int(granted), most)) if granted.isdigit() else most

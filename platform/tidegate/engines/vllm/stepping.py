@@ -1,15 +1,16 @@
 """Loads a model into vLLM and steps it, in vLLM's own process: one turn of the replica, one step.
 
-Who runs where. All but one wait is on the main thread: it reads a turn, lets vLLM make one step, and writes
-what that said. A thread waits for the replica to end, however long a step or the load takes, and ends this
-process with it.
+Who runs where. All but reading is on the main thread: it takes up what turns say, lets vLLM make one step,
+and writes what that said. A thread reads the replica's frames as they come, however long a step or the load
+takes: so neither end waits for the other to read, and this process ends with the replica. Another tells the
+metrics, on a socket of their own.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import re
-import select
 import socket
 import threading
 from pathlib import Path
@@ -31,6 +32,7 @@ from tidegate.engines.transformers.memory import (
     within_cap,
 )
 from tidegate.engines.vllm.messages import TO_PROCESS, Added, Failed, Load, Loaded, Logprob, Stepped, Turn
+from tidegate.engines.vllm.metrics import tell
 from tidegate.errors import shortened
 from tidegate.messages.codec import encode_open
 
@@ -40,13 +42,12 @@ NO_ROOM = re.compile(r"KV cache|No available memory|Free memory on device", re.I
 UNSUPPORTED = re.compile(r"[Mm]odel architectures? .* (not|failed)|not supported|does not support", re.DOTALL)
 
 
-def main(descriptor: int) -> None:
-    lane = socket.socket(fileno=descriptor)
-    threading.Thread(target=_end_with, args=(lane.fileno(),), daemon=True).start()
+def main(descriptor: int, metrics: int) -> None:
+    lane, asking = socket.socket(fileno=descriptor), socket.socket(fileno=metrics)
+    frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lane, frames), daemon=True).start()
     try:
-        if (frame := receive(lane)) is None:
-            return
-        load = TO_PROCESS.decode(frame)
+        load = TO_PROCESS.decode(frames.get())
         assert isinstance(load, Load)
         try:
             stepping = Stepping(load)
@@ -54,17 +55,31 @@ def main(descriptor: int) -> None:
             send(lane, encode_open(_failed(error)))
             raise
         send(lane, encode_open(stepping.loaded))
-        while (frame := receive(lane)) is not None:
-            turn = TO_PROCESS.decode(frame)
-            assert isinstance(turn, Turn)
+        threading.Thread(target=tell, args=(asking,), daemon=True).start()
+        due = 0
+        while True:
+            due += _take_up(stepping, frames, waits=not due)
             try:
-                stepped = stepping.step(turn)
+                stepped = stepping.step()
             except Exception as error:
                 send(lane, encode_open(_failed(error)))
                 raise
             send(lane, encode_open(stepped))
+            due -= 1
     except ConnectionError:  # the replica is gone
         pass
+
+
+def _take_up(stepping: Stepping, frames: queue.SimpleQueue[bytes], *, waits: bool) -> int:
+    """Take up what all turns say that have come: who joins does not wait for the steps that were asked
+    before. Returns their number, with `waits` at least 1."""
+    count = 0
+    while not frames.empty() or (waits and not count):
+        turn = TO_PROCESS.decode(frames.get())
+        assert isinstance(turn, Turn)
+        stepping.change(turn)
+        count += 1
+    return count
 
 
 class Stepping:
@@ -77,15 +92,18 @@ class Stepping:
 
         device = _device(load.device, str(current_platform.device_type))
         self._choices = Choices()
+        model = {"model": load.path, "skip_tokenizer_init": True, "dtype": load.precision}
+        # Raises where vLLM does not take the context. Then it gets one token more: it wants to say one, and a
+        # prompt of the whole context may be scored. That token is never fed, so no position is past the end.
+        EngineArgs(**model, max_model_len=load.context_length).create_model_config()
+        os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
         options: dict[str, Any] = {}
         if load.args.max_num_batched_tokens:
             options["max_num_batched_tokens"] = load.args.max_num_batched_tokens
         self._engine: Any = LLMEngine.from_engine_args(
             EngineArgs(
-                model=load.path,
-                skip_tokenizer_init=True,
-                dtype=load.precision,
-                max_model_len=load.context_length,
+                **model,
+                max_model_len=load.context_length + 1,
                 max_num_seqs=load.max_slots or MOST_SLOTS,
                 max_logprobs=-1,  # the gateway bounds them
                 enforce_eager=load.args.enforce_eager,
@@ -93,7 +111,7 @@ class Stepping:
                 # What a row may choose can depend on its last token, which the host has to know.
                 async_scheduling=False,
                 logits_processors=[self._choices.processor()],
-                disable_log_stats=True,
+                disable_log_stats=False,  # of them its metrics are made
                 trust_remote_code=False,
                 **_memory(load, device),
                 **options,
@@ -111,23 +129,30 @@ class Stepping:
             version=_version(),
         )
         self._rules: GenerationRules | None = None
+        self._refused: dict[int, str] = {}  # rows, since the last step
+        self._silent: set[int] = set()  # rows that have no token yet
 
-    def step(self, turn: Turn) -> Stepped:
+    def change(self, turn: Turn) -> None:
+        """Take up what a turn changes before the next step."""
         for number in turn.left:
+            self._silent.discard(number)
             if self._choices.rows.pop(number, None) is not None:
                 self._engine.abort_request([str(number)])
-        failed: dict[int, str] = {}
         for added in turn.added:
             try:
                 self._add(added)
             except (ValueError, TypeError, EngineLoadError) as error:
                 self._choices.rows.pop(added.row, None)
-                failed[added.row] = _told(error)
+                self._silent.discard(added.row)
+                self._refused[added.row] = _told(error)
         for number, words in turn.masks:
             if (row := self._choices.rows.get(number)) is not None:
                 row.matcher.allowed = np.frombuffer(words, dtype=np.int32)
+
+    def step(self) -> Stepped:
+        refused, self._refused = self._refused, {}
         outputs = self._engine.step() if self._engine.has_unfinished_requests() else []
-        return self._stepped(outputs, failed)
+        return self._stepped(outputs, refused)
 
     def _add(self, added: Added) -> None:
         from vllm import SamplingParams
@@ -139,9 +164,13 @@ class Stepping:
         if added.ruled_ends is not None:
             rules = self._generation_rules(added.ruled_ends).of_prompt(len(added.prompt), added.limit)
         self._choices.rows[added.row] = Row(added, rules)
+        self._silent.add(added.row)
+        prompt: dict[str, Any] = {"prompt_token_ids": [*added.prompt, *added.generated]}
+        if added.salt:
+            prompt["cache_salt"] = added.salt
         self._engine.add_request(
             str(added.row),
-            {"prompt_token_ids": [*added.prompt, *added.generated]},
+            prompt,
             SamplingParams(
                 temperature=0.0,
                 max_tokens=max(1, added.limit - len(added.generated)),
@@ -161,6 +190,9 @@ class Stepping:
             (token,) = output.outputs[0].token_ids
             stepped.rows.append(number)
             stepped.tokens.append(token)
+            if number in self._silent:
+                self._silent.discard(number)
+                stepped.cached[number] = output.num_cached_tokens or 0
             if output.prompt_logprobs:
                 stepped.prefill[number] = _prefill(output.prompt_token_ids, output.prompt_logprobs)
             if output.finished:
@@ -240,9 +272,10 @@ def _version() -> str:
     return str(vllm.__version__)
 
 
-def _end_with(descriptor: int) -> None:
+def _read(lane: socket.socket, frames: queue.SimpleQueue[bytes]) -> None:
     """End this process when the replica's end of the socket closes."""
-    poll = select.poll()
-    poll.register(descriptor, 0)  # closing alone
-    poll.poll()
-    os._exit(ENDED_WITH_REPLICA)
+    try:
+        while (frame := receive(lane)) is not None:
+            frames.put(frame)
+    finally:
+        os._exit(ENDED_WITH_REPLICA)

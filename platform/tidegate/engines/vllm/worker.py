@@ -1,4 +1,5 @@
-"""The process in which vLLM runs: vLLM's own interpreter starts this file, with the descriptor of a socket.
+"""The process in which vLLM runs: vLLM's own interpreter starts this file, with the
+descriptors of two sockets.
 
 That interpreter has an environment of its own, with other versions than the platform's. So of the platform's
 environment nothing is put on its path but this package itself, and of the package only what needs no more
@@ -28,4 +29,4 @@ if __name__ == "__main__":
     find_tidegate()
     from tidegate.engines.vllm.stepping import main
 
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,4 +1,5 @@
-"""`/livez`, `/health`, `/version`, `/readyz`, `/metrics` and `/`: open to anyone who reaches the address."""
+"""`/livez`, `/health`, `/version`, `/readyz`, `/metrics`, `/metrics/engines` and `/`: open to anyone who
+reaches the address."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
 from tidegate import __version__
+from tidegate.errors import QueueUnavailable
 from tidegate.gateway.services import Services
+from tidegate.messages.engine_metrics import exposition
 
 
 class Liveness(BaseModel):
@@ -46,6 +49,7 @@ class Welcome(BaseModel):
 def routes(services: Services) -> APIRouter:
     router = APIRouter(tags=["health"])
     reading: asyncio.Task[None] | None = None
+    reading_engines: asyncio.Task[str] | None = None
 
     @router.get(
         "/livez",
@@ -103,6 +107,20 @@ def routes(services: Services) -> APIRouter:
         return Response(services.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get(
+        "/metrics/engines",
+        operation_id="engine_metrics",
+        summary="Prometheus metrics that engines keep under names of their own",
+        response_class=PlainTextResponse,
+        response_description="Prometheus' text format",
+    )
+    async def engine_metrics() -> Response:
+        nonlocal reading_engines
+        if reading_engines is None or reading_engines.done():
+            reading_engines = asyncio.get_running_loop().create_task(_read_engines(services))
+        text = await asyncio.shield(reading_engines)
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @router.get(
         "/",
         operation_id="welcome",
         summary="What answers here",
@@ -112,6 +130,15 @@ def routes(services: Services) -> APIRouter:
         return Welcome(name="tidegate", version=__version__, docs="/docs")
 
     return router
+
+
+async def _read_engines(services: Services) -> str:
+    """Return what engines told; nothing while Redis is away, as with the gauges of queues."""
+    try:
+        # In a thread: hundreds of replicas tell megabytes.
+        return await asyncio.to_thread(exposition, await services.registry.engine_metrics())
+    except QueueUnavailable:
+        return ""
 
 
 async def _read_queues(services: Services) -> None:
