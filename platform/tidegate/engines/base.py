@@ -52,7 +52,8 @@ class StepOutput(msgspec.Struct, frozen=True):
     """Holds what one step (or an `add` that failed at once) adds to one request. A struct, as one is made for
     each token: a frozen dataclass takes ten times as long to make.
 
-    With `finish` the engine has forgotten the request and its slot is free.
+    With `finish` the engine has forgotten the request and its slot is free. So it has where it
+    `is_given_back`, for want of room: that is not its end but goes on from its log, there or elsewhere.
     """
 
     request_id: str
@@ -60,6 +61,7 @@ class StepOutput(msgspec.Struct, frozen=True):
     prompt_tokens: int
     finish: Finish | None
     result: Vectors | Scores | None = None  # with the finish alone
+    is_given_back: bool = False  # without a finish, and with nothing new
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +86,15 @@ class Prepared:
 
 
 class Engine(Protocol):
+    gives_back: bool  # what is added beyond `free_slots` and finds no room
+
     def load(self) -> LoadReport:
         """Load and prove the model. Slow. Raises `EngineLoadError`."""
         ...
 
     def free_slots(self) -> int:
-        """Count the requests that `add` would take now."""
+        """Count the requests that `add` would take now, as far as their length can be told before: what turns
+        out to have no room waits, or is given back."""
         ...
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:

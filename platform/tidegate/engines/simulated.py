@@ -108,6 +108,8 @@ class Row(msgspec.Struct):
 class SimulatedEngine:
     """Implements `tidegate.engines.base.Engine`."""
 
+    gives_back = False
+
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._args = parse_args(spec.args, SimulatedArgs)

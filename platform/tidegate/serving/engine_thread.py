@@ -12,8 +12,8 @@ What always holds.
 - Orders are carried out in the order they were given. Each has a ticket (1, 2, 3, ...), and a delivery says
   the last ticket carried out (`Delivery.ticket`). So the loop can tell what a delivery did not know yet:
   output for a request whose `hand_over` has a later ticket belongs to an earlier life of the same id.
-- `add` is called only while the engine has a free slot; what was handed over too early waits here, first
-  in, first out, and an abort finds it there.
+- `add` is called only while the engine has a free slot, or where it gives back what it has no room for; what
+  was handed over too early waits here, first in, first out, and an abort finds it there.
 - The thread sleeps on the condition while it has neither orders nor work; nothing polls.
 - `busy_since` is set exactly while the thread is inside the engine: it is what the watchdog looks at.
 """
@@ -165,9 +165,10 @@ class EngineThread:
             self._call(self._deliver, Delivery(outputs, free, done))
 
     def _may_step(self) -> bool:
-        return not self._is_paused and (
-            self._engine.has_work() or (bool(self._waiting) and self._engine.free_slots() > 0)
-        )
+        return not self._is_paused and (self._engine.has_work() or self._can_add())
+
+    def _can_add(self) -> bool:
+        return bool(self._waiting) and (self._engine.gives_back or self._engine.free_slots() > 0)
 
     def _carry_out(self, order: _Add | str) -> None:
         if isinstance(order, _Add):
@@ -180,7 +181,7 @@ class EngineThread:
         self._engine.abort(order)
 
     def _add_waiting(self, outputs: list[StepOutput]) -> None:
-        while self._waiting and self._engine.free_slots() > 0:
+        while self._can_add():
             output = self._add(self._waiting.popleft())
             if output is not None:
                 outputs.append(output)

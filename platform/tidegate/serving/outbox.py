@@ -46,6 +46,12 @@ class Held:
     preparing: asyncio.Task[None] | None = None
     ticket: int = 0  # of the order that handed it to the engine; 0: the engine never saw it
     is_finished: bool = False  # the engine is done with it
+    is_returned: bool = False  # the engine gave it back: so the queue gets it
+
+    @property
+    def is_in_engine(self) -> bool:
+        """True where a failure of the engine may be its fault."""
+        return bool(self.ticket) and not self.is_returned
 
 
 class Outbox:

@@ -23,6 +23,8 @@ What always holds.
   given up (cancelled, lease lost, handed back). Everything in `_held` is renewed.
 - `Held.preparing` is set exactly until the request is handed over or refused; who gives a request up cancels
   the one or aborts the other (`_stop`).
+- What the engine gives back for want of room goes back to the queue, with what of it is written. What is not
+  is forgotten: who goes on makes the same tokens. It is held until the queue has it.
 - After a failure (crash, hang) nothing is claimed or written. The leases of what the engine had go back as
   faults in one call. What it never saw (in preparation, or in a claim that was in flight) is merely handed
   back, so nobody takes it for the poison. The registry gets the reason, and `ended` tells the owner, who ends
@@ -257,6 +259,9 @@ class ReplicaLoop:
             if held is None or held.is_finished or not 0 < held.ticket <= delivery.ticket:
                 continue  # of an earlier life of this id, or after its end
             tokens, text, ends = len(output.output.token_ids), output.output.any_text, ""
+            if output.is_given_back:
+                self._return(held)
+                continue
             if tokens or text or output.result is not None:
                 held.measure.add(tokens, text, now, is_whole=output.result is not None)
             if output.finish is not None:
@@ -281,6 +286,23 @@ class ReplicaLoop:
                 if held is not None and held.attempt == attempt:
                     self._forget(held)
         self._lose({segment.request_id: attempt for attempt, segment in batch}, lost)
+
+    def _return(self, held: Held) -> None:
+        held.is_finished = held.is_returned = True
+        self._slots.end(held.ticket)
+        self._outbox.drop(held.id)
+        self._aside("return", self._return_all)
+
+    async def _return_all(self) -> None:
+        while returned := [held for held in self._held.values() if held.is_returned]:
+            try:
+                await self._queue.hand_back([(held.id, held.attempt) for held in returned], "NoRoom")
+            except QueueUnavailable as error:
+                log.warning("cannot hand back what has no room: %s", error.message)
+                return  # the tick tries again
+            for held in returned:
+                if self._held.get(held.id) is held:  # not claimed anew meanwhile
+                    self._forget(held)
 
     # -- losing requests --------------------------------------------------------------------------
 
@@ -333,6 +355,8 @@ class ReplicaLoop:
             self._watch()
             if self._held:
                 self._aside("renew", self._renew)
+            if any(held.is_returned for held in self._held.values()):
+                self._aside("return", self._return_all)
             if tick % ticks_per_beat == 0:
                 self._aside("beat", self._beat)
             if tick % (METRICS_BEATS * ticks_per_beat) == 0 and isinstance(self._engine, HasMetrics):
@@ -384,7 +408,7 @@ class ReplicaLoop:
             node=socket.gethostname(),
             started=self._started,
             updated=time.time(),
-            slots=self._slots.total,
+            slots=self._slots.present(len(self._held)),
             running=len(self._held),
             tokens_total=tokens,
             tokens_per_second=round((tokens - before) / max(0.05, now - since), 1),
@@ -425,9 +449,9 @@ class ReplicaLoop:
                 if self._claiming is not None:
                     await asyncio.wait({self._claiming}, timeout=LAST_WORDS_SECONDS / 4)
                 # First what cannot be at fault: a suspect among it must not take the blame for the others.
-                await self._queue.hand_back(self._leases(lambda held: not held.ticket), crash.reason)
+                await self._queue.hand_back(self._leases(lambda held: not held.is_in_engine), crash.reason)
                 await self._queue.fault(
-                    self._leases(lambda held: held.ticket), f"{crash.reason}: {crash.message}"
+                    self._leases(lambda held: held.is_in_engine), f"{crash.reason}: {crash.message}"
                 )
                 if self._report is not None:
                     report = reports.ended(self._report, crash, socket.gethostname(), time.time())

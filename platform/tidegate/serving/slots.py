@@ -7,7 +7,8 @@ their last are made room for ahead, or each slot would stand empty for a step.
 
 What always holds (late binding: whoever is claimed too early waits here while another replica is free).
 Requests claimed and not over exceed the engine's slots by no more than those that end with their very
-next token, and never by more than the slots themselves: of requests for one token each all end so.
+next token, and never by more than the slots themselves: of requests for one token each all end so. Where room
+is memory, an engine counts slots by the usual length of requests, and gives back what it has no room for.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ class Slots:
         """Count the requests that may be claimed now; none where it is not positive."""
         taken = self._preparing + len(self._unacknowledged)
         return self._free - taken + min(len(self._ending), self.total)
+
+    def present(self, held: int) -> int:
+        """Count the requests that find room as long as they are now, with `held` here: where the engine's
+        room is its memory, that depends on their length."""
+        free = self._free - self._preparing - len(self._unacknowledged)
+        return max(1, min(self.total, held + free))
 
     def begin(self) -> None:
         """Take up a request whose preparation begins."""

@@ -21,6 +21,7 @@ class ScriptedEngine:
     """Each step takes a permit of `steps`, and gives every running request one token."""
 
     slots: int = 2
+    gives_back: bool = False
     load_error: Exception | None = None
     step_error: BaseException | None = None
     add_error: Exception | None = None
@@ -46,7 +47,7 @@ class ScriptedEngine:
         self.threads.add(threading.current_thread().name)
         if self.add_error is not None:
             raise self.add_error
-        if self.free_slots() < 1:
+        if self.free_slots() < 1 and not self.gives_back:
             raise AssertionError("added without a free slot")
         self.running.append(prepared.request.id)
         return None
@@ -96,6 +97,19 @@ async def test_everything_happens_on_the_one_thread_and_close_ends_it() -> None:
     await bench.close()
     assert bench.engine.threads == {"engine"}
     assert bench.engine.is_closed
+
+
+async def test_an_engine_that_gives_back_gets_all_that_was_handed_over() -> None:
+    bench = Bench(ScriptedEngine(slots=1, gives_back=True))
+    await bench.thread.start()
+    requests = [a_request() for _ in range(3)]
+    for request in requests:
+        bench.thread.hand_over(prepared(request), [])
+    bench.engine.steps.release(2)
+    await await_until(lambda: bench.deliveries and bench.deliveries[-1].ticket == 3)
+    assert bench.deliveries[-1].free_slots == -2
+    assert bench.engine.running == [request.id for request in requests]
+    await bench.close()
 
 
 async def test_what_finds_no_slot_waits_in_order_and_an_abort_finds_it() -> None:

@@ -215,3 +215,18 @@ class Replica(RuleBasedStateMachine):
 
 TestReplica = Replica.TestCase
 TestReplica.settings = settings(deadline=None, max_examples=100, stateful_step_count=50)
+
+
+def test_what_is_there_follows_from_the_engines_room() -> None:
+    slots = Slots(256)
+    assert slots.present(0) == 256
+    slots.begin()
+    assert slots.present(1) == 256
+    slots.prepared()
+    slots.hand_over(1, 100)
+    slots.deliver(1, 9)  # it is so long that only nine more of its kind would find room
+    assert slots.present(1) == 10
+    slots.hand_over(2, 100)
+    assert slots.present(2) == 10
+    slots.deliver(2, -1)  # one of them waits for room
+    assert slots.present(2) == 1

@@ -20,6 +20,9 @@ class TransformersArgs(msgspec.Struct, frozen=True):
     prefix_cache: bool = True
     # Memory for that, a part of the KV cache's; 0: up to a ninth of it.
     prefix_cache_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    # Keep keys and values in pages, not in an arena, where rows are padded to the longest. None: on a GPU, of
+    # models that attend by the pages there. Only where layers keep nothing else and the self-check passes.
+    kv_pages: bool | None = None
     # Tokens that a step may take of a request beyond its next one, proposed by what followed when its last
     # ones came up before (prompt lookup). The answers are the same, faster where they repeat what they have
     # seen; 0: off.

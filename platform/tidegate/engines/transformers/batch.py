@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -30,7 +31,9 @@ from tidegate.engines.base import is_out_of_memory
 from tidegate.engines.transformers.decoder_step import DecoderStep
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena, LayerKind
+from tidegate.engines.transformers.paged import PagedPool
 from tidegate.engines.transformers.prefixes import PrefixCache
+from tidegate.engines.transformers.room import Room
 
 # Where recurrent_gemma's layers keep the state of what ran last, which no cache holds.
 KEPT_IN_LAYERS = ("conv1d_state", "recurrent_states")
@@ -53,6 +56,7 @@ class Staged:
 
 class Batch(Protocol):
     can_stage: bool
+    page: int  # what rows take of memory; see `room.Room`
 
     @property
     def count(self) -> int: ...
@@ -150,7 +154,7 @@ class Forward:
 
 
 class ArenaBatch:
-    """Runs rows together.
+    """Runs rows together: in an arena, or in pages where `room` has them.
 
     `makes_masks`: steps hand the model a finished attention mask [rows, 1, 1, window] instead of a padding
     mask [rows, window]. Faster, as long as it is the mask that the model would make itself (`takes_masks`).
@@ -167,13 +171,19 @@ class ArenaBatch:
         pad_id: int,
         makes_masks: bool = False,
         step: DecoderStep | None = None,
+        room: Room | None = None,
     ) -> None:
         self._forward = Forward(model)
         self._step = step
         self._makes_masks = makes_masks
         self.has_runs = self.can_stage = True  # until the self-check finds otherwise
         self.prefixes: PrefixCache | None = None
-        self._arena = Arena(layers, max_rows, max_length, self._forward.device)
+        self.page = room.page if room is not None else 0
+        self._arena: Arena | PagedPool
+        if room is not None and room.page:
+            self._arena = PagedPool(layers, max_rows, max_length, self._forward.device, room)
+        else:
+            self._arena = Arena(layers, max_rows, max_length, self._forward.device, room)
         self._pad_id = pad_id
         self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=self._forward.device)
 
@@ -225,7 +235,8 @@ class ArenaBatch:
         with torch.inference_mode():
             self._arena.begin_staged(len(tokens))
             if self.prefixes is not None and salt is not None and (held := self.prefixes.held(tokens, salt)):
-                self.prefixes.fill(self._arena.fill_staged(held), tokens[:held], salt)
+                fill = partial(self.prefixes.fill, tokens=tokens[:held], salt=salt)
+                self._arena.fill_staged(held, fill)
         return Staged(tokens, every, held)
 
     def advance(self, staged: Staged, count: int) -> Tensor | None:
@@ -262,11 +273,14 @@ class ArenaBatch:
     def keep(self, row: int, tokens: Sequence[int], salt: bytes) -> None:
         if self.prefixes is not None:
             with torch.inference_mode():
-                held = self._arena.tensors(row)
-                self.prefixes.keep(held, tokens[: held[0].shape[1]], salt)
+                held = self._arena.lengths()[row]
+                self.prefixes.keep(partial(self._arena.tensors, row), tokens[:held], salt)
 
     def longest_run(self) -> int:
-        return min(self._arena.lengths()) + 1 if self.has_runs else 1
+        if not self.has_runs:
+            return 1
+        longest = min(self._arena.lengths()) + 1
+        return min(longest, max(1, self._arena.spare())) if isinstance(self._arena, PagedPool) else longest
 
     def run(self, tails: Sequence[Sequence[int]], counts: Sequence[int], last: int = 1) -> Tensor:
         width, device = max(counts), self._forward.device
@@ -419,6 +433,7 @@ class OneAtATime:
     """A batch whose rows begin whole, and add one token a step each."""
 
     can_stage = False
+    page = 0
 
     def begin(
         self, tokens: Sequence[int], *, every: InParts | None = None, salt: bytes | None = None
@@ -450,6 +465,8 @@ class OneAtATime:
 class RowByRow(OneAtATime):
     """Runs each row by the hooks of transformers' own `generate`: what a family needs beside ids (a cache of
     its own kind, a cache that starts anew where rotary factors change) lives there."""
+
+    page = 1
 
     def __init__(self, model: Any) -> None:
         self._model = model

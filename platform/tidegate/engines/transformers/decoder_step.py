@@ -26,6 +26,7 @@ from torch.nn import Module
 from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 
 from tidegate.engines.transformers.kv import Arena
+from tidegate.engines.transformers.paged import PagedPool
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -70,7 +71,7 @@ class DecoderStep:
         self._has_products = self._embedding.dtype == torch.bfloat16 and self._embedding.device.type == "cpu"
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena, last: int = 1
+        self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena | PagedPool, last: int = 1
     ) -> Tensor:
         """Return logits [rows, last, vocabulary] after the `last` of `tokens` [rows, width] at `positions`
         [rows, width]. `arena` has opened columns for them; `seen` [rows, width, window] are those that each
@@ -83,7 +84,6 @@ class DecoderStep:
         # With the sign in it, turning is one roll and two products.
         sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
         attend = self._attention(seen, arena)
-        columns = slice(arena.end - width, arena.end)
         for layer, held in zip(self._layers, arena.layers, strict=True):
             inputs = layer.before(hidden)
             query = layer.query(inputs).view(each, heads, size)
@@ -92,18 +92,19 @@ class DecoderStep:
                 query, key = layer.query_norm(query), layer.key_norm(key)
             query = query * cosine + query.roll(half, -1) * sine
             key, value = key * cosine + key.roll(half, -1) * sine, layer.value(inputs)
-            held.keys[:rows, :, columns] = key.view(rows, width, shared, size).transpose(1, 2)
-            held.values[:rows, :, columns] = value.view(rows, width, shared, size).transpose(1, 2)
+            held.write(key.view(rows, width, shared, size), value.view(rows, width, shared, size))
             hidden = hidden + layer.output(attend(query, held.keys, held.values))
             hidden = hidden + layer.mlp(layer.between(hidden))
         if last < width:
             hidden = hidden.view(rows, width, -1)[:, -last:].reshape(rows * last, -1)
         return self._head(self._norm(hidden)).view(rows, last, -1)
 
-    def _attention(self, seen: Tensor, arena: Arena) -> Attention:
+    def _attention(self, seen: Tensor, arena: Arena | PagedPool) -> Attention:
         """Return what attends: queries [rows x width, heads, head size] to keys and values of the arena,
         giving [rows x width, heads x head size]. One long row does not make the others' windows as wide as
         its own."""
+        if isinstance(arena, PagedPool) and arena.has_kernel(self._embedding):
+            return lambda query, keys, values: arena.attend(query, keys, values, self._scale).flatten(1)
         runs = [(0, len(seen), arena.start)]
         if seen.device.type == "cpu":  # elsewhere it is calls that cost
             runs = arena.windows(MOST_UNUSED)
@@ -115,11 +116,11 @@ class DecoderStep:
             return attend[0]
         return lambda query, keys, values: torch.cat([one(query, keys, values) for one in attend])
 
-    def _attend(self, first: int, last: int, start: int, seen: Tensor, arena: Arena) -> Attention:
+    def _attend(self, first: int, last: int, start: int, seen: Tensor, arena: Arena | PagedPool) -> Attention:
         """Return what attends for rows `first` to `last`, to columns from `start` on, of which each token
         sees `seen`."""
         heads, shared, size, scale = self._heads, self._shared, self._head_size, self._scale
-        group, (rows, width, window), end = heads // shared, seen.shape, arena.end
+        group, (rows, width, window) = heads // shared, seen.shape
         queries = slice(first * width, last * width)
         within = group * width  # queries of a head of keys
 
@@ -141,8 +142,10 @@ class DecoderStep:
 
             def batched(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
                 # Batched products take whole memory. Left to themselves they copy it, ten times slower.
-                keys = keys[first:last, :, start:end].contiguous().view(rows * shared, window, size)
-                values = values[first:last, :, start:end].contiguous().view(rows * shared, window, size)
+                keys = arena.window(keys, first, last, start).contiguous().view(rows * shared, window, size)
+                values = (
+                    arena.window(values, first, last, start).contiguous().view(rows * shared, window, size)
+                )
                 query = by_head(query[queries] * scale).view(rows * shared, within, size)
                 scores = torch.bmm(query, keys.transpose(1, 2))
                 shares = torch.softmax(scores.view(rows, shared, group, width, window).add_(bias), dim=-1)
@@ -155,8 +158,8 @@ class DecoderStep:
             # The query heads of a group stand as queries of their one head of keys: nothing is repeated.
             found = scaled_dot_product_attention(
                 by_head(query[queries]),
-                keys[first:last, :, start:end],
-                values[first:last, :, start:end],
+                arena.window(keys, first, last, start),
+                arena.window(values, first, last, start),
                 attn_mask=mask,
                 scale=scale,
             )

@@ -84,6 +84,8 @@ class Running:
 class EncoderEngine:
     """Implements `tidegate.engines.base.Engine` for `task`: embed, score or classify."""
 
+    gives_back = False
+
     def __init__(self, spec: EngineSpec, task: str) -> None:
         self._spec = spec
         self._task = task

@@ -36,6 +36,7 @@ from tidegate.engines.base import EngineLoadError, is_out_of_memory
 from tidegate.engines.transformers.batch import ERRORS, KvSize, OneAtATime, RowByRow, tensor_bytes
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import FIRST_COLUMNS, FIRST_ROWS, Arena, LayerKind
+from tidegate.engines.transformers.room import Room
 
 
 def start_ids(model: Any) -> list[int]:
@@ -179,7 +180,8 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
     def resize(self, rows: int, columns: int) -> None:
         for index, old in enumerate(self._held):
             new = old.new_zeros((rows, old.shape[1], columns, old.shape[3]))
-            new[: old.shape[0], :, : old.shape[2]] = old
+            known = old[:rows, :, :columns]
+            new[: known.shape[0], :, : known.shape[2]] = known
             self._held[index] = new
 
     def move_row(self, source: int, target: int, columns: int) -> None:
@@ -194,7 +196,10 @@ class CrossLayer(CacheLayerMixin):  # type: ignore[misc]
 class CrossCache(Cache):  # type: ignore[misc]
     """What all layers keep of the prompts of a batch; row indices are the arena's."""
 
-    def __init__(self, layers: int, max_rows: int, max_length: int, device: torch.device) -> None:
+    def __init__(
+        self, layers: int, max_rows: int, max_length: int, device: torch.device, room: Room | None = None
+    ) -> None:
+        self._room = room
         self._cross_layers = [CrossLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self._cross_layers))
         self._max_rows, self._max_columns = max_rows, max_length
@@ -217,6 +222,8 @@ class CrossCache(Cache):  # type: ignore[misc]
             rows = min(self._max_rows, max(self.joining[1], 2 * rows))
         if max(lengths) > columns:
             columns = min(self._max_columns, max(*lengths, 2 * columns))
+        if self._room is not None and columns > self._room.columns(rows):
+            rows, columns = self.joining[1], max(self.width, *lengths)
         if (rows, columns) != (self.rows_held, self.columns_held):
             for layer in self._cross_layers:
                 layer.resize(rows, columns)
@@ -251,12 +258,19 @@ class EncoderDecoderBatch(OneAtATime):
     """Runs rows together. Implements `batch.Batch`."""
 
     def __init__(
-        self, model: Any, *, layers: Sequence[LayerKind], max_rows: int, max_length: int, pad_id: int
+        self,
+        model: Any,
+        *,
+        layers: Sequence[LayerKind],
+        max_rows: int,
+        max_length: int,
+        pad_id: int,
+        room: Room | None = None,
     ) -> None:
         self._encoder, self._decoder = Encoder(model, pad_id), Decoder(model)
         device = self._decoder.device
-        self._arena = Arena(layers, max_rows, max_length, device)
-        self._cross = CrossCache(len(layers), max_rows, max_length, device)
+        self._arena = Arena(layers, max_rows, max_length, device, room)
+        self._cross = CrossCache(len(layers), max_rows, max_length, device, room)
         self._cache = EncoderDecoderCache(self._arena, self._cross)
         self._layers, self._pad_id = len(layers), pad_id
         self._positions: Tensor = torch.zeros(0, dtype=torch.long, device=device)

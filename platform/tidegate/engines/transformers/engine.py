@@ -14,8 +14,10 @@ prefilled over several steps, and its first token leaves with the last of them.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -40,8 +42,10 @@ from tidegate.engines.transformers.loading import (
 from tidegate.engines.transformers.lookup import Lookup, lookup_width
 from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
 from tidegate.engines.transformers.pace import Pace
+from tidegate.engines.transformers.paged import paged_room
 from tidegate.engines.transformers.prefixes import PrefixCache
 from tidegate.engines.transformers.prompt_pool import PromptPool
+from tidegate.engines.transformers.room import LEAST_TOKENS, USUAL_TOKENS, Room
 from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
@@ -56,6 +60,8 @@ from tidegate.messages.work import (
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.facts import CONTEXT_SLACK
 from tidegate.telemetry import Laps
+
+log = logging.getLogger(__name__)
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
@@ -86,6 +92,8 @@ class Part(NamedTuple):
 
 class TransformersEngine:
     """Implements `tidegate.engines.base.Engine`."""
+
+    gives_back = True
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
@@ -133,8 +141,8 @@ class TransformersEngine:
         self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
         kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
         cap = spec.memory_cap_bytes
-        keeps_prefixes = args.prefix_cache and all(kind.has_tokens and not kind.states for kind in kv.layers)
-        keeps_prefixes = keeps_prefixes and bool(kv.layers) and not self._has_encoder
+        keeps_only_tokens = bool(kv.layers) and all(kind.has_tokens and not kind.states for kind in kv.layers)
+        keeps_prefixes = args.prefix_cache and keeps_only_tokens and not self._has_encoder
         budget = kv_budget(
             free_bytes=within_cap(free_bytes(loaded.device), cap, loaded.weights_bytes, loaded.device),
             device=loaded.device,
@@ -142,12 +150,16 @@ class TransformersEngine:
             # Under a cap nobody else counts on what the weights leave of it.
             share=args.kv_cache_share or (1.0 if cap else 0.0),
             bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
+            least_bytes=kv.of_row(min(self._context_length, LEAST_TOKENS) + CONTEXT_SLACK),
             max_slots=spec.max_slots,
             keeps_prefixes=keeps_prefixes,
             prefix_bytes=args.prefix_cache_bytes,
         )
         slots = budget.slots
-        self._scheduler = Scheduler(slots)
+        room = Room(budget.bytes, kv.bytes_per_token, kv.bytes_per_row)
+        wants_pages = loaded.device == "cuda" if args.kv_pages is None else args.kv_pages
+        has_pages = wants_pages and keeps_only_tokens and not self._has_encoder
+        pages = paged_room(room, loaded.device, self._context_length) if has_pages else None
         if loaded.device == "cpu" and not args.threads:
             self._prefill_cores = usable_cores()
             self._threads = StepThreads(usable_cores(), loaded.weights_bytes)
@@ -158,7 +170,16 @@ class TransformersEngine:
             max_rows=slots,
             context_length=self._context_length,
             prefixes=PrefixCache(budget.prefix_bytes, kv.bytes_per_token) if keeps_prefixes else None,
+            room=room,
+            pages=pages,
+            pages_anyhow=bool(args.kv_pages),
         )
+        if pages is not None and self._batch.page == pages.page:
+            room = pages
+        else:
+            room = replace(room, page=self._batch.page)
+        usual = min(self._context_length, USUAL_TOKENS)
+        self._scheduler = Scheduler(slots, room, usual, self._context_length)
         laps.end("self-check")
         if args.prompt_lookup_num_tokens:
             if getattr(self._batch, "has_runs", False):
@@ -228,6 +249,8 @@ class TransformersEngine:
     def _step(self) -> list[StepOutput]:
         begin, clock = self._clock(), time.perf_counter()
         outputs: list[StepOutput] = []
+        while (sequence := self._scheduler.beyond_room()) is not None:
+            self._give_back(sequence, outputs)
         rows = len(self._scheduler.running)
         is_waited_for = bool(rows)
         if self._threads is not None:
@@ -238,6 +261,7 @@ class TransformersEngine:
         if self._scheduler.staged is None:  # with none before them so many cost hardly more than one
             budget = max(budget, min(self._weights_tokens, self._args.prefill_tokens_per_step))
         plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage, held=self._held)
+        outputs += [sequence.given_back() for sequence in self._scheduler.surplus()]
         with prefill_threads(plan.tokens, self._prefill_cores):
             for sequence, count in plan.parts:
                 logits += self._prefill_part(sequence, count, outputs)
@@ -256,6 +280,11 @@ class TransformersEngine:
             if self._threads is not None and not plan.tokens and ahead is None:
                 self._threads.note(rows, time.perf_counter() - clock)
         return outputs
+
+    def _give_back(self, sequence: RunningSequence, outputs: list[StepOutput]) -> None:
+        log.info("request %s makes room with %d tokens", sequence.id, sequence.width)
+        self.abort(sequence.id)
+        outputs.append(sequence.given_back())
 
     def _run_ahead(self) -> Ahead | None:
         """Run the step with what is proposed behind each row's last token, if that is worth it."""

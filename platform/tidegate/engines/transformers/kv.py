@@ -13,8 +13,9 @@ attention reads the one view [:count, :, start:end], left-padded as `generate` p
 - a prompt that is prefilled in parts lies in the last row that is held, from column 0 on, where no step of
   the others looks; with its last part it moves behind the running rows, right-aligned.
 - leave: the last row moves into the hole.
-- when `end` meets the capacity, rows move left by `start`, or the arena grows by doubling up to its
-  bounds. `CONTEXT_SLACK` columns beyond the longest row make moves rare.
+- when `end` meets the capacity, rows move left by `start`, or the arena grows by doubling as long as its
+  bytes allow (`room`); then it gives up rows for columns, or columns for rows. Who lets rows run sees to it
+  that they fit, with `CONTEXT_SLACK` columns beyond the longest row, which make moves rare.
 
 Memory that was never written is zero, not garbage: a masked NaN would still poison attention. On the host it
 is neither taken nor cleared before that, so growing costs no more than what rows hold.
@@ -27,7 +28,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, LinearAttentionLayer
 
+from tidegate.engines.transformers.room import Room
 from tidegate.sources.facts import CONTEXT_SLACK
 
 FIRST_ROWS = 4
@@ -47,6 +49,25 @@ class LayerKind:
 
     has_tokens: bool = True
     states: int = 0
+
+
+def windows(starts: Sequence[int], most_unused: int) -> list[tuple[int, int, int]]:
+    """Return runs of neighbouring rows, first and behind the last, with the first column of each that one of
+    them holds; `starts` are the rows' own. What lies before the others' in a run is at most `most_unused`
+    columns together."""
+    found: list[tuple[int, int, int]] = []
+    unused = 0
+    for row, start in enumerate(starts):
+        if found:
+            first, last, begin = found[-1]
+            both = min(begin, start)
+            more = (last - first) * (begin - both) + start - both
+            if unused + more <= most_unused:
+                found[-1], unused = (first, row + 1, both), unused + more
+                continue
+        found.append((row, row + 1, start))
+        unused = 0
+    return found
 
 
 def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -86,6 +107,13 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
             return key_states, value_states
         return self.keys[first:last, :, start:end], self.values[first:last, :, start:end]
 
+    def write(self, keys: Tensor, values: Tensor) -> None:
+        """Put the tokens of the forward pass in progress, [rows, width, heads, head size], in place."""
+        arena, width = self.arena, keys.shape[1]
+        first, last, end = arena.first_row, arena.last_row, arena.seen.stop
+        self.keys[first:last, :, end - width : end] = keys.transpose(1, 2)
+        self.values[first:last, :, end - width : end] = values.transpose(1, 2)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
@@ -105,7 +133,7 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
             old: Tensor = getattr(self, name)
             new = zeros((rows, old.shape[1], columns, old.shape[3]), old)
             for row, used in self.arena.in_use():
-                new[row, :, used] = old[row, :, used]
+                new[self.arena.place(row, rows), :, used] = old[row, :, used]
             setattr(self, name, new)
 
     def shift(self, rows: int, source: slice, target: slice) -> None:
@@ -159,7 +187,8 @@ class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
     def resize(self, rows: int, columns: int) -> None:  # noqa: ARG002 - states have none
         for key, old in self._held.items():
             self._held[key] = old.new_zeros((rows, *old.shape[1:]))
-            self._held[key][: old.shape[0]] = old
+            for row, _ in self.arena.in_use():
+                self._held[key][self.arena.place(row, rows)] = old[row]
 
     def shift(self, rows: int, source: slice, target: slice) -> None:
         pass
@@ -207,10 +236,16 @@ class MixedLayer(StateLayer, ArenaLayer):
 
 
 class Arena(Cache):  # type: ignore[misc]
-    """All layers of a batch. `max_rows` and `max_length` (tokens of the longest row) bound its growth."""
+    """All layers of a batch. `max_rows`, `max_length` (tokens of the longest row) and the bytes of `room`
+    bound its growth."""
 
     def __init__(
-        self, layers: Sequence[LayerKind], max_rows: int, max_length: int, device: torch.device
+        self,
+        layers: Sequence[LayerKind],
+        max_rows: int,
+        max_length: int,
+        device: torch.device,
+        room: Room | None = None,
     ) -> None:
         made = [self._made(kind) for kind in layers]
         super().__init__(layers=made)
@@ -218,8 +253,9 @@ class Arena(Cache):  # type: ignore[misc]
         self.has_tokens = any(kind.has_tokens for kind in layers)
         self.has_states = any(kind.states for kind in layers)
         self._max_rows, self._max_columns = max_rows, max_length + CONTEXT_SLACK
+        self._room = room
         self.rows_held = min(FIRST_ROWS, max_rows)
-        self.columns_held = min(FIRST_COLUMNS, self._max_columns)
+        self.columns_held = min(FIRST_COLUMNS, self._most_columns(self.rows_held))
         self._mask = torch.zeros((self.rows_held, self.columns_held), dtype=torch.bool, device=device)
         self._starts: list[int] = []  # first column of each running row
         self.start = 0
@@ -229,6 +265,7 @@ class Arena(Cache):  # type: ignore[misc]
         self.seen = slice(0, 0)  # columns that it sees; the last ones of them it writes
         self.is_prefilling = False  # it begins its rows, which hold nothing before
         self._staged: int | None = None  # tokens held of the prompt that is prefilled in parts; None: none is
+        self._staged_columns = 0  # that it needs at least
 
     def _made(self, kind: LayerKind) -> Any:
         if kind.states:
@@ -245,9 +282,9 @@ class Arena(Cache):  # type: ignore[misc]
         longest, first = max(lengths), self.count
         if not first:
             self.end = self.start = 0
+        self._make_room(first + len(lengths), longest)
         if longest > self.end:
             self._move(longest - self.end)
-        self._hold_rows(first + len(lengths))
         self._open(first, first + len(lengths), slice(self.end - longest, self.end), 0)
         mask = self._mask[first : self.last_row]
         mask.zero_()
@@ -276,6 +313,8 @@ class Arena(Cache):  # type: ignore[misc]
         if self.end + fewest > self.columns_held:
             self.start = min(self._starts)
             self._make_column()
+            if self.end + fewest > self._most_columns(self.count + (self._staged is not None)):
+                self._move(-self.start)
         more = [count - fewest for count in counts]
         if (short := max(by - start for by, start in zip(more, self._starts, strict=True))) > 0:
             self._move(short)
@@ -310,9 +349,10 @@ class Arena(Cache):  # type: ignore[misc]
 
     def begin_staged(self, length: int) -> None:
         """Make room for one more row of `length` tokens, which `begin_part` fills part by part."""
-        self._staged = 0
-        self._hold_rows(self.count)
-        self._hold_columns(length + CONTEXT_SLACK)  # which the first steps behind it take
+        if not self.count:
+            self.end = self.start = 0
+        self._staged, self._staged_columns = 0, length
+        self._make_room(self.count, length + CONTEXT_SLACK)  # which the first steps behind it take
 
     def begin_part(self, tokens: int) -> None:
         """Open room for the next `tokens` of the staged row. They are held from `commit_part` on; without it
@@ -340,17 +380,19 @@ class Arena(Cache):  # type: ignore[misc]
         self._mask[row] = False
         self._mask[row, self.end - length : self.end] = True
         self._starts.append(self.end - length)
-        self._staged = None
+        self._staged, self._staged_columns = None, 0
 
-    def fill_staged(self, tokens: int) -> list[Tensor]:
-        """Return the keys and values [heads, tokens, head size] of all layers of the staged row's first
-        tokens, which somebody has computed, to be written."""
+    def fill_staged(self, tokens: int, fill: Callable[[list[Tensor]], None]) -> None:
+        """Let `fill` write the keys and values [heads, tokens, head size] of all layers of the staged row's
+        first tokens, which somebody has computed."""
         self._staged = tokens
-        return self._tensors(self.rows_held - 1, slice(0, tokens))
+        fill(self._tensors(self.rows_held - 1, slice(0, tokens)))
 
-    def tensors(self, row: int) -> list[Tensor]:
-        """Return the keys and values of a running row, [heads, tokens, head size] of all layers."""
-        return self._tensors(row, slice(self._starts[row], self.end))
+    def tensors(self, row: int, tokens: slice) -> list[Tensor]:
+        """Return the keys and values of some of a running row's tokens, [heads, tokens, head size] of all
+        layers."""
+        start = self._starts[row]
+        return self._tensors(row, slice(start + tokens.start, start + tokens.stop))
 
     def _tensors(self, row: int, columns: slice) -> list[Tensor]:
         return [held[row, :, columns] for layer in self._arena_layers for held in (layer.keys, layer.values)]
@@ -360,24 +402,15 @@ class Arena(Cache):  # type: ignore[misc]
         if self._staged is not None:
             for layer in self._arena_layers:
                 layer.clear_row(self.rows_held - 1)  # its values may not be finite
-        self._staged = None
+        self._staged, self._staged_columns = None, 0
 
     def windows(self, most_unused: int) -> list[tuple[int, int, int]]:
-        """Return runs of neighbouring rows, first and behind the last, with the first column of each that one
-        of them holds. What lies before the others' in a run is at most `most_unused` columns together."""
-        found: list[tuple[int, int, int]] = []
-        unused = 0
-        for row, start in enumerate(self._starts):
-            if found:
-                first, last, begin = found[-1]
-                both = min(begin, start)
-                more = (last - first) * (begin - both) + start - both
-                if unused + more <= most_unused:
-                    found[-1], unused = (first, row + 1, both), unused + more
-                    continue
-            found.append((row, row + 1, start))
-            unused = 0
-        return found
+        """Return `windows` of the running rows."""
+        return windows(self._starts, most_unused)
+
+    def window(self, held: Tensor, first: int, last: int, start: int) -> Tensor:
+        """Return keys or values of these rows from a column on, [rows, heads, columns, head size]."""
+        return held[first:last, :, start : self.end]
 
     def in_use(self) -> Iterator[tuple[int, slice]]:
         """Return rows, and the columns of each that hold something."""
@@ -414,8 +447,8 @@ class Arena(Cache):  # type: ignore[misc]
 
     def _make_column(self) -> None:
         """Rows have reached the last column: move them left, or grow where that would gain little."""
-        can_grow = self.columns_held < self._max_columns
-        if self.start >= self.columns_held // 4 or not can_grow:
+        growth = self._most_columns(self.count + (self._staged is not None)) - self.columns_held
+        if self.start >= min(self.columns_held // 4, growth):
             self._move(-self.start)
         else:
             self._hold_columns(self.columns_held + 1)
@@ -435,21 +468,52 @@ class Arena(Cache):  # type: ignore[misc]
         self.end += by
         self.start += by
 
-    def _hold_rows(self, rows: int) -> None:
-        """Hold so many rows, and one more where one is staged."""
-        rows += self._staged is not None
-        if rows > self.rows_held:
-            self._resize(min(self._max_rows, max(rows, 2 * self.rows_held)), self.columns_held)
+    def _make_room(self, rows: int, columns: int) -> None:
+        """Hold so many rows, and columns for one of so many. Where room is short, what no row needs goes."""
+        is_short = self._most_columns(rows + (self._staged is not None)) < max(columns, self.end)
+        if is_short and self._starts:
+            self.start = min(self._starts)
+            self._move(-self.start)
+        self._hold(rows, columns)
 
     def _hold_columns(self, columns: int) -> None:
-        if columns > self.columns_held:
-            self._resize(self.rows_held, min(self._max_columns, max(columns, 2 * self.columns_held)))
+        self._hold(self.count, columns)
+
+    def _hold(self, rows: int, columns: int) -> None:
+        """Hold so many rows of so many columns, and one row more where one is staged."""
+        rows += self._staged is not None
+        if rows <= self.rows_held and columns <= self.columns_held:
+            return
+        more, wide = self.rows_held, self.columns_held
+        if rows > more:
+            more = min(self._max_rows, max(rows, 2 * more))
+        if columns > wide:
+            wide = min(self._max_columns, max(columns, 2 * wide))
+        if wide > self._most_columns(more):
+            more, wide = self._shape(rows, max(columns, self.end, self._staged_columns))
+        self._resize(more, wide)
+
+    def _shape(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return rows and columns that take all of the room, as many of both beyond what is needed."""
+        spare = self._most_columns(rows) / columns
+        more = min(self._max_rows, int(rows * math.sqrt(max(1.0, spare))))
+        if self._most_columns(more) < columns:
+            more = rows
+        return more, max(columns, self._most_columns(more))
+
+    def _most_columns(self, rows: int) -> int:
+        if self._room is None:
+            return self._max_columns
+        return min(self._max_columns, self._room.columns(rows))
+
+    def place(self, row: int, rows: int) -> int:
+        """Return where a row lies among so many: the staged one in the last."""
+        return row if row < self.count else rows - 1
 
     def _resize(self, rows: int, columns: int) -> None:
         for layer in self._arena_layers:
             layer.resize(rows, columns)
-            if self._staged and rows > self.rows_held:
-                layer.move_row(self.rows_held - 1, rows - 1, slice(0, self._staged))
         mask = self._mask.new_zeros((rows, columns))
-        mask[: self._mask.shape[0], : self._mask.shape[1]] = self._mask
+        known = self._mask[:rows, :columns]
+        mask[: known.shape[0], : known.shape[1]] = known
         self._mask, self.rows_held, self.columns_held = mask, rows, columns

@@ -23,8 +23,8 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The bytes that the KV cache may take, and how many requests of full length that is; beside them those
-    for what prompts begin with."""
+    """The bytes that the KV cache of what runs may take, and how many requests at most; beside them those for
+    what prompts begin with."""
 
     bytes: int
     slots: int
@@ -64,28 +64,28 @@ def kv_budget(
     kv_cache_bytes: int,
     share: float,
     bytes_per_row: int,
+    least_bytes: int,
     max_slots: int,
     keeps_prefixes: bool = False,
     prefix_bytes: int = 0,
 ) -> Budget:
-    """Bytes for the KV cache and the slots they give, at least one and at most 256 or `max_slots`. Where
-    prefixes are kept, `prefix_bytes` of the whole are for them, or what the slots leave; slots leave one in
-    `PREFIX_SHARE` + 1, and get all but that share of the bytes.
+    """Return bytes for the KV cache, which hold at least one request of full context (`bytes_per_row`), and
+    how many may run in them at once: as many as take `least_bytes` each, at most 256 or `max_slots`. Where
+    prefixes are kept, `prefix_bytes` of the whole are for them, or one part in `PREFIX_SHARE` + 1, but never
+    so much that more than that share of the requests of full context would lose their place.
 
-    `free_bytes` is what is free with the weights loaded, `bytes_per_row` one request of full context.
-    Raises `EngineLoadError` (OutOfMemory) where not even one request fits.
+    `free_bytes` is what is free with the weights loaded. Raises `EngineLoadError` (OutOfMemory) where not
+    even one request fits.
     """
     is_cpu = device == "cpu"
     budget = kv_cache_bytes or int(free_bytes * (share or (CPU_SHARE if is_cpu else CUDA_SHARE)))
     if is_cpu and not kv_cache_bytes and not share:
         budget = min(budget, CPU_MOST_BYTES)
     budget = min(budget, free_bytes)
-    bytes_per_row = max(1, bytes_per_row)
-    rows = (budget - prefix_bytes * keeps_prefixes) // bytes_per_row
-    if keeps_prefixes and not prefix_bytes:
-        rows -= rows // (PREFIX_SHARE + 1)
-    slots = min(rows, max_slots or MOST_SLOTS, MOST_SLOTS)
-    if slots < 1:
+    bytes_per_row, least_bytes = max(1, bytes_per_row), max(1, least_bytes)
+    kept = prefix_bytes * keeps_prefixes
+    rows = (budget - kept) // bytes_per_row
+    if rows < 1:
         raise EngineLoadError(
             "OutOfMemory",
             f"The KV cache of one request of full context needs {gib(bytes_per_row)}, but the cache may take "
@@ -93,10 +93,12 @@ def kv_budget(
             + (f", {gib(prefix_bytes)} of it prefix_cache_bytes" if keeps_prefixes and prefix_bytes else "")
             + ": lower contextLength or give it more memory.",
         )
-    if not keeps_prefixes:
-        return Budget(slots * bytes_per_row, slots)
-    left = min(budget - slots * bytes_per_row, budget // (PREFIX_SHARE + 1))
-    return Budget(slots * bytes_per_row, slots, prefix_bytes or left)
+    most = min(max_slots or MOST_SLOTS, MOST_SLOTS)
+    share_bytes = 0 if prefix_bytes or not keeps_prefixes else budget // (PREFIX_SHARE + 1)
+    whole = rows if not share_bytes else rows - rows // (PREFIX_SHARE + 1)
+    running = min(max(budget - kept - share_bytes, whole * bytes_per_row), most * bytes_per_row)
+    slots = min(most, running // least_bytes)
+    return Budget(running, slots, kept or min(budget - running, share_bytes))
 
 
 def free_host_bytes() -> int:

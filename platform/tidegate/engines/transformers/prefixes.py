@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import torch
@@ -41,8 +41,8 @@ class PrefixCache:
         for pool, target in zip(self._pools, row, strict=True):
             target.copy_(pool.index_select(0, places).transpose(0, 1).flatten(1, 2))
 
-    def keep(self, row: Sequence[Tensor], tokens: Sequence[int], salt: bytes) -> None:
-        """Keep the whole blocks of a row's tokens."""
+    def keep(self, row: Callable[[slice], Sequence[Tensor]], tokens: Sequence[int], salt: bytes) -> None:
+        """Keep the whole blocks of a row's tokens. `row` returns keys and values of some of them."""
         chain = names(tokens, salt)[: self._most]
         known = len(self._known(chain))
         self._use(chain[:known])  # before anything makes room
@@ -50,17 +50,17 @@ class PrefixCache:
             return
         while len(self._free) < len(new):
             self._free.append(self._places.popitem(last=False)[1])
+        found = row(slice(known * BLOCK, len(chain) * BLOCK))
         if not self._pools:
-            self._pools = [held.new_empty((self._most, held.shape[0], BLOCK, held.shape[2])) for held in row]
+            self._pools = [
+                held.new_empty((self._most, held.shape[0], BLOCK, held.shape[2])) for held in found
+            ]
         for name in new:
             self._places[name] = self._free.pop()
         self._use(chain)
-        places = self._indices(new, row[0].device)
-        columns = slice(known * BLOCK, len(chain) * BLOCK)
-        for pool, held in zip(self._pools, row, strict=True):
-            pool.index_copy_(
-                0, places, held[:, columns].reshape(len(held), len(new), BLOCK, -1).transpose(0, 1)
-            )
+        places = self._indices(new, found[0].device)
+        for pool, held in zip(self._pools, found, strict=True):
+            pool.index_copy_(0, places, held.reshape(len(held), len(new), BLOCK, -1).transpose(0, 1))
 
     def clear(self) -> None:
         self._free += self._places.values()

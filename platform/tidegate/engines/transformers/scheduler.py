@@ -4,8 +4,15 @@ No device and no tensors: a sequence is a length here. A request passes `waiting
 step's `schedule`, and `running`, whose order is that of the batch's rows. In between a prompt longer than the
 budget of a step is `staged`: each step prefills a part of it, and it joins with the last one.
 
+How many run follows from the tokens that they hold (`room`). Who joins finds room for itself and for
+`HEADROOM` more tokens of everybody. Where those that run grow beyond it, the youngest is given back to the
+queue with what it has said; so is who waits behind one that finds no room, as another replica may have some.
+
 What always holds.
 - At most `slots` sequences run or are staged, whatever was added.
+- Once `beyond_room` names nobody, all that run and the staged one have room for the tokens of the next step.
+- The oldest is never given back: it has room alone, whatever its length. So all end, one after the other at
+  the least.
 - Whoever waits first joins first: nobody joins while one that came before is staged, and at most one is.
 - A step prefills at most its `budget` of tokens, and in every step that has a slot the first in line joins or
   gets a part of the whole budget. So the n-th in line joins within as many such steps as the budget goes
@@ -24,6 +31,8 @@ from typing import Generic, Protocol, TypeVar
 
 PADDING_SHARE = 0.25  # of a joint prefill that may be padding
 PADDING_TOKENS = 16  # or so many tokens per row, where prompts are short
+HEADROOM = 64  # tokens
+RECENT = 1 / 16  # by how much the last request counts in what is usual
 
 
 class Schedulable(Protocol):
@@ -39,6 +48,29 @@ class Schedulable(Protocol):
     def needs_all_logits(self) -> bool:
         """True where its prefill cannot be shared with others."""
         ...
+
+    @property
+    def width(self) -> int:
+        """Count the tokens for which it takes room in the KV cache before the next one."""
+        ...
+
+    @property
+    def widest(self) -> int:
+        """Return what its width may become."""
+        ...
+
+    @property
+    def age(self) -> tuple[float, str]:
+        """Return what is less for who was asked sooner."""
+        ...
+
+
+class Room(Protocol):
+    """What `room.Room` is."""
+
+    def holds(self, rows: Sequence[int], /) -> bool: ...
+
+    def more(self, rows: Sequence[int], usual: int, /) -> int: ...
 
 
 S = TypeVar("S", bound=Schedulable)
@@ -59,21 +91,31 @@ class Plan(Generic[S]):
 
 
 class Scheduler(Generic[S]):
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, room: Room | None = None, usual: int = 0, most: int = 0) -> None:
+        """`usual`: tokens that a request comes with, as long as none has shown it; `most`: the context's."""
         self.waiting: deque[S] = deque()
         self.staged: S | None = None
         self.running: list[S] = []
         self.left = 0  # tokens of the staged one
         self._slots = slots
+        self._room = room
+        self._usual, self._most = float(usual), most
+        self._is_short = False  # the first in line finds no room
 
     def free_slots(self) -> int:
-        return self._unused() - len(self.waiting)
+        free = self._unused() - len(self.waiting)
+        if self._room is None:
+            return free
+        here = [*self._here(), *self.waiting]
+        usual = sum(one.width for one in here) / len(here) if here else self._usual
+        return min(free, self._room.more(self._wanted(here), min(self._most, int(usual) + HEADROOM)))
 
     def has_work(self) -> bool:
         return bool(self.running or self.waiting or self.staged)
 
     def add(self, sequence: S) -> None:
         self.waiting.append(sequence)
+        self._usual += RECENT * (sequence.width - self._usual)
 
     def joining(self) -> int:
         """Count those who wait for a slot that is there, and the one that is staged."""
@@ -87,6 +129,8 @@ class Scheduler(Generic[S]):
         parts: list[tuple[S, int]] = []
         joining: list[S] = []
         left, free = budget, self._unused()
+        here = self._here()
+        self._is_short = False
         if self.staged is not None:
             count = min(self.left, left)
             parts.append((self.staged, count))
@@ -94,11 +138,15 @@ class Scheduler(Generic[S]):
             left -= count
         while self.waiting and free > 0 and not self.left:
             first = self.waiting[0]
+            if here and self._room is not None and not self._room.holds(self._wanted([*here, first])):
+                self._is_short = True
+                break
             known = held(first) if can_stage else 0
             length = first.length - known
             if left < budget and length > left:
                 break
             self.waiting.popleft()
+            here.append(first)
             free -= 1
             if can_stage and (known or length > budget):
                 count = min(length, left)
@@ -130,6 +178,20 @@ class Scheduler(Generic[S]):
         self.running = [self.running[row] for row in order]
         return order
 
+    def beyond_room(self) -> S | None:
+        """Return the youngest of those that run or are staged, where they lack room for the next step."""
+        here = self._here()
+        if self._room is None or len(here) < 2 or self._room.holds([one.width for one in here]):
+            return None
+        return max(here, key=lambda one: one.age)
+
+    def surplus(self) -> list[S]:
+        """Take those out of the line who wait behind one that has found no room."""
+        taken: list[S] = []
+        while self._is_short and len(self.waiting) > 1:
+            taken.append(self.waiting.pop())
+        return taken
+
     def abort(self, request_id: str) -> int | None:
         """Take a request out of the line or the stage, or return the row that has to leave."""
         if self.staged is not None and self.staged.id == request_id:
@@ -140,6 +202,12 @@ class Scheduler(Generic[S]):
                 self.waiting.remove(sequence)
                 return None
         return next((row for row, sequence in enumerate(self.running) if sequence.id == request_id), None)
+
+    def _here(self) -> list[S]:
+        return [*self.running, *([] if self.staged is None else [self.staged])]
+
+    def _wanted(self, sequences: Sequence[S]) -> list[int]:
+        return [min(one.width + HEADROOM, one.widest) for one in sequences]
 
     def _unused(self) -> int:
         return self._slots - len(self.running) - (self.staged is not None)

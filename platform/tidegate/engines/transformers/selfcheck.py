@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.kv import LayerKind
 from tidegate.engines.transformers.loading import Loaded
 from tidegate.engines.transformers.prefixes import BLOCK, PrefixCache
+from tidegate.engines.transformers.room import Room
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 6e-2}
 PROMPT_LENGTHS = (19, 5, 33, 11)
@@ -87,14 +88,20 @@ def prove(
     max_rows: int,
     context_length: int,
     prefixes: PrefixCache | None = None,
+    room: Room | None = None,
+    pages: Room | None = None,
+    pages_anyhow: bool = False,
 ) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
-    model's cache. It keeps `prefixes` where it passes with them. Raises `EngineLoadError` (SelfCheckFailed),
+    model's cache. It keeps `prefixes` where it passes with them. Its memory is within `room`, and what the
+    check takes. `pages` is the room of a pool, which comes first: where its steps are our own, or
+    `pages_anyhow`. Raises `EngineLoadError` (SelfCheckFailed),
     and what says that memory ran out."""
     try:
         if loaded.model.config.is_encoder_decoder:
-            return proved_encoder_decoder(loaded, layers, max_rows, context_length)
-        return proved(loaded, layers, max_rows, context_length, prefixes)
+            return proved_encoder_decoder(loaded, layers, max_rows, context_length, room)
+        pools = [(pages, pages_anyhow)] if pages is not None else []
+        return proved(loaded, layers, max_rows, context_length, prefixes, [*pools, (room, True)])
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -107,7 +114,9 @@ def proved(
     max_rows: int,
     context_length: int,
     prefixes: PrefixCache | None = None,
+    rooms: Sequence[tuple[Room | None, bool]] = ((None, True),),
 ) -> tuple[Batch, list[str]]:
+    """Do what `prove` does of a decoder. `rooms`: those to try, and whether without a step of our own."""
     model, precision = loaded.model, loaded.precision
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     whole = min(context_length, sparse_limit(model) or context_length)
@@ -119,7 +128,13 @@ def proved(
     reason = why_alone(model, context_length, layers, whole, beyond)
     plain = Plain(model, rows)
     has_states = any(kind.states for kind in layers)
-    for makes_masks, step in () if reason else ways_of_batching(model, has_states=has_states):
+    ways = [] if reason else ways_of_batching(model, has_states=has_states)
+    for room, makes_masks, step in [
+        (room, makes_masks, step)
+        for room, is_for_all in rooms
+        for makes_masks, step in ways
+        if step is not None or is_for_all
+    ]:
         arena = ArenaBatch(
             model,
             layers=layers,
@@ -128,6 +143,7 @@ def proved(
             pad_id=pad_id(loaded.tokenizer, vocabulary),
             makes_masks=makes_masks,
             step=step,
+            room=with_probe(room, rows),
         )
         try:
             verdict = check_bounds(plain, arena, precision, bounds)
@@ -144,7 +160,8 @@ def proved(
                 arena.prefixes = prefixes
                 if not is_right(_with_prefixes, plain, arena, precision, bounds):
                     arena.prefixes = None
-            return arena, []
+            has_failed = bool(reason) and not arena.page and any(room and room.page for room, _ in rooms)
+            return arena, [f"Its KV cache is not kept in pages: {reason}."] if has_failed else []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
     verdict = check_bounds(plain, single, precision, bounds)
@@ -165,7 +182,11 @@ def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, Decode
 
 
 def proved_encoder_decoder(
-    loaded: Loaded, layers: Sequence[LayerKind], max_rows: int, context_length: int
+    loaded: Loaded,
+    layers: Sequence[LayerKind],
+    max_rows: int,
+    context_length: int,
+    room: Room | None = None,
 ) -> tuple[Batch, list[str]]:
     """Do what `proved` does of an encoder-decoder: the rows' tokens are the decoder's, behind its start."""
     model, precision = loaded.model, loaded.precision
@@ -184,6 +205,7 @@ def proved_encoder_decoder(
             max_rows=max(max_rows, len(rows)),
             max_length=context_length,
             pad_id=pad_id(loaded.tokenizer, vocabulary),
+            room=with_probe(room, rows),
         )
         try:
             verdict = check(plain, batch, precision)
@@ -199,6 +221,13 @@ def proved_encoder_decoder(
     if not verdict.is_right:
         raise contradicts_itself(model, verdict, precision)
     return single, [f"Requests run one by one, which is slower: {reason}."]
+
+
+def with_probe(room: Room | None, rows: Sequence[Sequence[int]]) -> Room | None:
+    """Return room for the probe at least: what runs later is held to its own by the scheduler."""
+    if room is None:
+        return None
+    return replace(room, bytes=max(room.bytes, len(rows) * room.of_row(max(map(len, rows)))))
 
 
 def why_read_alone(model: Any, context_length: int) -> str:

@@ -60,6 +60,7 @@ class RunningSequence:
         encoder reads the prompt."""
         request = prepared.request
         self.id = request.id
+        self.age = (request.created, request.id)
         self.salt = request.tenant.encode()  # nobody sees what another tenant's prompts begin with
         self.cached_tokens = 0  # of the prompt, that were not computed
         self.source = [] if start is None else list(prepared.prompt)  # what an encoder reads
@@ -103,6 +104,15 @@ class RunningSequence:
     @property
     def length(self) -> int:
         return len(self.source) + len(self.prompt) + len(self.generated)
+
+    @property
+    def width(self) -> int:
+        """Count the tokens for which it takes room in the KV cache before the next one."""
+        return max(len(self.source), len(self.prompt) + len(self.generated))
+
+    @property
+    def widest(self) -> int:
+        return max(len(self.source), len(self.prompt) + self._limit)
 
     @property
     def needs_all_logits(self) -> bool:
@@ -191,6 +201,10 @@ class RunningSequence:
         """Return the row's last tokens."""
         own = self.generated[-length:]
         return own if len(own) == length else self.prompt[len(own) - length :] + own
+
+    def given_back(self) -> StepOutput:
+        """Let it go on elsewhere, or here later, from what it has said."""
+        return StepOutput(self.id, NO_TOKENS, self._prompt_tokens, None, is_given_back=True)
 
     def end_without_token(self) -> StepOutput:
         """Finish a request that generates nothing."""

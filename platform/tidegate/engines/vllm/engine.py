@@ -53,6 +53,8 @@ class PrefillFound:
 class VllmEngine:
     """Implements `tidegate.engines.base.Engine`."""
 
+    gives_back = False
+
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._args = parse_args(spec.args, VllmArgs)

@@ -1,17 +1,24 @@
-"""The arena against a plain model of it: each row is the list of the numbers that were written for it."""
+"""The arena and the pool against a plain model of them: each row is the list of the numbers that were written
+for it."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidegate.engines.transformers.kv import Arena, LayerKind
+from tidegate.engines.transformers.paged import PagedPool
+from tidegate.engines.transformers.room import Room
 from tidegate.sources.facts import CONTEXT_SLACK
 
 MAX_ROWS, MAX_LENGTH, LAYERS = 9, 300, 2
+CELLS = 16  # bytes of a column of one row
+ROOM = Room(MAX_ROWS * (MAX_LENGTH + CONTEXT_SLACK) * CELLS, CELLS)  # for as many rows as there may be
 operations = st.lists(
     st.one_of(
         st.tuples(st.just("join"), st.lists(st.integers(1, 200), min_size=1, max_size=3)),
@@ -29,8 +36,14 @@ operations = st.lists(
 class Model:
     """Writes numbered keys through all layers and checks what attention would see."""
 
-    def __init__(self) -> None:
-        self.arena = Arena([LayerKind()] * LAYERS, MAX_ROWS, MAX_LENGTH, torch.device("cpu"))
+    def __init__(self, room: Room = ROOM) -> None:
+        self.room = room
+        layers, device = [LayerKind()] * LAYERS, torch.device("cpu")
+        self.arena: Arena | PagedPool
+        if room.page:
+            self.arena = PagedPool(layers, MAX_ROWS, MAX_LENGTH, device, room)
+        else:
+            self.arena = Arena(layers, MAX_ROWS, MAX_LENGTH, device, room)
         self.rows: list[list[float]] = []
         self.number = 0.0
         self.staged: list[float] | None = None
@@ -70,13 +83,21 @@ class Model:
                 assert values[row, 0, mask[row], 0].tolist() == [-number for number in expected]
         for row, added in enumerate(new):
             self.rows[row] += added
-        for most in (0, 50):
-            self.check_windows(most)
+        if isinstance(self.arena, Arena):
+            for most in (0, 50):
+                self.check_windows(self.arena, most)
+        for row, held in enumerate(self.rows):
+            part = slice(len(held) // 3, len(held))
+            keys, values = self.arena.tensors(row, part)[-2:]
+            assert keys[0, :, 0].tolist() == held[part]
+            assert torch.equal(values, -keys)
 
     def run(self, chance: int) -> None:
         """Let each row take some tokens, and forget some of those again."""
         draw = random.Random(chance)
         longest = min(map(len, self.rows)) + 1
+        if isinstance(self.arena, PagedPool):
+            longest = min(longest, self.arena.spare())
         counts = [draw.randint(1, max(1, min(9, longest, MAX_LENGTH - len(row)))) for row in self.rows]
         mask, width = self.arena.begin_run(counts), max(counts)
         self.rows = [row + self.numbers(count) for row, count in zip(self.rows, counts, strict=True)]
@@ -89,11 +110,12 @@ class Model:
         unsaid = [draw.randint(0, count - 1) for count in counts]
         self.arena.take_back(unsaid)
         self.rows = [row[: len(row) - count] for row, count in zip(self.rows, unsaid, strict=True)]
-        self.check_windows(50)
+        if isinstance(self.arena, Arena):
+            self.check_windows(self.arena, 50)
 
-    def check_windows(self, most_unused: int) -> None:
-        lengths, end, seen = self.arena.lengths(), self.arena.end, 0
-        for first, last, begin in self.arena.windows(most_unused):
+    def check_windows(self, arena: Arena, most_unused: int) -> None:
+        lengths, end, seen = arena.lengths(), arena.end, 0
+        for first, last, begin in arena.windows(most_unused):
             assert first == seen < last
             held = lengths[first:last]
             assert end - begin == max(held)
@@ -126,6 +148,15 @@ class Model:
         self.arena.drop_staged()
         self.staged = None
 
+    def has_room(self, *more: int, tokens: int = 0) -> bool:
+        """Tell what a scheduler sees to: room for these rows beside the others, after so many steps."""
+        staged = [] if self.staged is None else [self.wanted]
+        return self.room.holds([*(len(row) + tokens for row in self.rows), *staged, *more])
+
+    def make_room(self) -> None:
+        while self.rows and not self.has_room(tokens=1):
+            self.leave(len(self.rows) - 1)
+
     def leave(self, row: int) -> None:
         self.arena.remove(row, clear=row % 2 == 0)
         self.rows[row] = self.rows[-1]
@@ -133,15 +164,20 @@ class Model:
 
 
 @settings(deadline=None, max_examples=120)
-@given(operations)
-def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | int]]) -> None:
-    model = Model()
+@given(operations, st.floats(1, MAX_ROWS), st.sampled_from([0, 1, 16, 50]))
+def test_every_row_sees_just_its_own_tokens(
+    script: list[tuple[str, list[int] | int]], whole_rows: float, page: int
+) -> None:
+    """In room for one row of full length, or so many more."""
+    room = replace(ROOM, bytes=int(whole_rows * (MAX_LENGTH + CONTEXT_SLACK)) * CELLS, page=page)
+    model = Model(room)
     for name, argument in script:
         if isinstance(argument, list):
-            if len(model.rows) + len(argument) + (model.staged is not None) <= MAX_ROWS:
+            is_free = len(model.rows) + len(argument) + (model.staged is not None) <= MAX_ROWS
+            if is_free and model.has_room(*argument):
                 model.join(argument)
         elif name == "stage":
-            if model.staged is None and len(model.rows) < MAX_ROWS:
+            if model.staged is None and len(model.rows) < MAX_ROWS and model.has_room(argument):
                 model.stage(argument)
         elif name == "part":
             if model.staged is not None:
@@ -149,6 +185,7 @@ def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | 
         elif name == "drop":
             model.drop()
         elif name == "run":
+            model.make_room()
             if model.rows and max(map(len, model.rows)) < MAX_LENGTH:
                 model.run(argument)
         elif name == "leave":
@@ -159,15 +196,26 @@ def test_every_row_sees_just_its_own_tokens(script: list[tuple[str, list[int] | 
                 for row in reversed(range(len(model.rows))):
                     if len(model.rows[row]) + 1 > MAX_LENGTH:
                         model.leave(row)
+                model.make_room()
                 if model.rows:
                     model.decode()
+        if isinstance(model.arena, Arena):
+            assert model.arena.rows_held * model.arena.columns_held * CELLS <= room.bytes
         assert model.arena.lengths() == [len(row) for row in model.rows]
-    assert model.arena.rows_held <= MAX_ROWS
-    assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK
+    if isinstance(model.arena, Arena):
+        assert model.arena.rows_held <= MAX_ROWS
+        assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK
+        return
+    while model.rows:
+        model.leave(0)
+    model.drop()
+    model.arena._release_joining()
+    assert sorted(model.arena._free) == list(range(1, model.arena.pages)), "no page is lost"
 
 
-def test_a_prefill_that_fails_leaves_no_trace() -> None:
-    model = Model()
+@pytest.mark.parametrize("page", [0, 16])
+def test_a_prefill_that_fails_leaves_no_trace(page: int) -> None:
+    model = Model(replace(ROOM, page=page))
     model.join([5, 3])
     model.decode()
     model.arena.begin_prefill([100])  # the forward pass raises, nothing is committed
@@ -185,4 +233,5 @@ def test_many_short_requests_beside_a_long_one_need_no_more_columns() -> None:
         if len(model.rows) > 1:
             model.leave(1)
         model.join([3])
+    assert isinstance(model.arena, Arena)
     assert model.arena.columns_held <= MAX_LENGTH + CONTEXT_SLACK

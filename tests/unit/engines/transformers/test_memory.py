@@ -34,6 +34,7 @@ def test_the_cache_stays_within_its_budget(
             kv_cache_bytes=asked,
             share=0,
             bytes_per_row=row,
+            least_bytes=(row + 7) // 8,
             max_slots=max_slots,
         )
     except EngineLoadError as error:
@@ -41,7 +42,8 @@ def test_the_cache_stays_within_its_budget(
         assert row > min(asked or free, free) * 0.25 or row > CPU_MOST_BYTES
         return
     assert 1 <= budget.slots <= (max_slots or 256)
-    assert budget.bytes == budget.slots * row <= free
+    assert row <= budget.bytes <= free
+    assert budget.slots * ((row + 7) // 8) <= budget.bytes <= (max_slots or 256) * row
     if asked:
         assert budget.bytes <= asked
     elif device == "cpu":
@@ -65,6 +67,7 @@ def test_what_prompts_begin_with_is_kept_within_the_budget(
             kv_cache_bytes=0,
             share=0.5,
             bytes_per_row=row,
+            least_bytes=row,
             max_slots=max_slots,
             keeps_prefixes=keeps_prefixes,
             prefix_bytes=asked,
@@ -92,18 +95,40 @@ def test_slots_that_memory_was_sized_for_are_there(row: int, slots: int) -> None
         kv_cache_bytes=0,
         share=1.0,
         bytes_per_row=row,
+        least_bytes=row,
         max_slots=slots,
         keeps_prefixes=True,
     )
-    assert found.slots == slots
+    assert (found.slots, found.bytes) == (slots, slots * row)
     assert sized // 10 <= found.prefix_bytes <= sized - slots * row
 
 
 def test_a_row_that_does_not_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(EngineLoadError, match=r"needs 4\.00 GiB, but the cache may take 1\.00 GiB on cpu"):
         kv_budget(
-            free_bytes=8 * GIB, device="cpu", kv_cache_bytes=GIB, share=0, bytes_per_row=4 * GIB, max_slots=0
+            free_bytes=8 * GIB,
+            device="cpu",
+            kv_cache_bytes=GIB,
+            share=0,
+            bytes_per_row=4 * GIB,
+            least_bytes=GIB,
+            max_slots=0,
         )
+
+
+def test_a_long_context_does_not_make_slots_few() -> None:
+    found = kv_budget(
+        free_bytes=96 * GIB,
+        device="cuda",
+        kv_cache_bytes=0,
+        share=1.0,
+        bytes_per_row=16 * GIB,  # 128k tokens of an 8B model
+        least_bytes=GIB // 25,
+        max_slots=0,
+        keeps_prefixes=True,
+    )
+    assert found.slots == 256
+    assert found.bytes + found.prefix_bytes == 96 * GIB
 
 
 def test_weights_that_do_not_fit_are_refused_with_the_numbers() -> None:

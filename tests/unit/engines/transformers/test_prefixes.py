@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,10 @@ def row(tokens: list[int], salt: bytes) -> list[torch.Tensor]:
     return [keys, -keys]
 
 
+def part_of(held: list[torch.Tensor]) -> Callable[[slice], list[torch.Tensor]]:
+    return lambda columns: [one[:, columns] for one in held]
+
+
 @settings(deadline=None)
 @given(
     st.lists(
@@ -38,7 +44,7 @@ def test_what_is_found_is_what_was_kept(
     for is_kept, whole, rest, salt in script:
         tokens = whole + [7] * rest
         if is_kept:
-            cache.keep(row(tokens, salt), tokens, salt)
+            cache.keep(part_of(row(tokens, salt)), tokens, salt)
             kept |= {(salt, tuple(tokens[:end])) for end in range(BLOCK, len(tokens) + 1, BLOCK)}
             # What has just been kept is there, as far as there is room.
             assert cache.held([*tokens, 9], salt) == min(len(tokens) // BLOCK, blocks) * BLOCK
@@ -60,8 +66,8 @@ def test_the_least_recently_used_makes_room_from_its_end() -> None:
     cache = PrefixCache(4 * BLOCK * BYTES_PER_TOKEN, BYTES_PER_TOKEN)
     first, second, third = ([token] * (2 * BLOCK) for token in (1, 2, 3))
     for tokens in (first, second):
-        cache.keep(row(tokens, b""), tokens, b"")
+        cache.keep(part_of(row(tokens, b"")), tokens, b"")
     cache.fill([torch.zeros(HEADS, 2 * BLOCK, SIZE) for _ in range(2)], first, b"")
-    cache.keep(row(third[:BLOCK], b""), third[:BLOCK], b"")
+    cache.keep(part_of(row(third[:BLOCK], b"")), third[:BLOCK], b"")
     held = [cache.held([*tokens, 0], b"") // BLOCK for tokens in (first, second, third)]
     assert held == [2, 1, 1]

@@ -9,13 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tidegate.engines.transformers.room import Room
 from tidegate.engines.transformers.scheduler import (
+    HEADROOM,
     PADDING_SHARE,
     PADDING_TOKENS,
     Scheduler,
     grouped,
     run_width,
 )
+from tidegate.sources.facts import CONTEXT_SLACK
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,20 @@ class Prompt:
     id: str
     length: int
     needs_all_logits: bool = False
+    created: float = 0.0
+    answer: int = 0  # tokens, beside those of `length`
+
+    @property
+    def width(self) -> int:
+        return self.length
+
+    @property
+    def widest(self) -> int:
+        return self.length + self.answer
+
+    @property
+    def age(self) -> tuple[float, str]:
+        return self.created, self.id
 
 
 LENGTHS = st.one_of(st.integers(1, 40), st.integers(1, 5000))
@@ -218,6 +235,100 @@ class Steps(RuleBasedStateMachine):
         assert len(scheduler.running) + len(staged) <= self.slots
         assert scheduler.free_slots() == self.slots - len(self.rows) - len(self.line)
         assert scheduler.has_work() == bool(self.rows or self.line)
+
+
+@dataclass
+class Growing:
+    """A request that grows by a token a step."""
+
+    id: str
+    length: int
+    widest: int
+    age: tuple[float, str]
+    needs_all_logits: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.length
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    asked=st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=25),
+    tokens=st.integers(600, 2000),
+    page=st.sampled_from([0, 1, 32]),
+    budget=st.sampled_from([50, 4096]),
+    slots=st.integers(1, 12),
+)
+def test_all_end_however_small_the_room(
+    asked: list[tuple[int, int]], tokens: int, page: int, budget: int, slots: int
+) -> None:
+    room = Room((tokens + CONTEXT_SLACK) * 16, 16, page=page)
+    scheduler: Scheduler[Growing] = Scheduler(slots, room, 64, 600)
+    queue = [
+        Growing(str(n), length, length + answer, (n, str(n))) for n, (length, answer) in enumerate(asked)
+    ]
+    begun: dict[str, int] = {}  # the step in which each found room last
+    for step in range(sum(length + answer for length, answer in asked) * 2 + len(asked)):
+        for _ in range(max(0, scheduler.free_slots())):
+            if queue:
+                scheduler.add(queue.pop(0))
+        if not scheduler.has_work():
+            break
+        oldest = min(
+            (*scheduler.running, *filter(None, [scheduler.staged])), key=lambda one: one.age, default=None
+        )
+        back = []
+        while (one := scheduler.beyond_room()) is not None:
+            assert one is not oldest
+            assert step - begun[one.id] > HEADROOM, "nobody goes back and forth"
+            if (row := scheduler.abort(one.id)) is not None:
+                scheduler.leave([row])
+            back.append(one)
+        here = [*scheduler.running, *filter(None, [scheduler.staged])]
+        assert len(here) <= slots
+        assert room.holds([one.width for one in here])
+        staged = scheduler.staged
+        plan = scheduler.schedule(budget)
+        surplus = scheduler.surplus()
+        assert len(scheduler.waiting) == 1 or not surplus
+        for one in (*(one for one, _ in plan.parts), *(one for group in plan.groups for one in group)):
+            if not staged or one is not staged:
+                begun[one.id] = step
+            if one is not scheduler.staged or not scheduler.left:
+                scheduler.join([one])
+        over = []
+        for row, one in enumerate(scheduler.running):
+            one.length += 1
+            if one.length == one.widest:
+                over.append(row)
+        scheduler.leave(over)
+        queue = sorted([*queue, *back, *surplus], key=lambda one: one.age)
+    assert not queue
+    assert not scheduler.has_work()
+
+
+def test_who_waits_behind_one_without_room_is_given_back() -> None:
+    room = Room(16 * 1000, 16, page=1)
+    scheduler: Scheduler[Prompt] = Scheduler(8, room, 100, 1000)
+    for name, length in (("runs", 500), ("waits", 600), ("first", 10), ("second", 10)):
+        scheduler.add(Prompt(name, length, answer=100))
+    assert joined(scheduler, 4096) == [["runs"]]
+    assert {one.id for one in scheduler.surplus()} == {"first", "second"}
+    assert scheduler.free_slots() < 0
+    scheduler.leave([0])
+    assert joined(scheduler, 4096) == [["waits"]]
+
+
+def test_slots_follow_from_what_is_usual_here() -> None:
+    room = Room(16 * 2000, 16, page=1)
+    scheduler: Scheduler[Prompt] = Scheduler(100, room, 136, 2000)
+    assert scheduler.free_slots() == 10
+    for name in range(40):
+        scheduler.add(Prompt(str(name), 936))
+        joined(scheduler, 4096)
+        scheduler.leave([0])
+    assert scheduler.free_slots() == 2
 
 
 TestSteps = Steps.TestCase
