@@ -137,7 +137,8 @@ class TransformersEngine:
         self._tokens = torch.zeros(0, dtype=torch.long, device=model.device)
         self._weights_tokens = WEIGHTS_TOKENS[model.device.type]
         # On CPU what this thread computes, not what others keep it from.
-        self._clock = time.thread_time if loaded.device == "cpu" else time.perf_counter
+        self._is_waiting = loaded.device == "cpu"  # for each operation
+        self._clock = time.thread_time if self._is_waiting else time.perf_counter
         self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
         kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
         cap = spec.memory_cap_bytes
@@ -262,11 +263,13 @@ class TransformersEngine:
             budget = max(budget, min(self._weights_tokens, self._args.prefill_tokens_per_step))
         plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage, held=self._held)
         outputs += [sequence.given_back() for sequence in self._scheduler.surplus()]
+        prompts = self._clock()
         with prefill_threads(plan.tokens, self._prefill_cores):
             for sequence, count in plan.parts:
                 logits += self._prefill_part(sequence, count, outputs)
             for group in plan.groups:
                 logits += self._prefill(group, outputs)
+        prompts = self._clock() - prompts
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
             self._accept(choose(together, self._scheduler.running), outputs, ahead)
@@ -276,7 +279,7 @@ class TransformersEngine:
                 if sequence.id in joined:
                     self._keep(row, sequence)
         if is_waited_for:
-            self._pace.note(self._clock() - begin, plan.tokens)
+            self._pace.note(rows, self._clock() - begin, plan.tokens, prompts if self._is_waiting else None)
             if self._threads is not None and not plan.tokens and ahead is None:
                 self._threads.note(rows, time.perf_counter() - clock)
         return outputs

@@ -1,8 +1,9 @@
 """Chooses how many tokens of prompts a step takes beside the rows that decode.
 
 Whoever decodes waits for the prompts that join in the same step. How long that is depends on model, machine
-and neighbours, so it is measured: what a step takes longer than those without prompts. From one step to the
-next the number of tokens follows, until that is `SHARE` of a step without.
+and neighbours, so it is measured: what prompts took of a step, or, where a device works behind the host, what
+the step took longer than one of about as many rows without prompts. From one step to the next the number of
+tokens follows, until that is `SHARE` of a step without.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Pace:
         self._fewest, self._most = min(fewest, most), most
         self._least = max(1, self._fewest // 8)
         self._tokens = min(4.0 * fewest, most)  # until there is something to go by
-        self._plain_seconds = 0.0  # of a step without prompts, on average; 0: not known
+        # Of a step without prompts, on average, by the power of two that its rows come to.
+        self._plain_seconds: dict[int, float] = {}
 
     def budget(self, joining: int, running: int) -> int:
         """Return how many tokens of prompts the next step may take: more where more requests wait for their
@@ -31,14 +33,18 @@ class Pace:
             return self._most
         return min(self._most, int(self._tokens * max(1.0, joining / running)))
 
-    def note(self, seconds: float, tokens: int) -> None:
-        """Learn from a step in which rows decoded, and `tokens` of prompts joined."""
-        plain = self._plain_seconds
+    def note(self, rows: int, seconds: float, tokens: int, prompt_seconds: float | None = None) -> None:
+        """Learn from a step in which so many rows decoded, and `tokens` of prompts joined, which took
+        `prompt_seconds` of it where that can be told."""
+        size = rows.bit_length()
+        plain = self._plain_seconds.get(size, 0.0)
         if not tokens:
             seen = min(seconds, MOST_CHANGE * plain) if plain else seconds
-            self._plain_seconds = plain + (seen - plain) * (WEIGHT if plain else 1)
+            self._plain_seconds[size] = plain + (seen - plain) * (WEIGHT if plain else 1)
             return
-        if not plain:
+        if prompt_seconds is not None:
+            plain = seconds - prompt_seconds
+        elif not plain:
             return
         # A burst may take more.
         relative = plain * max(1.0, tokens / self._tokens) / max(seconds - plain, 1e-9)

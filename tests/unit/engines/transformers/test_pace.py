@@ -11,10 +11,10 @@ from tidegate.engines.transformers.pace import SHARE, Pace
 
 def settled(pace: Pace, seconds: Callable[[int], float]) -> int:
     """Let steps take what `seconds` says of their prompt tokens, until the budget has settled."""
-    pace.note(seconds(0), 0)
+    pace.note(1, seconds(0), 0)
     for _ in range(40):
         budget = pace.budget(1, 1)
-        pace.note(seconds(budget), budget)
+        pace.note(1, seconds(budget), budget)
     return budget
 
 
@@ -48,15 +48,15 @@ def test_a_few_tokens_that_cost_little_say_nothing_of_many() -> None:
     pace = Pace(16, 4096)
     budget = settled(pace, lambda tokens: 0.1 + 1e-3 * tokens)
     for _ in range(40):
-        pace.note(0.101, 1)
+        pace.note(1, 0.101, 1)
     assert pace.budget(1, 1) == budget
 
 
 def test_one_step_that_was_held_up_changes_little() -> None:
     pace = Pace(16, 4096)
     before = settled(pace, lambda tokens: 0.1 + 1e-3 * tokens)
-    pace.note(60.0, 0)
-    pace.note(60.0, before)
+    pace.note(1, 60.0, 0)
+    pace.note(1, 60.0, before)
     assert pace.budget(1, 1) >= before // 2
     after = [settled(pace, lambda tokens: 0.1 + 1e-3 * tokens) for _ in range(9)]
     assert after[-1] == pytest.approx(before, rel=0.1)
@@ -65,14 +65,16 @@ def test_one_step_that_was_held_up_changes_little() -> None:
 @given(
     st.integers(1, 300),
     st.integers(1, 5000),
-    st.lists(st.tuples(st.floats(0, 1e3), st.integers(0, 5000)), max_size=50),
+    st.lists(
+        st.tuples(st.integers(0, 256), st.floats(0, 1e3), st.integers(0, 5000), st.booleans()), max_size=50
+    ),
 )
 def test_whatever_is_measured_a_step_goes_on_and_has_a_bound(
-    fewest: int, most: int, steps: list[tuple[float, int]]
+    fewest: int, most: int, steps: list[tuple[int, float, int, bool]]
 ) -> None:
     pace = Pace(fewest, most)
-    for seconds, tokens in steps:
-        pace.note(seconds, tokens)
+    for rows, seconds, tokens, is_told in steps:
+        pace.note(rows, seconds, tokens, seconds / 2 if is_told else None)
         assert 1 <= pace.budget(1, 1) <= most
 
 
@@ -82,3 +84,22 @@ def test_a_burst_may_take_as_many_times_more_as_more_wait_to_join_than_run() -> 
     assert pace.budget(8, 8) == alone
     assert pace.budget(32, 8) == 4 * alone
     assert pace.budget(64, 1) == 4096
+
+
+def test_steps_of_more_rows_are_not_taken_for_prompts_that_cost_much() -> None:
+    """A step of many rows takes longer than one of few: what is known of these says nothing of those."""
+    pace = Pace(16, 4096)
+    before = settled(pace, lambda tokens: 0.01 + 1e-4 * tokens)
+    for rows in range(8, 64):
+        pace.note(rows, 0.001 * rows + 1e-4 * 32, 32)
+    assert pace.budget(1, 1) >= before // 2
+
+
+@pytest.mark.parametrize("rows", [1, 60])
+def test_what_prompts_took_is_told_apart_where_it_can_be(rows: int) -> None:
+    pace = Pace(1, 4096)
+    pace.note(1, 0.001, 0)
+    for _ in range(40):
+        budget = pace.budget(1, 1)
+        pace.note(rows, 0.1 + 1e-3 * budget, budget, 1e-3 * budget)
+    assert 1e-3 * budget == pytest.approx(SHARE * 0.1, rel=0.1)
