@@ -146,7 +146,9 @@ def save_model(
 
     ids = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
     config = AutoConfig.for_model(kind, **(size if "text_config" in size else {**ids, **size}))
-    model = getattr(modeling_auto, auto).from_config(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # for what is drawn in one dimension, as the time steps of state-space models
+        model = getattr(modeling_auto, auto).from_config(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
