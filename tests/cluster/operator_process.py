@@ -113,7 +113,7 @@ class World:
         return next((item for item in conditions if item["type"] == wanted), {})
 
     async def wait_for_condition(
-        self, name: str, wanted: str, status: str, reason: str = "", *, timeout: float = 20, **place: Any
+        self, name: str, wanted: str, status: str, reason: str = "", *, timeout: float = 60, **place: Any
     ) -> Any:
         """The condition, once it has this status and reason."""
 
@@ -126,7 +126,7 @@ class World:
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {await self.condition(name, wanted, **place)}") from None
 
-    async def wait_for(self, what: str, look: Callable[[], Awaitable[T | None]], timeout: float = 20) -> T:
+    async def wait_for(self, what: str, look: Callable[[], Awaitable[T | None]], timeout: float = 60) -> T:
         end = time.monotonic() + timeout
         while not (found := await look()):
             if time.monotonic() > end:

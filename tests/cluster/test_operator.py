@@ -338,7 +338,7 @@ async def test_without_redis_the_status_says_so_and_recovery_is_by_itself(
     await world.wait_for_condition("one", "Ready", "False", "RedisUnreachable", timeout=10)
     await world.wait_for_condition("default", "Ready", "False", "RedisUnreachable", kind="Pool", timeout=10)
     redis.start()
-    await world.wait_for_condition("one", "Ready", "True", "Serving", timeout=20)
+    await world.wait_for_condition("one", "Ready", "True", "Serving")
 
 
 async def test_a_model_whose_pool_does_not_exist_says_so_until_it_does(world: World) -> None:
