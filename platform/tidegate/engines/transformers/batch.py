@@ -56,6 +56,7 @@ class Staged:
 
 class Batch(Protocol):
     can_stage: bool
+    has_runs: bool  # rows may take several tokens a step, and forget them again
     page: int  # what rows take of memory; see `room.Room`
 
     @property
@@ -432,7 +433,7 @@ class OwnRow:
 class OneAtATime:
     """A batch whose rows begin whole, and add one token a step each."""
 
-    can_stage = False
+    can_stage = has_runs = False
     page = 0
 
     def begin(

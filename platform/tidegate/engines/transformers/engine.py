@@ -183,9 +183,8 @@ class TransformersEngine:
         self._scheduler = Scheduler(slots, room, usual, self._context_length)
         laps.end("self-check")
         if args.prompt_lookup_num_tokens:
-            if getattr(self._batch, "has_runs", False):
-                self._looks_up = True
-            else:
+            self._looks_up = self._batch.has_runs
+            if not self._looks_up:
                 notes.append("prompt_lookup_num_tokens does nothing: this model takes one token a step.")
         template_notes = self._prompts.wait_ready(self._vocabulary_size)
         laps.end("waiting for the prompts' process")

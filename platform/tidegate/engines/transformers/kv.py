@@ -79,13 +79,29 @@ def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.frombuffer(pages, dtype=like.dtype, count=math.prod(shape)).view(shape)
 
 
-class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
+class TokenLayer(CacheLayerMixin):  # type: ignore[misc]
+    """What transformers asks a cache layer of keys and values about its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0  # columns that attention sees, as a DynamicCache would count them
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class ArenaLayer(TokenLayer):
     """One layer's keys and values, [rows, heads, columns, head size], as transformers' cache layer."""
 
     def __init__(self, arena: Arena) -> None:
         super().__init__()
         self.arena = arena
-        self.length = 0  # columns that attention sees, as a DynamicCache would count them
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, columns = self.arena.rows_held, self.arena.columns_held
@@ -113,15 +129,6 @@ class ArenaLayer(CacheLayerMixin):  # type: ignore[misc]
         first, last, end = arena.first_row, arena.last_row, arena.seen.stop
         self.keys[first:last, :, end - width : end] = keys.transpose(1, 2)
         self.values[first:last, :, end - width : end] = values.transpose(1, 2)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
 
     def begin(self) -> None:
         """Follow the rows that the arena's forward pass is about to write."""

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+from transformers.cache_utils import Cache, DummyLayer
 
-from tidegate.engines.transformers.kv import LayerKind, windows, zeros
+from tidegate.engines.transformers.kv import LayerKind, TokenLayer, windows, zeros
 from tidegate.engines.transformers.room import Room
 
 PAGE = {"cpu": 16, "cuda": 256}  # tokens
@@ -38,13 +38,12 @@ def paged_room(room: Room, device: str, context_length: int) -> Room | None:
     return found if found.holds([context_length]) else None
 
 
-class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
+class PagedLayer(TokenLayer):
     """One layer's keys and values, [tokens of all pages, heads, head size], as transformers' cache layer."""
 
     def __init__(self, pool: PagedPool) -> None:
         super().__init__()
         self.pool = pool
-        self.length = 0  # columns that attention sees, as a DynamicCache would count them
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         tokens = self.pool.pages * self.pool.page
@@ -69,15 +68,6 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         for held, new in ((self.keys, keys), (self.values, values)):
             flat = new.reshape(-1, *held.shape[1:])
             held.index_copy_(0, pool.written, flat if pool.picked is None else flat[pool.picked])
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
 
 
 class PagedPool(Cache):  # type: ignore[misc]
