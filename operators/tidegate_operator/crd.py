@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import yaml
 from pydantic import BaseModel
 
+from tidegate.control.bounded_yaml import dump
 from tidegate.control.desired import Look, Pin
 from tidegate.control.resources import API_VERSION, Model, Pool
 from tidegate.control.rollout_state import RolloutState
@@ -63,7 +63,9 @@ def _check(folder: Path) -> int:
 
 def files() -> dict[str, str]:
     """Return the text of each file by its name."""
-    return {f"{name}.yaml": HEADER + _text(definition) for name, definition in definitions().items()}
+    return {
+        f"{name}.yaml": HEADER + dump(definition, width=110) for name, definition in definitions().items()
+    }
 
 
 def definitions() -> dict[str, Schema]:
@@ -289,17 +291,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-class _Dumper(yaml.SafeDumper):
-    """Dumps without anchors: each value stands where it is read."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        return True
-
-
-def _text(definition: Schema) -> str:
-    return yaml.dump(definition, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
+from tidegate.control.bounded_yaml import load_documents
 from tidegate.errors import TidegateError
 from tidegate.telemetry import configure_logging, fields
 from tidegate_operator.cluster import ApiGone, ApiUnavailable, Cluster, Object, configuration
@@ -65,7 +64,7 @@ def main() -> int:
     configure_logging("auto", "info")
     text = Path(sys.argv[1]).read_text(encoding="utf-8")
     try:
-        asyncio.run(serve(document for document in yaml.safe_load_all(text) if document))
+        asyncio.run(serve(document for document in load_documents(text) if document))
     except TidegateError as error:
         log.error("%s", error.message)
         return 1

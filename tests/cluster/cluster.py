@@ -98,7 +98,7 @@ class Cluster:
     def apply(self, *resources: Resource | Path, namespace: str = "default") -> None:
         """Server-side apply, as one field manager that forces: a test may repeat and change it."""
         stdin = "\n---\n".join(
-            each.read_text(encoding="utf-8") if isinstance(each, Path) else yaml.safe_dump(each)
+            each.read_text(encoding="utf-8") if isinstance(each, Path) else manifest(each)
             for each in resources
         )
         command = ("apply", "--server-side", "--force-conflicts", "-n", namespace, "-f", "-")
@@ -250,6 +250,11 @@ class Cluster:
                 f"{program} {' '.join(command[1:])}: {done.stderr.strip() or done.stdout.strip()}"
             )
         return done.stdout
+
+
+def manifest(*resources: Resource) -> str:
+    """A stream of documents for kubectl, as JSON: PyYAML leaves text like `12e3` without quotes."""
+    return "".join(f"---\n{json.dumps(each)}\n" for each in resources)
 
 
 def state_folder(parts: str = "all") -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.cluster import CHART, Cluster, CommandFailed, Resource
+from tests.cluster.cluster import CHART, Cluster, CommandFailed, Resource, manifest
 from tests.integration.chart.rendered import VALUE_SETS, VALUES, pod_templates
 from tidegate.control.looks import Question
 from tidegate.control.resources import Model, Pool
@@ -82,7 +82,7 @@ def test_every_value_set_is_taken(release: Cluster, values: str) -> None:
         "--validate=strict",
         "-f",
         "-",
-        stdin=yaml.safe_dump_all(documents),
+        stdin=manifest(*documents),
     )
 
 
@@ -115,10 +115,10 @@ def test_pods_meet_pod_security(release: Cluster) -> None:
         pods.append(
             {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {**spec, "volumes": volumes}}
         )
-    release.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump_all(pods))
+    release.kubectl("create", "--dry-run=server", "-f", "-", stdin=manifest(*pods))
     refused = {**pods[0], "spec": {**pods[0]["spec"], "securityContext": {}}}
     with pytest.raises(CommandFailed, match="violates PodSecurity"):
-        release.kubectl("create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(refused))
+        release.kubectl("create", "--dry-run=server", "-f", "-", stdin=manifest(refused))
 
 
 def may(api: Cluster, who: str, verb: str, what: str, *, where: str = NAMESPACE) -> bool:
@@ -503,7 +503,7 @@ def test_the_guides_policy_holds_models_to_source_secrets(release: Cluster) -> N
 
     def model(secret: str) -> str:
         source = {"uri": "hf://owner/name", "secretRef": {"name": secret}}
-        return yaml.safe_dump({**MODEL, "spec": {"source": source}})
+        return manifest({**MODEL, "spec": {"source": source}})
 
     command = ("create", "--dry-run=server", "-n", "models-a", "-f", "-")
 
@@ -519,9 +519,9 @@ def test_the_guides_policy_holds_models_to_source_secrets(release: Cluster) -> N
     try:
         release.wait_for("the policy", is_refused, 60)
         release.kubectl(*command, stdin=model("source-hub"))
-        release.kubectl(*command, stdin=yaml.safe_dump(MODEL))
+        release.kubectl(*command, stdin=manifest(MODEL))
         without_source = {**MODEL, "spec": {"engine": {"name": "simulated"}}}
-        release.kubectl(*command, stdin=yaml.safe_dump(without_source))
+        release.kubectl(*command, stdin=manifest(without_source))
     finally:
         for item in objects:
             release.delete(item["kind"], item["metadata"]["name"])

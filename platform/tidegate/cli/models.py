@@ -156,7 +156,7 @@ def drain(
 def with_fields(spec: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Return the spec with these fields, each `path=value`; a path begins below `spec`. Raises
     `CommandFailed`."""
-    import yaml
+    from tidegate.control.bounded_yaml import YamlRefused, load_documents
 
     changed = copy.deepcopy(dict(spec))
     for assignment in assignments:
@@ -177,9 +177,12 @@ def with_fields(spec: Mapping[str, Any], assignments: Sequence[str]) -> dict[str
             inner.pop(last, None)
             continue
         try:
-            inner[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise CommandFailed(f"{path}: {text!r} is not YAML; quote it.") from error
+            documents = load_documents(text)
+        except YamlRefused as error:
+            raise CommandFailed(f"{path}: {text!r} is not YAML ({error}); quote it.") from error
+        if len(documents) != 1:
+            raise CommandFailed(f"{path}: {text!r} is not one value; quote it.")
+        inner[last] = documents[0]
     return changed
 
 

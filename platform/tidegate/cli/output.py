@@ -129,7 +129,6 @@ def _dump(data: Any, style: Format) -> None:
     else:
         import json
 
-        import yaml
+        from tidegate.control.bounded_yaml import dump
 
-        plain = json.loads(json.dumps(data, default=str))
-        put(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+        put(dump(json.loads(json.dumps(data, default=str))), end="")

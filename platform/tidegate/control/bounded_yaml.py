@@ -1,15 +1,18 @@
-"""Read YAML that somebody else wrote, within bounds that hold before anything is built of it.
+"""Read YAML that somebody else wrote, within bounds that hold before anything is built of it; and write it.
 
 The text is parsed twice: first to events, which cost memory one at a time, and only where their number,
 depth and what aliases stand for are within bounds, to values. An alias counts as all that it stands for, so
 a file of 1 kB that unfolds to millions of values is refused by its sum. Numbers have a bound of their own:
 Python's whole numbers have none, and what cannot be shown again must not come in.
 
-The values are those of JSON. A date is text, as it is for Kubernetes.
+The values are those of JSON. A date is text, as it is for Kubernetes. PyYAML is alone in reading `1e-5` and
+`0o17` as text: to kubectl, Helm and whatever else is not PyYAML they are numbers, here both ways, so a file
+says the same to a laptop and to a cluster, and what is written quotes text of that look.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import yaml
@@ -18,6 +21,13 @@ MAX_VALUES = 100_000  # of all documents of a text, what aliases stand for inclu
 MAX_DEPTH = 50
 MAX_NUMBER_CHARACTERS = 40
 MAX_DIRECTIVES = 8  # libyaml compares each with all others
+
+# Numbers to Go's YAML (gopkg.in/yaml.v2, resolve.go; `_` may stand in them) and text to PyYAML.
+_NUMBERS = {
+    "tag:yaml.org,2002:float": re.compile(r"[-+]?(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)[eE][-+]?[0-9]+\Z"),
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?0[oO][0-7_]+\Z"),
+}
+_FIRST_OF_NUMBERS = list("-+.0123456789")
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where libyaml is there
 
@@ -131,3 +141,22 @@ def _bounded(node: yaml.ScalarNode) -> yaml.ScalarNode:
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_bounded_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_bounded_float)
+
+
+class Dumper(yaml.SafeDumper):
+    """The safe dumper whose text is the same value to every reader; without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, _pattern, _FIRST_OF_NUMBERS)
+    Dumper.add_implicit_resolver(_tag, _pattern, _FIRST_OF_NUMBERS)
+# Truth values to some readers: written in quotes, and read as the text that they are to PyYAML.
+Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"[yYnN]\Z"), list("yYnN"))
+
+
+def dump(value: Any, **options: Any) -> str:
+    """`value` (of JSON's kinds) as YAML, its fields in their order. `options`: PyYAML's."""
+    return str(yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, **options))
