@@ -280,7 +280,7 @@ def _gpu_share(need: Need, group: Group) -> _Share | Refusal:
         "TooLittleGpuMemory",
         f"One replica needs {gib(memory.bytes)} of GPU memory ({memory.text}) and {where} "
         f"{gib(each * min(share, most) // WHOLE)}; use a quantized checkpoint, a shorter contextLength, "
-        "fewer maxSlots, or a group with more GPU memory.",
+        "a smaller engine.kvCacheBytes, or a group with more GPU memory.",
     )
 
 

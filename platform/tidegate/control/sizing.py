@@ -17,8 +17,8 @@ from tidegate.sources.facts import (
     state_bytes,
 )
 
-# A KV cache that nobody asked a size for: as large as the weights, but between one and this many requests
-# of full context.
+# A KV cache that nobody asked a size for: as large as the weights, but between one and `maxSlots`, or this
+# many, requests of full context. Requests take what their tokens need, so more than these run in it.
 MOST_DEFAULT_ROWS = 8
 
 
@@ -75,9 +75,8 @@ def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
     # A state is of all tokens before: no other prompt can begin with it.
     if not state_bytes(source.shape) and spec.engine.args.get("prefix_cache", True):
         row += -(-row // PREFIX_SHARE)
-    if spec.engine.max_slots:
-        return row * spec.engine.max_slots
-    return row * max(1, min(MOST_DEFAULT_ROWS, _loaded_weights(spec, source) // row))
+    most = spec.engine.max_slots or MOST_DEFAULT_ROWS
+    return row * max(1, min(most, _loaded_weights(spec, source) // row))
 
 
 def asked_task(spec: ModelSpec, source: SourceState | None) -> str:

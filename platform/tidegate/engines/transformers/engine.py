@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,9 +24,12 @@ from torch import Tensor
 
 from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
+from tidegate.engines.families import families
 from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch, Staged, measure_kv
+from tidegate.engines.transformers.cache_plan import plan_cache
+from tidegate.engines.transformers.counts import Counts
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.language import Language, failed_alone
 from tidegate.engines.transformers.loading import (
@@ -35,22 +37,20 @@ from tidegate.engines.transformers.loading import (
     TEXT_TO_TEXT,
     choose_context,
     closed_on_failure,
-    free_bytes,
     load,
     open_checkpoint,
 )
 from tidegate.engines.transformers.lookup import Lookup, lookup_width
-from tidegate.engines.transformers.memory import kv_budget, usable_cores, within_cap
+from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.pace import Pace
-from tidegate.engines.transformers.paged import paged_room
-from tidegate.engines.transformers.prefixes import PrefixCache
 from tidegate.engines.transformers.prompt_pool import PromptPool
-from tidegate.engines.transformers.room import LEAST_TOKENS, USUAL_TOKENS, Room
+from tidegate.engines.transformers.room import USUAL_TOKENS
 from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence, followed
 from tidegate.engines.transformers.threads import StepThreads, prefill_threads, set_threads
+from tidegate.messages.engine_metrics import encode_families
 from tidegate.messages.work import (
     Finish,
     Request,
@@ -58,7 +58,6 @@ from tidegate.messages.work import (
     Tokens,
 )
 from tidegate.replica_args import EngineSpec
-from tidegate.sources.facts import CONTEXT_SLACK
 from tidegate.telemetry import Laps
 
 log = logging.getLogger(__name__)
@@ -98,6 +97,7 @@ class TransformersEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._args = parse_args(spec.args, TransformersArgs)
+        self._counts = Counts()
         self._scheduler: Scheduler[RunningSequence] = Scheduler(slots=0)
         self._part: Part | None = None
         self._broken: str | None = None
@@ -141,26 +141,7 @@ class TransformersEngine:
         self._clock = time.thread_time if self._is_waiting else time.perf_counter
         self._pace = Pace(self._weights_tokens, args.prefill_tokens_per_step)
         kv = encoder_decoder.measure_kv(model) if self._has_encoder else measure_kv(model)
-        cap = spec.memory_cap_bytes
-        keeps_only_tokens = bool(kv.layers) and all(kind.has_tokens and not kind.states for kind in kv.layers)
-        keeps_prefixes = args.prefix_cache and keeps_only_tokens and not self._has_encoder
-        budget = kv_budget(
-            free_bytes=within_cap(free_bytes(loaded.device), cap, loaded.weights_bytes, loaded.device),
-            device=loaded.device,
-            kv_cache_bytes=spec.kv_cache_bytes,
-            # Under a cap nobody else counts on what the weights leave of it.
-            share=args.kv_cache_share or (1.0 if cap else 0.0),
-            bytes_per_row=kv.of_row(self._context_length + CONTEXT_SLACK),
-            least_bytes=kv.of_row(min(self._context_length, LEAST_TOKENS) + CONTEXT_SLACK),
-            max_slots=spec.max_slots,
-            keeps_prefixes=keeps_prefixes,
-            prefix_bytes=args.prefix_cache_bytes,
-        )
-        slots = budget.slots
-        room = Room(budget.bytes, kv.bytes_per_token, kv.bytes_per_row)
-        wants_pages = loaded.device == "cuda" if args.kv_pages is None else args.kv_pages
-        has_pages = wants_pages and keeps_only_tokens and not self._has_encoder
-        pages = paged_room(room, loaded.device, self._context_length) if has_pages else None
+        plan = plan_cache(loaded, kv, spec, args, self._context_length)
         if loaded.device == "cpu" and not args.threads:
             self._prefill_cores = usable_cores()
             self._threads = StepThreads(usable_cores(), loaded.weights_bytes)
@@ -168,19 +149,15 @@ class TransformersEngine:
         self._batch, notes = prove(
             loaded,
             layers=kv.layers,
-            max_rows=slots,
+            max_rows=plan.slots,
             context_length=self._context_length,
-            prefixes=PrefixCache(budget.prefix_bytes, kv.bytes_per_token) if keeps_prefixes else None,
-            room=room,
-            pages=pages,
+            prefixes=plan.prefixes,
+            room=plan.room,
+            pages=plan.pages,
             pages_anyhow=bool(args.kv_pages),
         )
-        if pages is not None and self._batch.page == pages.page:
-            room = pages
-        else:
-            room = replace(room, page=self._batch.page)
         usual = min(self._context_length, USUAL_TOKENS)
-        self._scheduler = Scheduler(slots, room, usual, self._context_length)
+        self._scheduler = Scheduler(plan.slots, plan.room_of(self._batch), usual, self._context_length)
         laps.end("self-check")
         if args.prompt_lookup_num_tokens:
             self._looks_up = self._batch.has_runs
@@ -191,7 +168,7 @@ class TransformersEngine:
         return LoadReport(
             weights_bytes=loaded.weights_bytes,
             kv_bytes_per_token=kv.bytes_per_token,
-            slots=slots,
+            slots=plan.slots,
             context_length=self._context_length,
             precision=loaded.precision,
             device=loaded.device,
@@ -234,6 +211,9 @@ class TransformersEngine:
     def health(self) -> str | None:
         return self._broken
 
+    def own_metrics(self, labels: Mapping[str, str]) -> bytes:
+        return encode_families(list(families(self._counts.metrics(self._scheduler.usage()), labels)))
+
     def close(self) -> None:
         self._scheduler, self._part = Scheduler(slots=0), None
         if hasattr(self, "_prompts"):
@@ -261,7 +241,9 @@ class TransformersEngine:
         if self._scheduler.staged is None:  # with none before them so many cost hardly more than one
             budget = max(budget, min(self._weights_tokens, self._args.prefill_tokens_per_step))
         plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage, held=self._held)
-        outputs += [sequence.given_back() for sequence in self._scheduler.surplus()]
+        surplus = [sequence.given_back() for sequence in self._scheduler.surplus()]
+        self._counts.given_back_requests += len(surplus)
+        outputs += surplus
         prompts = self._clock()
         with prefill_threads(plan.tokens, self._prefill_cores):
             for sequence, count in plan.parts:
@@ -277,6 +259,9 @@ class TransformersEngine:
             for row, sequence in enumerate(self._scheduler.running):
                 if sequence.id in joined:
                     self._keep(row, sequence)
+            self._counts.steps += 1
+            self._counts.step_seconds += time.perf_counter() - clock
+        self._counts.prefilled_tokens += plan.tokens
         if is_waited_for:
             self._pace.note(rows, self._clock() - begin, plan.tokens, prompts if self._is_waiting else None)
             if self._threads is not None and not plan.tokens and ahead is None:
@@ -286,6 +271,7 @@ class TransformersEngine:
     def _give_back(self, sequence: RunningSequence, outputs: list[StepOutput]) -> None:
         log.info("request %s makes room with %d tokens", sequence.id, sequence.width)
         self.abort(sequence.id)
+        self._counts.given_back_requests += 1
         outputs.append(sequence.given_back())
 
     def _run_ahead(self) -> Ahead | None:
@@ -344,6 +330,7 @@ class TransformersEngine:
                 salt = sequence.salt if self._held(sequence) else None
                 staged = self._batch.begin(sequence.tokens, every=every, salt=salt)
                 sequence.cached_tokens = min(staged.held, len(sequence.prompt))
+                self._counts.cached_tokens += staged.held
                 self._part = Part(staged, asked)
             logits = self._batch.advance(self._part.staged, count)
         except Exception as error:
@@ -446,6 +433,8 @@ class TransformersEngine:
         for sequence, tokens, count in zip(running, ahead.proposed, said, strict=False):
             if sequence.lookup is not None and tokens:
                 sequence.lookup.note(len(tokens), count)
+                self._counts.proposed_tokens += len(tokens)
+                self._counts.accepted_tokens += count
 
     def _force(self, accepted: list[StepOutput], over: dict[int, bool]) -> None:
         """Add tokens that are forced, as many as the next step does better to take at once."""

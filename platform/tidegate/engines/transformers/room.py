@@ -34,6 +34,10 @@ class Room:
         """Tell whether there is room for rows of so many tokens, together."""
         return not rows or self._taken(rows) <= self.bytes
 
+    def usage(self, rows: Sequence[int]) -> float:
+        """Return what rows of so many tokens take of the whole, 0 to 1."""
+        return min(1.0, self._taken(rows) / self.bytes) if rows else 0.0
+
     def more(self, rows: Sequence[int], usual: int) -> int:
         """Return how many rows of `usual` tokens there is room for beside these; fewer than none where these
         are too many."""

@@ -70,6 +70,8 @@ class Room(Protocol):
 
     def holds(self, rows: Sequence[int], /) -> bool: ...
 
+    def usage(self, rows: Sequence[int], /) -> float: ...
+
     def more(self, rows: Sequence[int], usual: int, /) -> int: ...
 
 
@@ -109,6 +111,14 @@ class Scheduler(Generic[S]):
         here = [*self._here(), *self.waiting]
         usual = sum(one.width for one in here) / len(here) if here else self._usual
         return min(free, self._room.more(self._wanted(here), min(self._most, int(usual) + HEADROOM)))
+
+    def usage(self) -> float:
+        """Return what those that run take of their room, 0 to 1: by slots where it is not counted. On any
+        thread."""
+        running = [*self.running]
+        if self._room is None:
+            return len(running) / self._slots if self._slots else 0.0
+        return self._room.usage([one.width for one in running])
 
     def has_work(self) -> bool:
         return bool(self.running or self.waiting or self.staged)

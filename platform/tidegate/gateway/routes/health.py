@@ -4,7 +4,8 @@ reaches the address."""
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal, TypeVar
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
@@ -15,6 +16,8 @@ from tidegate import __version__
 from tidegate.errors import QueueUnavailable
 from tidegate.gateway.services import Services
 from tidegate.messages.engine_metrics import exposition
+
+T = TypeVar("T")
 
 
 class Liveness(BaseModel):
@@ -48,8 +51,9 @@ class Welcome(BaseModel):
 
 def routes(services: Services) -> APIRouter:
     router = APIRouter(tags=["health"])
-    reading: asyncio.Task[None] | None = None
-    reading_engines: asyncio.Task[str] | None = None
+    # Nobody needs a key for them, so all who ask at once cost as much as one.
+    read_queues = shared(lambda: _read_queues(services))
+    read_engines = shared(lambda: _read_engines(services))
 
     @router.get(
         "/livez",
@@ -100,10 +104,7 @@ def routes(services: Services) -> APIRouter:
         response_description="Prometheus' text format",
     )
     async def metrics() -> Response:
-        nonlocal reading
-        if reading is None or reading.done():  # whoever asks meanwhile shares it: no key is needed here
-            reading = asyncio.get_running_loop().create_task(_read_queues(services))
-        await asyncio.shield(reading)
+        await read_queues()
         return Response(services.metrics.exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get(
@@ -114,11 +115,7 @@ def routes(services: Services) -> APIRouter:
         response_description="Prometheus' text format",
     )
     async def engine_metrics() -> Response:
-        nonlocal reading_engines
-        if reading_engines is None or reading_engines.done():
-            reading_engines = asyncio.get_running_loop().create_task(_read_engines(services))
-        text = await asyncio.shield(reading_engines)
-        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await read_engines(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     @router.get(
         "/",
@@ -130,6 +127,19 @@ def routes(services: Services) -> APIRouter:
         return Welcome(name="tidegate", version=__version__, docs="/docs")
 
     return router
+
+
+def shared(work: Callable[[], Coroutine[Any, Any, T]]) -> Callable[[], Awaitable[T]]:
+    """Return what does `work` once for all who ask while it runs, also where some of them leave."""
+    running: asyncio.Task[T] | None = None
+
+    async def run() -> T:
+        nonlocal running
+        if running is None or running.done():
+            running = asyncio.get_running_loop().create_task(work())
+        return await asyncio.shield(running)
+
+    return run
 
 
 async def _read_engines(services: Services) -> str:
