@@ -40,12 +40,14 @@ from tidegate.engines.transformers.loading import (
     load,
     open_checkpoint,
 )
+from tidegate.engines.transformers.logprobs import PrefillLogprobs
 from tidegate.engines.transformers.lookup import Lookup, lookup_width
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.pace import Pace
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.room import USUAL_TOKENS
-from tidegate.engines.transformers.sampling import Chosen, PrefillLogprobs, choose, rows_at_once
+from tidegate.engines.transformers.row_values import rows_at_once
+from tidegate.engines.transformers.sampling import Chosen, choose
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence, followed

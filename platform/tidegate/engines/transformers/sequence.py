@@ -12,6 +12,8 @@ from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.engines.transformers.grammars import Matcher
+from tidegate.engines.transformers.logit_steps import RULING_OUT, needed_steps
+from tidegate.engines.transformers.logprobs import PrefillLogprobs
 from tidegate.engines.transformers.lookup import Lookup
 from tidegate.engines.transformers.responses import (
     AnswerFormats,
@@ -19,7 +21,6 @@ from tidegate.engines.transformers.responses import (
     delimiters,
     reading_template,
 )
-from tidegate.engines.transformers.sampling import RULING_OUT, PrefillLogprobs, needed_steps
 from tidegate.engines.transformers.vocabulary import Vocabulary
 from tidegate.messages.work import (
     NO_TOKENS,

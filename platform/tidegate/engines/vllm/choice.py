@@ -18,7 +18,8 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from tidegate.engines.transformers.generation_rules import Rules
-from tidegate.engines.transformers.sampling import LogitStep, choose, needed_steps
+from tidegate.engines.transformers.logit_steps import LogitStep, needed_steps
+from tidegate.engines.transformers.sampling import choose
 from tidegate.engines.vllm.messages import Added, Logprob
 from tidegate.messages.work import Sampling
 

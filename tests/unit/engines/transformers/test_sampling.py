@@ -23,26 +23,19 @@ from transformers import (
 
 from tests.unit.engines.transformers import choices
 from tidegate.engines.noise import uniform
+from tidegate.engines.transformers import logit_steps, row_values
 from tidegate.engines.transformers import sampling as sampling_module
-from tidegate.engines.transformers.sampling import (
-    LOGITS_BYTES,
+from tidegate.engines.transformers.logit_steps import (
     STEPS,
     LogitStep,
     Penalties,
-    PrefillLogprobs,
     Temperature,
     TopP,
-    choose,
-    least_logit,
-    least_probability,
     needed_steps,
-    packed,
-    pick,
-    ranks,
-    rows_at_once,
-    token_logprobs,
-    unpacked,
 )
+from tidegate.engines.transformers.logprobs import PrefillLogprobs, ranks, token_logprobs
+from tidegate.engines.transformers.row_values import LOGITS_BYTES, packed, rows_at_once, unpacked
+from tidegate.engines.transformers.sampling import choose, least_logit, least_probability, pick
 from tidegate.messages.work import Sampling
 
 VOCABULARY = 50
@@ -177,7 +170,7 @@ class NeverTokenZero(LogitStep):
     """What a new parameter brings, here asked for by a stop string."""
 
     @staticmethod
-    def is_needed(row: sampling_module.Row) -> bool:
+    def is_needed(row: logit_steps.Row) -> bool:
         return row.sampling.stop == ("zero",)
 
     @classmethod
@@ -188,7 +181,7 @@ class NeverTokenZero(LogitStep):
 
 
 def test_a_new_step_touches_the_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_module, "STEPS", (NeverTokenZero, *STEPS))
+    monkeypatch.setattr(logit_steps, "STEPS", (NeverTokenZero, *STEPS))
     logits = torch.zeros(4, VOCABULARY)
     logits[:, 0] = 100.0
     rows = [
@@ -318,7 +311,7 @@ def test_choices_of_many_rows_are_those_of_each(monkeypatch: pytest.MonkeyPatch)
         widths.append(len(part))
         return pick(values, part)
 
-    monkeypatch.setattr(sampling_module, "rows_at_once", lambda _vocabulary: 3)
+    monkeypatch.setattr(row_values, "rows_at_once", lambda _vocabulary: 3)
     monkeypatch.setattr(sampling_module, "pick", noted)
     apart = choose(logits, rows)
     assert widths == [3, 2]  # the others are greedy
@@ -337,7 +330,7 @@ def test_prefill_logprobs_come_in_parts() -> None:
 
 
 def test_log_probabilities_of_many_rows_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_module, "rows_at_once", lambda _vocabulary: 3)
+    monkeypatch.setattr(row_values, "rows_at_once", lambda _vocabulary: 3)
     logits = torch.randn(11, 7, generator=torch.Generator().manual_seed(0))
     tokens = torch.arange(len(logits)) % 7
     counts = [row % 4 for row in range(len(logits))]
