@@ -39,8 +39,9 @@ def measure(path: Path, lengths: list[int], name: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tidegate.engines.transformers.batch import ArenaBatch, measure_kv
+    from tidegate.engines.transformers.batch import ArenaBatch
     from tidegate.engines.transformers.decoder_step import read_decoder
+    from tidegate.engines.transformers.kv_size import measure_kv
     from tidegate.engines.transformers.packed import pack_linears
     from tidegate.engines.transformers.paged import PAGE
     from tidegate.engines.transformers.room import Room

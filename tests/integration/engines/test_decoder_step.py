@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import HEADS, HIDDEN, LLAMA, save_model
-from tidegate.engines.transformers import decoder_step, selfcheck
-from tidegate.engines.transformers.batch import ArenaBatch, measure_kv
+from tidegate.engines.transformers import decoder_step, probe, selfcheck
+from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.decoder_step import FEWEST_PRODUCTS, read_decoder
+from tidegate.engines.transformers.kv_size import measure_kv
 from tidegate.engines.transformers.packed import PackedLinear, can_pack, pack_linears
 
 QWEN3 = {**LLAMA, "head_dim": HIDDEN // HEADS}
@@ -72,7 +73,7 @@ def test_rows_of_other_lengths_are_attended_to_apart(
     assert len(short._arena.windows(40)) == 4
     for one, other in zip(*runs, strict=True):
         for found_row, expected in zip(one, other, strict=True):
-            assert selfcheck.relative_error(found_row, expected) < tolerance
+            assert probe.relative_error(found_row, expected) < tolerance
 
 
 @pytest.mark.parametrize("name", sorted(READ))
@@ -94,7 +95,7 @@ def test_attention_by_batched_products_is_as_near_as_the_models_own(
     short, own = batches(model_of(tmp_path, kind, wide, torch.bfloat16))
     errors = [
         [
-            selfcheck.relative_error(found, true)
+            probe.relative_error(found, true)
             for found, true in zip(logits_of(batch, rows, length), exact, strict=True)
         ]
         for batch in (short, own)
@@ -132,7 +133,7 @@ def proved_batch(model: Any) -> ArenaBatch:
         batch = ArenaBatch(
             model, layers=layers, max_rows=4, max_length=256, pad_id=0, makes_masks=makes_masks, step=step
         )
-        if selfcheck.check(selfcheck.Plain(model, rows), batch, "float32").is_right:
+        if probe.check(probe.Plain(model, rows), batch, "float32").is_right:
             return batch
     raise AssertionError("no way of batching is right")
 
@@ -159,7 +160,7 @@ def test_packed_layers_compute_the_same_and_a_tied_head_stays(is_tied: bool, tmp
     assert count == 2 * 7 + (not is_tied)
     assert isinstance(model.lm_head, PackedLinear) != is_tied
     assert torch.equal(model.model.layers[1].mlp.up_proj.weight, weight)
-    assert selfcheck.relative_error(after, before) < 0.01
+    assert probe.relative_error(after, before) < 0.01
 
 
 def test_layers_in_other_precisions_stay_as_they_are(tmp_path: Path) -> None:

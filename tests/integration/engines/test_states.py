@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from tests.checkpoints import VOCABULARY, save_model, save_tokenizer
 from tests.engine_requests import a_request, run, run_one, run_steps
 from tests.integration.engines.test_families import MLA, SMALL, generated, loaded
-from tidegate.engines.transformers.batch import ArenaBatch, measure_kv
+from tidegate.engines.transformers.batch import ArenaBatch
+from tidegate.engines.transformers.kv_size import measure_kv
 from tidegate.sources.facts import decoder_shape, kv_bytes_per_token, state_bytes
 
 STATES = {"hidden_size": 64, "num_hidden_layers": 3}

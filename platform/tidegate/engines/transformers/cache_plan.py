@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.batch import Batch, KvSize
+from tidegate.engines.transformers.batch import Batch
+from tidegate.engines.transformers.kv_size import KvSize
 from tidegate.engines.transformers.loading import Loaded, free_bytes
 from tidegate.engines.transformers.memory import kv_budget, within_cap
 from tidegate.engines.transformers.paged import paged_room

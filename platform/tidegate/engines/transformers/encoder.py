@@ -25,10 +25,10 @@ from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.loading import BARE, Loaded, closed_on_failure, load, open_checkpoint
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.pooling import Pooler, judge_of, label_names, normalised
+from tidegate.engines.transformers.probe import TOLERANCE, pad_id, probe_rows, relative_error
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.prompt_process import Task
 from tidegate.engines.transformers.prompts import PromptError, check_token_ids
-from tidegate.engines.transformers.selfcheck import TOLERANCE, pad_id, probe_rows, relative_error
 from tidegate.engines.transformers.tokenizer import check_against_model
 from tidegate.errors import SourceError
 from tidegate.messages.work import (

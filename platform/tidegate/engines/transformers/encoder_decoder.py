@@ -33,9 +33,10 @@ from transformers.cache_utils import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from tidegate.engines.base import EngineLoadError, is_out_of_memory
-from tidegate.engines.transformers.batch import ERRORS, KvSize, OneAtATime, RowByRow, tensor_bytes
+from tidegate.engines.transformers.batch import ERRORS, OneAtATime, RowByRow
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import FIRST_COLUMNS, FIRST_ROWS, Arena, LayerKind
+from tidegate.engines.transformers.kv_size import KvSize, tensor_bytes
 from tidegate.engines.transformers.room import Room
 
 

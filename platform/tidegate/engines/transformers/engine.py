@@ -27,10 +27,11 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.families import families
 from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.batch import Batch, Staged, measure_kv
+from tidegate.engines.transformers.batch import Batch, Staged
 from tidegate.engines.transformers.cache_plan import plan_cache
 from tidegate.engines.transformers.counts import Counts
 from tidegate.engines.transformers.head import InParts
+from tidegate.engines.transformers.kv_size import measure_kv
 from tidegate.engines.transformers.language import Language, failed_alone
 from tidegate.engines.transformers.loading import (
     CAUSAL,

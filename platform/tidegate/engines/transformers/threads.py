@@ -19,7 +19,7 @@ import torch
 TRIAL_STEPS = 6  # of which the first, that starts threads, does not count
 FIRST_WAIT, LONGEST_WAIT = 8, 1024  # steps between two trials
 HOPELESS = 2.0  # times as long as before: the trial ends at once
-WORTH = 1.1  # more threads must be faster by this factor: other processes want the cores too
+WORTH = 1.04  # more threads must be faster by this factor: other processes want the cores too
 PARALLEL_TOKENS = 128  # of a prefill, from which on its operations are worth handing out whatever the model
 PARALLEL_BYTES = 1 << 28  # of weights, from which on a step begins with all threads before any trial
 

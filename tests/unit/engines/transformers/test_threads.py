@@ -38,7 +38,7 @@ def run(chosen: StepThreads, steps: int, seconds: Callable[[int], float], rows: 
     return taken
 
 
-@pytest.mark.parametrize(("together", "expected"), [(0.6, 2), (0.95, 1), (1.5, 1)])
+@pytest.mark.parametrize(("together", "expected"), [(0.6, 2), (0.98, 1), (1.5, 1)])
 def test_more_threads_have_to_be_worth_it(together: float, expected: int) -> None:
     chosen = StepThreads(2, SMALL)
     run(chosen, FIRST_WAIT + TRIAL_STEPS, {1: 1.0, 2: together}.__getitem__)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tidegate.engines.transformers.selfcheck import (
+from tidegate.engines.transformers.probe import (
     FORCED,
     TOLERANCE,
     Verdict,
