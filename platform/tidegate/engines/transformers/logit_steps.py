@@ -24,6 +24,7 @@ from tidegate.engines.transformers.row_values import (
     joined,
     named_places,
     renormalized,
+    without_last_ties,
     zeroed_below,
 )
 from tidegate.messages.work import Sampling
@@ -324,18 +325,12 @@ class TopP(LogitStep):
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
         ordered = descending(values)
-        before = ordered.cumsum(dim=-1) - ordered
-        is_within = before < column([step.sampling.top_p for step in steps], values)
-        count = is_within.sum(dim=-1, keepdim=True).clamp_(min=1)
+        shares = column([step.sampling.top_p for step in steps], values)
+        reached = torch.searchsorted(ordered.cumsum(dim=-1), shares)  # of the tokens that fall short of it
+        count = (reached + 1).clamp_(max=values.shape[-1])
         last = ordered.gather(-1, count - 1)
-        surplus = (ordered >= last).sum(dim=-1, keepdim=True) - count
-        values = zeroed_below(values, last)
-        if values.is_cuda or surplus.any():  # asking a device would wait for it
-            tied = values == last
-            values.mul_(
-                (tied & (tied.cumsum(dim=-1) > tied.sum(dim=-1, keepdim=True) - surplus)).logical_not_()
-            )
-        return values
+        surplus = torch.searchsorted(ordered.neg(), last.neg(), right=True) - count
+        return without_last_ties(zeroed_below(values, last), last, surplus)
 
 
 STEPS: tuple[type[LogitStep], ...] = (

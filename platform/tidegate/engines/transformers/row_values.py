@@ -98,6 +98,20 @@ def zeroed_below(values: Tensor, least: Tensor) -> Tensor:
     return values
 
 
+def without_last_ties(values: Tensor, least: Tensor, counts: Tensor) -> Tensor:
+    """Zero, in place, so many (`counts` [rows, 1]) of the tokens in `values` [rows, tokens] that are equal to
+    `least` [rows, 1], in each row the last ones."""
+    if values.is_cuda:  # asking a device whether there are any would wait for it
+        tied = values == least
+        ranks = tied.cumsum(dim=-1)
+        return values.mul_((tied & (ranks > ranks[:, -1:] - counts)).logical_not_())
+    numbers = values.numpy()
+    for row, count in enumerate(counts.flatten().tolist()):
+        if count:
+            numbers[row, np.flatnonzero(numbers[row] == least[row].item())[-count:]] = 0
+    return values
+
+
 def renormalized(values: Tensor) -> Tensor:
     """Let each row sum to 1 again: `top_p` is a share of what earlier steps left. Summed in double: zeros
     that are left out change nothing that is seen."""

@@ -5,12 +5,14 @@ from typing import Any
 import pytest
 import torch
 
+from tidegate.engines.transformers.int4 import Int4Linear
 from tidegate.engines.transformers.probe import (
     FORCED,
     TOLERANCE,
     Verdict,
     probe_rows,
     relative_error,
+    tolerance_of,
 )
 
 
@@ -38,6 +40,14 @@ def test_a_verdict_is_right_within_its_tolerance() -> None:
     assert Verdict(1e-5, TOLERANCE["float32"]).is_right
     assert not Verdict(0.1, TOLERANCE["bfloat16"]).is_right
     assert not Verdict(float("inf"), TOLERANCE["bfloat16"]).is_right
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_layers_that_round_to_bfloat16_are_not_held_to_more(precision: str) -> None:
+    plain = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    assert tolerance_of(plain, precision) == TOLERANCE[precision]
+    rounded = torch.nn.Sequential(Int4Linear(torch.nn.Linear(4, 4)))
+    assert tolerance_of(rounded, precision) == TOLERANCE["bfloat16"]
 
 
 def test_probe_rows_stay_within_the_embedding() -> None:
