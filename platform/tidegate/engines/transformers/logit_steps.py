@@ -20,8 +20,8 @@ from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.engines.transformers.grammars import Matcher, allowed_tokens
 from tidegate.engines.transformers.row_values import (
     column,
-    descending,
     joined,
+    least_of_share,
     named_places,
     renormalized,
     without_last_ties,
@@ -324,12 +324,8 @@ class TopP(LogitStep):
 
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
-        ordered = descending(values)
         shares = column([step.sampling.top_p for step in steps], values)
-        reached = torch.searchsorted(ordered.cumsum(dim=-1), shares)  # of the tokens that fall short of it
-        count = (reached + 1).clamp_(max=values.shape[-1])
-        last = ordered.gather(-1, count - 1)
-        surplus = torch.searchsorted(ordered.neg(), last.neg(), right=True) - count
+        last, surplus = least_of_share(values, shares)
         return without_last_ties(zeroed_below(values, last), last, surplus)
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 # times as much.
 LOGITS_BYTES = 64 << 20
 CACHE_BYTES = 2 << 20  # as many on CPU where nothing has to be read twice from memory
+PILOT = 32  # of so many tokens one stands for all where a guess will do
+SORTED_WHOLE = 1024  # tokens, up to which a row is sorted whole
 BLOCK = 64  # tokens that are summed up, or of which the greatest is found, before all of them are
 
 
@@ -87,6 +89,57 @@ def descending(values: Tensor) -> Tensor:
     ordered = np.negative(values.numpy())
     ordered.sort(axis=-1)
     return torch.from_numpy(np.negative(ordered, out=ordered))
+
+
+def least_of_share(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least of the greatest of `values` [rows, tokens] that are together no less than `shares`
+    [rows, 1], and how many as great as it are too many. At least one of each row counts."""
+    if values.is_cuda or values.shape[-1] < SORTED_WHOLE:
+        return by_sorting(values, shares)
+    numbers, wanted = values.numpy(), shares.numpy()
+    # Every `PILOT`-th token tells about where it is, by what the unlikely ones have together: so only what
+    # lies around that has to be sorted.
+    some = np.sort(numbers[:, ::PILOT], axis=-1)
+    spare = numbers.sum(axis=-1, keepdims=True) - wanted
+    at = np.count_nonzero(some.cumsum(axis=-1) * PILOT < spare, axis=-1)[:, None]
+    slack, most = some.shape[-1] // 16, some.shape[-1] - 1
+    highest = np.take_along_axis(some, np.minimum(at + slack, most), axis=-1)
+    highest[at + slack > most] = np.inf
+    lowest = np.take_along_axis(some, np.clip(at - slack, 0, most), axis=-1)
+    lowest[at < slack] = 0
+    is_above = numbers > highest
+    before = np.where(is_above, numbers, 0).sum(axis=-1, keepdims=True)
+    band = laid_left(numbers, (numbers >= lowest) & ~is_above, 0.0)[0]
+    ordered = descending(torch.from_numpy(band))
+    sums = torch.from_numpy(before) + ordered.cumsum(dim=-1)
+    place = torch.searchsorted(sums, shares).clamp_(max=ordered.shape[-1] - 1)
+    last = ordered.gather(-1, place)
+    surplus = torch.searchsorted(ordered.neg(), last.neg(), right=True) - place - 1
+    if missed := np.flatnonzero((before >= wanted) | (sums[:, -1:].numpy() < wanted)).tolist():
+        last[missed], surplus[missed] = by_sorting(values[missed], shares[missed])
+    return last, surplus
+
+
+def by_sorting(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what `least_of_share` does, of all tokens."""
+    ordered = descending(values)
+    reached = torch.searchsorted(ordered.cumsum(dim=-1), shares)  # of the tokens that fall short of it
+    count = (reached + 1).clamp_(max=values.shape[-1])
+    last = ordered.gather(-1, count - 1)
+    return last, torch.searchsorted(ordered.neg(), last.neg(), right=True) - count
+
+
+def laid_left(numbers: Any, kept: Any, beyond: float) -> tuple[Any, Any]:
+    """Return what is kept of `numbers` [rows, tokens], in its order and with `beyond` behind it, and its
+    places."""
+    count, vocabulary = numbers.shape
+    flat = np.flatnonzero(kept)
+    sizes = np.diff(np.searchsorted(flat, np.arange(count + 1) * vocabulary))[:, None]
+    is_taken = np.arange(max(1, sizes.max())) < sizes
+    some, places = np.full(is_taken.shape, beyond, np.float32), np.zeros(is_taken.shape, np.int64)
+    some[is_taken] = numbers.reshape(-1)[flat]
+    places[is_taken] = flat % vocabulary
+    return some, places
 
 
 def zeroed_below(values: Tensor, least: Tensor) -> Tensor:

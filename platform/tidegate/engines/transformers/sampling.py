@@ -31,10 +31,12 @@ from tidegate.engines.transformers.logit_steps import Grammar, MinP, Row, Temper
 from tidegate.engines.transformers.logprobs import LogprobOf, entries, logprobs_of
 from tidegate.engines.transformers.row_values import (
     BLOCK,
+    PILOT,
     column,
     greatest,
     in_blocks,
     in_parts,
+    laid_left,
     places_of,
     rows_of,
     to_host,
@@ -42,7 +44,6 @@ from tidegate.engines.transformers.row_values import (
 
 # What rounding may take: of the sum of all probabilities, of a logit.
 ROUNDING, MARGIN = 1e-4, 1e-3
-PILOT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +145,10 @@ def narrowed(values: Tensor, least: Tensor, beyond: float) -> tuple[Tensor, Tens
     if values.is_cuda:
         return values, None
     numbers = values.numpy()
-    count, vocabulary = numbers.shape
     kept = numbers >= least.numpy()
     if 4 * np.count_nonzero(kept) > kept.size:
         return values, None
-    flat = np.flatnonzero(kept)
-    sizes = np.diff(np.searchsorted(flat, np.arange(count + 1) * vocabulary))[:, None]
-    is_taken = np.arange(max(1, sizes.max())) < sizes
-    some, ids = np.full(is_taken.shape, beyond, np.float32), np.zeros(is_taken.shape, np.int64)
-    some[is_taken] = numbers.reshape(-1)[flat]
-    ids[is_taken] = flat % vocabulary
+    some, ids = laid_left(numbers, kept, beyond)
     return torch.from_numpy(some), torch.from_numpy(ids)
 
 

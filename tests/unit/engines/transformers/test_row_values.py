@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tidegate.engines.transformers import row_values
+from tidegate.engines.transformers.row_values import (
+    PILOT,
+    SORTED_WHOLE,
+    by_sorting,
+    least_of_share,
+    without_last_ties,
+)
+
+SHARES = (0.0, 1e-6, 0.1, 0.5, 0.9, 0.99, 1 - 1e-7)
+
+
+def rows_like(kind: str, vocabulary: int, seed: int) -> torch.Tensor:
+    """Probabilities [rows, vocabulary] as models have them, and as none should."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn((len(SHARES), vocabulary), generator=generator)
+    scale = {"flat": 0.1, "peaked": 4.0, "tied": 2.0, "sorted": 3.0, "hidden": 1.0}[kind]
+    logits *= scale
+    if kind == "tied":
+        logits = logits.round()
+    if kind == "sorted":
+        logits = logits.sort(dim=-1).values
+    if kind == "hidden":
+        logits[:, 1::PILOT] += 9  # what the pilot does not see
+    return torch.softmax(logits, dim=-1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["flat", "peaked", "tied", "sorted", "hidden"]),
+    st.integers(SORTED_WHOLE, 9000),
+    st.integers(0, 1 << 30),
+)
+def test_the_least_of_a_share_is_that_of_the_sorted_row(kind: str, vocabulary: int, seed: int) -> None:
+    values = rows_like(kind, vocabulary, seed)
+    shares = torch.tensor(SHARES).unsqueeze(-1)
+    last, surplus = least_of_share(values, shares)
+    kept = without_last_ties(torch.where(values >= last, values, 0.0), last, surplus)
+    expected_last, expected_surplus = by_sorting(values, shares)
+    expected = without_last_ties(
+        torch.where(values >= expected_last, values, 0.0), expected_last, expected_surplus
+    )
+    # Sums in another order round otherwise, which may move the border by one token.
+    apart = (kept.sum(dim=-1) - expected.sum(dim=-1)).abs()
+    assert (apart <= torch.maximum(last, expected_last).squeeze(-1) * 1.001 + 1e-6).all()
+    assert (kept > 0).any(dim=-1).all()
+
+
+def test_only_what_lies_around_the_border_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AssertionError("sorted whole")
+
+    values = rows_like("flat", 8192, 0)[:3]
+    monkeypatch.setattr(row_values, "by_sorting", refuse)
+    least_of_share(values, torch.tensor([[0.3], [0.5], [0.9]]))
+
+
+def test_a_row_gets_the_same_whatever_rows_are_beside_it() -> None:
+    values = torch.cat([rows_like(kind, 4096, 7) for kind in ("flat", "peaked", "tied", "hidden")])
+    shares = torch.tensor(SHARES * 4).unsqueeze(-1)
+    together = least_of_share(values, shares)
+    for row in range(len(values)):
+        alone = least_of_share(values[row : row + 1], shares[row : row + 1])
+        assert [part.item() for part in alone] == [part[row].item() for part in together]
+
+
+def test_of_equal_ones_the_last_go() -> None:
+    values = torch.tensor([[0.2, 0.1, 0.2, 0.2], [0.5, 0.5, 0.0, 0.0]])
+    found = without_last_ties(values, torch.tensor([[0.2], [0.5]]), torch.tensor([[2], [0]]))
+    assert found.tolist() == [[pytest.approx(0.2), pytest.approx(0.1), 0, 0], [0.5, 0.5, 0, 0]]
