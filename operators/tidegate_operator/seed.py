@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from tidegate.control.bounded_yaml import load_documents
+from tidegate.control.bounded_yaml import YamlRefused, load_documents
 from tidegate.errors import TidegateError
 from tidegate.telemetry import configure_logging, fields
 from tidegate_operator.cluster import ApiGone, ApiUnavailable, Cluster, Object, configuration
@@ -67,6 +67,9 @@ def main() -> int:
         asyncio.run(serve(document for document in load_documents(text) if document))
     except TidegateError as error:
         log.error("%s", error.message)
+        return 1
+    except YamlRefused as error:
+        log.error("%s: %s", sys.argv[1], error)
         return 1
     return 0
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import yaml
 
 from tests.contract.hosts.fake_api_server import FakeApiServer
 from tests.contract.hosts.fake_serve import FakeServe, Faults
 from tests.contract.hosts.fake_store import FakeStore, Journal
 from tests.control_api import MemoryAudit
 from tests.unit.control.builders import NOW, REPLICAS, document
+from tidegate.control.bounded_yaml import dump
 from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.looks import Question
 from tidegate.control.observed import Capacity, SourceState
@@ -121,7 +121,7 @@ class LaptopRig:
         return LaptopHost(self.loop, self.asked, self.store, self.store, self.changed.set, self.clock)
 
     def model(self, name: str, **spec: Any) -> None:
-        (self._folder / f"{name}.yaml").write_text(yaml.safe_dump(document(name, **spec)), encoding="utf-8")
+        (self._folder / f"{name}.yaml").write_text(dump(document(name, **spec)), encoding="utf-8")
         self._files.load()
 
     def remove(self, name: str) -> None:

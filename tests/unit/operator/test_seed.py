@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,3 +54,13 @@ async def test_a_refused_pool_ends_it_at_once() -> None:
         await seed(cluster, POOLS, clock=lambda: cluster.now, sleep=cluster.sleep)
     assert cluster.applied == ["a"]
     assert cluster.now == 0
+
+
+def test_a_file_that_is_no_yaml_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "pools.yaml"
+    file.write_text("spec: {")
+    command = [sys.executable, "-m", "tidegate_operator.seed", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert str(file) in done.stderr
+    assert "Traceback" not in done.stderr
