@@ -27,6 +27,9 @@ class TransformersArgs(msgspec.Struct, frozen=True):
     # ones came up before (prompt lookup). The answers are the same, faster where they repeat what they have
     # seen; 0: off.
     prompt_lookup_num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MOST_LOOKED_UP)] = 0
+    # Begin a step before the tokens of the one before have come to the host, while nobody joins and no row's
+    # choice hangs on them. None: on a GPU, which else waits for the host.
+    async_scheduling: bool | None = None
     # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
     # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
     kv_cache_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0

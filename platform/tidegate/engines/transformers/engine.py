@@ -48,7 +48,7 @@ from tidegate.engines.transformers.pace import Pace
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.room import USUAL_TOKENS
 from tidegate.engines.transformers.row_values import rows_at_once
-from tidegate.engines.transformers.sampling import Chosen, choose
+from tidegate.engines.transformers.sampling import Choice, Chosen, choose
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
 from tidegate.engines.transformers.selfcheck import prove
 from tidegate.engines.transformers.sequence import RunningSequence, followed
@@ -85,6 +85,13 @@ class Ahead(NamedTuple):
         return self.logits[list(rows), columns]
 
 
+class Flight(NamedTuple):
+    """A step whose tokens the host has not seen."""
+
+    running: list[RunningSequence]  # the rows as they were
+    choice: Choice
+
+
 class Part(NamedTuple):
     """The prompt that is prefilled over several steps, and the log probabilities that come of it."""
 
@@ -103,6 +110,8 @@ class TransformersEngine:
         self._counts = Counts()
         self._scheduler: Scheduler[RunningSequence] = Scheduler(slots=0)
         self._part: Part | None = None
+        self._flight: Flight | None = None
+        self._flies = False
         self._broken: str | None = None
         self._batch: Batch
         self._tokens: Tensor  # [rows], the last token of each
@@ -159,6 +168,7 @@ class TransformersEngine:
             pages=plan.pages,
             pages_anyhow=bool(args.kv_pages),
         )
+        self._flies = loaded.device == "cuda" if args.async_scheduling is None else args.async_scheduling
         usual = min(self._context_length, USUAL_TOKENS)
         self._scheduler = Scheduler(plan.slots, plan.room_of(self._batch), usual, self._context_length)
         laps.end("self-check")
@@ -218,7 +228,7 @@ class TransformersEngine:
         return encode_families(list(families(self._counts.metrics(self._scheduler.usage()), labels)))
 
     def close(self) -> None:
-        self._scheduler, self._part = Scheduler(slots=0), None
+        self._scheduler, self._part, self._flight = Scheduler(slots=0), None, None
         if hasattr(self, "_prompts"):
             self._prompts.close()
         if hasattr(self, "_language"):
@@ -232,6 +242,10 @@ class TransformersEngine:
     def _step(self) -> list[StepOutput]:
         begin, clock = self._clock(), time.perf_counter()
         outputs: list[StepOutput] = []
+        if self._flight is not None:
+            if self._may_fly():
+                return self._fly(self._flight)
+            self._land(self._flight, outputs)
         while (sequence := self._scheduler.beyond_room()) is not None:
             self._give_back(sequence, outputs)
         rows = len(self._scheduler.running)
@@ -256,7 +270,12 @@ class TransformersEngine:
         prompts = self._clock() - prompts
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
-            self._accept(choose(together, self._scheduler.running), outputs, ahead)
+            choice = Choice(together, self._scheduler.running)
+            self._tokens = choice.tokens
+            if ahead is None and len(logits) == is_waited_for and self._may_fly():
+                self._flight = Flight([*self._scheduler.running], choice)
+            else:
+                self._accept(choice.read(), outputs, ahead)
             joined = {*(sequence.id for sequence, _ in plan.parts)}
             joined.update(sequence.id for group in plan.groups for sequence in group)
             for row, sequence in enumerate(self._scheduler.running):
@@ -270,6 +289,48 @@ class TransformersEngine:
             if self._threads is not None and not plan.tokens and ahead is None:
                 self._threads.note(rows, time.perf_counter() - clock)
         return outputs
+
+    def _may_fly(self) -> bool:
+        """Tell whether the next step may begin before the tokens of the last one are known here."""
+        return (
+            self._flies
+            and self._scheduler.may_run_ahead()
+            and all(sequence.is_free for sequence in self._scheduler.running)
+        )
+
+    def _fly(self, before: Flight) -> list[StepOutput]:
+        """Begin a step, and then read the one before."""
+        begin, clock, outputs = self._clock(), time.perf_counter(), list[StepOutput]()
+        running = [*self._scheduler.running]
+        if self._threads is not None:
+            set_threads(self._threads.begin(len(running)))
+        choice = Choice(self._batch.decode(self._tokens), running, unseen=1)
+        self._tokens = choice.tokens
+        self._land(before, outputs)
+        if self._scheduler.running:  # else nobody is left whose tokens they are
+            self._flight = Flight(running, choice)
+        seconds = time.perf_counter() - clock
+        self._counts.steps += 1
+        self._counts.step_seconds += seconds
+        self._pace.note(len(running), self._clock() - begin, 0)
+        if self._threads is not None:
+            self._threads.note(len(running), seconds)
+        return outputs
+
+    def _land(self, flight: Flight, outputs: list[StepOutput]) -> None:
+        """Read what a step has chosen, for those who still run."""
+        self._flight = None
+        chosen = flight.choice.read()
+        rows = {id(sequence): row for row, sequence in enumerate(self._scheduler.running)}
+        over: dict[int, bool] = {}
+        for place, sequence in enumerate(flight.running):
+            if (row := rows.get(id(sequence))) is not None:
+                output = accept(sequence, chosen, place)
+                if output.finish is not None:
+                    over[row] = not chosen.finite[place]
+                outputs.append(output)
+        if over:
+            self._leave(over)
 
     def _give_back(self, sequence: RunningSequence, outputs: list[StepOutput]) -> None:
         log.info("request %s makes room with %d tokens", sequence.id, sequence.width)
@@ -398,7 +459,6 @@ class TransformersEngine:
             if output.finish is not None:
                 over[row] = not chosen.finite[row]
             accepted.append(output)
-        self._tokens = chosen.tokens
         if ahead is not None:
             self._accept_ahead(chosen, ahead, accepted, over)
         self._force(accepted, over)

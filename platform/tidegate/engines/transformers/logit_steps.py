@@ -344,6 +344,9 @@ STEPS: tuple[type[LogitStep], ...] = (
     TopP,
 )
 
+# What is the same whatever tokens the row has got.
+FREE: frozenset[type[LogitStep]] = frozenset({AllowedTokens, LogitBias, Temperature, MinP, TopK, TopP})
+
 # What may leave out a token that a grammar would have next.
 RULING_OUT = frozenset({AllowedTokens, BadWords, LogitBias, ModelRules})
 

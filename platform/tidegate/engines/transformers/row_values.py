@@ -190,11 +190,29 @@ def column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
 
 
+class Transfer:
+    """Tensors on their way to the host: from a device as one, which nothing waits for until they are read."""
+
+    def __init__(self, told: Sequence[Tensor]) -> None:
+        self._told = told
+        self._arrived: torch.cuda.Event | None = None
+        if told[0].is_cuda:
+            laid = packed(told)
+            self._laid = torch.empty(laid.shape, dtype=laid.dtype, pin_memory=True)
+            self._laid.copy_(laid, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def lists(self) -> list[Any]:
+        if self._arrived is None:
+            return [part.tolist() for part in self._told]
+        self._arrived.synchronize()
+        return unpacked(self._laid, self._told)
+
+
 def to_host(told: Sequence[Tensor]) -> list[Any]:
     """Return the tensors as lists; from a device in one transfer."""
-    if not told[0].is_cuda:
-        return [part.tolist() for part in told]
-    return unpacked(packed(told).cpu(), told)
+    return Transfer(told).lists()
 
 
 def packed(told: Sequence[Tensor]) -> Tensor:

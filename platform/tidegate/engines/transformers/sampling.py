@@ -32,6 +32,7 @@ from tidegate.engines.transformers.logprobs import LogprobOf, entries, logprobs_
 from tidegate.engines.transformers.row_values import (
     BLOCK,
     PILOT,
+    Transfer,
     column,
     greatest,
     in_blocks,
@@ -39,7 +40,6 @@ from tidegate.engines.transformers.row_values import (
     laid_left,
     places_of,
     rows_of,
-    to_host,
 )
 
 # What rounding may take: of the sum of all probabilities, of a logit.
@@ -58,33 +58,50 @@ class Chosen:
     logprobs: dict[int, LogprobOf]  # by row
 
 
+class Choice:
+    """What a step has chosen, where the host may not have seen it yet."""
+
+    def __init__(self, logits: Tensor, rows: Sequence[Row], unseen: int = 0) -> None:
+        """Choose from `logits` [rows, vocabulary], any float type. `unseen`: how many tokens were chosen for
+        each row that are not among its `generated` yet; no step of it may depend on them (`FREE`)."""
+        tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+        best = torch.empty(len(rows), dtype=logits.dtype, device=logits.device)
+        for part in in_parts(range(len(rows)), logits, key=lambda index: kind(rows[index])):
+            values = rows_of(logits, part)
+            at = places_of(part, logits)
+            if kind(rows[part[0]]) == GREEDY:
+                best[at], tokens[at] = greatest(values)
+            else:
+                values = values.to(torch.float32, copy=True)
+                best[at] = values.amax(dim=-1).to(best.dtype)
+                tokens[at] = pick(values, [rows[index] for index in part], unseen)
+        told = [tokens, torch.isfinite(best)]
+        self._asked = [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]
+        self._counts = [rows[index].sampling.top_logprobs or 0 for index in self._asked]
+        if self._asked:
+            of_asked, their_tokens = rows_of(logits, self._asked), tokens[places_of(self._asked, logits)]
+            told += logprobs_of(of_asked, their_tokens, max(self._counts))
+        self._has_grammars = False
+        if bound := [index for index, row in enumerate(rows) if Grammar in row.steps]:
+            self._has_grammars = True
+            is_open = torch.ones(len(rows), dtype=torch.bool, device=logits.device)
+            is_open[bound] = torch.stack([_grammar(rows[index]).is_open for index in bound])
+            told.append(is_open)
+        self.tokens = tokens  # [rows], int64, on the device
+        self._transfer = Transfer(told)
+
+    def read(self) -> Chosen:
+        """Wait for it, and return it."""
+        ids, finite, *found = self._transfer.lists()
+        logprobs: dict[int, LogprobOf] = {}
+        if self._asked:
+            logprobs = dict(zip(self._asked, entries(found[:3], self._counts), strict=True))
+        return Chosen(self.tokens, ids, finite, found[-1] if self._has_grammars else [1] * len(ids), logprobs)
+
+
 def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
     """Choose from `logits` [rows, vocabulary], any float type. One transfer to the host."""
-    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-    best = torch.empty(len(rows), dtype=logits.dtype, device=logits.device)
-    for part in in_parts(range(len(rows)), logits, key=lambda index: kind(rows[index])):
-        values = rows_of(logits, part)
-        at = places_of(part, logits)
-        if kind(rows[part[0]]) == GREEDY:
-            best[at], tokens[at] = greatest(values)
-        else:
-            values = values.to(torch.float32, copy=True)
-            best[at] = values.amax(dim=-1).to(best.dtype)
-            tokens[at] = pick(values, [rows[index] for index in part])
-    told = [tokens, torch.isfinite(best)]
-    if asked := [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]:
-        most = max(rows[index].sampling.top_logprobs or 0 for index in asked)
-        told += logprobs_of(rows_of(logits, asked), tokens[places_of(asked, logits)], most)
-    if bound := [index for index, row in enumerate(rows) if Grammar in row.steps]:
-        is_open = torch.ones(len(rows), dtype=torch.bool, device=logits.device)
-        is_open[bound] = torch.stack([_grammar(rows[index]).is_open for index in bound])
-        told.append(is_open)
-    ids, finite, *found = to_host(told)
-    logprobs: dict[int, LogprobOf] = {}
-    if asked:
-        counts = [rows[index].sampling.top_logprobs or 0 for index in asked]
-        logprobs = dict(zip(asked, entries(found[:3], counts), strict=True))
-    return Chosen(tokens, ids, finite, found[-1] if bound else [1] * len(ids), logprobs)
+    return Choice(logits, rows).read()
 
 
 # Kinds of rows. Those of one kind are worked on together.
@@ -108,7 +125,7 @@ def _grammar(row: Row) -> Grammar:
     return step
 
 
-def pick(values: Tensor, rows: Sequence[Row]) -> Tensor:
+def pick(values: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
     """Choose token ids [rows] from fp32 logits [rows, vocabulary], which may be overwritten. The rows are of
     one kind."""
     ids: Tensor | None = None
@@ -126,15 +143,15 @@ def pick(values: Tensor, rows: Sequence[Row]) -> Tensor:
         if step is Temperature and how == NARROWED_BEHIND:
             values, ids = nucleus(values, rows)
     if how >= NARROWED_BEHIND:
-        places = draw_filtered(values, rows)
+        places = draw_filtered(values, rows, unseen)
         return places if ids is None else ids.gather(-1, places.unsqueeze(-1)).squeeze(-1)
     drawn = [index for index, row in enumerate(rows) if Temperature in row.steps]
     if len(drawn) == len(rows):
-        return draw(values, rows)
+        return draw(values, rows, unseen)
     tokens = greatest(values)[1]
     if drawn:
         at = torch.tensor(drawn, device=values.device)
-        tokens[at] = draw(values.index_select(0, at), [rows[index] for index in drawn])
+        tokens[at] = draw(values.index_select(0, at), [rows[index] for index in drawn], unseen)
     return tokens
 
 
@@ -198,12 +215,12 @@ def least_probability(probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
     return column(spare, probabilities)
 
 
-def draw(probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
+def draw(probabilities: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
     """Choose by the noise of each row's seed and position: a block, and a token of it."""
     blocks = in_blocks(probabilities, 0.0)
     sums = blocks.sum(dim=-1).double()
     ends = sums.cumsum(dim=-1)
-    aim = noise_of(rows, ends) * ends[:, -1:]
+    aim = noise_of(rows, ends, unseen) * ends[:, -1:]
     # `right`: the first one whose sum is greater, so an id of probability 0 is never drawn.
     block = torch.searchsorted(ends, aim, right=True).clamp_(max=ends.shape[-1] - 1)
     size = sums.gather(-1, block)
@@ -215,14 +232,14 @@ def draw(probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
     return (block * BLOCK + torch.minimum(place, last)).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
 
 
-def draw_filtered(probabilities: Tensor, rows: Sequence[Row]) -> Tensor:
+def draw_filtered(probabilities: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
     """As `draw`, but token by token: then it is nothing to the sums which tokens of probability 0 are left
     out. Returns places in `probabilities`."""
     ends = probabilities.double().cumsum(dim=-1)
-    place = torch.searchsorted(ends, noise_of(rows, ends) * ends[:, -1:], right=True)
+    place = torch.searchsorted(ends, noise_of(rows, ends, unseen) * ends[:, -1:], right=True)
     last = (ends < ends[:, -1:]).sum(dim=-1, keepdim=True)
     return torch.minimum(place, last).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
 
 
-def noise_of(rows: Sequence[Row], like: Tensor) -> Tensor:
-    return column([uniform(row.sampling.seed, len(row.generated)) for row in rows], like)
+def noise_of(rows: Sequence[Row], like: Tensor, unseen: int = 0) -> Tensor:
+    return column([uniform(row.sampling.seed, len(row.generated) + unseen) for row in rows], like)

@@ -195,6 +195,13 @@ class Scheduler(Generic[S]):
             return None
         return max(here, key=lambda one: one.age)
 
+    def may_run_ahead(self) -> bool:
+        """Tell whether the step after next may begin as well: nobody waits to join it, and who runs has room
+        for its tokens."""
+        if self.waiting or self.staged is not None or not self.running:
+            return False
+        return self._room is None or self._room.holds([one.width + 1 for one in self.running])
+
     def surplus(self) -> list[S]:
         """Take those out of the line who wait behind one that has found no room."""
         taken: list[S] = []

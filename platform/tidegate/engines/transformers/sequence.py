@@ -12,7 +12,7 @@ from tidegate.engines.base import Prepared, StepOutput
 from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.engines.transformers.grammars import Matcher
-from tidegate.engines.transformers.logit_steps import RULING_OUT, needed_steps
+from tidegate.engines.transformers.logit_steps import FREE, RULING_OUT, needed_steps
 from tidegate.engines.transformers.logprobs import PrefillLogprobs
 from tidegate.engines.transformers.lookup import Lookup
 from tidegate.engines.transformers.responses import (
@@ -190,6 +190,13 @@ class RunningSequence:
             if output.finish is not None:
                 break
         return output
+
+    @property
+    def is_free(self) -> bool:
+        """True where the token after next can be chosen before the next one is known, and will be wanted
+        unless that one ends it."""
+        is_plain = self.matcher is None and self.lookup is None and self.steps.keys() <= FREE
+        return is_plain and self.unfed == 1 and len(self.generated) + 1 < self._limit
 
     def proposed(self, most: int) -> list[int]:
         """Return what it may say next beyond the next token, as far as its limit lets it."""
