@@ -30,6 +30,8 @@ class TransformersArgs(msgspec.Struct, frozen=True):
     # Begin a step before the tokens of the one before have come to the host, while nobody joins and no row's
     # choice hangs on them. None: on a GPU, which else waits for the host.
     async_scheduling: bool | None = None
+    # On a GPU: launch each operation of a decoding step instead of replaying the step as a captured graph.
+    enforce_eager: bool = False
     # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
     # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
     kv_cache_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
 from tidegate.engines.transformers.decoder_step import DecoderStep
+from tidegate.engines.transformers.graphs import Capture, GraphedStep
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import Arena, LayerKind
 from tidegate.engines.transformers.paged import PagedPool
@@ -162,9 +163,13 @@ class ArenaBatch:
         makes_masks: bool = False,
         step: DecoderStep | None = None,
         room: Room | None = None,
+        capture: Capture | None = None,
     ) -> None:
+        """`capture`: what captures steps of a pool, so that they are replayed."""
         self._forward = Forward(model)
-        self._step = step
+        self._step: DecoderStep | GraphedStep | None = step
+        if step is not None and capture is not None and room is not None and room.page:
+            self._step = GraphedStep(step, max_rows, capture)
         self._makes_masks = makes_masks
         self.has_runs = self.can_stage = True  # until the self-check finds otherwise
         self.prefixes: PrefixCache | None = None

@@ -99,11 +99,15 @@ class DecoderStep:
             hidden = hidden.view(rows, width, -1)[:, -last:].reshape(rows * last, -1)
         return self._head(self._norm(hidden)).view(rows, last, -1)
 
+    def has_kernel(self, arena: Arena | PagedPool) -> bool:
+        """Tell whether it attends by the table of pages, whatever the window."""
+        return isinstance(arena, PagedPool) and arena.has_kernel(self._embedding)
+
     def _attention(self, seen: Tensor, arena: Arena | PagedPool) -> Attention:
         """Return what attends: queries [rows x width, heads, head size] to keys and values of the arena,
         giving [rows x width, heads x head size]. One long row does not make the others' windows as wide as
         its own."""
-        if isinstance(arena, PagedPool) and arena.has_kernel(self._embedding):
+        if isinstance(arena, PagedPool) and self.has_kernel(arena):
             return lambda query, keys, values: arena.attend(query, keys, values, self._scale).flatten(1)
         runs = [(0, len(seen), arena.start)]
         if seen.device.type == "cpu":  # elsewhere it is calls that cost

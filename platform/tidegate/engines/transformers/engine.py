@@ -17,7 +17,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,9 +26,10 @@ from tidegate.engines.engine_args import parse_args
 from tidegate.engines.families import families
 from tidegate.engines.transformers import encoder_decoder
 from tidegate.engines.transformers.args import TransformersArgs
-from tidegate.engines.transformers.batch import Batch, Staged
+from tidegate.engines.transformers.batch import Batch
 from tidegate.engines.transformers.cache_plan import plan_cache
 from tidegate.engines.transformers.counts import Counts
+from tidegate.engines.transformers.graphs import cuda_graph
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.kv_size import measure_kv
 from tidegate.engines.transformers.language import Language, failed_alone
@@ -45,6 +45,7 @@ from tidegate.engines.transformers.logprobs import PrefillLogprobs
 from tidegate.engines.transformers.lookup import Lookup, lookup_width
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.pace import Pace
+from tidegate.engines.transformers.pending import Ahead, Flight, Part, accept, prompt_failed
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.room import USUAL_TOKENS
 from tidegate.engines.transformers.row_values import rows_at_once
@@ -67,36 +68,6 @@ log = logging.getLogger(__name__)
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
-
-
-class Ahead(NamedTuple):
-    """What a step has computed of tokens that were proposed to its rows."""
-
-    proposed: list[list[int]]  # of each row
-    logits: Tensor  # [rows, columns, vocabulary], after the last token of each and what is proposed behind it
-
-    def first(self) -> Tensor:
-        """Return logits [rows, vocabulary] after the last token of each row."""
-        return self.after(range(len(self.proposed)), 0)
-
-    def after(self, rows: Sequence[int], count: int) -> Tensor:
-        """Return logits [rows, vocabulary] after `count` of what is proposed to each of these rows."""
-        columns = [self.logits.shape[1] - 1 - len(self.proposed[row]) + count for row in rows]
-        return self.logits[list(rows), columns]
-
-
-class Flight(NamedTuple):
-    """A step whose tokens the host has not seen."""
-
-    running: list[RunningSequence]  # the rows as they were
-    choice: Choice
-
-
-class Part(NamedTuple):
-    """The prompt that is prefilled over several steps, and the log probabilities that come of it."""
-
-    staged: Staged
-    asked: PrefillLogprobs | None
 
 
 class TransformersEngine:
@@ -167,6 +138,7 @@ class TransformersEngine:
             room=plan.room,
             pages=plan.pages,
             pages_anyhow=bool(args.kv_pages),
+            capture=cuda_graph if loaded.device == "cuda" and not args.enforce_eager else None,
         )
         self._flies = loaded.device == "cuda" if args.async_scheduling is None else args.async_scheduling
         usual = min(self._context_length, USUAL_TOKENS)
@@ -525,23 +497,3 @@ class TransformersEngine:
                 self._keep(row, self._scheduler.running[row])
             self._batch.leave(row, clear=rows[row])
         self._tokens = self._tokens[self._scheduler.leave(rows)]
-
-
-def accept(sequence: RunningSequence, chosen: Chosen, place: int) -> StepOutput:
-    """Give a request the token that was chosen for it at this place."""
-    try:
-        if not chosen.finite[place]:
-            return sequence.fail("NumericalError", "The model's logits were not finite.")
-        if sequence.generates_nothing:
-            return sequence.end_without_token()
-        if not chosen.open[place]:
-            return sequence.end_closed()
-        return sequence.accept(chosen.ids[place], chosen.logprobs.get(place))
-    except Exception as error:
-        return failed_alone(sequence, error)
-
-
-def prompt_failed(sequence: RunningSequence, error: Exception) -> StepOutput:
-    if is_out_of_memory(error):
-        raise error
-    return sequence.fail("GenerationFailed", f"Its prompt failed in the model: {error}")

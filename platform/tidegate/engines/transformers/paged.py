@@ -9,13 +9,14 @@ takes its place. A prompt that is prefilled in parts has pages like any row.
 
 Who attends reads the pages through the table: on CUDA the kernel that PyTorch has for it (`attend`), for
 which a page is a multiple of 256 tokens; elsewhere, and in forward passes of the model's own, a copy in which
-rows end at one column as in an arena (`window`). Page 0 is nobody's and stays zero: what pads a row is read
-there.
+rows end at one column as in an arena (`window`). Two pages are nobody's: page 0 stays zero, and what pads a
+row is read there; what pads a batch (`held_still`) writes into page 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from tidegate.engines.transformers.kv import LayerKind, TokenLayer, windows, zer
 from tidegate.engines.transformers.room import Room
 
 PAGE = {"cpu": 16, "cuda": 256}  # tokens
+NOBODYS = 2  # pages
 
 
 def paged_room(room: Room, device: str, context_length: int) -> Room | None:
@@ -83,9 +85,9 @@ class PagedPool(Cache):  # type: ignore[misc]
         self._paged_layers = [layer for layer in made if isinstance(layer, PagedLayer)]
         self.has_tokens = bool(self._paged_layers)
         self.page = room.page
-        self.pages = room.bytes // room.of_row(room.page) + 1
+        self.pages = room.bytes // room.of_row(room.page) + NOBODYS
         self._device = device
-        self._free = list(range(self.pages - 1, 0, -1))
+        self._free = list(range(self.pages - 1, NOBODYS - 1, -1))
         self._tables: list[list[int]] = []  # of running rows
         self._lengths: list[int] = []
         self._joining: list[list[int]] = []  # of rows whose prefill is in progress, or has failed
@@ -231,6 +233,31 @@ class PagedPool(Cache):  # type: ignore[misc]
     def gather(self, held: Tensor) -> Tensor:
         """Return keys or values of all rows of the forward pass, as `window` does."""
         return self.window(held, 0, len(self._seen), 0)
+
+    @contextmanager
+    def held_still(self, seen: Tensor, written: Tensor) -> Iterator[None]:
+        """Let a decoding step be one of the first `len(seen)` rows of the table, whoever they are, with what
+        these tensors hold of them whenever it runs: what `_open` has to say of a step, but of any."""
+        before = self._rows, self._width, self.end, self._seen, self.written, self.picked, self.is_prefilling
+        self._rows, self._width = slice(0, len(seen)), 1
+        self.end = self._table.shape[1] * self.page
+        self._seen, self.written, self.picked, self.is_prefilling = seen, written, None, False
+        try:
+            yield
+        finally:
+            self._rows, self._width, self.end, self._seen, self.written, self.picked, self.is_prefilling = (
+                before
+            )
+
+    @property
+    def seen(self) -> Tensor:
+        """Return how many tokens each row of the forward pass sees, [rows]."""
+        return self._seen
+
+    @property
+    def padding(self) -> int:
+        """Return where a token may lie that is nobody's."""
+        return self.page
 
     def has_kernel(self, held: Tensor) -> bool:
         """Tell whether `attend` runs for keys and values like these."""

@@ -37,6 +37,7 @@ from tidegate.engines.transformers.encoder_decoder import (
     EncoderDecoderRows,
     start_ids,
 )
+from tidegate.engines.transformers.graphs import Capture
 from tidegate.engines.transformers.kv import LayerKind
 from tidegate.engines.transformers.loading import Loaded
 from tidegate.engines.transformers.prefixes import PrefixCache
@@ -73,17 +74,18 @@ def prove(
     room: Room | None = None,
     pages: Room | None = None,
     pages_anyhow: bool = False,
+    capture: Capture | None = None,
 ) -> tuple[Batch, list[str]]:
     """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
     model's cache. It keeps `prefixes` where it passes with them. Its memory is within `room`, and what the
     check takes. `pages` is the room of a pool, which comes first: where its steps are our own, or
-    `pages_anyhow`. Raises `EngineLoadError` (SelfCheckFailed),
-    and what says that memory ran out."""
+    `pages_anyhow`; `capture` is what captures its steps. Raises `EngineLoadError` (SelfCheckFailed), and what
+    says that memory ran out."""
     try:
         if loaded.model.config.is_encoder_decoder:
             return proved_encoder_decoder(loaded, layers, max_rows, context_length, room)
         pools = [(pages, pages_anyhow)] if pages is not None else []
-        return proved(loaded, layers, max_rows, context_length, prefixes, [*pools, (room, True)])
+        return proved(loaded, layers, max_rows, context_length, prefixes, [*pools, (room, True)], capture)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -97,6 +99,7 @@ def proved(
     context_length: int,
     prefixes: PrefixCache | None = None,
     rooms: Sequence[tuple[Room | None, bool]] = ((None, True),),
+    capture: Capture | None = None,
 ) -> tuple[Batch, list[str]]:
     """Do what `prove` does of a decoder. `rooms`: those to try, and whether without a step of our own."""
     model, precision = loaded.model, loaded.precision
@@ -126,6 +129,7 @@ def proved(
             makes_masks=makes_masks,
             step=step,
             room=with_probe(room, rows),
+            capture=capture,
         )
         try:
             verdict = check_bounds(plain, arena, precision, bounds)
