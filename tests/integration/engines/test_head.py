@@ -14,7 +14,7 @@ from tests.checkpoints import HEADS, save_model, save_tokenizer
 from tests.engine_requests import a_request, run_one, run_steps
 from tests.integration.engines.test_families import ALONE, BATCHED, SMALL
 from tests.integration.engines.test_states import STATEFUL
-from tidegate.engines.transformers import sampling
+from tidegate.engines.transformers import row_values
 from tidegate.engines.transformers.batch import RowByRow
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.engines.transformers.head import Head, InParts
@@ -56,7 +56,7 @@ def engine(
         EngineSpec("transformers", str(tmp_path), precision="float32", device="cpu", args={"threads": 1})
     )
     found.load()
-    monkeypatch.setattr(sampling, "LOGITS_BYTES", ROWS * 4 * found._vocabulary_size)
+    monkeypatch.setattr(row_values, "LOGITS_BYTES", ROWS * 4 * found._vocabulary_size)
     yield found
     found.close()
 
