@@ -200,7 +200,7 @@ class Transfer:
             laid = packed(told)
             self._laid = torch.empty(laid.shape, dtype=laid.dtype, pin_memory=True)
             self._laid.copy_(laid, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def lists(self) -> list[Any]:

@@ -307,9 +307,9 @@ def test_choices_of_many_rows_are_those_of_each(monkeypatch: pytest.MonkeyPatch)
     together = choose(logits, rows)
     widths = []
 
-    def noted(values: torch.Tensor, part: Sequence[Row]) -> torch.Tensor:
+    def noted(values: torch.Tensor, part: Sequence[Row], unseen: int = 0) -> torch.Tensor:
         widths.append(len(part))
-        return pick(values, part)
+        return pick(values, part, unseen)
 
     monkeypatch.setattr(row_values, "rows_at_once", lambda _vocabulary: 3)
     monkeypatch.setattr(sampling_module, "pick", noted)
