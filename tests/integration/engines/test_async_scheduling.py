@@ -44,6 +44,12 @@ def test_families_say_the_same(name: str, tmp_path: Path, load: Load) -> None:
     assert said(run(load(tmp_path, args=AHEAD), requests)) == said(run(load(tmp_path), requests))
 
 
+@pytest.mark.parametrize("arch", ["t5", "bart", "llama-gptq"])
+def test_encoder_decoders_and_quantized_ones_too(load: Load, arch: str) -> None:
+    requests = [a_request(str(row), [5 + row] * (4 + row), max_tokens=20 + row) for row in range(4)]
+    assert said(run(load(arch, args=AHEAD), requests, apart=2)) == said(run(load(arch), requests, apart=2))
+
+
 def outputs_by_step(engine: Engine, **sampling: Any) -> list[int]:
     """How many tokens each step lets out of one request."""
     add(engine, a_request("r", [5, 6, 7], **alone(**sampling)))
