@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from tests.checkpoints import DECODERS
+from tests.checkpoints import DECODERS, save_tokenizer
 from tests.integration.engines.test_decoder_step import READ, model_of
 from tests.varlen import varlen
-from tidegate.engines.transformers import paged, probe
+from tidegate.engines.transformers import paged, probe, selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.decoder_step import read_decoder
-from tidegate.engines.transformers.graphs import Capture
+from tidegate.engines.transformers.graphs import Capture, GraphedStep
 from tidegate.engines.transformers.kv_size import measure_kv
+from tidegate.engines.transformers.loading import Loaded
 from tidegate.engines.transformers.paged import PAGE, PagedLayer, PagedPool
 from tidegate.engines.transformers.room import Room
 
@@ -124,10 +126,30 @@ def test_the_self_check_proves_what_is_replayed(tmp_path: Path) -> None:
     assert probe.check(probe.Plain(model, rows), batch, "float32").is_right
     assert again.replays > 8
 
-    def stale(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        return lambda: None, run()
-
     assert not probe.check(probe.Plain(model, rows), batch_of(model, stale), "float32").is_right
+
+
+def stale(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    return lambda: None, run()
+
+
+def test_a_pool_whose_replays_are_wrong_runs_without_them(tmp_path: Path) -> None:
+    kind, size = DECODERS["llama"]
+    model = model_of(tmp_path, kind, size, torch.float32)
+    save_tokenizer(tmp_path)
+    kv, loaded = (
+        measure_kv(model),
+        Loaded(model, AutoTokenizer.from_pretrained(tmp_path), "cpu", "float32", 0, []),
+    )
+    room = Room(4096 * kv.bytes_per_token, kv.bytes_per_token, page=PAGE["cpu"])
+    for capture, note in ((stale, "not replayed as graphs: batched logits differ"), (Again(), "")):
+        batch, notes = selfcheck.prove(
+            loaded, layers=kv.layers, max_rows=MOST, context_length=256, pages=room, capture=capture
+        )
+        assert batch.page == PAGE["cpu"]
+        assert [note in one for one in notes] == ([True] if note else [])
+        assert isinstance(batch, ArenaBatch)
+        assert isinstance(batch._step, GraphedStep) == (not note)
 
 
 def test_what_cannot_be_captured_is_computed_as_ever(

@@ -114,11 +114,14 @@ def proved(
     plain = Plain(model, rows)
     has_states = any(kind.states for kind in layers)
     ways = [] if reason else ways_of_batching(model, has_states=has_states)
-    for room, makes_masks, step in [
-        (room, makes_masks, step)
+    for room, makes_masks, step, captures in [
+        (room, makes_masks, step, captures)
         for room, is_for_all in rooms
         for makes_masks, step in ways
         if step is not None or is_for_all
+        for captures in (
+            [capture, None] if capture is not None and room is not None and room.page else [None]
+        )
     ]:
         arena = ArenaBatch(
             model,
@@ -129,7 +132,7 @@ def proved(
             makes_masks=makes_masks,
             step=step,
             room=with_probe(room, rows),
-            capture=capture,
+            capture=captures,
         )
         try:
             verdict = check_bounds(plain, arena, precision, bounds)
@@ -146,7 +149,9 @@ def proved(
                 arena.prefixes = prefixes
                 if not is_right(with_prefixes, plain, arena, precision, bounds):
                     arena.prefixes = None
-            has_failed = bool(reason) and not arena.page and any(room and room.page for room, _ in rooms)
+            if reason and arena.page and capture is not None and captures is None:
+                return arena, [f"Its steps are not replayed as graphs: {reason}."]
+            has_failed = bool(reason) and not arena.page and any(bound and bound.page for bound, _ in rooms)
             return arena, [f"Its KV cache is not kept in pages: {reason}."] if has_failed else []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
@@ -165,6 +170,11 @@ def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, Decode
         return [(False, None)]
     step = read_decoder(model)
     return [*([(True, step)] if step is not None else []), (True, None), (False, None)]
+
+
+def ways_of_stepping(room: Room | None, capture: Capture | None) -> list[Capture | None]:
+    """Return what may capture the steps of an arena or a pool, the fastest first; None: nothing does."""
+    return [capture, None] if capture is not None and room is not None and room.page else [None]
 
 
 def proved_encoder_decoder(
