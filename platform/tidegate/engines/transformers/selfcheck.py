@@ -151,7 +151,7 @@ def proved(
                     arena.prefixes = None
             if reason and arena.page and capture is not None and captures is None:
                 return arena, [f"Its steps are not replayed as graphs: {reason}."]
-            has_failed = bool(reason) and not arena.page and any(bound and bound.page for bound, _ in rooms)
+            has_failed = bool(reason) and not arena.page and any(each and each.page for each, _ in rooms)
             return arena, [f"Its KV cache is not kept in pages: {reason}."] if has_failed else []
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
