@@ -114,15 +114,14 @@ def proved(
     plain = Plain(model, rows)
     has_states = any(kind.states for kind in layers)
     ways = [] if reason else ways_of_batching(model, has_states=has_states)
-    for room, makes_masks, step, captures in [
+    tried = [
         (room, makes_masks, step, captures)
         for room, is_for_all in rooms
         for makes_masks, step in ways
         if step is not None or is_for_all
-        for captures in (
-            [capture, None] if capture is not None and room is not None and room.page else [None]
-        )
-    ]:
+        for captures in ways_of_stepping(room, capture)
+    ]
+    for room, makes_masks, step, captures in tried:
         arena = ArenaBatch(
             model,
             layers=layers,
