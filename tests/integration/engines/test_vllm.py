@@ -280,7 +280,8 @@ def test_packed_weights_and_the_rules_of_a_checkpoint_and_a_killed_process(
     engine.step()
     os.kill(pid(engine), signal.SIGKILL)
     with pytest.raises(Exception, match="its process ended with -9"):
-        run(engine, [], most_steps=3)
+        for _ in range(3):  # the step that was asked ahead may have come before
+            engine.step()
     assert "ended with -9" in str(engine.health())
     other = start(folder, precision="bfloat16", quantization="gptq")
     assert begun.tokens + run_one(other, request, begun.log).tokens == whole.tokens

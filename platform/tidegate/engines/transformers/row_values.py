@@ -111,11 +111,9 @@ def least_of_share(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     before = np.where(is_above, numbers, 0).sum(axis=-1, keepdims=True)
     band = laid_left(numbers, (numbers >= lowest) & ~is_above, 0.0)[0]
     ordered = descending(torch.from_numpy(band))
-    sums = torch.from_numpy(before) + ordered.cumsum(dim=-1)
-    place = torch.searchsorted(sums, shares).clamp_(max=ordered.shape[-1] - 1)
-    last = ordered.gather(-1, place)
-    surplus = torch.searchsorted(ordered.neg(), last.neg(), right=True) - place - 1
-    if missed := np.flatnonzero((before >= wanted) | (sums[:, -1:].numpy() < wanted)).tolist():
+    reached = torch.from_numpy(before) + ordered.cumsum(dim=-1) - ordered
+    last, surplus, count = border(ordered, reached, shares)
+    if missed := np.flatnonzero((before >= wanted) | (count.numpy() == ordered.shape[-1])).tolist():
         last[missed], surplus[missed] = by_sorting(values[missed], shares[missed])
     return last, surplus
 
@@ -123,10 +121,19 @@ def least_of_share(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
 def by_sorting(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Do what `least_of_share` does, of all tokens."""
     ordered = descending(values)
-    reached = torch.searchsorted(ordered.cumsum(dim=-1), shares)  # of the tokens that fall short of it
-    count = (reached + 1).clamp_(max=values.shape[-1])
+    return border(ordered, ordered.cumsum(dim=-1) - ordered, shares)[:2]
+
+
+def border(ordered: Tensor, reached: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the last of `ordered` [rows, tokens] before which is `reached` less than `shares` [rows, 1], how
+    many as great come behind it, and how many count."""
+    if ordered.is_cuda:
+        count = (reached < shares).sum(dim=-1, keepdim=True)
+    else:
+        count = torch.from_numpy(np.count_nonzero(reached.numpy() < shares.numpy(), axis=-1)[:, None])
+    count = count.clamp(min=1)
     last = ordered.gather(-1, count - 1)
-    return last, torch.searchsorted(ordered.neg(), last.neg(), right=True) - count
+    return last, torch.searchsorted(ordered.neg(), last.neg(), right=True) - count, count
 
 
 def laid_left(numbers: Any, kept: Any, beyond: float) -> tuple[Any, Any]:
