@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ class DecoderStep:
             hidden = hidden.view(rows, width, -1)[:, -last:].reshape(rows * last, -1)
         return self._head(self._norm(hidden)).view(rows, last, -1)
 
-    def has_kernel(self, arena: Arena | PagedPool) -> bool:
+    def has_kernel(self, arena: Arena | PagedPool) -> TypeGuard[PagedPool]:
         """Tell whether it attends by the table of pages, whatever the window."""
         return isinstance(arena, PagedPool) and arena.has_kernel(self._embedding)
 
@@ -107,7 +107,7 @@ class DecoderStep:
         """Return what attends: queries [rows x width, heads, head size] to keys and values of the arena,
         giving [rows x width, heads x head size]. One long row does not make the others' windows as wide as
         its own."""
-        if isinstance(arena, PagedPool) and self.has_kernel(arena):
+        if self.has_kernel(arena):
             return lambda query, keys, values: arena.attend(query, keys, values, self._scale).flatten(1)
         runs = [(0, len(seen), arena.start)]
         if seen.device.type == "cpu":  # elsewhere it is calls that cost

@@ -36,7 +36,7 @@ from tidegate.engines.base import EngineLoadError, is_out_of_memory
 from tidegate.engines.transformers.batch import ERRORS, OneAtATime, RowByRow
 from tidegate.engines.transformers.head import Head, InParts
 from tidegate.engines.transformers.kv import FIRST_COLUMNS, FIRST_ROWS, Arena, LayerKind
-from tidegate.engines.transformers.kv_size import KvSize, tensor_bytes
+from tidegate.engines.transformers.kv_size import KvSize, measure_rows, tensor_bytes
 from tidegate.engines.transformers.room import Room
 
 
@@ -350,31 +350,26 @@ class EncoderDecoderRows(RowByRow):
 
 def measure_kv(model: Any) -> KvSize:
     """Measure what a row holds for each token of the context, which is as long for the prompt as for the
-    answer. See `batch.measure_kv`."""
-    short, long = 2, 10  # tokens
+    answer. See `kv_size.measure_kv`."""
+    tokens = 2
     try:
         own, cross = DynamicCache(), DynamicCache()
-        states, mask = Encoder(model, pad_id=0)([[0] * short])
-        ids = torch.zeros((1, short), dtype=torch.long, device=model.device)
+        states, mask = Encoder(model, pad_id=0)([[0] * tokens])
+        ids = torch.zeros((1, tokens), dtype=torch.long, device=model.device)
         Decoder(model)(ids, states, mask, cache=EncoderDecoderCache(own, cross))
         layers = [*own.layers, *cross.layers]
         if len(own.layers) == len(cross.layers) and all(
             type(layer) is DynamicLayer and layer.is_initialized for layer in layers
         ):
-            size = tensor_bytes([vars(layer) for layer in layers], set()) // short
+            size = tensor_bytes([vars(layer) for layer in layers], set()) // tokens
             return KvSize((LayerKind(),) * len(own.layers), size)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
-    try:
-        held = []
-        for length in (short, long):
-            rows = EncoderDecoderRows(model)
-            rows.join([[0] * length], sources=[[0] * length])
-            held.append(tensor_bytes(rows.rows[0].kwargs, set()))
-    except ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        return KvSize((), 0)
-    per_token = -(-max(0, held[1] - held[0]) // (long - short))
-    return KvSize((), per_token, max(0, held[0] - short * per_token))
+
+    def held(length: int) -> int:
+        rows = EncoderDecoderRows(model)
+        rows.join([[0] * length], sources=[[0] * length])
+        return tensor_bytes(rows.rows[0].kwargs, set())
+
+    return measure_rows(held)

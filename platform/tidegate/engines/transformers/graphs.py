@@ -76,7 +76,7 @@ class GraphedStep:
     ) -> Tensor:
         """See `DecoderStep`."""
         rows, width = tokens.shape
-        if width == 1 and not self._is_off and isinstance(arena, PagedPool) and self._step.has_kernel(arena):
+        if width == 1 and not self._is_off and self._step.has_kernel(arena):
             try:
                 buffers, replay, logits = self._of(rows, arena, tokens.device)
             except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,20 +79,28 @@ def kept(layer: Any, names: Sequence[str]) -> list[Any]:
 
 
 def measure_alone(model: Any) -> KvSize:
-    """Measure what a row holds that runs by itself; 0 where none can, of which the self-check says why."""
+    """Measure what a row holds that runs by itself."""
+
+    def held(length: int) -> int:
+        batch = RowByRow(model)
+        batch.join([[0] * length])
+        return tensor_bytes([batch.rows[0].kwargs, batch.rows[0].states], set())
+
+    return measure_rows(held)
+
+
+def measure_rows(held: Callable[[int], int]) -> KvSize:
+    """Measure by the bytes that a row of so many tokens has `held`; 0 where none can run, of which the
+    self-check says why."""
     short, long = 2, 10  # tokens
     try:
-        held = []
-        for length in (short, long):
-            batch = RowByRow(model)
-            batch.join([[0] * length])
-            held.append(tensor_bytes([batch.rows[0].kwargs, batch.rows[0].states], set()))
+        few, many = held(short), held(long)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
         return KvSize((), 0)
-    per_token = -(-max(0, held[1] - held[0]) // (long - short))
-    return KvSize((), per_token, max(0, held[0] - short * per_token))
+    per_token = -(-max(0, many - few) // (long - short))
+    return KvSize((), per_token, max(0, few - short * per_token))
 
 
 def tensor_bytes(value: Any, seen: set[int]) -> int:

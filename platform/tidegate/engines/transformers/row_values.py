@@ -109,11 +109,14 @@ def least_of_share(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     lowest[at < slack] = 0
     is_above = numbers > highest
     before = np.where(is_above, numbers, 0).sum(axis=-1, keepdims=True)
-    band = laid_left(numbers, (numbers >= lowest) & ~is_above, 0.0)[0]
+    is_inside = (numbers >= lowest) & ~is_above
+    band = laid_left(numbers, is_inside, 0.0)[0]
     ordered = descending(torch.from_numpy(band))
     reached = torch.from_numpy(before) + ordered.cumsum(dim=-1) - ordered
     last, surplus, count = border(ordered, reached, shares)
-    if missed := np.flatnonzero((before >= wanted) | (count.numpy() == ordered.shape[-1])).tolist():
+    # Beside the border there has to be more of the band: by each row's own, whatever the others are.
+    widths = np.count_nonzero(is_inside, axis=-1)[:, None]
+    if missed := np.flatnonzero((before >= wanted) | (count.numpy() >= widths)).tolist():
         last[missed], surplus[missed] = by_sorting(values[missed], shares[missed])
     return last, surplus
 
