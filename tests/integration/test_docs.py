@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import psutil
 import pytest
 
 from tests.integration.cli.command import tidegate
+from tests.processes import runs
 from tidegate.control.reasons import Reason
 from tidegate.local.ray_cluster import free_port
 
@@ -169,14 +169,6 @@ class TestReadme:
         assert stopped.returncode == 0
         assert [pid for pid in pids if runs(pid)] == []
         assert tidegate("status", environment=_own(environment)).returncode == 1
-
-
-def runs(pid: int) -> bool:
-    """A zombie is gone; only its parent has not looked yet."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _own(environment: dict[str, str]) -> dict[str, str]:

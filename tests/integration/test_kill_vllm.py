@@ -10,6 +10,7 @@ import pytest
 
 from tests.checkpoints import tiny
 from tests.integration.serving.rig import ReplicaChild, demanding_requests, heard_from, open_ear
+from tests.processes import command
 from tests.vllm.environment import vllm_python
 from tests.waiting import await_until
 from tidegate.engines.vllm.process import PYTHON_VARIABLE
@@ -58,7 +59,7 @@ async def test_streams_of_a_killed_vllm_go_on_where_another_engine_runs(
         (vllm,) = [
             child
             for child in psutil.Process(replica.process.pid).children()
-            if any(word.endswith("vllm/worker.py") for word in child.cmdline())
+            if any(word.endswith("vllm/worker.py") for word in command(child))
         ]
         vllm.kill()
         await await_until(lambda: replica.process.poll() is not None, LOAD_SECONDS)

@@ -58,7 +58,8 @@ def of_instance(instance: str, part: str | None = None) -> list[psutil.Process]:
             variables = _environment(process)
             if all(mark in variables for mark in marks) and lives(process):
                 found[process.pid] = process
-                found.update({child.pid: child for child in process.children(recursive=True)})
+                children = process.children(recursive=True)
+                found.update({child.pid: child for child in children if lives(child)})
     return list(found.values())
 
 

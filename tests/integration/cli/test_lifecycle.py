@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.integration.cli.command import assert_refused, tidegate
+from tests.processes import runs
 from tests.waiting import wait_until
 from tidegate.local.home import Home
 from tidegate.local.ray_cluster import free_port
@@ -207,12 +207,5 @@ class TestForeground:
         foreground.process.send_signal(signal.SIGINT)
         assert foreground.process.wait(60) == 0
         assert "Traceback" not in foreground.stderr
-        assert [pid for pid in pids if _runs(pid)] == []
+        assert [pid for pid in pids if runs(pid)] == []
         assert tidegate("status", environment=foreground.environment).returncode == 1
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -27,6 +27,7 @@ from tidegate.engines.transformers.prompt_pool import (
     PromptPool,
     start_ahead,
 )
+from tidegate.local.processes import lives
 from tidegate.messages.work import Finish, Tokens
 from tidegate.replica_args import EngineSpec
 
@@ -93,13 +94,6 @@ def nursery(engine: TransformersEngine) -> psutil.Process:
 def workers(engine: TransformersEngine) -> list[psutil.Process]:
     wait_until(lambda: len(nursery(engine).children()) == LANES)
     return list(nursery(engine).children())
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 async def test_templates_that_loop_end_and_keep_nobody_waiting(engine: TransformersEngine) -> None:
@@ -223,7 +217,7 @@ async def test_what_a_killed_process_had_in_hand_is_prepared_by_the_next(
     made = await asyncio.gather(*waiting)
     assert all(isinstance(one, Prepared) for one in made)
     assert nursery(engine).pid != before.pid
-    wait_until(lambda: not any(map(is_alive, stopped)))
+    wait_until(lambda: not any(map(lives, stopped)))
 
 
 async def test_a_prompt_over_which_every_process_dies_is_refused(
@@ -256,7 +250,7 @@ async def test_close_leaves_nobody_behind_and_no_caller_waiting(
     made = await asyncio.gather(*waiting)
     assert {one.code for one in made if isinstance(one, Finish)} == {"PromptFailed"}
     assert not any(isinstance(one, Prepared) for one in made)
-    wait_until(lambda: not any(map(is_alive, processes)))
+    wait_until(lambda: not any(map(lives, processes)))
 
 
 def test_a_folder_without_a_tokenizer_stops_the_load(tmp_path: Path) -> None:
@@ -294,4 +288,4 @@ def test_a_process_that_was_started_ahead_ends_with_who_started_it() -> None:
         assert starter.stdout is not None
         ahead = psutil.Process(int(starter.stdout.readline()))
         starter.kill()
-        wait_until(lambda: not is_alive(ahead), 60)
+        wait_until(lambda: not lives(ahead), 60)

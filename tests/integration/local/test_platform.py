@@ -14,6 +14,7 @@ import pytest
 
 from tests.checkpoints import tiny
 from tests.integration.local.conftest import Platform
+from tests.processes import command
 from tests.waiting import await_until
 from tidegate.errors import ConfigError
 from tidegate.local import lifecycle, processes
@@ -143,7 +144,7 @@ async def test_a_model_at_zero_wakes_for_a_request_and_sleeps_again(steady: Plat
 
 async def test_a_parked_model_wakes_from_memory_until_it_is_removed(steady: Platform, tmp_path: Path) -> None:
     def holders() -> list[psutil.Process]:
-        return [each for each in processes.of_instance(steady.home.instance) if HOLDER in each.cmdline()]
+        return [each for each in processes.of_instance(steady.home.instance) if HOLDER in command(each)]
 
     def define(zero: str) -> None:
         steady.define(
@@ -203,7 +204,7 @@ async def test_a_killed_serve_controller_comes_back(steady: Platform) -> None:
     (controller,) = [
         process
         for process in processes.of_instance(steady.home.instance)
-        if process.cmdline()[:1] == ["ray::ServeController"]
+        if command(process)[:1] == ["ray::ServeController"]
     ]
     controller.kill()
     steady.define("third")
@@ -277,7 +278,7 @@ async def test_what_serve_stores_names_the_redis_and_ray_opens_no_metrics(steady
                 if socket.status == psutil.CONN_LISTEN and not socket.laddr.ip.startswith("127."):
                     with suppress(httpx.HTTPError):  # gRPC does not answer in HTTP/1
                         answer = await client.get(f"http://127.0.0.1:{socket.laddr.port}/metrics")
-                        assert not answer.is_success, (process.cmdline(), answer.text[:80])
+                        assert not answer.is_success, (command(process), answer.text[:80])
 
 
 async def test_a_killed_ray_comes_back_and_nothing_is_proved_again(steady: Platform) -> None:

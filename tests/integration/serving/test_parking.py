@@ -16,8 +16,8 @@ import pytest
 
 from tests.checkpoints import tiny
 from tests.integration.serving.rig import MODEL, REVISION, ReplicaChild, a_request, open_ear, replica_args
+from tests.processes import runs
 from tests.waiting import await_until
-from tidegate.local.processes import lives
 from tidegate.messages.registry import ModelEntry, Parked
 from tidegate.replica_args import PARKED_VARIABLE, ReplicaArgs, parse_args
 from tidegate.serving import parking
@@ -108,7 +108,7 @@ async def held(registry: Registry) -> Parked:
 
 
 async def ended(pid: int) -> None:
-    await await_until(lambda: not psutil.pid_exists(pid) or not lives(psutil.Process(pid)), WAIT_SECONDS)
+    await await_until(lambda: not runs(pid), WAIT_SECONDS)
 
 
 def spoil(file: Path) -> None:

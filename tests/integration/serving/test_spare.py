@@ -22,6 +22,7 @@ from tests.integration.serving.test_ray_serve import (
     submit,
 )
 from tests.integration.serving.test_ray_serve import replicas as running
+from tests.processes import command
 from tests.redis_server import RedisServer
 from tests.waiting import await_until
 from tidegate.control.serve_config import application_config, put_body
@@ -110,14 +111,6 @@ def spares(lock: Path) -> list[int]:
     lines = Path("/proc/locks").read_text().splitlines()
     holders = [psutil.Process(int(line.split()[4])) for line in lines if mark in line]
     return [holder.pid for holder in holders if any(PROMPTS in command(child) for child in holder.children())]
-
-
-def command(process: psutil.Process) -> list[str]:
-    """Its words; none where it has just ended."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def others(ray: RayCluster, found: list[int]) -> list[int]:
