@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import get_args
 
 from tidegate.engines.base import Engine, EngineLoadError
 from tidegate.replica_args import EngineName, EngineSpec
 
 
-def create_engine(spec: EngineSpec) -> Engine:
-    """Make an engine, not loaded yet. Raises `EngineLoadError` (InvalidEngineArgs) for an unknown name."""
+def create_engine(spec: EngineSpec, record: Path | None = None) -> Engine:
+    """Make an engine, not loaded yet; in the file `record` it may remember what its self-check finds. Raises
+    `EngineLoadError` (InvalidEngineArgs) for an unknown name."""
     if spec.name == "simulated":
         from tidegate.engines.simulated import SimulatedEngine
 
@@ -24,7 +26,7 @@ def create_engine(spec: EngineSpec) -> Engine:
             return EncoderEngine(spec, task)
         from tidegate.engines.transformers.engine import TransformersEngine
 
-        return TransformersEngine(spec)
+        return TransformersEngine(spec, record)
     if spec.name == "vllm":
         sleep_while_waiting()
         from tidegate.engines.vllm.engine import VllmEngine

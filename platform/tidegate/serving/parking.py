@@ -17,14 +17,11 @@ What always holds.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import itertools
 import os
 import shutil
-import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,7 +29,8 @@ from pathlib import Path
 
 import msgspec
 
-from tidegate.replica_args import ReplicaArgs, find_redis_url
+from tidegate.replica_args import ReplicaArgs
+from tidegate.serving import node_files
 
 HOLDER = "tidegate.serving.parking_holder"
 LOCK, MANIFEST, BYTES = "lock", "manifest.json", "bytes"  # of a place
@@ -135,19 +133,13 @@ def borrow(args: ReplicaArgs) -> Borrowed | None:
 
 
 def root() -> Path:
-    """The folder of this machine's places, this user's own. Raises `OSError` where it is somebody else's."""
-    folder = Path(tempfile.gettempdir()) / f"tidegate-parked-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} is not a folder of this user alone")
-    return folder
+    """The folder of this machine's places. Raises `OSError` where it is somebody else's."""
+    return node_files.folder(node_files.PARKED)
 
 
 def place_of(args: ReplicaArgs) -> Path:
-    """Where a holder of this revision tells of itself; another platform's has another."""
-    whose = (find_redis_url(args.redis_url), args.key_prefix, args.model, args.revision)
-    return root() / hashlib.sha256("\0".join(whose).encode()).hexdigest()[:32]
+    """Where a holder of this revision tells of itself."""
+    return root() / node_files.name_of(args)
 
 
 def identity(found: os.stat_result) -> Identity:

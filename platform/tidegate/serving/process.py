@@ -23,7 +23,7 @@ from tidegate.errors import QueueUnavailable, SourceError
 from tidegate.messages.registry import RevisionReport
 from tidegate.replica_args import ReplicaArgs, find_redis_url
 from tidegate.runtime import calm_collector
-from tidegate.serving import parking
+from tidegate.serving import node_files, parking
 from tidegate.serving.replica import RETRY_SECONDS, ReplicaLoop
 from tidegate.serving.reports import ended_note, not_loaded
 from tidegate.sources.checkpoint import read_checkpoint
@@ -99,7 +99,7 @@ class ReplicaProcess:
                 spec = msgspec.structs.replace(spec, path=str(self._borrowed.path))
                 log.info("loads parked weights: %.2f GB", self._borrowed.bytes / 1e9)
             laps.end("content")
-            engine = create_engine(spec)
+            engine = create_engine(spec, node_files.check_record(self.args))
             laps.end("imports")
             return engine
         except EngineLoadError as failure:

@@ -129,7 +129,8 @@ def proved_batch(model: Any) -> ArenaBatch:
         [3 + (7 * row + token) % 400 for token in range(length)] for row, length in enumerate((9, 30, 14, 21))
     ]
     layers = measure_kv(model).layers
-    for makes_masks, step in selfcheck.ways_of_batching(model, has_states=False):
+    for makes_masks, has_step in selfcheck.ways_of_batching(model, has_states=False):
+        step = read_decoder(model) if has_step else None
         batch = ArenaBatch(
             model, layers=layers, max_rows=4, max_length=256, pad_id=0, makes_masks=makes_masks, step=step
         )

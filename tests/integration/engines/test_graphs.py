@@ -143,9 +143,8 @@ def test_a_pool_whose_replays_are_wrong_runs_without_them(tmp_path: Path) -> Non
     )
     room = Room(4096 * kv.bytes_per_token, kv.bytes_per_token, page=PAGE["cpu"])
     for capture, note in ((stale, "not replayed as graphs: batched logits differ"), (Again(), "")):
-        batch, notes = selfcheck.prove(
-            loaded, layers=kv.layers, max_rows=MOST, context_length=256, pages=room, capture=capture
-        )
+        conditions = selfcheck.Conditions(kv.layers, MOST, 256, pages=room, capture=capture)
+        batch, notes = selfcheck.prove(loaded, conditions)
         assert batch.page == PAGE["cpu"]
         assert [note in one for one in notes] == ([True] if note else [])
         assert isinstance(batch, ArenaBatch)

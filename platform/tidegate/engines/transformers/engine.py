@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ from tidegate.engines.transformers.room import USUAL_TOKENS
 from tidegate.engines.transformers.row_values import rows_at_once
 from tidegate.engines.transformers.sampling import Choice, Chosen, choose
 from tidegate.engines.transformers.scheduler import Scheduler, run_width
-from tidegate.engines.transformers.selfcheck import prove
+from tidegate.engines.transformers.selfcheck import Conditions, prove
 from tidegate.engines.transformers.sequence import RunningSequence, followed
 from tidegate.engines.transformers.threads import StepThreads, prefill_threads, set_threads
 from tidegate.messages.engine_metrics import encode_families
@@ -75,8 +76,10 @@ class TransformersEngine:
 
     gives_back = True
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, record: Path | None = None) -> None:
+        """`record`: the file in which this machine remembers what the self-check of this model finds."""
         self._spec = spec
+        self._record = record
         self._args = parse_args(spec.args, TransformersArgs)
         self._counts = Counts()
         self._scheduler: Scheduler[RunningSequence] = Scheduler(slots=0)
@@ -129,8 +132,7 @@ class TransformersEngine:
             self._prefill_cores = usable_cores()
             self._threads = StepThreads(usable_cores(), loaded.weights_bytes)
             set_threads(self._threads.begin(0))
-        self._batch, notes = prove(
-            loaded,
+        conditions = Conditions(
             layers=kv.layers,
             max_rows=plan.slots,
             context_length=self._context_length,
@@ -140,6 +142,7 @@ class TransformersEngine:
             pages_anyhow=bool(args.kv_pages),
             capture=cuda_graph if loaded.device == "cuda" and not args.enforce_eager else None,
         )
+        self._batch, notes = prove(loaded, conditions, self._record)
         self._flies = loaded.device == "cuda" if args.async_scheduling is None else args.async_scheduling
         usual = min(self._context_length, USUAL_TOKENS)
         self._scheduler = Scheduler(plan.slots, plan.room_of(self._batch), usual, self._context_length)

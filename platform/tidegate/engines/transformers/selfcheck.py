@@ -4,16 +4,20 @@ A few rows go through the batches that may serve it, the fastest first (`probe`)
 right is taken. Where it is wrong when rows take several tokens a step, tokens that a grammar forces are taken
 one by one; where it is wrong with prompts in parts, every prompt is prefilled whole; where it is wrong with
 what was kept of others, nothing is kept. A model that is wrong in every batch runs row by row, and one that
-contradicts itself is refused.
+contradicts itself is refused. What was found is remembered for the next load (`check_record`).
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from tidegate.engines.base import EngineLoadError, is_out_of_memory
@@ -31,7 +35,8 @@ from tidegate.engines.transformers.bounds import (
     rotary_switch,
     sparse_limit,
 )
-from tidegate.engines.transformers.decoder_step import DecoderStep, read_decoder
+from tidegate.engines.transformers.check_record import Record, Way, is_kept, key_of, read, write
+from tidegate.engines.transformers.decoder_step import read_decoder
 from tidegate.engines.transformers.encoder_decoder import (
     EncoderDecoderBatch,
     EncoderDecoderRows,
@@ -57,6 +62,8 @@ from tidegate.engines.transformers.probe import (
 )
 from tidegate.engines.transformers.room import Room
 
+log = logging.getLogger(__name__)
+
 # Fields of encoder-decoders by which a row may depend on how long its neighbours are: blocks of attention,
 # experts that take so many tokens of a batch.
 BLOCKS = re.compile(r"window|block_size|local_radius|expert_capacity")
@@ -64,45 +71,97 @@ NO_ARENA = "its cache has layers of another kind than keys and values per token,
 LONGEST_PASSED = 512  # tokens of a bound that the probe passes at its true size
 
 
-def prove(
-    loaded: Loaded,
-    *,
-    layers: Sequence[LayerKind],
-    max_rows: int,
-    context_length: int,
-    prefixes: PrefixCache | None = None,
-    room: Room | None = None,
-    pages: Room | None = None,
-    pages_anyhow: bool = False,
-    capture: Capture | None = None,
-) -> tuple[Batch, list[str]]:
-    """Return the fastest batch that passes the check, with notes; no `layers`: the arena cannot hold this
-    model's cache. It keeps `prefixes` where it passes with them. Its memory is within `room`, and what the
-    check takes. `pages` is the room of a pool, which comes first: where its steps are our own, or
-    `pages_anyhow`; `capture` is what captures its steps. Raises `EngineLoadError` (SelfCheckFailed), and what
-    says that memory ran out."""
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a model runs under. No `layers`: the arena cannot hold its cache. A batch keeps `prefixes` where
+    it passes with them. Its memory is within `room`, and what the check takes. `pages` is the room of a pool
+    that comes first: where its steps are our own, or `pages_anyhow`; `capture` is what captures its steps."""
+
+    layers: Sequence[LayerKind]
+    max_rows: int
+    context_length: int
+    prefixes: PrefixCache | None = None
+    room: Room | None = None
+    pages: Room | None = None
+    pages_anyhow: bool = False
+    capture: Capture | None = None
+
+    def key(self, loaded: Loaded) -> str:
+        """See `key_of`. How many rows there are, and how many bytes, decides nothing of what is right."""
+        page = self.pages.page if self.pages is not None else 0
+        has = (self.prefixes is not None, self.capture is not None, self.pages_anyhow)
+        return key_of(loaded, self.layers, self.context_length, page, has)
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    batch: Batch
+    way: Way
+    notes: list[str]
+    plain: Plain
+
+
+def prove(loaded: Loaded, conditions: Conditions, record: Path | None = None) -> tuple[Batch, list[str]]:
+    """Return the fastest batch that passes the check, with notes. What was found is remembered in the file
+    `record`. Raises `EngineLoadError` (SelfCheckFailed), and what says that memory ran out."""
+    key = conditions.key(loaded) if record is not None else ""
+    if (known := read(record, key)) is not None:
+        if (batch := remade(loaded, conditions, known)) is not None:
+            log.info("the self-check passed as it is remembered")
+            return batch, known.notes
+        log.warning("the self-check is not as it is remembered: all is checked again")
     try:
-        if loaded.model.config.is_encoder_decoder:
-            return proved_encoder_decoder(loaded, layers, max_rows, context_length, room)
-        pools = [(pages, pages_anyhow)] if pages is not None else []
-        return proved(loaded, layers, max_rows, context_length, prefixes, [*pools, (room, True)], capture)
+        check_all = proved_encoder_decoder if loaded.model.config.is_encoder_decoder else proved
+        found = check_all(loaded, conditions)
     except ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise failed(loaded.model, f"decoding raises {type(error).__name__}: {error}") from error
+    write(record, key, found.way, found.notes, found.plain)
+    return found.batch, found.notes
 
 
-def proved(
-    loaded: Loaded,
-    layers: Sequence[LayerKind],
-    max_rows: int,
-    context_length: int,
-    prefixes: PrefixCache | None = None,
-    rooms: Sequence[tuple[Room | None, bool]] = ((None, True),),
-    capture: Capture | None = None,
-) -> tuple[Batch, list[str]]:
-    """Do what `prove` does of a decoder. `rooms`: those to try, and whether without a step of our own."""
-    model, precision = loaded.model, loaded.precision
+def remade(loaded: Loaded, conditions: Conditions, known: Record) -> Batch | None:
+    """Return the batch that is remembered; None where it does not give the logits that are."""
+    try:
+        batch = made(loaded, conditions, known.way, known.rows)
+        return batch if is_kept(loaded.model, batch, known, loaded.precision) else None
+    except ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+
+
+def made(loaded: Loaded, conditions: Conditions, way: Way, rows: Sequence[Sequence[int]]) -> Batch:
+    """Make a batch that runs in this way, with room for the probe's rows."""
+    model, is_read = loaded.model, loaded.model.config.is_encoder_decoder
+    if not way.is_together:
+        return EncoderDecoderRows(model) if is_read else RowByRow(model)
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    size: dict[str, Any] = {
+        "layers": conditions.layers,
+        "max_rows": max(conditions.max_rows, len(rows)),
+        "max_length": conditions.context_length,
+        "pad_id": pad_id(loaded.tokenizer, vocabulary),
+        "room": with_probe(conditions.pages if way.is_paged else conditions.room, rows),
+    }
+    if is_read:
+        return EncoderDecoderBatch(model, **size)
+    batch = ArenaBatch(
+        model,
+        **size,
+        makes_masks=way.makes_masks,
+        step=read_decoder(model) if way.has_step else None,
+        capture=conditions.capture if way.is_captured else None,
+    )
+    batch.has_runs, batch.can_stage = way.has_runs, way.can_stage
+    batch.prefixes = conditions.prefixes if way.keeps_prefixes else None
+    return batch
+
+
+def proved(loaded: Loaded, conditions: Conditions) -> Proved:
+    """Do what `prove` does of a decoder of which nothing is known."""
+    model, precision, context_length = loaded.model, loaded.precision, conditions.context_length
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     whole = min(context_length, sparse_limit(model) or context_length)
     rows = probe_rows(loaded.tokenizer, whole, vocabulary)
@@ -110,48 +169,34 @@ def proved(
     beyond = max((bounds[name] for name in unmoved(model, bounds, rows)), default=0)
     if 0 < beyond <= LONGEST_PASSED:
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
-    reason = why_alone(model, context_length, layers, whole, beyond)
+    reason = why_alone(model, context_length, conditions.layers, whole, beyond)
     plain = Plain(model, rows)
-    has_states = any(kind.states for kind in layers)
-    ways = [] if reason else ways_of_batching(model, has_states=has_states)
-    tried = [
-        (room, makes_masks, step, captures)
-        for room, is_for_all in rooms
-        for makes_masks, step in ways
-        if step is not None or is_for_all
-        for captures in ways_of_stepping(room, capture)
-    ]
-    for room, makes_masks, step, captures in tried:
-        arena = ArenaBatch(
-            model,
-            layers=layers,
-            max_rows=max(max_rows, len(rows)),
-            max_length=context_length,
-            pad_id=pad_id(loaded.tokenizer, vocabulary),
-            makes_masks=makes_masks,
-            step=step,
-            room=with_probe(room, rows),
-            capture=captures,
-        )
+    for way in [] if reason else ways(model, conditions):
+        batch = made(loaded, conditions, way, rows)
+        assert isinstance(batch, ArenaBatch)
         try:
-            verdict = check_bounds(plain, arena, precision, bounds)
+            verdict = check_bounds(plain, batch, precision, bounds)
         except ERRORS as error:
             if is_out_of_memory(error):
                 raise
             reason = f"batched decoding raises {type(error).__name__}: {error}"
             continue
         if verdict.is_right:
+            is_also = partial(is_right, plain=plain, batch=batch, precision=precision, bounds=bounds)
             # A state that has taken a token cannot take it once more.
-            arena.has_runs = not has_states and is_right(in_runs, plain, arena, precision, bounds)
-            arena.can_stage = is_right(in_chunks, plain, arena, precision, bounds)
-            if arena.can_stage and prefixes is not None:
-                arena.prefixes = prefixes
-                if not is_right(with_prefixes, plain, arena, precision, bounds):
-                    arena.prefixes = None
-            if reason and arena.page and capture is not None and captures is None:
-                return arena, [f"Its steps are not replayed as graphs: {reason}."]
-            has_failed = bool(reason) and not arena.page and any(each and each.page for each, _ in rooms)
-            return arena, [f"Its KV cache is not kept in pages: {reason}."] if has_failed else []
+            batch.has_runs = way.has_runs and is_also(in_runs)
+            batch.can_stage = is_also(in_chunks)
+            if batch.can_stage and conditions.prefixes is not None:
+                batch.prefixes = conditions.prefixes
+                if not is_also(with_prefixes):
+                    batch.prefixes = None
+            way = msgspec.structs.replace(
+                way,
+                has_runs=batch.has_runs,
+                can_stage=batch.can_stage,
+                keeps_prefixes=batch.prefixes is not None,
+            )
+            return Proved(batch, way, given_up(conditions, way, reason), plain)
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
     verdict = check_bounds(plain, single, precision, bounds)
@@ -160,31 +205,45 @@ def proved(
     notes = [f"Requests run one by one, which is slower: {reason}."]
     if whole < context_length:
         notes.append(f"Beyond {whole} tokens its attention is sparse, which no check proves.")
-    return single, notes
+    return Proved(single, Way(is_together=False), notes, plain)
 
 
-def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, DecoderStep | None]]:
-    """Return how an arena's steps may run (`ArenaBatch`: `makes_masks`, `step`), the fastest first."""
+def ways(model: Any, conditions: Conditions) -> list[Way]:
+    """Return how a decoder's rows may run together, the fastest first."""
+    has_states = any(kind.states for kind in conditions.layers)
+    found = []
+    for is_paged in (True, False) if conditions.pages is not None else (False,):
+        for makes_masks, has_step in ways_of_batching(model, has_states=has_states):
+            if is_paged and not has_step and not conditions.pages_anyhow:
+                continue
+            captures = (True, False) if is_paged and conditions.capture is not None else (False,)
+            found += [
+                Way(True, is_paged, makes_masks, has_step, is_captured, not has_states, True)
+                for is_captured in captures
+            ]
+    return found
+
+
+def ways_of_batching(model: Any, *, has_states: bool) -> list[tuple[bool, bool]]:
+    """Return how an arena's steps may run (`ArenaBatch`: `makes_masks`, and whether `step` is our own), the
+    fastest first."""
     if has_states or not takes_masks(model):
-        return [(False, None)]
-    step = read_decoder(model)
-    return [*([(True, step)] if step is not None else []), (True, None), (False, None)]
+        return [(False, False)]
+    return [*([(True, True)] if read_decoder(model) is not None else []), (True, False), (False, False)]
 
 
-def ways_of_stepping(room: Room | None, capture: Capture | None) -> list[Capture | None]:
-    """Return what may capture the steps of an arena or a pool, the fastest first; None: nothing does."""
-    return [capture, None] if capture is not None and room is not None and room.page else [None]
+def given_up(conditions: Conditions, way: Way, reason: str) -> list[str]:
+    """Return notes of what is not done for this reason; empty: there is none."""
+    if reason and way.is_paged and conditions.capture is not None and not way.is_captured:
+        return [f"Its steps are not replayed as graphs: {reason}."]
+    if reason and not way.is_paged and conditions.pages is not None:
+        return [f"Its KV cache is not kept in pages: {reason}."]
+    return []
 
 
-def proved_encoder_decoder(
-    loaded: Loaded,
-    layers: Sequence[LayerKind],
-    max_rows: int,
-    context_length: int,
-    room: Room | None = None,
-) -> tuple[Batch, list[str]]:
+def proved_encoder_decoder(loaded: Loaded, conditions: Conditions) -> Proved:
     """Do what `proved` does of an encoder-decoder: the rows' tokens are the decoder's, behind its start."""
-    model, precision = loaded.model, loaded.precision
+    model, precision, context_length = loaded.model, loaded.precision, conditions.context_length
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     start = start_ids(model)
     rows = [
@@ -192,30 +251,24 @@ def proved_encoder_decoder(
     ]
     sources = [row[: max(1, len(row) - FORCED)] for row in reversed(rows)]
     plain = Plain(model, rows, sources)
-    reason = why_read_alone(model, context_length) if layers else NO_ARENA
+    reason = why_read_alone(model, context_length) if conditions.layers else NO_ARENA
+    together, alone = Way(is_together=True), Way(is_together=False)
     if not reason:
-        batch = EncoderDecoderBatch(
-            model,
-            layers=layers,
-            max_rows=max(max_rows, len(rows)),
-            max_length=context_length,
-            pad_id=pad_id(loaded.tokenizer, vocabulary),
-            room=with_probe(room, rows),
-        )
+        batch = made(loaded, conditions, together, rows)
         try:
             verdict = check(plain, batch, precision)
             if verdict.is_right:
-                return batch, []
+                return Proved(batch, together, [], plain)
             reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
         except ERRORS as error:
             if is_out_of_memory(error):
                 raise
             reason = f"batched decoding raises {type(error).__name__}: {error}"
-    single = EncoderDecoderRows(model)
+    single = made(loaded, conditions, alone, rows)
     verdict = check(plain, single, precision)
     if not verdict.is_right:
         raise contradicts_itself(model, verdict, precision)
-    return single, [f"Requests run one by one, which is slower: {reason}."]
+    return Proved(single, alone, [f"Requests run one by one, which is slower: {reason}."], plain)
 
 
 def with_probe(room: Room | None, rows: Sequence[Sequence[int]]) -> Room | None:
