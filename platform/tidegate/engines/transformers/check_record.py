@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def key_of(loaded: Loaded, *conditions: object) -> str:
     model = loaded.model
     types = {type(module) for module in model.modules()}
     told = {
-        "config": model.config.to_dict(),
+        "config": _without_path(model.config.to_dict()),
         "types": sorted(f"{each.__module__}.{each.__qualname__}" for each in types),
         "weights": sorted({(str(each.dtype), str(each.device)) for each in model.parameters()}),
         "precision": loaded.precision,
@@ -117,6 +117,9 @@ def is_kept(model: Any, batch: Batch, record: Record, precision: str) -> bool:
     """Tell whether the rows of the record give its logits in this batch, which must be empty and is empty
     afterwards."""
     begun = [len(row) - FORCED for row in record.rows]
+    known = range(int(model.get_input_embeddings().weight.shape[0]))
+    if min(begun, default=0) < 1 or not all(token in known for row in record.rows for token in row):
+        return False  # a device would end the process for it
     try:
         expected = torch.frombuffer(bytearray(record.logits), dtype=torch.float32)
         joined = batch.join(
@@ -140,13 +143,22 @@ def _sampled(logits: torch.Tensor) -> torch.Tensor:
     return logits[:, :: max(1, logits.shape[-1] // COLUMNS)].float()
 
 
+def _without_path(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without where it was read: parked weights lie elsewhere."""
+    return {
+        name: _without_path(value) if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if name != "_name_or_path"
+    }
+
+
 def _device(device: str) -> list[object]:
     if device == "cpu":
         return [device, torch.backends.cpu.get_cpu_capability()]
     return [torch.cuda.get_device_name(), torch.cuda.get_device_capability()]
 
 
-def _code(modules: Iterable[str]) -> list[object]:
+def _code(modules: Iterable[str]) -> list[tuple[str, int, int]]:
     """Return what tells this engine's files, and those that define the modules, from others."""
     files = {str(each) for each in Path(__file__).parent.glob("*.py")}
     files |= {file for name in modules if (file := getattr(sys.modules.get(name), "__file__", None))}
