@@ -32,6 +32,7 @@ CHAT_FORMATS = tuple(sorted(file.stem for file in FORMATS_FOLDER.glob("*.jinja")
 FROM_ENVIRONMENT = "env:"  # begins a `redis_url` that names a variable instead
 SLOTS_UNTIL_KNOWN = 16  # of a revision that never reported how many its engine has
 REDIS_VARIABLE = "TG_REDIS_URL"  # the one that hosts set for Ray's processes
+NODE_FOLDER_VARIABLE = "TG_NODE_FOLDER"  # where its replicas leave files (`serving.node_files`)
 PARKED_VARIABLE = "TIDEGATE_PARKED_BYTES"  # of the node's processes (`serving.parking_holder`)
 REDIS_FOLDER_VARIABLE = "TG_REDIS_FOLDER"  # a mounted Secret with the files below
 URL_FILE, PASSWORD_FILE = "url", "password"

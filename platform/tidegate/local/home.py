@@ -134,6 +134,10 @@ class Home:
         return self.data / "revisions"
 
     @property
+    def node(self) -> Path:
+        return self.data / "node"
+
+    @property
     def temporary(self) -> Path:
         return Path(tempfile.gettempdir()) / f"tg-{self.instance}"
 

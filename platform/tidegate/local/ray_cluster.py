@@ -18,7 +18,7 @@ from tidegate.errors import TidegateError
 from tidegate.local import processes
 from tidegate.local.home import Home, ProcessRecord
 from tidegate.local.ray_head import RayHead, RayOptions
-from tidegate.replica_args import PARKED_VARIABLE, REDIS_VARIABLE, SPARE_VARIABLES
+from tidegate.replica_args import NODE_FOLDER_VARIABLE, PARKED_VARIABLE, REDIS_VARIABLE, SPARE_VARIABLES
 
 START_SECONDS = 120.0
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # nothing but Serve's own small objects passes through it
@@ -92,7 +92,12 @@ async def start(
         instance=home.instance,
         log=log,
         environment=environment(
-            os.environ, cpus, token, redis_url, keeps_spare=keeps_spare, parked_bytes=parked_bytes
+            {**os.environ, NODE_FOLDER_VARIABLE: str(home.node)},
+            cpus,
+            token,
+            redis_url,
+            keeps_spare=keeps_spare,
+            parked_bytes=parked_bytes,
         ),
         stdout=PIPE,
     )

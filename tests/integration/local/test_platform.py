@@ -162,6 +162,7 @@ async def test_a_parked_model_wakes_from_memory_until_it_is_removed(steady: Plat
     log = await asyncio.to_thread((steady.home.logs / "replica-parked.log").read_text)
     assert "loads parked weights" in log
     assert "the self-check passed as it is remembered" in log
+    assert list((steady.home.node / "checks").iterdir())
     await steady.until("parked", lambda entry: "weights are parked" in entry.message, timeout=120.0)
     assert holders() == [before]
     define("Empty")  # in place: the revision stays

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tidegate.replica_args import EngineSpec, ReplicaArgs
+from tidegate.replica_args import NODE_FOLDER_VARIABLE, EngineSpec, ReplicaArgs
 from tidegate.serving import node_files
 from tidegate.serving.node_files import CHECKS
 
@@ -29,6 +29,12 @@ def test_a_folder_is_made_for_this_user_alone(temporary: Path) -> None:
     assert found.parent == temporary
     assert found.stat().st_mode & 0o777 == 0o700
     assert node_files.folder(CHECKS) == found
+
+
+def test_a_host_says_where(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NODE_FOLDER_VARIABLE, str(temporary / "home" / "node"))
+    assert node_files.folder(CHECKS) == temporary / "home" / "node" / CHECKS
+    assert node_files.folder(CHECKS).stat().st_mode & 0o777 == 0o700
 
 
 def test_a_folder_of_somebody_else_is_not_used(temporary: Path) -> None:
