@@ -21,10 +21,9 @@ from tidegate.engines.transformers.grammars import Matcher, allowed_tokens
 from tidegate.engines.transformers.row_values import (
     column,
     joined,
-    least_of_share,
+    keep_share,
     named_places,
     renormalized,
-    without_last_ties,
     zeroed_below,
 )
 from tidegate.messages.work import Sampling
@@ -325,8 +324,7 @@ class TopP(LogitStep):
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
         shares = column([step.sampling.top_p for step in steps], values)
-        last, surplus = least_of_share(values, shares)
-        return without_last_ties(zeroed_below(values, last), last, surplus)
+        return keep_share(values, shares)
 
 
 STEPS: tuple[type[LogitStep], ...] = (

@@ -3,6 +3,7 @@ by block, which takes a fraction of PyTorch's time there."""
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 LOGITS_BYTES = 64 << 20
 CACHE_BYTES = 2 << 20  # as many on CPU where nothing has to be read twice from memory
 PILOT = 32  # of so many tokens one stands for all where a guess will do
+LEAST_PILOT, PILOTS = 8, 1000  # every so manieth, or so many, where the guess has to be closer
 SORTED_WHOLE = 1024  # tokens, up to which a row is sorted whole
 BLOCK = 64  # tokens that are summed up, or of which the greatest is found, before all of them are
 
@@ -91,38 +93,53 @@ def descending(values: Tensor) -> Tensor:
     return torch.from_numpy(np.negative(ordered, out=ordered))
 
 
-def least_of_share(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least of the greatest of `values` [rows, tokens] that are together no less than `shares`
-    [rows, 1], and how many as great as it are too many. At least one of each row counts."""
+def keep_share(values: Tensor, shares: Tensor) -> Tensor:
+    """Zero, in place, all but the greatest of probabilities [rows, tokens] that are together no less than
+    `shares` [rows, 1]; of equal ones the first stay, and at least one of each row."""
     if values.is_cuda or values.shape[-1] < SORTED_WHOLE:
-        return by_sorting(values, shares)
+        last, surplus = by_sorting(values, shares)
+        return without_last_ties(zeroed_below(values, last), last, surplus)
     numbers, wanted = values.numpy(), shares.numpy()
-    # Every `PILOT`-th token tells about where it is, by what the unlikely ones have together: so only what
-    # lies around that has to be sorted.
-    some = np.sort(numbers[:, ::PILOT], axis=-1)
-    spare = numbers.sum(axis=-1, keepdims=True) - wanted
-    at = np.count_nonzero(some.cumsum(axis=-1) * PILOT < spare, axis=-1)[:, None]
-    slack, most = some.shape[-1] // 16, some.shape[-1] - 1
+    # Some tokens tell about where it is, by what the unlikely ones have together: so only what lies around
+    # that has to be sorted. Their error goes with the square root of how many they are.
+    pilot = max(LEAST_PILOT, numbers.shape[-1] // PILOTS)
+    some = np.sort(numbers[:, ::pilot], axis=-1)
+    at = np.count_nonzero(some.cumsum(axis=-1) * pilot < 1 - wanted, axis=-1)[:, None]
+    slack, most = math.ceil(1.1 * math.sqrt(some.shape[-1])), some.shape[-1] - 1
     highest = np.take_along_axis(some, np.minimum(at + slack, most), axis=-1)
     highest[at + slack > most] = np.inf
     lowest = np.take_along_axis(some, np.clip(at - slack, 0, most), axis=-1)
     lowest[at < slack] = 0
     is_above = numbers > highest
-    before = np.where(is_above, numbers, 0).sum(axis=-1, keepdims=True)
-    is_inside = (numbers >= lowest) & ~is_above
-    band = laid_left(numbers, is_inside, 0.0)[0]
+    before = (numbers * is_above).sum(axis=-1, keepdims=True)  # `where` takes four times as long
+    is_inside = numbers >= lowest
+    is_inside ^= is_above
+    band, places, is_taken = laid_left(numbers, is_inside, 0.0)
     ordered = descending(torch.from_numpy(band))
     reached = torch.from_numpy(before) + ordered.cumsum(dim=-1) - ordered
     last, surplus, count = border(ordered, reached, shares)
     # Beside the border there has to be more of the band: by each row's own, whatever the others are.
-    widths = np.count_nonzero(is_inside, axis=-1)[:, None]
-    if missed := np.flatnonzero((before >= wanted) | (count.numpy() >= widths)).tolist():
+    widths = np.count_nonzero(is_taken, axis=-1)[:, None]
+    missed = np.flatnonzero((before >= wanted) | (count.numpy() >= widths)).tolist()
+    if missed:
         last[missed], surplus[missed] = by_sorting(values[missed], shares[missed])
-    return last, surplus
+    zeroed_below(values, last)
+    if missed:
+        values[missed] = without_last_ties(values[missed], last[missed], surplus[missed])
+        surplus[missed] = 0
+    # Those equal to the last one lie in the band, of which there is less to look through.
+    rows, columns = np.nonzero((band == last.numpy()) & is_taken)
+    ranks = np.cumsum(np.bincount(rows, minlength=len(numbers)))[rows] - np.arange(len(rows))  # from the end
+    is_surplus = ranks <= surplus.numpy()[rows, 0]
+    rows, columns = rows[is_surplus], columns[is_surplus]
+    begins = np.cumsum(widths) - widths[:, 0]
+    values.view(-1).numpy()[places[begins[rows] + columns]] = 0
+    return values
 
 
 def by_sorting(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what `least_of_share` does, of all tokens."""
+    """Return the least of the greatest of `values` [rows, tokens] that are together no less than `shares`
+    [rows, 1], and how many as great as it are too many. At least one of each row counts."""
     ordered = descending(values)
     return border(ordered, ordered.cumsum(dim=-1) - ordered, shares)[:2]
 
@@ -139,17 +156,16 @@ def border(ordered: Tensor, reached: Tensor, shares: Tensor) -> tuple[Tensor, Te
     return last, torch.searchsorted(ordered.neg(), last.neg(), right=True) - count, count
 
 
-def laid_left(numbers: Any, kept: Any, beyond: float) -> tuple[Any, Any]:
-    """Return what is kept of `numbers` [rows, tokens], in its order and with `beyond` behind it, and its
-    places."""
+def laid_left(numbers: Any, kept: Any, beyond: float) -> tuple[Any, Any, Any]:
+    """Return what is kept of `numbers` [rows, tokens], in its order and with `beyond` behind it; where in all
+    of them [kept] it was; and what of the first is not `beyond`."""
     count, vocabulary = numbers.shape
     flat = np.flatnonzero(kept)
     sizes = np.diff(np.searchsorted(flat, np.arange(count + 1) * vocabulary))[:, None]
     is_taken = np.arange(max(1, sizes.max())) < sizes
-    some, places = np.full(is_taken.shape, beyond, np.float32), np.zeros(is_taken.shape, np.int64)
+    some = np.full(is_taken.shape, beyond, np.float32)
     some[is_taken] = numbers.reshape(-1)[flat]
-    places[is_taken] = flat % vocabulary
-    return some, places
+    return some, flat, is_taken
 
 
 def zeroed_below(values: Tensor, least: Tensor) -> Tensor:

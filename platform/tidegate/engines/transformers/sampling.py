@@ -165,7 +165,9 @@ def narrowed(values: Tensor, least: Tensor, beyond: float) -> tuple[Tensor, Tens
     kept = numbers >= least.numpy()
     if 4 * np.count_nonzero(kept) > kept.size:
         return values, None
-    some, ids = laid_left(numbers, kept, beyond)
+    some, places, is_taken = laid_left(numbers, kept, beyond)
+    ids = np.zeros(some.shape, np.int64)
+    ids[is_taken] = places % numbers.shape[-1]
     return torch.from_numpy(some), torch.from_numpy(ids)
 
 
@@ -178,7 +180,10 @@ def nucleus(probabilities: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor 
     shares = column([row.sampling.top_p for row in rows], probabilities)
     some = np.sort(probabilities.numpy()[:, ::PILOT], axis=-1)
     is_spare = some.cumsum(axis=-1) * PILOT < ((1 - shares) / 2).numpy()
-    at = np.minimum(is_spare.sum(axis=-1, keepdims=True), some.shape[-1] - 1)
+    count = np.count_nonzero(is_spare, axis=-1)[:, None]
+    if count.mean() < 0.7 * some.shape[-1]:  # too many stay (`narrowed`)
+        return probabilities, None
+    at = np.minimum(count, some.shape[-1] - 1)
     values, ids = narrowed(probabilities, torch.from_numpy(np.take_along_axis(some, at, axis=-1)), 0.0)
     if ids is None or (values.sum(dim=-1, keepdim=True) > shares + ROUNDING).all():
         return values, ids
@@ -235,10 +240,11 @@ def draw(probabilities: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
 def draw_filtered(probabilities: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
     """As `draw`, but token by token: then it is nothing to the sums which tokens of probability 0 are left
     out. Returns places in `probabilities`."""
-    ends = probabilities.double().cumsum(dim=-1)
+    ends = probabilities.cumsum(dim=-1, dtype=torch.double)
     place = torch.searchsorted(ends, noise_of(rows, ends, unseen) * ends[:, -1:], right=True)
-    last = (ends < ends[:, -1:]).sum(dim=-1, keepdim=True)
-    return torch.minimum(place, last).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
+    if ends.is_cuda or place.max() == ends.shape[-1]:  # rounding brought it beyond the last one that is not 0
+        place = torch.minimum(place, (ends < ends[:, -1:]).sum(dim=-1, keepdim=True))
+    return place.squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
 
 
 def noise_of(rows: Sequence[Row], like: Tensor, unseen: int = 0) -> Tensor:

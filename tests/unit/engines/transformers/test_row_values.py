@@ -10,7 +10,7 @@ from tidegate.engines.transformers.row_values import (
     PILOT,
     SORTED_WHOLE,
     by_sorting,
-    least_of_share,
+    keep_share,
     without_last_ties,
 )
 
@@ -38,19 +38,23 @@ def rows_like(kind: str, vocabulary: int, seed: int) -> torch.Tensor:
     st.integers(SORTED_WHOLE, 9000),
     st.integers(0, 1 << 30),
 )
-def test_the_least_of_a_share_is_that_of_the_sorted_row(kind: str, vocabulary: int, seed: int) -> None:
+def test_what_is_kept_of_a_share_is_what_is_of_the_sorted_row(kind: str, vocabulary: int, seed: int) -> None:
     values = rows_like(kind, vocabulary, seed)
     shares = torch.tensor(SHARES).unsqueeze(-1)
-    last, surplus = least_of_share(values, shares)
-    kept = without_last_ties(torch.where(values >= last, values, 0.0), last, surplus)
-    expected_last, expected_surplus = by_sorting(values, shares)
-    expected = without_last_ties(
-        torch.where(values >= expected_last, values, 0.0), expected_last, expected_surplus
-    )
-    # Sums in another order round otherwise, which may move the border by one token.
-    apart = (kept.sum(dim=-1) - expected.sum(dim=-1)).abs()
-    assert (apart <= torch.maximum(last, expected_last).squeeze(-1) * 1.001 + 1e-6).all()
-    assert (kept > 0).any(dim=-1).all()
+    kept = keep_share(values.clone(), shares)
+    last, surplus = by_sorting(values, shares)
+    expected = without_last_ties(torch.where(values >= last, values, 0.0), last, surplus)
+    for found, wanted, row in zip(kept, expected, values, strict=True):
+        assert (found > 0).any()
+        assert ((found == row) | (found == 0)).all()
+        # Sums in another order round otherwise, which may move the border.
+        apart = row[found != wanted].sum()
+        assert apart <= 1.001 * torch.where(found > 0, found, torch.inf).amin() + 1e-6
+        least = torch.where(found > 0, found, torch.inf).amin()
+        tied = (row == least).nonzero().flatten().tolist()
+        stay = [place for place in tied if found[place] > 0]
+        assert stay == tied[: len(stay)], "the first of equal ones"
+        assert (found[row > least] > 0).all()
 
 
 def test_only_what_lies_around_the_border_is_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,16 +63,16 @@ def test_only_what_lies_around_the_border_is_sorted(monkeypatch: pytest.MonkeyPa
 
     values = rows_like("flat", 8192, 0)[:3]
     monkeypatch.setattr(row_values, "by_sorting", refuse)
-    least_of_share(values, torch.tensor([[0.3], [0.5], [0.9]]))
+    keep_share(values, torch.tensor([[0.3], [0.5], [0.9]]))
 
 
 def test_a_row_gets_the_same_whatever_rows_are_beside_it() -> None:
     values = torch.cat([rows_like(kind, 4096, 7) for kind in ("flat", "peaked", "tied", "hidden")])
     shares = torch.tensor(SHARES * 4).unsqueeze(-1)
-    together = least_of_share(values, shares)
+    together = keep_share(values.clone(), shares)
     for row in range(len(values)):
-        alone = least_of_share(values[row : row + 1], shares[row : row + 1])
-        assert [part.item() for part in alone] == [part[row].item() for part in together]
+        alone = keep_share(values[row : row + 1].clone(), shares[row : row + 1])
+        assert torch.equal(alone[0], together[row])
 
 
 def test_of_equal_ones_the_last_go() -> None:
