@@ -205,6 +205,16 @@ def test_a_batch_that_has_become_wrong_is_found(
     assert said == [AGAIN]
 
 
+def test_a_way_that_raised_is_tried_again_in_the_next_load(
+    check: Check, record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(selfcheck, "ArenaBatch", Raising)
+        assert isinstance(check(), RowByRow)
+    assert not record.exists()
+    assert isinstance(check(), ArenaBatch)
+
+
 def test_memory_that_runs_out_is_no_reason_to_check_again(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:

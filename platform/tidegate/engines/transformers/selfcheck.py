@@ -95,10 +95,13 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Proved:
+    """`has_raised`: a faster way was given up for an error, which may not come again."""
+
     batch: Batch
     way: Way
     notes: list[str]
     plain: Plain
+    has_raised: bool
 
 
 def prove(loaded: Loaded, conditions: Conditions, record: Path | None = None) -> tuple[Batch, list[str]]:
@@ -117,7 +120,8 @@ def prove(loaded: Loaded, conditions: Conditions, record: Path | None = None) ->
         if is_out_of_memory(error):
             raise
         raise failed(loaded.model, f"decoding raises {type(error).__name__}: {error}") from error
-    write(record, key, found.way, found.notes, found.plain)
+    if not found.has_raised:
+        write(record, key, found.way, found.notes, found.plain)
     return found.batch, found.notes
 
 
@@ -170,7 +174,7 @@ def proved(loaded: Loaded, conditions: Conditions) -> Proved:
     if 0 < beyond <= LONGEST_PASSED:
         rows[0] = (rows[0] * beyond)[: min(beyond + 2 * FORCED, context_length)]
     reason = why_alone(model, context_length, conditions.layers, whole, beyond)
-    plain = Plain(model, rows)
+    plain, has_raised = Plain(model, rows), False
     for way in [] if reason else ways(model, conditions):
         batch = made(loaded, conditions, way, rows)
         assert isinstance(batch, ArenaBatch)
@@ -179,7 +183,7 @@ def proved(loaded: Loaded, conditions: Conditions) -> Proved:
         except ERRORS as error:
             if is_out_of_memory(error):
                 raise
-            reason = f"batched decoding raises {type(error).__name__}: {error}"
+            reason, has_raised = f"batched decoding raises {type(error).__name__}: {error}", True
             continue
         if verdict.is_right:
             is_also = partial(is_right, plain=plain, batch=batch, precision=precision, bounds=bounds)
@@ -196,7 +200,7 @@ def proved(loaded: Loaded, conditions: Conditions) -> Proved:
                 can_stage=batch.can_stage,
                 keeps_prefixes=batch.prefixes is not None,
             )
-            return Proved(batch, way, given_up(conditions, way, reason), plain)
+            return Proved(batch, way, given_up(conditions, way, reason), plain, has_raised)
         reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
     single = RowByRow(model)
     verdict = check_bounds(plain, single, precision, bounds)
@@ -205,7 +209,7 @@ def proved(loaded: Loaded, conditions: Conditions) -> Proved:
     notes = [f"Requests run one by one, which is slower: {reason}."]
     if whole < context_length:
         notes.append(f"Beyond {whole} tokens its attention is sparse, which no check proves.")
-    return Proved(single, Way(is_together=False), notes, plain)
+    return Proved(single, Way(is_together=False), notes, plain, has_raised)
 
 
 def ways(model: Any, conditions: Conditions) -> list[Way]:
@@ -252,23 +256,24 @@ def proved_encoder_decoder(loaded: Loaded, conditions: Conditions) -> Proved:
     sources = [row[: max(1, len(row) - FORCED)] for row in reversed(rows)]
     plain = Plain(model, rows, sources)
     reason = why_read_alone(model, context_length) if conditions.layers else NO_ARENA
-    together, alone = Way(is_together=True), Way(is_together=False)
+    together, alone, has_raised = Way(is_together=True), Way(is_together=False), False
     if not reason:
         batch = made(loaded, conditions, together, rows)
         try:
             verdict = check(plain, batch, precision)
             if verdict.is_right:
-                return Proved(batch, together, [], plain)
+                return Proved(batch, together, [], plain, has_raised)
             reason = f"batched logits differ by {verdict.error:.2g} (tolerance {verdict.tolerance:.2g})"
         except ERRORS as error:
             if is_out_of_memory(error):
                 raise
-            reason = f"batched decoding raises {type(error).__name__}: {error}"
+            reason, has_raised = f"batched decoding raises {type(error).__name__}: {error}", True
     single = made(loaded, conditions, alone, rows)
     verdict = check(plain, single, precision)
     if not verdict.is_right:
         raise contradicts_itself(model, verdict, precision)
-    return Proved(single, alone, [f"Requests run one by one, which is slower: {reason}."], plain)
+    notes = [f"Requests run one by one, which is slower: {reason}."]
+    return Proved(single, alone, notes, plain, has_raised)
 
 
 def with_probe(room: Room | None, rows: Sequence[Sequence[int]]) -> Room | None:
