@@ -3,11 +3,13 @@
 A small model may be slower with several threads than with one (handing out an operation costs more than it
 saves, and beside other busy processes much more), a large one is faster. Where the border lies depends on the
 machine, on how many rows a step has, and on what else runs just now. So it is tried while requests run: no
-waking waits for it, and what it finds is never older than the next trial.
+waking waits for it, and what it finds is never older than the next trial, which comes at once where steps
+have become slower than they were at the last one.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import torch
 TRIAL_STEPS = 6  # of which the first, that starts threads, does not count
 FIRST_WAIT, LONGEST_WAIT = 8, 1024  # steps between two trials
 HOPELESS = 2.0  # times as long as before: the trial ends at once
+SLOWER = 1.25  # times as long as at the last trial: it is time for the next, as after any change
 WORTH = 1.04  # more threads must be faster by this factor: other processes want the cores too
 PARALLEL_TOKENS = 128  # of a prefill, from which on its operations are worth handing out whatever the model
 PARALLEL_BYTES = 1 << 28  # of weights, from which on a step begins with all threads before any trial
@@ -33,6 +36,7 @@ class Tried:
     wait: int = FIRST_WAIT  # steps between the last trial and the next
     left: int = FIRST_WAIT
     is_upward: bool = True  # whether the next rival has more threads
+    usual: float = math.inf  # seconds of chosen steps at the last trial
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=TRIAL_STEPS))  # seconds of chosen steps
     trial: list[float] = field(default_factory=list)  # seconds of the rival's
 
@@ -65,6 +69,8 @@ class StepThreads:
             return
         found.recent.append(seconds)
         found.left -= 1
+        if len(found.recent) == TRIAL_STEPS and median(found.recent) > SLOWER * found.usual:
+            found.left, found.wait, found.is_upward = 0, FIRST_WAIT, False  # what is busy wants a core
         if found.left <= 0 and len(self.options) > 1:
             if not 0 <= (rival := found.chosen + (1 if found.is_upward else -1)) < len(self.options):
                 rival = found.chosen + (-1 if found.is_upward else 1)
@@ -81,7 +87,9 @@ class StepThreads:
         if median(counted) * (WORTH if is_more else 1.0) < before:
             found.chosen, found.wait = found.rival, FIRST_WAIT
             found.recent = deque(counted, maxlen=TRIAL_STEPS)
+            found.usual = median(counted)
         else:
+            found.usual = before
             found.is_upward = not is_more
             found.wait = min(2 * found.wait, LONGEST_WAIT)
         found.rival, found.left = None, found.wait

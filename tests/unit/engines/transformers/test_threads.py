@@ -75,6 +75,24 @@ def test_what_has_changed_is_found_by_the_next_trial() -> None:
     assert taken[-1] == 2
 
 
+def test_steps_that_become_slower_are_tried_at_once() -> None:
+    chosen = StepThreads(2, SMALL)
+    run(chosen, 20_000, {1: 1.0, 2: 0.7}.__getitem__)
+    beside_a_busy_one = run(chosen, 100, {1: 1.0, 2: 1.8}.__getitem__)
+    assert beside_a_busy_one.index(1) <= TRIAL_STEPS
+    assert beside_a_busy_one.count(1) > 70
+    again = run(chosen, 200, {1: 1.0, 2: 0.7}.__getitem__)
+    assert again.count(2) > 100
+
+
+def test_steps_that_become_slower_with_any_number_are_tried_once() -> None:
+    chosen = StepThreads(2, SMALL)
+    run(chosen, 20_000, {1: 1.0, 2: 0.7}.__getitem__)
+    taken = run(chosen, 1000, {1: 2.0, 2: 1.4}.__getitem__)
+    assert taken[-1] == 2
+    assert taken.count(1) < 8 * TRIAL_STEPS
+
+
 def test_a_hopeless_trial_ends_at_once() -> None:
     chosen = StepThreads(2, SMALL)
     taken = run(chosen, FIRST_WAIT + TRIAL_STEPS, {1: 0.003, 2: 0.115}.__getitem__)
