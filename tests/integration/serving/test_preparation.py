@@ -75,7 +75,7 @@ def hesitant(monkeypatch: pytest.MonkeyPatch) -> list[Hesitant]:
     """The engines that replicas of this test make."""
     made: list[Hesitant] = []
 
-    def create(spec: EngineSpec) -> Engine:
+    def create(spec: EngineSpec, _record: Path | None) -> Engine:
         made.append(Hesitant(spec))
         return made[-1]
 
