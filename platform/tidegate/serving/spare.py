@@ -1,8 +1,8 @@
 """Keeps one process of each node ready to become a replica: Ray's worker, with everything imported.
 
 A process that Ray starts for a replica spends its first seconds on imports. Ray gives a worker that waits to
-the next actor, and starts no other in its place. So the next one is ordered: by a replica when it serves, and
-by Serve's controller, which looks now and then, where the spare was lost otherwise.
+the next actor, and starts no other in its place. So the next one is ordered: by a replica soon after it
+serves, and by Serve's controller, which looks now and then, where the spare was lost otherwise.
 
     replica serves ──order──> marker, Ray starts a worker ──become──> takes marker and lock, imports
                                                                             │ waits for an actor

@@ -4,6 +4,7 @@ same is checked again."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.checkpoints import DECODERS, PAD, save_model, save_tokenizer
 from tests.engine_requests import a_request, run
 from tests.integration.engines.test_decoder_step import model_of
 from tests.integration.engines.test_families import ALONE, BATCHED
+from tests.integration.engines.test_loading import Shifted
 from tests.integration.engines.test_states import STATEFUL
 from tidegate.engines.base import LoadReport
 from tidegate.engines.transformers import check_record, selfcheck
@@ -171,17 +173,6 @@ def test_other_weights_are_checked_in_full_and_remembered_then(
     assert said == [AGAIN, REMEMBERED]
 
 
-class Shifted(ArenaBatch):
-    """One position off in each decoding step."""
-
-    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            self._positions += 1
-            logits = super().decode(tokens)
-            self._positions -= 1
-        return logits
-
-
 class Unmasked(ArenaBatch):
     """Sees the padding before a prompt that is shorter than its neighbour."""
 
@@ -251,6 +242,16 @@ def test_the_key_names_the_code_of_engine_and_model(check: Check) -> None:
         Path(file).name for file, _, _ in check_record._code({"transformers.models.llama.modeling_llama"})
     }
     assert {"batch.py", "kv.py", "decoder_step.py", "modeling_llama.py"} <= files
+
+
+def test_a_configuration_of_any_keys_and_a_module_of_no_file_have_a_key(
+    check: Check, model: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.config.id2label = {0: "no", "one": "yes", (2, 3): "both"}
+    monkeypatch.setattr(sys.modules["transformers.models.llama.modeling_llama"], "__file__", "archive.zip/it")
+    for _ in range(2):
+        check()
+    assert said == [REMEMBERED]
 
 
 def garbled(record: Path, **changed: Any) -> bytes:

@@ -9,7 +9,6 @@ of the full check gave (`is_kept`). Where they differ, as for other weights, all
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -70,9 +69,9 @@ def key_of(loaded: Loaded, *conditions: object) -> str:
         "device": _device(loaded.device),
         "libraries": (torch.__version__, torch.version.cuda, transformers.__version__, sys.version),
         "code": _code({type(model).__module__, *(each.__module__ for each in types)}),
-        "conditions": [repr(each) for each in conditions],
+        "conditions": conditions,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=repr).encode()).hexdigest()
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def read(path: Path | None, key: str) -> Record | None:
@@ -159,7 +158,13 @@ def _device(device: str) -> list[object]:
 
 
 def _code(modules: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Return what tells this engine's files, and those that define the modules, from others."""
+    """Return what tells this engine's files, and those that define the modules, from others. What is no file
+    of its own, as in an archive, the versions of the libraries tell."""
     files = {str(each) for each in Path(__file__).parent.glob("*.py")}
     files |= {file for name in modules if (file := getattr(sys.modules.get(name), "__file__", None))}
-    return [(file, (found := Path(file).stat()).st_size, found.st_mtime_ns) for file in sorted(files)]
+    found = []
+    for file in sorted(files):
+        with suppress(OSError):
+            told = Path(file).stat()
+            found.append((file, told.st_size, told.st_mtime_ns))
+    return found

@@ -17,7 +17,7 @@ from torch import Tensor
 LOGITS_BYTES = 64 << 20
 CACHE_BYTES = 2 << 20  # as many on CPU where nothing has to be read twice from memory
 PILOT = 32  # of so many tokens one stands for all where a guess will do
-LEAST_PILOT, PILOTS = 8, 1000  # every so manieth, or so many, where the guess has to be closer
+LEAST_PILOT, PILOTS = 8, 1000  # of closer guesses: no more than one of 8 tokens, and about 1,000
 SORTED_WHOLE = 1024  # tokens, up to which a row is sorted whole
 BLOCK = 64  # tokens that are summed up, or of which the greatest is found, before all of them are
 
