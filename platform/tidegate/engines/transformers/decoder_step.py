@@ -23,7 +23,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import embedding, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, pad, scaled_dot_product_attention, silu
 
 from tidegate.engines.transformers.kv import Arena
 from tidegate.engines.transformers.paged import PagedPool
@@ -141,19 +141,22 @@ class DecoderStep:
             return found.reshape(rows * width, heads * size)
 
         if self._has_products and rows * heads * window * size >= FEWEST_PRODUCTS:
+            begin, end = arena.extent(start)
+            wide = end - begin
+            seen = pad(seen, (start - begin, end - start - window))
             bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
             bias = bias[:, None, None]
 
-            def batched(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            def in_one_piece(held: Tensor) -> Tensor:
                 # Batched products take whole memory. Left to themselves they copy it, ten times slower.
-                keys = arena.window(keys, first, last, start).contiguous().view(rows * shared, window, size)
-                values = (
-                    arena.window(values, first, last, start).contiguous().view(rows * shared, window, size)
-                )
+                held = arena.window(held, slice(first, last), slice(begin, end))
+                return held.contiguous().view(rows * shared, wide, size)
+
+            def batched(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
                 query = by_head(query[queries] * scale).view(rows * shared, within, size)
-                scores = torch.bmm(query, keys.transpose(1, 2))
-                shares = torch.softmax(scores.view(rows, shared, group, width, window).add_(bias), dim=-1)
-                return by_token(torch.bmm(shares.view(rows * shared, within, window), values))
+                scores = torch.bmm(query, in_one_piece(keys).transpose(1, 2))
+                shares = torch.softmax(scores.view(rows, shared, group, width, wide).add_(bias), dim=-1)
+                return by_token(torch.bmm(shares.view(rows * shared, within, wide), in_one_piece(values)))
 
             return batched
         mask = (seen if width == 1 else seen.repeat(1, group, 1)).unsqueeze(1)
@@ -162,8 +165,8 @@ class DecoderStep:
             # The query heads of a group stand as queries of their one head of keys: nothing is repeated.
             found = scaled_dot_product_attention(
                 by_head(query[queries]),
-                arena.window(keys, first, last, start),
-                arena.window(values, first, last, start),
+                arena.window(keys, slice(first, last), slice(start, arena.end)),
+                arena.window(values, slice(first, last), slice(start, arena.end)),
                 attn_mask=mask,
                 scale=scale,
             )

@@ -35,9 +35,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from tidegate.engines.base import EngineLoadError, is_out_of_memory
 from tidegate.engines.transformers.batch import ERRORS, OneAtATime, RowByRow
 from tidegate.engines.transformers.head import Head, InParts
-from tidegate.engines.transformers.kv import FIRST_COLUMNS, FIRST_ROWS, Arena, LayerKind
+from tidegate.engines.transformers.kv import FIRST_ROWS, Arena, LayerKind
 from tidegate.engines.transformers.kv_size import KvSize, measure_rows, tensor_bytes
 from tidegate.engines.transformers.room import Room
+
+FIRST_COLUMNS = 256  # of prompts
 
 
 def start_ids(model: Any) -> list[int]:

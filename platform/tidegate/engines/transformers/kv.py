@@ -13,34 +13,35 @@ attention reads the one view [:count, :, start:end], left-padded as `generate` p
 - a prompt that is prefilled in parts lies in the last row that is held, from column 0 on, where no step of
   the others looks; with its last part it moves behind the running rows, right-aligned.
 - leave: the last row moves into the hole.
-- when `end` meets the capacity, rows move left by `start`, or the arena grows by doubling as long as its
-  bytes allow (`room`); then it gives up rows for columns, or columns for rows. Who lets rows run sees to it
-  that they fit, with `CONTEXT_SLACK` columns beyond the longest row, which make moves rare.
+- when `end` meets the capacity, rows move left by `start`, or the arena gets some columns more, as long as
+  its bytes allow (`room`); then it gives up rows for columns, or columns for rows. Who lets rows run sees to
+  it that they fit, with `CONTEXT_SLACK` columns beyond the longest row, which make moves rare.
 
-Memory that was never written is zero, not garbage: a masked NaN would still poison attention. On the host it
-is neither taken nor cleared before that, so growing costs no more than what rows hold.
+Columns are few more than the rows in use need: products over all of them, which lie in one piece, cost less
+than a copy of those in use (`extent`). So capacity changes often, in memory that is set aside for twice as
+many; on the host that is neither taken nor cleared before it is written.
 
-Layers of state-space models and of linear attention hold no columns but one state for each row: what their
-convolution still sees, and what their recurrence has summed up. It lies in the same rows (`StateLayer`).
+What no row has written is finite, not garbage: a masked NaN would still poison attention.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, LinearAttentionLayer
+from transformers.cache_utils import Cache, DummyLayer
 
+from tidegate.engines.transformers.kv_layers import ArenaLayer, MixedLayer, StateLayer
 from tidegate.engines.transformers.room import Room
 from tidegate.sources.facts import CONTEXT_SLACK
 
 FIRST_ROWS = 4
-FIRST_COLUMNS = 256
+COLUMNS = 32  # capacity is a multiple of them: products take such windows faster
+SPARE_SHARE = 16  # one column in so many is held beyond those in use, in which rows grow
+WORTH_A_COPY = 1.5  # times as many columns as are in use: from there on a copy of those costs less
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,178 +71,6 @@ def windows(starts: Sequence[int], most_unused: int) -> list[tuple[int, int, int
     return found
 
 
-def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return zeros of the type and device of `like`."""
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    # Pages that the system clears when they are first written. PyTorch would write them all at once.
-    pages = mmap.mmap(-1, max(1, math.prod(shape)) * like.element_size())
-    return torch.frombuffer(pages, dtype=like.dtype, count=math.prod(shape)).view(shape)
-
-
-class TokenLayer(CacheLayerMixin):  # type: ignore[misc]
-    """What transformers asks a cache layer of keys and values about its size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.length = 0  # columns that attention sees, as a DynamicCache would count them
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class ArenaLayer(TokenLayer):
-    """One layer's keys and values, [rows, heads, columns, head size], as transformers' cache layer."""
-
-    def __init__(self, arena: Arena) -> None:
-        super().__init__()
-        self.arena = arena
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, columns = self.arena.rows_held, self.arena.columns_held
-        self.keys = zeros((rows, key_states.shape[1], columns, key_states.shape[3]), key_states)
-        self.values = zeros((rows, value_states.shape[1], columns, value_states.shape[3]), value_states)
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        arena, width = self.arena, key_states.shape[2]
-        first, last, start, end = arena.first_row, arena.last_row, arena.seen.start, arena.seen.stop
-        self.keys[first:last, :, end - width : end] = key_states
-        self.values[first:last, :, end - width : end] = value_states
-        self.length += width
-        if arena.is_prefilling:
-            return key_states, value_states
-        return self.keys[first:last, :, start:end], self.values[first:last, :, start:end]
-
-    def write(self, keys: Tensor, values: Tensor) -> None:
-        """Put the tokens of the forward pass in progress, [rows, width, heads, head size], in place."""
-        arena, width = self.arena, keys.shape[1]
-        first, last, end = arena.first_row, arena.last_row, arena.seen.stop
-        self.keys[first:last, :, end - width : end] = keys.transpose(1, 2)
-        self.values[first:last, :, end - width : end] = values.transpose(1, 2)
-
-    def begin(self) -> None:
-        """Follow the rows that the arena's forward pass is about to write."""
-
-    def resize(self, rows: int, columns: int) -> None:
-        if not self.is_initialized:
-            return
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = zeros((rows, old.shape[1], columns, old.shape[3]), old)
-            for row, used in self.arena.in_use():
-                new[self.arena.place(row, rows), :, used] = old[row, :, used]
-            setattr(self, name, new)
-
-    def shift(self, rows: int, source: slice, target: slice) -> None:
-        for held in (self.keys, self.values):
-            held[:rows, :, target] = held[:rows, :, source].clone()  # they may overlap
-
-    def move_row(self, source: int, target: int, columns: slice, by: int = 0) -> None:
-        """Copy a row's columns, `by` columns to the right."""
-        to = slice(columns.start + by, columns.stop + by)
-        for held in (self.keys, self.values):
-            moved = held[source, :, columns]
-            held[target, :, to] = moved.clone() if source == target else moved
-
-    def clear_row(self, row: int, columns: slice = slice(None)) -> None:
-        if self.is_initialized:
-            for held in (self.keys, self.values):
-                held[row, :, columns] = 0
-
-
-class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
-    """One layer's states, [rows, ...] each, as transformers' cache layer: it sees those of the rows that the
-    forward pass in progress writes, as views, and writes them in place."""
-
-    def __init__(self, arena: Arena, states: int) -> None:
-        LinearAttentionLayer.__init__(self, number_of_states=states)
-        self.arena = arena
-        self.length = 0  # of keys and values, of which it has none
-        self._held: dict[tuple[str, int], Tensor] = {}
-
-    def lazy_initialization(self, *_keys_and_values: Tensor, **given: Any) -> None:
-        state_idx = given.get("state_idx", 0)
-        LinearAttentionLayer.lazy_initialization(self, **given)
-        for name in ("conv_states", "recurrent_states"):
-            if given.get(name) is not None:
-                size = getattr(self, name)[state_idx].shape[1:]
-                self._held[name, state_idx] = given[name].new_zeros((self.arena.rows_held, *size))
-        self._show()
-
-    def begin(self) -> None:
-        for index in self.has_previous_state:
-            self.has_previous_state[index] = not self.arena.is_prefilling
-        self._show()
-        if self.arena.is_prefilling:  # a row that was here before has left its own
-            for held in self._held.values():
-                held[self.arena.first_row : self.arena.last_row] = 0
-
-    def _show(self) -> None:
-        for (name, index), held in self._held.items():
-            getattr(self, name)[index] = held[self.arena.first_row : self.arena.last_row]
-
-    def resize(self, rows: int, columns: int) -> None:  # noqa: ARG002 - states have none
-        for key, old in self._held.items():
-            self._held[key] = old.new_zeros((rows, *old.shape[1:]))
-            for row, _ in self.arena.in_use():
-                self._held[key][self.arena.place(row, rows)] = old[row]
-
-    def shift(self, rows: int, source: slice, target: slice) -> None:
-        pass
-
-    def move_row(self, source: int, target: int, columns: slice, by: int = 0) -> None:  # noqa: ARG002
-        for held in self._held.values():
-            held[target] = held[source]
-
-    def clear_row(self, row: int, columns: slice = slice(None)) -> None:  # noqa: ARG002
-        for held in self._held.values():
-            held[row] = 0
-
-
-class MixedLayer(StateLayer, ArenaLayer):
-    """A layer that has both."""
-
-    is_compileable = False
-
-    def __init__(self, arena: Arena, states: int) -> None:
-        ArenaLayer.__init__(self, arena)
-        StateLayer.__init__(self, arena, states)
-
-    def lazy_initialization(self, *keys_and_values: Tensor, **given: Any) -> None:
-        if keys_and_values:
-            ArenaLayer.lazy_initialization(self, *keys_and_values)
-        else:
-            StateLayer.lazy_initialization(self, **given)
-
-    def resize(self, rows: int, columns: int) -> None:
-        ArenaLayer.resize(self, rows, columns)
-        StateLayer.resize(self, rows, columns)
-
-    def shift(self, rows: int, source: slice, target: slice) -> None:
-        if self.is_initialized:
-            ArenaLayer.shift(self, rows, source, target)
-
-    def move_row(self, source: int, target: int, columns: slice, by: int = 0) -> None:
-        StateLayer.move_row(self, source, target, columns)
-        if self.is_initialized:
-            ArenaLayer.move_row(self, source, target, columns, by)
-
-    def clear_row(self, row: int, columns: slice = slice(None)) -> None:
-        StateLayer.clear_row(self, row)
-        ArenaLayer.clear_row(self, row, columns)
-
-
 class Arena(Cache):  # type: ignore[misc]
     """All layers of a batch. `max_rows`, `max_length` (tokens of the longest row) and the bytes of `room`
     bound its growth."""
@@ -262,7 +91,7 @@ class Arena(Cache):  # type: ignore[misc]
         self._max_rows, self._max_columns = max_rows, max_length + CONTEXT_SLACK
         self._room = room
         self.rows_held = min(FIRST_ROWS, max_rows)
-        self.columns_held = min(FIRST_COLUMNS, self._most_columns(self.rows_held))
+        self.columns_held = min(COLUMNS, self._most_columns(self.rows_held))
         self._mask = torch.zeros((self.rows_held, self.columns_held), dtype=torch.bool, device=device)
         self._starts: list[int] = []  # first column of each running row
         self.start = 0
@@ -287,8 +116,7 @@ class Arena(Cache):  # type: ignore[misc]
         """Make room for new rows of these lengths; return their attention mask [rows, longest].
         They run from `commit_prefill` on; without it nothing has changed for the others."""
         longest, first = max(lengths), self.count
-        if not first:
-            self.end = self.start = 0
+        self._begin_anew()
         self._make_room(first + len(lengths), longest)
         if longest > self.end:
             self._move(longest - self.end)
@@ -356,8 +184,7 @@ class Arena(Cache):  # type: ignore[misc]
 
     def begin_staged(self, length: int) -> None:
         """Make room for one more row of `length` tokens, which `begin_part` fills part by part."""
-        if not self.count:
-            self.end = self.start = 0
+        self._begin_anew()
         self._staged, self._staged_columns = 0, length
         self._make_room(self.count, length + CONTEXT_SLACK)  # which the first steps behind it take
 
@@ -376,8 +203,7 @@ class Arena(Cache):  # type: ignore[misc]
         """Let the staged row run, as the last one."""
         length, staged, row = self._staged, self.rows_held - 1, self.count
         assert length is not None
-        if not row:
-            self.end = self.start = 0
+        self._begin_anew()
         if length > self.end:
             self._move(length - self.end)
         for layer in self._arena_layers:
@@ -415,15 +241,26 @@ class Arena(Cache):  # type: ignore[misc]
         """Return `windows` of the running rows."""
         return windows(self._starts, most_unused)
 
-    def window(self, held: Tensor, first: int, last: int, start: int) -> Tensor:
-        """Return keys or values of these rows from a column on, [rows, heads, columns, head size]."""
-        return held[first:last, :, start : self.end]
+    def extent(self, start: int) -> tuple[int, int]:
+        """Return the columns, first and behind the last, that products over rows which begin at `start` take
+        best: all, which lie in one piece, or where those are too many only those in use."""
+        if self.columns_held <= WORTH_A_COPY * (self.end - start):
+            return 0, self.columns_held
+        return start, self.end
 
-    def in_use(self) -> Iterator[tuple[int, slice]]:
-        """Return rows, and the columns of each that hold something."""
-        yield from ((row, slice(start, self.end)) for row, start in enumerate(self._starts))
+    def window(self, held: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Return keys or values of these rows and columns, [rows, heads, columns, head size]."""
+        return held[rows, :, columns]
+
+    def reserved(self, rows: int, columns: int) -> int:
+        return max(columns, min(2 * columns, self._most_columns(rows)))
+
+    def in_use(self, rows: int) -> Iterator[tuple[slice, slice, slice]]:
+        if self._starts:
+            running = slice(0, self.count)
+            yield running, running, slice(min(self._starts), self.end)
         if self._staged:
-            yield self.rows_held - 1, slice(0, self._staged)
+            yield slice(self.rows_held - 1, self.rows_held), slice(rows - 1, rows), slice(0, self._staged)
 
     def lengths(self) -> list[int]:
         """Tokens held of each running row."""
@@ -452,11 +289,24 @@ class Arena(Cache):  # type: ignore[misc]
             layer.length = length
             layer.begin()
 
+    def _begin_anew(self) -> None:
+        """Let rows begin at the first column, where none runs."""
+        if not self._starts:
+            self.end = self.start = 0
+            self._narrow()
+
+    def _narrow(self) -> None:
+        """Give up columns that were for rows which have left."""
+        enough = self._with_spare(max(1, self.end, self._staged_columns), self.rows_held)
+        if 2 * enough <= self.columns_held:
+            self._resize(self.rows_held, enough)
+
     def _make_column(self) -> None:
         """Rows have reached the last column: move them left, or grow where that would gain little."""
         growth = self._most_columns(self.count + (self._staged is not None)) - self.columns_held
-        if self.start >= min(self.columns_held // 4, growth):
+        if self.start >= min(self.columns_held // 8, growth):
             self._move(-self.start)
+            self._narrow()
         else:
             self._hold_columns(self.columns_held + 1)
 
@@ -495,27 +345,24 @@ class Arena(Cache):  # type: ignore[misc]
         if rows > more:
             more = min(self._max_rows, max(rows, 2 * more))
         if columns > wide:
-            wide = min(self._max_columns, max(columns, 2 * wide))
+            wide = self._with_spare(columns, rows)
         if wide > self._most_columns(more):
-            more, wide = self._shape(rows, max(columns, self.end, self._staged_columns))
+            wide = self._with_spare(max(columns, self.end, self._staged_columns), rows)
+            more = min(self._max_rows, rows * self._most_columns(rows) // wide)
+            if self._most_columns(more) < wide:
+                more = rows
         self._resize(more, wide)
 
-    def _shape(self, rows: int, columns: int) -> tuple[int, int]:
-        """Return rows and columns that take all of the room, as many of both beyond what is needed."""
-        spare = self._most_columns(rows) / columns
-        more = min(self._max_rows, int(rows * math.sqrt(max(1.0, spare))))
-        if self._most_columns(more) < columns:
-            more = rows
-        return more, max(columns, self._most_columns(more))
+    def _with_spare(self, columns: int, rows: int) -> int:
+        """Return how many columns so many rows hold where they need `columns`."""
+        wide = columns + columns // SPARE_SHARE
+        wide += -wide % COLUMNS
+        return max(columns, min(wide, self._most_columns(rows)))
 
     def _most_columns(self, rows: int) -> int:
         if self._room is None:
             return self._max_columns
         return min(self._max_columns, self._room.columns(rows))
-
-    def place(self, row: int, rows: int) -> int:
-        """Return where a row lies among so many: the staged one in the last."""
-        return row if row < self.count else rows - 1
 
     def _resize(self, rows: int, columns: int) -> None:
         for layer in self._arena_layers:

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from transformers.cache_utils import Cache, DummyLayer
 
-from tidegate.engines.transformers.kv import LayerKind, TokenLayer, windows, zeros
+from tidegate.engines.transformers.kv import LayerKind, windows
+from tidegate.engines.transformers.kv_layers import TokenLayer, zeros
 from tidegate.engines.transformers.room import Room
 
 PAGE = {"cpu": 16, "cuda": 256}  # tokens
@@ -219,20 +220,24 @@ class PagedPool(Cache):  # type: ignore[misc]
         """See `Arena.windows`."""
         return windows([self.end - length for length in self._lengths], most_unused)
 
-    def window(self, held: Tensor, first: int, last: int, start: int) -> Tensor:
+    def extent(self, start: int) -> tuple[int, int]:
+        """See `Arena.extent`."""
+        return start, self.end
+
+    def window(self, held: Tensor, rows: slice, columns: slice) -> Tensor:
         """See `Arena.window`: here it is a copy, padded left."""
         if self._read is None:
             lengths = self._seen.long().unsqueeze(1)
-            columns = torch.arange(self.end, device=self._device) - (self.end - lengths)
-            places = self._places(self._table[self._rows].long(), columns.clamp(min=0))
-            self._read = places.masked_fill_(columns < 0, 0)
-        read = self._read[first:last, start:]
+            tokens = torch.arange(self.end, device=self._device) - (self.end - lengths)
+            places = self._places(self._table[self._rows].long(), tokens.clamp(min=0))
+            self._read = places.masked_fill_(tokens < 0, 0)
+        read = self._read[rows, columns]
         found = held.index_select(0, read.flatten()).view(*read.shape, *held.shape[1:])
         return found.transpose(1, 2)
 
     def gather(self, held: Tensor) -> Tensor:
         """Return keys or values of all rows of the forward pass, as `window` does."""
-        return self.window(held, 0, len(self._seen), 0)
+        return self.window(held, slice(0, len(self._seen)), slice(0, self.end))
 
     @contextmanager
     def held_still(self, seen: Tensor, written: Tensor) -> Iterator[None]:
