@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from tests.checkpoints import HEADS, HIDDEN, LLAMA, save_model
 from tidegate.engines.transformers import decoder_step, probe, selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
-from tidegate.engines.transformers.decoder_step import FEWEST_PRODUCTS, read_decoder
+from tidegate.engines.transformers.decoder_step import FEWEST_PRODUCTS, of_same_inputs, read_decoder
 from tidegate.engines.transformers.kv_size import measure_kv
-from tidegate.engines.transformers.packed import PackedLinear, can_pack, pack_linears
+from tidegate.engines.transformers.packed import PackedLinear, PackedPart, can_pack, joint, pack_linears
 
 QWEN3 = {**LLAMA, "head_dim": HIDDEN // HEADS}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": HIDDEN}
@@ -146,22 +147,71 @@ def test_other_modules_are_left_to_the_model(kind: str, tmp_path: Path) -> None:
     assert read_decoder(model_of(tmp_path, *DECODERS[kind], torch.float32)) is None
 
 
+@pytest.mark.parametrize("has_biases", [False, True])
+@pytest.mark.parametrize("is_together", [False, True])
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_packed_layers_compute_the_same_and_a_tied_head_stays(is_tied: bool, tmp_path: Path) -> None:
-    model = model_of(tmp_path, "llama", {**LLAMA, "tie_word_embeddings": is_tied}, torch.bfloat16)
+def test_packed_layers_compute_the_same_and_a_tied_head_stays(
+    is_tied: bool, is_together: bool, has_biases: bool, tmp_path: Path
+) -> None:
+    size = {"tie_word_embeddings": is_tied, "attention_bias": has_biases, "mlp_bias": has_biases}
+    model = model_of(tmp_path, "llama", {**LLAMA, **size}, torch.bfloat16)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight)
     ids = torch.randint(3, 500, (2, 12), generator=torch.Generator().manual_seed(0))
     weight = model.model.layers[1].mlp.up_proj.weight.detach().clone()
     with torch.inference_mode():
         before = model(ids).logits
-        count = pack_linears(model)
+        count = pack_linears(model, of_same_inputs(model) if is_together else ())
         after = model(ids).logits
     if not can_pack():
         assert count == 0
         return
     assert count == 2 * 7 + (not is_tied)
     assert isinstance(model.lm_head, PackedLinear) != is_tied
+    assert isinstance(model.model.layers[0].self_attn.k_proj, PackedPart) == is_together
     assert torch.equal(model.model.layers[1].mlp.up_proj.weight, weight)
     assert probe.relative_error(after, before) < 0.01
+
+
+@pytest.mark.skipif(not can_pack(), reason="oneDNN does not compute in bfloat16 here")
+def test_layers_packed_together_answer_for_the_inputs_they_get() -> None:
+    """Whatever comes between: other inputs, one layer twice, one never asked."""
+    torch.manual_seed(0)
+    plain = [torch.nn.Linear(16, size, dtype=torch.bfloat16) for size in (8, 24, 8)]
+    model = torch.nn.ModuleList(copy.deepcopy(plain))
+    alone = copy.deepcopy(model)
+    pack_linears(model, [[*model]])
+    pack_linears(alone)
+    first, second = torch.randn(2, 3, 16).bfloat16()
+    with torch.inference_mode():
+        for index, inputs in [
+            *((0, first), (1, first), (2, first)),
+            *((0, first), (0, first), (1, second), (1, first), (2, second), (2, first)),
+            *((2, second), (0, second)),
+        ]:
+            assert torch.equal(model[index](inputs), alone[index](inputs))
+        for index in (1, 0, 2):
+            model[index](first)
+    first_part = model[0]
+    assert isinstance(first_part, PackedPart)
+    assert first_part.together._inputs is None, "inputs are let go with the last part"
+    assert joint(*model) is first_part.whole
+    assert joint(*[model[index] for index in (1, 0, 2)]) is None
+    assert joint(model[0], model[1]) is None
+    model[1].register_forward_hook(lambda *_: None)
+    assert joint(*model) is None, "a hook has to see its layer"
+
+
+def test_the_step_computes_joint_layers_at_once(tmp_path: Path) -> None:
+    if not can_pack():
+        pytest.skip("oneDNN does not compute in bfloat16 here")
+    for name in ("llama", "biased", "qwen3"):  # with norms of heads between the layers and their turning
+        model = model_of(tmp_path / name, *READ[name], torch.bfloat16)
+        pack_linears(model, of_same_inputs(model))
+        short, own = batches(model)
+        for found, expected in zip(logits_of(short, 5, 9), logits_of(own, 5, 9), strict=True):
+            assert probe.relative_error(found, expected) < 0.02
 
 
 def test_layers_in_other_precisions_stay_as_they_are(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ half of its time or less (ADR 0025 has the figures).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -26,28 +26,29 @@ from torch.nn import Module
 from torch.nn.functional import embedding, pad, scaled_dot_product_attention, silu
 
 from tidegate.engines.transformers.kv import Arena
+from tidegate.engines.transformers.packed import joint
 from tidegate.engines.transformers.paged import PagedPool
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-NORMS = {"q_norm", "k_norm"}
-MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+ATTENTION = {*PROJECTIONS, "o_proj"}
+NORMS = ("q_norm", "k_norm")
+GATES = ("gate_proj", "up_proj")
+MLP = {*GATES, "down_proj", "act_fn"}
 # Multiplications of attention from which on batched products are faster than the flash kernel.
 FEWEST_PRODUCTS = 1 << 18
 MOST_UNUSED = 1024  # columns of padding that cost less to read than another call to attention
 
 Operation = Callable[[Tensor], Tensor]
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Gives queries and keys, [tokens, heads of both, head size], and values [tokens, heads x head size].
+Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     before: Operation
-    query: Operation
-    key: Operation
-    value: Operation
-    query_norm: Operation | None
-    key_norm: Operation | None
+    project: Projection
     output: Operation
     between: Operation
     mlp: Operation
@@ -85,13 +86,9 @@ class DecoderStep:
         sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
         attend = self._attention(seen, arena)
         for layer, held in zip(self._layers, arena.layers, strict=True):
-            inputs = layer.before(hidden)
-            query = layer.query(inputs).view(each, heads, size)
-            key = layer.key(inputs).view(each, shared, size)
-            if layer.query_norm is not None and layer.key_norm is not None:
-                query, key = layer.query_norm(query), layer.key_norm(key)
-            query = query * cosine + query.roll(half, -1) * sine
-            key, value = key * cosine + key.roll(half, -1) * sine, layer.value(inputs)
+            both, value = layer.project(layer.before(hidden))
+            both = both * cosine + both.roll(half, -1) * sine
+            query, key = both.split((heads, shared), dim=1)
             held.write(key.view(rows, width, shared, size), value.view(rows, width, shared, size))
             hidden = hidden + layer.output(attend(query, held.keys, held.values))
             hidden = hidden + layer.mlp(layer.between(hidden))
@@ -108,7 +105,9 @@ class DecoderStep:
         giving [rows x width, heads x head size]. One long row does not make the others' windows as wide as
         its own."""
         if self.has_kernel(arena):
-            return lambda query, keys, values: arena.attend(query, keys, values, self._scale).flatten(1)
+            return lambda query, keys, values: arena.attend(
+                query.contiguous(), keys, values, self._scale
+            ).flatten(1)
         runs = [(0, len(seen), arena.start)]
         if seen.device.type == "cpu":  # elsewhere it is calls that cost
             runs = arena.windows(MOST_UNUSED)
@@ -192,12 +191,21 @@ def read_decoder(model: Any) -> DecoderStep | None:
     return DecoderStep(model)
 
 
+def of_same_inputs(model: Any) -> Iterator[list[Module]]:
+    """Return the layers of a plain decoder that it calls with the same inputs."""
+    for layer in getattr(getattr(model, "model", None), "layers", ()):
+        if _is_plain(layer):
+            yield [getattr(layer.self_attn, name) for name in PROJECTIONS]
+            if _children(layer.mlp) == MLP:
+                yield [getattr(layer.mlp, name) for name in GATES]
+
+
 def _is_plain(layer: Module) -> bool:
     if _children(layer) != LAYER:
         return False
     attention: Any = layer.self_attn
-    found = _children(attention) - NORMS
-    has_both = len(_children(attention) & NORMS) in (0, len(NORMS))
+    found = _children(attention) - {*NORMS}
+    has_both = len(_children(attention) & {*NORMS}) in (0, len(NORMS))
     has_sizes = all(hasattr(attention, name) for name in ("head_dim", "scaling"))
     return found == ATTENTION and has_both and has_sizes
 
@@ -210,15 +218,38 @@ def _layer(layer: Any) -> Layer:
     attention = layer.self_attn
     return Layer(
         _norm(layer.input_layernorm),
-        _operation(attention.q_proj),
-        _operation(attention.k_proj),
-        _operation(attention.v_proj),
-        _norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-        _norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        _projection(attention),
         _operation(attention.o_proj),
         _norm(layer.post_attention_layernorm),
         _mlp(layer.mlp),
     )
+
+
+def _projection(attention: Any) -> Projection:
+    size = attention.head_dim
+    parts = [getattr(attention, name) for name in PROJECTIONS]
+    query, key, value = (_operation(part) for part in parts)
+    query_norm, key_norm = (
+        _norm(getattr(attention, name)) if hasattr(attention, name) else None for name in NORMS
+    )
+    sizes = [parts[0].out_features + parts[1].out_features, parts[2].out_features]
+    if (whole := joint(*parts)) is not None and query_norm is None:
+        project = whole.forward
+
+        def at_once(inputs: Tensor) -> tuple[Tensor, Tensor]:
+            both, values = torch.split(project(inputs), sizes, dim=1)
+            return both.view(len(inputs), -1, size), values
+
+        return at_once
+
+    def one_by_one(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        queries = query(inputs).view(len(inputs), -1, size)
+        keys = key(inputs).view(len(inputs), -1, size)
+        if query_norm is not None and key_norm is not None:
+            queries, keys = query_norm(queries), key_norm(keys)
+        return torch.cat((queries, keys), dim=1), value(inputs)
+
+    return one_by_one
 
 
 def _operation(module: Any) -> Operation:
@@ -254,7 +285,15 @@ def _mlp(module: Any) -> Operation:
             return inner(values.unsqueeze(1)).squeeze(1)
 
         return mlp
-    gate, up, down = (_operation(getattr(module, name)) for name in ("gate_proj", "up_proj", "down_proj"))
+    gate, up, down = (_operation(getattr(module, name)) for name in (*GATES, "down_proj"))
+    if (whole := joint(*(getattr(module, name) for name in GATES))) is not None:
+        project = whole.forward
+
+        def gated_at_once(values: Tensor) -> Tensor:
+            gates, ups = project(values).chunk(2, dim=-1)
+            return down(silu(gates).mul_(ups))
+
+        return gated_at_once
 
     def gated(values: Tensor) -> Tensor:
         return down(silu(gate(values)).mul_(up(values)))

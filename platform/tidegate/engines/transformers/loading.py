@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from tidegate.engines.base import EngineLoadError, is_out_of_memory
+from tidegate.engines.transformers.decoder_step import of_same_inputs
 from tidegate.engines.transformers.gptq import (
     Stored,
     hold_packed,
@@ -89,7 +90,7 @@ def load(
     check_finite(model, checkpoint, precision)
     held = max(weights_bytes, sum(weight.nbytes for weight in model.parameters()))
     if device == "cpu" and auto == CAUSAL:
-        pack_linears(model)
+        pack_linears(model, of_same_inputs(model))
     return Loaded(model, tokenizer, device, precision, held, notes)
 
 

@@ -115,6 +115,11 @@ class Model:
 
     def check_windows(self, arena: Arena, most_unused: int) -> None:
         lengths, end, seen = arena.lengths(), arena.end, 0
+        begin, behind = arena.extent(arena.start)
+        assert begin <= arena.start < end <= behind
+        whole = arena.window(arena.layers[0].keys, slice(0, len(lengths)), slice(begin, behind))
+        assert (begin, behind) == (arena.start, end) or whole.is_contiguous()
+        assert whole.isfinite().all()
         for first, last, begin in arena.windows(most_unused):
             assert first == seen < last
             held = lengths[first:last]
@@ -158,7 +163,10 @@ class Model:
             self.leave(len(self.rows) - 1)
 
     def leave(self, row: int) -> None:
-        self.arena.remove(row, clear=row % 2 == 0)
+        if is_broken := row % 2 == 0:
+            for held in self.arena.tensors(row, slice(len(self.rows[row]) - 1, len(self.rows[row]))):
+                held.fill_(torch.nan)
+        self.arena.remove(row, clear=is_broken)
         self.rows[row] = self.rows[-1]
         self.rows.pop()
 
@@ -223,6 +231,33 @@ def test_a_prefill_that_fails_leaves_no_trace(page: int) -> None:
     model.join([4])
     model.decode()
     assert model.arena.lengths() == [8, 6, 5]
+
+
+def test_a_prompt_that_is_not_finite_leaves_nothing_behind() -> None:
+    """Though the arena has changed its columns since it was written, in the same memory."""
+    model = Model()
+    model.join([3])
+    model.stage(100)
+    model.part(50)
+    assert isinstance(model.arena, Arena)
+    for held in model.arena._tensors(model.arena.rows_held - 1, slice(0, 50)):
+        held.fill_(torch.nan)
+    columns, memory = model.arena.columns_held, model.arena.layers[0].keys.data_ptr()
+    while model.arena.columns_held == columns:
+        model.decode()
+    assert model.arena.layers[0].keys.data_ptr() == memory
+    model.drop()
+    assert all(memory.isfinite().all() for memory in model.arena.layers[0]._memory.values())
+
+
+def test_columns_for_rows_that_have_left_are_given_up() -> None:
+    model = Model()
+    model.join([200, 2])
+    assert isinstance(model.arena, Arena)
+    model.leave(0)
+    for _ in range(40):
+        model.decode()
+    assert model.arena.columns_held < 100
 
 
 def test_many_short_requests_beside_a_long_one_need_no_more_columns() -> None:
