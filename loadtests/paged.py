@@ -40,14 +40,14 @@ def measure(path: Path, lengths: list[int], name: str) -> None:
     from transformers import AutoModelForCausalLM
 
     from tidegate.engines.transformers.batch import ArenaBatch
-    from tidegate.engines.transformers.decoder_step import read_decoder
+    from tidegate.engines.transformers.decoder_step import of_same_inputs, read_decoder
     from tidegate.engines.transformers.kv_size import measure_kv
     from tidegate.engines.transformers.packed import pack_linears
     from tidegate.engines.transformers.paged import PAGE
     from tidegate.engines.transformers.room import Room
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
-    pack_linears(model)
+    pack_linears(model, of_same_inputs(model))
     kv = measure_kv(model)
     seconds: dict[int, list[float]] = {0: [], PAGE["cpu"]: []}
     batches = {}
