@@ -10,8 +10,8 @@ others, or the same with a factor, a cap or a window of its own beside them, is 
 which compares logits with the model's own, and runs through its own forward pass. So does every prefill.
 
 Attention on CPU in bfloat16 has a form of its own. PyTorch's flash kernel there prepares a product for each
-row and head, which takes longer than the products themselves; two batched ones over a copy of the window take
-half of its time or less (ADR 0025 has the figures).
+row and head, which takes longer than the products themselves; two batched ones take half of its time or less,
+also where the window has to be copied for them (ADR 0025 has the figures).
 """
 
 from __future__ import annotations

@@ -175,6 +175,8 @@ class StateLayer(LinearAttentionLayer):  # type: ignore[misc]
 
     def resize(self, rows: int, columns: int) -> None:  # noqa: ARG002 - states have none
         for key, old in self._held.items():
+            if len(old) == rows:
+                continue
             self._held[key] = old.new_zeros((rows, *old.shape[1:]))
             for source, target, _ in self.arena.in_use(rows):
                 self._held[key][target] = old[source]
