@@ -38,12 +38,14 @@ from tidegate.engines.transformers.row_values import (
     in_blocks,
     in_parts,
     laid_left,
+    pilots,
     places_of,
     rows_of,
 )
 
 # What rounding may take: of the sum of all probabilities, of a logit.
 ROUNDING, MARGIN = 1e-4, 1e-3
+WORTH_NARROWING = 8192  # tokens: of fewer `top_p` judges all
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +177,10 @@ def nucleus(probabilities: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor 
     """Narrow to tokens of which some `top_p` may keep. What the unlikely ones have together, every
     `PILOT`-th token tells well enough to guess the least that is kept; where that was too much, the bound
     that always holds is taken."""
-    if probabilities.is_cuda:
+    if probabilities.is_cuda or probabilities.shape[-1] < WORTH_NARROWING:
         return probabilities, None
     shares = column([row.sampling.top_p for row in rows], probabilities)
-    some = np.sort(probabilities.numpy()[:, ::PILOT], axis=-1)
-    is_spare = some.cumsum(axis=-1) * PILOT < ((1 - shares) / 2).numpy()
-    count = np.count_nonzero(is_spare, axis=-1)[:, None]
+    some, count = pilots(probabilities, PILOT, ((1 - shares) / 2).numpy())
     if count.mean() < 0.7 * some.shape[-1]:  # too many stay (`narrowed`)
         return probabilities, None
     at = np.minimum(count, some.shape[-1] - 1)

@@ -417,9 +417,14 @@ ROWS = st.lists(st.tuples(PARAMETERS, st.lists(TOKEN, max_size=5)), min_size=1, 
 
 
 @settings(deadline=None, max_examples=300)
-@given(ROWS, SIZES, st.sampled_from([0.1, 1.0, 5.0]), st.booleans(), st.integers(0, 1000))
+@given(ROWS, SIZES, st.sampled_from([0.1, 1.0, 5.0]), st.booleans(), st.booleans(), st.integers(0, 1000))
 def test_a_choice_is_that_of_the_plain_definition(
-    asked: list[tuple[dict[str, Any], list[int]]], size: int, spread: float, has_ties: bool, seed: int
+    asked: list[tuple[dict[str, Any], list[int]]],
+    size: int,
+    spread: float,
+    has_ties: bool,
+    is_narrowed: bool,
+    seed: int,
 ) -> None:
     """Ties, as logits in bfloat16 have many, included."""
     logits = torch.randn(len(asked), size, generator=torch.Generator().manual_seed(seed)) * spread
@@ -428,7 +433,9 @@ def test_a_choice_is_that_of_the_plain_definition(
         Row(Sampling(**sampling), generated, WORDS if "bad_words" in sampling else [])
         for sampling, generated in asked
     ]
-    chosen = choose(logits, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling_module, "WORTH_NARROWING", 0 if is_narrowed else size + 1)
+        chosen = choose(logits, rows)
     for index, (token, row) in enumerate(zip(chosen.ids, rows, strict=True)):
         if Temperature in row.steps:
             # Sums round: a border is where it should be but for this.
