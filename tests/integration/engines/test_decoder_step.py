@@ -16,7 +16,14 @@ from tidegate.engines.transformers import decoder_step, probe, selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.decoder_step import FEWEST_PRODUCTS, of_same_inputs, read_decoder
 from tidegate.engines.transformers.kv_size import measure_kv
-from tidegate.engines.transformers.packed import PackedLinear, PackedPart, can_pack, joint, pack_linears
+from tidegate.engines.transformers.packed import (
+    PackedLinear,
+    PackedPart,
+    Together,
+    can_pack,
+    joint,
+    pack_linears,
+)
 
 QWEN3 = {**LLAMA, "head_dim": HIDDEN // HEADS}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": HIDDEN}
@@ -203,15 +210,27 @@ def test_layers_packed_together_answer_for_the_inputs_they_get() -> None:
     assert joint(*model) is None, "a hook has to see its layer"
 
 
-def test_the_step_computes_joint_layers_at_once(tmp_path: Path) -> None:
-    if not can_pack():
-        pytest.skip("oneDNN does not compute in bfloat16 here")
-    for name in ("llama", "biased", "qwen3"):  # with norms of heads between the layers and their turning
-        model = model_of(tmp_path / name, *READ[name], torch.bfloat16)
-        pack_linears(model, of_same_inputs(model))
-        short, own = batches(model)
-        for found, expected in zip(logits_of(short, 5, 9), logits_of(own, 5, 9), strict=True):
-            assert probe.relative_error(found, expected) < 0.02
+@pytest.mark.skipif(not can_pack(), reason="oneDNN does not compute in bfloat16 here")
+@pytest.mark.parametrize("name", ["llama", "biased", "qwen3"])
+def test_the_step_computes_joint_layers_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(tmp_path, *READ[name], torch.bfloat16)
+    pack_linears(model, of_same_inputs(model))
+    short, own = batches(model)
+    for found, expected in zip(logits_of(short, 5, 9), logits_of(own, 5, 9), strict=True):
+        assert probe.relative_error(found, expected) < 0.02
+    asked: list[int] = []
+    part = Together.part
+
+    def noted(self: Together, index: int, inputs: torch.Tensor) -> torch.Tensor:
+        asked.append(index)
+        return part(self, index, inputs)
+
+    monkeypatch.setattr(Together, "part", noted)
+    short.decode(torch.full((4,), 5))
+    # Norms of heads stand between qwen3's layers and the turning of what they give.
+    assert asked == ([0, 1, 2] * len(model.model.layers) if name == "qwen3" else [])
 
 
 def test_layers_in_other_precisions_stay_as_they_are(tmp_path: Path) -> None:

@@ -286,16 +286,11 @@ def _mlp(module: Any) -> Operation:
 
         return mlp
     gate, up, down = (_operation(getattr(module, name)) for name in (*GATES, "down_proj"))
-    if (whole := joint(*(getattr(module, name) for name in GATES))) is not None:
-        project = whole.forward
-
-        def gated_at_once(values: Tensor) -> Tensor:
-            gates, ups = project(values).chunk(2, dim=-1)
-            return down(silu(gates).mul_(ups))
-
-        return gated_at_once
+    whole = joint(*(getattr(module, name) for name in GATES))
+    project = None if whole is None else whole.forward
 
     def gated(values: Tensor) -> Tensor:
-        return down(silu(gate(values)).mul_(up(values)))
+        gates, ups = (gate(values), up(values)) if project is None else project(values).chunk(2, dim=-1)
+        return down(silu(gates).mul_(ups))
 
     return gated
