@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 
 from tests.cluster.simulated_serve import SimulatedServe
+from tidegate.children import send_signal
 from tidegate_operator.cluster import Cluster, Object
 from tidegate_operator.kinds import Kind
 
@@ -52,8 +53,7 @@ class OperatorProcess:
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Its exit code."""
         assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            self._process.send_signal(number)
+        send_signal(self._process, number)
         return await asyncio.wait_for(self._process.wait(), 20)
 
     async def ended(self, timeout: float = 30) -> int:

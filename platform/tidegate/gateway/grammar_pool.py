@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from tidegate.children import send_signal
 from tidegate.errors import GenerationFailed, InvalidRequest, QueueFull
 from tidegate.gateway.constraints import CPU_SECONDS, LENGTH, Checked, Constraint
 
@@ -110,8 +111,7 @@ class GrammarPool:
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         self._process = None
-        if process.returncode is None:
-            process.kill()
+        send_signal(process, signal.SIGKILL)
         await process.wait()
 
     def _keep(self, name: bytes, checked: Checked) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from tidegate.children import send_signal
+
 INSTANCE = "TIDEGATE_INSTANCE"
 PART = "TG_PART"  # which part of the platform a process belongs to: redis, ray, gateway, host
 POLL_SECONDS = 0.05
@@ -108,12 +110,10 @@ async def stop(process: asyncio.subprocess.Process, *, grace_seconds: float) -> 
     """End one child and wait for it."""
     if process.returncode is not None:
         return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
+    send_signal(process, signal.SIGTERM)
     try:
         async with asyncio.timeout(grace_seconds):
             await process.wait()
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        send_signal(process, signal.SIGKILL)
         await process.wait()
