@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +13,13 @@ from tidegate.engines.transformers.row_values import (
     SORTED_WHOLE,
     by_sorting,
     keep_share,
+    keep_share_by_bits,
     without_last_ties,
 )
 
+Keep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+WAYS = (keep_share, keep_share_by_bits)  # of a CPU, and of a GPU
 SHARES = (0.0, 1e-6, 0.1, 0.5, 0.9, 0.99, 1 - 1e-7)
 
 
@@ -32,16 +38,19 @@ def rows_like(kind: str, vocabulary: int, seed: int) -> torch.Tensor:
     return torch.softmax(logits, dim=-1)
 
 
+@pytest.mark.parametrize("keep", WAYS)
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["flat", "peaked", "tied", "sorted", "hidden"]),
     st.integers(SORTED_WHOLE, 9000),
     st.integers(0, 1 << 30),
 )
-def test_what_is_kept_of_a_share_is_what_is_of_the_sorted_row(kind: str, vocabulary: int, seed: int) -> None:
+def test_what_is_kept_of_a_share_is_what_is_of_the_sorted_row(
+    keep: Keep, kind: str, vocabulary: int, seed: int
+) -> None:
     values = rows_like(kind, vocabulary, seed)
     shares = torch.tensor(SHARES).unsqueeze(-1)
-    kept = keep_share(values.clone(), shares)
+    kept = keep(values.clone(), shares)
     last, surplus = by_sorting(values, shares)
     expected = without_last_ties(torch.where(values >= last, values, 0.0), last, surplus)
     for found, wanted, row in zip(kept, expected, values, strict=True):
@@ -66,13 +75,32 @@ def test_only_what_lies_around_the_border_is_sorted(monkeypatch: pytest.MonkeyPa
     keep_share(values, torch.tensor([[0.3], [0.5], [0.9]]))
 
 
-def test_a_row_gets_the_same_whatever_rows_are_beside_it() -> None:
+@pytest.mark.parametrize("keep", WAYS)
+def test_a_row_gets_the_same_whatever_rows_are_beside_it(keep: Keep) -> None:
     values = torch.cat([rows_like(kind, 4096, 7) for kind in ("flat", "peaked", "tied", "hidden")])
     shares = torch.tensor(SHARES * 4).unsqueeze(-1)
-    together = keep_share(values.clone(), shares)
+    together = keep(values.clone(), shares)
     for row in range(len(values)):
-        alone = keep_share(values[row : row + 1].clone(), shares[row : row + 1])
+        alone = keep(values[row : row + 1].clone(), shares[row : row + 1])
         assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("keep", WAYS)
+@pytest.mark.parametrize(
+    ("row", "share", "kept"),
+    [
+        ([0.2, 0.1, 0.2, 0.25, 0.25], 0.6, [0.2, 0, 0, 0.25, 0.25]),
+        ([0.0, 1.0, 0.0, 0.0, 0.0], 1 - 1e-7, [0, 1, 0, 0, 0]),
+        ([0.25, 0.25, 0.25, 0.25, 0.0], 0.5, [0.25, 0.25, 0, 0, 0]),
+        ([0.25, 0.25, 0.25, 0.125, 0.0], 0.99, [0.25, 0.25, 0.25, 0.125, 0]),  # never reached
+    ],
+)
+def test_just_as_many_are_kept_as_reach_the_share(
+    keep: Keep, row: list[float], share: float, kept: list[float]
+) -> None:
+    assert keep(torch.tensor([row]), torch.tensor([[share]])).tolist() == [
+        [pytest.approx(value) for value in kept]
+    ]
 
 
 def test_of_equal_ones_the_last_go() -> None:
