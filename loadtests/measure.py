@@ -62,7 +62,7 @@ class Load:
     requests_per_client: int = 0  # 0: until the window ends
     is_counted_at_once: bool = False  # the window opens with the first client and ends with the last
     prompt: str = PROMPT
-    is_greedy: bool = False  # or sampling at its default, which is each server's own
+    more: Mapping[str, object] = field(default_factory=dict)  # of the body: else each server's own defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +90,18 @@ class Generator:
 
 
 def chat_body(
-    model: str, tokens: int, is_stream: bool, prompt: str = PROMPT, *, is_greedy: bool = False
+    model: str, tokens: int, is_stream: bool, prompt: str = PROMPT, more: Mapping[str, object] | None = None
 ) -> str:
-    """An ordinary call as clients write it: one message, a limit, sampling left at its default or greedy."""
+    """An ordinary call as clients write it: one message, a limit, and sampling left at its default but for
+    `more`."""
     body: dict[str, object] = {
         "model": model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
     }
-    if is_greedy:
-        body["temperature"] = 0
     if is_stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    return json.dumps(body)
+    return json.dumps(body | dict(more or {}))
 
 
 def run_load(target: Target, load: Load) -> Run:
@@ -127,7 +126,7 @@ def make_load_plan(target: Target, load: Load, start: float) -> LoadPlan:
         host=target.host,
         port=target.port,
         path=CHAT_PATH,
-        body=chat_body(target.model, load.tokens, load.is_stream, load.prompt, is_greedy=load.is_greedy),
+        body=chat_body(target.model, load.tokens, load.is_stream, load.prompt, load.more),
         clients=load.clients,
         start_at=start,
         window_from=window_from,

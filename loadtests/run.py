@@ -19,6 +19,7 @@ from loadtests.machine import become_realtime, pin_to_cores, prioritize
 from loadtests.measure import Target
 from loadtests.report import as_json, is_all_met, markdown
 from loadtests.scenarios import (
+    choices,
     connections,
     crowd,
     embeddings,
@@ -52,6 +53,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[Context], Section]]] = {
     "split": ("what an engine in a process of its own could gain, and would cost", split.run),
     "embeddings": ("64 texts a call, against sentence-transformers' own encode", embeddings.run),
     "peers": ("our engine and vLLM's through the platform, against bare vLLM", peers.run),
+    "choices": ("each way of choosing tokens beside greedy, of our engine and of bare vLLM", choices.run),
     "idle": ("idle CPU and memory of gateway and replica", idle.run),
     "connections": ("our connection to Redis beside redis-py and coredis", connections.run),
     "wake": ("a sleeping model, from a request to its first token, by parts", wake.run),

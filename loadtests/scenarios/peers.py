@@ -7,6 +7,7 @@ it is missing, or the one whose interpreter `TG_VLLM_PYTHON` names.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ PROMPT = (
 )
 FORMATS = ("bfloat16", "GPTQ")
 BARE, OURS, AROUND = "bare vLLM", "Tidegate, transformers", "Tidegate, vllm"
+ENGINES = {BARE: "", OURS: "transformers", AROUND: "vllm"}
+GREEDY: dict[str, object] = {"temperature": 0}
 START_SECONDS = 600.0  # vLLM compiles
 OF_BARE = Goal("higher", 0.9, 1.0)
 TTFT_OF_BARE = Goal("lower", 1.0)
@@ -65,16 +68,7 @@ def run(context: Context) -> Section:
         with ExitStack() as stack:
             targets = start(stack, context, checkpoint, python)
             for count in REQUESTS:
-                load = Load(
-                    count,
-                    TOKENS,
-                    seconds=300.0,
-                    spread_seconds=1e-6,
-                    requests_per_client=ALONE if count == 1 else 1,
-                    is_counted_at_once=True,
-                    prompt=PROMPT,
-                    is_greedy=True,
-                )
+                load = load_of(count, GREEDY)
                 for measured in range(-1, context.rounds):  # the first is not counted
                     for side, target in targets.items():
                         done = run_load(target, load)
@@ -87,10 +81,27 @@ def run(context: Context) -> Section:
     return section
 
 
-def start(stack: ExitStack, context: Context, checkpoint: Path, python: str) -> dict[str, Target]:
+def load_of(count: int, more: Mapping[str, object]) -> Load:
+    """So many requests at once, with these fields."""
+    return Load(
+        count,
+        TOKENS,
+        seconds=300.0,
+        spread_seconds=1e-6,
+        requests_per_client=ALONE if count == 1 else 1,
+        is_counted_at_once=True,
+        prompt=PROMPT,
+        more=more,
+    )
+
+
+def start(
+    stack: ExitStack, context: Context, checkpoint: Path, python: str, wanted: Mapping[str, str] = ENGINES
+) -> dict[str, Target]:
+    """Start sides, each with its engine, and return where they answer."""
     sides = {}
     slots = max(REQUESTS)
-    for side, engine in ((BARE, ""), (OURS, "transformers"), (AROUND, "vllm")):
+    for side, engine in wanted.items():
         folder = context.folder / checkpoint.name / side.replace(" ", "-").replace(",", "")
         processes = stack.enter_context(Processes(folder, context.nice))
         if not engine:

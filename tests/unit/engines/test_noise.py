@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.engines.noise import uniform
+from tidegate.engines.noise import uniform, uniforms
 
 seeds = st.integers(-(2**63), 2**64)
 
@@ -20,6 +20,12 @@ def test_neighbours_do_not_resemble_each_other(seed: int, position: int) -> None
     here = uniform(seed, position)
     assert here != uniform(seed, position + 1)
     assert here != uniform(seed + 1, position)
+
+
+@given(st.lists(st.tuples(seeds, st.integers(0, 1 << 40)), max_size=100))
+def test_many_at_once_are_those_of_each(requests: list[tuple[int, int]]) -> None:
+    found = uniforms([seed for seed, _ in requests], [position for _, position in requests])
+    assert found == [uniform(seed, position) for seed, position in requests]
 
 
 def test_it_is_uniform() -> None:

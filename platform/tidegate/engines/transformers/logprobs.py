@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tidegate.engines.transformers.row_values import in_parts, likeliest, to_host
 
-LogprobOf = tuple[float, list[tuple[int, float]]]  # a chosen token's, [(id, logprob), ...]
+LogprobOf = tuple[float, list[int], list[float]]  # a chosen token's; the likeliest tokens, and theirs
 
 
 class PrefillLogprobs:
@@ -53,7 +53,7 @@ def logprobs_of(logits: Tensor, tokens: Tensor, most: int) -> list[Tensor]:
 def entries(found: Sequence[Any], counts: Sequence[int]) -> Iterator[LogprobOf]:
     """Put together what `logprobs_of` found, as lists."""
     for value, top, tokens, count in zip(*found, counts, strict=True):
-        yield value, list(zip(tokens[:count], top[:count], strict=True))
+        yield value, tokens[:count], top[:count]
 
 
 def ranks(logits: Tensor, tokens: Tensor) -> list[int]:

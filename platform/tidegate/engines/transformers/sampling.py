@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tidegate.engines.noise import uniform
+from tidegate.engines.noise import uniforms
 from tidegate.engines.transformers import logit_steps
 from tidegate.engines.transformers.logit_steps import Grammar, MinP, Row, Temperature, TopK, TopP
 from tidegate.engines.transformers.logprobs import LogprobOf, entries, logprobs_of
@@ -132,6 +132,8 @@ def pick(values: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
     one kind."""
     ids: Tensor | None = None
     how = kind(rows[0])
+    if values.is_cuda or (how == NARROWED_BEHIND and values.shape[-1] < WORTH_NARROWING):
+        how = STEPPED  # on a device the number of what is left would have to be waited for
     for step in logit_steps.STEPS:
         if step is Temperature and how == NARROWED_BEFORE:
             values, ids = narrowed(values, least_logit(values, rows), -torch.inf)
@@ -159,10 +161,7 @@ def pick(values: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
 
 def narrowed(values: Tensor, least: Tensor, beyond: float) -> tuple[Tensor, Tensor | None]:
     """Leave out what of `values` [rows, vocabulary] is below `least` [rows, 1]: returns the others
-    [rows, tokens], in id order and with `beyond` behind them, and their ids; None: all are there. On a device
-    nothing is left out, as the number of the others would have to be waited for."""
-    if values.is_cuda:
-        return values, None
+    [rows, tokens], in id order and with `beyond` behind them, and their ids; None: all are there."""
     numbers = values.numpy()
     kept = numbers >= least.numpy()
     if 4 * np.count_nonzero(kept) > kept.size:
@@ -177,8 +176,6 @@ def nucleus(probabilities: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor 
     """Narrow to tokens of which some `top_p` may keep. What the unlikely ones have together, every
     `PILOT`-th token tells well enough to guess the least that is kept; where that was too much, the bound
     that always holds is taken."""
-    if probabilities.is_cuda or probabilities.shape[-1] < WORTH_NARROWING:
-        return probabilities, None
     shares = column([row.sampling.top_p for row in rows], probabilities)
     some, count = pilots(probabilities, PILOT, ((1 - shares) / 2).numpy())
     if count.mean() < 0.7 * some.shape[-1]:  # too many stay (`narrowed`)
@@ -242,10 +239,11 @@ def draw_filtered(probabilities: Tensor, rows: Sequence[Row], unseen: int = 0) -
     out. Returns places in `probabilities`."""
     ends = probabilities.cumsum(dim=-1, dtype=torch.double)
     place = torch.searchsorted(ends, noise_of(rows, ends, unseen) * ends[:, -1:], right=True)
-    if ends.is_cuda or place.max() == ends.shape[-1]:  # rounding brought it beyond the last one that is not 0
+    if place.max() == ends.shape[-1]:  # rounding brought it beyond the last one that is not 0
         place = torch.minimum(place, (ends < ends[:, -1:]).sum(dim=-1, keepdim=True))
     return place.squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
 
 
 def noise_of(rows: Sequence[Row], like: Tensor, unseen: int = 0) -> Tensor:
-    return column([uniform(row.sampling.seed, len(row.generated) + unseen) for row in rows], like)
+    seeds = [row.sampling.seed for row in rows]
+    return column(uniforms(seeds, [len(row.generated) + unseen for row in rows]), like)

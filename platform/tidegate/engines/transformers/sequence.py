@@ -13,7 +13,7 @@ from tidegate.engines.output_buffer import OutputBuffer
 from tidegate.engines.transformers.generation_rules import Rules
 from tidegate.engines.transformers.grammars import Matcher
 from tidegate.engines.transformers.logit_steps import FREE, RULING_OUT, needed_steps
-from tidegate.engines.transformers.logprobs import PrefillLogprobs
+from tidegate.engines.transformers.logprobs import LogprobOf, PrefillLogprobs
 from tidegate.engines.transformers.lookup import Lookup
 from tidegate.engines.transformers.responses import (
     AnswerFormats,
@@ -36,7 +36,7 @@ from tidegate.messages.work import (
 class Found(Protocol):
     """Log probabilities of all tokens but the first, as `PrefillLogprobs` has them."""
 
-    values: list[tuple[float, list[tuple[int, float]]]]
+    values: list[LogprobOf]
     ranks: list[int]
 
 
@@ -165,7 +165,7 @@ class RunningSequence:
         for place, entry in enumerate(entries[prompt_length - 1 :]):
             self._replay(self.generated[place], place, entry)
 
-    def accept(self, token: int, logprob: tuple[float, list[tuple[int, float]]] | None) -> StepOutput:
+    def accept(self, token: int, logprob: LogprobOf | None) -> StepOutput:
         """Add a chosen token; return what that lets out, and the finish if it is the last."""
         entry = None if logprob is None else self._entry(token, *logprob)
         text, entries = self._push(token, len(self.generated), entry)
@@ -337,21 +337,18 @@ class RunningSequence:
 
     def _entries(self, found: Found, top: int | None) -> list[TokenLogprob]:
         return [
-            self._entry(token, logprob, likeliest[:top])
-            for token, (logprob, likeliest) in zip(self.tokens[1:], found.values, strict=True)
+            self._entry(token, logprob, likeliest[:top], theirs[:top])
+            for token, (logprob, likeliest, theirs) in zip(self.tokens[1:], found.values, strict=True)
         ]
 
     def _shown(self, token: int) -> tuple[str, bytes]:
         return self._vocabulary.shown(token, skips_special=self.sampling.skips_special)
 
-    def _entry(self, token: int, logprob: float, top: list[tuple[int, float]]) -> TokenLogprob:
-        shown, skips = self._vocabulary.shown, self.sampling.skips_special
-        alternatives = []
-        for other, value in top:
-            text, raw = shown(other, skips_special=skips)
-            alternatives.append((other, text, value, raw))
-        text, raw = shown(token, skips_special=skips)
-        return TokenLogprob(token, text, logprob, raw, alternatives)
+    def _entry(self, token: int, logprob: float, likeliest: list[int], theirs: list[float]) -> TokenLogprob:
+        (text, *texts), (raw, *raws) = self._vocabulary.shown_columns(
+            [token, *likeliest], skips_special=self.sampling.skips_special
+        )
+        return TokenLogprob(token, text, logprob, raw, list(zip(likeliest, texts, theirs, raws, strict=True)))
 
     def _echoed(self) -> str:
         if isinstance(self._from, TextPrompt) and self.sampling.truncate_prompt is None:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from tidegate.engines.detokenizer import (
     REPLACEMENT,
@@ -17,6 +17,33 @@ from tidegate.engines.detokenizer import (
 
 LONGEST_TAIL = 64  # tokens of a prompt without one that is whole in itself: bytes of rare characters
 PROBE = "Tides rise twice a day: 12 h 25 min apart.\n\n  naïve café, 潮汐 🌊!"
+
+
+class ShownTokens:
+    """Remembers what a function says of each token. In lists: a step looks up thousands, and each place in
+    memory that it comes by is one that the weights have pushed out of the caches."""
+
+    def __init__(self, show: Callable[[int], tuple[str, bytes]]) -> None:
+        self._show = show
+        self._texts: list[str | None] = []
+        self._raws: list[bytes] = []
+
+    def columns(self, token_ids: Sequence[int]) -> tuple[list[str], list[bytes]]:
+        try:
+            texts = [self._texts[token_id] for token_id in token_ids]
+        except IndexError:
+            texts = [None]
+        if None in texts:
+            texts = [self._learn(token_id) for token_id in token_ids]
+        return cast(list[str], texts), [self._raws[token_id] for token_id in token_ids]
+
+    def _learn(self, token_id: int) -> str | None:
+        if (short := token_id + 1 - len(self._texts)) > 0:
+            self._texts += [None] * short
+            self._raws += [b""] * short
+        if self._texts[token_id] is None:
+            self._texts[token_id], self._raws[token_id] = self._show(token_id)
+        return self._texts[token_id]
 
 
 class Vocabulary:
@@ -31,7 +58,7 @@ class Vocabulary:
         self._added = {token_id: str(token) for token_id, token in added.items() if not token.special}
         self._known = max(tokenizer.get_vocab().values(), default=-1) + 1
         self._pieces: dict[int, bytes] = {}
-        self._shown: dict[int, tuple[str, bytes]] = {}  # but for special tokens
+        self._shown = {skips: ShownTokens(partial(self._show, skips)) for skips in (False, True)}
         self._named: dict[str, frozenset[int]] = {}
         decoders = _decoders(tokenizer)
         self._to_bytes = _bytes_rule(decoders)
@@ -54,13 +81,21 @@ class Vocabulary:
     def shown(self, token_id: int, *, skips_special: bool = True) -> tuple[str, bytes]:
         """Show a token on its own, as log probabilities do. Special tokens have a name but no bytes, so that
         the bytes of all tokens are those of the text."""
+        (text,), (raw,) = self._shown[skips_special].columns([token_id])
+        return text, raw
+
+    def shown_columns(
+        self, token_ids: Sequence[int], *, skips_special: bool = True
+    ) -> tuple[list[str], list[bytes]]:
+        """Return what `shown` says of each."""
+        return self._shown[skips_special].columns(token_ids)
+
+    def _show(self, skips_special: bool, token_id: int) -> tuple[str, bytes]:
         if token_id in self._special:
             name = str(self._tokenizer.convert_ids_to_tokens(token_id))
             return name, b"" if skips_special else name.encode()
-        if (shown := self._shown.get(token_id)) is None:
-            raw = self.piece(token_id)
-            shown = self._shown[token_id] = raw.decode(errors="replace"), raw
-        return shown
+        raw = self.piece(token_id)
+        return raw.decode(errors="replace"), raw
 
     @property
     def has_silent_space(self) -> bool:

@@ -15,7 +15,7 @@ from tidegate.messages.codec import read_extension
 from tidegate.messages.work import Sampling
 from tidegate.replica_args import VllmArgs
 
-Logprob = tuple[float, list[tuple[int, float]]]  # of the token, and of the likeliest in its place
+Logprob = tuple[float, list[int], list[float]]  # of the token; the likeliest in its place, and theirs
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -244,7 +244,8 @@ def _prefill(tokens: list[int], found: list[Any]) -> tuple[list[Logprob], list[i
     ranks: list[int] = []
     for token, entries in zip(tokens[1:], found[1:], strict=True):
         likeliest = sorted(entries.items(), key=lambda entry: entry[1].rank)
-        values.append((entries[token].logprob, [(other, entry.logprob) for other, entry in likeliest]))
+        ids, logprobs = [other for other, _ in likeliest], [entry.logprob for _, entry in likeliest]
+        values.append((entries[token].logprob, ids, logprobs))
         ranks.append(entries[token].rank)
     return values, ranks
 

@@ -147,7 +147,10 @@ def test_tokens_are_those_recorded(dtype: str) -> None:
         for row, token in zip(rows, chosen.ids, strict=True):
             every[row].generated.append(token)
         if "logprobs" in recorded:
-            found = [(row, value, top) for row, (value, top) in chosen.logprobs.items()]
+            found = [
+                (row, value, list(zip(ids, theirs, strict=True)))
+                for row, (value, ids, theirs) in chosen.logprobs.items()
+            ]
             assert numbers(found) == pytest.approx(numbers(recorded["logprobs"][step]), abs=1e-5)
 
 
@@ -217,14 +220,13 @@ def test_a_row_takes_only_the_steps_that_it_needs(sampling: dict[str, Any], step
 
 def test_logprobs_are_of_the_raw_logits() -> None:
     logits = some_logits(2)
-    (value, top), (_, none) = token_logprobs(logits, torch.tensor([4, 5]), [3, 0])
+    (value, _, top), (_, *none) = token_logprobs(logits, torch.tensor([4, 5]), [3, 0])
     assert value == pytest.approx(float(torch.log_softmax(logits[0], -1)[4]))
-    assert [item[1] for item in top] == sorted((item[1] for item in top), reverse=True)
+    assert top == sorted(top, reverse=True)
     assert len(top) == 3
-    assert none == []
-    assert sum(math.exp(item[1]) for item in token_logprobs(logits, torch.tensor([0, 0]), [50, 0])[0][1]) == (
-        pytest.approx(1.0, abs=1e-5)
-    )
+    assert none == [[], []]
+    [(_, _, every), _] = token_logprobs(logits, torch.tensor([0, 0]), [50, 0])
+    assert sum(map(math.exp, every)) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -445,12 +447,12 @@ def test_a_choice_is_that_of_the_plain_definition(
         else:
             assert token == int(plain_values(logits[index], row).argmax())
     assert list(chosen.logprobs) == [i for i, row in enumerate(rows) if row.sampling.top_logprobs is not None]
-    for index, (value, top) in chosen.logprobs.items():
+    for index, (value, likeliest, top) in chosen.logprobs.items():
         plain = torch.log_softmax(logits[index].float(), dim=-1)
         assert value == pytest.approx(float(plain[chosen.ids[index]]), abs=1e-5)
-        assert len({token for token, _ in top}) == min(rows[index].sampling.top_logprobs or 0, size)
-        assert [found for _, found in top] == plain.topk(len(top)).values.tolist()
-        assert [found for _, found in top] == plain[[token for token, _ in top]].tolist()
+        assert len({*likeliest}) == len(top) == min(rows[index].sampling.top_logprobs or 0, size)
+        assert top == plain.topk(len(top)).values.tolist()
+        assert top == plain[likeliest].tolist()
 
 
 def test_what_is_told_comes_back_from_one_transfer() -> None:
@@ -471,8 +473,9 @@ def test_what_is_told_comes_back_from_one_transfer() -> None:
 def test_of_equally_likely_tokens_the_lower_ids_stay(seed: int, top_p: float, different: int) -> None:
     logits = torch.randint(0, different, (1, 130), generator=torch.Generator().manual_seed(seed)).float()
     row = a_row(top_p=top_p)
-    kept = stepped(logits, row) > 0
-    assert kept.tolist() == [(plain_values(logits[0], row) > 0).tolist()]
+    (kept,) = (stepped(logits, row) > 0).tolist()
+    # Sums round: a border is where it should be but for this.
+    assert any(kept == (plain_values(logits[0], row, nudge) > 0).tolist() for nudge in (0, 1e-6, -1e-6)), kept
 
 
 @settings(deadline=None, max_examples=200)
