@@ -10,10 +10,12 @@ from loadtests.figures import Section
 from loadtests.generator import Tally
 from loadtests.measure import Run
 from loadtests.scenarios import (
+    choices,
     connections,
     crowd,
     engine,
     idle,
+    peers,
     quiet,
     short,
     split,
@@ -227,3 +229,19 @@ def test_the_loop_bounds_what_a_split_gains() -> None:
     assert found["16 streams: engine thread"] == pytest.approx(2000)
     assert found["16 streams: event loop"] == pytest.approx(250)
     assert found["16 streams: most that a split gains"] == pytest.approx(10.0)
+
+
+def test_choices_are_compared_with_greedy() -> None:
+    found = {
+        (16, "top_p 0.9", peers.OURS): [0.95, 0.90, 0.93],
+        (16, "top_p 0.9", peers.BARE): [0.5],
+        (64, "n 8", peers.OURS): [0.89],
+        (64, "n 8", peers.BARE): [1.0],
+    }
+    section = choices.summarize(found)
+    assert verdicts(section) == {
+        "top_p 0.9, 16 at once, tokens/s of greedy": "must met",
+        "n 8, 64 at once, tokens/s of greedy": "NOT met",
+    }
+    assert section.tables[0][1][0] == ["16", "top_p 0.9", "0.93 (0.95, 0.90, 0.93)", "0.50"]
+    assert choices.clients(64, choices.CASES["n 8"]) == 8
