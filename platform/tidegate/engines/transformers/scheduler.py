@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 PADDING_SHARE = 0.25  # of a joint prefill that may be padding
@@ -127,9 +128,11 @@ class Scheduler(Generic[S]):
         self.waiting.append(sequence)
         self._usual += RECENT * (sequence.width - self._usual)
 
-    def joining(self) -> int:
-        """Count those who wait for a slot that is there, and the one that is staged."""
-        return min(len(self.waiting), self._unused()) + (self.staged is not None)
+    def joining(self) -> list[int]:
+        """Return how many tokens are to be prefilled of the one that is staged, and of each that waits for a
+        slot that is there."""
+        staged = [] if self.staged is None else [self.left]
+        return staged + [one.length for one in islice(self.waiting, self._unused())]
 
     def schedule(
         self, budget: int, *, can_stage: bool = True, held: Callable[[S], int] = none_held

@@ -13,7 +13,7 @@ def settled(pace: Pace, seconds: Callable[[int], float]) -> int:
     """Let steps take what `seconds` says of their prompt tokens, until the budget has settled."""
     pace.note(1, seconds(0), 0)
     for _ in range(40):
-        budget = pace.budget(1, 1)
+        budget = pace.budget([5000], 1)
         pace.note(1, seconds(budget), budget)
     return budget
 
@@ -41,7 +41,7 @@ def test_a_running_row_waits_at_most_three_times_as_long() -> None:
 def test_a_step_for_which_nobody_waits_takes_most() -> None:
     pace = Pace(16, 4096)
     settled(pace, lambda tokens: 0.1 + tokens)
-    assert pace.budget(1, 0) == 4096
+    assert pace.budget([5000], 0) == 4096
 
 
 def test_a_few_tokens_that_cost_little_say_nothing_of_many() -> None:
@@ -49,7 +49,7 @@ def test_a_few_tokens_that_cost_little_say_nothing_of_many() -> None:
     budget = settled(pace, lambda tokens: 0.1 + 1e-3 * tokens)
     for _ in range(40):
         pace.note(1, 0.101, 1)
-    assert pace.budget(1, 1) == budget
+    assert pace.budget([5000], 1) == budget
 
 
 def test_one_step_that_was_held_up_changes_little() -> None:
@@ -57,7 +57,7 @@ def test_one_step_that_was_held_up_changes_little() -> None:
     before = settled(pace, lambda tokens: 0.1 + 1e-3 * tokens)
     pace.note(1, 60.0, 0)
     pace.note(1, 60.0, before)
-    assert pace.budget(1, 1) >= before // 2
+    assert pace.budget([5000], 1) >= before // 2
     after = [settled(pace, lambda tokens: 0.1 + 1e-3 * tokens) for _ in range(9)]
     assert after[-1] == pytest.approx(before, rel=0.1)
 
@@ -75,15 +75,32 @@ def test_whatever_is_measured_a_step_goes_on_and_has_a_bound(
     pace = Pace(fewest, most)
     for rows, seconds, tokens, is_told in steps:
         pace.note(rows, seconds, tokens, seconds / 2 if is_told else None)
-        assert 1 <= pace.budget(1, 1) <= most
+        assert 1 <= pace.budget([5000], 1) <= most
 
 
 def test_a_burst_may_take_as_many_times_more_as_more_wait_to_join_than_run() -> None:
     pace = Pace(16, 4096)
-    alone = pace.budget(1, 8)
-    assert pace.budget(8, 8) == alone
-    assert pace.budget(32, 8) == 4 * alone
-    assert pace.budget(64, 1) == 4096
+    alone = pace.budget([1000], 8)
+    assert pace.budget([1000] * 8, 8) == alone
+    assert pace.budget([1000] * 32, 8) == 4 * alone
+    assert pace.budget([1000] * 64, 1) == 4096
+
+
+def test_half_of_a_burst_joins_first() -> None:
+    pace = Pace(16, 4096)
+    assert pace.budget([40] * 64, 0) == 32 * 40
+    assert pace.budget([40] * 3, 0) == 128, "of fewer each would cost more"
+    assert pace.budget([1000, 40, 40], 0) == 1000, "who is the first in line is not cut up for it"
+    assert pace.budget([5000, 40], 0) == 4096, "more than a step could take"
+
+
+def test_rows_of_a_burst_do_not_hold_up_the_rest_of_it() -> None:
+    pace = Pace(16, 4096)
+    ordinary = pace.budget([40], 32)
+    assert pace.budget([40] * 32, 32, fresh=32) == 16 * 40 > ordinary
+    assert pace.budget([40] * 32, 32, fresh=0) == ordinary
+    assert pace.budget([4000] * 32, 32, fresh=32) == ordinary, "long prompts go on as ever"
+    assert pace.budget([40] * 32, 64, fresh=32) == ordinary, "who ran before counts"
 
 
 def test_steps_of_more_rows_are_not_taken_for_prompts_that_cost_much() -> None:
@@ -92,7 +109,7 @@ def test_steps_of_more_rows_are_not_taken_for_prompts_that_cost_much() -> None:
     before = settled(pace, lambda tokens: 0.01 + 1e-4 * tokens)
     for rows in range(8, 64):
         pace.note(rows, 0.001 * rows + 1e-4 * 32, 32)
-    assert pace.budget(1, 1) >= before // 2
+    assert pace.budget([5000], 1) >= before // 2
 
 
 @pytest.mark.parametrize("rows", [1, 60])
@@ -100,6 +117,6 @@ def test_what_prompts_took_is_told_apart_where_it_can_be(rows: int) -> None:
     pace = Pace(1, 4096)
     pace.note(1, 0.001, 0)
     for _ in range(40):
-        budget = pace.budget(1, 1)
+        budget = pace.budget([5000], 1)
         pace.note(rows, 0.1 + 1e-3 * budget, budget, 1e-3 * budget)
     assert 1e-3 * budget == pytest.approx(SHARE * 0.1, rel=0.1)

@@ -82,6 +82,13 @@ def test_a_staged_prompt_follows_the_budget() -> None:
     assert [[count for _, count in parts] for parts in counts] == [[100], [10], [140]]
 
 
+def test_what_is_still_to_be_prefilled_is_told_of_each_that_has_a_slot() -> None:
+    scheduler = a_scheduler(250, 30, 40, 50, slots=3)
+    assert scheduler.joining() == [250, 30, 40]
+    joined(scheduler)
+    assert scheduler.joining() == [150, 30, 40]
+
+
 def test_a_prompt_that_cannot_be_staged_joins_alone_in_its_step() -> None:
     scheduler = a_scheduler(5, 1000, 5)
     steps = [joined(scheduler, can_stage=False) for _ in range(4)]
