@@ -4,8 +4,8 @@
 Without checkpoints: the demo model, and two Llamas of random weights, whose vocabularies have 32,000 and
 128,256 tokens and whose likeliest tokens are as likely as a trained one's; with `--flat` any token is about
 as likely as any other, which is the hardest there is for `top_p` and `min_p`. In each round every case runs
-once, beside greedy, with all rows from the first token to the last; a figure is the CPU time of the engine's
-thread (one: the model computes in it too) in a step that only decodes.
+once, between runs of greedy, with all rows from the first token to the last; a figure is the CPU time of the
+engine's thread (one: the model computes in it too) in a step that only decodes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from msgspec.structs import replace
+from msgspec.structs import replace as with_fields
 
 from loadtests.constrained import made
 from loadtests.requests import request_for
@@ -37,6 +39,7 @@ DEMO = Path(__file__).parents[1] / "platform/tidegate/demo/weights/tide-demo"
 VOCABULARIES = (32_000, 128_256)
 HIDDEN = 384
 ROWS, TOKENS, ROUNDS = (1, 16, 64), 24, 5
+IN_A_ROW = 3
 MOST = 1.10
 TEXT = "The water stands higher inside than outside, so"
 TOOLS = [{"type": "function", "function": {"name": "read_gauge", "parameters": {"type": "object"}}}]
@@ -91,33 +94,58 @@ def compare(path: Path, folder: Path, cases: Sequence[str], rows: Sequence[int],
     print(f"\n{path.name}: {engine._vocabulary_size:,} tokens, ms a step and what it is of greedy's\n")
     print("| case |" + "".join(f" {count} rows | |" for count in rows) + " µs a token to encode |")
     print("|---|" + "---:|---:|" * len(rows) + "---:|")
-    found: dict[str, dict[int, list[tuple[float, float]]]] = {case: {n: [] for n in rows} for case in cases}
+    found: dict[int, list[dict[str, Measured]]] = {}
     for count in rows:
-        for _ in range(rounds + 1):  # the first warms up
-            for case in cases:
-                serving = decoding if case == "a tokenizer's own decode" else engine
-                found[case][count].append(measured(serving, case, count))
+        of_round = partial(a_round, engine, decoding, cases, count)
+        of_round()  # warms up
+        found[count] = [of_round() for _ in range(rounds)]
     for case in cases:
         line = f"| {case} |"
         for count in rows:
-            steps = [step for step, _ in found[case][count][1:]]
-            greedy = [step for step, _ in found[OF.get(case, GREEDY)][count][1:]]
-            ratio = median([mine / its for mine, its in zip(steps, greedy, strict=True)])
-            line += f" {1e3 * median(steps):.2f} | {ratio:.2f}{' (!)' if ratio > MOST else ''} |"
-        print(line + f" {1e6 * median([encoding for _, encoding in found[case][rows[-1]][1:]]):.1f} |")
+            ratio = median([each[case].of_greedy for each in found[count]])
+            line += f" {1e3 * median([each[case].seconds for each in found[count]]):.2f} |"
+            line += f" {ratio:.2f}{' (!)' if ratio > MOST else ''} |"
+        print(line + f" {1e6 * median([each[case].encoding for each in found[rows[-1]]]):.1f} |")
     engine.close()
     decoding.close()
 
 
-def measured(engine: TransformersEngine, case: str, rows: int) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class Measured:
+    seconds: float  # of CPU time, of a step
+    encoding: float  # seconds of CPU time, of a token
+    of_greedy: float = 1.0
+
+
+def a_round(
+    engine: TransformersEngine, decoding: TransformersEngine, cases: Sequence[str], rows: int
+) -> dict[str, Measured]:
+    """Run all cases, a few between two runs of greedy, whose mean they are compared with."""
+    others = [case for case in cases if case != GREEDY]
+    before = measured(engine, GREEDY, rows)
+    found = {GREEDY: before}
+    for begin in range(0, len(others), IN_A_ROW):
+        some = {
+            case: measured(decoding if case == "a tokenizer's own decode" else engine, case, rows)
+            for case in others[begin : begin + IN_A_ROW]
+        }
+        after = measured(engine, GREEDY, rows)
+        for case, its in some.items():
+            base = {**found, **some}[OF[case]].seconds if case in OF else (before.seconds + after.seconds) / 2
+            found[case] = replace(its, of_greedy=its.seconds / base)
+        before = after
+    return found
+
+
+def measured(engine: TransformersEngine, case: str, rows: int) -> Measured:
     """Returns the thread's CPU seconds for a step of all rows (the middle one), and for encoding a token."""
     for number in range(rows):
         prepared = asyncio.run(engine.prepare(a_request(case, number)))
         assert isinstance(prepared, Prepared), prepared
         if case in OF.values():
             request = a_request(GREEDY, number)
-            work = replace(request.work, prompt=TokenPrompt(list(prepared.prompt)))
-            prepared = asyncio.run(engine.prepare(replace(request, work=work)))
+            work = with_fields(request.work, prompt=TokenPrompt(list(prepared.prompt)))
+            prepared = asyncio.run(engine.prepare(with_fields(request, work=work)))
             assert isinstance(prepared, Prepared), prepared
         assert engine.add(prepared, []) is None
     engine.step()  # their prompts
@@ -134,14 +162,14 @@ def measured(engine: TransformersEngine, case: str, rows: int) -> tuple[float, f
     encoding = (time.thread_time() - begun) / len(outputs)
     while engine.has_work():
         engine.step()
-    return median(steps), encoding
+    return Measured(median(steps), encoding)
 
 
 def a_request(case: str, number: int) -> Request:
     text = TextPrompt(TEXT if case == "n 8" else f"{number}. {TEXT}")
     prompt = CHAT if case in OF or case in OF.values() else text
     sampling = Sampling(seed=7 * number if case in SEEDED else 1, temperature=0.0, ignore_eos=True)
-    sampling = replace(sampling, max_tokens=TOKENS, **CASES[case])
+    sampling = with_fields(sampling, max_tokens=TOKENS, **CASES[case])
     return request_for(str(number), Generate(prompt, sampling))
 
 
