@@ -130,8 +130,8 @@ def last_of_share(values: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     reached = above.gather(-1, begun - 1) + inside.cumsum(dim=-1) - inside
     some = (reached < shares).sum(dim=-1, keepdim=True).clamp_(min=1)
     last = inside.gather(-1, some - 1)
-    no_less = ordered.shape[-1] - torch.searchsorted(torch.from_numpy(ordered), last)
-    return last, no_less - (begun - 1) * BLOCK - some
+    as_great = ordered.shape[-1] - torch.searchsorted(torch.from_numpy(ordered), last)
+    return last, as_great - (begun - 1) * BLOCK - some
 
 
 def keep_share_by_bits(values: Tensor, shares: Tensor) -> Tensor:

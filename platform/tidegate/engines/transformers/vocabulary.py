@@ -37,13 +37,14 @@ class ShownTokens:
             texts = [self._learn(token_id) for token_id in token_ids]
         return cast(list[str], texts), [self._raws[token_id] for token_id in token_ids]
 
-    def _learn(self, token_id: int) -> str | None:
+    def _learn(self, token_id: int) -> str:
+        # Bytes first: another thread may look for both as soon as there is a text.
         if (short := token_id + 1 - len(self._texts)) > 0:
-            self._texts += [None] * short
             self._raws += [b""] * short
-        if self._texts[token_id] is None:
-            self._texts[token_id], self._raws[token_id] = self._show(token_id)
-        return self._texts[token_id]
+            self._texts += [None] * short
+        text, self._raws[token_id] = self._show(token_id)
+        self._texts[token_id] = text
+        return text
 
 
 class Vocabulary:

@@ -11,6 +11,7 @@ from tidegate.engines.transformers.row_values import (
     PILOT,
     keep_share,
     keep_share_by_bits,
+    likeliest,
     without_last_ties,
 )
 
@@ -96,6 +97,26 @@ def test_just_as_many_are_kept_as_reach_the_share(
     assert keep(torch.tensor([row]), torch.tensor([[share]])).tolist() == [
         [pytest.approx(value) for value in kept]
     ]
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("vocabulary", [100, 1300, 9000])  # all, those of all, and those of some blocks
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_the_likeliest_are_those_of_the_sorted_row(rows: int, vocabulary: int, has_ties: bool) -> None:
+    values = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
+    values = values.bfloat16().float() if has_ties else values
+    found, places = likeliest(values, 20)
+    assert torch.equal(found, values.sort(dim=-1, descending=True).values[:, :20])
+    assert torch.equal(values.gather(-1, places), found)
+    assert all(len({*row}) == 20 for row in places.tolist())
+
+
+def test_a_row_of_no_numbers_leaves_the_likeliest_of_the_others() -> None:
+    values = torch.randn(40, 1300, generator=torch.Generator().manual_seed(0))
+    values[0] = torch.nan
+    found, _ = likeliest(values, 20)
+    assert torch.equal(found[1:], values[1:].topk(20, dim=-1).values)
+    likeliest(torch.full((40, 1300), torch.nan), 20)
 
 
 def test_of_equal_ones_the_last_go() -> None:
