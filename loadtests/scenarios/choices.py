@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, ratio, spread
 from loadtests.generator import MARK
-from loadtests.measure import Run, run_load
-from loadtests.scenarios.peers import BARE, ENGINES, FORMATS, GREEDY, OURS, load_of, start
+from loadtests.measure import Run
+from loadtests.scenarios.peers import BARE, ENGINES, FORMATS, GREEDY, OURS, answered, load_of, start
 from tidegate.engines.vllm.process import PYTHON_VARIABLE
 
 REQUESTS = (16, 64)
@@ -47,17 +47,17 @@ def run(context: Context) -> Section:
         targets = start(stack, context, llama(context.folder / FORMATS[0]), python, sides)
         for count in REQUESTS:
             for target in targets.values():
-                run_load(target, load_of(count, GREEDY))  # not counted
+                answered(target, load_of(count, GREEDY))  # not counted
             for _ in range(context.rounds):
                 for side, target in targets.items():
-                    greedy = run_load(target, load_of(count, GREEDY))
+                    greedy = answered(target, load_of(count, GREEDY))
                     for begin in range(0, len(CASES), IN_A_ROW):
                         cases = [*cases_of(side).items()][begin : begin + IN_A_ROW]
                         done = {
-                            case: run_load(target, load_of(clients(count, more), more))
+                            case: answered(target, load_of(clients(count, more), more))
                             for case, more in cases
                         }
-                        before, greedy = greedy, run_load(target, load_of(count, GREEDY))
+                        before, greedy = greedy, answered(target, load_of(count, GREEDY))
                         beside = (rate(before) + rate(greedy)) / 2
                         for case, its in done.items():
                             found.setdefault((count, case, side), []).append(ratio(rate(its), beside))

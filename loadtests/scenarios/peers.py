@@ -16,7 +16,7 @@ from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
 from loadtests.generator import MARK
 from loadtests.machine import Processes, free_port, wait_for
-from loadtests.measure import Load, Run, Target, run_load
+from loadtests.measure import GeneratorFailed, Load, Run, Target, run_load
 from loadtests.plot import bars
 from loadtests.stack import EngineShape, answers, start_platform
 from tidegate.engines.vllm.process import PYTHON_VARIABLE
@@ -71,7 +71,7 @@ def run(context: Context) -> Section:
                 load = load_of(count, GREEDY)
                 for measured in range(-1, context.rounds):  # the first is not counted
                     for side, target in targets.items():
-                        done = run_load(target, load)
+                        done = answered(target, load)
                         if measured >= 0:
                             found.setdefault((name, side, count), Found()).runs.append(done)
     section = summarize(found)
@@ -79,6 +79,14 @@ def run(context: Context) -> Section:
     plot.write_text(bars("Tokens per second, bare vLLM being 1", shares_of(found)))
     section.remarks.append(f"Plot: {plot}")
     return section
+
+
+def answered(target: Target, load: Load) -> Run:
+    """Raises `GeneratorFailed` where a request was not answered: such a server is not compared."""
+    run = run_load(target, load)
+    if run.tally.statuses.keys() != {"200"} or run.tally.connection_errors:
+        raise GeneratorFailed(f"{target.name}: {run.tally.statuses}, {run.tally.connection_errors} cut off")
+    return run
 
 
 def load_of(count: int, more: Mapping[str, object]) -> Load:

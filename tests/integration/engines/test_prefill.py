@@ -67,6 +67,15 @@ def test_prompts_in_parts_equal_generate(name: str, tmp_path: Path) -> None:
     engine.close()
 
 
+def test_a_burst_joins_by_halves(checkpoints: Callable[[str], Path]) -> None:
+    """And those who have joined do not hold up the others, whatever their steps take."""
+    engine = loaded(checkpoints("llama"), tokens_per_step=4096)
+    for row in range(16):
+        add(engine, a_request(str(row), [5 + row] * 40, max_tokens=9))
+    assert [len(engine.step()) for _ in range(3)] == [8, 12, 15]
+    engine.close()
+
+
 def test_a_long_prompt_takes_a_part_of_each_step(llama_in_parts: TransformersEngine) -> None:
     """Others go on meanwhile, and who comes later waits behind it."""
     engine = llama_in_parts

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,7 +45,7 @@ from tidegate.engines.transformers.loading import (
 from tidegate.engines.transformers.logprobs import PrefillLogprobs
 from tidegate.engines.transformers.lookup import Lookup, lookup_width
 from tidegate.engines.transformers.memory import usable_cores
-from tidegate.engines.transformers.pace import FRESH_STEPS, Pace
+from tidegate.engines.transformers.pace import Pace
 from tidegate.engines.transformers.pending import Ahead, Flight, Part, accept, prompt_failed
 from tidegate.engines.transformers.prompt_pool import PromptPool
 from tidegate.engines.transformers.room import USUAL_TOKENS
@@ -92,7 +91,6 @@ class TransformersEngine:
         self._tokens: Tensor  # [rows], the last token of each
         self._looks_up = False
         self._prefill_cores = 0
-        self._joined_lately: deque[int] = deque(maxlen=FRESH_STEPS)  # by steps
         self._threads: StepThreads | None = None  # None: their number is given
 
     def load(self) -> LoadReport:
@@ -231,7 +229,7 @@ class TransformersEngine:
             set_threads(self._threads.begin(rows))
         ahead = self._run_ahead() if self._looks_up and is_waited_for else None
         logits = [ahead.first() if ahead is not None else self._decode()] if is_waited_for else []
-        budget = self._pace.budget(self._scheduler.joining(), rows, sum(self._joined_lately))
+        budget = self._pace.budget(self._scheduler.joining(), rows)
         if self._scheduler.staged is None:  # with none before them so many cost hardly more than one
             budget = max(budget, min(self._weights_tokens, self._args.prefill_tokens_per_step))
         plan = self._scheduler.schedule(budget, can_stage=self._batch.can_stage, held=self._held)
@@ -245,7 +243,7 @@ class TransformersEngine:
             for group in plan.groups:
                 logits += self._prefill(group, outputs)
         prompts = self._clock() - prompts
-        self._joined_lately.append(len(self._scheduler.running) - rows)
+        self._pace.joined(len(self._scheduler.running) - rows)
         if logits:
             together = torch.cat(logits) if len(logits) > 1 else logits[0]
             choice = Choice(together, self._scheduler.running)
@@ -290,7 +288,7 @@ class TransformersEngine:
         seconds = time.perf_counter() - clock
         self._counts.steps += 1
         self._counts.step_seconds += seconds
-        self._joined_lately.append(0)
+        self._pace.joined(0)
         self._pace.note(len(running), self._clock() - begin, 0)
         if self._threads is not None:
             self._threads.note(len(running), seconds)

@@ -8,13 +8,14 @@ tokens follows, until that is `SHARE` of a step without.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 SHARE = 1.25  # of a step without prompts, that prompts may take: a running row waits 2.25 times as long
 MOST_SHARE = 1.75  # of it, before there are fewer tokens than cost hardly more than one
 FEWEST_CHANGE, MOST_CHANGE = 0.5, 2.0  # factors in one step: something else may have held it up
 SMALLEST_BURST = 8  # times as many tokens as cost hardly more than one: of fewer each costs more
-FRESH_STEPS = 8
+FRESH_STEPS = 8  # after which a row that has joined counts as one that was there before
 WEIGHT = 0.2  # of a new measurement in the average
 
 
@@ -28,23 +29,28 @@ class Pace:
         self._tokens = min(4.0 * fewest, most)  # until there is something to go by
         # Of a step without prompts, on average, by the power of two that its rows come to.
         self._plain_seconds: dict[int, float] = {}
+        self._joined: deque[int] = deque(maxlen=FRESH_STEPS)  # rows, by steps
 
-    def budget(self, joining: Sequence[int], running: int, fresh: int = 0) -> int:
+    def budget(self, joining: Sequence[int], running: int) -> int:
         """Return how many tokens of prompts the next step may take, where so many `joining` have to be
         prefilled of each request in line: more where more requests wait for their first token than for the
         next one. So a burst of short prompts joins soon, and one long prompt as those that run can bear.
 
         Of a burst that one step could take half joins first: their first tokens need not wait for the others'
-        prompts. `fresh` of those that run joined in the last `FRESH_STEPS` steps, with it or just before.
+        prompts. Those who have just joined do not hold up the rest of it.
         """
         is_burst = len(joining) > 1 and sum(joining) <= self._most
-        waits = running - fresh if is_burst else running
+        waits = running - sum(self._joined) if is_burst else running
         wanted = self._most
         if waits > 0:
             wanted = min(wanted, int(self._tokens * max(1.0, len(joining) / waits)))
         if is_burst:
             wanted = min(wanted, max(joining[0], sum(joining) // 2, SMALLEST_BURST * self._fewest))
         return wanted
+
+    def joined(self, rows: int) -> None:
+        """Take how many rows joined in a step."""
+        self._joined.append(rows)
 
     def note(self, rows: int, seconds: float, tokens: int, prompt_seconds: float | None = None) -> None:
         """Learn from a step in which so many rows decoded, and `tokens` of prompts joined, which took

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.engines.transformers.pace import SHARE, Pace
+from tidegate.engines.transformers.pace import FRESH_STEPS, SHARE, Pace
 
 
 def settled(pace: Pace, seconds: Callable[[int], float]) -> int:
@@ -97,10 +97,14 @@ def test_half_of_a_burst_joins_first() -> None:
 def test_rows_of_a_burst_do_not_hold_up_the_rest_of_it() -> None:
     pace = Pace(16, 4096)
     ordinary = pace.budget([40], 32)
-    assert pace.budget([40] * 32, 32, fresh=32) == 16 * 40 > ordinary
-    assert pace.budget([40] * 32, 32, fresh=0) == ordinary
-    assert pace.budget([4000] * 32, 32, fresh=32) == ordinary, "long prompts go on as ever"
-    assert pace.budget([40] * 32, 64, fresh=32) == ordinary, "who ran before counts"
+    assert pace.budget([40] * 32, 32) == ordinary
+    pace.joined(32)
+    assert pace.budget([40] * 32, 32) == 16 * 40 > ordinary
+    assert pace.budget([4000] * 32, 32) == ordinary, "long prompts go on as ever"
+    assert pace.budget([40] * 32, 64) == ordinary, "who ran before counts"
+    for _ in range(FRESH_STEPS):
+        pace.joined(0)
+    assert pace.budget([40] * 32, 32) == ordinary, "in the end they ran before, too"
 
 
 def test_steps_of_more_rows_are_not_taken_for_prompts_that_cost_much() -> None:
