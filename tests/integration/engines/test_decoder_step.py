@@ -12,15 +12,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import HEADS, HIDDEN, LLAMA, save_model
-from tidegate.engines.transformers import decoder_step, probe, selfcheck
+from tidegate.engines.transformers import decoder_step, packed, probe, selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.decoder_step import FEWEST_PRODUCTS, of_same_inputs, read_decoder
 from tidegate.engines.transformers.kv_size import measure_kv
 from tidegate.engines.transformers.packed import (
+    FbgemmLinear,
+    OneDnnLinear,
     PackedLinear,
     PackedPart,
     Together,
-    can_pack,
+    WidenedLinear,
+    has_product,
     joint,
     pack_linears,
 )
@@ -171,17 +174,16 @@ def test_packed_layers_compute_the_same_and_a_tied_head_stays(
         before = model(ids).logits
         count = pack_linears(model, of_same_inputs(model) if is_together else ())
         after = model(ids).logits
-    if not can_pack():
-        assert count == 0
-        return
-    assert count == 2 * 7 + (not is_tied)
+    is_widened = is_tied and not has_product(torch.bfloat16)
+    assert count == 2 * 7 + (not is_tied or is_widened)
     assert isinstance(model.lm_head, PackedLinear) != is_tied
+    assert isinstance(model.lm_head, WidenedLinear) == is_widened
     assert isinstance(model.model.layers[0].self_attn.k_proj, PackedPart) == is_together
-    assert torch.equal(model.model.layers[1].mlp.up_proj.weight, weight)
+    # What is next to nothing beside the others, float16 holds less exactly.
+    torch.testing.assert_close(model.model.layers[1].mlp.up_proj.weight, weight, atol=2**-24, rtol=0.0)
     assert probe.relative_error(after, before) < 0.01
 
 
-@pytest.mark.skipif(not can_pack(), reason="oneDNN does not compute in bfloat16 here")
 def test_layers_packed_together_answer_for_the_inputs_they_get() -> None:
     """Whatever comes between: other inputs, one layer twice, one never asked."""
     torch.manual_seed(0)
@@ -210,7 +212,6 @@ def test_layers_packed_together_answer_for_the_inputs_they_get() -> None:
     assert joint(*model) is None, "a hook has to see its layer"
 
 
-@pytest.mark.skipif(not can_pack(), reason="oneDNN does not compute in bfloat16 here")
 @pytest.mark.parametrize("name", ["llama", "biased", "qwen3"])
 def test_the_step_computes_joint_layers_at_once(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -229,9 +230,90 @@ def test_the_step_computes_joint_layers_at_once(
 
     monkeypatch.setattr(Together, "part", noted)
     short.decode(torch.full((4,), 5))
-    # Norms of heads stand between qwen3's layers and the turning of what they give.
-    assert asked == ([0, 1, 2] * len(model.model.layers) if name == "qwen3" else [])
+    assert asked == []
 
 
-def test_layers_in_other_precisions_stay_as_they_are(tmp_path: Path) -> None:
+def test_layers_in_float32_stay_as_they_are(tmp_path: Path) -> None:
     assert pack_linears(model_of(tmp_path, "llama", LLAMA, torch.float32)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_a_processor_without_the_type_multiplies_in_float32(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "has_product", lambda _: False)
+    torch.manual_seed(0)
+    model: Any = torch.nn.ModuleDict({"all": torch.nn.Linear(96, 40, dtype=dtype)})
+    exact = copy.deepcopy(model["all"]).float()
+    weight = model["all"].weight.detach().clone()
+    shared: Any = torch.nn.ModuleDict(
+        {"read": copy.deepcopy(model["all"]), "written": torch.nn.Embedding(40, 96)}
+    )
+    shared["written"].weight = shared["read"].weight
+    monkeypatch.setattr(packed.widened_product, "__defaults__", (96 * 16, 3))  # blocks of 16 outputs
+    inputs = torch.randn(2, rows, 96).to(dtype)
+    with torch.inference_mode():
+        assert pack_linears(model) == pack_linears(shared) == 1
+        assert isinstance(model["all"], FbgemmLinear)
+        assert isinstance(shared["read"], WidenedLinear)
+        assert shared["read"].weight is shared["written"].weight
+        torch.testing.assert_close(model["all"].weight, weight, atol=2**-24, rtol=0.0)
+        for layer in (model["all"], shared["read"]):
+            found = layer(inputs)
+            assert found.dtype == dtype
+            assert probe.relative_error(found, exact(inputs.float())) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("largest", [1e5, 2**-12, float("nan")])
+def test_weights_that_float16_cannot_hold_stay(largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "has_product", lambda _: False)
+    model: Any = torch.nn.Sequential(torch.nn.Linear(16, 8, dtype=torch.bfloat16))
+    torch.nn.init.constant_(model[0].weight, 2**-13)
+    with torch.no_grad():
+        model[0].weight[0, 0] = largest
+    assert pack_linears(model) == 0
+    assert type(model[0]) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("is_one_dnn", [False, True])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("name", ["llama", "biased", "qwen2", "qwen3"])
+def test_a_compiled_step_gives_the_same_bits(
+    name: str, width: int, is_one_dnn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With layers of every kind: oneDNN computes in float32 on every processor."""
+    monkeypatch.setattr(decoder_step, "MOST_UNUSED", 8)
+    monkeypatch.setattr(packed, "has_product", lambda _: is_one_dnn)
+    monkeypatch.setattr(OneDnnLinear, "takes", staticmethod(lambda _: is_one_dnn))
+    monkeypatch.setattr(packed, "_is_alike", lambda _: True)
+    kind, size = READ[name]
+    size = {**size, "tie_word_embeddings": name == "qwen2"}
+    model = model_of(tmp_path, kind, size, torch.float32 if is_one_dnn else torch.bfloat16)
+    assert pack_linears(model, of_same_inputs(model))
+    runs = []
+    for is_compiled in (True, False):
+        short, _ = batches(model)
+        step = short._step
+        assert isinstance(step, decoder_step.DecoderStep)
+        assert step._compiled is not None
+        if not is_compiled:
+            step._compiled = None
+        found = [short.join([[5 + at] * length for at, length in enumerate((9, 12, 30))])]
+        for _ in range(3):
+            found.append(short.decode(torch.arange(5, 8)))
+            found.append(short.run([[5 + at] * width for at in range(3)], [width, 1, width], last=width))
+        runs.append(found)
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_step_that_does_not_compile_runs_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise RuntimeError("no TorchScript in this version")
+
+    monkeypatch.setattr(torch.jit, "script", gone)
+    model = model_of(tmp_path, *READ["llama"], torch.float32)
+    batch = proved_batch(model)
+    assert isinstance(batch._step, decoder_step.DecoderStep)
+    assert batch._step._compiled is None

@@ -16,17 +16,33 @@ also where the window has to be copied for them (ADR 0025 has the figures).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.nn.functional import embedding, pad, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, pad
 
+from tidegate.engines.transformers.decoder_parts import (
+    Body,
+    GatedMlp,
+    Heads,
+    JointGatedMlp,
+    JointProjection,
+    Layers,
+    Other,
+    Projection,
+    Window,
+    attend,
+    compiled,
+    norms,
+    operation,
+    products,
+    turned,
+)
 from tidegate.engines.transformers.kv import Arena
-from tidegate.engines.transformers.packed import joint
+from tidegate.engines.transformers.packed import has_product, joint
 from tidegate.engines.transformers.paged import PagedPool
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -39,19 +55,9 @@ MLP = {*GATES, "down_proj", "act_fn"}
 FEWEST_PRODUCTS = 1 << 18
 MOST_UNUSED = 1024  # columns of padding that cost less to read than another call to attention
 
+SILU = ("SiLU", "SiLUActivation")
+
 Operation = Callable[[Tensor], Tensor]
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-# Gives queries and keys, [tokens, heads of both, head size], and values [tokens, heads x head size].
-Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    before: Operation
-    project: Projection
-    output: Operation
-    between: Operation
-    mlp: Operation
 
 
 class DecoderStep:
@@ -66,10 +72,14 @@ class DecoderStep:
         self._heads = first.q_proj.out_features // self._head_size
         self._shared = first.k_proj.out_features // self._head_size  # heads of keys and values
         self._scale: float = first.scaling
-        self._layers = [_layer(layer) for layer in body.layers]
-        self._norm = _norm(body.norm)
-        self._head = _operation(model.lm_head)
-        self._has_products = self._embedding.dtype == torch.bfloat16 and self._embedding.device.type == "cpu"
+        self._layers = _layers(body.layers)
+        self._norm, self._head = norms([body.norm]), products([model.lm_head])
+        is_bfloat = self._embedding.dtype == torch.bfloat16
+        self._is_on_cpu = self._embedding.device.type == "cpu"
+        self._has_products = is_bfloat and self._is_on_cpu and has_product(torch.bfloat16)
+        # On a GPU a graph does more.
+        whole = Body(self._layers, self._norm, self._head, len(body.layers))
+        self._compiled = compiled(whole) if self._is_on_cpu else None
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena | PagedPool, last: int = 1
@@ -77,101 +87,86 @@ class DecoderStep:
         """Return logits [rows, last, vocabulary] after the `last` of `tokens` [rows, width] at `positions`
         [rows, width]. `arena` has opened columns for them; `seen` [rows, width, window] are those that each
         token attends to."""
-        (rows, width), heads, shared, size = tokens.shape, self._heads, self._shared, self._head_size
-        each = rows * width
+        rows, width = tokens.shape
+        each, half = rows * width, self._head_size // 2
         hidden = embedding(tokens.view(each), self._embedding)
         cosine, sine = self._rotary(hidden.unsqueeze(1), positions.reshape(each, 1))
-        half = size // 2
         # With the sign in it, turning is one roll and two products.
         sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
-        attend = self._attention(seen, arena)
-        for layer, held in zip(self._layers, arena.layers, strict=True):
-            both, value = layer.project(layer.before(hidden))
-            both = both * cosine + both.roll(half, -1) * sine
-            query, key = both.split((heads, shared), dim=1)
+        its = Heads(self._heads, self._shared, self._head_size, width, self._scale)
+        windows = [] if self.has_kernel(arena) else self._windows(seen, arena)
+        if self._compiled is not None and isinstance(arena, Arena):
+            keys = [held.keys for held in arena.layers]
+            values = [held.values for held in arena.layers]
+            found: Tensor = self._compiled(hidden, cosine, sine, keys, values, arena.end, windows, its, last)
+            return found
+        return self._one_by_one(hidden, cosine, sine, arena, windows, its, last)
+
+    def _one_by_one(
+        self,
+        hidden: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        arena: Arena | PagedPool,
+        windows: Sequence[Window],
+        its: Heads,
+        last: int,
+    ) -> Tensor:
+        """Do what `Body` does, of any parts and on a pool too."""
+        width, shared, size = its.width, its.shared, its.size
+        rows, layers = len(hidden) // width, self._layers
+        for at, held in enumerate(arena.layers):
+            both, value = layers.project.forward(layers.before.forward(hidden, at), at)
+            query, key = torch.split(turned(both, cosine, sine), [its.heads, shared], dim=1)
             held.write(key.view(rows, width, shared, size), value.view(rows, width, shared, size))
-            hidden = hidden + layer.output(attend(query, held.keys, held.values))
-            hidden = hidden + layer.mlp(layer.between(hidden))
+            if self.has_kernel(arena):
+                attended = arena.attend(query.contiguous(), held.keys, held.values, its.scale).flatten(1)
+            else:
+                attended = self._attended(query, held, arena, windows, its)
+            hidden = hidden + layers.output.forward(attended, at)
+            hidden = hidden + layers.mlp.forward(layers.between.forward(hidden, at), at)
         if last < width:
             hidden = hidden.view(rows, width, -1)[:, -last:].reshape(rows * last, -1)
-        return self._head(self._norm(hidden)).view(rows, last, -1)
+        logits: Tensor = self._head.forward(self._norm.forward(hidden, 0), 0)
+        return logits.view(rows, last, -1)
 
     def has_kernel(self, arena: Arena | PagedPool) -> TypeGuard[PagedPool]:
         """Tell whether it attends by the table of pages, whatever the window."""
         return isinstance(arena, PagedPool) and arena.has_kernel(self._embedding)
 
-    def _attention(self, seen: Tensor, arena: Arena | PagedPool) -> Attention:
-        """Return what attends: queries [rows x width, heads, head size] to keys and values of the arena,
-        giving [rows x width, heads x head size]. One long row does not make the others' windows as wide as
-        its own."""
-        if self.has_kernel(arena):
-            return lambda query, keys, values: arena.attend(
-                query.contiguous(), keys, values, self._scale
-            ).flatten(1)
+    def _attended(
+        self, query: Tensor, held: Any, arena: Arena | PagedPool, windows: Sequence[Window], its: Heads
+    ) -> Tensor:
+        found = []
+        for window in windows:
+            rows, columns = slice(window.first, window.last), slice(window.begin, window.end)
+            keys, values = (arena.window(each, rows, columns) for each in (held.keys, held.values))
+            asking = query[window.first * its.width : window.last * its.width]
+            found.append(attend(asking, keys, values, window, its))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _windows(self, seen: Tensor, arena: Arena | PagedPool) -> list[Window]:
+        """Return which rows attend together. One long row does not make the others' windows as wide as its
+        own."""
         runs = [(0, len(seen), arena.start)]
-        if seen.device.type == "cpu":  # elsewhere it is calls that cost
+        if self._is_on_cpu:  # elsewhere it is calls that cost
             runs = arena.windows(MOST_UNUSED)
-        attend = [
-            self._attend(first, last, start, seen[first:last, :, start - arena.start :], arena)
+        return [
+            self._window(first, last, start, seen[first:last, :, start - arena.start :], arena)
             for first, last, start in runs
         ]
-        if len(attend) == 1:
-            return attend[0]
-        return lambda query, keys, values: torch.cat([one(query, keys, values) for one in attend])
 
-    def _attend(self, first: int, last: int, start: int, seen: Tensor, arena: Arena | PagedPool) -> Attention:
-        """Return what attends for rows `first` to `last`, to columns from `start` on, of which each token
-        sees `seen`."""
-        heads, shared, size, scale = self._heads, self._shared, self._head_size, self._scale
-        group, (rows, width, window) = heads // shared, seen.shape
-        queries = slice(first * width, last * width)
-        within = group * width  # queries of a head of keys
-
-        def by_head(query: Tensor) -> Tensor:
-            """Put the queries of all tokens of a row together, [rows, shared, group x width, head size]."""
-            if width == 1:
-                return query.view(rows, shared, group, size)
-            query = query.view(rows, width, shared, group, size).permute(0, 2, 3, 1, 4)
-            return query.reshape(rows, shared, within, size)
-
-        def by_token(found: Tensor) -> Tensor:
-            if width > 1:
-                found = found.view(rows, shared, group, width, size).permute(0, 3, 1, 2, 4)
-            return found.reshape(rows * width, heads * size)
-
-        if self._has_products and rows * heads * window * size >= FEWEST_PRODUCTS:
+    def _window(self, first: int, last: int, start: int, seen: Tensor, arena: Arena | PagedPool) -> Window:
+        """Return the window of rows `first` to `last`, to columns from `start` on, of which each token sees
+        `seen`."""
+        rows, width, columns = seen.shape
+        if self._has_products and rows * self._heads * columns * self._head_size >= FEWEST_PRODUCTS:
             begin, end = arena.extent(start)
-            wide = end - begin
-            seen = pad(seen, (start - begin, end - start - window))
+            seen = pad(seen, (start - begin, end - start - columns))
             bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
-            bias = bias[:, None, None]
-
-            def in_one_piece(held: Tensor) -> Tensor:
-                # Batched products take whole memory. Left to themselves they copy it, ten times slower.
-                held = arena.window(held, slice(first, last), slice(begin, end))
-                return held.contiguous().view(rows * shared, wide, size)
-
-            def batched(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-                query = by_head(query[queries] * scale).view(rows * shared, within, size)
-                scores = torch.bmm(query, in_one_piece(keys).transpose(1, 2))
-                shares = torch.softmax(scores.view(rows, shared, group, width, wide).add_(bias), dim=-1)
-                return by_token(torch.bmm(shares.view(rows * shared, within, wide), in_one_piece(values)))
-
-            return batched
-        mask = (seen if width == 1 else seen.repeat(1, group, 1)).unsqueeze(1)
-
-        def flash(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            # The query heads of a group stand as queries of their one head of keys: nothing is repeated.
-            found = scaled_dot_product_attention(
-                by_head(query[queries]),
-                arena.window(keys, slice(first, last), slice(start, arena.end)),
-                arena.window(values, slice(first, last), slice(start, arena.end)),
-                attn_mask=mask,
-                scale=scale,
-            )
-            return by_token(found)
-
-        return flash
+            return Window(first, last, begin, end, bias[:, None, None], has_products=True)
+        mask = seen if width == 1 else seen.repeat(1, self._heads // self._shared, 1)
+        return Window(first, last, start, arena.end, mask.unsqueeze(1), has_products=False)
 
 
 def read_decoder(model: Any) -> DecoderStep | None:
@@ -183,7 +178,8 @@ def read_decoder(model: Any) -> DecoderStep | None:
     if not len(body.layers) or not all(_is_plain(layer) for layer in body.layers):
         return None
     attentions = [layer.self_attn for layer in body.layers]
-    if len({(each.head_dim, each.scaling, each.k_proj.out_features) for each in attentions}) > 1:
+    sizes = {(each.head_dim, each.scaling, each.k_proj.out_features) for each in attentions}
+    if len(sizes) > 1 or len({frozenset(_children(each)) for each in attentions}) > 1:
         return None
     rotary = getattr(body.rotary_emb, "inv_freq", None)  # one for each pair of a head's numbers that turn
     if not isinstance(rotary, Tensor) or 2 * len(rotary) != attentions[0].head_dim:
@@ -214,83 +210,53 @@ def _children(module: Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
-def _layer(layer: Any) -> Layer:
-    attention = layer.self_attn
-    return Layer(
-        _norm(layer.input_layernorm),
-        _projection(attention),
-        _operation(attention.o_proj),
-        _norm(layer.post_attention_layernorm),
-        _mlp(layer.mlp),
+def _layers(layers: Sequence[Any]) -> Layers:
+    attentions = [layer.self_attn for layer in layers]
+    return Layers(
+        norms([layer.input_layernorm for layer in layers]),
+        _projection(attentions),
+        products([attention.o_proj for attention in attentions]),
+        norms([layer.post_attention_layernorm for layer in layers]),
+        _mlp([layer.mlp for layer in layers]),
     )
 
 
-def _projection(attention: Any) -> Projection:
-    size = attention.head_dim
-    parts = [getattr(attention, name) for name in PROJECTIONS]
-    query, key, value = (_operation(part) for part in parts)
+def _projection(attentions: Sequence[Any]) -> Module:
+    size = attentions[0].head_dim
+    parts = [[getattr(attention, name) for attention in attentions] for name in PROJECTIONS]
     query_norm, key_norm = (
-        _norm(getattr(attention, name)) if hasattr(attention, name) else None for name in NORMS
+        norms([getattr(attention, name) for attention in attentions])
+        if hasattr(attentions[0], name)
+        else None
+        for name in NORMS
     )
-    sizes = [parts[0].out_features + parts[1].out_features, parts[2].out_features]
-    if (whole := joint(*parts)) is not None and query_norm is None:
-        project = whole.forward
-
-        def at_once(inputs: Tensor) -> tuple[Tensor, Tensor]:
-            both, values = torch.split(project(inputs), sizes, dim=1)
-            return both.view(len(inputs), -1, size), values
-
-        return at_once
-
-    def one_by_one(inputs: Tensor) -> tuple[Tensor, Tensor]:
-        queries = query(inputs).view(len(inputs), -1, size)
-        keys = key(inputs).view(len(inputs), -1, size)
-        if query_norm is not None and key_norm is not None:
-            queries, keys = query_norm(queries), key_norm(keys)
-        return torch.cat((queries, keys), dim=1), value(inputs)
-
-    return one_by_one
+    if (whole := _joint(*parts)) is not None:
+        sizes = (parts[0][0].out_features, parts[1][0].out_features)
+        return JointProjection(whole, query_norm, key_norm, sizes, size)
+    query, key, value = map(products, parts)
+    return Projection(query, key, value, query_norm, key_norm, size)
 
 
-def _operation(module: Any) -> Operation:
-    """Leave out what calling a module does around its forward pass, where it has nothing to do there."""
-    has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
-    found: Operation = module if has_hooks else module.forward
-    return found
+def _joint(*parts: Sequence[Module]) -> Module | None:
+    """Return the products of all these at once, where every layer has them packed together."""
+    wholes = [joint(*layer) for layer in zip(*parts, strict=True)]
+    sound = [whole for whole in wholes if whole is not None]
+    return products(sound) if len(sound) == len(wholes) else None
 
 
-def _norm(module: Any) -> Operation:
-    """Return a root mean square norm in as few operations as it takes, and any other as it is."""
-    size = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if size is None or not hasattr(module, "weight"):
-        return _operation(module)
-    weight, epsilon = module.weight.detach(), float(size)
-
-    def norm(values: Tensor) -> Tensor:
-        wide = values.float()
-        found: Tensor = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-        return found.to(values.dtype).mul_(weight)
-
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, len(weight), generator=generator).to(weight.device, weight.dtype)
-    with torch.inference_mode():
-        return norm if torch.equal(norm(sample), module(sample)) else _operation(module)
+def _mlp(modules: Sequence[Any]) -> Module:
+    if any(_children(module) != MLP or type(module.act_fn).__name__ not in SILU for module in modules):
+        return Other([_alone(operation(module)) for module in modules])
+    gates, ups, downs = ([getattr(module, name) for module in modules] for name in (*GATES, "down_proj"))
+    if (whole := _joint(gates, ups)) is not None:
+        return JointGatedMlp(whole, products(downs))
+    return GatedMlp(products(gates), products(ups), products(downs))
 
 
-def _mlp(module: Any) -> Operation:
-    if _children(module) != MLP or type(module.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
-        inner = _operation(module)  # may want [rows, columns, size], as experts do
+def _alone(inner: Operation) -> Operation:
+    """Give a module its tokens as rows of one: it may want [rows, columns, size], as experts do."""
 
-        def mlp(values: Tensor) -> Tensor:
-            return inner(values.unsqueeze(1)).squeeze(1)
+    def mlp(values: Tensor) -> Tensor:
+        return inner(values.unsqueeze(1)).squeeze(1)
 
-        return mlp
-    gate, up, down = (_operation(getattr(module, name)) for name in (*GATES, "down_proj"))
-    whole = joint(*(getattr(module, name) for name in GATES))
-    project = None if whole is None else whole.forward
-
-    def gated(values: Tensor) -> Tensor:
-        gates, ups = (gate(values), up(values)) if project is None else project(values).chunk(2, dim=-1)
-        return down(silu(gates).mul_(ups))
-
-    return gated
+    return mlp

@@ -39,21 +39,24 @@ class Int4Linear(nn.Module):
         self.register_buffer("packed", torch._convert_weight_to_int4pack_for_cpu(by_output, 1))
         self.register_buffer("scales", torch.stack([halves, offsets], dim=-1))
         # Plain attributes: looking a buffer up costs more than a tenth of the product for one row.
-        self._kernel = self.packed, size, self.scales
-        self._order = None if torch.equal(order, torch.arange(len(order))) else order
-        self._has_bias = self.bias is not None
+        self.kernel = self.packed, size, self.scales
+        self.order = None if torch.equal(order, torch.arange(len(order))) else order
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., inputs] to [..., outputs]."""
-        packed, size, scales = self._kernel
-        rows = inputs.reshape(-1, self.in_features).contiguous()
-        if inputs.dtype != torch.bfloat16:
-            rows = rows.bfloat16()
-        if self._order is not None:
-            rows = rows.index_select(1, self._order)
-        found = torch._weight_int4pack_mm_for_cpu(rows, packed, size, scales)
-        if inputs.dtype != torch.bfloat16:
-            found = found.to(inputs.dtype)
-        if self._has_bias:
-            found += self.bias
+        rows = inputs.reshape(-1, self.in_features)
+        found = int4_product(rows, *self.kernel, self.order, self.bias)
         return found.view(*inputs.shape[:-1], self.out_features)
+
+
+def int4_product(
+    inputs: Tensor, packed: Tensor, size: int, scales: Tensor, order: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Map [rows, inputs] to [rows, outputs]. `order`: of the inputs by their groups, of `size` each."""
+    rows = inputs.to(torch.bfloat16).contiguous()
+    if order is not None:
+        rows = rows.index_select(1, order)
+    found = torch._weight_int4pack_mm_for_cpu(rows, packed, size, scales).to(inputs.dtype)
+    if bias is not None:
+        found += bias
+    return found
