@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Linear, Module
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
 
 from tidegate.engines.transformers.int4 import Int4Linear, int4_product
 from tidegate.engines.transformers.packed import (
@@ -25,6 +25,9 @@ from tidegate.engines.transformers.packed import (
 )
 
 log = logging.getLogger(__name__)
+
+STATIC_ROPE = ("default", "linear", "yarn", "llama3", "proportional")  # others look at what runs
+SAMPLED = (0, 1, 2, 77, 4095, 100_000)  # positions
 
 
 class Other(Module):
@@ -244,6 +247,41 @@ class JointGatedMlp(Module):
         return found
 
 
+class Rotary(Module):
+    """Cosines and sines of positions [tokens], each [tokens, 1, head size], where their frequencies do not
+    depend on what runs. The sign that turning takes is in the sines: so it is one roll and two products."""
+
+    def __init__(self, frequencies: Tensor, scaling: float) -> None:
+        super().__init__()
+        self.frequencies, self.scaling = frequencies, scaling
+
+    def forward(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = (positions.float().unsqueeze(1) * self.frequencies).unsqueeze(1)
+        cosine = (angles.cos() * self.scaling).to(hidden.dtype)
+        sine = (angles.sin() * self.scaling).to(hidden.dtype)
+        return torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)
+
+
+class OtherRotary(Other):
+    def forward(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        cosine, sine = self.operations[0](hidden.unsqueeze(1), positions.unsqueeze(1))  # type: ignore[call-arg]
+        first, second = sine.chunk(2, dim=-1)
+        return cosine, torch.cat((-first, second), dim=-1)
+
+
+def rotary(module: Any) -> Module:
+    """Return what turns queries and keys as a model's own module does, to the bit."""
+    frequencies, scaling = getattr(module, "inv_freq", None), getattr(module, "attention_scaling", None)
+    if not isinstance(frequencies, Tensor) or getattr(module, "rope_type", None) not in STATIC_ROPE:
+        return OtherRotary([module])
+    found = Rotary(frequencies.detach().float(), float(1.0 if scaling is None else scaling))
+    hidden = torch.zeros((len(SAMPLED), 1), device=frequencies.device)
+    positions = torch.tensor(SAMPLED, device=frequencies.device)
+    with torch.inference_mode():
+        pairs = zip(found(hidden, positions), OtherRotary([module])(hidden, positions), strict=True)
+        return found if all(torch.equal(one, other) for one, other in pairs) else OtherRotary([module])
+
+
 class Window(NamedTuple):
     """Neighbouring rows, `first` and behind the last, and the columns that they attend to."""
 
@@ -297,6 +335,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, window: Window, its: Hea
 class Layers(NamedTuple):
     """The parts of all layers, in the order in which a layer has them."""
 
+    depth: int
     before: Module
     project: Module
     output: Module
@@ -305,18 +344,19 @@ class Layers(NamedTuple):
 
 
 class Body(Module):
-    """All layers, norm and head, on an arena's keys and values. To be compiled (`compiled`)."""
+    """All of a model, on an arena's keys and values. To be compiled (`compiled`)."""
 
-    def __init__(self, layers: Layers, norm: Module, head: Module, count: int) -> None:
+    def __init__(self, table: Tensor, turning: Module, layers: Layers, norm: Module, head: Module) -> None:
+        """`table` are the embeddings [vocabulary, size]."""
         super().__init__()
-        self.before, self.project, self.output, self.between, self.mlp = layers
-        self.norm, self.head, self.count = norm, head, count
+        self.table, self.turning = table, turning
+        self.depth, self.before, self.project, self.output, self.between, self.mlp = layers
+        self.norm, self.head = norm, head
 
     def forward(
         self,
-        hidden: Tensor,
-        cosine: Tensor,
-        sine: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
         keys: list[Tensor],
         values: list[Tensor],
         end: int,
@@ -324,11 +364,13 @@ class Body(Module):
         its: Heads,
         last: int,
     ) -> Tensor:
-        """Return logits [rows, last, vocabulary] of `hidden` [rows x width, size], whose keys and values are
-        written before the column `end`."""
+        """Return logits [rows, last, vocabulary] after `tokens` [rows x width] at `positions`, whose keys and
+        values are written before the column `end`."""
         width, shared, size = its.width, its.shared, its.size
-        rows = hidden.shape[0] // width
-        for at in range(self.count):
+        rows = tokens.shape[0] // width
+        hidden = embedding(tokens, self.table)
+        cosine, sine = self.turning(hidden, positions)
+        for at in range(self.depth):
             both, value = self.project(self.before(hidden, at), at)
             both = turned(both, cosine, sine)
             query, key = both[:, : its.heads], both[:, its.heads :]

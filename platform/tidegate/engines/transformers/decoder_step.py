@@ -17,6 +17,7 @@ also where the window has to be copied for them (ADR 0025 has the figures).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, TypeGuard
 
 import torch
@@ -39,6 +40,7 @@ from tidegate.engines.transformers.decoder_parts import (
     norms,
     operation,
     products,
+    rotary,
     turned,
 )
 from tidegate.engines.transformers.kv import Arena
@@ -67,19 +69,16 @@ class DecoderStep:
         body = model.model
         first = body.layers[0].self_attn
         self._embedding: Tensor = body.embed_tokens.weight
-        self._rotary = body.rotary_emb
         self._head_size: int = first.head_dim
         self._heads = first.q_proj.out_features // self._head_size
         self._shared = first.k_proj.out_features // self._head_size  # heads of keys and values
         self._scale: float = first.scaling
-        self._layers = _layers(body.layers)
-        self._norm, self._head = norms([body.norm]), products([model.lm_head])
         is_bfloat = self._embedding.dtype == torch.bfloat16
         self._is_on_cpu = self._embedding.device.type == "cpu"
         self._has_products = is_bfloat and self._is_on_cpu and has_product(torch.bfloat16)
-        # On a GPU a graph does more.
-        whole = Body(self._layers, self._norm, self._head, len(body.layers))
-        self._compiled = compiled(whole) if self._is_on_cpu else None
+        norm, head = norms([body.norm]), products([model.lm_head])
+        turning = rotary(body.rotary_emb)
+        self._body = Body(self._embedding.detach(), turning, _layers(body.layers), norm, head)
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena | PagedPool, last: int = 1
@@ -87,26 +86,25 @@ class DecoderStep:
         """Return logits [rows, last, vocabulary] after the `last` of `tokens` [rows, width] at `positions`
         [rows, width]. `arena` has opened columns for them; `seen` [rows, width, window] are those that each
         token attends to."""
-        rows, width = tokens.shape
-        each, half = rows * width, self._head_size // 2
-        hidden = embedding(tokens.view(each), self._embedding)
-        cosine, sine = self._rotary(hidden.unsqueeze(1), positions.reshape(each, 1))
-        # With the sign in it, turning is one roll and two products.
-        sine = torch.cat((-sine[..., :half], sine[..., half:]), dim=-1)
-        its = Heads(self._heads, self._shared, self._head_size, width, self._scale)
+        its = Heads(self._heads, self._shared, self._head_size, tokens.shape[1], self._scale)
+        tokens, positions = tokens.flatten(), positions.flatten()
         windows = [] if self.has_kernel(arena) else self._windows(seen, arena)
-        if self._compiled is not None and isinstance(arena, Arena):
+        if isinstance(arena, Arena) and self.compiled is not None:
             keys = [held.keys for held in arena.layers]
             values = [held.values for held in arena.layers]
-            found: Tensor = self._compiled(hidden, cosine, sine, keys, values, arena.end, windows, its, last)
+            found: Tensor = self.compiled(tokens, positions, keys, values, arena.end, windows, its, last)
             return found
-        return self._one_by_one(hidden, cosine, sine, arena, windows, its, last)
+        return self._one_by_one(tokens, positions, arena, windows, its, last)
+
+    @cached_property
+    def compiled(self) -> Module | None:
+        """The step as one call, on a CPU: on a GPU a graph does more."""
+        return compiled(self._body) if self._is_on_cpu else None
 
     def _one_by_one(
         self,
-        hidden: Tensor,
-        cosine: Tensor,
-        sine: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
         arena: Arena | PagedPool,
         windows: Sequence[Window],
         its: Heads,
@@ -114,20 +112,22 @@ class DecoderStep:
     ) -> Tensor:
         """Do what `Body` does, of any parts and on a pool too."""
         width, shared, size = its.width, its.shared, its.size
-        rows, layers = len(hidden) // width, self._layers
+        rows, body = len(tokens) // width, self._body
+        hidden = embedding(tokens, self._embedding)
+        cosine, sine = body.turning.forward(hidden, positions)
         for at, held in enumerate(arena.layers):
-            both, value = layers.project.forward(layers.before.forward(hidden, at), at)
+            both, value = body.project.forward(body.before.forward(hidden, at), at)
             query, key = torch.split(turned(both, cosine, sine), [its.heads, shared], dim=1)
             held.write(key.view(rows, width, shared, size), value.view(rows, width, shared, size))
             if self.has_kernel(arena):
                 attended = arena.attend(query.contiguous(), held.keys, held.values, its.scale).flatten(1)
             else:
                 attended = self._attended(query, held, arena, windows, its)
-            hidden = hidden + layers.output.forward(attended, at)
-            hidden = hidden + layers.mlp.forward(layers.between.forward(hidden, at), at)
+            hidden = hidden + body.output.forward(attended, at)
+            hidden = hidden + body.mlp.forward(body.between.forward(hidden, at), at)
         if last < width:
             hidden = hidden.view(rows, width, -1)[:, -last:].reshape(rows * last, -1)
-        logits: Tensor = self._head.forward(self._norm.forward(hidden, 0), 0)
+        logits: Tensor = body.head.forward(body.norm.forward(hidden, 0), 0)
         return logits.view(rows, last, -1)
 
     def has_kernel(self, arena: Arena | PagedPool) -> TypeGuard[PagedPool]:
@@ -213,6 +213,7 @@ def _children(module: Module) -> set[str]:
 def _layers(layers: Sequence[Any]) -> Layers:
     attentions = [layer.self_attn for layer in layers]
     return Layers(
+        len(layers),
         norms([layer.input_layernorm for layer in layers]),
         _projection(attentions),
         products([attention.o_proj for attention in attentions]),

@@ -33,7 +33,7 @@ from tidegate.engines.transformers.memory import (
     torch_share,
     within_cap,
 )
-from tidegate.engines.transformers.packed import pack_linears
+from tidegate.engines.transformers.packed import FbgemmLinear, pack_linears
 from tidegate.engines.transformers.tokenizer import load_tokenizer
 from tidegate.errors import SourceError, shortened
 from tidegate.replica_args import EngineSpec
@@ -91,6 +91,8 @@ def load(
     held = max(weights_bytes, sum(weight.nbytes for weight in model.parameters()))
     if device == "cpu" and auto == CAUSAL:
         pack_linears(model, of_same_inputs(model))
+    elif device == "cpu" and auto != TEXT_TO_TEXT:  # whose layers ask for their weights' type at every call
+        pack_linears(model, allowed=(FbgemmLinear,))
     return Loaded(model, tokenizer, device, precision, held, notes)
 
 

@@ -203,14 +203,21 @@ def joint(*layers: Module) -> PackedLinear | None:
     return first.whole
 
 
-def kind_of(weight: Tensor) -> type[PackedLinear] | None:
+KINDS = (OneDnnLinear, FbgemmLinear)
+
+
+def kind_of(weight: Tensor, kinds: Sequence[type[PackedLinear]] = KINDS) -> type[PackedLinear] | None:
     """Return how a weight is packed here; None: it stays as it is."""
     if weight.device.type != "cpu":
         return None
-    return next((kind for kind in (OneDnnLinear, FbgemmLinear) if kind.takes(weight)), None)
+    return next((kind for kind in kinds if kind.takes(weight)), None)
 
 
-def pack_linears(model: Module, together: Iterable[Sequence[Module]] = ()) -> int:
+def pack_linears(
+    model: Module,
+    together: Iterable[Sequence[Module]] = (),
+    allowed: Sequence[type[PackedLinear]] = KINDS,
+) -> int:
     """Put packed layers in the place of a model's plain ones, few at a time so that no second copy of the
     weights is held. `together` are layers that the model calls with the same inputs. Returns how many it
     replaced. A weight that is also used elsewhere, as a tied head's is, stays.
@@ -226,7 +233,7 @@ def pack_linears(model: Module, together: Iterable[Sequence[Module]] = ()) -> in
     users: Counter[int] = Counter()
     for module in set(model.modules()):
         users.update(id(weight) for weight in module.parameters(recurse=False))
-    kinds = {child: kind for _, _, child in places if (kind := kind_of(child.weight)) is not None}
+    kinds = {child: kind for _, _, child in places if (kind := kind_of(child.weight, allowed)) is not None}
     shared = [child for child in kinds if users[id(child.weight)] > 1]
     made: dict[Module, Module] = {
         child: WidenedLinear(child) for child in shared if kinds.pop(child) is FbgemmLinear

@@ -33,6 +33,7 @@ from tidegate.engines.transformers.row_values import (
     BLOCK,
     PILOT,
     Transfer,
+    are_finite,
     column,
     greatest,
     in_blocks,
@@ -66,18 +67,16 @@ class Choice:
     def __init__(self, logits: Tensor, rows: Sequence[Row], unseen: int = 0) -> None:
         """Choose from `logits` [rows, vocabulary], any float type. `unseen`: how many tokens were chosen for
         each row that are not among its `generated` yet; no step of it may depend on them (`FREE`)."""
-        tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-        best = torch.empty(len(rows), dtype=logits.dtype, device=logits.device)
-        for part in in_parts(range(len(rows)), logits, key=lambda index: kind(rows[index])):
-            values = rows_of(logits, part)
-            at = places_of(part, logits)
-            if kind(rows[part[0]]) == GREEDY:
-                best[at], tokens[at] = greatest(values)
-            else:
-                values = values.to(torch.float32, copy=True)
-                best[at] = values.amax(dim=-1).to(best.dtype)
-                tokens[at] = pick(values, [rows[index] for index in part], unseen)
-        told = [tokens, torch.isfinite(best)]
+        parts = [*in_parts(range(len(rows)), logits, key=lambda index: kind(rows[index]))]
+        if len(parts) == 1:
+            best, tokens = best_and_chosen(logits, rows, unseen)
+        else:
+            tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+            best = torch.empty(len(rows), dtype=logits.dtype, device=logits.device)
+            for part in parts:
+                at, some = places_of(part, logits), [rows[index] for index in part]
+                best[at], tokens[at] = best_and_chosen(rows_of(logits, part), some, unseen)
+        told = [tokens, are_finite(best)]
         self._asked = [index for index, row in enumerate(rows) if row.sampling.top_logprobs is not None]
         self._counts = [rows[index].sampling.top_logprobs or 0 for index in self._asked]
         if self._asked:
@@ -99,6 +98,14 @@ class Choice:
         if self._asked:
             logprobs = dict(zip(self._asked, entries(found[:3], self._counts), strict=True))
         return Chosen(self.tokens, ids, finite, found[-1] if self._has_grammars else [1] * len(ids), logprobs)
+
+
+def best_and_chosen(logits: Tensor, rows: Sequence[Row], unseen: int) -> tuple[Tensor, Tensor]:
+    """Return the greatest logit and the chosen token of each row; the rows are of one kind."""
+    if kind(rows[0]) == GREEDY:
+        return greatest(logits)
+    values = logits.to(torch.float32, copy=True)
+    return values.amax(dim=-1).to(logits.dtype), pick(values, rows, unseen)
 
 
 def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
