@@ -276,14 +276,21 @@ def test_weights_that_float16_cannot_hold_stay(largest: float, monkeypatch: pyte
     assert type(model[0]) is torch.nn.Linear
 
 
+@pytest.mark.parametrize("has_products", [False, True])
 @pytest.mark.parametrize("is_one_dnn", [False, True])
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("name", ["llama", "biased", "qwen2", "qwen3"])
 def test_a_compiled_step_gives_the_same_bits(
-    name: str, width: int, is_one_dnn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    width: int,
+    is_one_dnn: bool,
+    has_products: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With layers of every kind: oneDNN computes in float32 on every processor."""
+    """With layers and attention of every kind: oneDNN computes in float32 on every processor."""
     monkeypatch.setattr(decoder_step, "MOST_UNUSED", 8)
+    monkeypatch.setattr(decoder_step, "FEWEST_PRODUCTS", 1)
     monkeypatch.setattr(packed, "has_product", lambda _: is_one_dnn)
     monkeypatch.setattr(OneDnnLinear, "takes", staticmethod(lambda _: is_one_dnn))
     monkeypatch.setattr(packed, "_is_alike", lambda _: True)
@@ -297,6 +304,7 @@ def test_a_compiled_step_gives_the_same_bits(
         step = short._step
         assert isinstance(step, decoder_step.DecoderStep)
         assert step.compiled is not None
+        step._has_products = has_products
         if not is_compiled:
             step.__dict__["compiled"] = None
         found = [short.join([[5 + at] * length for at, length in enumerate((9, 12, 30))])]
@@ -317,3 +325,22 @@ def test_a_step_that_does_not_compile_runs_as_it_is(tmp_path: Path, monkeypatch:
     batch = proved_batch(model)
     assert isinstance(batch._step, decoder_step.DecoderStep)
     assert batch._step.compiled is None
+
+
+@pytest.mark.parametrize(
+    ("rope", "is_static"),
+    [
+        ({"rope_type": "default", "rope_theta": 5e5}, True),
+        ({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}, True),
+        ({"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}, True),
+        ({"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}, False),
+    ],
+)
+def test_positions_that_depend_on_what_runs_are_left_to_the_model(
+    rope: Mapping[str, Any], is_static: bool, tmp_path: Path
+) -> None:
+    short, own = batches(model_of(tmp_path, "llama", {**LLAMA, "rope_parameters": rope}, torch.float32))
+    assert isinstance(short._step, decoder_step.DecoderStep)
+    assert (short._step.compiled is not None) == is_static
+    for found, expected in zip(logits_of(short, 5, 9), logits_of(own, 5, 9), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

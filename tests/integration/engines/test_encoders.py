@@ -18,6 +18,7 @@ from tests.encoders import MINILM, tiny_encoder, with_modules, write
 from tests.engine_requests import a_request
 from tidegate.engines.base import Engine, EngineLoadError, Prepared, StepOutput
 from tidegate.engines.create import create_engine
+from tidegate.engines.transformers import packed
 from tidegate.messages.work import (
     Embed,
     Finish,
@@ -55,9 +56,8 @@ def loaded(path: Path, **spec: Any) -> Engine:
     """With the task that resolving finds, as a host names it to its replicas."""
     args = {"threads": 1, **spec.pop("args", {})}
     spec.setdefault("task", read_description(path, "").task)
-    engine = create_engine(
-        EngineSpec("transformers", path=str(path), device="cpu", precision="float32", args=args, **spec)
-    )
+    spec.setdefault("precision", "float32")
+    engine = create_engine(EngineSpec("transformers", path=str(path), device="cpu", args=args, **spec))
     engine.load()
     return engine
 
@@ -107,6 +107,20 @@ def test_the_small_real_model_equals_sentence_transformers(minilm: Engine) -> No
     torch.testing.assert_close(vectors(other), expected.flip(0), atol=1e-3, rtol=0)
     assert one.finish is not None
     assert one.finish.prompt_tokens == one.prompt_tokens > 0
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_near_where_the_processor_has_none(
+    precision: str, minilm: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "has_product", lambda _: False)
+    engine: Any = loaded(MINILM, precision=precision)
+    layers = {type(module) for module in engine._model.modules()}
+    assert packed.FbgemmLinear in layers
+    assert torch.nn.Linear not in layers
+    alike = torch.cosine_similarity(embedded(engine, TEXTS), embedded(minilm, TEXTS))
+    assert alike.min() > (0.999 if precision == "bfloat16" else 0.99999)
+    engine.close()
 
 
 def test_fewer_dimensions_are_normalised_again(minilm: Engine) -> None:

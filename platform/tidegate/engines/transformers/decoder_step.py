@@ -115,12 +115,13 @@ class DecoderStep:
         rows, body = len(tokens) // width, self._body
         hidden = embedding(tokens, self._embedding)
         cosine, sine = body.turning.forward(hidden, positions)
+        pool = arena if self.has_kernel(arena) else None
         for at, held in enumerate(arena.layers):
             both, value = body.project.forward(body.before.forward(hidden, at), at)
             query, key = torch.split(turned(both, cosine, sine), [its.heads, shared], dim=1)
             held.write(key.view(rows, width, shared, size), value.view(rows, width, shared, size))
-            if self.has_kernel(arena):
-                attended = arena.attend(query.contiguous(), held.keys, held.values, its.scale).flatten(1)
+            if pool is not None:
+                attended = pool.attend(query.contiguous(), held.keys, held.values, its.scale).flatten(1)
             else:
                 attended = self._attended(query, held, arena, windows, its)
             hidden = hidden + body.output.forward(attended, at)
