@@ -15,7 +15,7 @@ from pathlib import Path
 from loadtests.context import Context
 from loadtests.figures import Figure, Goal, Section, company, middle, percentile, ratio, spread
 from loadtests.generator import MARK
-from loadtests.machine import Processes, free_port, wait_for
+from loadtests.machine import Processes, StartFailed, free_port, wait_for
 from loadtests.measure import GeneratorFailed, Load, Run, Target, run_load
 from loadtests.plot import bars
 from loadtests.stack import EngineShape, answers, start_platform
@@ -63,10 +63,15 @@ def run(context: Context) -> Section:
 
     python = os.environ[PYTHON_VARIABLE] = str(vllm_python())  # for the replica too
     found: dict[tuple[str, str, int], Found] = {}
+    left_out: list[str] = []
     plain = llama(context.folder / FORMATS[0])
     for name, checkpoint in zip(FORMATS, (plain, quantized(context.folder / FORMATS[1], plain)), strict=True):
         with ExitStack() as stack:
-            targets = start(stack, context, checkpoint, python)
+            try:
+                targets = start(stack, context, checkpoint, python)
+            except StartFailed as error:  # vLLM serves not everything on every processor
+                left_out.append(f"{name} is not compared: {str(error).splitlines()[0]}")
+                continue
             for count in REQUESTS:
                 load = load_of(count, GREEDY)
                 for measured in range(-1, context.rounds):  # the first is not counted
@@ -74,7 +79,10 @@ def run(context: Context) -> Section:
                         done = answered(target, load)
                         if measured >= 0:
                             found.setdefault((name, side, count), Found()).runs.append(done)
+    if not found:
+        raise StartFailed("; ".join(left_out))
     section = summarize(found)
+    section.remarks += left_out
     plot = context.folder / "peers.svg"
     plot.write_text(bars("Tokens per second, bare vLLM being 1", shares_of(found)))
     section.remarks.append(f"Plot: {plot}")

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.serial
 
 PROMPT = "The gate opens when"
 SLOTS = 8
+HAS_PACKED_PRODUCT = torch.cpu._is_avx512_supported()
 GRAMMAR = LLMatcher.grammar_from_json_schema(
     {
         "type": "object",
@@ -256,6 +257,17 @@ def test_who_is_aborted_leaves_its_slot_to_others_in_vllm_too(vllm: VllmEngine) 
     assert not vllm.has_work()
 
 
+@pytest.mark.skipif(HAS_PACKED_PRODUCT, reason="vLLM multiplies by packed weights here")
+def test_packed_weights_are_refused_where_the_processor_has_no_product(
+    start: Callable[..., VllmEngine], tmp_path: Path
+) -> None:
+    folder, _ = packed(tmp_path / "packed", tiny(tmp_path / "source", "llama"))
+    with pytest.raises(EngineLoadError, match=r"without AVX-512: set engine.name to transformers") as told:
+        start(folder, precision="bfloat16", quantization="gptq")
+    assert told.value.reason == "UnsupportedModel"
+
+
+@pytest.mark.skipif(not HAS_PACKED_PRODUCT, reason="vLLM has packed weights on processors with AVX-512")
 def test_packed_weights_and_the_rules_of_a_checkpoint_and_a_killed_process(
     start: Callable[..., VllmEngine], tmp_path: Path
 ) -> None:

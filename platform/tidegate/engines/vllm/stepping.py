@@ -9,6 +9,7 @@ metrics, on a socket of their own.
 from __future__ import annotations
 
 import os
+import platform
 import queue
 import re
 import socket
@@ -40,6 +41,7 @@ ENDED_WITH_REPLICA = 71  # the exit code
 MOST_TOLD = 600  # characters of vLLM's error
 NO_ROOM = re.compile(r"KV cache|No available memory|Free memory on device", re.IGNORECASE)
 UNSUPPORTED = re.compile(r"[Mm]odel architectures? .* (not|failed)|not supported|does not support", re.DOTALL)
+PACKED_PRODUCT = "cpu_gemm_wna16"  # what vLLM multiplies by packed weights with on x86
 
 
 def main(descriptor: int, metrics: int) -> None:
@@ -95,7 +97,8 @@ class Stepping:
         model = {"model": load.path, "skip_tokenizer_init": True, "dtype": load.precision}
         # Raises where vLLM does not take the context. Then it gets one token more: it wants to say one, and a
         # prompt of the whole context may be scored. That token is never fed, so no position is past the end.
-        EngineArgs(**model, max_model_len=load.context_length).create_model_config()
+        asked = EngineArgs(**model, max_model_len=load.context_length).create_model_config()
+        _check_kernels(asked.quantization, device)
         os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
         options: dict[str, Any] = {}
         if load.args.max_num_batched_tokens:
@@ -236,6 +239,21 @@ def _device(asked: str, found: str) -> str:
             "set device to auto, or install vLLM's build for the other.",
         )
     return found
+
+
+def _check_kernels(quantization: str | None, device: str) -> None:
+    """Refuse packed weights where vLLM's build for the processor cannot multiply by them: it finds out only
+    when it is in the middle of it."""
+    import vllm._custom_ops
+
+    if not quantization or device != "cpu" or platform.machine() != "x86_64":
+        return
+    if not hasattr(torch.ops._C, PACKED_PRODUCT):
+        raise EngineLoadError(
+            "UnsupportedModel",
+            f"vLLM {vllm.__version__} does not multiply by packed weights ({quantization}) on a processor "
+            "without AVX-512: set engine.name to transformers, which does.",
+        )
 
 
 def _prefill(tokens: list[int], found: list[Any]) -> tuple[list[Logprob], list[int]]:
