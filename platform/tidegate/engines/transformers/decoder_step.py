@@ -56,7 +56,6 @@ MLP = {*GATES, "down_proj", "act_fn"}
 # Multiplications of attention from which on batched products are faster than the flash kernel.
 FEWEST_PRODUCTS = 1 << 18
 MOST_UNUSED = 1024  # columns of padding that cost less to read than another call to attention
-
 SILU = ("SiLU", "SiLUActivation")
 
 Operation = Callable[[Tensor], Tensor]
@@ -182,8 +181,8 @@ def read_decoder(model: Any) -> DecoderStep | None:
     sizes = {(each.head_dim, each.scaling, each.k_proj.out_features) for each in attentions}
     if len(sizes) > 1 or len({frozenset(_children(each)) for each in attentions}) > 1:
         return None
-    rotary = getattr(body.rotary_emb, "inv_freq", None)  # one for each pair of a head's numbers that turn
-    if not isinstance(rotary, Tensor) or 2 * len(rotary) != attentions[0].head_dim:
+    turning = getattr(body.rotary_emb, "inv_freq", None)  # one for each pair of a head's numbers that turn
+    if not isinstance(turning, Tensor) or 2 * len(turning) != attentions[0].head_dim:
         return None
     return DecoderStep(model)
 
