@@ -71,8 +71,8 @@ def measured(path: Path, precision: str, rows: int, threads: int) -> list[float]
 
     torch.set_num_threads(threads)
     loop = Loop()
-    own, packed = made(path, precision, is_packed=False), made(path, precision, is_packed=True)
-    by_python, whole = made(path, precision, has_step=True), made(path, precision, has_step=True)
+    own, packed = made(path, precision, rows, is_packed=False), made(path, precision, rows)
+    by_python, whole = made(path, precision, rows, has_step=True), made(path, precision, rows, has_step=True)
     by_python._step.__dict__["compiled"] = None
     turns: list[tuple[Any, Callable[[], None]]] = [
         (each, _nobody) for each in (own, packed, by_python, whole)
@@ -93,7 +93,7 @@ def measured(path: Path, precision: str, rows: int, threads: int) -> list[float]
     return [median(found) for found in seconds]
 
 
-def made(path: Path, precision: str, *, is_packed: bool = True, has_step: bool = False) -> Any:
+def made(path: Path, precision: str, rows: int, *, is_packed: bool = True, has_step: bool = False) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -108,7 +108,7 @@ def made(path: Path, precision: str, *, is_packed: bool = True, has_step: bool =
     return ArenaBatch(
         model,
         layers=measure_kv(model).layers,
-        max_rows=max(ROWS),
+        max_rows=rows,
         max_length=1024,
         pad_id=0,
         makes_masks=True,

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 from tests.checkpoints import HEADS, HIDDEN, LLAMA, save_model
 from tidegate.engines.transformers import decoder_step, packed, probe, selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
+from tidegate.engines.transformers.decoder_parts import Rotary, rotary
 from tidegate.engines.transformers.decoder_step import FEWEST_PRODUCTS, of_same_inputs, read_decoder
+from tidegate.engines.transformers.int4 import Int4Linear
 from tidegate.engines.transformers.kv_size import measure_kv
 from tidegate.engines.transformers.packed import (
     FbgemmLinear,
@@ -55,6 +57,24 @@ def batches(model: Any) -> tuple[ArenaBatch, ArenaBatch]:
     )
 
 
+def with_products(batch: ArenaBatch, has_products: bool) -> None:
+    """Attend by batched products, whatever the processor is best at."""
+    assert isinstance(batch._step, decoder_step.DecoderStep)
+    batch._step._has_products = has_products
+
+
+def hold_in_4_bits(model: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name, module in [*model.model.layers.named_modules()]:
+        if type(module) is torch.nn.Linear:
+            groups = torch.arange(module.in_features) // 32
+            codes = torch.randint(16, module.weight.T.shape, generator=generator, dtype=torch.uint8)
+            scales = torch.rand(len(groups) // 32, module.out_features, generator=generator) / 50
+            layer = Int4Linear(module)
+            layer.hold(codes, torch.full(scales.shape, 8, dtype=torch.uint8), scales, groups.flip(0))
+            model.model.layers.set_submodule(name, layer)
+
+
 def logits_of(batch: ArenaBatch, rows: int, length: int) -> list[torch.Tensor]:
     torch.manual_seed(0)
     prompts = torch.randint(3, 500, (rows, length)).tolist()
@@ -74,6 +94,7 @@ def test_rows_of_other_lengths_are_attended_to_apart(
     monkeypatch.setattr(decoder_step, "MOST_UNUSED", 40)
     monkeypatch.setattr(decoder_step, "FEWEST_PRODUCTS", 30_000)  # both forms of attention
     short, own = batches(model_of(tmp_path, "llama", LLAMA, dtype))
+    with_products(short, dtype == torch.bfloat16)
     prompts = [[5 + at] * length for at, length in enumerate((9, 12, 150, 40, 200, 7, 8))]
     runs = []
     for batch in (short, own):
@@ -104,6 +125,7 @@ def test_attention_by_batched_products_is_as_near_as_the_models_own(
     wide = {**size, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64}
     exact = logits_of(batches(model_of(tmp_path, kind, wide, torch.float32))[1], rows, length)
     short, own = batches(model_of(tmp_path, kind, wide, torch.bfloat16))
+    with_products(short, True)
     errors = [
         [
             probe.relative_error(found, true)
@@ -252,38 +274,46 @@ def test_a_processor_without_the_type_multiplies_in_float32(
     )
     shared["written"].weight = shared["read"].weight
     monkeypatch.setattr(packed.widened_product, "__defaults__", (96 * 16, 3))  # blocks of 16 outputs
+    monkeypatch.setattr(packed, "PART", 96 * 24)  # outputs that are packed as one
     inputs = torch.randn(2, rows, 96).to(dtype)
     with torch.inference_mode():
         assert pack_linears(model) == pack_linears(shared) == 1
         assert isinstance(model["all"], FbgemmLinear)
         assert isinstance(shared["read"], WidenedLinear)
         assert shared["read"].weight is shared["written"].weight
-        torch.testing.assert_close(model["all"].weight, weight, atol=2**-24, rtol=0.0)
         for layer in (model["all"], shared["read"]):
             found = layer(inputs)
             assert found.dtype == dtype
             assert probe.relative_error(found, exact(inputs.float())) < torch.finfo(dtype).eps
+        # Who asks for a weight gets it, and the same memory ever after; what was packed is gone.
+        kept = model["all"].weight
+        torch.testing.assert_close(kept, weight, atol=2**-24, rtol=0.0)
+        assert model["all"].weight is kept
+        assert not hasattr(model["all"], "packed")
+        found = model["all"](inputs)
+        assert probe.relative_error(found, exact(inputs.float())) < torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("largest", [1e5, 2**-12, float("nan")])
+@pytest.mark.parametrize("largest", [1e5, 2**-15, float("nan")])
 def test_weights_that_float16_cannot_hold_stay(largest: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "has_product", lambda _: False)
     model: Any = torch.nn.Sequential(torch.nn.Linear(16, 8, dtype=torch.bfloat16))
-    torch.nn.init.constant_(model[0].weight, 2**-13)
+    torch.nn.init.constant_(model[0].weight, 0.5)
     with torch.no_grad():
-        model[0].weight[0, 0] = largest
+        model[0].weight[3] = 0.0  # holds well
+        model[0].weight[5, 1:], model[0].weight[5, 0] = 0.0, largest
     assert pack_linears(model) == 0
     assert type(model[0]) is torch.nn.Linear
 
 
 @pytest.mark.parametrize("has_products", [False, True])
-@pytest.mark.parametrize("is_one_dnn", [False, True])
+@pytest.mark.parametrize("layers", ["fbgemm", "onednn", "int4"])
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("name", ["llama", "biased", "qwen2", "qwen3"])
 def test_a_compiled_step_gives_the_same_bits(
     name: str,
     width: int,
-    is_one_dnn: bool,
+    layers: str,
     has_products: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,12 +321,15 @@ def test_a_compiled_step_gives_the_same_bits(
     """With layers and attention of every kind: oneDNN computes in float32 on every processor."""
     monkeypatch.setattr(decoder_step, "MOST_UNUSED", 8)
     monkeypatch.setattr(decoder_step, "FEWEST_PRODUCTS", 1)
+    is_one_dnn = layers == "onednn"
     monkeypatch.setattr(packed, "has_product", lambda _: is_one_dnn)
     monkeypatch.setattr(OneDnnLinear, "takes", staticmethod(lambda _: is_one_dnn))
-    monkeypatch.setattr(packed, "_is_alike", lambda _: True)
+    monkeypatch.setattr(packed, "_is_alike", lambda *_: True)
     kind, size = READ[name]
     size = {**size, "tie_word_embeddings": name == "qwen2"}
     model = model_of(tmp_path, kind, size, torch.float32 if is_one_dnn else torch.bfloat16)
+    if layers == "int4":
+        hold_in_4_bits(model)
     assert pack_linears(model, of_same_inputs(model))
     runs = []
     for is_compiled in (True, False):
@@ -304,7 +337,7 @@ def test_a_compiled_step_gives_the_same_bits(
         step = short._step
         assert isinstance(step, decoder_step.DecoderStep)
         assert step.compiled is not None
-        step._has_products = has_products
+        with_products(short, has_products)
         if not is_compiled:
             step.__dict__["compiled"] = None
         found = [short.join([[5 + at] * length for at, length in enumerate((9, 12, 30))])]
@@ -344,3 +377,12 @@ def test_positions_that_depend_on_what_runs_are_left_to_the_model(
     assert (short._step.compiled is not None) == is_static
     for found, expected in zip(logits_of(short, 5, 9), logits_of(own, 5, 9), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "is_alike"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_positions_in_another_precision_are_the_models_own(
+    dtype: torch.dtype, is_alike: bool, tmp_path: Path
+) -> None:
+    """OLMo turns in float32, whatever its weights are."""
+    model = model_of(tmp_path, "olmo", LLAMA, dtype)
+    assert isinstance(rotary(model.model.rotary_emb, dtype), Rotary) == is_alike

@@ -8,6 +8,7 @@ here runs both ways, and what a model has that is not here (`Other`) runs in Pyt
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from tidegate.engines.transformers.int4 import Int4Linear, int4_product
 from tidegate.engines.transformers.packed import (
     FbgemmLinear,
     OneDnnLinear,
+    PackedLinear,
     WidenedLinear,
     onednn_product,
     widened_product,
@@ -73,14 +75,23 @@ class OneDnnProducts(Module):
 
 
 class FbgemmProducts(Module):
+    begins: list[int]
+
     def __init__(self, layers: Sequence[FbgemmLinear]) -> None:
         super().__init__()
-        self.packed = [layer.packed for layer in layers]
+        self.packed = [part for layer in layers for part in layer.packed]
+        self.begins = [0, *accumulate(len(layer.packed) for layer in layers)]
 
     def forward(self, inputs: Tensor, at: int) -> Tensor:
-        wide = torch.ops.quantized.linear_dynamic_fp16(inputs.float(), self.packed[at])
-        found: Tensor = wide.to(inputs.dtype)
-        return found
+        wide, begin, end = inputs.float(), self.begins[at], self.begins[at + 1]
+        found = torch.ops.quantized.linear_dynamic_fp16(wide, self.packed[begin])
+        if end > begin + 1:
+            parts = [found]
+            for place in range(begin + 1, end):
+                parts.append(torch.ops.quantized.linear_dynamic_fp16(wide, self.packed[place]))
+            found = torch.cat(parts, dim=-1)
+        result: Tensor = found.to(inputs.dtype)
+        return result
 
 
 class Int4Products(Module):
@@ -118,7 +129,8 @@ def products(layers: Sequence[Module]) -> Module:
     kinds = {type(layer) for layer in layers}
     made = KINDS.get(kinds.pop()) if len(kinds) == 1 else None
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-    if made is None or has_hooks:
+    is_plain_again = any(isinstance(layer, PackedLinear) and layer.plain is not None for layer in layers)
+    if made is None or has_hooks or is_plain_again:
         return Other([operation(layer) for layer in layers])
     return made(layers)
 
@@ -269,17 +281,18 @@ class OtherRotary(Other):
         return cosine, torch.cat((-first, second), dim=-1)
 
 
-def rotary(module: Any) -> Module:
-    """Return what turns queries and keys as a model's own module does, to the bit."""
+def rotary(module: Any, dtype: torch.dtype) -> Module:
+    """Return what turns queries and keys of this type as a model's own module does, to the bit."""
     frequencies, scaling = getattr(module, "inv_freq", None), getattr(module, "attention_scaling", None)
     if not isinstance(frequencies, Tensor) or getattr(module, "rope_type", None) not in STATIC_ROPE:
         return OtherRotary([module])
     found = Rotary(frequencies.detach().float(), float(1.0 if scaling is None else scaling))
-    hidden = torch.zeros((len(SAMPLED), 1), device=frequencies.device)
+    hidden = torch.zeros((len(SAMPLED), 1), dtype=dtype, device=frequencies.device)
     positions = torch.tensor(SAMPLED, device=frequencies.device)
     with torch.inference_mode():
         pairs = zip(found(hidden, positions), OtherRotary([module])(hidden, positions), strict=True)
-        return found if all(torch.equal(one, other) for one, other in pairs) else OtherRotary([module])
+        is_that = all(one.dtype == other.dtype and torch.equal(one, other) for one, other in pairs)
+    return found if is_that else OtherRotary([module])
 
 
 class Window(NamedTuple):
@@ -405,7 +418,8 @@ def turned(both: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 def compiled(body: Body) -> Module | None:
     """Return the same as one call, or None where something in it is only Python's."""
-    if any(isinstance(module, Other) for module in body.modules()):
+    if others := [name for name, module in body.named_modules() if isinstance(module, Other)]:
+        log.info("decoding steps are not compiled: %s differ between layers, or are Python's", others)
         return None
     try:
         with warnings.catch_warnings():

@@ -9,9 +9,9 @@ It is never chosen by a family's name. `read_decoder` looks at what modules a mo
 others, or the same with a factor, a cap or a window of its own beside them, is found out by the self-check,
 which compares logits with the model's own, and runs through its own forward pass. So does every prefill.
 
-Attention on CPU in bfloat16 has a form of its own. PyTorch's flash kernel there prepares a product for each
-row and head, which takes longer than the products themselves; two batched ones take half of its time or less,
-also where the window has to be copied for them (ADR 0025 has the figures).
+On a CPU that multiplies bfloat16, attention has a form of its own. PyTorch's flash kernel there prepares a
+product for each row and head, which takes longer than the products themselves; two batched ones take half of
+its time or less, also where the window has to be copied for them (ADR 0025 has the figures).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class DecoderStep:
         self._is_on_cpu = self._embedding.device.type == "cpu"
         self._has_products = is_bfloat and self._is_on_cpu and has_product(torch.bfloat16)
         norm, head = norms([body.norm]), products([model.lm_head])
-        turning = rotary(body.rotary_emb)
+        turning = rotary(body.rotary_emb, self._embedding.dtype)
         self._body = Body(self._embedding.detach(), turning, _layers(body.layers), norm, head)
 
     def __call__(

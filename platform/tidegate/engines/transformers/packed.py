@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ from tidegate.engines.transformers.memory import usable_cores
 ROWS = 16  # that the layout is chosen for; it serves any number
 PROVED_LAYERS = 3
 HALVES = (torch.bfloat16, torch.float16)
-FEWEST_HALF = 2**-10  # the largest weight of a layer that float16 holds as well as bfloat16, at least
+SMALLEST_HALF = 2**-14  # from which on float16 holds numbers with all of its digits
+PART = 1 << 24  # weights that FBGEMM packs as one: they are held in float32 meanwhile
+PARTS_AT_ONCE = 4
 BLOCK = 1 << 20  # weights that are widened at a time: they stay in the cache
 WORTH_WIDENING = 4  # rows from which on that is faster than a product number by number
 MOST_IN_HAND = 1 << 26  # weights that are packed at the same time
@@ -45,6 +48,7 @@ class PackedLinear(Module, ABC):
             if self.bias is not None:
                 biases = torch.cat([linear.bias.detach() for linear in linears])
                 self.bias = Parameter(biases, requires_grad=False)
+        self.plain: Tensor | None = None
         self.hold(weight)
 
     @staticmethod
@@ -56,10 +60,33 @@ class PackedLinear(Module, ABC):
     def hold(self, weight: Tensor) -> None:
         """Take the weight [outputs, inputs]."""
 
-    @property
     @abstractmethod
+    def unpacked(self) -> Tensor:
+        """Return the weight [outputs, inputs] as plain memory, and let go what was packed."""
+
+    @abstractmethod
+    def product(self, inputs: Tensor) -> Tensor:
+        """Map [..., inputs] to [..., outputs]."""
+
+    @property
     def weight(self) -> Tensor:
-        """Return the weight [outputs, inputs] as plain memory, for code that looks at it: a copy."""
+        """Return the weight [outputs, inputs]. What asks for it does so at every call, as Mamba's layers do:
+        so it is plain memory from then on."""
+        if self.plain is None:
+            self.plain = self.unpacked()
+        return self.plain
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.plain is None:
+            return self.product(inputs)
+        rows = inputs.reshape(-1, self.in_features)
+        has = has_product(inputs.dtype)
+        found = (
+            functional.linear(rows, self.plain, self.bias)
+            if has
+            else widened_product(rows, self.plain, self.bias)
+        )
+        return found.view(*inputs.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -77,11 +104,12 @@ class OneDnnLinear(PackedLinear):
     def hold(self, weight: Tensor) -> None:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
 
-    @property
-    def weight(self) -> Tensor:
-        return self.packed.to_dense()
+    def unpacked(self) -> Tensor:
+        weight = self.packed.to_dense()
+        del self.packed
+        return weight
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def product(self, inputs: Tensor) -> Tensor:
         return onednn_product(inputs, self.packed, self.bias)
 
 
@@ -91,31 +119,44 @@ def onednn_product(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tenso
 
 
 class FbgemmLinear(PackedLinear):
-    """Holds the weight in float16 and multiplies in float32, for processors that have instructions for
-    neither type. PyTorch's plain product does it number by number there."""
+    """Holds the weight in float16 and multiplies in float32, for processors without instructions for the
+    weight's own type. PyTorch's plain product does it number by number there."""
 
-    packed: Any  # a ScriptObject
-    dtype: torch.dtype
+    packed: list[Any]  # ScriptObjects, whose outputs follow each other
 
     @staticmethod
     def takes(weight: Tensor) -> bool:
-        if weight.dtype not in HALVES or "fbgemm" not in torch.backends.quantized.supported_engines:
+        if weight.dtype not in HALVES or has_product(weight.dtype):
             return False
-        largest = max(map(abs, map(float, torch.aminmax(weight.detach()))))
-        return not has_product(weight.dtype) and FEWEST_HALF <= largest <= torch.finfo(torch.float16).max
+        if "fbgemm" not in torch.backends.quantized.supported_engines:
+            return False
+        least, most = torch.aminmax(weight.detach(), dim=1)  # of each output
+        largest = torch.maximum(-least, most).float()
+        is_held = (largest == 0) | (largest >= SMALLEST_HALF) & (largest <= torch.finfo(torch.float16).max)
+        return bool(is_held.all())
 
     def hold(self, weight: Tensor) -> None:
-        bias = None if self.bias is None else self.bias.detach().float()
-        self.packed, self.dtype = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias), weight.dtype
+        outputs = max(1, PART // weight.shape[1])
+        biases = [None] if self.bias is None else torch.split(self.bias.detach().float(), outputs)
+        parts = torch.split(weight, outputs)
+        self.dtype = weight.dtype
+        with ThreadPoolExecutor(min(len(parts), PARTS_AT_ONCE, usable_cores())) as workers:
+            self.packed = [*workers.map(_packed_part, parts, cycle(biases))]
 
-    @property
-    def weight(self) -> Tensor:
-        found: Tensor = torch.ops.quantized.linear_unpack_fp16(self.packed)[0]
-        return found.to(self.dtype)
+    def unpacked(self) -> Tensor:
+        parts = [torch.ops.quantized.linear_unpack_fp16(part)[0].to(self.dtype) for part in self.packed]
+        del self.packed
+        return torch.cat(parts)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = torch.ops.quantized.linear_dynamic_fp16(inputs.float(), self.packed)
-        return found.to(self.dtype)
+    def product(self, inputs: Tensor) -> Tensor:
+        wide = inputs.float()
+        parts = [torch.ops.quantized.linear_dynamic_fp16(wide, part) for part in self.packed]
+        found: Tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return found.to(inputs.dtype)
+
+
+def _packed_part(weight: Tensor, bias: Tensor | None) -> Any:
+    return torch.ops.quantized.linear_prepack_fp16(weight.float(), bias)
 
 
 class WidenedLinear(Module):
@@ -153,8 +194,8 @@ class Together:
     """Layers that are packed together. The first one called with some inputs computes all of them, and the
     others, called with the same, take their part of that."""
 
-    def __init__(self, linears: Sequence[Linear]) -> None:
-        self.whole = _whole(linears)
+    def __init__(self, kind: type[PackedLinear], linears: Sequence[Linear]) -> None:
+        self.whole = kind(*linears)
         self.sizes = [linear.out_features for linear in linears]
         self._inputs: Tensor | None = None
         self._parts: list[Tensor | None] = []
@@ -220,9 +261,9 @@ def pack_linears(
     together: Iterable[Sequence[Module]] = (),
     allowed: Sequence[type[PackedLinear]] = KINDS,
 ) -> int:
-    """Put packed layers in the place of a model's plain ones, few at a time so that no second copy of the
-    weights is held. `together` are layers that the model calls with the same inputs. Returns how many it
-    replaced. A weight that is also used elsewhere, as a tied head's is, stays.
+    """Put packed layers in the place of a model's plain ones, few at a time (`MOST_IN_HAND`) so that no
+    second copy of the weights is held. `together` are layers that the model calls with the same inputs.
+    Returns how many it replaced. A weight that is also used elsewhere, as a tied head's is, stays.
 
     Where a packed layer does not give what the plain one gives, none is packed (checked on samples).
     """
@@ -241,10 +282,12 @@ def pack_linears(
         child: WidenedLinear(child) for child in shared if kinds.pop(child) is FbgemmLinear
     }
     groups = [*_groups(kinds, together)]
-    if not all(_is_alike(group) for group in groups[:: max(1, len(groups) // PROVED_LAYERS)]):
+    each = [kinds[group[0]] for group in groups]
+    step = max(1, len(groups) // PROVED_LAYERS)
+    if not all(map(_is_alike, each[::step], groups[::step])):
         return 0
     with ThreadPoolExecutor(_workers(groups)) as workers:
-        for group, packed in zip(groups, workers.map(_packed, groups), strict=True):
+        for group, packed in zip(groups, workers.map(_packed, each, groups), strict=True):
             made.update(zip(group, packed, strict=True))
     for parent, name, child in places:
         if child in made:
@@ -252,27 +295,21 @@ def pack_linears(
     return len(made)
 
 
-def _packed(group: Sequence[Linear]) -> list[Module]:
+def _packed(kind: type[PackedLinear], group: Sequence[Linear]) -> list[Module]:
     """Return what takes the place of each, whose weights are gone then."""
     made: list[Module]
     if len(group) == 1:
-        made = [_whole(group)]
+        made = [kind(*group)]
     else:
-        joint = Together(group)
+        joint = Together(kind, group)
         made = [PackedPart(joint, index) for index in range(len(group))]
     for linear in group:
         linear.weight = Parameter(torch.empty(0), requires_grad=False)  # whoever holds the layer frees it
     return made
 
 
-def _whole(linears: Sequence[Linear]) -> PackedLinear:
-    kind = kind_of(linears[0].weight)
-    assert kind is not None
-    return kind(*linears)
-
-
 def _workers(groups: Sequence[Sequence[Linear]]) -> int:
-    """Return how many groups may be packed at once: each is held three times over meanwhile."""
+    """Return how many groups may be packed at once."""
     largest = max((sum(linear.weight.numel() for linear in group) for group in groups), default=1)
     return max(1, min(usable_cores(), MOST_IN_HAND // largest))
 
@@ -295,19 +332,21 @@ def _groups(
         yield group
 
 
-def _is_alike(linears: Sequence[Linear]) -> bool:
+def _is_alike(kind: type[PackedLinear], linears: Sequence[Linear]) -> bool:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, linears[0].in_features, generator=generator).to(linears[0].weight.dtype)
     with torch.inference_mode():
         plain = torch.cat([linear(inputs) for linear in linears], dim=-1)
-        packed = _whole(linears)(inputs).float()
+        packed = kind(*linears)(inputs).float()
     wide = plain.float()
     error = torch.linalg.vector_norm(packed - wide) / torch.linalg.vector_norm(wide).clamp_min(1e-6)
     return bool(error <= torch.finfo(plain.dtype).eps)
 
 
 def has_product(dtype: torch.dtype) -> bool:
-    """Tell whether oneDNN multiplies numbers of this type here, as PyTorch's plain layers then do."""
+    """Tell whether oneDNN multiplies bfloat16, or float16, here; PyTorch's plain layers do then, too."""
+    if not torch._C._has_mkldnn:
+        return False
     asked = torch.ops.mkldnn
     has = asked._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else asked._is_mkldnn_fp16_supported
-    return bool(torch._C._has_mkldnn and has())
+    return bool(has())
