@@ -115,7 +115,7 @@ class Int4Products(Module):
         )
 
 
-KINDS: dict[type[Module], Callable[..., Module]] = {
+PRODUCTS_OF: dict[type[Module], Callable[..., Module]] = {
     Linear: PlainProducts,
     WidenedLinear: WidenedProducts,
     OneDnnLinear: OneDnnProducts,
@@ -127,7 +127,7 @@ KINDS: dict[type[Module], Callable[..., Module]] = {
 def products(layers: Sequence[Module]) -> Module:
     """Return the products of the same linear layer of each of a model's layers."""
     kinds = {type(layer) for layer in layers}
-    made = KINDS.get(kinds.pop()) if len(kinds) == 1 else None
+    made = PRODUCTS_OF.get(kinds.pop()) if len(kinds) == 1 else None
     has_hooks = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
     is_plain_again = any(isinstance(layer, PackedLinear) and layer.plain is not None for layer in layers)
     if made is None or has_hooks or is_plain_again:

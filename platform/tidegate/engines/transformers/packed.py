@@ -287,7 +287,9 @@ def pack_linears(
     if not all(map(_is_alike, each[::step], groups[::step])):
         return 0
     with ThreadPoolExecutor(_workers(groups)) as workers:
-        for group, packed in zip(groups, workers.map(_packed, each, groups), strict=True):
+        # FBGEMM packs on one core; oneDNN takes all of them for each.
+        all_of = workers.map if FbgemmLinear in each else map
+        for group, packed in zip(groups, all_of(_packed, each, groups), strict=True):
             made.update(zip(group, packed, strict=True))
     for parent, name, child in places:
         if child in made:
