@@ -33,10 +33,11 @@ clean: ## stop the platform and remove its keys, caches and queue data
 	@if [ -x $(BIN)/tidegate ]; then $(BIN)/tidegate clean --yes; else echo "nothing is installed, nothing to remove"; fi
 
 test: $(DEV_STAMP) ## run every test that needs no root
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@tests/run.sh $(BIN)/python $(PYTEST_ARGS)
 
 coverage: $(DEV_STAMP) ## the same, and tell which lines no test runs; takes half as long again
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/coverage erase
+	@tests/run.sh $(BIN)/python --cov --cov-append --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 test-cluster: $(DEV_STAMP) ## run the tests on a Kubernetes cluster of their own; needs root, leaves nothing
 	@tests/cluster/run.sh $(abspath $(BIN)/python) $(PYTEST_ARGS)

@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import as_auto_gptq, quantized, tiny
+from tests.prompt_processes import forked_beginners
 from tidegate.engines.base import Engine
 from tidegate.engines.create import create_engine
+from tidegate.engines.transformers import prompt_pool
 from tidegate.replica_args import EngineSpec
 
 Checkpoints = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prompt_processes_are_forked() -> Iterator[None]:
+    with forked_beginners() as forked, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt_pool, "Beginner", forked)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from tidegate.engines.transformers.prompt_pool import (
     LANES,
     LARGE_BYTES,
     SLOW_LANES,
+    Beginner,
     PromptPool,
     start_ahead,
 )
@@ -46,6 +47,13 @@ TEMPLATE = (
     )
     + CHAT_TEMPLATE
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_replicas_start_them() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt_pool, "Beginner", Beginner)
+        yield
 
 
 @pytest.fixture(scope="module")

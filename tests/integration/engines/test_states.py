@@ -119,7 +119,12 @@ STATEFUL: Mapping[str, Mapping[str, Any]] = {
     "qwen3_next": {**SMALL, **LINEAR, **EXPERTS},
     "qwen3_5_text": {**SMALL, **LINEAR},
     "olmo_hybrid": {**SMALL, **LINEAR},
-    "kimi_linear": {**MLA, "layer_types": ["linear_attention", "full_attention"]},
+    "kimi_linear": {
+        **MLA,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_heads": 4,
+        "linear_head_dim": 16,
+    },
 }
 # Prompts that a convolution sees whole, and longer ones.
 PROMPTS = (7, 1, 50, 2, 90, 3, 55)  # tokens

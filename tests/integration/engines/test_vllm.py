@@ -33,8 +33,6 @@ from tidegate.messages.engine_metrics import exposition, pack
 from tidegate.messages.work import Request
 from tidegate.replica_args import EngineSpec, VllmArgs
 
-pytestmark = pytest.mark.serial
-
 PROMPT = "The gate opens when"
 SLOTS = 8
 HAS_PACKED_PRODUCT = torch.cpu._is_avx512_supported()

@@ -247,10 +247,7 @@ REPLIES = msgspec.msgpack.Decoder(Reply)
 def main(control: socket.socket) -> None:
     """Import all, wait for the word to begin, then serve. The word is one byte with descriptors: a file that
     holds `Options`, then the lanes. None comes where the replica has ended."""
-    sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
-
-    from tidegate.engines.transformers import call_grammar, responses  # noqa: F401  # not in each worker
+    import_all()
     from tidegate.engines.transformers.tokenizer import load_tokenizer, most_characters_per_token
 
     freeze()
@@ -265,6 +262,14 @@ def main(control: socket.socket) -> None:
     prompts = Prompts(tokenizer, options.context_length, most, has_encoder=options.has_encoder)
     freeze()
     watch(prompts, [socket.socket(fileno=descriptor) for descriptor in descriptors[1:]])
+
+
+def import_all() -> None:
+    """Import what workers use, once and not in each of them."""
+    sys.modules["torch"] = None  # type: ignore[assignment]  # or transformers imports it: 2 s and 600 MB
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
+    from tidegate.engines.transformers import call_grammar, responses, tokenizer  # noqa: F401
 
 
 def freeze() -> None:
