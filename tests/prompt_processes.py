@@ -71,14 +71,13 @@ def main(asked: socket.socket) -> None:
             asked.send(b".")
             continue
         (descriptor,) = descriptors
-        pid = os.fork()
-        if not pid:
+        if not os.fork():
             os.setsid()
+            asked.send(b"%d" % os.getpid())  # not before it has a group, which is what `end` kills
             asked.close()
             prompt_process.main(socket.socket(fileno=descriptor))
             return
         os.close(descriptor)
-        asked.send(b"%d" % pid)
 
 
 if __name__ == "__main__":
