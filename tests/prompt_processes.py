@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,8 @@ def forked_beginners() -> Iterator[type[Beginner]]:
                 [sys.executable, "-m", __name__], env=os.environ | ENVIRONMENT, stdin=theirs.fileno()
             )
 
+        turn = threading.Lock()  # engines load in threads too
+
         class Process:
             """Of `subprocess.Popen` what is used."""
 
@@ -42,15 +45,16 @@ def forked_beginners() -> Iterator[type[Beginner]]:
                 self.pid = pid
 
             def wait(self) -> None:
-                ours.send(b"%d" % self.pid)
-                assert ours.recv(MOST_BYTES)
+                with turn:
+                    ours.send(b"%d" % self.pid)
+                    assert ours.recv(MOST_BYTES)
 
         class Forked(Beginner):
             def __init__(self) -> None:
                 self.control, control = socket.socketpair()
-                with control:
+                with control, turn:
                     socket.send_fds(ours, [START], [control.fileno()])
-                self.process: Any = Process(int(ours.recv(MOST_BYTES)))
+                    self.process: Any = Process(int(ours.recv(MOST_BYTES)))
 
             def lives(self) -> bool:
                 return True

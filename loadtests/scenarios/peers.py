@@ -74,7 +74,7 @@ def run(context: Context) -> Section:
                 if not str(error).startswith(f"{BARE_ROLE} "):
                     raise
                 # It does not serve everything on every processor.
-                left_out.append(f"{name} is not compared: {str(error).splitlines()[0]}")
+                left_out.append(f"{name} is not compared: {str(error).splitlines()[0].rstrip(':')}")
                 continue
             for count in REQUESTS:
                 load = load_of(count, GREEDY)
