@@ -88,7 +88,7 @@ class Cluster:
 
     # ---- doing ----------------------------------------------------------------
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 240) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
         """Standard output. Raises `CommandFailed` with kubectl's own words."""
         return self._run("kubectl", arguments, stdin, timeout)
 

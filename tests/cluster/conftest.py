@@ -97,10 +97,18 @@ def api_server() -> Iterator[Cluster]:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test that used the cluster shows what the cluster says about it."""
+    """A failed test that used the cluster shows what the cluster says about it. At once: a run that is ended
+    before its summary, as by CI's limit, would leave nothing but an F."""
     report = yield
+    if not report.failed:
+        return report
     namespaces = item.stash.get(NAMESPACES, [])
     used = getattr(item, "funcargs", {}).get("cluster")
-    if report.failed and namespaces and isinstance(used, Cluster):
+    if namespaces and isinstance(used, Cluster):
         report.sections.append(("the cluster", used.story(namespaces)))
+    terminal = item.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        terminal.write_line(f"\n{report.nodeid} failed:\n{report.longreprtext}")
+        for title, text in report.sections:
+            terminal.write_line(f"---- {title} ----\n{text}")
     return report

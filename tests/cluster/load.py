@@ -108,7 +108,7 @@ class Load:
         if error is None:
             assert not self._thread.is_alive(), [str(call) for call in self._calls if call.outcome == "open"]
 
-    def wait_for_answers(self, timeout: float = 300) -> float:
+    def wait_for_answers(self, timeout: float = 120) -> float:
         """Until every client has a whole answer to a question asked from now on; after how many seconds."""
         begun = time.monotonic()
         wanted = {part.model: part.streams for part in self._parts}

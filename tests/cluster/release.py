@@ -14,8 +14,6 @@ import openai
 from tests.cluster.cluster import CHART, Cluster, CommandFailed, Resource
 
 SAMPLES = CHART.parent / "samples"
-# Seconds; no test asserts it. On two slow cores a head is back after 50, after minutes where it starts twice.
-PATIENCE = 360.0
 NAME = "tidegate"
 NAMESPACE = "tidegate"
 DEFINITIONS = ("models.tidegate.dev", "pools.tidegate.dev")
@@ -146,13 +144,13 @@ class Release:
         return status
 
     def wait_for(
-        self, model: str, condition: str, *, status: str = "True", reason: str = "", timeout: float = PATIENCE
+        self, model: str, condition: str, *, status: str = "True", reason: str = "", timeout: float = 180
     ) -> Resource:
         return self.cluster.wait_for_condition(
             MODEL, model, condition, self.namespace, status=status, reason=reason, timeout=timeout
         )
 
-    def wait_until_told(self, model: str, generation: int, timeout: float = PATIENCE) -> dict[str, Any]:
+    def wait_until_told(self, model: str, generation: int, timeout: float = 120) -> dict[str, Any]:
         """The Model's status, as soon as it is of this generation and nothing is left to do."""
 
         def is_told() -> dict[str, Any] | None:
@@ -166,7 +164,7 @@ class Release:
 
         return self.cluster.wait_for(f"{model} settles on generation {generation}", is_told, timeout)
 
-    def wait_for_pool(self, pool: str = "default", timeout: float = PATIENCE) -> Resource:
+    def wait_for_pool(self, pool: str = "default", timeout: float = 180) -> Resource:
         return self.cluster.wait_for_condition(POOL, pool, "Ready", self.namespace, timeout=timeout)
 
     # ---- pods -----------------------------------------------------------------
@@ -180,7 +178,7 @@ class Release:
         """A second for its goodbye, however much it asks for; returns when its processes are gone."""
         self.cluster.kubectl("delete", "pod", *pods, "-n", self.namespace, "--now")
 
-    def wait_for_others(self, selector: str, before: Sequence[Resource], timeout: float = PATIENCE) -> None:
+    def wait_for_others(self, selector: str, before: Sequence[Resource], timeout: float = 180) -> None:
         """Until as many pods as `before` are ready, and one of them is new."""
         known = {pod["metadata"]["uid"] for pod in before}
 

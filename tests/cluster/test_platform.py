@@ -40,7 +40,7 @@ from tests.cluster.release import (
 from tests.integration.cli.command import tidegate
 from tidegate.demo.facts import TEXTS
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(420)]
 
 BF16, GPTQ, SIMULATED, ROLLING = "tide-demo", "tide-demo-gptq", "simulated", "rolling"
 CONNECTIONS_BREAK = True
@@ -92,7 +92,7 @@ class Platform:
             kill()
             is_back()
             back = time.monotonic() - begun
-            load.wait_for_answers()
+            load.wait_for_answers(180)
             served = time.monotonic() - begun
         tally = load.tally
         self.figures.note(f"{what} killed", back=f"{back:.1f} s", all_served_again=f"{served:.1f} s")
@@ -322,7 +322,7 @@ def test_models_change_under_load_without_a_failed_request(platform: Platform) -
         }
         generations = {name: release.change(name, spec) for name, spec in changes.items()}
         for name, generation in generations.items():
-            status = release.wait_until_told(name, generation)
+            status = release.wait_until_told(name, generation, timeout=240)
             assert status["revision"] != before[name]
             assert [item["revision"] for item in status["revisions"]] == [status["revision"]]
         load.wait_for_answers()
