@@ -34,8 +34,14 @@ ENDED = frozenset({"OutOfMemory", "CrashLoop", "Evicted"})
 ENDED_SECONDS = 60.0
 CLOCK_SECONDS = 2.0  # creation times have whole seconds, of another clock
 MAX_CAUSE_CHARACTERS = 600
+# What `ray start` says 30 seconds after it began, and 15 after the raylet ended because its agent, a Python
+# process, had not written its ports within 15 (`WaitForDashboardAgentPorts` in Ray's node_manager.cc). No
+# setting changes either: not RAY_agent_register_timeout_ms, not RAY_raylet_start_wait_time_s. A head takes
+# 9 CPU seconds for it on a slow core, most of them imports.
+RAY_TIMED_OUT = "The current node timed out during startup"
 REFUSED_REMEDY = "Change the Pool, its namespace's quota or limits, or its Pod Security level."
 _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]+)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NAMED = re.compile(r"""(secret|configmap|persistentvolumeclaim) "?([a-z0-9][a-z0-9./-]*[a-z0-9])"?""", re.I)
 
 
@@ -239,6 +245,14 @@ def _of_container(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple
             "the memory of its group (or of the head) in the Pool, or set spec.resources.memory of the "
             "models so that fewer share a worker.",
         )
+    if RAY_TIMED_OUT in str(ended.get("message") or "") and not is_running:
+        field = "the group's cpus" if _group(pod) else "spec.head.cpus"
+        return (
+            "CrashLoop",
+            f"{where} ended because Ray did not come up within 30 seconds, of which it computes some 10; "
+            f"another one is tried. If it ends too, its node is too busy: raise {field} in the Pool, which "
+            "is what the pod gets of a full node.",
+        )
     if reason == "CrashLoopBackOff" or (state.get("terminated") or {}).get("exitCode"):
         return "CrashLoop", f"{where} ended {_how(container, ended)}; its log says more."
     if waiting and reason not in ("ContainerCreating", "PodInitializing", ""):
@@ -249,7 +263,9 @@ def _of_container(pod: Mapping[str, Any], container: Mapping[str, Any]) -> tuple
 def _how(container: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     times = int(container.get("restartCount") or 0)
     code = f"with exit code {ended['exitCode']}" if "exitCode" in ended else "by itself"
-    cause = as_sentence(ended.get("message")) if ended.get("message") else ""
+    # The end of a log, where it says what was wrong.
+    message = _COLOUR.sub("", str(ended.get("message") or "")).strip()
+    cause = as_sentence(message[-MAX_CAUSE_CHARACTERS:]) if message else ""
     again = f" (restarted {times} times)" if times else ""
     return f"{code}{again}{f': {cause}' if cause else ''}".rstrip(".")
 

@@ -250,6 +250,8 @@ def _pod(
                 "env": [{"name": name, "value": value} for name, value in variables.items()],
                 "resources": dict(resources),
                 "securityContext": container_security(),
+                # KubeRay deletes a head that ended, and its log with it: the Pool's status is where it stays.
+                "terminationMessagePolicy": "FallbackToLogsOnError",
                 **({"volumeMounts": mounts} if mounts else {}),
             }
         ],

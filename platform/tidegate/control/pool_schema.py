@@ -108,7 +108,9 @@ class Head(Strict):
     """The pod of the Ray head: Serve's controller and the Ray state. It runs no replicas."""
 
     cpus: Cores = Field(
-        default="1", description="Cluster: CPU cores of the head's pod (a quantity: 2, 500m)."
+        default="1",
+        description="Cluster: CPU cores of the head's pod (a quantity: 2, 500m). Ray gives a head 30 seconds "
+        "to start, of which it computes some 10: with less than 500m it may not come up on a full node.",
     )
     memory: BytesOrEmpty = Field(
         default="",

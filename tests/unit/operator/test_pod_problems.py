@@ -124,6 +124,30 @@ def test_a_crash_loop_says_how_it_ends() -> None:
     assert "ended with exit code 1 (restarted 4 times): No module named 'ray'" in found.message
 
 
+def test_a_long_log_is_told_by_its_end_without_colours() -> None:
+    log = "\n".join([f"\x1b[36mline {number}\x1b[0m" for number in range(200)]) + "\nno such disk\n"
+    ended = container(state={"terminated": {"exitCode": 1, "message": log}})
+    told = only(pod_problems([pod(ended, phase="Failed")])).message
+    assert "line 199 no such disk; its log says more." in told
+    assert "line 0 " not in told
+    assert "\x1b" not in told
+
+
+@pytest.mark.parametrize(("group", "field"), [("head", "spec.head.cpus"), ("a100", "the group's cpus")])
+def test_a_ray_that_did_not_come_up_in_time_says_what_to_raise(group: str, field: str) -> None:
+    log = (
+        "Exception: The current node timed out during startup. This could happen because some of the raylet "
+        "failed to startup or the GCS has become overloaded.\nrpc_client.h:153: Failed to connect to GCS"
+    )
+    ended = container(state={"terminated": {"exitCode": 1, "message": log}})
+    found = only(pod_problems([pod(ended, phase="Failed", group=group)]))
+    assert found.reason == "CrashLoop"
+    assert f"raise {field} in the Pool" in found.message
+    # One that runs again says nothing of the time before.
+    running = container(state={"running": {}}, lastState={"terminated": {"exitCode": 1, "message": log}})
+    assert not pod_problems([pod(running, phase="Running", group=group)])
+
+
 def test_a_secret_that_is_not_there() -> None:
     found = only(pod_problems([pod(waiting("CreateContainerConfigError", 'secret "hf" not found'))]))
     assert found.reason == "SecretMissing"
