@@ -84,7 +84,10 @@ async def world(
         )
         try:
             async with running(operator):
-                yield World(api, serve, operator)
+                made = World(api, serve, operator)
+                # How long it takes to start, on a machine that also runs the whole cluster, is no test's.
+                await made.wait_for("the operator leads", operator.leads)
+                yield made
         finally:
             print(log.read_text())
         await clean(api)
