@@ -35,6 +35,7 @@ from tests.cluster.release import (
     SAMPLES,
     WORKER,
     Release,
+    is_ready,
     resource,
 )
 from tests.integration.cli.command import tidegate
@@ -276,7 +277,7 @@ def test_a_killed_head_costs_no_request_and_no_worker(platform: Platform) -> Non
     release = platform.release
     (head,) = release.pods(HEAD)
     # One more than needed, which the autoscaler may start for a killed one, goes by itself after a minute.
-    workers = [pod for pod in release.pods(WORKER) if runs_replicas(release, pod)]
+    workers = [pod for pod in release.pods(WORKER) if is_ready(pod) and runs_replicas(release, pod)]
     assert workers
 
     def is_back() -> None:
