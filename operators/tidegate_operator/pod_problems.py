@@ -34,10 +34,10 @@ ENDED = frozenset({"OutOfMemory", "CrashLoop", "Evicted"})
 ENDED_SECONDS = 60.0
 CLOCK_SECONDS = 2.0  # creation times have whole seconds, of another clock
 MAX_CAUSE_CHARACTERS = 600
-# What `ray start` says 30 seconds after it began, and 15 after the raylet ended because its agent, a Python
-# process, had not written its ports within 15 (`WaitForDashboardAgentPorts` in Ray's node_manager.cc). No
-# setting changes either: not RAY_agent_register_timeout_ms, not RAY_raylet_start_wait_time_s. A head takes
-# 9 CPU seconds for it on a slow core, most of them imports.
+# What `ray start` says when it has waited 30 seconds for its raylet. The raylet ends where its agent, a
+# Python process, has not written its ports within 15 (`WaitForDashboardAgentPorts` in Ray's
+# node_manager.cc). RAY_agent_register_timeout_ms does not lengthen that, and RAY_raylet_start_wait_time_s
+# only the 30. A head computes 9 seconds until then on a slow core, most of them imports.
 RAY_TIMED_OUT = "The current node timed out during startup"
 REFUSED_REMEDY = "Change the Pool, its namespace's quota or limits, or its Pod Security level."
 _INSUFFICIENT = re.compile(r"Insufficient ([A-Za-z0-9./-]+)")

@@ -35,7 +35,6 @@ from tests.cluster.release import (
     SAMPLES,
     WORKER,
     Release,
-    is_ready,
     resource,
 )
 from tests.integration.cli.command import tidegate
@@ -276,9 +275,13 @@ def test_a_killed_worker_costs_no_request(platform: Platform) -> None:
 def test_a_killed_head_costs_no_request_and_no_worker(platform: Platform) -> None:
     release = platform.release
     (head,) = release.pods(HEAD)
+
+    def used_workers() -> list[dict[str, Any]]:
+        found = release.pods(WORKER)
+        return found if all(runs_replicas(release, pod) for pod in found) else []
+
     # One more than needed, which the autoscaler may start for a killed one, goes by itself after a minute.
-    workers = [pod for pod in release.pods(WORKER) if is_ready(pod) and runs_replicas(release, pod)]
-    assert workers
+    workers = release.cluster.wait_for("every worker runs replicas", used_workers)
 
     def is_back() -> None:
         release.wait_for_others(HEAD, [head])
