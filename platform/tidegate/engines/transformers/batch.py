@@ -235,21 +235,28 @@ class ArenaBatch:
         return Staged(tokens, every, held)
 
     def advance(self, staged: Staged, count: int) -> Tensor | None:
-        begin, end = staged.held, staged.held + count
+        begin, end, device = staged.held, staged.held + count, self._forward.device
         with torch.inference_mode():
             self._arena.begin_part(count)
             mask: Tensor | None = None
             if self._arena.has_tokens:
-                ones = torch.ones((1, end), dtype=torch.bool, device=self._forward.device)
+                ones = torch.ones((1, end), dtype=torch.bool, device=device)
                 mask = causal(ones, count) if self._makes_masks else ones.long()
-            positions = torch.arange(begin, end, device=self._forward.device).unsqueeze(0)
-            logits = self._forward(
-                torch.tensor([list(staged.tokens[begin:end])], device=self._forward.device),
-                mask=mask,
-                positions=positions,
-                cache=self._arena,
-                every=staged.every,
-            )
+            positions = torch.arange(begin, end, device=device).unsqueeze(0)
+            tokens = torch.tensor([list(staged.tokens[begin:end])], device=device)
+            arena, step = self._arena, self._step
+            if (
+                isinstance(arena, Arena)
+                and isinstance(step, DecoderStep)
+                and staged.every is None
+                and step.takes_part(count, arena)
+            ):
+                assert mask is not None
+                logits = step.part(tokens, positions, mask.squeeze(1), arena)
+            else:
+                logits = self._forward(
+                    tokens, mask=mask, positions=positions, cache=self._arena, every=staged.every
+                )
             self._arena.commit_part(count)
             staged.held = end
             if staged.left:

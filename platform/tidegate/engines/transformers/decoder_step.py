@@ -56,6 +56,9 @@ MLP = {*GATES, "down_proj", "act_fn"}
 # Multiplications of attention from which on batched products are faster than the flash kernel.
 FEWEST_PRODUCTS = 1 << 18
 MOST_UNUSED = 1024  # columns of padding that cost less to read than another call to attention
+# Tokens of a prompt that the step prefills at once, and what attention may have of scores meanwhile, one for
+# each head, token and column: the model's own forward pass keeps none.
+MOST_OF_A_STEP, MOST_SCORES = 128, 1 << 24
 SILU = ("SiLU", "SiLUActivation")
 
 Operation = Callable[[Tensor], Tensor]
@@ -85,7 +88,7 @@ class DecoderStep:
         """Return logits [rows, last, vocabulary] after the `last` of `tokens` [rows, width] at `positions`
         [rows, width]. `arena` has opened columns for them; `seen` [rows, width, window] are those that each
         token attends to."""
-        its = Heads(self._heads, self._shared, self._head_size, tokens.shape[1], self._scale)
+        its = self._of_heads(tokens.shape[1])
         tokens, positions = tokens.flatten(), positions.flatten()
         windows = [] if self.has_kernel(arena) else self._windows(seen, arena)
         if isinstance(arena, Arena) and self.compiled is not None:
@@ -94,6 +97,29 @@ class DecoderStep:
             found: Tensor = self.compiled(tokens, positions, keys, values, arena.end, windows, its, last)
             return found
         return self._one_by_one(tokens, positions, arena, windows, its, last)
+
+    def takes_part(self, width: int, arena: Arena) -> bool:
+        """Tell whether `part` prefills so many tokens, sooner than the model's own forward pass would."""
+        scores = self._heads * width * arena.seen.stop
+        has_room = width <= MOST_OF_A_STEP and scores <= MOST_SCORES
+        return has_room and self.compiled is not None and all(held.is_initialized for held in arena.layers)
+
+    def part(self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena) -> Tensor:
+        """Return logits [1, 1, vocabulary] after `tokens` [1, width] of the prompt that `arena` stages, for
+        which it has opened columns; `seen` [1, width, columns] are those that each attends to."""
+        assert self.compiled is not None
+        row = slice(arena.first_row, arena.last_row)
+        keys = [held.keys[row] for held in arena.layers]
+        values = [held.values[row] for held in arena.layers]
+        window = self._window(0, 1, 0, seen, arena)
+        its, end = self._of_heads(tokens.shape[1]), arena.seen.stop
+        found: Tensor = self.compiled(
+            tokens.flatten(), positions.flatten(), keys, values, end, [window], its, 1
+        )
+        return found
+
+    def _of_heads(self, width: int) -> Heads:
+        return Heads(self._heads, self._shared, self._head_size, width, self._scale)
 
     @cached_property
     def compiled(self) -> Module | None:
@@ -161,12 +187,12 @@ class DecoderStep:
         `seen`."""
         rows, width, columns = seen.shape
         if self._has_products and rows * self._heads * columns * self._head_size >= FEWEST_PRODUCTS:
-            begin, end = arena.extent(start)
+            begin, end = arena.extent(start, start + columns)
             seen = pad(seen, (start - begin, end - start - columns))
             bias = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, -torch.inf)
             return Window(first, last, begin, end, bias[:, None, None], has_products=True)
         mask = seen if width == 1 else seen.repeat(1, self._heads // self._shared, 1)
-        return Window(first, last, start, arena.end, mask.unsqueeze(1), has_products=False)
+        return Window(first, last, start, start + columns, mask.unsqueeze(1), has_products=False)
 
 
 def read_decoder(model: Any) -> DecoderStep | None:

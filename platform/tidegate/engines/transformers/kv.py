@@ -241,12 +241,12 @@ class Arena(Cache):  # type: ignore[misc]
         """Return `windows` of the running rows."""
         return windows(self._starts, most_unused)
 
-    def extent(self, start: int) -> tuple[int, int]:
-        """Return the columns, first and behind the last, that products over rows which begin at `start` take
-        best: all, which lie in one piece, or where those are too many only those in use."""
-        if self.columns_held <= WORTH_A_COPY * (self.end - start):
+    def extent(self, start: int, end: int) -> tuple[int, int]:
+        """Return the columns, first and behind the last, that products over rows which hold `start` to `end`
+        take best: all, which lie in one piece, or where those are too many only those in use."""
+        if self.columns_held <= WORTH_A_COPY * (end - start):
             return 0, self.columns_held
-        return start, self.end
+        return start, end
 
     def window(self, held: Tensor, rows: slice, columns: slice) -> Tensor:
         """Return keys or values of these rows and columns, [rows, heads, columns, head size]."""

@@ -220,9 +220,9 @@ class PagedPool(Cache):  # type: ignore[misc]
         """See `Arena.windows`."""
         return windows([self.end - length for length in self._lengths], most_unused)
 
-    def extent(self, start: int) -> tuple[int, int]:
+    def extent(self, start: int, end: int) -> tuple[int, int]:
         """See `Arena.extent`."""
-        return start, self.end
+        return start, end
 
     def window(self, held: Tensor, rows: slice, columns: slice) -> Tensor:
         """See `Arena.window`: here it is a copy, padded left."""
