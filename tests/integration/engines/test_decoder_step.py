@@ -17,7 +17,6 @@ from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.decoder_parts import Rotary, rotary
 from tidegate.engines.transformers.decoder_step import (
     FEWEST_PRODUCTS,
-    MOST_OF_A_STEP,
     DecoderStep,
     of_same_inputs,
     read_decoder,
@@ -116,14 +115,15 @@ def test_rows_of_other_lengths_are_attended_to_apart(
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)])
-def test_short_parts_of_a_prompt_take_the_step(
+def test_short_prompts_and_parts_take_the_step(
     dtype: torch.dtype, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoder_step, "MOST_OF_A_STEP", 60)
     monkeypatch.setattr(decoder_step, "FEWEST_PRODUCTS", 30_000)  # both forms of attention
     short, own = batches(model_of(tmp_path, "llama", LLAMA, dtype))
     with_products(short, dtype == torch.bfloat16)
-    taken = parts_taken(monkeypatch)
-    parts = [3, MOST_OF_A_STEP + 1, 1, 56]
+    taken = prefilled(monkeypatch)
+    parts = [3, 61, 1, 56]
     prompt = [3 + 7 * at % 500 for at in range(sum(parts))]
     runs = []
     for batch in (short, own):
@@ -132,8 +132,10 @@ def test_short_parts_of_a_prompt_take_the_step(
             logits = batch.advance(staged, part)
             found.append(batch.decode(torch.tensor([8, 9, 10][: batch.count])))
         assert logits is not None
-        runs.append([*found, logits])
-    assert taken == [3, 1, 56]
+        found += [logits, batch.join([[5] * 9, [6] * 20, [7] * 3]), batch.join([[4] * 61])]
+        found += [batch.decode(torch.arange(7)) for _ in range(2)]
+        runs.append(found)
+    assert taken == [(1, 3), (1, 1), (1, 56), (3, 20)]
     for one, other in zip(*runs, strict=True):
         for found_row, expected in zip(one, other, strict=True):
             assert probe.relative_error(found_row, expected) < tolerance
@@ -144,7 +146,7 @@ def test_what_a_step_cannot_tell_or_hold_is_prefilled_by_the_model(
 ) -> None:
     """All logits of a prompt; scores that are too many; the first tokens of all, which make the arena."""
     (batch, _) = batches(model_of(tmp_path, "llama", LLAMA, torch.float32))
-    taken = parts_taken(monkeypatch)
+    taken = prefilled(monkeypatch)
     prompt = [3 + at for at in range(40)]
 
     def ends(**more: Any) -> torch.Tensor:
@@ -156,28 +158,29 @@ def test_what_a_step_cannot_tell_or_hold_is_prefilled_by_the_model(
         return logits
 
     first = ends()
-    assert taken == [10]
+    assert taken == [(1, 10)]
     every: list[torch.Tensor] = []
     all_of_them = ends(every=InParts(16, every.append))
-    assert (taken, len(torch.cat(every))) == ([10], 40)
+    assert (taken, len(torch.cat(every))) == ([(1, 10)], 40)
     again = ends()
-    assert taken == [10, 30, 10]
+    assert taken[1:] == [(1, 30), (1, 10)]
     monkeypatch.setattr(decoder_step, "MOST_SCORES", HEADS * 10 * 40 - 1)
     within = ends()
-    assert taken == [10, 30, 10]
+    assert len(taken) == 3
     for logits in (all_of_them, again, within):
         torch.testing.assert_close(logits[-1:], first, atol=1e-4, rtol=1e-4)
 
 
-def parts_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each step takes of a prompt, from now on."""
-    taken, part = [], DecoderStep.part
+def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Rows and tokens of all that the step prefills, from now on."""
+    taken: list[tuple[int, ...]] = []
+    prefill = DecoderStep.prefill
 
     def noted(self: DecoderStep, tokens: torch.Tensor, *given: Any) -> torch.Tensor:
-        taken.append(tokens.shape[1])
-        return part(self, tokens, *given)
+        taken.append(tuple(tokens.shape))
+        return prefill(self, tokens, *given)
 
-    monkeypatch.setattr(DecoderStep, "part", noted)
+    monkeypatch.setattr(DecoderStep, "prefill", noted)
     return taken
 
 

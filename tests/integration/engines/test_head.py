@@ -14,7 +14,7 @@ from tests.checkpoints import HEADS, save_model, save_tokenizer
 from tests.engine_requests import a_request, run_one, run_steps
 from tests.integration.engines.test_families import ALONE, BATCHED, SMALL
 from tests.integration.engines.test_states import STATEFUL
-from tidegate.engines.transformers import row_values
+from tidegate.engines.transformers import decoder_step, row_values
 from tidegate.engines.transformers.batch import RowByRow
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.engines.transformers.head import Head, InParts
@@ -62,8 +62,9 @@ def engine(
 
 
 @pytest.fixture
-def widths(engine: TransformersEngine) -> list[int]:
-    """Columns that the output head sees at once."""
+def widths(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Columns that the output head sees at once, of what the model's own forward pass prefills."""
+    monkeypatch.setattr(decoder_step, "MOST_OF_A_STEP", 0)
     seen: list[int] = []
     head = model_of(engine).get_output_embeddings()
     head.register_forward_hook(lambda _head, _inputs, logits: seen.append(logits.shape[1]))

@@ -19,6 +19,7 @@ from tidegate.engines.base import Engine, EngineLoadError, LoadReport
 from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
+from tidegate.engines.transformers.decoder_step import DecoderStep
 from tidegate.engines.transformers.head import Head
 from tidegate.engines.transformers.memory import CPU_RUNTIME_BYTES
 from tidegate.engines.transformers.packed import PackedLinear
@@ -326,14 +327,18 @@ def test_memory_that_runs_out_while_a_model_is_checked_is_told_so(
     run_out: Callable[[], None],
     passes: int,
 ) -> None:
-    left, forward = iter(range(passes)), Head.run
+    left = iter(range(passes))
 
-    def fail(*args: Any, **options: Any) -> Any:
-        if next(left, None) is None:
-            run_out()
-        return forward(*args, **options)
+    def failing(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def fail(*args: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                run_out()
+            return forward(*args, **options)
 
-    monkeypatch.setattr(Head, "run", fail)
+        return fail
+
+    monkeypatch.setattr(Head, "run", failing(Head.run))
+    monkeypatch.setattr(DecoderStep, "prefill", failing(DecoderStep.prefill))
     error = refused(checkpoints("llama"), context_length=64)
     assert error.reason == "OutOfMemory"
     assert "llocate" in error.message

@@ -196,14 +196,34 @@ class ArenaBatch:
         lengths = [len(sequence) for sequence in sequences]
         longest = max(lengths)
         with torch.inference_mode():
-            mask = self._arena.begin_prefill(lengths).long()
+            mask = self._arena.begin_prefill(lengths)
             padded = [[self._pad_id] * (longest - len(sequence)) + list(sequence) for sequence in sequences]
             ids = torch.tensor(padded, dtype=torch.long, device=self._forward.device)
-            positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-            logits = self._forward(ids, mask=mask, positions=positions, cache=self._arena, every=every)
+            positions = (mask.long().cumsum(-1) - 1).clamp_(min=0)
+            if self._is_for_step(ids, every):
+                # Padding attends to itself: what attends to nothing is no number.
+                seen = causal(mask, longest) | torch.eye(longest, dtype=torch.bool)
+                logits = self._prefilled(ids, positions, seen)
+            else:
+                logits = self._forward(
+                    ids, mask=mask.long(), positions=positions, cache=self._arena, every=every
+                )
             self._arena.commit_prefill(lengths)
             self._positions = torch.cat((self._positions, positions[:, -1] + 1))
         return logits[:, -1]
+
+    def _is_for_step(self, tokens: Tensor, every: InParts | None) -> bool:
+        """Tell whether the step prefills `tokens`, of which somebody may want the logits of `every`."""
+        step, arena = self._step, self._arena
+        if every is not None or not isinstance(step, DecoderStep) or not isinstance(arena, Arena):
+            return False
+        return step.prefills(tokens.numel(), arena)
+
+    def _prefilled(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Prefill by the step; `mask` [rows, 1, width, columns]. Returns logits [rows, 1, vocabulary]."""
+        assert isinstance(self._step, DecoderStep)
+        assert isinstance(self._arena, Arena)
+        return self._step.prefill(tokens, positions, mask.squeeze(1), self._arena)
 
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -244,15 +264,8 @@ class ArenaBatch:
                 mask = causal(ones, count) if self._makes_masks else ones.long()
             positions = torch.arange(begin, end, device=device).unsqueeze(0)
             tokens = torch.tensor([list(staged.tokens[begin:end])], device=device)
-            arena, step = self._arena, self._step
-            if (
-                isinstance(arena, Arena)
-                and isinstance(step, DecoderStep)
-                and staged.every is None
-                and step.takes_part(count, arena)
-            ):
-                assert mask is not None
-                logits = step.part(tokens, positions, mask.squeeze(1), arena)
+            if mask is not None and self._is_for_step(tokens, staged.every):
+                logits = self._prefilled(tokens, positions, mask)
             else:
                 logits = self._forward(
                     tokens, mask=mask, positions=positions, cache=self._arena, every=staged.every

@@ -7,7 +7,9 @@ precision, and leaves out what a step does not need.
 
 It is never chosen by a family's name. `read_decoder` looks at what modules a model has; a model that has
 others, or the same with a factor, a cap or a window of its own beside them, is found out by the self-check,
-which compares logits with the model's own, and runs through its own forward pass. So does every prefill.
+which compares logits with the model's own, and runs through its own forward pass. So do long prefills; short
+ones, and short parts of long ones, take the step where it is compiled: for those too that forward pass is
+mostly calls, and copies of keys and values for each head.
 
 On a CPU that multiplies bfloat16, attention has a form of its own. PyTorch's flash kernel there prepares a
 product for each row and head, which takes longer than the products themselves; two batched ones take half of
@@ -56,9 +58,9 @@ MLP = {*GATES, "down_proj", "act_fn"}
 # Multiplications of attention from which on batched products are faster than the flash kernel.
 FEWEST_PRODUCTS = 1 << 18
 MOST_UNUSED = 1024  # columns of padding that cost less to read than another call to attention
-# Tokens of a prompt that the step prefills at once, and what attention may have of scores meanwhile, one for
+# Tokens of prompts that the step prefills at once, and what attention may have of scores meanwhile, one for
 # each head, token and column: the model's own forward pass keeps none.
-MOST_OF_A_STEP, MOST_SCORES = 128, 1 << 24
+MOST_OF_A_STEP, MOST_SCORES = 512, 1 << 24
 SILU = ("SiLU", "SiLUActivation")
 
 Operation = Callable[[Tensor], Tensor]
@@ -98,23 +100,25 @@ class DecoderStep:
             return found
         return self._one_by_one(tokens, positions, arena, windows, its, last)
 
-    def takes_part(self, width: int, arena: Arena) -> bool:
-        """Tell whether `part` prefills so many tokens, sooner than the model's own forward pass would."""
-        scores = self._heads * width * arena.seen.stop
-        has_room = width <= MOST_OF_A_STEP and scores <= MOST_SCORES
+    def prefills(self, tokens: int, arena: Arena) -> bool:
+        """Tell whether `prefill` computes so many, for which `arena` has opened columns, sooner than the
+        model's own forward pass."""
+        columns = arena.seen.stop - arena.seen.start
+        has_room = tokens <= MOST_OF_A_STEP and self._heads * tokens * columns <= MOST_SCORES
         return has_room and self.compiled is not None and all(held.is_initialized for held in arena.layers)
 
-    def part(self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena) -> Tensor:
-        """Return logits [1, 1, vocabulary] after `tokens` [1, width] of the prompt that `arena` stages, for
-        which it has opened columns; `seen` [1, width, columns] are those that each attends to."""
+    def prefill(self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena) -> Tensor:
+        """Return logits [rows, 1, vocabulary] after `tokens` [rows, width] at `positions` of rows that do not
+        run yet, for which `arena` has opened columns; `seen` [rows, width, columns] are those of its `seen`
+        that each attends to, and each to one at least."""
         assert self.compiled is not None
-        row = slice(arena.first_row, arena.last_row)
-        keys = [held.keys[row] for held in arena.layers]
-        values = [held.values[row] for held in arena.layers]
-        window = self._window(0, 1, 0, seen, arena)
-        its, end = self._of_heads(tokens.shape[1]), arena.seen.stop
+        rows, columns = slice(arena.first_row, arena.last_row), arena.seen
+        keys = [held.keys[rows] for held in arena.layers]
+        values = [held.values[rows] for held in arena.layers]
+        window = self._window(0, len(tokens), columns.start, seen, arena)
+        its = self._of_heads(tokens.shape[1])
         found: Tensor = self.compiled(
-            tokens.flatten(), positions.flatten(), keys, values, end, [window], its, 1
+            tokens.flatten(), positions.flatten(), keys, values, columns.stop, [window], its, 1
         )
         return found
 

@@ -115,7 +115,7 @@ class Model:
 
     def check_windows(self, arena: Arena, most_unused: int) -> None:
         lengths, end, seen = arena.lengths(), arena.end, 0
-        begin, behind = arena.extent(arena.start)
+        begin, behind = arena.extent(arena.start, arena.end)
         assert begin <= arena.start < end <= behind
         whole = arena.window(arena.layers[0].keys, slice(0, len(lengths)), slice(begin, behind))
         assert (begin, behind) == (arena.start, end) or whole.is_contiguous()
