@@ -176,9 +176,9 @@ def prefilled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     taken: list[tuple[int, ...]] = []
     prefill = DecoderStep.prefill
 
-    def noted(self: DecoderStep, tokens: torch.Tensor, *given: Any) -> torch.Tensor:
+    def noted(self: DecoderStep, tokens: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
         taken.append(tuple(tokens.shape))
-        return prefill(self, tokens, *given)
+        return prefill(self, tokens, *given, **more)
 
     monkeypatch.setattr(DecoderStep, "prefill", noted)
     return taken

@@ -8,7 +8,7 @@ architecture falls back to whose batches the self-check finds wrong.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol
@@ -200,10 +200,10 @@ class ArenaBatch:
             padded = [[self._pad_id] * (longest - len(sequence)) + list(sequence) for sequence in sequences]
             ids = torch.tensor(padded, dtype=torch.long, device=self._forward.device)
             positions = (mask.long().cumsum(-1) - 1).clamp_(min=0)
-            if self._is_for_step(ids, every):
+            if (prefill := self._by_step(ids, every)) is not None:
                 # Padding attends to itself: what attends to nothing is no number.
-                seen = causal(mask, longest) | torch.eye(longest, dtype=torch.bool)
-                logits = self._prefilled(ids, positions, seen)
+                seen = causal(mask, longest).squeeze(1) | torch.eye(longest, dtype=torch.bool)
+                logits = prefill(ids, positions, seen)
             else:
                 logits = self._forward(
                     ids, mask=mask.long(), positions=positions, cache=self._arena, every=every
@@ -212,18 +212,13 @@ class ArenaBatch:
             self._positions = torch.cat((self._positions, positions[:, -1] + 1))
         return logits[:, -1]
 
-    def _is_for_step(self, tokens: Tensor, every: InParts | None) -> bool:
-        """Tell whether the step prefills `tokens`, of which somebody may want the logits of `every`."""
+    def _by_step(self, tokens: Tensor, every: InParts | None) -> Callable[..., Tensor] | None:
+        """Return what prefills `tokens` by the step (`DecoderStep.prefill` on this arena), or None where the
+        model's own forward pass is to."""
         step, arena = self._step, self._arena
         if every is not None or not isinstance(step, DecoderStep) or not isinstance(arena, Arena):
-            return False
-        return step.prefills(tokens.numel(), arena)
-
-    def _prefilled(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Prefill by the step; `mask` [rows, 1, width, columns]. Returns logits [rows, 1, vocabulary]."""
-        assert isinstance(self._step, DecoderStep)
-        assert isinstance(self._arena, Arena)
-        return self._step.prefill(tokens, positions, mask.squeeze(1), self._arena)
+            return None
+        return partial(step.prefill, arena=arena) if step.prefills(tokens.numel(), arena) else None
 
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -264,8 +259,8 @@ class ArenaBatch:
                 mask = causal(ones, count) if self._makes_masks else ones.long()
             positions = torch.arange(begin, end, device=device).unsqueeze(0)
             tokens = torch.tensor([list(staged.tokens[begin:end])], device=device)
-            if mask is not None and self._is_for_step(tokens, staged.every):
-                logits = self._prefilled(tokens, positions, mask)
+            if mask is not None and (prefill := self._by_step(tokens, staged.every)) is not None:
+                logits = prefill(tokens, positions, mask.squeeze(1))
             else:
                 logits = self._forward(
                     tokens, mask=mask, positions=positions, cache=self._arena, every=staged.every
