@@ -248,6 +248,31 @@ def proved_batch(model: Any) -> ArenaBatch:
     raise AssertionError("no way of batching is right")
 
 
+SCALED = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "is_read"),
+    [
+        ("olmo", LLAMA, True),
+        ("olmo", {**LLAMA, "clip_qkv": 8.0}, False),
+        ("olmoe", {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}, False),
+        ("ministral3", {**LLAMA, "head_dim": HIDDEN // HEADS, "rope_parameters": SCALED}, False),
+    ],
+)
+def test_what_no_prompt_of_a_check_may_meet_is_left_to_the_model(
+    kind: str, size: Mapping[str, Any], is_read: bool, tmp_path: Path
+) -> None:
+    """Caps on numbers, factors of far positions; and norms over all heads together."""
+    assert (read_decoder(model_of(tmp_path, kind, size, torch.float32)) is not None) == is_read
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "phi3"])
 def test_other_modules_are_left_to_the_model(kind: str, tmp_path: Path) -> None:
     from tests.checkpoints import DECODERS

@@ -183,11 +183,12 @@ def made(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def loaded(folder: Path, **spec: Any) -> tuple[TransformersEngine, LoadReport]:
+def loaded(folder: Path, record: Path | None = None, **spec: Any) -> tuple[TransformersEngine, LoadReport]:
     engine = TransformersEngine(
         EngineSpec(
             "transformers", str(folder), precision="float32", device="cpu", args={"threads": 1}, **spec
-        )
+        ),
+        record,
     )
     return engine, engine.load()
 

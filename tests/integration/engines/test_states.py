@@ -211,6 +211,24 @@ def test_the_state_of_a_row_counts_towards_the_cache(made: Callable[[str], Path]
     assert (report.kv_bytes_per_token, engine.free_slots()) == (0, 3)
 
 
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "falcon_mamba", "bamba"])
+@pytest.mark.parametrize("slots", [1, 2, 3, 6])
+def test_every_slot_is_taken(kind: str, slots: int, made: Callable[[str], Path], tmp_path: Path) -> None:
+    """Also the last one: of states alone a row of more tokens takes no more. So it is where the model loads
+    as it is remembered."""
+    folder, record = made(kind), tmp_path / "record"
+    for _ in range(2):
+        engine, report = loaded(folder, record=record, max_slots=slots)
+        assert (report.notes, report.slots) == ((), slots)
+        lengths = [*PROMPTS[: slots - 1], 90]  # the last one is prefilled in parts, where that is done
+        prompts = [[3 + (row + token) % 90 for token in range(length)] for row, length in enumerate(lengths)]
+        requests = [a_request(str(row), prompt, max_tokens=70) for row, prompt in enumerate(prompts)]
+        results = run(engine, requests, apart=2)
+        assert [results[request.id].tokens for request in requests] == generated(
+            folder, prompts, [70] * slots
+        )
+
+
 def test_a_row_whose_numbers_are_not_finite_leaves_nothing_behind(made: Callable[[str], Path]) -> None:
     folder = made("bamba")
     engine, _ = loaded(folder)

@@ -243,10 +243,16 @@ class ArenaBatch:
     ) -> Staged:
         held = 0
         with torch.inference_mode():
-            self._arena.begin_staged(len(tokens))
-            if self.prefixes is not None and salt is not None and (held := self.prefixes.held(tokens, salt)):
-                fill = partial(self.prefixes.fill, tokens=tokens[:held], salt=salt)
-                self._arena.fill_staged(held, fill)
+            try:
+                self._arena.begin_staged(len(tokens))
+                if self.prefixes is not None and salt is not None:
+                    held = self.prefixes.held(tokens, salt)
+                if self.prefixes is not None and salt is not None and held:
+                    fill = partial(self.prefixes.fill, tokens=tokens[:held], salt=salt)
+                    self._arena.fill_staged(held, fill)
+            except Exception:
+                self._arena.drop_staged()
+                raise
         return Staged(tokens, every, held)
 
     def advance(self, staged: Staged, count: int) -> Tensor | None:

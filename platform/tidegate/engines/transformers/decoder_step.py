@@ -18,6 +18,7 @@ its time or less, also where the window has to be copied for them (ADR 0025 has 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -62,6 +63,9 @@ MOST_UNUSED = 1024  # columns of padding that cost less to read than another cal
 # each head, token and column: the model's own forward pass keeps none.
 MOST_OF_A_STEP, MOST_SCORES = 512, 1 << 24
 SILU = ("SiLU", "SiLUActivation")
+# What forward passes call that changes nothing until numbers are large or positions are far: the self-check's
+# prompts need not get there.
+BEYOND_A_CHECK = {"clamp", "clamp_", "clip", "clip_", "minimum", "maximum", "get_llama_4_attn_scale"}
 
 Operation = Callable[[Tensor], Tensor]
 
@@ -231,9 +235,22 @@ def _is_plain(layer: Module) -> bool:
         return False
     attention: Any = layer.self_attn
     found = _children(attention) - {*NORMS}
-    has_both = len(_children(attention) & {*NORMS}) in (0, len(NORMS))
+    has_norms = len(_children(attention) & {*NORMS})
+    has_both = has_norms in (0, len(NORMS))
     has_sizes = all(hasattr(attention, name) for name in ("head_dim", "scaling"))
-    return found == ATTENTION and has_both and has_sizes
+    if found != ATTENTION or not has_both or not has_sizes or _has_more(layer) or _has_more(attention):
+        return False
+    # A norm of all heads' numbers together is another one.
+    return all(len(getattr(attention, name).weight) == attention.head_dim for name in NORMS if has_norms)
+
+
+def _has_more(module: Any) -> bool:
+    """Tell whether its forward pass has a cap, or a factor of far positions, which no check may meet."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    names = set(code.co_names) if code is not None else set()
+    if "clip_qkv" in names and getattr(module.config, "clip_qkv", None) is None:  # OLMo's, turned off
+        names -= BEYOND_A_CHECK
+    return bool(names & BEYOND_A_CHECK)
 
 
 def _children(module: Module) -> set[str]:
@@ -276,7 +293,10 @@ def _joint(*parts: Sequence[Module]) -> Module | None:
 
 
 def _mlp(modules: Sequence[Any]) -> Module:
-    if any(_children(module) != MLP or type(module.act_fn).__name__ not in SILU for module in modules):
+    if any(
+        _children(module) != MLP or type(module.act_fn).__name__ not in SILU or _has_more(module)
+        for module in modules
+    ):
         return Other([_alone(operation(module)) for module in modules])
     gates, ups, downs = ([getattr(module, name) for module in modules] for name in (*GATES, "down_proj"))
     if (whole := _joint(gates, ups)) is not None:

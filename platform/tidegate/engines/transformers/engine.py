@@ -69,6 +69,8 @@ log = logging.getLogger(__name__)
 
 # What a step costs beside its tokens, in tokens: reading the weights.
 WEIGHTS_TOKENS = {"cpu": 16, "cuda": 256}
+# A step with proposed tokens has logits of each: of as many as so many choices work on at once.
+LOGITS_OF_A_RUN = 4
 
 
 class TransformersEngine:
@@ -181,7 +183,7 @@ class TransformersEngine:
 
     def abort(self, request_id: str) -> None:
         if (row := self._scheduler.abort(request_id)) is not None:
-            self._leave({row: False})
+            self._leave({row: self._flight is not None})  # what that found of its numbers is not known yet
         elif self._scheduler.staged is None:
             self._drop()
 
@@ -323,6 +325,7 @@ class TransformersEngine:
         most = self._args.prompt_lookup_num_tokens
         proposed = [sequence.proposed(most) for sequence in running]
         longest = min(self._batch.longest_run(), max(1, self._args.prefill_tokens_per_step // len(running)))
+        longest = min(longest, max(1, LOGITS_OF_A_RUN * rows_at_once(self._vocabulary_size) // len(running)))
         rates = [sequence.lookup.rate if sequence.lookup else 0.0 for sequence in running]
         width = lookup_width([len(tokens) for tokens in proposed], rates, longest, self._weights_tokens)
         if width == 1:

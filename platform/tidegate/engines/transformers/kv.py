@@ -232,7 +232,7 @@ class Arena(Cache):  # type: ignore[misc]
 
     def drop_staged(self) -> None:
         """Forget the staged row."""
-        if self._staged is not None:
+        if self._staged is not None and self.rows_held > self.count:  # there was room for it
             for layer in self._arena_layers:
                 layer.clear_row(self.rows_held - 1)  # its values may not be finite
         self._staged, self._staged_columns = None, 0
@@ -348,7 +348,7 @@ class Arena(Cache):  # type: ignore[misc]
             wide = self._with_spare(columns, rows)
         if wide > self._most_columns(more):
             wide = self._with_spare(max(columns, self.end, self._staged_columns), rows)
-            more = min(self._max_rows, rows * self._most_columns(rows) // wide)
+            more = max(rows, min(self._max_rows, rows * self._most_columns(rows) // wide))
             if self._most_columns(more) < wide:
                 more = rows
         self._resize(more, wide)

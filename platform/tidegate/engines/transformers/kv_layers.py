@@ -127,14 +127,19 @@ class ArenaLayer(TokenLayer):
 
     def shift(self, rows: int, source: slice, target: slice) -> None:
         for held in (self.keys, self.values):
-            held[:rows, :, target] = held[:rows, :, source].clone()  # they may overlap
+            moved = held[:rows, :, source].clone()  # they may overlap
+            held[:rows, :, source] = 0  # see `resize`
+            held[:rows, :, target] = moved
 
     def move_row(self, source: int, target: int, columns: slice, by: int = 0) -> None:
         """Copy a row's columns, `by` columns to the right."""
         to = slice(columns.start + by, columns.stop + by)
         for held in (self.keys, self.values):
             moved = held[source, :, columns]
-            held[target, :, to] = moved.clone() if source == target else moved
+            if source == target:
+                moved = moved.clone()
+                held[source, :, columns] = 0  # see `resize`
+            held[target, :, to] = moved
 
     def clear_row(self, row: int, columns: slice = slice(None)) -> None:
         if self.is_initialized:

@@ -317,8 +317,10 @@ class PagedPool(Cache):  # type: ignore[misc]
 
     def _grow(self, row: int, pages: list[int], tokens: int) -> None:
         """Give a row pages for so many tokens."""
-        new = [self._free.pop() for _ in range(-(-tokens // self.page) - len(pages))]
-        if new:
+        count = -(-tokens // self.page) - len(pages)
+        if count > len(self._free):
+            raise RuntimeError(f"{tokens} tokens of a row need {count} pages, and {len(self._free)} are free")
+        if new := [self._free.pop() for _ in range(count)]:
             places = slice(len(pages), len(pages) + len(new))
             self._table[row, places] = torch.tensor(new, dtype=torch.int32, device=self._device)
             pages += new

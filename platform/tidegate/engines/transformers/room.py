@@ -6,6 +6,7 @@ by one take what they hold.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,10 @@ class Room:
 
     def columns(self, rows: int) -> int:
         """Return how many columns so many padded rows may have."""
-        return max(0, self.bytes // rows - self.per_row) // max(1, self.per_token)
+        left = self.bytes // rows - self.per_row
+        if not self.per_token:  # rows that are states alone: a column takes nothing
+            return sys.maxsize if left >= 0 else 0
+        return max(0, left) // self.per_token
 
     def _taken(self, rows: Sequence[int]) -> int:
         if self.page:
