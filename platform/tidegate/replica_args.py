@@ -130,6 +130,42 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     task: str = ""  # generate | embed | score | classify; empty: generate
 
 
+MOST_LOOKED_UP = 32  # tokens: they lie in `CONTEXT_SLACK`, and cost every row of the step
+
+
+class TransformersArgs(Struct, frozen=True):
+    """The arguments of the transformers engine (`EngineSpec.args`)."""
+
+    # CPU threads of one model operation; 0: those that decode fastest when tried while requests run, up to
+    # all cores that this process may use.
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    # Prompt tokens that join per step at most (one request always may): bounds how long others wait.
+    prefill_tokens_per_step: Annotated[int, Meta(ge=1)] = 4096
+    # Keep keys and values of what prompts begin with, so that the next prompt of the same tenant that begins
+    # alike need not compute them.
+    prefix_cache: bool = True
+    # Memory for that, a part of the KV cache's; 0: up to a ninth of it.
+    prefix_cache_bytes: Annotated[int, Meta(ge=0)] = 0
+    # Keep keys and values in pages, not in an arena, where rows are padded to the longest. None: on a GPU, of
+    # models that attend by the pages there. Only where layers keep nothing else and the self-check passes.
+    kv_pages: bool | None = None
+    # Tokens that a step may take of a request beyond its next one, proposed by what followed when its last
+    # ones came up before (prompt lookup). The answers are the same, faster where they repeat what they have
+    # seen; 0: off.
+    prompt_lookup_num_tokens: Annotated[int, Meta(ge=0, le=MOST_LOOKED_UP)] = 0
+    # Begin a step before the tokens of the one before have come to the host, while nobody joins and no row's
+    # choice hangs on them. None: on a GPU, which else waits for the host.
+    async_scheduling: bool | None = None
+    # On a GPU: launch each operation of a decoding step instead of replaying the step as a captured graph.
+    enforce_eager: bool = False
+    # Share of the memory free after loading that the KV cache may take, where `kv_cache_bytes` is not set;
+    # 0: 0.25 on CPU (at most 2 GiB there), 0.85 on CUDA.
+    kv_cache_share: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    # On a CPU: unpack GPTQ weights of 4 bits into `precision` at load. Four times the memory; steps of more
+    # than 8 rows are faster, those of fewer slower.
+    unpacks_gptq: bool = False
+
+
 class VllmArgs(Struct, frozen=True):
     """The arguments of the vLLM engine (`EngineSpec.args`). Their names are vLLM's own where it has them."""
 
@@ -146,18 +182,34 @@ class VllmArgs(Struct, frozen=True):
 
 
 # Of engines whose arguments are checked where a Model is read, not only where its replica loads.
-ENGINE_ARGS: Mapping[str, type[Struct]] = {"vllm": VllmArgs}
+ENGINE_ARGS: Mapping[str, type[Struct]] = {"transformers": TransformersArgs, "vllm": VllmArgs}
+# What engines call an argument that is a field of the Model.
+FIELDS_OF_A_MODEL = {
+    "dtype": "precision",
+    "torch_dtype": "precision",
+    "quantization": "quantization",
+    "device": "device",
+    "max_model_len": "contextLength",
+    "max_num_seqs": "engine.maxSlots",
+    "kv_cache_memory_bytes": "engine.kvCacheBytes",
+    "chat_template": "chatTemplate",
+}
 
 
 def mistake_in_args(args: Mapping[str, object], into: type[Struct]) -> str:
     """Say what is wrong with the arguments of an engine, which are the fields of `into`; empty: nothing."""
     known = [each.name for each in msgspec.structs.fields(into)]
     if unknown := sorted(set(args) - set(known)):
-        return f"engine args have no {', '.join(unknown)}; known: {', '.join(known)}."
-    try:
-        msgspec.convert(dict(args), into)
-    except msgspec.ValidationError as error:
-        return f"engine args: {error}."
+        instead = {name: f" (set spec.{field})" for name, field in FIELDS_OF_A_MODEL.items()}
+        named = [shortened(name, MOST_CHARACTERS // 4) + instead.get(name, "") for name in unknown]
+        return f"engine args have no {', '.join(named)}; known: {', '.join(known)}."
+    for name, value in args.items():
+        try:
+            msgspec.convert({name: value}, into)
+        except msgspec.ValidationError as error:
+            amiss = str(error).partition(" - at ")[0]
+            amiss = amiss.replace("Expected ", "must be ").replace(", got", ", not")
+            return f"engine args: {name} is {shortened(repr(value), MOST_CHARACTERS // 4)}: it {amiss}."
     return ""
 
 

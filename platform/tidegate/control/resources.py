@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from tidegate.control.pool_schema import LocalReference, Pool, PoolSpec, WorkerGroup
 from tidegate.control.rollout_schema import NO_ACCELERATOR, RolloutSpec, surge_missing
@@ -140,15 +140,16 @@ class EngineChoice(Strict):
     args: dict[ArgName, ArgValue] = Field(
         default_factory=dict,
         max_length=32,
-        description="Engine-specific arguments, checked by the engine when it loads; those of vllm when the "
-        "Model is read.",
+        description="Arguments of the engine, which its guide lists; checked when the Model is read.",
     )
 
-    @model_validator(mode="after")
-    def _args_fit(self) -> Self:
-        if (wanted := ENGINE_ARGS.get(self.name)) and (mistake := mistake_in_args(self.args, wanted)):
+    @field_validator("args")
+    @classmethod
+    def _args_fit(cls, args: dict[str, ArgValue], info: ValidationInfo) -> dict[str, ArgValue]:
+        wanted = ENGINE_ARGS.get(info.data.get("name", ""))
+        if wanted and (mistake := mistake_in_args(args, wanted)):
             raise ValueError(mistake)
-        return self
+        return args
 
 
 class Resources(Strict):

@@ -72,11 +72,13 @@ def kv_cache_bytes(spec: ModelSpec, source: SourceState) -> int:
     columns = context + CONTEXT_SLACK
     per_token = kv_bytes_per_token(source.shape, _compute_precision(spec, source))
     row = columns * per_token + state_bytes(source.shape)
+    args, kept = spec.engine.args, 0
     # A state is of all tokens before: no other prompt can begin with it.
-    if not state_bytes(source.shape) and spec.engine.args.get("prefix_cache", True):
-        row += -(-row // PREFIX_SHARE)
+    if not state_bytes(source.shape) and args.get("prefix_cache", True):
+        kept = int(args.get("prefix_cache_bytes", 0))
+        row += 0 if kept else -(-row // PREFIX_SHARE)
     most = spec.engine.max_slots or MOST_DEFAULT_ROWS
-    return row * max(1, min(most, _loaded_weights(spec, source) // row))
+    return row * max(1, min(most, _loaded_weights(spec, source) // row)) + kept
 
 
 def asked_task(spec: ModelSpec, source: SourceState | None) -> str:

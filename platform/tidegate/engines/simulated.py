@@ -193,11 +193,14 @@ class SimulatedEngine:
             row.lead = self._lead(request, sampling, count)
         if (finished := self._continue(row, log)) is not None:
             return finished
+        held = self._prefixes.take(request.tenant, prompt, count)
+        row.cached_tokens = sum(segment.output.cached_tokens for segment in log) if log else held
+        if held and not log:
+            row.lead = replace(row.lead, cached_tokens=held)
         row.is_plain = (
             row.stop is None and row.top_logprobs is None and row.fault is None and row.lead is NO_TOKENS
         )
-        row.cached_tokens = self._prefixes.take(request.tenant, prompt, count)
-        computed = count - row.cached_tokens + row.position
+        computed = count - held + row.position
         self._prefill_seconds += (
             self._args.prefill_ms + self._args.prefill_ms_per_1k * computed / 1000
         ) / 1000

@@ -186,7 +186,9 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     stopped_by: str = ""  # the stop string that ended the text; empty: none did
-    cached_tokens: int = 0  # of the prompt's, those that the engine held from earlier requests, not computed
+    cached_tokens: int = (
+        0  # of the prompt's, those that the first attempt's engine held from earlier requests
+    )
 
 
 class CallDelta(msgspec.Struct, frozen=True, array_like=True):
@@ -214,6 +216,7 @@ class Tokens(msgspec.Struct, frozen=True, array_like=True, tag="t"):
     # What of the answer is not its content, where the chat format tells: it is not in `text`.
     reasoning: str = ""
     calls: list[CallDelta] = []
+    cached_tokens: int = 0  # in the first segment alone, for an attempt that goes on: see `Finish`
 
     @property
     def any_text(self) -> str:

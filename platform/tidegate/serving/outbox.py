@@ -195,5 +195,6 @@ def merged(segment: Segment, output: StepOutput) -> Segment:
         old.prompt_logprobs or new.prompt_logprobs,
         old.reasoning + new.reasoning,
         old.calls + new.calls if new.calls else old.calls,
+        old.cached_tokens or new.cached_tokens,
     )
     return Segment(segment.request_id, segment.seq, output.finish, both, segment.prompt_tokens, output.result)

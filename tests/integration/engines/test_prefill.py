@@ -193,15 +193,29 @@ def test_a_prompt_is_kept_for_its_tenant_alone(llama: TransformersEngine) -> Non
     assert cached == [0, 64, 0, 64]
 
 
-def test_a_continuation_and_prompt_logprobs(llama: TransformersEngine) -> None:
-    """What goes on elsewhere begins with what is kept; who asks for log probabilities gets them all."""
+def test_a_continuation_and_prompt_logprobs(
+    llama: TransformersEngine, load: Callable[..., TransformersEngine]
+) -> None:
+    """What goes on elsewhere begins with what is kept, and tells of what its first attempt found; who asks
+    for log probabilities gets them all."""
     prompt = [BEGIN[0] + 1, *BEGIN]
     request = a_request("r", prompt, max_tokens=20, temperature=0.9)
-    whole = run_one(llama, request)
     begun = run_steps(llama, request, 9)
-    rest = run_one(llama, request, begun.log)
-    assert begun.tokens + rest.tokens == whole.tokens
-    assert rest.finish is not None and rest.finish.cached_tokens == 64
+    whole = run_one(llama, request)
+    assert whole.finish is not None and whole.finish.cached_tokens == 64
+    again = run_steps(llama, request, 9)
+    other = load("llama")
+    run_one(other, request)
+    # What a request has left there itself does not count, and what the first one found does.
+    for engine, first, cached in (
+        (llama, begun, 0),
+        (other, begun, 0),
+        (llama, again, 64),
+        (other, again, 64),
+    ):
+        rest = run_one(engine, request, first.log)
+        assert first.tokens + rest.tokens == whole.tokens
+        assert rest.finish is not None and rest.finish.cached_tokens == cached
     told = run_one(llama, a_request("r", prompt, max_tokens=1, prompt_logprobs=1))
     assert told.finish is not None and told.finish.cached_tokens == 0
     assert len(told.log[0].output.prompt_logprobs) == len(prompt)

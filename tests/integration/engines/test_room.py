@@ -78,6 +78,8 @@ def test_many_short_requests_run_where_few_of_full_length_would(load: Load, long
         {},
         {"prefix_cache": False, "prompt_lookup_num_tokens": 8},
         {"kv_pages": True, "prompt_lookup_num_tokens": 8},
+        {"async_scheduling": True},
+        {"async_scheduling": True, "kv_pages": True},
     ],
 )
 def test_what_outgrows_the_memory_goes_on_where_it_was(
@@ -96,6 +98,8 @@ def test_what_outgrows_the_memory_goes_on_where_it_was(
     assert requests[0].id not in back, "the oldest goes on"
     for request in requests:
         assert results[request.id].tokens == run_one(engine, request).tokens
+        finish = results[request.id].finish
+        assert finish is not None and finish.cached_tokens == 0, "what it left itself is not cached"
     assert engine.free_slots() > 0
 
 

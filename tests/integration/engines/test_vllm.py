@@ -139,6 +139,39 @@ def test_log_probabilities_are_those_of_our_own_engine(vllm: VllmEngine, llama: 
             ]
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_halves_and_a_small_cache(
+    start: Callable[..., VllmEngine],
+    checkpoints: Callable[[str], Path],
+    load: Callable[..., Engine],
+    precision: str,
+) -> None:
+    """Scores are near our own. No more is claimed than the cache has room for, nor than a step has tokens."""
+    token = 2 * 2 * 2 * 32 * 2  # layers, keys and values, heads, head size, bytes
+    small = {"kv_cache_bytes": 6 * 128 * token, "args": {"max_num_batched_tokens": 24}}
+    engine = start(checkpoints("llama"), precision=precision, max_slots=32, **small)
+    ours = run_one(load("llama", precision=precision), requests()[-1])
+    theirs = run_one(engine, requests()[-1])
+    for one, other in zip(theirs.logprobs, ours.logprobs, strict=True):
+        assert one.logprob == (None if other.logprob is None else pytest.approx(other.logprob, abs=0.2))
+    assert engine._slots <= 24
+    free = []
+    asked = [a_request(str(row), [5 + row] * (100 + row), max_tokens=100) for row in range(3)]
+    for request in asked:
+        free.append(engine.free_slots())
+        add(engine, request)
+    assert free[0] > free[1] > free[2] >= 0
+    assert engine.free_slots() == 0
+    results = {request.id: Result() for request in asked}
+    while engine.has_work():
+        for output in engine.step():
+            results[output.request_id].take(output)
+    assert {len(result.tokens) for result in results.values()} == {100}
+    assert engine.free_slots() == free[0]
+    begun = run_steps(engine, asked[1], 30)
+    assert begun.tokens + run_one(engine, asked[1], begun.log).tokens == results["1"].tokens
+
+
 def test_a_prompt_of_the_whole_context_is_scored_and_nothing_more(vllm: VllmEngine, llama: Engine) -> None:
     full = [3 + place * 7 % 400 for place in range(CONTEXT)]
     scored = a_request("r", full, max_tokens=0, echo=True, top_logprobs=1)
@@ -168,10 +201,12 @@ def test_what_a_tenants_prompts_begin_with_is_told_as_cached(vllm: VllmEngine) -
         assert whole.finish is not None
         cached.append(whole.finish.cached_tokens)
     assert cached == [0, 128, 0, 128, 0]
-    begun = run_steps(vllm, request, 2)
-    rest = run_one(vllm, request, begun.log)
-    assert begun.tokens + rest.tokens == whole.tokens
-    assert rest.finish is not None and rest.finish.cached_tokens == 128
+    for at_first in (0, 128):  # an attempt that goes on tells of the first one
+        request = replace(a_request("r", [*begin, 9], max_tokens=3), tenant="three")
+        begun = run_steps(vllm, request, 2)
+        rest = run_one(vllm, request, begun.log)
+        assert begun.tokens + rest.tokens == whole.tokens
+        assert rest.finish is not None and rest.finish.cached_tokens == at_first
     told = run_one(
         vllm, replace(request, work=a_request("r", [*begin, 9], max_tokens=1, prompt_logprobs=1).work)
     )

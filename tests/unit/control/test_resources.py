@@ -55,11 +55,20 @@ VLLM: dict[str, Any] = {"engine": {"name": "vllm"}, "source": {"uri": "/weights"
         ({**VLLM, "task": "embed"}, "only the engine transformers does other tasks"),
         (
             {**VLLM, "engine": {"name": "vllm", "args": {"tensor_parallel_size": 2}}},
-            "spec.engine\n  Value error, engine args have no tensor_parallel_size; known: threads,",
+            "spec.engine.args\n  Value error, engine args have no tensor_parallel_size; known: threads,",
         ),
         (
             {**VLLM, "engine": {"name": "vllm", "args": {"enforce_eager": "yes"}}},
-            "engine args: Expected `bool`, got `str` - at `$.enforce_eager`",
+            "engine args: enforce_eager is 'yes': it must be `bool`, not `str`.",
+        ),
+        (
+            {**VLLM, "engine": {"name": "vllm", "args": {"max_num_seqs": 9, "dtype": "half"}}},
+            "no dtype (set spec.precision), max_num_seqs (set spec.engine.maxSlots); known: threads,",
+        ),
+        ({"engine": {"name": "transformers", "args": {"kv_page": True}}}, "no kv_page; known: threads,"),
+        (
+            {"engine": {"args": {"prompt_lookup_num_tokens": 64}}},
+            "engine args: prompt_lookup_num_tokens is 64: it must be `int` <= 32.",
         ),
     ],
 )

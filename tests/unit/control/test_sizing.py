@@ -65,6 +65,13 @@ def test_prompts_that_are_not_kept_take_no_memory() -> None:
     )
 
 
+def test_prompts_that_are_kept_take_the_memory_that_is_asked_for_them() -> None:
+    engine = {"name": "transformers", "maxSlots": 4, "args": {"prefix_cache_bytes": 3 * GIB}}
+    assert kv_cache_bytes(spec(contextLength=4096, engine=engine), source()) == (
+        4 * (4096 + CONTEXT_SLACK) * 128 * 1024 + 3 * GIB
+    )
+
+
 @pytest.mark.parametrize(("asked", "found"), [("auto", "embed"), ("embed", "generate"), ("score", "score")])
 def test_what_generates_nothing_has_no_cache(asked: str, found: str) -> None:
     shape = replace(source(shape=DecoderShape()), task=found)

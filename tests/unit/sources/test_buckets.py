@@ -224,13 +224,13 @@ def test_what_changes_between_listing_and_reading_is_not_taken(
     bucket: Bucket, refusal: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.objects = {"llama/config.json": b"{}"}
-    listing = _Handler.listing
+    answer = _Handler.answer
 
-    def change(handler: _Handler, query: dict[str, str]) -> None:
-        listing(handler, query)
+    def change(handler: _Handler, status: int, text: str) -> None:  # the listing is made, and not yet sent
         bucket.objects["llama/config.json"] = b"{ }"
+        answer(handler, status, text)
 
-    monkeypatch.setattr(_Handler, "listing", change)
+    monkeypatch.setattr(_Handler, "answer", change)
     reason, message = refusal()
     assert (reason, "changed while it was read" in message) == ("SourceUnavailable", True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch
 from tidegate.engines.transformers.kv_size import KvSize
 from tidegate.engines.transformers.loading import Loaded, free_bytes
@@ -12,7 +11,7 @@ from tidegate.engines.transformers.memory import kv_budget, within_cap
 from tidegate.engines.transformers.paged import paged_room
 from tidegate.engines.transformers.prefixes import PrefixCache
 from tidegate.engines.transformers.room import LEAST_TOKENS, Room
-from tidegate.replica_args import EngineSpec
+from tidegate.replica_args import EngineSpec, TransformersArgs
 from tidegate.sources.facts import CONTEXT_SLACK
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput, is_out_of_memory
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.limits import refusal
-from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.loading import BARE, Loaded, closed_on_failure, load, open_checkpoint
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.pooling import Pooler, judge_of, label_names, normalised
@@ -44,7 +43,7 @@ from tidegate.messages.work import (
     Tokens,
     Vectors,
 )
-from tidegate.replica_args import EngineSpec
+from tidegate.replica_args import EngineSpec, TransformersArgs
 from tidegate.sources.checkpoint import Checkpoint
 from tidegate.sources.sentence import Sentence, read_sentence
 

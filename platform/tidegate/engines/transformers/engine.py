@@ -26,7 +26,6 @@ from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_me
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.families import families
 from tidegate.engines.transformers import encoder_decoder
-from tidegate.engines.transformers.args import TransformersArgs
 from tidegate.engines.transformers.batch import Batch
 from tidegate.engines.transformers.cache_plan import plan_cache
 from tidegate.engines.transformers.counts import Counts
@@ -62,7 +61,7 @@ from tidegate.messages.work import (
     Segment,
     Tokens,
 )
-from tidegate.replica_args import EngineSpec
+from tidegate.replica_args import EngineSpec, TransformersArgs
 from tidegate.telemetry import Laps
 
 log = logging.getLogger(__name__)
@@ -373,7 +372,7 @@ class TransformersEngine:
                 asked, every = self._asked(sequence)
                 salt = sequence.salt if self._held(sequence) else None
                 staged = self._batch.begin(sequence.tokens, every=every, salt=salt)
-                sequence.cached_tokens = min(staged.held, len(sequence.prompt))
+                sequence.note_cached(staged.held)
                 self._counts.cached_tokens += staged.held
                 self._part = Part(staged, asked)
             logits = self._batch.advance(self._part.staged, count)

@@ -90,8 +90,8 @@ def kv_budget(
             "OutOfMemory",
             f"The KV cache of one request of full context needs {gib(bytes_per_row)}, but the cache may take "
             f"{gib(budget)} on {device}"
-            + (f", {gib(prefix_bytes)} of it prefix_cache_bytes" if keeps_prefixes and prefix_bytes else "")
-            + ": lower contextLength or give it more memory.",
+            + (f", {gib(kept)} of it prefix_cache_bytes: lower that, " if kept else ": lower ")
+            + "contextLength or give it more memory.",
         )
     most = min(max_slots or MOST_SLOTS, MOST_SLOTS)
     share_bytes = 0 if prefix_bytes or not keeps_prefixes else budget // (PREFIX_SHARE + 1)

@@ -83,6 +83,26 @@ def none_held(_sequence: Schedulable) -> int:
     return 0
 
 
+class Usual:
+    """What is usual of the width of requests: `tokens` as long as none has shown it, `most` the context's."""
+
+    def __init__(self, tokens: int, most: int) -> None:
+        self._tokens, self._most = float(tokens), most
+
+    def note(self, width: int) -> None:
+        self._tokens += RECENT * (width - self._tokens)
+
+    def more(self, room: Room, here: Sequence[Schedulable]) -> int:
+        """Return how many more there is room for beside these."""
+        usual = sum(one.width for one in here) / len(here) if here else self._tokens
+        return room.more(wanted(here), min(self._most, int(usual) + HEADROOM))
+
+
+def wanted(sequences: Sequence[Schedulable]) -> list[int]:
+    """Return the tokens for which each finds room when somebody joins."""
+    return [min(one.width + HEADROOM, one.widest) for one in sequences]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan(Generic[S]):
     """The prompts of a step. Each `join`s the scheduler before the next call, or ends (`forget` where it is
@@ -95,23 +115,21 @@ class Plan(Generic[S]):
 
 class Scheduler(Generic[S]):
     def __init__(self, slots: int, room: Room | None = None, usual: int = 0, most: int = 0) -> None:
-        """`usual`: tokens that a request comes with, as long as none has shown it; `most`: the context's."""
+        """`usual` and `most`: see `Usual`."""
         self.waiting: deque[S] = deque()
         self.staged: S | None = None
         self.running: list[S] = []
         self.left = 0  # tokens of the staged one
         self._slots = slots
         self._room = room
-        self._usual, self._most = float(usual), most
+        self._usual = Usual(usual, most)
         self._is_short = False  # the first in line finds no room
 
     def free_slots(self) -> int:
         free = self._unused() - len(self.waiting)
         if self._room is None:
             return free
-        here = [*self._here(), *self.waiting]
-        usual = sum(one.width for one in here) / len(here) if here else self._usual
-        return min(free, self._room.more(self._wanted(here), min(self._most, int(usual) + HEADROOM)))
+        return min(free, self._usual.more(self._room, [*self._here(), *self.waiting]))
 
     def usage(self) -> float:
         """Return what those that run take of their room, 0 to 1: by slots where it is not counted. On any
@@ -126,7 +144,7 @@ class Scheduler(Generic[S]):
 
     def add(self, sequence: S) -> None:
         self.waiting.append(sequence)
-        self._usual += RECENT * (sequence.width - self._usual)
+        self._usual.note(sequence.width)
 
     def joining(self) -> list[int]:
         """Return how many tokens are to be prefilled of the one that is staged, and of each that waits for a
@@ -151,7 +169,7 @@ class Scheduler(Generic[S]):
             left -= count
         while self.waiting and free > 0 and not self.left:
             first = self.waiting[0]
-            if here and self._room is not None and not self._room.holds(self._wanted([*here, first])):
+            if here and self._room is not None and not self._room.holds(wanted([*here, first])):
                 self._is_short = True
                 break
             known = held(first) if can_stage else 0
@@ -225,9 +243,6 @@ class Scheduler(Generic[S]):
 
     def _here(self) -> list[S]:
         return [*self.running, *([] if self.staged is None else [self.staged])]
-
-    def _wanted(self, sequences: Sequence[S]) -> list[int]:
-        return [min(one.width + HEADROOM, one.widest) for one in sequences]
 
     def _unused(self) -> int:
         return self._slots - len(self.running) - (self.staged is not None)

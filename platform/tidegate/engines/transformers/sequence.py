@@ -63,7 +63,10 @@ class RunningSequence:
         self.id = request.id
         self.age = (request.created, request.id)
         self.salt = request.tenant.encode()  # nobody sees what another tenant's prompts begin with
-        self.cached_tokens = 0  # of the prompt, that were not computed
+        # Of the prompt, that were not computed. What a request's own earlier attempt has left does not count.
+        self._goes_on = bool(log)
+        self._cached_tokens = sum(segment.output.cached_tokens for segment in log)
+        self._tells_cached = False
         self.source = [] if start is None else list(prepared.prompt)  # what an encoder reads
         self.prompt = list(prepared.prompt if start is None else start)  # what the decoder goes on from
         self._prompt_tokens = len(prepared.prompt)
@@ -177,6 +180,12 @@ class RunningSequence:
             return self.fail("GrammarFailed", f"The grammar cannot go on: {self.matcher.error}")
         return self._output([token], text, entries, self._finish_after(token))
 
+    def note_cached(self, tokens: int) -> None:
+        """Take up how many of its first tokens the engine holds."""
+        if not self._goes_on:
+            self._cached_tokens = min(tokens, len(self.prompt))
+            self._tells_cached = self._cached_tokens > 0
+
     @property
     def forced(self) -> Sequence[int]:
         """Return the tokens that may be added without the model's logits before them."""
@@ -235,7 +244,7 @@ class RunningSequence:
             message=message,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self.generated),
-            cached_tokens=self.cached_tokens,
+            cached_tokens=self._cached_tokens,
         )
         return StepOutput(self.id, NO_TOKENS, self._prompt_tokens, finish)
 
@@ -300,7 +309,7 @@ class RunningSequence:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self.generated),
             stopped_by=self._answer.stopped_by,
-            cached_tokens=self.cached_tokens,
+            cached_tokens=self._cached_tokens,
         )
 
     def _output(
@@ -317,6 +326,8 @@ class RunningSequence:
             ids = (self.source or self.prompt) if self._shows_prompt else []
             output = Tokens(tokens, text, entries, ids, self._prompt_logprobs)
             self._shows_prompt, self._prompt_logprobs = False, []
+        if self._tells_cached:
+            output, self._tells_cached = replace(output, cached_tokens=self._cached_tokens), False
         if self._reader is not None:
             output = self._split(self._reader, output, is_last=finish is not None)
         return StepOutput(self.id, output, self._prompt_tokens, finish)

@@ -30,6 +30,8 @@ from tidegate.engines.transformers.loading import (
 )
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.prompt_pool import PromptPool
+from tidegate.engines.transformers.room import USUAL_TOKENS, Room
+from tidegate.engines.transformers.scheduler import Usual
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.tokenizer import load_tokenizer
 from tidegate.engines.vllm.messages import Added, Load, Logprob, Stepped, Turn
@@ -66,6 +68,8 @@ class VllmEngine:
         self._left: list[int] = []
         self._asked = 0  # turns whose answers have not been read
         self._slots = 0
+        self._room: Room | None = None
+        self._usual = Usual(USUAL_TOKENS, USUAL_TOKENS)
         self._broken: str | None = None
         self._process: VllmProcess | None = None
         self._prompts: PromptPool | None = None
@@ -99,6 +103,8 @@ class VllmEngine:
             )
         )
         self._slots = loaded.slots
+        self._room = Room(loaded.kv_tokens, per_token=1, page=loaded.block)
+        self._usual = Usual(min(context_length, USUAL_TOKENS), context_length)
         self._language = Language(
             Described(checkpoint.path, loaded.vocabulary_size),
             tokenizer,
@@ -123,7 +129,11 @@ class VllmEngine:
         )
 
     def free_slots(self) -> int:
-        return self._slots - len(self._rows)
+        """As many as the KV cache has room for: what waits inside vLLM, another replica cannot take."""
+        free = self._slots - len(self._rows)
+        if self._room is None:
+            return free
+        return min(free, max(0, self._usual.more(self._room, [*self._rows.values()])))
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
         assert self._language is not None
@@ -137,6 +147,7 @@ class VllmEngine:
         number = next(self._numbers)
         self._rows[number] = sequence
         self._by_id[sequence.id] = number
+        self._usual.note(sequence.width)
         self._added.append(added(number, sequence, prepared.limit, self._language.model_ends))
         return None
 
@@ -166,7 +177,7 @@ class VllmEngine:
         return b"" if process is None else process.metrics(labels)
 
     def close(self) -> None:
-        self._rows, self._by_id, self._slots = {}, {}, 0
+        self._rows, self._by_id, self._slots, self._room = {}, {}, 0, None
         self._added, self._left, self._asked = [], [], 0
         for part in (self._process, self._prompts, self._language):
             if part is not None:
@@ -256,7 +267,7 @@ def added(number: int, sequence: RunningSequence, limit: int, model_ends: list[i
 def accepted(sequence: RunningSequence, number: int, token: int, stepped: Stepped) -> StepOutput:
     """Add a row's token; return what that lets out."""
     if (cached := stepped.cached.get(number)) is not None:
-        sequence.cached_tokens = min(cached, len(sequence.prompt))
+        sequence.note_cached(cached)
     if (found := stepped.prefill.get(number)) is not None:
         sequence.take_prefill(PrefillFound(*found))
     if number in stepped.not_finite:

@@ -64,6 +64,7 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=True):
     vocabulary_size: int  # the width of the logits
     slots: int
     kv_tokens: int  # that the KV cache holds
+    block: int  # tokens: a row takes whole ones
     device: str
     version: str
 

@@ -101,13 +101,14 @@ class Stepping:
         _check_kernels(asked.quantization, device)
         os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
         options: dict[str, Any] = {}
-        if load.args.max_num_batched_tokens:
-            options["max_num_batched_tokens"] = load.args.max_num_batched_tokens
+        # No step has more rows than tokens, and vLLM refuses to be told otherwise.
+        if most_tokens := load.args.max_num_batched_tokens:
+            options["max_num_batched_tokens"] = most_tokens
         self._engine: Any = LLMEngine.from_engine_args(
             EngineArgs(
                 **model,
                 max_model_len=load.context_length + 1,
-                max_num_seqs=load.max_slots or MOST_SLOTS,
+                max_num_seqs=min(load.max_slots or MOST_SLOTS, most_tokens or MOST_SLOTS),
                 max_logprobs=-1,  # the gateway bounds them
                 enforce_eager=load.args.enforce_eager,
                 enable_prefix_caching=load.args.enable_prefix_caching,
@@ -128,6 +129,7 @@ class Stepping:
             vocabulary_size=vocabulary_size,
             slots=min(int(config.scheduler_config.max_num_seqs), max(1, blocks)),
             kv_tokens=blocks * int(config.cache_config.block_size),
+            block=int(config.cache_config.block_size),
             device=device,
             version=_version(),
         )

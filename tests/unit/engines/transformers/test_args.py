@@ -4,7 +4,7 @@ from pathlib import Path
 
 from msgspec.structs import fields
 
-from tidegate.engines.transformers.args import TransformersArgs
+from tidegate.replica_args import TransformersArgs
 
 GUIDE = Path(__file__).parents[4] / "platform/docs/guides/serve-your-own-model.md"
 
