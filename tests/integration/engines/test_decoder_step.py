@@ -487,3 +487,6 @@ def test_positions_in_another_precision_are_the_models_own(
     """OLMo turns in float32, whatever its weights are."""
     model = model_of(tmp_path, "olmo", LLAMA, dtype)
     assert isinstance(rotary(model.model.rotary_emb, dtype), Rotary) == is_alike
+    short, own = batches(model)
+    for found, expected in zip(logits_of(short, 3, 9), logits_of(own, 3, 9), strict=True):
+        assert probe.relative_error(found, expected) < 2e-2

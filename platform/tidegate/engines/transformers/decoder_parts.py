@@ -413,7 +413,7 @@ class Body(Module):
 
 def turned(both: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn queries and keys [tokens, heads, size] by their positions; `sine` has the sign in it."""
-    return both * cosine + both.roll(both.shape[-1] // 2, -1) * sine
+    return (both * cosine + both.roll(both.shape[-1] // 2, -1) * sine).to(both.dtype)
 
 
 def compiled(body: Body) -> Module | None:

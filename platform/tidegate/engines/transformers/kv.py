@@ -10,8 +10,8 @@ attention reads the one view [:count, :, start:end], left-padded as `generate` p
 
 - join: prefill writes straight into new rows, right-aligned at `end`; no other row is copied unless the
   new one is longer than `end` (then all move right once).
-- a prompt that is prefilled in parts lies in the last row that is held, from column 0 on, where no step of
-  the others looks; with its last part it moves behind the running rows, right-aligned.
+- a prompt that is prefilled in parts lies in the row behind those that ran when it began, from column 0 on,
+  where no step of the others looks; with its last part it becomes the last row, right-aligned.
 - leave: the last row moves into the hole.
 - when `end` meets the capacity, rows move left by `start`, or the arena gets some columns more, as long as
   its bytes allow (`room`); then it gives up rows for columns, or columns for rows. Who lets rows run sees to
@@ -101,6 +101,7 @@ class Arena(Cache):  # type: ignore[misc]
         self.seen = slice(0, 0)  # columns that it sees; the last ones of them it writes
         self.is_prefilling = False  # it begins its rows, which hold nothing before
         self._staged: int | None = None  # tokens held of the prompt that is prefilled in parts; None: none is
+        self._staged_row = 0
         self._staged_columns = 0  # that it needs at least
 
     def _made(self, kind: LayerKind) -> Any:
@@ -120,6 +121,8 @@ class Arena(Cache):  # type: ignore[misc]
         self._make_room(first + len(lengths), longest)
         if longest > self.end:
             self._move(longest - self.end)
+        if self._staged is not None and self._staged_row < first + len(lengths):
+            self._move_staged(self.rows_held - 1)
         self._open(first, first + len(lengths), slice(self.end - longest, self.end), 0)
         mask = self._mask[first : self.last_row]
         mask.zero_()
@@ -185,14 +188,14 @@ class Arena(Cache):  # type: ignore[misc]
     def begin_staged(self, length: int) -> None:
         """Make room for one more row of `length` tokens, which `begin_part` fills part by part."""
         self._begin_anew()
-        self._staged, self._staged_columns = 0, length
+        self._staged, self._staged_row, self._staged_columns = 0, self.count, length
         self._make_room(self.count, length + CONTEXT_SLACK)  # which the first steps behind it take
 
     def begin_part(self, tokens: int) -> None:
         """Open room for the next `tokens` of the staged row. They are held from `commit_part` on; without it
         they may be opened once more."""
         assert self._staged is not None
-        held, row = self._staged, self.rows_held - 1
+        held, row = self._staged, self._staged_row
         self._open(row, row + 1, slice(0, held + tokens), held)
 
     def commit_part(self, tokens: int) -> None:
@@ -201,13 +204,14 @@ class Arena(Cache):  # type: ignore[misc]
 
     def commit_staged(self) -> None:
         """Let the staged row run, as the last one."""
-        length, staged, row = self._staged, self.rows_held - 1, self.count
+        length, staged, row = self._staged, self._staged_row, self.count
         assert length is not None
         self._begin_anew()
         if length > self.end:
             self._move(length - self.end)
-        for layer in self._arena_layers:
-            layer.move_row(staged, row, slice(0, length), self.end - length)
+        by = self.end - length
+        for layer in self._arena_layers if by or staged != row else ():
+            layer.move_row(staged, row, slice(0, length), by)
             if staged != row:  # what is not finite would stay for whoever gets that row
                 layer.clear_row(staged, slice(0, length))
         self._mask[row] = False
@@ -219,7 +223,7 @@ class Arena(Cache):  # type: ignore[misc]
         """Let `fill` write the keys and values [heads, tokens, head size] of all layers of the staged row's
         first tokens, which somebody has computed."""
         self._staged = tokens
-        fill(self._tensors(self.rows_held - 1, slice(0, tokens)))
+        fill(self._tensors(self._staged_row, slice(0, tokens)))
 
     def tensors(self, row: int, tokens: slice) -> list[Tensor]:
         """Return the keys and values of some of a running row's tokens, [heads, tokens, head size] of all
@@ -232,10 +236,16 @@ class Arena(Cache):  # type: ignore[misc]
 
     def drop_staged(self) -> None:
         """Forget the staged row."""
-        if self._staged is not None and self.rows_held > self.count:  # there was room for it
+        if self._staged is not None and self.rows_held > self._staged_row:  # there was room for it
             for layer in self._arena_layers:
-                layer.clear_row(self.rows_held - 1)  # its values may not be finite
+                layer.clear_row(self._staged_row)  # its values may not be finite
         self._staged, self._staged_columns = None, 0
+
+    def _move_staged(self, row: int) -> None:
+        for layer in self._arena_layers if self._staged else ():
+            layer.move_row(self._staged_row, row, slice(0, self._staged))
+            layer.clear_row(self._staged_row, slice(0, self._staged))
+        self._staged_row = row
 
     def windows(self, most_unused: int) -> list[tuple[int, int, int]]:
         """Return `windows` of the running rows."""
@@ -260,7 +270,8 @@ class Arena(Cache):  # type: ignore[misc]
             running = slice(0, self.count)
             yield running, running, slice(min(self._starts), self.end)
         if self._staged:
-            yield slice(self.rows_held - 1, self.rows_held), slice(rows - 1, rows), slice(0, self._staged)
+            row, to = self._staged_row, min(self._staged_row, rows - 1)
+            yield slice(row, row + 1), slice(to, to + 1), slice(0, self._staged)
 
     def lengths(self) -> list[int]:
         """Tokens held of each running row."""
@@ -367,6 +378,7 @@ class Arena(Cache):  # type: ignore[misc]
     def _resize(self, rows: int, columns: int) -> None:
         for layer in self._arena_layers:
             layer.resize(rows, columns)
+        self._staged_row = min(self._staged_row, rows - 1)
         mask = self._mask.new_zeros((rows, columns))
         known = self._mask[:rows, :columns]
         mask[: known.shape[0], : known.shape[1]] = known

@@ -24,6 +24,7 @@ from tidegate.engines.transformers.row_values import (
     keep_share,
     named_places,
     renormalized,
+    sent,
     zeroed_below,
 )
 from tidegate.messages.work import Sampling
@@ -178,7 +179,7 @@ class RepetitionPenalty(LogitStep):
         flat, places = named_places(values, ids)
         each = [step.sampling.repetition_penalty for step in steps]
         penalties = np.repeat(np.array(each, np.float32), [len(tokens) for tokens in ids])
-        penalty, found = torch.from_numpy(penalties).to(values.device), flat[places]
+        penalty, found = sent(torch.from_numpy(penalties), values.device), flat[places]
         flat[places] = torch.where(found > 0, found / penalty, found * penalty)
         return values
 
@@ -309,7 +310,7 @@ class TopK(LogitStep):
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
         counts = [min(step.sampling.top_k, values.shape[-1]) for step in steps]
         likeliest = values.topk(max(counts), dim=-1).values
-        last = likeliest.gather(-1, torch.tensor(counts, device=values.device).unsqueeze(-1) - 1)
+        last = likeliest.gather(-1, sent(torch.tensor(counts), values.device).unsqueeze(-1) - 1)
         return renormalized(zeroed_below(values, last))
 
 

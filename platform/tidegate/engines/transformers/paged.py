@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache, DummyLayer
 from tidegate.engines.transformers.kv import LayerKind, windows
 from tidegate.engines.transformers.kv_layers import TokenLayer, zeros
 from tidegate.engines.transformers.room import Room
+from tidegate.engines.transformers.row_values import sent
 
 PAGE = {"cpu": 16, "cuda": 256}  # tokens
 NOBODYS = 2  # pages
@@ -300,7 +301,7 @@ class PagedPool(Cache):  # type: ignore[misc]
         last `width`. Returns the attention mask [rows, window]."""
         self._rows, self._width = slice(first, first + len(lengths)), width
         self.start, self.end = 0, max(lengths)
-        self._seen = torch.tensor(lengths, dtype=torch.int32, device=self._device)
+        self._seen = sent(torch.tensor(lengths, dtype=torch.int32), self._device)
         self._read = self.picked = None
         self.is_prefilling = width == self.end
         for layer in self._paged_layers:
@@ -322,7 +323,7 @@ class PagedPool(Cache):  # type: ignore[misc]
             raise RuntimeError(f"{tokens} tokens of a row need {count} pages, and {len(self._free)} are free")
         if new := [self._free.pop() for _ in range(count)]:
             places = slice(len(pages), len(pages) + len(new))
-            self._table[row, places] = torch.tensor(new, dtype=torch.int32, device=self._device)
+            self._table[row, places] = sent(torch.tensor(new, dtype=torch.int32), self._device)
             pages += new
 
     def _give_back(self, pages: list[int], *, clear: bool) -> None:

@@ -43,7 +43,7 @@ def places_of(part: Sequence[int], logits: Tensor) -> slice | Tensor:
     """Return what picks these rows, in ascending order: neighbours without a copy."""
     if part[-1] - part[0] + 1 == len(part):
         return slice(part[0], part[-1] + 1)
-    return torch.tensor(part, device=logits.device)
+    return sent(torch.tensor(part), logits.device)
 
 
 def rows_of(logits: Tensor, part: Sequence[int]) -> Tensor:
@@ -213,19 +213,25 @@ def named_places(values: Tensor, ids: Sequence[array[int]]) -> tuple[Tensor, Ten
     """Return `values` [rows, vocabulary] as one row, and the places in it of the ids that each row names."""
     begins = np.arange(len(ids)) * values.shape[-1]
     places = joined(ids, values)
-    sizes = torch.from_numpy(np.repeat(begins, [len(named) for named in ids])).to(values.device)
+    sizes = sent(torch.from_numpy(np.repeat(begins, [len(named) for named in ids])), values.device)
     return values.view(-1), places + sizes
 
 
 def joined(parts: Sequence[array[Any]], like: Tensor) -> Tensor:
     """Lay numbers end to end, on the device of `like`."""
     together = np.concatenate([np.frombuffer(part, part.typecode) for part in parts])
-    return torch.from_numpy(together).to(like.device)
+    return sent(torch.from_numpy(together), like.device)
 
 
 def column(values: Sequence[float], like: Tensor) -> Tensor:
     """Make a tensor [rows, 1] of one value per row, in the type and on the device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
+    return sent(torch.tensor(values, dtype=like.dtype), like.device).unsqueeze(-1)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Send values from the host to a device. Out of pageable memory the host would wait there until all is
+    done that the device has under way."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 class Transfer:

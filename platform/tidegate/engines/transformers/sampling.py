@@ -42,6 +42,7 @@ from tidegate.engines.transformers.row_values import (
     pilots,
     places_of,
     rows_of,
+    sent,
 )
 
 # What rounding may take: of the sum of all probabilities, of a logit.
@@ -148,7 +149,7 @@ def pick(values: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
         if len(needed) == len(rows):
             values = step.apply(values, list(needed.values()))
         elif needed:
-            some = torch.tensor(list(needed), device=values.device)
+            some = sent(torch.tensor(list(needed)), values.device)
             changed = step.apply(values.index_select(0, some), list(needed.values()))
             values.index_copy_(0, some, changed)
         if step is Temperature and how == NARROWED_BEHIND:
@@ -161,7 +162,7 @@ def pick(values: Tensor, rows: Sequence[Row], unseen: int = 0) -> Tensor:
         return draw(values, rows, unseen)
     tokens = greatest(values)[1]
     if drawn:
-        at = torch.tensor(drawn, device=values.device)
+        at = sent(torch.tensor(drawn), values.device)
         tokens[at] = draw(values.index_select(0, at), [rows[index] for index in drawn], unseen)
     return tokens
 

@@ -240,7 +240,7 @@ def test_a_prompt_that_is_not_finite_leaves_nothing_behind() -> None:
     model.stage(100)
     model.part(50)
     assert isinstance(model.arena, Arena)
-    for held in model.arena._tensors(model.arena.rows_held - 1, slice(0, 50)):
+    for held in model.arena._tensors(model.arena._staged_row, slice(0, 50)):
         held.fill_(torch.nan)
     columns, memory = model.arena.columns_held, model.arena.layers[0].keys.data_ptr()
     while model.arena.columns_held == columns:
