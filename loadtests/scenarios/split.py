@@ -27,7 +27,7 @@ from tidegate.engines.base import StepOutput
 from tidegate.engines.frames import receive, send
 from tidegate.messages.work import Tokens
 
-STREAMS = (16, 64)
+STREAMS = (1, 16, 64)
 TOKENS = 128
 FRAMES = 2000
 TEXT = " tide"  # of one token
