@@ -41,6 +41,7 @@ PROMPT_REFUSALS = {
     "ContextLengthExceeded": "context_length_exceeded",
     "GrammarFailed": "grammar_failed",
     "InvalidPrompt": "invalid_prompt",
+    "NoTokenAllowed": "no_token_allowed",
     "PromptTooCostly": "prompt_too_costly",
     "TooManyDimensions": "too_many_dimensions",
     "TruncatedTooFar": "truncated_too_far",
@@ -49,6 +50,7 @@ PROMPT_REFUSALS = {
 }
 # What a code is about, where that is another field than the prompt's.
 REFUSED_FIELDS = {
+    "NoTokenAllowed": "allowed_token_ids",
     "TooManyDimensions": "dimensions",
     "TruncatedTooFar": "truncate_prompt_tokens",
     "UnknownPromptName": "prompt_name",

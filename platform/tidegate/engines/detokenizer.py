@@ -12,6 +12,7 @@ from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4  # bytes of UTF-8, each at most one token
+LONGEST_WINDOW = 64  # tokens, where many say nothing
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -64,6 +65,9 @@ class WindowDetokenizer:
         held = len(self._ids) - self._released
         if text.endswith(REPLACEMENT) and held < LONGEST_CHARACTER:
             return ""
-        self._ids = self._ids[self._released :] if text != before else self._ids
+        if text != before:
+            self._ids = self._ids[self._released :]
+        elif len(self._ids) > LONGEST_WINDOW:  # what follows depends on the last that said something
+            self._ids = self._ids[: LONGEST_WINDOW // 2] + self._ids[-LONGEST_WINDOW // 4 :]
         self._released = len(self._ids)
         return text[len(before) :]

@@ -15,7 +15,8 @@ def truncated(
     if keep is None:
         return ids
     if keep < 0:
-        answer = 1 if sampling.max_tokens is None else sampling.max_tokens
+        is_wanted = sampling.max_tokens is not None and not sampling.clips_limit
+        answer = sampling.max_tokens if is_wanted and sampling.max_tokens is not None else 1
         keep = context_length if has_encoder else max(1, context_length - answer)
     return ids[-keep:]
 

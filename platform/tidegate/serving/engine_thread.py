@@ -71,6 +71,7 @@ class EngineThread:
     ) -> None:
         """`deliver` and `crashed` are called on the event loop."""
         self.busy_since: float | None = None  # monotonic seconds
+        self.free_slots = 0  # of the engine once it is loaded, and after each turn
         self._engine = engine
         self._deliver = deliver
         self._crashed = crashed
@@ -127,6 +128,7 @@ class EngineThread:
     def _run(self, loaded: asyncio.Future[LoadReport]) -> None:
         try:
             report = self._engine.load()
+            self.free_slots = self._engine.free_slots()
         except BaseException as error:
             self._call(_settle, loaded, None, error)
             return
@@ -160,7 +162,7 @@ class EngineThread:
                 self._add_waiting(outputs)
             if may_step and engine.has_work():
                 outputs += engine.step()
-            free = engine.free_slots() - len(self._waiting)
+            self.free_slots = free = engine.free_slots() - len(self._waiting)
             self.busy_since = None
             self._call(self._deliver, Delivery(outputs, free, done))
 

@@ -86,9 +86,7 @@ class Outbox:
         else:
             segment = merged(earlier[1], output)
         self._unsent[held.id] = (held.attempt, segment)
-        self._unsent_tokens += len(output.output.token_ids)
-        if isinstance(output.result, Vectors):
-            self._unsent_tokens += len(output.result.values) // TOKEN_BYTES
+        self._unsent_tokens += tokens_of(output)
 
     def send(self) -> None:
         """Start a batch unless one is in flight (it is followed by the next one)."""
@@ -101,7 +99,8 @@ class Outbox:
 
     def drop(self, request_id: str) -> None:
         """Forget what is unsent of a request that is given up. What is in flight comes back as lost."""
-        self._unsent.pop(request_id, None)
+        if (unsent := self._unsent.pop(request_id, None)) is not None:
+            self._unsent_tokens -= tokens_of(unsent[1])
         self._ends.pop(request_id, None)
 
     def retry_now(self) -> None:
@@ -138,10 +137,10 @@ class Outbox:
                     lost = first_lost + rest_lost
                 else:
                     lost = await self._emit(batch, ends)
+                self._written(batch, lost)  # which may drop what is unsent
                 if self._is_paused and self._unsent_tokens <= MOST_UNSENT_TOKENS // 2:
                     self._is_paused = False
                     self._pause(False)
-                self._written(batch, lost)
         finally:
             self._sender = None
 
@@ -181,6 +180,12 @@ def without_spoiled(batch: list[tuple[int, Segment]]) -> tuple[list[tuple[int, S
             segment = Segment(segment.request_id, segment.seq, finish, prompt_tokens=segment.prompt_tokens)
         sound.append((attempt, segment))
     return sound, spoiled
+
+
+def tokens_of(output: StepOutput | Segment) -> int:
+    """Return its size, in tokens."""
+    vectors = len(output.result.values) // TOKEN_BYTES if isinstance(output.result, Vectors) else 0
+    return len(output.output.token_ids) + vectors
 
 
 def merged(segment: Segment, output: StepOutput) -> Segment:

@@ -49,6 +49,7 @@ from tidegate.store.registry import Registry
 log = logging.getLogger("tidegate.serving.parking")
 
 LOOK_SECONDS = 2.0
+REDIS_SECONDS = 10.0  # between two looks whether to stay, while it is away
 LEAVING_SECONDS = 60.0  # that the replica may take to end
 SPARED_BYTES = GIB  # of free memory that parked weights leave alone
 SHARE = 2  # parked weights may take one of so many parts of the memory, where no setting says otherwise
@@ -74,6 +75,14 @@ def main() -> int:
     return asyncio.run(run(args))
 
 
+async def _open(connection: Connection, ended: asyncio.Event) -> None:
+    """Connect, however long Redis is away. Raises `ProcessLookupError` where it is not to stay meanwhile."""
+    while not ended.is_set():
+        with suppress(QueueUnavailable):
+            return await connection.open(within_seconds=REDIS_SECONDS)
+    raise ProcessLookupError
+
+
 async def run(args: HolderArgs) -> int:
     """Hold until nobody wants it. Returns the exit status."""
     replica, ended = args.replica, asyncio.Event()
@@ -85,7 +94,7 @@ async def run(args: HolderArgs) -> int:
     said = Parked(replica.model, replica.revision, socket.gethostname(), os.getpid(), 0)
     try:
         with _watched(args.node, ended.set), _place(replica) as place:
-            await connection.open()
+            await _open(connection, ended)
             files = await asyncio.to_thread(hold, replica, place)
             said = msgspec.structs.replace(said, bytes=sum(each.held[2] for each in files))
             log.info("weights of %s are parked: %s", replica.model, gib(said.bytes))

@@ -94,7 +94,7 @@ class ReplicaLoop:
         self._probes = args.probes
         self._probing: Probing | None = None  # until they are answered
         self._started = time.time()
-        self._slots = Slots(0)  # until the engine is loaded
+        self._slots = Slots(0, 0)  # until the engine is loaded
 
         self._held: dict[str, Held] = {}
         self._idle = asyncio.Event()
@@ -125,7 +125,7 @@ class ReplicaLoop:
             await _persist(self._registry.report, report, patience_seconds=30.0)
             await self._thread.close(patience_seconds=5.0)  # it runs where a probe failed
             raise failure from error
-        self._slots = Slots(loaded.slots)
+        self._slots = Slots(loaded.slots, self._thread.free_slots)
         seconds = time.monotonic() - begun
         report = reports.proof(self._model, self._revision, loaded, seconds, notes, time.time())
         self._report = msgspec.structs.replace(report, process_seconds=round(process_seconds, 3))

@@ -22,9 +22,9 @@ from tidegate.messages.work import Claim, Generate
 class Slots:
     """Knows requests by the ticket of their hand-over (see `engine_thread`); before, it only counts them."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, free: int) -> None:
         self.total = slots
-        self._free = slots  # as of the last delivery; negative where requests wait before the engine
+        self._free = free  # as of the last delivery; negative where requests wait before the engine
         self._preparing = 0
         self._unacknowledged: deque[int] = deque()  # tickets that delivery did not know
         self._tokens_left: dict[int, float] = {}  # of requests that are not over

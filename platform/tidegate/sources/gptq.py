@@ -65,6 +65,7 @@ class Layer:
     scales: StoredTensor
     g_idx: StoredTensor | None
     bits: int
+    group_size: int  # inputs that share a scale, where no `g_idx` says it
 
     @property
     def inputs(self) -> int:
@@ -81,8 +82,7 @@ class Layer:
     def order(self) -> Sequence[int]:
         """Return the group of each input."""
         if self.g_idx is None:
-            size = ceil(self.inputs / self.groups)
-            return [index // size for index in range(self.inputs)]
+            return [index // self.group_size for index in range(self.inputs)]
         return array("i", self.g_idx.raw_row(0, self.inputs))
 
 
@@ -207,7 +207,16 @@ def _layer(tensors: Mapping[str, StoredTensor], name: str, settings: Settings) -
                 f"{list(qweight.shape)} with bits {bits} and group_size {settings.group_size} of "
                 f"{settings.source} needs {list(shape)}: correct these there, or take the weights of it."
             )
-    return Layer(qweight, qzeros, scales, g_idx, bits)
+    size = inputs if groups == 1 else settings.group_size
+    if ceil(inputs / size) != groups:  # a layer with settings of its own
+        size = inputs // groups
+        if g_idx is None and inputs % groups:
+            raise _wrong(
+                f"{qweight.name} in {qweight.file} has {groups} scales for {inputs} inputs, no whole "
+                f"number for each, and no {name}.g_idx says which belong together: take the weights as they "
+                "were exported, with it."
+            )
+    return Layer(qweight, qzeros, scales, g_idx, bits, size)
 
 
 def _check_orders(settings: Settings, layers: Sequence[Layer]) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.checkpoints import PAD
+from tests.checkpoints import CONTEXT, PAD
 from tests.engine_requests import a_request, run, sampling_of
+from tidegate.engines.transformers.described import Described
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.engines.transformers.generation_rules import GenerationRules
 from tidegate.messages.work import MODEL_DEFAULTS
@@ -93,6 +94,29 @@ def test_what_the_client_says_wins(asked: Callable[..., Path], plain: list[list[
     engine, _ = loaded(asked(repetition_penalty=1.7, temperature=1.9, max_new_tokens=3))
     assert served(engine, temperature=0.0, left_out=()) == plain
     assert [len(answer) for answer in served(engine, max_tokens=None, left_out=())] == [3, 3, 3]
+
+
+def test_more_tokens_than_there_is_room_for_are_no_clients_wish(asked: Callable[..., Path]) -> None:
+    engine, _ = loaded(asked(max_new_tokens=10_000))
+    for left in (9, 1):
+        request = a_request("r", [5] * (CONTEXT - left), max_tokens=None)
+        assert len(run(engine, [request])["r"].tokens) == left
+    kept = a_request("r", [5] * CONTEXT, max_tokens=None, truncate_prompt=-1)
+    assert [len(each.tokens) for each in run(engine, [kept]).values()] == [1]
+
+
+def test_a_token_that_is_0_is_one(asked: Callable[..., Path]) -> None:
+    """Of rules that name a token: others are turned off by it."""
+    folder = asked(forced_bos_token_id=0, forced_eos_token_id=0, min_length=0, no_repeat_ngram_size=0)
+    rules = GenerationRules(Described(folder, 512), [2])
+    assert (rules.forces_end, rules.notes) == (True, [])
+    assert sorted(rules._fields) == ["forced_bos_token_id", "forced_eos_token_id"]
+    ruled = rules.of_prompt(1, 2)
+    assert ruled is not None
+    assert [int(ruled(torch.tensor([[5] * count]), torch.zeros(1, 512)).argmax()) for count in (1, 2)] == [
+        0,
+        0,
+    ]
 
 
 def test_sampling_fields_are_defaults(asked: Callable[..., Path]) -> None:

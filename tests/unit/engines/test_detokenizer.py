@@ -84,6 +84,20 @@ def test_a_window_does_not_hold_invalid_bytes_for_ever() -> None:
     assert "".join(window(b"\xff" * 8)).count(FFFD) >= 4
 
 
+def test_a_window_stays_short_where_tokens_say_nothing() -> None:
+    words = ["", "tide", "gate"]
+    seen = []
+
+    def decode(ids: list[int]) -> str:
+        seen.append(len(ids))
+        return " ".join(words[token] for token in ids if token)
+
+    detokenizer = WindowDetokenizer(decode)
+    ids = [1, *[0] * 500, 2, *[0] * 70, 1]
+    assert "".join(map(detokenizer.push, ids)) == "tide gate tide"
+    assert max(seen) < 100
+
+
 def test_a_window_keeps_the_spaces_between_words() -> None:
     """Decoders that strip the first word's space need context to keep those between words."""
     words = ["tide", "gate", "!"]

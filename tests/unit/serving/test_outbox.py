@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hypothesis import given
@@ -57,9 +57,13 @@ class Bench:
         self.queue = HeldUpQueue()
         self.written: list[tuple[list[tuple[int, Segment]], list[str]]] = []
         self.pauses: list[bool] = []
-        self.outbox = Outbox(
-            self.queue, lambda batch, lost: self.written.append((batch, lost)), self.pauses.append
-        )
+        self.outbox = Outbox(self.queue, self.note, self.pauses.append)
+        self.on_written: Callable[[], None] | None = None
+
+    def note(self, batch: list[tuple[int, Segment]], lost: list[str]) -> None:
+        self.written.append((batch, lost))
+        if self.on_written is not None:
+            self.on_written()
 
     def step(self, *outputs: tuple[Held, StepOutput]) -> None:
         for held, output in outputs:
@@ -178,6 +182,24 @@ async def test_stepping_is_paused_when_too_much_gathers_and_resumed() -> None:
     bench.open(2)
     assert await bench.outbox.flush(20.0)
     assert bench.pauses == [True, False]
+
+
+async def test_stepping_resumes_where_all_that_gathered_is_given_up() -> None:
+    """As after a lease that ran out while Redis was away."""
+    bench, request, other = Bench(), held("a"), held("b")
+    bench.step((other, output(1)))
+    await await_until(lambda: bench.queue.calls == 1)
+    bench.step((request, output(2, tokens=MOST_UNSENT_TOKENS + 1)))
+    bench.queue.lost = ["b"]
+    bench.on_written = lambda: bench.outbox.drop("a")
+    bench.open(1)
+    assert await bench.outbox.flush(20.0)
+    assert bench.pauses == [True, False]
+    bench.step((other, output(3, tokens=MOST_UNSENT_TOKENS // 2)))  # what was dropped no longer counts
+    await await_until(lambda: bench.queue.calls == 2)
+    bench.step((request, output(4, tokens=MOST_UNSENT_TOKENS)))
+    assert bench.pauses == [True, False]
+    await bench.outbox.close()
 
 
 async def test_what_is_dropped_does_not_leave() -> None:

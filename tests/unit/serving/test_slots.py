@@ -15,7 +15,7 @@ from tidegate.serving.slots import Slots, tokens_left
 
 
 def test_room_is_what_was_free_less_what_the_engine_has_not_seen() -> None:
-    slots = Slots(3)
+    slots = Slots(3, 3)
     slots.hand_over(1, 10)
     slots.hand_over(2, 10)
     assert slots.room() == 1
@@ -26,7 +26,7 @@ def test_room_is_what_was_free_less_what_the_engine_has_not_seen() -> None:
 
 
 def test_a_request_holds_its_slot_while_it_is_prepared() -> None:
-    slots = Slots(2)
+    slots = Slots(2, 2)
     slots.begin()
     slots.begin()
     assert slots.room() == 0
@@ -40,7 +40,7 @@ def test_a_request_holds_its_slot_while_it_is_prepared() -> None:
 
 
 def test_a_request_before_its_last_token_makes_room_once() -> None:
-    slots = Slots(1)
+    slots = Slots(1, 1)
     slots.hand_over(1, 3)
     slots.deliver(1, free=0)
     slots.generate(1, 1)
@@ -54,7 +54,7 @@ def test_a_request_before_its_last_token_makes_room_once() -> None:
 
 
 def test_requests_for_one_token_fill_the_slots_twice_and_not_without_end() -> None:
-    slots = Slots(4)
+    slots = Slots(4, 4)
     ticket = 0
     while (room := slots.room()) > 0:
         for _ in range(room):
@@ -123,7 +123,7 @@ class Replica(RuleBasedStateMachine):
     @initialize(total=st.integers(1, 5))
     def start(self, total: int) -> None:
         self.total = total
-        self.slots = Slots(total)
+        self.slots = Slots(total, total)
         self.engine = LateEngine(total)
         self.held: dict[int, float] = {}  # the model: tokens left, as far as deliveries told
         self.preparing: list[tuple[float, int]] = []
@@ -218,7 +218,7 @@ TestReplica.settings = settings(deadline=None, max_examples=100, stateful_step_c
 
 
 def test_what_is_there_follows_from_the_engines_room() -> None:
-    slots = Slots(256)
+    slots = Slots(256, 256)
     assert slots.present(0) == 256
     slots.begin()
     assert slots.present(1) == 256

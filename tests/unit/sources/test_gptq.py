@@ -51,6 +51,17 @@ def test_zeros_that_are_not_symmetric_are_not_called_so(tmp_path: Path) -> None:
     assert "sym in config.json is true, but the zero points in layers.0.qzeros" in message
 
 
+def test_inputs_that_are_no_whole_number_of_groups(tmp_path: Path) -> None:
+    """Without an order of inputs the last group has fewer."""
+    folder = write_gptq(tmp_path, inputs=160, group_size=64, without="g_idx")
+    checkpoint = read_checkpoint(folder)
+    for layer in read_layers(checkpoint, read_settings(checkpoint)).values():
+        assert [*layer.order()] == [0] * 64 + [1] * 64 + [2] * 32
+    said = {"dynamic": {"-:lm_head": {}}, "group_size": 128}
+    message = refusal(write_gptq(tmp_path, said, inputs=160, group_size=64, without="g_idx"))
+    assert "has 3 scales for 160 inputs, no whole number for each, and no layers.0.g_idx says" in message
+
+
 def test_an_order_of_inputs_needs_its_groups(tmp_path: Path) -> None:
     check_gptq(read_checkpoint(write_gptq(tmp_path, ORDERED, order=MIXED)))
     check_gptq(read_checkpoint(write_gptq(tmp_path, without="g_idx")))

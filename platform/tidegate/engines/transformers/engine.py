@@ -40,6 +40,7 @@ from tidegate.engines.transformers.loading import (
     closed_on_failure,
     load,
     open_checkpoint,
+    vocabulary_size,
 )
 from tidegate.engines.transformers.logprobs import PrefillLogprobs
 from tidegate.engines.transformers.lookup import Lookup, lookup_width
@@ -110,7 +111,7 @@ class TransformersEngine:
         auto = TEXT_TO_TEXT if self._has_encoder else CAUSAL
         loaded = load(checkpoint, spec, auto=auto, unpacks_gptq=args.unpacks_gptq)
         model, tokenizer = loaded.model, loaded.tokenizer
-        self._vocabulary_size = int(model.get_input_embeddings().weight.shape[0])
+        self._vocabulary_size = vocabulary_size(model)
         self._language = Language(
             model,
             tokenizer,

@@ -34,6 +34,7 @@ RULES = (
     "exponential_decay_length_penalty",
 )
 FORCED_END = "forced_eos_token_id"
+TOKENS = ("forced_bos_token_id", FORCED_END)  # 0 is one of them; of the others it turns the rule off
 NOT_OBEYED = (
     "typical_p",
     "epsilon_cutoff",
@@ -81,8 +82,9 @@ class GenerationRules:
             self._most = max(1, min(most - 1, longest))
         self._fields: dict[str, Any] = {}
         for name in RULES:
-            if getattr(asked, name, None) not in (None, 0, []):
-                self._take_rule(name, getattr(asked, name))
+            value = getattr(asked, name, None)
+            if value not in (None, []) and (value != 0 or name in TOKENS):
+                self._take_rule(name, value)
 
     def applied(self, request: Request) -> Request:
         """Fill in what the request leaves to the model."""
@@ -94,7 +96,7 @@ class GenerationRules:
             name: self._defaults[name] for name in sampling.left_out if name in self._defaults
         }
         if sampling.max_tokens is None and self._most:
-            changes["max_tokens"] = self._most
+            changes |= {"max_tokens": self._most, "clips_limit": True}  # nobody has asked for so many
         if not changes:
             return request
         return replace(request, work=replace(work, sampling=replace(sampling, **changes)))

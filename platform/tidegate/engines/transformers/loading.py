@@ -131,6 +131,21 @@ def choose_precision(checkpoint: Checkpoint, spec: EngineSpec) -> str:
     return precision
 
 
+def vocabulary_size(model: Any) -> int:
+    """Return how many token ids there are, both to read and to choose. Raises `EngineLoadError`
+    (UnsupportedModel) where an encoder and a decoder have different ones."""
+    reads = int(model.get_input_embeddings().weight.shape[0])
+    head = model.get_output_embeddings()
+    says = reads if head is None else int(head.weight.shape[0])
+    if says != reads and model.config.is_encoder_decoder:
+        raise EngineLoadError(
+            "UnsupportedModel",
+            f"Its encoder reads {reads} tokens and its decoder says {says}: two vocabularies are not served. "
+            "Take a checkpoint that shares one (share_encoder_decoder_embeddings true).",
+        )
+    return min(reads, says)
+
+
 def choose_context(checkpoint: Checkpoint, spec: EngineSpec) -> int:
     """Return the tokens of the longest request: what was asked for, or as many as the checkpoint covers."""
     return spec.context_length or checkpoint.shape.positions or UNBOUNDED_CONTEXT

@@ -29,6 +29,7 @@ from tidegate.engines.transformers.row_values import (
 )
 from tidegate.messages.work import Sampling
 
+LEAST_PENALTY = 1e-9  # by which a logit is divided: one of 0 or a smaller one would make it infinite
 GREEDY_BELOW = 1e-5  # a smaller temperature divides by almost nothing and picks the likeliest anyway
 
 
@@ -178,7 +179,8 @@ class RepetitionPenalty(LogitStep):
         ids = [step._up_to_date() for step in steps]
         flat, places = named_places(values, ids)
         each = [step.sampling.repetition_penalty for step in steps]
-        penalties = np.repeat(np.array(each, np.float32), [len(tokens) for tokens in ids])
+        bounded = np.clip(each, LEAST_PENALTY, 1 / LEAST_PENALTY).astype(np.float32)
+        penalties = np.repeat(bounded, [len(tokens) for tokens in ids])
         penalty, found = sent(torch.from_numpy(penalties), values.device), flat[places]
         flat[places] = torch.where(found > 0, found / penalty, found * penalty)
         return values
@@ -248,14 +250,12 @@ class ModelRules(LogitStep):
 
 
 class Grammar(LogitStep):
-    """Rules out what does not go on in the row's grammar. Behind all other steps of its kind, so that it sees
-    where they leave nothing: such a row chooses anything and is not to be `open`."""
+    """Rules out what does not go on in the row's grammar."""
 
     def __init__(self, row: Row) -> None:
         super().__init__(row)
         assert row.matcher is not None
         self._matcher = row.matcher
-        self.is_open: Tensor  # [], bool, of the last choice
 
     @staticmethod
     def is_needed(row: Row) -> bool:
@@ -264,7 +264,24 @@ class Grammar(LogitStep):
     @classmethod
     def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
         allowed = allowed_tokens([step._matcher for step in steps], values)
-        values.masked_fill_(allowed.logical_not_(), -torch.inf)
+        return values.masked_fill_(allowed.logical_not_(), -torch.inf)
+
+
+class Left(LogitStep):
+    """Tells whether those before it leave any token: a row of none chooses anything and is not to be
+    `open`."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.is_open: Tensor  # [], bool, of the last choice
+
+    @staticmethod
+    def is_needed(row: Row) -> bool:
+        may_clash = BadWords.is_needed(row) or MinTokens.is_needed(row) or ModelRules.is_needed(row)
+        return Grammar.is_needed(row) or (AllowedTokens.is_needed(row) and may_clash)
+
+    @classmethod
+    def apply(cls, values: Tensor, steps: Sequence[Self]) -> Tensor:
         is_open = values.amax(dim=-1) > -torch.inf
         for step, found in zip(steps, is_open, strict=True):
             step.is_open = found
@@ -337,6 +354,7 @@ STEPS: tuple[type[LogitStep], ...] = (
     Penalties,
     ModelRules,
     Grammar,
+    Left,
     Temperature,
     MinP,
     TopK,

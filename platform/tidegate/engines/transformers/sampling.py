@@ -27,7 +27,7 @@ from torch import Tensor
 
 from tidegate.engines.noise import uniforms
 from tidegate.engines.transformers import logit_steps
-from tidegate.engines.transformers.logit_steps import Grammar, MinP, Row, Temperature, TopK, TopP
+from tidegate.engines.transformers.logit_steps import Left, MinP, Row, Temperature, TopK, TopP
 from tidegate.engines.transformers.logprobs import LogprobOf, entries, logprobs_of
 from tidegate.engines.transformers.row_values import (
     BLOCK,
@@ -83,11 +83,11 @@ class Choice:
         if self._asked:
             of_asked, their_tokens = rows_of(logits, self._asked), tokens[places_of(self._asked, logits)]
             told += logprobs_of(of_asked, their_tokens, max(self._counts))
-        self._has_grammars = False
-        if bound := [index for index, row in enumerate(rows) if Grammar in row.steps]:
-            self._has_grammars = True
+        self._may_be_closed = False
+        if bound := [index for index, row in enumerate(rows) if Left in row.steps]:
+            self._may_be_closed = True
             is_open = torch.ones(len(rows), dtype=torch.bool, device=logits.device)
-            is_open[bound] = torch.stack([_grammar(rows[index]).is_open for index in bound])
+            is_open[bound] = torch.stack([_left(rows[index]).is_open for index in bound])
             told.append(is_open)
         self.tokens = tokens  # [rows], int64, on the device
         self._transfer = Transfer(told)
@@ -98,7 +98,8 @@ class Choice:
         logprobs: dict[int, LogprobOf] = {}
         if self._asked:
             logprobs = dict(zip(self._asked, entries(found[:3], self._counts), strict=True))
-        return Chosen(self.tokens, ids, finite, found[-1] if self._has_grammars else [1] * len(ids), logprobs)
+        is_open = found[-1] if self._may_be_closed else [1] * len(ids)
+        return Chosen(self.tokens, ids, finite, is_open, logprobs)
 
 
 def best_and_chosen(logits: Tensor, rows: Sequence[Row], unseen: int) -> tuple[Tensor, Tensor]:
@@ -129,9 +130,9 @@ def kind(row: Row) -> int:
     return NARROWED_BEHIND if TopP in steps else STEPPED
 
 
-def _grammar(row: Row) -> Grammar:
-    step = row.steps[Grammar]
-    assert isinstance(step, Grammar)
+def _left(row: Row) -> Left:
+    step = row.steps[Left]
+    assert isinstance(step, Left)
     return step
 
 

@@ -228,9 +228,15 @@ class RunningSequence:
         return self._output([], "", [], self._finish("length"))
 
     def end_closed(self) -> StepOutput:
-        """Finish a request whose grammar and other parameters leave no token."""
+        """Finish a request whose parameters leave no token."""
         if self.matcher is not None and self.matcher.error:  # it met a limit over its mask
             return self.fail("GrammarFailed", f"The grammar cannot go on: {self.matcher.fail()}")
+        if self.matcher is None:
+            return self.fail(
+                "NoTokenAllowed",
+                f"After {len(self.generated)} tokens none of allowed_token_ids is left: bad_words, the "
+                "model's own rules or min_tokens (which rules out tokens that end an answer) leave none.",
+            )
         return self.fail(
             "GrammarFailed",
             f"After {len(self.generated)} tokens there is none that the grammar allows and that the other "

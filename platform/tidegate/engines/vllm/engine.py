@@ -16,7 +16,7 @@ depends on the token.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 
 from tidegate.engines.base import EngineLoadError, LoadReport, Prepared, StepOutput
 from tidegate.engines.engine_args import parse_args
@@ -30,7 +30,7 @@ from tidegate.engines.transformers.loading import (
 )
 from tidegate.engines.transformers.memory import usable_cores
 from tidegate.engines.transformers.prompt_pool import PromptPool
-from tidegate.engines.transformers.room import USUAL_TOKENS, Room
+from tidegate.engines.transformers.room import USUAL_TOKENS
 from tidegate.engines.transformers.scheduler import Usual
 from tidegate.engines.transformers.sequence import RunningSequence
 from tidegate.engines.transformers.tokenizer import load_tokenizer
@@ -43,6 +43,26 @@ from tidegate.sources.facts import kv_bytes_per_token
 from tidegate.sources.gptq import loaded_weights
 
 AHEAD = 2  # turns that have been asked: the one that vLLM computes, and the next
+
+
+class Blocks:
+    """Counts what rows take of vLLM's KV cache (as `room.Room` does of ours). `groups` of layers share its
+    blocks: each takes its own of a row, up to so many (a window's, a state's)."""
+
+    def __init__(self, blocks: int, groups: Sequence[tuple[int, int]]) -> None:
+        self._blocks, self._groups = blocks, groups
+
+    def of_row(self, tokens: int) -> int:
+        return max(1, sum(min(most, -(-tokens // size)) for size, most in self._groups))
+
+    def holds(self, rows: Sequence[int], /) -> bool:
+        return sum(map(self.of_row, rows)) <= self._blocks
+
+    def usage(self, rows: Sequence[int], /) -> float:
+        return min(1.0, sum(map(self.of_row, rows)) / self._blocks)
+
+    def more(self, rows: Sequence[int], usual: int, /) -> int:
+        return (self._blocks - sum(map(self.of_row, rows))) // self.of_row(usual)
 
 
 class PrefillFound:
@@ -68,7 +88,7 @@ class VllmEngine:
         self._left: list[int] = []
         self._asked = 0  # turns whose answers have not been read
         self._slots = 0
-        self._room: Room | None = None
+        self._room: Blocks | None = None
         self._usual = Usual(USUAL_TOKENS, USUAL_TOKENS)
         self._broken: str | None = None
         self._process: VllmProcess | None = None
@@ -103,7 +123,7 @@ class VllmEngine:
             )
         )
         self._slots = loaded.slots
-        self._room = Room(loaded.kv_tokens, per_token=1, page=loaded.block)
+        self._room = Blocks(loaded.blocks, loaded.groups)
         self._usual = Usual(min(context_length, USUAL_TOKENS), context_length)
         self._language = Language(
             Described(checkpoint.path, loaded.vocabulary_size),
@@ -129,11 +149,12 @@ class VllmEngine:
         )
 
     def free_slots(self) -> int:
-        """As many as the KV cache has room for: what waits inside vLLM, another replica cannot take."""
+        """As many as the KV cache has room for: what waits inside vLLM, another replica cannot take. One,
+        where none is here: vLLM has made sure of that."""
         free = self._slots - len(self._rows)
         if self._room is None:
             return free
-        return min(free, max(0, self._usual.more(self._room, [*self._rows.values()])))
+        return min(free, max(not self._rows, self._usual.more(self._room, [*self._rows.values()])))
 
     async def prepare(self, request: Request) -> Prepared | Tokens | Finish:
         assert self._language is not None

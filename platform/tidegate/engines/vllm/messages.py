@@ -64,7 +64,9 @@ class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=True):
     vocabulary_size: int  # the width of the logits
     slots: int
     kv_tokens: int  # that the KV cache holds
-    block: int  # tokens: a row takes whole ones
+    blocks: int
+    # Of each group of layers: tokens of a block, and the blocks that a row takes at most.
+    groups: list[tuple[int, int]]
     device: str
     version: str
 

@@ -81,6 +81,12 @@ class VllmProcess:
             send(self._lane, encode_open(load))
             answer = self._answer()
         except (ProcessEnded, OSError) as error:
+            if self.exit_code() == -signal.SIGKILL:
+                raise EngineLoadError(
+                    "OutOfMemory",
+                    f"vLLM did not load the model ({error}: killed, as where memory runs out): "
+                    "give the replica more memory, or lower engine.kvCacheBytes.",
+                ) from error
             raise EngineLoadError(
                 "WeightsWrong", f"vLLM did not load the model ({error}); the replica's log says why."
             ) from error

@@ -64,7 +64,7 @@ def main(descriptor: int, metrics: int) -> None:
             try:
                 stepped = stepping.step()
             except Exception as error:
-                send(lane, encode_open(_failed(error)))
+                send(lane, encode_open(Failed("EngineCrashed", f"vLLM {_version()} failed: {_told(error)}")))
                 raise
             send(lane, encode_open(stepped))
             due -= 1
@@ -107,7 +107,7 @@ class Stepping:
         self._engine: Any = LLMEngine.from_engine_args(
             EngineArgs(
                 **model,
-                max_model_len=load.context_length + 1,
+                max_model_len=load.context_length + _one_more(asked.hf_text_config, load.context_length),
                 max_num_seqs=min(load.max_slots or MOST_SLOTS, most_tokens or MOST_SLOTS),
                 max_logprobs=-1,  # the gateway bounds them
                 enforce_eager=load.args.enforce_eager,
@@ -123,13 +123,17 @@ class Stepping:
         )
         config = self._engine.vllm_config
         blocks = int(config.cache_config.num_gpu_blocks or 0)
+        scheduler = self._engine.engine_core.engine_core.scheduler
         self._path, self._device = Path(load.path), device
         vocabulary_size = int(config.model_config.get_vocab_size())
         self.loaded = Loaded(
             vocabulary_size=vocabulary_size,
             slots=min(int(config.scheduler_config.max_num_seqs), max(1, blocks)),
-            kv_tokens=blocks * int(config.cache_config.block_size),
-            block=int(config.cache_config.block_size),
+            kv_tokens=int(
+                config.cache_config.kv_cache_size_tokens or blocks * config.cache_config.block_size
+            ),
+            blocks=max(1, blocks - 1),  # one is vLLM's own
+            groups=[_group(config, group) for group in scheduler.kv_cache_config.kv_cache_groups],
             device=device,
             version=_version(),
         )
@@ -231,6 +235,21 @@ def _memory(load: Load, device: str) -> dict[str, Any]:
     if load.kv_cache_bytes:
         found["kv_cache_memory_bytes"] = load.kv_cache_bytes
     return found
+
+
+def _one_more(config: Any, context_length: int) -> int:
+    """Return the token that vLLM is told of beyond the context; none where it would change the factors by
+    which all positions are turned."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    switch = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", 0
+    )
+    return int(rope.get("rope_type") != "longrope" or switch != context_length)
+
+
+def _group(config: Any, group: Any) -> tuple[int, int]:
+    spec = group.kv_cache_spec
+    return int(spec.block_size), max(1, -(-spec.max_memory_usage_bytes(config) // spec.page_size_bytes))
 
 
 def _device(asked: str, found: str) -> str:

@@ -32,7 +32,7 @@ def test_a_weight_is_code_less_zero_times_scale(tmp_path: Path, form: str, zeros
     shapes = {"qweight": ("I32", [1, 8]), "qzeros": ("I32", [2, 1]), "scales": ("F16", [2, 8])}
     safetensors(file, {**shapes, "g_idx": ("I32", [8])}, b"".join(raw))
     found = read_header(file)
-    layer = Layer(found["qweight"], found["qzeros"], found["scales"], found["g_idx"], 4)
+    layer = Layer(found["qweight"], found["qzeros"], found["scales"], found["g_idx"], 4, 0)
     expected = [(code - zeros[group]) * (0.5, 2.0)[group] for code, group in zip(codes, order, strict=True)]
     weight = Unpacked(layer, form)
     assert weight[...].tolist() == [expected] * outputs

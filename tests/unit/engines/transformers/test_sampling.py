@@ -236,6 +236,27 @@ def test_logits_that_are_not_finite_are_told(bad: float) -> None:
     assert choose(logits, [a_row(temperature=0.0), a_row(temperature=0.0)]).finite == [1, 0]
 
 
+@pytest.mark.parametrize("more", [{"temperature": 0.0}, {"temperature": 0.8}, {"top_p": 0.5}, {"top_k": 3}])
+def test_a_row_that_is_left_no_token_is_told(more: dict[str, Any]) -> None:
+    rows = [
+        a_row(allowed_token_ids=(48, 0), min_tokens=2, **more),
+        a_row(allowed_token_ids=(48, 7), min_tokens=2, **more),
+        a_row(allowed_token_ids=(48, 0), **more),
+        Row(Sampling(seed=1, allowed_token_ids=(5,), bad_words=("x",), **more), [], [[5]]),
+        a_row(**more),
+    ]
+    found = choose(some_logits(len(rows)), rows)
+    assert found.open == [0, 1, 1, 0, 1]
+    assert found.ids[1] == 7
+    assert found.ids[2] in (0, 48)
+
+
+@pytest.mark.parametrize("penalty", [1e-50, 1e-300, 1e50])
+def test_a_penalty_beyond_float32_leaves_numbers(penalty: float) -> None:
+    row = a_row(temperature=1.0, repetition_penalty=penalty)
+    assert stepped(some_logits(1), row).isfinite().all()
+
+
 def stepped(logits: torch.Tensor, row: Row) -> torch.Tensor:
     """What the steps of one row make of its logits."""
     values = logits.clone()
