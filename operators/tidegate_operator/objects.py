@@ -12,7 +12,7 @@ from tidegate.control.desired import ModelRecord, RevisionRecord
 from tidegate.control.packing import Refusal
 from tidegate.control.reasons import Reason
 from tidegate.control.resource_files import parse_resource
-from tidegate.control.resources import API_VERSION, Model, ModelSpec, Pool
+from tidegate.control.resources import API_VERSION, STORED, Model, ModelSpec, Pool
 from tidegate_operator.cache import Body, Cache, is_deleting, labels, pool_of
 from tidegate_operator.pod_template import MODEL_LABEL
 from tidegate_operator.revision_objects import owned_by, read_history
@@ -150,7 +150,7 @@ def _last_valid(name: str, record: ModelRecord | None) -> Model | None:
     if record is None or record.lead is None:
         return None
     try:
-        spec = ModelSpec.model_validate(record.lead.spec)
+        spec = ModelSpec.model_validate(record.lead.spec, context=STORED)
     except ValidationError:  # of an operator whose schema was another
         return None
     return Model.model_validate(

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tidegate.control.observed import RevisionKey, SourceState
 from tidegate.control.packing import Placement
 from tidegate.control.reasons import Reason
-from tidegate.control.resources import FIRST_TASK, NO_ANSWERS, Model, ModelSpec
+from tidegate.control.resources import FIRST_TASK, NO_ANSWERS, STORED, Model, ModelSpec
 from tidegate.control.rollout_state import RolloutState
 from tidegate.control.sizing import asked_task
 from tidegate.messages.registry import RevisionReport
@@ -266,7 +266,7 @@ def spec_on_wire(spec: ModelSpec) -> dict[str, Any]:
 def recorded_spec(record: RevisionRecord, current: ModelSpec | None) -> ModelSpec:
     """Return the spec that an application of this revision runs with: its own, with today's scaling, queue
     and rollout."""
-    spec = ModelSpec.model_validate(record.spec)
+    spec = ModelSpec.model_validate(record.spec, context=STORED)
     if current is None:
         return spec
     kept = {"scaling": current.scaling, "queue": current.queue, "rollout": current.rollout}

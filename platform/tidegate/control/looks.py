@@ -29,7 +29,7 @@ from tidegate.control.desired import (
 from tidegate.control.history import CONTENT_CHANGED, unborn
 from tidegate.control.observed import Observation, RevisionKey, SourceState
 from tidegate.control.reasons import Reason
-from tidegate.control.resources import Model, ModelSpec
+from tidegate.control.resources import STORED, Model, ModelSpec
 from tidegate.control.sizing import misfit
 
 SUPERSEDED = "The spec has changed meanwhile."
@@ -71,7 +71,11 @@ def questions(models: Sequence[Model], records: Mapping[str, ModelRecord]) -> di
         spec_hash, look = revision_of(model.spec), record.look
         if look is not None and not look.ended:
             goal = look.goal
-            of = each if goal is None else _with_spec(each, ModelSpec.model_validate(goal.spec))
+            of = (
+                each
+                if goal is None
+                else _with_spec(each, ModelSpec.model_validate(goal.spec, context=STORED))
+            )
             asked[each.name, look.key] = Question(of, look)
         recorded = any(kept.is_of(spec_hash) and kept.checkpoint for kept in record.revisions.values())
         if model.spec.source is not None and not recorded:

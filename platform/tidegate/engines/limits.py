@@ -15,8 +15,8 @@ def truncated(
     if keep is None:
         return ids
     if keep < 0:
-        is_wanted = sampling.max_tokens is not None and not sampling.clips_limit
-        answer = sampling.max_tokens if is_wanted and sampling.max_tokens is not None else 1
+        wanted = None if sampling.clips_limit else sampling.max_tokens
+        answer = 1 if wanted is None else wanted
         keep = context_length if has_encoder else max(1, context_length - answer)
     return ids[-keep:]
 
@@ -33,14 +33,12 @@ def completion_limit(
     what = "messages" if isinstance(work.prompt, ChatPrompt) else "prompt"
     shares_room = not has_encoder or prompt_tokens > context_length
     room = context_length - prompt_tokens if shares_room else context_length
-    if max_tokens is None:
+    if max_tokens is not None and max_tokens <= room:
+        return max_tokens
+    if max_tokens is None or work.sampling.clips_limit:
         if room >= 1:
             return room
         asked = f"your {what} resulted in {prompt_tokens} tokens. Please reduce the length of the {what}."
-    elif max_tokens <= room:
-        return max_tokens
-    elif work.sampling.clips_limit and room >= 1:
-        return room
     else:
         asked = (
             f"you requested {prompt_tokens + max_tokens} tokens ({prompt_tokens} in the {what}, "

@@ -76,6 +76,10 @@ def test_an_old_revision_runs_its_own_spec_with_todays_scaling() -> None:
     spec = recorded_spec(old, today)
     assert (spec.precision, spec.scaling.max_replicas) == ("float32", 4)
     assert recorded_spec(old, None).scaling.max_replicas == 1
+    # A version before let pass what is refused now.
+    wrong = {"name": "transformers", "args": {"kv_page": True}}
+    before = RevisionRecord("r", old.spec | LOADED | {"engine": wrong})
+    assert recorded_spec(before, today).engine.args == {"kv_page": True}
 
 
 def target(wanted: Model, record: ModelRecord, digest: str = "", **found: Any) -> str | None:

@@ -35,6 +35,7 @@ def test_a_limit_that_may_be_clipped_is_what_there_is_room_for(
     limit = completion_limit(prompt, work, context)
     if isinstance(limit, Finish):
         assert prompt >= context
+        assert f"resulted in {prompt} tokens" in limit.message  # nobody has asked for the others
     else:
         assert limit == min(max_tokens, context - prompt)
 
