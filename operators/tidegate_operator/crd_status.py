@@ -305,6 +305,7 @@ MEANINGS = {
     "DecoderShape.has_encoder": "Whether an encoder reads the prompt.",
     "DecoderShape.without_kv": "Layers without keys and values, which recurrent ones are.",
     "DecoderShape.state": "Numbers that recurrent layers keep of a request.",
+    "DecoderShape.latent": "Numbers that a layer keeps of a token in the place of keys and values of heads.",
     "StoredWeights.float_values": "Numbers that are loaded in the format that is computed in.",
     "StoredWeights.fixed_bytes": "Bytes that stay as they are stored.",
     "StoredWeights.packed_values": "Numbers that are stored packed, in those bytes.",

@@ -24,6 +24,8 @@ HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 # The decoder's of an encoder-decoder, whose usual names are the encoder's.
 DECODER_LAYERS, DECODER_HEADS = ("decoder_layers", "num_decoder_layers"), ("decoder_attention_heads",)
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+# Of latent attention, whose keys and values are computed anew from these, and of the index of a sparse one.
+LATENT = ("kv_lora_rank", "qk_rope_head_dim", "index_head_dim")
 HEAD_DIM = ("attention_head_dim", "head_dim", "d_kv")
 HIDDEN = ("hidden_size", "n_embd", "d_model")
 # The rotary scalings that stretch the positions trained by a factor, and where they name these.
@@ -61,11 +63,13 @@ class DecoderShape(msgspec.Struct, frozen=True):
     has_encoder: bool = False  # that reads the prompt: its tokens are cached beside the answer's
     without_kv: int = 0  # of its layers: those without keys and values, which recurrent ones are
     state: int = 0  # numbers that its recurrent layers keep of a request, however long it is
+    latent: int = 0  # numbers that a layer keeps of a token, where it keeps no keys and values of heads
 
     @property
     def is_known(self) -> bool:
         """Tell whether the KV cache can be computed."""
-        return self.kv_layers == 0 < self.layers or self.kv_layers > 0 < self.kv_heads * self.head_dim
+        numbers = self.latent or self.kv_heads * self.head_dim
+        return self.kv_layers == 0 < self.layers or self.kv_layers > 0 < numbers
 
     @property
     def kv_layers(self) -> int:
@@ -168,6 +172,7 @@ def decoder_shape(config: Mapping[str, Any]) -> DecoderShape:
         has_encoder=has_encoder(config),
         without_kv=without_kv,
         state=state,
+        latent=sum(_first(text, (name,)) for name in LATENT) if _first(text, LATENT[:1]) else 0,
     )
 
 
@@ -197,11 +202,12 @@ def contradiction(
 
 
 def kv_bytes_per_token(shape: DecoderShape, precision: str) -> int:
-    """Return what one token's keys and values take: 2 x its layers x KV heads x head size numbers. An
-    encoder-decoder takes as much for a token of the prompt as for one of the answer, and its context is as
-    long on each side: so twice that for a token of context."""
+    """Return what one token's keys and values take: 2 x its layers x KV heads x head size numbers, or what is
+    kept in their place. An encoder-decoder takes as much for a token of the prompt as for one of the answer,
+    and its context is as long on each side: so twice that for a token of context."""
     sides = 2 if shape.has_encoder else 1
-    return sides * 2 * shape.kv_layers * shape.kv_heads * shape.head_dim * PRECISION_BYTES[precision]
+    numbers = shape.latent or 2 * shape.kv_heads * shape.head_dim
+    return sides * shape.kv_layers * numbers * PRECISION_BYTES[precision]
 
 
 def state_bytes(shape: DecoderShape) -> int:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.checkpoints import VOCABULARY, save_model, save_tokenizer
 from tests.engine_requests import a_request, run, run_one, run_steps
-from tests.integration.engines.test_families import MLA, SMALL, generated, loaded
+from tests.integration.engines.test_families import INDEXER, MLA, SMALL, generated, loaded
 from tidegate.engines.transformers.batch import ArenaBatch
 from tidegate.engines.transformers.kv_size import measure_kv
 from tidegate.sources.facts import decoder_shape, kv_bytes_per_token, state_bytes
@@ -191,7 +191,18 @@ def test_rows_with_a_state_follow_a_grammar(made: Callable[[str], Path]) -> None
         assert re.fullmatch("The level is [0-9]{3} metres above the sea.", result.text)
 
 
-@pytest.mark.parametrize("kind", sorted(STATEFUL.keys() - {"kimi_linear"}))  # its keys are compressed
+@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minicpm3"])
+def test_the_control_loop_computes_what_latent_attention_keeps(kind: str, tmp_path: Path) -> None:
+    is_sparse = kind in ("deepseek_v32", "glm_moe_dsa")
+    save_model(tmp_path, kind, {**MLA, "head_dim": 8, **(INDEXER if is_sparse else {})})
+    shape = decoder_shape(json.loads((tmp_path / "config.json").read_text()))
+    found = measure_kv(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
+    assert shape.is_known
+    # A sparse one keeps a position beside.
+    assert found.bytes_per_token - 8 * is_sparse == kv_bytes_per_token(shape, "float32") > 0
+
+
+@pytest.mark.parametrize("kind", sorted(STATEFUL))
 def test_the_control_loop_computes_what_a_row_takes(kind: str, made: Callable[[str], Path]) -> None:
     folder = made(kind)
     shape = decoder_shape(json.loads((folder / "config.json").read_text()))
