@@ -186,9 +186,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     stopped_by: str = ""  # the stop string that ended the text; empty: none did
-    cached_tokens: int = (
-        0  # of the prompt's, those that the first attempt's engine held from earlier requests
-    )
+    cached_tokens: int = 0  # of the prompt's, those that the first engine held from earlier requests
 
 
 class CallDelta(msgspec.Struct, frozen=True, array_like=True):

@@ -122,16 +122,15 @@ class Stepping:
             )
         )
         config = self._engine.vllm_config
-        blocks = int(config.cache_config.num_gpu_blocks or 0)
+        cache = config.cache_config
+        blocks = int(cache.num_gpu_blocks or 0)
         scheduler = self._engine.engine_core.engine_core.scheduler
         self._path, self._device = Path(load.path), device
         vocabulary_size = int(config.model_config.get_vocab_size())
         self.loaded = Loaded(
             vocabulary_size=vocabulary_size,
             slots=min(int(config.scheduler_config.max_num_seqs), max(1, blocks)),
-            kv_tokens=int(
-                config.cache_config.kv_cache_size_tokens or blocks * config.cache_config.block_size
-            ),
+            kv_tokens=int(getattr(cache, "kv_cache_size_tokens", 0) or blocks * cache.block_size),
             blocks=max(1, blocks - 1),  # one is vLLM's own
             groups=[_group(config, group) for group in scheduler.kv_cache_config.kv_cache_groups],
             device=device,
