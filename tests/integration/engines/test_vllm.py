@@ -203,7 +203,7 @@ def test_what_rows_take_of_blocks_that_groups_share() -> None:
     blocks = Blocks(60, [(16, 1000), (16, 4), (1 << 20, 1)])
     assert [blocks.of_row(tokens) for tokens in (1, 16, 17, 64, 160)] == [3, 3, 5, 9, 15]
     assert (blocks.more([], 160), blocks.more([64, 64], 160), blocks.more([64] * 7, 1)) == (4, 2, -1)
-    assert (blocks.holds([160] * 4), blocks.holds([160] * 4 + [1])) == (True, False)
+    assert (blocks.more([160] * 4, 1), blocks.more([160] * 3, 160)) == (0, 1)
 
 
 def test_a_prompt_of_the_whole_context_is_scored_and_nothing_more(vllm: VllmEngine, llama: Engine) -> None:

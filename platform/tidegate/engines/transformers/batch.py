@@ -245,10 +245,9 @@ class ArenaBatch:
         with torch.inference_mode():
             try:
                 self._arena.begin_staged(len(tokens))
-                if self.prefixes is not None and salt is not None:
-                    held = self.prefixes.held(tokens, salt)
-                if self.prefixes is not None and salt is not None and held:
-                    fill = partial(self.prefixes.fill, tokens=tokens[:held], salt=salt)
+                prefixes = self.prefixes
+                if prefixes is not None and salt is not None and (held := prefixes.held(tokens, salt)):
+                    fill = partial(prefixes.fill, tokens=tokens[:held], salt=salt)
                     self._arena.fill_staged(held, fill)
             except Exception:
                 self._arena.drop_staged()

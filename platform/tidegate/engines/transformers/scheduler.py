@@ -66,14 +66,18 @@ class Schedulable(Protocol):
         ...
 
 
-class Room(Protocol):
+class HasRoom(Protocol):
+    def more(self, rows: Sequence[int], usual: int, /) -> int:
+        """Return how many rows of `usual` tokens there is room for beside rows of so many."""
+        ...
+
+
+class Room(HasRoom, Protocol):
     """What `room.Room` is."""
 
     def holds(self, rows: Sequence[int], /) -> bool: ...
 
     def usage(self, rows: Sequence[int], /) -> float: ...
-
-    def more(self, rows: Sequence[int], usual: int, /) -> int: ...
 
 
 S = TypeVar("S", bound=Schedulable)
@@ -92,7 +96,7 @@ class Usual:
     def note(self, width: int) -> None:
         self._tokens += RECENT * (width - self._tokens)
 
-    def more(self, room: Room, here: Sequence[Schedulable]) -> int:
+    def more(self, room: HasRoom, here: Sequence[Schedulable]) -> int:
         """Return how many more there is room for beside these."""
         usual = sum(one.width for one in here) / len(here) if here else self._tokens
         return room.more(wanted(here), min(self._most, int(usual) + HEADROOM))

@@ -55,12 +55,6 @@ class Blocks:
     def of_row(self, tokens: int) -> int:
         return max(1, sum(min(most, -(-tokens // size)) for size, most in self._groups))
 
-    def holds(self, rows: Sequence[int], /) -> bool:
-        return sum(map(self.of_row, rows)) <= self._blocks
-
-    def usage(self, rows: Sequence[int], /) -> float:
-        return min(1.0, sum(map(self.of_row, rows)) / self._blocks)
-
     def more(self, rows: Sequence[int], usual: int, /) -> int:
         return (self._blocks - sum(map(self.of_row, rows))) // self.of_row(usual)
 
