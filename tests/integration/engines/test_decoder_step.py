@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.checkpoints import HEADS, HIDDEN, LLAMA, save_model
 from tidegate.engines.transformers import decoder_step, packed, probe, selfcheck
 from tidegate.engines.transformers.batch import ArenaBatch
-from tidegate.engines.transformers.decoder_parts import Rotary, rotary
+from tidegate.engines.transformers.decoder_parts import PlainProducts, Rotary, rotary
 from tidegate.engines.transformers.decoder_step import (
     FEWEST_PRODUCTS,
     DecoderStep,
@@ -459,6 +459,16 @@ def test_a_step_that_does_not_compile_runs_as_it_is(tmp_path: Path, monkeypatch:
     batch = proved_batch(model)
     assert isinstance(batch._step, decoder_step.DecoderStep)
     assert batch._step.compiled is None
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-gptq"])
+def test_a_loaded_model_decodes_by_the_compiled_step(name: str, load: Callable[..., Any]) -> None:
+    """Whatever looks at a model on the way: who asks for a packed weight makes it plain, which no step is
+    compiled of."""
+    step = load(name, precision="bfloat16")._batch._step
+    assert isinstance(step, DecoderStep)
+    assert step.compiled is not None
+    assert not isinstance(step._body.head, PlainProducts)
 
 
 @pytest.mark.parametrize(

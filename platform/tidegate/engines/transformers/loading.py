@@ -136,7 +136,9 @@ def vocabulary_size(model: Any) -> int:
     (UnsupportedModel) where an encoder and a decoder have different ones."""
     reads = int(model.get_input_embeddings().weight.shape[0])
     head = model.get_output_embeddings()
-    says = reads if head is None else int(head.weight.shape[0])
+    # Not by its weight where it says so itself: what asks for a packed one makes it plain (`packed`).
+    outputs = reads if head is None else getattr(head, "out_features", None) or head.weight.shape[0]
+    says = int(outputs)
     if says != reads and model.config.is_encoder_decoder:
         raise EngineLoadError(
             "UnsupportedModel",
