@@ -1,7 +1,7 @@
 """Names how a prompt begins, so that requests that begin alike are known without a tokenizer.
 
 A *chain* is some hashes of 8 bytes, one behind the other: of the prompt's first bytes up to growing lengths.
-Two prompts of one tenant that begin alike have the hashes up to there in common. A chain is a hint alone: it
+Two prompts of one salt that begin alike have the hashes up to there in common. A chain is a hint alone: it
 says where to look for a prefix, and nothing is answered from it.
 """
 
@@ -22,12 +22,19 @@ MOST_BYTES = LENGTHS_BYTES[-1]
 MOST_HASHES = 4
 
 
-def prefix_chain(tenant: str, work: Work) -> bytes:
+def prefix_salt(tenant: str, adapter: str = "") -> bytes:
+    """Return what two requests have in common that may share a prefix. Nobody sees what another tenant's
+    prompts begin with, and what an adapter computes of a prompt is not what its model or another one does."""
+    return "\0".join((tenant, adapter) if adapter else (tenant,)).encode(errors="surrogatepass")
+
+
+def prefix_chain(salt: bytes, work: Work) -> bytes:
     """Return the chain of what is to be generated from, the shortest length first; empty where it is short,
-    and for all other work. Tenants' chains have nothing in common: engines share no prefix between them."""
+    and for all other work. Chains of different salts have nothing in common, as engines share no prefix
+    between them."""
     if not isinstance(work, Generate):
         return b""
-    hasher = hashlib.blake2b(tenant.encode(errors="surrogatepass"), digest_size=HASH_BYTES)
+    hasher = hashlib.blake2b(hashlib.blake2b(salt).digest(), digest_size=HASH_BYTES)
     chain, done = b"", 0
     lengths = iter(LENGTHS_BYTES)
     length = next(lengths)

@@ -25,7 +25,7 @@ from tidegate.messages.codec import (
     frame,
 )
 from tidegate.messages.kept import KeptCall
-from tidegate.messages.prefixes import prefix_chain
+from tidegate.messages.prefixes import prefix_chain, prefix_salt
 from tidegate.messages.queue import NO_LABEL, Accepted, Bounds, Depth, Label, Place, Rejected
 from tidegate.messages.work import (
     Claim,
@@ -133,7 +133,7 @@ class SubmitCall:
         ]
         prompts = _encoded_prompts(requests, bounds)
         chains = {id(request.work.prompt): request.work for request in requests}
-        prefixes = {key: prefix_chain(first.tenant, work) for key, work in chains.items()}
+        prefixes = {key: prefix_chain(prefix_salt(first.tenant), work) for key, work in chains.items()}
         size_bytes = 0
         for request in requests:
             body = encode_request(request, prompts[id(request.work.prompt)])

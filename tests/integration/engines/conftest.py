@@ -17,6 +17,17 @@ from tidegate.replica_args import EngineSpec
 
 Checkpoints = Callable[[str], Path]
 
+HERE = Path(__file__).parent
+# Those whose children have so many seconds to answer: not where they get only what others leave.
+WAITING = {"test_vllm", "test_prompts", "test_grammars", "test_threads"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE and item.path.stem not in WAITING:
+            item.add_marker(pytest.mark.computing)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def prompt_processes_are_forked() -> Iterator[None]:

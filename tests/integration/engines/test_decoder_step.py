@@ -141,6 +141,47 @@ def test_short_prompts_and_parts_take_the_step(
             assert probe.relative_error(found_row, expected) < tolerance
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)])
+def test_a_part_is_computed_with_the_rows_that_decode(
+    dtype: torch.dtype, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one pass, where the step takes it; the rest by one for each."""
+    monkeypatch.setattr(decoder_step, "MOST_OF_A_STEP", 60)
+    monkeypatch.setattr(decoder_step, "FEWEST_PRODUCTS", 30_000)  # both forms of attention
+    short, own = batches(model_of(tmp_path, "llama", LLAMA, dtype))
+    with_products(short, dtype == torch.bfloat16)
+    passes = blocks_of(monkeypatch)
+    parts = [3, 57, 58, 1, 40, 1]
+    prompt = [3 + 7 * at % 500 for at in range(sum(parts))]
+    runs = []
+    for batch in (short, own):
+        found, staged = [batch.join([[5] * 9, [7] * 40]), batch.join([[4] * 150])], batch.begin(prompt)
+        for part in parts:
+            found.append(batch.decode_beside(torch.tensor([8, 9, 10]), staged, part))
+            logits = batch.advance(staged, part)
+            assert (logits is not None) == (staged.held == len(prompt))
+        assert logits is not None
+        runs.append([*found, logits, *(batch.decode(torch.arange(4)) for _ in range(2))])
+    beside = [[(3, 1), (1, 3)], [(3, 1), (1, 57)], [(3, 1)], [(1, 58)], [(3, 1), (1, 1)], [(3, 1), (1, 40)]]
+    assert passes == [*beside, [(3, 1), (1, 1)], [(4, 1)], [(4, 1)]]
+    for one, other in zip(*runs, strict=True):
+        for found_row, expected in zip(one, other, strict=True):
+            assert probe.relative_error(found_row, expected) < tolerance
+
+
+def blocks_of(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, int]]]:
+    """Rows and tokens of each of all blocks that a pass computes, from now on."""
+    passes: list[list[tuple[int, int]]] = []
+    compute = DecoderStep.compute
+
+    def noted(self: DecoderStep, *given: Any) -> torch.Tensor:
+        passes.append([(block.last - block.first, block.width) for block in given[-1]])
+        return compute(self, *given)
+
+    monkeypatch.setattr(DecoderStep, "compute", noted)
+    return passes
+
+
 def test_what_a_step_cannot_tell_or_hold_is_prefilled_by_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

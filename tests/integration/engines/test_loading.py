@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import core_model_loading
 
 from tests.checkpoints import DECODERS, ENCODER_DECODERS, tiny
 from tests.engine_requests import a_request, add, run
@@ -349,8 +349,19 @@ def test_memory_that_runs_out_while_a_model_is_checked_is_told_so(
 def test_memory_that_runs_out_while_weights_are_read_is_told_so(
     checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None]
 ) -> None:
-    monkeypatch.setattr(PreTrainedModel, "to", lambda *_args: run_out())
+    monkeypatch.setattr(core_model_loading, "_materialize_copy", lambda *_args: run_out())
     assert refused(checkpoints("llama")).reason == "OutOfMemory"
+
+
+@pytest.mark.parametrize("run_out", [on_a_gpu, on_the_host])
+def test_memory_that_runs_out_while_experts_are_put_together_is_told_so(
+    checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, run_out: Callable[[], None]
+) -> None:
+    """transformers says why in a report, and raises something that does not."""
+    folder = checkpoints("qwen3_moe")
+    monkeypatch.setattr(core_model_loading.MergeModulelist, "convert", lambda *_args, **_options: run_out())
+    error = refused(folder)
+    assert (error.reason, "llocate" in error.message) == ("OutOfMemory", True)
 
 
 def test_numbers_that_are_not_finite_fail_their_request_only(load: Callable[..., Engine]) -> None:

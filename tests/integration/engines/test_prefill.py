@@ -15,6 +15,7 @@ from tests.checkpoints import DECODERS, save_model, save_tokenizer
 from tests.engine_requests import a_request, add, run, run_one, run_steps
 from tests.integration.engines.test_families import ALONE, BATCHED, LENGTHS, generated, prompts
 from tests.integration.engines.test_states import STATEFUL
+from tidegate.engines.transformers.decoder_step import DecoderStep
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.replica_args import EngineSpec
 
@@ -122,6 +123,30 @@ def test_a_part_that_fails_ends_its_request_alone(
     finish = results["bad"].finish
     assert finish is not None and (finish.code, "no more" in finish.message) == ("GenerationFailed", True)
     assert {name: results[name].tokens for name in expected} == expected
+
+
+def test_a_part_that_fails_beside_rows_fails_without_them(
+    llama_in_parts: TransformersEngine, llama: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have taken their step; what is wrong with the part, if it is the part, shows where it is alone."""
+    engine = llama_in_parts
+    long = [4, *LONG]  # which nothing is kept of
+    requests = [a_request("a", [5] * 10, max_tokens=30), a_request("long", long, max_tokens=5)]
+    compute, failed = DecoderStep.compute, list[int]()
+
+    def failing(self: DecoderStep, *given: Any) -> torch.Tensor:
+        if len(given[-1]) > 1:
+            failed.append(given[-1][1].width)
+            raise RuntimeError("no two blocks")
+        return compute(self, *given)
+
+    monkeypatch.setattr(DecoderStep, "compute", failing)
+    found = run(engine, requests, apart=1)
+    assert failed[0] == 16 and sum(failed) == len(long) - 16
+    monkeypatch.undo()
+    assert {name: one.tokens for name, one in found.items()} == {
+        request.id: run_one(llama, request).tokens for request in requests
+    }
 
 
 def test_logprobs_of_a_prompt_in_parts_are_those_of_it_whole(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.messages.prefixes import HASH_BYTES, LENGTHS_BYTES, MOST_HASHES, prefix_chain
+from tidegate.messages.prefixes import HASH_BYTES, LENGTHS_BYTES, MOST_HASHES, prefix_chain, prefix_salt
 from tidegate.messages.work import (
     ChatPrompt,
     Embed,
@@ -21,8 +21,8 @@ from tidegate.messages.work import (
 SAMPLING = Sampling(seed=1)
 
 
-def hashes(prompt: Prompt, tenant: str = "t") -> list[bytes]:
-    chain = prefix_chain(tenant, Generate(prompt, SAMPLING))
+def hashes(prompt: Prompt, tenant: str = "t", adapter: str = "") -> list[bytes]:
+    chain = prefix_chain(prefix_salt(tenant, adapter), Generate(prompt, SAMPLING))
     return [chain[at : at + HASH_BYTES] for at in range(0, len(chain), HASH_BYTES)]
 
 
@@ -49,10 +49,14 @@ def test_a_conversation_that_goes_on_begins_with_itself() -> None:
     assert hashes(ChatPrompt(longer, tools=tools)) == one, "a value's length is no part of it"
 
 
-def test_tenants_share_nothing() -> None:
+def test_tenants_and_adapters_share_nothing() -> None:
     prompt = TextPrompt("x" * 5000)
     assert hashes(prompt) == hashes(prompt)
-    assert not set(hashes(prompt)) & set(hashes(prompt, "another"))
+    assert hashes(prompt, "t", "a") == hashes(prompt, "t", "a")
+    others = [
+        hashes(prompt, *each) for each in [("another",), ("t", "a"), ("t", "b"), ("another", "a"), ("ta",)]
+    ]
+    assert len({one for each in [hashes(prompt), *others] for one in each}) == 6 * MOST_HASHES
 
 
 def test_token_ids_begin_alike_too() -> None:
@@ -82,7 +86,7 @@ def test_half_a_pair_in_a_text_is_a_beginning_as_well() -> None:
 
 
 def test_what_is_not_generated_from_has_none() -> None:
-    assert prefix_chain("t", Embed(Inputs([TextPrompt("x" * 5000)]))) == b""
+    assert prefix_chain(b"t", Embed(Inputs([TextPrompt("x" * 5000)]))) == b""
 
 
 def test_of_a_long_prompt_the_longest_are_kept() -> None:

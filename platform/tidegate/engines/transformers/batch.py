@@ -8,7 +8,8 @@ architecture falls back to whose batches the self-check finds wrong.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Protocol
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
 
+from tidegate.engines.base import is_out_of_memory
 from tidegate.engines.transformers.decoder_step import DecoderStep
 from tidegate.engines.transformers.graphs import Capture, GraphedStep
 from tidegate.engines.transformers.head import Head, InParts
@@ -24,6 +26,8 @@ from tidegate.engines.transformers.kv import Arena, LayerKind
 from tidegate.engines.transformers.paged import PagedPool
 from tidegate.engines.transformers.prefixes import PrefixCache
 from tidegate.engines.transformers.room import Room
+
+log = logging.getLogger(__name__)
 
 # Where recurrent_gemma's layers keep the state of what ran last, which no cache holds.
 KEPT_IN_LAYERS = ("conv1d_state", "recurrent_states")
@@ -38,6 +42,7 @@ class Staged:
     tokens: Sequence[int]
     every: InParts | None = None  # gets the logits after each token
     held: int = 0  # of its tokens, how many the cache has
+    ahead: Tensor | None = None  # what `advance` finds next, where that is computed already
 
     @property
     def left(self) -> int:
@@ -79,6 +84,11 @@ class Batch(Protocol):
     def advance(self, staged: Staged, count: int) -> Tensor | None:
         """Prefill `count` more of its tokens. Returns logits [1, vocabulary] after the last one, with which
         it has joined as the last row, else None. On an exception it has not, and has to be dropped."""
+        ...
+
+    def decode_beside(self, tokens: Tensor, staged: Staged, count: int) -> Tensor:
+        """Do what `decode` does, and where one pass can do both compute what `advance` with the same `count`,
+        which has to be called next, is about to. What fails of that fails there."""
         ...
 
     def drop(self, staged: Staged) -> None: ...
@@ -200,10 +210,11 @@ class ArenaBatch:
             padded = [[self._pad_id] * (longest - len(sequence)) + list(sequence) for sequence in sequences]
             ids = torch.tensor(padded, dtype=torch.long, device=self._forward.device)
             positions = (mask.long().cumsum(-1) - 1).clamp_(min=0)
-            if (prefill := self._by_step(ids, every)) is not None:
+            if (found := self._by_step(ids.numel(), longest, every)) is not None:
                 # Padding attends to itself: what attends to nothing is no number.
                 seen = causal(mask, longest).squeeze(1) | torch.eye(longest, dtype=torch.bool)
-                logits = prefill(ids, positions, seen)
+                step, arena = found
+                logits = step.prefill(ids, positions, seen, arena)
             else:
                 logits = self._forward(
                     ids, mask=mask.long(), positions=positions, cache=self._arena, every=every
@@ -212,22 +223,24 @@ class ArenaBatch:
             self._positions = torch.cat((self._positions, positions[:, -1] + 1))
         return logits[:, -1]
 
-    def _by_step(self, tokens: Tensor, every: InParts | None) -> Callable[..., Tensor] | None:
-        """Return what prefills `tokens` by the step (`DecoderStep.prefill` on this arena), or None where the
-        model's own forward pass is to."""
+    def _by_step(self, tokens: int, columns: int, every: InParts | None) -> tuple[DecoderStep, Arena] | None:
+        """Return the step and its arena where it prefills so many tokens, which attend to `columns`; None:
+        the model's own forward pass does."""
         step, arena = self._step, self._arena
-        if every is not None or not isinstance(step, DecoderStep) or not isinstance(arena, Arena):
-            return None
-        return partial(step.prefill, arena=arena) if step.prefills(tokens.numel(), arena) else None
+        if every is None and isinstance(step, DecoderStep) and isinstance(arena, Arena):
+            return (step, arena) if step.prefills(tokens, columns, arena) else None
+        return None
 
     def decode(self, tokens: Tensor) -> Tensor:
         with torch.inference_mode():
-            opened = self._arena.begin_decode()
-            if self._step is not None:
-                positions = self._positions.unsqueeze(-1)
-                logits = self._step(tokens.unsqueeze(-1), positions, opened.unsqueeze(1), self._arena)
-                self._positions += 1
-                return logits[:, -1]
+            return self._decoded(tokens, self._arena.begin_decode())
+
+    def _decoded(self, tokens: Tensor, opened: Tensor) -> Tensor:
+        """Do what `decode` does in the column that the arena has `opened`."""
+        if self._step is not None:
+            positions = self._positions.unsqueeze(-1)
+            logits = self._step(tokens.unsqueeze(-1), positions, opened.unsqueeze(1), self._arena)
+        else:
             mask = opened[:, None, None, :] if self._makes_masks else opened.long()
             logits = self._forward(
                 tokens.unsqueeze(-1),
@@ -235,7 +248,7 @@ class ArenaBatch:
                 positions=self._positions.unsqueeze(-1),
                 cache=self._arena,
             )
-            self._positions += 1
+        self._positions += 1
         return logits[:, -1]
 
     def begin(
@@ -254,29 +267,64 @@ class ArenaBatch:
                 raise
         return Staged(tokens, every, held)
 
-    def advance(self, staged: Staged, count: int) -> Tensor | None:
-        begin, end, device = staged.held, staged.held + count, self._forward.device
+    def decode_beside(self, tokens: Tensor, staged: Staged, count: int) -> Tensor:
+        rows, columns = len(tokens), staged.held + count
+        if (found := self._by_step(rows + count, columns, staged.every)) is None:
+            return self.decode(tokens)
+        step, arena = found
         with torch.inference_mode():
-            self._arena.begin_part(count)
-            mask: Tensor | None = None
-            if self._arena.has_tokens:
-                ones = torch.ones((1, end), dtype=torch.bool, device=device)
-                mask = causal(ones, count) if self._makes_masks else ones.long()
-            positions = torch.arange(begin, end, device=device).unsqueeze(0)
-            tokens = torch.tensor([list(staged.tokens[begin:end])], device=device)
-            if mask is not None and (prefill := self._by_step(tokens, staged.every)) is not None:
-                logits = prefill(tokens, positions, mask.squeeze(1))
-            else:
-                logits = self._forward(
-                    tokens, mask=mask, positions=positions, cache=self._arena, every=staged.every
+            opened = arena.begin_decode()
+            try:
+                running = step.running(opened.unsqueeze(1), arena)
+                part, positions, mask = self._begin_part(staged, count)
+                assert mask is not None
+                logits = step.compute(
+                    torch.cat((tokens, part[0])),
+                    torch.cat((self._positions, positions[0])),
+                    arena,
+                    [running, step.joining(mask.squeeze(1), arena)],
                 )
+            except ERRORS as error:
+                if is_out_of_memory(error):
+                    raise
+                log.warning("a part of a prompt fails beside rows that run: %s", error)
+                return self._decoded(tokens, opened)
+            self._positions += 1
+            staged.ahead = logits[rows:].unsqueeze(0)
+        return logits[:rows]
+
+    def advance(self, staged: Staged, count: int) -> Tensor | None:
+        with torch.inference_mode():
+            if (logits := staged.ahead) is None:
+                logits = self._advanced(staged, count)
+            staged.ahead = None
             self._arena.commit_part(count)
-            staged.held = end
+            staged.held += count
             if staged.left:
                 return None
             self._arena.commit_staged()
-            self._positions = torch.cat((self._positions, positions[:, -1] + 1))
+            self._positions = torch.cat((self._positions, self._positions.new_tensor([staged.held])))
         return logits[:, -1]
+
+    def _advanced(self, staged: Staged, count: int) -> Tensor:
+        """Compute `count` more of its tokens. Returns logits [1, any, vocabulary] after the last ones."""
+        tokens, positions, mask = self._begin_part(staged, count)
+        if mask is not None and (found := self._by_step(count, staged.held + count, staged.every)):
+            step, arena = found
+            return step.prefill(tokens, positions, mask.squeeze(1), arena)
+        return self._forward(tokens, mask=mask, positions=positions, cache=self._arena, every=staged.every)
+
+    def _begin_part(self, staged: Staged, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Open columns for `count` more of its tokens. Returns these and their positions, [1, count], and
+        the mask that a forward pass takes."""
+        begin, end, device = staged.held, staged.held + count, self._forward.device
+        self._arena.begin_part(count)
+        mask: Tensor | None = None
+        if self._arena.has_tokens:
+            ones = torch.ones((1, end), dtype=torch.bool, device=device)
+            mask = causal(ones, count) if self._makes_masks else ones.long()
+        positions = torch.arange(begin, end, device=device).unsqueeze(0)
+        return torch.tensor([list(staged.tokens[begin:end])], device=device), positions, mask
 
     def drop(self, staged: Staged) -> None:  # noqa: ARG002 - there is one
         with torch.inference_mode():
@@ -371,6 +419,9 @@ class OneAtATime:
 
     def advance(self, staged: Staged, count: int) -> NoReturn:
         raise AssertionError(f"rows begin whole: {staged}, {count}")
+
+    def decode_beside(self, tokens: Tensor, staged: Staged, count: int) -> NoReturn:
+        raise AssertionError(f"rows begin whole: {tokens}, {staged}, {count}")
 
     def drop(self, staged: Staged) -> NoReturn:
         raise AssertionError(f"rows begin whole: {staged}")

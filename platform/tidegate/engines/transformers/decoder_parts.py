@@ -296,7 +296,7 @@ def rotary(module: Any, dtype: torch.dtype) -> Module:
 
 
 class Window(NamedTuple):
-    """Neighbouring rows, `first` and behind the last, and the columns that they attend to."""
+    """Neighbouring rows of an arena, `first` and behind the last, and the columns that they attend to."""
 
     first: int
     last: int
@@ -306,20 +306,31 @@ class Window(NamedTuple):
     has_products: bool
 
 
+class Block(NamedTuple):
+    """Neighbouring rows of an arena, `first` and behind the last, of which each adds `width` tokens before
+    the column `end`; `asked`: after how many of these, the last ones, logits are wanted."""
+
+    first: int
+    last: int
+    width: int
+    end: int
+    windows: list[Window]
+    asked: int
+
+
 class Heads(NamedTuple):
-    """`shared`: how many of keys and values. `width`: tokens of each row."""
+    """`shared`: how many of keys and values."""
 
     heads: int
     shared: int
     size: int
-    width: int
     scale: float
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, window: Window, its: Heads) -> Tensor:
-    """Attend with the queries [tokens, heads, size] of a window's rows to keys and values [rows, shared,
-    columns, size]. Returns [tokens, heads x size]."""
-    rows, width, shared, size = keys.shape[0], its.width, its.shared, its.size
+def attend(query: Tensor, keys: Tensor, values: Tensor, window: Window, width: int, its: Heads) -> Tensor:
+    """Attend with the queries [tokens, heads, size] of a window's rows, `width` of each, to keys and values
+    [rows, shared, columns, size]. Returns [tokens, heads x size]."""
+    rows, shared, size = keys.shape[0], its.shared, its.size
     group, columns = its.heads // shared, keys.shape[2]
     if window.has_products:
         query = query * its.scale
@@ -372,15 +383,12 @@ class Body(Module):
         positions: Tensor,
         keys: list[Tensor],
         values: list[Tensor],
-        end: int,
-        windows: list[Window],
+        blocks: list[Block],
         its: Heads,
-        last: int,
     ) -> Tensor:
-        """Return logits [rows, last, vocabulary] after `tokens` [rows x width] at `positions`, whose keys and
-        values are written before the column `end`."""
-        width, shared, size = its.width, its.shared, its.size
-        rows = tokens.shape[0] // width
+        """Return the logits [tokens asked for, vocabulary] of blocks, one after the other, whose `tokens` are
+        at `positions` (both [all tokens]). Writes their keys and values."""
+        shared, size = its.shared, its.size
         hidden = embedding(tokens, self.table)
         cosine, sine = self.turning(hidden, positions)
         for at in range(self.depth):
@@ -388,27 +396,49 @@ class Body(Module):
             both = turned(both, cosine, sine)
             query, key = both[:, : its.heads], both[:, its.heads :]
             held_keys, held_values = keys[at], values[at]
-            held_keys[:rows, :, end - width : end] = key.view(rows, width, shared, size).transpose(1, 2)
-            held_values[:rows, :, end - width : end] = value.view(rows, width, shared, size).transpose(1, 2)
             found: list[Tensor] = []
-            for window in windows:
-                first, past, begin, stop = window.first, window.last, window.begin, window.end
-                found.append(
-                    attend(
-                        query[first * width : past * width],
-                        held_keys[first:past, :, begin:stop],
-                        held_values[first:past, :, begin:stop],
-                        window,
-                        its,
+            begin = 0
+            for block in blocks:
+                first, last, width, end = block.first, block.last, block.width, block.end
+                rows = last - first
+                stop = begin + rows * width
+                of_keys = key[begin:stop].view(rows, width, shared, size).transpose(1, 2)
+                of_values = value[begin:stop].view(rows, width, shared, size).transpose(1, 2)
+                held_keys[first:last, :, end - width : end] = of_keys
+                held_values[first:last, :, end - width : end] = of_values
+                for window in block.windows:
+                    found.append(
+                        attend(
+                            query[
+                                begin + (window.first - first) * width : begin + (window.last - first) * width
+                            ],
+                            held_keys[window.first : window.last, :, window.begin : window.end],
+                            held_values[window.first : window.last, :, window.begin : window.end],
+                            window,
+                            width,
+                            its,
+                        )
                     )
-                )
+                begin = stop
             attended = found[0] if len(found) == 1 else torch.cat(found)
             hidden = hidden + self.output(attended, at)
             hidden = hidden + self.mlp(self.between(hidden, at), at)
-        if last < width:
-            hidden = hidden.view(rows, width, -1)[:, -last:].reshape(rows * last, -1)
-        logits: Tensor = self.head(self.norm(hidden, 0), 0)
-        return logits.view(rows, last, -1)
+        logits: Tensor = self.head(self.norm(asked_for(hidden, blocks), 0), 0)
+        return logits
+
+
+def asked_for(hidden: Tensor, blocks: list[Block]) -> Tensor:
+    """Return the rows of `hidden` [all tokens, size] of which blocks want logits."""
+    if len(blocks) == 1 and blocks[0].asked == blocks[0].width:
+        return hidden
+    found: list[Tensor] = []
+    begin = 0
+    for block in blocks:
+        stop = begin + (block.last - block.first) * block.width
+        own = hidden[begin:stop].view(block.last - block.first, block.width, -1)
+        found.append(own[:, block.width - block.asked :].flatten(0, 1))
+        begin = stop
+    return torch.cat(found)
 
 
 def turned(both: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

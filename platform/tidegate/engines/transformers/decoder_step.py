@@ -29,6 +29,7 @@ from torch.nn import Module
 from torch.nn.functional import embedding, pad
 
 from tidegate.engines.transformers.decoder_parts import (
+    Block,
     Body,
     GatedMlp,
     Heads,
@@ -94,40 +95,49 @@ class DecoderStep:
         """Return logits [rows, last, vocabulary] after the `last` of `tokens` [rows, width] at `positions`
         [rows, width]. `arena` has opened columns for them; `seen` [rows, width, window] are those that each
         token attends to."""
-        its = self._of_heads(tokens.shape[1])
+        rows, width = tokens.shape
         tokens, positions = tokens.flatten(), positions.flatten()
-        windows = [] if self.has_kernel(arena) else self._windows(seen, arena)
         if isinstance(arena, Arena) and self.compiled is not None:
-            keys = [held.keys for held in arena.layers]
-            values = [held.values for held in arena.layers]
-            found: Tensor = self.compiled(tokens, positions, keys, values, arena.end, windows, its, last)
-            return found
-        return self._one_by_one(tokens, positions, arena, windows, its, last)
-
-    def prefills(self, tokens: int, arena: Arena) -> bool:
-        """Tell whether `prefill` computes so many, for which `arena` has opened columns, sooner than the
-        model's own forward pass."""
-        columns = arena.seen.stop - arena.seen.start
-        has_room = tokens <= MOST_OF_A_STEP and self._heads * tokens * columns <= MOST_SCORES
-        return has_room and self.compiled is not None and all(held.is_initialized for held in arena.layers)
+            found = self.compute(tokens, positions, arena, [self.running(seen, arena, last)])
+        else:
+            windows = [] if self.has_kernel(arena) else self._windows(seen, arena)
+            found = self._one_by_one(tokens, positions, arena, windows, width, last)
+        return found.view(rows, last, -1)
 
     def prefill(self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena) -> Tensor:
         """Return logits [rows, 1, vocabulary] after `tokens` [rows, width] at `positions` of rows that do not
-        run yet, for which `arena` has opened columns; `seen` [rows, width, columns] are those of its `seen`
-        that each attends to, and each to one at least."""
-        assert self.compiled is not None
-        rows, columns = slice(arena.first_row, arena.last_row), arena.seen
-        keys = [held.keys[rows] for held in arena.layers]
-        values = [held.values[rows] for held in arena.layers]
-        window = self._window(0, len(tokens), columns.start, seen, arena)
-        its = self._of_heads(tokens.shape[1])
-        found: Tensor = self.compiled(
-            tokens.flatten(), positions.flatten(), keys, values, columns.stop, [window], its, 1
-        )
-        return found
+        run yet; `seen` as in `joining`."""
+        blocks = [self.joining(seen, arena)]
+        return self.compute(tokens.flatten(), positions.flatten(), arena, blocks).unsqueeze(1)
 
-    def _of_heads(self, width: int) -> Heads:
-        return Heads(self._heads, self._shared, self._head_size, width, self._scale)
+    def running(self, seen: Tensor, arena: Arena, asked: int = 1) -> Block:
+        """Return the rows that run, for which `arena` has opened columns; `seen` as in a call. Logits are
+        asked for after the last `asked` tokens of each."""
+        windows = self._windows(seen, arena)
+        return Block(0, len(seen), seen.shape[1], arena.end, windows, asked)
+
+    def joining(self, seen: Tensor, arena: Arena, asked: int = 1) -> Block:
+        """Return rows that do not run yet, for which `arena` has opened columns; `seen` [rows, width,
+        columns] are those of its `seen` that each token attends to, and each to one at least."""
+        first, columns = arena.first_row, arena.seen
+        window = self._window(first, first + len(seen), columns.start, seen, arena)
+        return Block(first, first + len(seen), seen.shape[1], columns.stop, [window], asked)
+
+    def prefills(self, tokens: int, columns: int, arena: Arena) -> bool:
+        """Tell whether so many tokens of rows that are `joining`, which attend to `columns`, are computed
+        sooner than by the model's own forward pass."""
+        has_room = tokens <= MOST_OF_A_STEP and self._heads * tokens * columns <= MOST_SCORES
+        return has_room and self.compiled is not None and all(held.is_initialized for held in arena.layers)
+
+    def compute(self, tokens: Tensor, positions: Tensor, arena: Arena, blocks: list[Block]) -> Tensor:
+        """Return the logits [tokens asked for, vocabulary] of blocks by one pass; their `tokens` and
+        `positions` stand one after the other (both [all tokens])."""
+        assert self.compiled is not None
+        keys = [held.keys for held in arena.layers]
+        values = [held.values for held in arena.layers]
+        its = Heads(self._heads, self._shared, self._head_size, self._scale)
+        found: Tensor = self.compiled(tokens, positions, keys, values, blocks, its)
+        return found
 
     @cached_property
     def compiled(self) -> Module | None:
@@ -140,43 +150,44 @@ class DecoderStep:
         positions: Tensor,
         arena: Arena | PagedPool,
         windows: Sequence[Window],
-        its: Heads,
+        width: int,
         last: int,
     ) -> Tensor:
-        """Do what `Body` does, of any parts and on a pool too."""
-        width, shared, size = its.width, its.shared, its.size
+        """Do what `Body` does, of any parts and on a pool too, with rows that run."""
+        shared, size = self._shared, self._head_size
         rows, body = len(tokens) // width, self._body
         hidden = embedding(tokens, self._embedding)
         cosine, sine = body.turning.forward(hidden, positions)
         pool = arena if self.has_kernel(arena) else None
         for at, held in enumerate(arena.layers):
             both, value = body.project.forward(body.before.forward(hidden, at), at)
-            query, key = torch.split(turned(both, cosine, sine), [its.heads, shared], dim=1)
+            query, key = torch.split(turned(both, cosine, sine), [self._heads, shared], dim=1)
             held.write(key.view(rows, width, shared, size), value.view(rows, width, shared, size))
             if pool is not None:
-                attended = pool.attend(query.contiguous(), held.keys, held.values, its.scale).flatten(1)
+                attended = pool.attend(query.contiguous(), held.keys, held.values, self._scale).flatten(1)
             else:
-                attended = self._attended(query, held, arena, windows, its)
+                attended = self._attended(query, held, arena, windows, width)
             hidden = hidden + body.output.forward(attended, at)
             hidden = hidden + body.mlp.forward(body.between.forward(hidden, at), at)
         if last < width:
             hidden = hidden.view(rows, width, -1)[:, -last:].reshape(rows * last, -1)
         logits: Tensor = body.head.forward(body.norm.forward(hidden, 0), 0)
-        return logits.view(rows, last, -1)
+        return logits
 
     def has_kernel(self, arena: Arena | PagedPool) -> TypeGuard[PagedPool]:
         """Tell whether it attends by the table of pages, whatever the window."""
         return isinstance(arena, PagedPool) and arena.has_kernel(self._embedding)
 
     def _attended(
-        self, query: Tensor, held: Any, arena: Arena | PagedPool, windows: Sequence[Window], its: Heads
+        self, query: Tensor, held: Any, arena: Arena | PagedPool, windows: Sequence[Window], width: int
     ) -> Tensor:
+        its = Heads(self._heads, self._shared, self._head_size, self._scale)
         found = []
         for window in windows:
             rows, columns = slice(window.first, window.last), slice(window.begin, window.end)
             keys, values = (arena.window(each, rows, columns) for each in (held.keys, held.values))
-            asking = query[window.first * its.width : window.last * its.width]
-            found.append(attend(asking, keys, values, window, its))
+            asking = query[window.first * width : window.last * width]
+            found.append(attend(asking, keys, values, window, width, its))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _windows(self, seen: Tensor, arena: Arena | PagedPool) -> list[Window]:

@@ -26,7 +26,7 @@ from tidegate.engines.base import LoadReport, Prepared, StepOutput, is_out_of_me
 from tidegate.engines.engine_args import parse_args
 from tidegate.engines.families import families
 from tidegate.engines.transformers import encoder_decoder
-from tidegate.engines.transformers.batch import Batch
+from tidegate.engines.transformers.batch import Batch, Staged
 from tidegate.engines.transformers.cache_plan import plan_cache
 from tidegate.engines.transformers.counts import Counts
 from tidegate.engines.transformers.graphs import cuda_graph
@@ -229,8 +229,6 @@ class TransformersEngine:
         is_waited_for = bool(rows)
         if self._threads is not None:
             set_threads(self._threads.begin(rows))
-        ahead = self._run_ahead() if self._looks_up and is_waited_for else None
-        logits = [ahead.first() if ahead is not None else self._decode()] if is_waited_for else []
         budget = self._pace.budget(self._scheduler.joining(), rows)
         if self._scheduler.staged is None:  # with none before them so many cost hardly more than one
             budget = max(budget, min(self._weights_tokens, self._args.prefill_tokens_per_step))
@@ -238,6 +236,13 @@ class TransformersEngine:
         surplus = [sequence.given_back() for sequence in self._scheduler.surplus()]
         self._counts.given_back_requests += len(surplus)
         outputs += surplus
+        ahead = self._run_ahead() if self._looks_up and is_waited_for else None
+        beside = None
+        if self._part is not None and ahead is None and self._pace.knows(rows):
+            beside = (self._part.staged, plan.parts[0][1])
+        with prefill_threads(beside[1] if beside is not None else 0, self._prefill_cores):
+            logits = [ahead.first() if ahead is not None else self._decode(beside)] if is_waited_for else []
+        is_beside = self._part is not None and self._part.staged.ahead is not None
         prompts = self._clock()
         with prefill_threads(plan.tokens, self._prefill_cores):
             for sequence, count in plan.parts:
@@ -263,7 +268,8 @@ class TransformersEngine:
             self._counts.step_seconds += time.perf_counter() - clock
         self._counts.prefilled_tokens += plan.tokens
         if is_waited_for:
-            self._pace.note(rows, self._clock() - begin, plan.tokens, prompts if self._is_waiting else None)
+            is_told = self._is_waiting and not is_beside
+            self._pace.note(rows, self._clock() - begin, plan.tokens, prompts if is_told else None)
             if self._threads is not None and not plan.tokens and ahead is None:
                 self._threads.note(rows, time.perf_counter() - clock)
         return outputs
@@ -341,9 +347,12 @@ class TransformersEngine:
         ]
         return Ahead(proposed, self._batch.run(tails, [1 + len(tokens) for tokens in proposed], width))
 
-    def _decode(self) -> Tensor:
+    def _decode(self, beside: tuple[Staged, int] | None) -> Tensor:
+        """Let all rows take a step, and so many tokens of what is staged with them, where they can."""
         counts = [sequence.unfed for sequence in self._scheduler.running]
         if (width := max(counts)) == 1:
+            if beside is not None:
+                return self._batch.decode_beside(self._tokens, *beside)
             return self._batch.decode(self._tokens)
         return self._batch.run([sequence.tail(width) for sequence in self._scheduler.running], counts)[:, -1]
 

@@ -127,9 +127,14 @@ class ArenaLayer(TokenLayer):
 
     def shift(self, rows: int, source: slice, target: slice) -> None:
         for held in (self.keys, self.values):
-            moved = held[:rows, :, source].clone()  # they may overlap
+            moved = held[:rows, :, source]
+            if apart := source.stop <= target.start or target.stop <= source.start:
+                held[:rows, :, target] = moved
+            else:
+                moved = moved.clone()
             held[:rows, :, source] = 0  # see `resize`
-            held[:rows, :, target] = moved
+            if not apart:
+                held[:rows, :, target] = moved
 
     def move_row(self, source: int, target: int, columns: slice, by: int = 0) -> None:
         """Copy a row's columns, `by` columns to the right."""

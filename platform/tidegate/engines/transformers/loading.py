@@ -6,6 +6,7 @@ an error. Code that a checkpoint brings along is never run.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,20 +246,30 @@ def from_pretrained(
     import transformers
     from transformers import GenerationConfig
 
-    how = {"dtype": getattr(torch, precision), "output_loading_info": True, "ignore_mismatched_sizes": True}
+    how = {
+        "dtype": getattr(torch, precision),
+        "device_map": {"": device},  # each tensor is read to where it stays, several at a time
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     try:
-        if weights is None:
-            model, info = getattr(transformers, auto).from_pretrained(
-                checkpoint.path, local_files_only=True, trust_remote_code=False, **how
-            )
-        else:
-            model, info = architecture.from_pretrained(None, config=config, state_dict=dict(weights), **how)
-            if "generation_config.json" in checkpoint.files:
-                model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
-        model.to(device)
+        with reported() as report:
+            if weights is None:
+                model, info = getattr(transformers, auto).from_pretrained(
+                    checkpoint.path, local_files_only=True, trust_remote_code=False, **how
+                )
+            else:
+                model, info = architecture.from_pretrained(
+                    None, config=config, state_dict=dict(weights), **how
+                )
+                if "generation_config.json" in checkpoint.files:
+                    model.generation_config = GenerationConfig.from_pretrained(checkpoint.path)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError) as error:
         if is_out_of_memory(error):
             raise
+        for line in report:
+            if is_out_of_memory(RuntimeError(line)):
+                raise MemoryError(line) from error
         raise EngineLoadError("WeightsWrong", f"Loading {checkpoint.path} failed: {told(error)}") from error
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     missing = sorted(set(info["missing_keys"]) - tied)
@@ -269,6 +280,27 @@ def from_pretrained(
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise wrong_shape(checkpoint, name, list(found), list(expected))
     return model, unexpected_note(info["unexpected_keys"])
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += record.getMessage().splitlines()
+
+
+@contextmanager
+def reported() -> Iterator[list[str]]:
+    """Collect the lines that transformers reports of a load: why it could not put weights together, as an
+    architecture's experts, is there alone, and not in what it raises."""
+    reports, handler = logging.getLogger("transformers.modeling_utils"), _Lines()
+    reports.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        reports.removeHandler(handler)
 
 
 def load_gptq(

@@ -1,9 +1,9 @@
 """Chooses how many tokens of prompts a step takes beside the rows that decode.
 
 Whoever decodes waits for the prompts that join in the same step. How long that is depends on model, machine
-and neighbours, so it is measured: what prompts took of a step, or, where a device works behind the host, what
-the step took longer than one of about as many rows without prompts. From one step to the next the number of
-tokens follows, until that is `SHARE` of a step without.
+and neighbours, so it is measured: what prompts took of a step, or, where one pass computes both or a device
+works behind the host, what the step took longer than one of about as many rows without prompts. From one step
+to the next the number of tokens follows, until that is `SHARE` of a step without.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ FEWEST_CHANGE, MOST_CHANGE = 0.5, 2.0  # factors in one step: something else may
 SMALLEST_BURST = 8  # times as many tokens as cost hardly more than one: of fewer each costs more
 FRESH_STEPS = 8  # after which a row that has joined counts as one that was there before
 WEIGHT = 0.2  # of a new measurement in the average
+LATELY = 32  # steps, after which one tells prompts apart again
 
 
 class Pace:
@@ -29,6 +30,7 @@ class Pace:
         self._tokens = min(4.0 * fewest, most)  # until there is something to go by
         # Of a step without prompts, on average, by the power of two that its rows come to.
         self._plain_seconds: dict[int, float] = {}
+        self._untold: dict[int, int] = {}  # steps since then, by the same
         self._joined: deque[int] = deque(maxlen=FRESH_STEPS)  # rows, by steps
 
     def budget(self, joining: Sequence[int], running: int) -> int:
@@ -52,21 +54,27 @@ class Pace:
         """Take how many rows joined in a step."""
         self._joined.append(rows)
 
+    def knows(self, rows: int) -> bool:
+        """Tell whether it was measured lately what a step of about so many rows takes without prompts."""
+        size = rows.bit_length()
+        return size in self._plain_seconds and self._untold[size] < LATELY
+
     def note(self, rows: int, seconds: float, tokens: int, prompt_seconds: float | None = None) -> None:
         """Learn from a step in which so many rows decoded, and `tokens` of prompts joined, which took
         `prompt_seconds` of it where that can be told."""
         size = rows.bit_length()
-        plain = self._plain_seconds.get(size, 0.0)
-        if not tokens:
-            seen = min(seconds, MOST_CHANGE * plain) if plain else seconds
-            self._plain_seconds[size] = plain + (seen - plain) * (WEIGHT if plain else 1)
-            return
-        if prompt_seconds is not None:
-            plain = seconds - prompt_seconds
-        elif not plain:
+        if not tokens or prompt_seconds is not None:
+            own = seconds - (prompt_seconds or 0.0)
+            known = self._plain_seconds.get(size) or own
+            self._plain_seconds[size] = known + WEIGHT * (min(own, MOST_CHANGE * known) - known)
+            self._untold[size] = 0
+        else:
+            own = self._plain_seconds.get(size, 0.0)
+            self._untold[size] = self._untold.get(size, 0) + 1
+        if not tokens or own <= 0:
             return
         # A burst may take more.
-        relative = plain * max(1.0, tokens / self._tokens) / max(seconds - plain, 1e-9)
+        relative = own * max(1.0, tokens / self._tokens) / max(seconds - own, 1e-9)
         wanted = self._tokens * max(FEWEST_CHANGE, min(MOST_CHANGE, SHARE * relative))
         if wanted < self._fewest:
             factor = max(FEWEST_CHANGE, min(MOST_CHANGE, MOST_SHARE * relative))

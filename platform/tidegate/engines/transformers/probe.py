@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tidegate.engines.base import is_out_of_memory
-from tidegate.engines.transformers.batch import ERRORS, ArenaBatch, Batch, Forward
+from tidegate.engines.transformers.batch import ERRORS, ArenaBatch, Batch, Forward, Staged
 from tidegate.engines.transformers.bounds import made_small
 from tidegate.engines.transformers.encoder_decoder import Decoder, Encoder
 from tidegate.engines.transformers.head import InParts
@@ -247,8 +247,8 @@ def in_runs(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int,
 
 
 def in_chunks(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, int, Tensor]]:
-    """Let the shortest, the longest and one more row join one after the other in parts, while those before
-    decode; at last the shortest one, for the logits of all its tokens. Returns what `_run` does."""
+    """Let the shortest, the longest and one more row join one after the other in parts, beside which those
+    before decode; at last the shortest one, for the logits of all its tokens. Returns what `_run` does."""
     seen: list[tuple[int, int, Tensor]] = []
     chosen = [*_shortest_and_longest(rows), len(rows) - 1]
     pieces = [rows[row] for row in chosen]
@@ -260,18 +260,18 @@ def in_chunks(batch: Batch, rows: Sequence[Sequence[int]]) -> list[tuple[int, in
         staged, chunk = batch.begin(tokens, every=every), max(CHUNK, len(tokens) // 8)
         try:
             while (logits := batch.advance(staged, min(chunk, staged.left))) is None:
-                decode()
+                decode((staged, min(chunk, staged.left)))
         except BaseException:
             batch.drop(staged)
             raise
         return logits
 
-    def decode() -> None:
+    def decode(beside: tuple[Staged, int] | None = None) -> None:
         running = range(batch.count)
         if not running or any(held[row] == len(pieces[row]) for row in running):
             return
         tokens = torch.tensor([pieces[row][held[row]] for row in running], device=seen[0][2].device)
-        logits = batch.decode(tokens)
+        logits = batch.decode(tokens) if beside is None else batch.decode_beside(tokens, *beside)
         seen.extend((chosen[row], held[row], logits[row]) for row in running)
         for row in running:
             held[row] += 1

@@ -22,6 +22,7 @@ from tidegate.engines.transformers.responses import (
     reading_template,
 )
 from tidegate.engines.transformers.vocabulary import Vocabulary
+from tidegate.messages.prefixes import prefix_salt
 from tidegate.messages.work import (
     NO_TOKENS,
     ChatPrompt,
@@ -62,7 +63,7 @@ class RunningSequence:
         request = prepared.request
         self.id = request.id
         self.age = (request.created, request.id)
-        self.salt = request.tenant.encode()  # nobody sees what another tenant's prompts begin with
+        self.salt = prefix_salt(request.tenant)
         # Of the prompt, that were not computed. What a request's own earlier attempt has left does not count.
         self._goes_on = bool(log)
         self._cached_tokens = sum(segment.output.cached_tokens for segment in log)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidegate.engines.transformers.pace import FRESH_STEPS, SHARE, Pace
+from tidegate.engines.transformers.pace import FRESH_STEPS, LATELY, SHARE, Pace
 
 
 def settled(pace: Pace, seconds: Callable[[int], float]) -> int:
@@ -124,3 +124,17 @@ def test_what_prompts_took_is_told_apart_where_it_can_be(rows: int) -> None:
         budget = pace.budget([5000], 1)
         pace.note(rows, 0.1 + 1e-3 * budget, budget, 1e-3 * budget)
     assert 1e-3 * budget == pytest.approx(SHARE * 0.1, rel=0.1)
+
+
+def test_what_a_step_takes_without_prompts_is_measured_again_in_time() -> None:
+    """However long prompts go on to come: such a step is then told apart, for its number of rows."""
+    pace = Pace(16, 4096)
+    assert not pace.knows(8)
+    pace.note(8, 0.01, 0)
+    assert pace.knows(9) and not pace.knows(16)
+    for _ in range(LATELY):
+        assert pace.knows(8)
+        pace.note(8, 0.03, 32)
+    assert not pace.knows(8)
+    pace.note(8, 0.08, 32, 0.04)
+    assert pace.knows(8)
