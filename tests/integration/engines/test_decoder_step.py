@@ -23,6 +23,7 @@ from tidegate.engines.transformers.decoder_step import (
 )
 from tidegate.engines.transformers.head import InParts
 from tidegate.engines.transformers.int4 import Int4Linear
+from tidegate.engines.transformers.int4_tiles import TiledInt4Linear, has_tiles
 from tidegate.engines.transformers.kv_size import measure_kv
 from tidegate.engines.transformers.packed import (
     FbgemmLinear,
@@ -69,14 +70,14 @@ def with_products(batch: ArenaBatch, has_products: bool) -> None:
     batch._step._has_products = has_products
 
 
-def hold_in_4_bits(model: Any) -> None:
+def hold_in_4_bits(model: Any, kind: type[Int4Linear] = Int4Linear) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, module in [*model.model.layers.named_modules()]:
         if type(module) is torch.nn.Linear:
             groups = torch.arange(module.in_features) // 32
             codes = torch.randint(16, module.weight.T.shape, generator=generator, dtype=torch.uint8)
             scales = torch.rand(len(groups) // 32, module.out_features, generator=generator) / 50
-            layer = Int4Linear(module)
+            layer = kind(module)
             layer.hold(codes, torch.full(scales.shape, 8, dtype=torch.uint8), scales, groups.flip(0))
             model.model.layers.set_submodule(name, layer)
 
@@ -449,7 +450,7 @@ def test_weights_that_float16_cannot_hold_stay(largest: float, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("has_products", [False, True])
-@pytest.mark.parametrize("layers", ["fbgemm", "onednn", "int4"])
+@pytest.mark.parametrize("layers", ["fbgemm", "onednn", "int4", "tiles"])
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("name", ["llama", "biased", "qwen2", "qwen3"])
 def test_a_compiled_step_gives_the_same_bits(
@@ -472,6 +473,10 @@ def test_a_compiled_step_gives_the_same_bits(
     model = model_of(tmp_path, kind, size, torch.float32 if is_one_dnn else torch.bfloat16)
     if layers == "int4":
         hold_in_4_bits(model)
+    if layers == "tiles":
+        if not has_tiles():
+            pytest.skip("the processor has no tiles for bfloat16")
+        hold_in_4_bits(model, TiledInt4Linear)
     assert pack_linears(model, of_same_inputs(model))
     runs = []
     for is_compiled in (True, False):

@@ -17,6 +17,7 @@ from torch.nn import Linear, Module
 from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
 
 from tidegate.engines.transformers.int4 import Int4Linear, int4_product
+from tidegate.engines.transformers.int4_tiles import TiledInt4Linear, tiled_product
 from tidegate.engines.transformers.packed import (
     FbgemmLinear,
     OneDnnLinear,
@@ -115,12 +116,32 @@ class Int4Products(Module):
         )
 
 
+class TiledInt4Products(Int4Products):
+    sums: list[bool]
+
+    def __init__(self, layers: Sequence[TiledInt4Linear]) -> None:
+        super().__init__(layers)
+        self.sums = [layer.sums for layer in layers]
+
+    def forward(self, inputs: Tensor, at: int) -> Tensor:
+        return tiled_product(
+            inputs,
+            self.packed[at],
+            self.sizes[at],
+            self.scales[at],
+            self.orders[at],
+            self.biases[at],
+            self.sums[at],
+        )
+
+
 PRODUCTS_OF: dict[type[Module], Callable[..., Module]] = {
     Linear: PlainProducts,
     WidenedLinear: WidenedProducts,
     OneDnnLinear: OneDnnProducts,
     FbgemmLinear: FbgemmProducts,
     Int4Linear: Int4Products,
+    TiledInt4Linear: TiledInt4Products,
 }
 
 

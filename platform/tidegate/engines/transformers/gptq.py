@@ -20,7 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tidegate.engines.transformers.int4 import KERNEL_OUTPUTS, Int4Linear
+from tidegate.engines.transformers.int4 import KERNEL_OUTPUTS
+from tidegate.engines.transformers.int4_tiles import int4_linear
 from tidegate.sources.checkpoint import Checkpoint
 from tidegate.sources.gptq import PARTS, V1, WORD_BITS, Layer, Settings
 from tidegate.sources.tensors import StoredTensor
@@ -108,7 +109,7 @@ def with_int4_layers(architecture: Any, names: Iterable[str]) -> Any:
     def build(self: Any, config: Any) -> None:
         architecture.__init__(self, config)
         for name in names:
-            self.set_submodule(name, Int4Linear(self.get_submodule(name)))
+            self.set_submodule(name, int4_linear(self.get_submodule(name)))
 
     body = {"__init__": build, "__module__": architecture.__module__}
     return type(architecture.__name__, (architecture,), body)

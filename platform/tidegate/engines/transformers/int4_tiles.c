@@ -1,0 +1,245 @@
+/* Products with 4-bit weights on processors with tiles for bfloat16 (AMX), as an operator of PyTorch. It is called
+ * by int4_tiles.py, which compiles this file and gives what is asked for here.
+ *
+ * The weights lie as `_convert_weight_to_int4pack_for_cpu` packs them with AVX-512: blocks of 64 outputs, in each
+ * input by input 32 bytes, whose low halves are the codes of the first 32 outputs and whose high halves those of
+ * the others. Codes less 8 are whole numbers, which bfloat16 holds exactly: a group's sum of products is as
+ * exact as in float32, and is multiplied by the group's scale afterwards.
+ *
+ * Few rows are computed without tiles, with the sums in the order that the processor's manual gives for
+ * TDPBF16PS: so a row gets the same bits whatever rows are beside it.
+ */
+#include <immintrin.h>
+#include <stdint.h>
+
+/* PyTorch's stable interface for C (torch/csrc/inductor/aoti_torch/c/shim.h, torch/csrc/stable/c/shim.h). */
+typedef void *Handle;
+typedef uint64_t Value;
+extern int32_t aoti_torch_library_init_fragment(const char *space, const char *file, uint32_t line, Handle *library);
+extern int32_t aoti_torch_library_init_impl(const char *space, const char *key, const char *file, uint32_t line, Handle *library);
+extern int32_t aoti_torch_library_def(Handle library, const char *schema);
+extern int32_t aoti_torch_library_impl(Handle library, const char *name, void (*call)(Value *, uint64_t, uint64_t));
+extern int32_t aoti_torch_get_data_ptr(Handle tensor, void **pointer);
+extern int32_t aoti_torch_get_size(Handle tensor, int64_t dimension, int64_t *size);
+extern int32_t aoti_torch_delete_tensor_object(Handle tensor);
+extern int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*part)(int64_t, int64_t, void *), void *context);
+
+enum {
+    BLOCK = 64,      /* outputs that are packed together */
+    TILE = 16,       /* rows of a tile, and outputs */
+    DEPTH = 32,      /* inputs of a tile */
+    ROWS = 64,       /* that share unpacked weights */
+    MOST_GROUP = 128, /* inputs */
+    FEW = 2          /* rows that are computed without tiles */
+};
+
+typedef struct {
+    const uint16_t *inputs; /* [rows, depth] bfloat16 */
+    const uint8_t *packed;  /* [outputs / BLOCK, depth, BLOCK / 2] */
+    const uint16_t *scales; /* [groups, outputs, 2] bfloat16: scale, and what is added to each weight */
+    const float *sums;      /* [rows, groups] of inputs; NULL where nothing is added */
+    uint16_t *found;        /* [rows, outputs] bfloat16 */
+    int64_t rows, depth, outputs, size;
+} Product;
+
+static inline __m512 widened(__m256i halves) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+/* The scales of 16 outputs, and what is added. */
+static inline void scales_of(const uint16_t *pairs, __m512 *scale, __m512 *added) {
+    __m512i both = _mm512_loadu_si512(pairs);
+    *scale = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    *added = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+static inline void store(uint16_t *to, __m512 values) {
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(values));
+}
+
+static const float CODES[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+
+/* One block of outputs for `count` rows, one or two, without tiles. */
+static inline __attribute__((always_inline)) void without_tiles(const Product *its, int64_t block, int64_t row, const int count) {
+    const uint8_t *packed = its->packed + block * its->depth * (BLOCK / 2);
+    const __m512 codes = _mm512_loadu_ps(CODES);
+    __m512 result[2][4], group[2][4];
+    for (int r = 0; r < count; r++)
+        for (int c = 0; c < 4; c++) result[r][c] = _mm512_setzero_ps();
+    for (int64_t begin = 0, at = 0; begin < its->depth; begin += its->size, at++) {
+        for (int64_t k = begin; k < begin + its->size; k += DEPTH) {
+            __m512 even[2][4], odd[2][4];
+            for (int r = 0; r < count; r++)
+                for (int c = 0; c < 4; c++) even[r][c] = odd[r][c] = _mm512_setzero_ps();
+            for (int64_t pair = k; pair < k + DEPTH; pair += 2) {
+                for (int side = 0; side < 2; side++) {
+                    __m256i bytes = _mm256_loadu_si256((const __m256i *)(packed + (pair + side) * (BLOCK / 2)));
+                    __m512i one = _mm512_cvtepu8_epi32(_mm256_castsi256_si128(bytes));
+                    __m512i other = _mm512_cvtepu8_epi32(_mm256_extracti128_si256(bytes, 1));
+                    __m512 weights[4] = {
+                        _mm512_permutexvar_ps(one, codes),
+                        _mm512_permutexvar_ps(other, codes),
+                        _mm512_permutexvar_ps(_mm512_srli_epi32(one, 4), codes),
+                        _mm512_permutexvar_ps(_mm512_srli_epi32(other, 4), codes),
+                    };
+                    for (int r = 0; r < count; r++) {
+                        uint32_t bits = (uint32_t)its->inputs[(row + r) * its->depth + pair + side] << 16;
+                        __m512 input = _mm512_castsi512_ps(_mm512_set1_epi32((int)bits));
+                        for (int c = 0; c < 4; c++) {
+                            if (side) odd[r][c] = _mm512_fmadd_ps(input, weights[c], odd[r][c]);
+                            else even[r][c] = _mm512_fmadd_ps(input, weights[c], even[r][c]);
+                        }
+                    }
+                }
+                _mm_prefetch((const char *)(packed + (pair + 2 * DEPTH) * (BLOCK / 2)), _MM_HINT_T0);
+            }
+            for (int r = 0; r < count; r++)
+                for (int c = 0; c < 4; c++) {
+                    __m512 sum = _mm512_add_ps(even[r][c], odd[r][c]);
+                    group[r][c] = k == begin ? sum : _mm512_add_ps(group[r][c], sum);
+                }
+        }
+        const uint16_t *pairs = its->scales + (at * its->outputs + block * BLOCK) * 2;
+        for (int c = 0; c < 4; c++) {
+            __m512 scale, added;
+            scales_of(pairs + c * TILE * 2, &scale, &added);
+            for (int r = 0; r < count; r++) {
+                result[r][c] = _mm512_fmadd_ps(group[r][c], scale, result[r][c]);
+                if (its->sums) {
+                    __m512 sum = _mm512_set1_ps(its->sums[(row + r) * (its->depth / its->size) + at]);
+                    result[r][c] = _mm512_fmadd_ps(sum, added, result[r][c]);
+                }
+            }
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int c = 0; c < 4; c++) store(its->found + (row + r) * its->outputs + block * BLOCK + c * TILE, result[r][c]);
+}
+
+/* DEPTH inputs of a block as four tiles: each row two inputs, one beside the other, of 16 outputs. */
+static inline void unpack(const uint8_t *packed, uint16_t tiles[4][DEPTH / 2][2 * TILE], __m512i codes) {
+    const __m512i low = _mm512_set1_epi16(15);
+    for (int pair = 0; pair < DEPTH / 2; pair++) {
+        __m256i one = _mm256_loadu_si256((const __m256i *)(packed + pair * BLOCK));
+        __m256i other = _mm256_loadu_si256((const __m256i *)(packed + pair * BLOCK + BLOCK / 2));
+        __m256i front = _mm256_unpacklo_epi8(one, other), back = _mm256_unpackhi_epi8(one, other);
+        __m512i first = _mm512_cvtepu8_epi16(_mm256_permute2x128_si256(front, back, 0x20));
+        __m512i second = _mm512_cvtepu8_epi16(_mm256_permute2x128_si256(front, back, 0x31));
+        _mm512_store_si512(tiles[0][pair], _mm512_permutexvar_epi16(_mm512_and_si512(first, low), codes));
+        _mm512_store_si512(tiles[1][pair], _mm512_permutexvar_epi16(_mm512_and_si512(second, low), codes));
+        _mm512_store_si512(tiles[2][pair], _mm512_permutexvar_epi16(_mm512_srli_epi16(first, 4), codes));
+        _mm512_store_si512(tiles[3][pair], _mm512_permutexvar_epi16(_mm512_srli_epi16(second, 4), codes));
+    }
+}
+
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t width[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64))) Shape;
+
+/* Tiles 0 to 3 are sums, of the last of which `last` rows count; 4 and 5 inputs, of 16 and of `last` rows; 6 weights. */
+static void shape_tiles(int tiles, int last) {
+    Shape shape = {.palette = 1};
+    for (int at = 0; at < 7; at++) shape.width[at] = 64, shape.rows[at] = TILE;
+    shape.rows[tiles - 1] = shape.rows[5] = (uint8_t)last;
+    _tile_loadconfig(&shape);
+}
+
+#define ADD(at)                                                                       \
+    if (at < tiles) {                                                                 \
+        const uint16_t *part = inputs + at * TILE * its->depth + begin + step * DEPTH; \
+        if (at < tiles - 1) {                                                         \
+            _tile_loadd(4, part, its->depth * 2);                                     \
+            _tile_dpbf16ps(at, 4, 6);                                                 \
+        } else {                                                                      \
+            _tile_loadd(5, part, its->depth * 2);                                     \
+            _tile_dpbf16ps(at, 5, 6);                                                 \
+        }                                                                             \
+    }
+
+/* One block of outputs for the rows from `row` on, ROWS at most. */
+static void with_tiles(const Product *its, int64_t block, int64_t row, int rows) {
+    __attribute__((aligned(64))) uint16_t weights[MOST_GROUP / DEPTH][4][DEPTH / 2][2 * TILE];
+    __attribute__((aligned(64))) float result[4][ROWS][TILE], group[ROWS][TILE];
+    const int tiles = (rows + TILE - 1) / TILE, steps = (int)(its->size / DEPTH);
+    const uint8_t *packed = its->packed + block * its->depth * (BLOCK / 2);
+    const uint16_t *inputs = its->inputs + row * its->depth;
+    const int64_t groups = its->depth / its->size;
+    const __m512i codes = _mm512_castps_si512(_mm512_broadcast_f32x8(_mm256_castsi256_ps((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(CODES)))));
+    for (int c = 0; c < 4; c++)
+        for (int r = 0; r < rows; r++) _mm512_store_ps(result[c][r], _mm512_setzero_ps());
+    for (int64_t begin = 0, at = 0; begin < its->depth; begin += its->size, at++) {
+        for (int step = 0; step < steps; step++) unpack(packed + (begin + step * DEPTH) * (BLOCK / 2), weights[step], codes);
+        for (int c = 0; c < 4; c++) {
+            _tile_zero(0);
+            if (tiles > 1) _tile_zero(1);
+            if (tiles > 2) _tile_zero(2);
+            if (tiles > 3) _tile_zero(3);
+            for (int step = 0; step < steps; step++) {
+                _tile_loadd(6, weights[step][c], 64);
+                ADD(0) ADD(1) ADD(2) ADD(3)
+            }
+            _tile_stored(0, group[0], 64);
+            if (tiles > 1) _tile_stored(1, group[TILE], 64);
+            if (tiles > 2) _tile_stored(2, group[2 * TILE], 64);
+            if (tiles > 3) _tile_stored(3, group[3 * TILE], 64);
+            __m512 scale, added;
+            scales_of(its->scales + (at * its->outputs + block * BLOCK + c * TILE) * 2, &scale, &added);
+            for (int r = 0; r < rows; r++) {
+                __m512 sum = _mm512_fmadd_ps(_mm512_load_ps(group[r]), scale, _mm512_load_ps(result[c][r]));
+                if (its->sums) sum = _mm512_fmadd_ps(_mm512_set1_ps(its->sums[(row + r) * groups + at]), added, sum);
+                _mm512_store_ps(result[c][r], sum);
+            }
+        }
+    }
+    for (int c = 0; c < 4; c++)
+        for (int r = 0; r < rows; r++) store(its->found + (row + r) * its->outputs + block * BLOCK + c * TILE, _mm512_load_ps(result[c][r]));
+}
+
+static void blocks(int64_t begin, int64_t end, void *context) {
+    const Product *its = context;
+    if (its->rows <= FEW) {
+        for (int64_t block = begin; block < end; block++) {
+            int64_t row = 0;
+            for (; row + 2 <= its->rows; row += 2) without_tiles(its, block, row, 2);
+            if (row < its->rows) without_tiles(its, block, row, 1);
+        }
+        return;
+    }
+    for (int64_t row = 0; row < its->rows; row += ROWS) {
+        int rows = (int)(its->rows - row < ROWS ? its->rows - row : ROWS), tiles = (rows + TILE - 1) / TILE;
+        shape_tiles(tiles, rows - (tiles - 1) * TILE);
+        for (int64_t block = begin; block < end; block++) with_tiles(its, block, row, rows);
+    }
+    _tile_release();
+}
+
+static void product(Value *stack, uint64_t inputs, uint64_t outputs) {
+    Handle tensors[5];
+    Product its;
+    (void)inputs, (void)outputs;
+    for (int at = 0; at < 5; at++) tensors[at] = (Handle)stack[at];
+    its.size = (int64_t)stack[5];
+    aoti_torch_get_data_ptr(tensors[0], (void **)&its.found);
+    aoti_torch_get_data_ptr(tensors[1], (void **)&its.inputs);
+    aoti_torch_get_data_ptr(tensors[2], (void **)&its.packed);
+    aoti_torch_get_data_ptr(tensors[3], (void **)&its.scales);
+    aoti_torch_get_data_ptr(tensors[4], (void **)&its.sums);
+    aoti_torch_get_size(tensors[1], 0, &its.rows);
+    aoti_torch_get_size(tensors[1], 1, &its.depth);
+    aoti_torch_get_size(tensors[0], 1, &its.outputs);
+    int64_t sums;
+    aoti_torch_get_size(tensors[4], 0, &sums);
+    if (!sums) its.sums = 0;
+    torch_parallel_for(0, its.outputs / BLOCK, 1, blocks, &its);
+    for (int at = 0; at < 5; at++) aoti_torch_delete_tensor_object(tensors[at]);
+}
+
+__attribute__((constructor)) static void install(void) {
+    Handle library;
+    aoti_torch_library_init_fragment("tidegate", __FILE__, __LINE__, &library);
+    aoti_torch_library_def(library, "int4_product(Tensor(a!) found, Tensor inputs, Tensor packed, Tensor scales, Tensor sums, int size) -> ()");
+    aoti_torch_library_init_impl("tidegate", "CPU", __FILE__, __LINE__, &library);
+    aoti_torch_library_impl(library, "int4_product", product);
+}
