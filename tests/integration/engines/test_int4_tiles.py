@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
-from tidegate.engines.transformers import int4_tiles
 from tidegate.engines.transformers.int4 import Int4Linear
-from tidegate.engines.transformers.int4_tiles import (
-    TiledInt4Linear,
-    compile_operator,
-    has_tiles,
-    int4_linear,
-)
+from tidegate.engines.transformers.int4_tiles import TiledInt4Linear, has_tiles, int4_linear
 
 OUTPUTS, DEPTH = 192, 512
 needs_tiles = pytest.mark.skipif(
@@ -120,52 +112,6 @@ def test_outputs_that_fill_no_block_are_for_pytorchs_kernel() -> None:
     assert type(int4_linear(torch.nn.Linear(DEPTH, 48))) is Int4Linear
 
 
-@pytest.mark.usefixtures("asks_anew")
-def test_without_a_compiler_pytorchs_kernel_stays(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    monkeypatch.setattr(int4_tiles, "FOLDER", tmp_path / "new")
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    with caplog.at_level(logging.WARNING):
-        assert type(int4_linear(torch.nn.Linear(DEPTH, OUTPUTS))) is Int4Linear
-    assert "no C compiler is installed (Debian: apt install gcc)" in caplog.text
-
-
-@pytest.mark.usefixtures("asks_anew")
-def test_a_compiler_that_does_not_know_tiles_is_told_of(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\necho \"error: unrecognized option '-mamx-tile'\" >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    monkeypatch.setattr(int4_tiles, "FOLDER", tmp_path / "new")
-    with caplog.at_level(logging.WARNING):
-        assert not has_tiles()
-    assert "does not compile int4_tiles.c: error: unrecognized option '-mamx-tile'" in caplog.text
-    assert not [*(tmp_path / "new").iterdir()]
-
-
-@pytest.mark.usefixtures("asks_anew")
-def test_where_the_environment_cannot_be_written_to_it_is_compiled_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    blocked = tmp_path / "file"
-    blocked.touch()
-    monkeypatch.setattr(int4_tiles, "FOLDER", blocked / "folder")
-    assert int4_tiles._library(tmp_path).parent == tmp_path
-
-
-def test_it_is_compiled_once(tmp_path: Path) -> None:
-    path = compile_operator(tmp_path / "new")
-    told = path.stat()
-    assert compile_operator(tmp_path / "new") == path
-    assert path.stat() == told
-    assert [*path.parent.iterdir()] == [path]
-
-
 @needs_tiles
 @pytest.mark.usefixtures("asks_anew")
 def test_an_operator_that_computes_otherwise_is_not_used(
@@ -182,4 +128,4 @@ def test_an_operator_that_computes_otherwise_is_not_used(
     monkeypatch.setattr(torch, "_convert_weight_to_int4pack_for_cpu", other)
     with caplog.at_level(logging.WARNING):
         assert not has_tiles()
-    assert "the operator computes otherwise here" in caplog.text
+    assert "the operator int4_tiles is not used: it computes otherwise here" in caplog.text

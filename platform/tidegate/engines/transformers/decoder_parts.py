@@ -325,6 +325,7 @@ class Window(NamedTuple):
     end: int
     mask: Tensor  # of products what is added to scores; else True where a token is attended to
     has_products: bool
+    is_native: bool = False  # for `NativeAttention`, of one token each: the mask is [rows, columns]
 
 
 class Block(NamedTuple):
@@ -377,6 +378,13 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, window: Window, width: i
     return found.reshape(rows * width, its.heads * size)
 
 
+class Attention(Module):
+    def forward(
+        self, query: Tensor, keys: Tensor, values: Tensor, window: Window, width: int, its: Heads
+    ) -> Tensor:
+        return attend(query, keys, values, window, width, its)
+
+
 class Layers(NamedTuple):
     """The parts of all layers, in the order in which a layer has them."""
 
@@ -391,10 +399,12 @@ class Layers(NamedTuple):
 class Body(Module):
     """All of a model, on an arena's keys and values. To be compiled (`compiled`)."""
 
-    def __init__(self, table: Tensor, turning: Module, layers: Layers, norm: Module, head: Module) -> None:
+    def __init__(
+        self, table: Tensor, turning: Module, attention: Module, layers: Layers, norm: Module, head: Module
+    ) -> None:
         """`table` are the embeddings [vocabulary, size]."""
         super().__init__()
-        self.table, self.turning = table, turning
+        self.table, self.turning, self.attention = table, turning, attention
         self.depth, self.before, self.project, self.output, self.between, self.mlp = layers
         self.norm, self.head = norm, head
 
@@ -429,7 +439,7 @@ class Body(Module):
                 held_values[first:last, :, end - width : end] = of_values
                 for window in block.windows:
                     found.append(
-                        attend(
+                        self.attention(
                             query[
                                 begin + (window.first - first) * width : begin + (window.last - first) * width
                             ],

@@ -28,7 +28,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import embedding, pad
 
+from tidegate.engines.transformers.attention import NativeAttention, is_native
 from tidegate.engines.transformers.decoder_parts import (
+    Attention,
     Block,
     Body,
     GatedMlp,
@@ -39,7 +41,6 @@ from tidegate.engines.transformers.decoder_parts import (
     Other,
     Projection,
     Window,
-    attend,
     compiled,
     norms,
     operation,
@@ -87,7 +88,10 @@ class DecoderStep:
         self._has_products = is_bfloat and self._is_on_cpu and has_product(torch.bfloat16)
         norm, head = norms([body.norm]), products([model.lm_head])
         turning = rotary(body.rotary_emb, self._embedding.dtype)
-        self._body = Body(self._embedding.detach(), turning, _layers(body.layers), norm, head)
+        self._is_native = is_native(self._embedding.dtype, self._embedding.device, self._head_size)
+        attention = NativeAttention() if self._is_native else Attention()
+        layers = _layers(body.layers)
+        self._body = Body(self._embedding.detach(), turning, attention, layers, norm, head)
 
     def __call__(
         self, tokens: Tensor, positions: Tensor, seen: Tensor, arena: Arena | PagedPool, last: int = 1
@@ -187,7 +191,7 @@ class DecoderStep:
             rows, columns = slice(window.first, window.last), slice(window.begin, window.end)
             keys, values = (arena.window(each, rows, columns) for each in (held.keys, held.values))
             asking = query[window.first * width : window.last * width]
-            found.append(attend(asking, keys, values, window, width, its))
+            found.append(self._body.attention.forward(asking, keys, values, window, width, its))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _windows(self, seen: Tensor, arena: Arena | PagedPool) -> list[Window]:
@@ -205,6 +209,8 @@ class DecoderStep:
         """Return the window of rows `first` to `last`, to columns from `start` on, of which each token sees
         `seen`."""
         rows, width, columns = seen.shape
+        if self._is_native and width == 1:
+            return Window(first, last, start, start + columns, seen[:, 0], False, is_native=True)
         if self._has_products and rows * self._heads * columns * self._head_size >= FEWEST_PRODUCTS:
             begin, end = arena.extent(start, start + columns)
             seen = pad(seen, (start - begin, end - start - columns))

@@ -1,5 +1,5 @@
 /* Products with 4-bit weights on processors with tiles for bfloat16 (AMX), as an operator of PyTorch. It is called
- * by int4_tiles.py, which compiles this file and gives what is asked for here.
+ * by int4_tiles.py, which sees to it that it gets what is asked for here.
  *
  * The weights lie as `_convert_weight_to_int4pack_for_cpu` packs them with AVX-512: blocks of 64 outputs, in each
  * input by input 32 bytes, whose low halves are the codes of the first 32 outputs and whose high halves those of
@@ -10,19 +10,7 @@
  * TDPBF16PS: so a row gets the same bits whatever rows are beside it.
  */
 #include <immintrin.h>
-#include <stdint.h>
-
-/* PyTorch's stable interface for C (torch/csrc/inductor/aoti_torch/c/shim.h, torch/csrc/stable/c/shim.h). */
-typedef void *Handle;
-typedef uint64_t Value;
-extern int32_t aoti_torch_library_init_fragment(const char *space, const char *file, uint32_t line, Handle *library);
-extern int32_t aoti_torch_library_init_impl(const char *space, const char *key, const char *file, uint32_t line, Handle *library);
-extern int32_t aoti_torch_library_def(Handle library, const char *schema);
-extern int32_t aoti_torch_library_impl(Handle library, const char *name, void (*call)(Value *, uint64_t, uint64_t));
-extern int32_t aoti_torch_get_data_ptr(Handle tensor, void **pointer);
-extern int32_t aoti_torch_get_size(Handle tensor, int64_t dimension, int64_t *size);
-extern int32_t aoti_torch_delete_tensor_object(Handle tensor);
-extern int32_t torch_parallel_for(int64_t begin, int64_t end, int64_t grain, void (*part)(int64_t, int64_t, void *), void *context);
+#include "native.h"
 
 enum {
     BLOCK = 64,      /* outputs that are packed together */
@@ -67,6 +55,8 @@ static inline __attribute__((always_inline)) void without_tiles(const Product *i
     for (int r = 0; r < count; r++)
         for (int c = 0; c < 4; c++) result[r][c] = _mm512_setzero_ps();
     for (int64_t begin = 0, at = 0; begin < its->depth; begin += its->size, at++) {
+        for (int r = 0; r < count; r++)
+            for (int c = 0; c < 4; c++) group[r][c] = _mm512_setzero_ps();
         for (int64_t k = begin; k < begin + its->size; k += DEPTH) {
             __m512 even[2][4], odd[2][4];
             for (int r = 0; r < count; r++)
@@ -96,7 +86,7 @@ static inline __attribute__((always_inline)) void without_tiles(const Product *i
             for (int r = 0; r < count; r++)
                 for (int c = 0; c < 4; c++) {
                     __m512 sum = _mm512_add_ps(even[r][c], odd[r][c]);
-                    group[r][c] = k == begin ? sum : _mm512_add_ps(group[r][c], sum);
+                    group[r][c] = _mm512_add_ps(group[r][c], sum);
                 }
         }
         const uint16_t *pairs = its->scales + (at * its->outputs + block * BLOCK) * 2;
@@ -216,30 +206,22 @@ static void blocks(int64_t begin, int64_t end, void *context) {
 }
 
 static void product(Value *stack, uint64_t inputs, uint64_t outputs) {
-    Handle tensors[5];
-    Product its;
     (void)inputs, (void)outputs;
-    for (int at = 0; at < 5; at++) tensors[at] = (Handle)stack[at];
-    its.size = (int64_t)stack[5];
-    aoti_torch_get_data_ptr(tensors[0], (void **)&its.found);
-    aoti_torch_get_data_ptr(tensors[1], (void **)&its.inputs);
-    aoti_torch_get_data_ptr(tensors[2], (void **)&its.packed);
-    aoti_torch_get_data_ptr(tensors[3], (void **)&its.scales);
-    aoti_torch_get_data_ptr(tensors[4], (void **)&its.sums);
-    aoti_torch_get_size(tensors[1], 0, &its.rows);
-    aoti_torch_get_size(tensors[1], 1, &its.depth);
-    aoti_torch_get_size(tensors[0], 1, &its.outputs);
-    int64_t sums;
-    aoti_torch_get_size(tensors[4], 0, &sums);
-    if (!sums) its.sums = 0;
+    Product its = {
+        .found = data_of(stack[0]),
+        .inputs = data_of(stack[1]),
+        .packed = data_of(stack[2]),
+        .scales = data_of(stack[3]),
+        .sums = size_of(stack[4], 0) ? data_of(stack[4]) : 0,
+        .rows = size_of(stack[1], 0),
+        .depth = size_of(stack[1], 1),
+        .outputs = size_of(stack[0], 1),
+        .size = (int64_t)stack[5],
+    };
     torch_parallel_for(0, its.outputs / BLOCK, 1, blocks, &its);
-    for (int at = 0; at < 5; at++) aoti_torch_delete_tensor_object(tensors[at]);
+    let_go(stack, 5);
 }
 
 __attribute__((constructor)) static void install(void) {
-    Handle library;
-    aoti_torch_library_init_fragment("tidegate", __FILE__, __LINE__, &library);
-    aoti_torch_library_def(library, "int4_product(Tensor(a!) found, Tensor inputs, Tensor packed, Tensor scales, Tensor sums, int size) -> ()");
-    aoti_torch_library_init_impl("tidegate", "CPU", __FILE__, __LINE__, &library);
-    aoti_torch_library_impl(library, "int4_product", product);
+    install_as("int4_product", "int4_product(Tensor(a!) found, Tensor inputs, Tensor packed, Tensor scales, Tensor sums, int size) -> ()", product);
 }
