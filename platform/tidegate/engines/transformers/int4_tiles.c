@@ -10,6 +10,7 @@
  * TDPBF16PS: so a row gets the same bits whatever rows are beside it.
  */
 #include <immintrin.h>
+#include <stdlib.h>
 #include "native.h"
 
 enum {
@@ -27,6 +28,7 @@ typedef struct {
     const uint16_t *scales; /* [groups, outputs, 2] bfloat16: scale, and what is added to each weight */
     const float *sums;      /* [rows, groups] of inputs; NULL where nothing is added */
     uint16_t *found;        /* [rows, outputs] bfloat16 */
+    uint16_t *tiled;        /* the inputs, in the order of `tile`; NULL for few rows */
     int64_t rows, depth, outputs, size;
 } Product;
 
@@ -136,38 +138,38 @@ static void shape_tiles(int tiles, int last) {
     _tile_loadconfig(&shape);
 }
 
-#define ADD(at)                                                                       \
-    if (at < tiles) {                                                                 \
-        const uint16_t *part = inputs + at * TILE * its->depth + begin + step * DEPTH; \
-        if (at < tiles - 1) {                                                         \
-            _tile_loadd(4, part, its->depth * 2);                                     \
-            _tile_dpbf16ps(at, 4, 6);                                                 \
-        } else {                                                                      \
-            _tile_loadd(5, part, its->depth * 2);                                     \
-            _tile_dpbf16ps(at, 5, 6);                                                 \
-        }                                                                             \
+#define ADD(at)                                                        \
+    if (at < tiles) {                                                  \
+        if (at < tiles - 1) {                                          \
+            _tile_loadd(4, inputs + (step * tiles + at) * TILE * DEPTH, 64); \
+            _tile_dpbf16ps(at, 4, 6);                                  \
+        } else {                                                       \
+            _tile_loadd(5, inputs + (step * tiles + at) * TILE * DEPTH, 64); \
+            _tile_dpbf16ps(at, 5, 6);                                  \
+        }                                                              \
     }
 
-/* One block of outputs for the rows from `row` on, ROWS at most. */
-static void with_tiles(const Product *its, int64_t block, int64_t row, int rows) {
+/* One block of outputs for the rows from `row` on, ROWS at most, whose inputs are `tiled`. */
+static void with_tiles(const Product *its, int64_t block, int64_t row, int rows, const uint16_t *tiled) {
     __attribute__((aligned(64))) uint16_t weights[MOST_GROUP / DEPTH][4][DEPTH / 2][2 * TILE];
     __attribute__((aligned(64))) float result[4][ROWS][TILE], group[ROWS][TILE];
     const int tiles = (rows + TILE - 1) / TILE, steps = (int)(its->size / DEPTH);
     const uint8_t *packed = its->packed + block * its->depth * (BLOCK / 2);
-    const uint16_t *inputs = its->inputs + row * its->depth;
     const int64_t groups = its->depth / its->size;
-    const __m512i codes = _mm512_castps_si512(_mm512_broadcast_f32x8(_mm256_castsi256_ps((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(CODES)))));
-    for (int c = 0; c < 4; c++)
-        for (int r = 0; r < rows; r++) _mm512_store_ps(result[c][r], _mm512_setzero_ps());
+    const __m256i halves = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(CODES));
+    const __m512i codes = _mm512_inserti64x4(_mm512_castsi256_si512(halves), halves, 1);
+    for (int column = 0; column < 4; column++)
+        for (int r = 0; r < rows; r++) _mm512_store_ps(result[column][r], _mm512_setzero_ps());
     for (int64_t begin = 0, at = 0; begin < its->depth; begin += its->size, at++) {
+        const uint16_t *inputs = tiled + begin * tiles * TILE;
         for (int step = 0; step < steps; step++) unpack(packed + (begin + step * DEPTH) * (BLOCK / 2), weights[step], codes);
-        for (int c = 0; c < 4; c++) {
+        for (int column = 0; column < 4; column++) {
             _tile_zero(0);
             if (tiles > 1) _tile_zero(1);
             if (tiles > 2) _tile_zero(2);
             if (tiles > 3) _tile_zero(3);
             for (int step = 0; step < steps; step++) {
-                _tile_loadd(6, weights[step][c], 64);
+                _tile_loadd(6, weights[step][column], 64);
                 ADD(0) ADD(1) ADD(2) ADD(3)
             }
             _tile_stored(0, group[0], 64);
@@ -175,21 +177,43 @@ static void with_tiles(const Product *its, int64_t block, int64_t row, int rows)
             if (tiles > 2) _tile_stored(2, group[2 * TILE], 64);
             if (tiles > 3) _tile_stored(3, group[3 * TILE], 64);
             __m512 scale, added;
-            scales_of(its->scales + (at * its->outputs + block * BLOCK + c * TILE) * 2, &scale, &added);
+            scales_of(its->scales + (at * its->outputs + block * BLOCK + column * TILE) * 2, &scale, &added);
             for (int r = 0; r < rows; r++) {
-                __m512 sum = _mm512_fmadd_ps(_mm512_load_ps(group[r]), scale, _mm512_load_ps(result[c][r]));
+                __m512 sum = _mm512_fmadd_ps(_mm512_load_ps(group[r]), scale, _mm512_load_ps(result[column][r]));
                 if (its->sums) sum = _mm512_fmadd_ps(_mm512_set1_ps(its->sums[(row + r) * groups + at]), added, sum);
-                _mm512_store_ps(result[c][r], sum);
+                _mm512_store_ps(result[column][r], sum);
             }
         }
     }
-    for (int c = 0; c < 4; c++)
-        for (int r = 0; r < rows; r++) store(its->found + (row + r) * its->outputs + block * BLOCK + c * TILE, _mm512_load_ps(result[c][r]));
+    for (int column = 0; column < 4; column++)
+        for (int r = 0; r < rows; r++)
+            store(its->found + (row + r) * its->outputs + block * BLOCK + column * TILE, _mm512_load_ps(result[column][r]));
+}
+
+/* Put the inputs of `rows` rows, ROWS at most, in the order in which tiles take them: [depth / DEPTH, tiles, TILE,
+ * DEPTH]. Where they come from, rows lie so far apart that they drive each other out of the cache. */
+static void tile(const Product *its, int64_t row, int rows, uint16_t *tiled) {
+    const int tiles = (rows + TILE - 1) / TILE;
+    for (int r = 0; r < rows; r++) {
+        const uint16_t *from = its->inputs + (row + r) * its->depth;
+        uint16_t *to = tiled + r * DEPTH;
+        for (int64_t at = 0; at < its->depth; at += DEPTH, to += tiles * TILE * DEPTH) _mm512_store_si512(to, _mm512_loadu_si512(from + at));
+    }
+}
+
+static inline int rows_from(const Product *its, int64_t row) {
+    return (int)(its->rows - row < ROWS ? its->rows - row : ROWS);
+}
+
+static void tile_rows(int64_t begin, int64_t end, void *context) {
+    const Product *its = context;
+    for (int64_t row = begin * ROWS; row < end * ROWS && row < its->rows; row += ROWS)
+        tile(its, row, rows_from(its, row), its->tiled + row * its->depth);
 }
 
 static void blocks(int64_t begin, int64_t end, void *context) {
     const Product *its = context;
-    if (its->rows <= FEW) {
+    if (!its->tiled) {
         for (int64_t block = begin; block < end; block++) {
             int64_t row = 0;
             for (; row + 2 <= its->rows; row += 2) without_tiles(its, block, row, 2);
@@ -198,9 +222,9 @@ static void blocks(int64_t begin, int64_t end, void *context) {
         return;
     }
     for (int64_t row = 0; row < its->rows; row += ROWS) {
-        int rows = (int)(its->rows - row < ROWS ? its->rows - row : ROWS), tiles = (rows + TILE - 1) / TILE;
+        const int rows = rows_from(its, row), tiles = (rows + TILE - 1) / TILE;
         shape_tiles(tiles, rows - (tiles - 1) * TILE);
-        for (int64_t block = begin; block < end; block++) with_tiles(its, block, row, rows);
+        for (int64_t block = begin; block < end; block++) with_tiles(its, block, row, rows, its->tiled + row * its->depth);
     }
     _tile_release();
 }
@@ -218,7 +242,11 @@ static void product(Value *stack, uint64_t inputs, uint64_t outputs) {
         .outputs = size_of(stack[0], 1),
         .size = (int64_t)stack[5],
     };
+    if (its.rows > FEW) /* without memory for it rows are computed as few are */
+        its.tiled = aligned_alloc(64, (its.rows + TILE - 1) / TILE * TILE * its.depth * sizeof(uint16_t));
+    if (its.tiled) torch_parallel_for(0, (its.rows + ROWS - 1) / ROWS, 1, tile_rows, &its);
     torch_parallel_for(0, its.outputs / BLOCK, 1, blocks, &its);
+    free(its.tiled);
     let_go(stack, 5);
 }
 
