@@ -13,6 +13,11 @@ from tidegate.engines.transformers import native
 from tidegate.engines.transformers.native import OPERATORS, compile_operator, is_ready
 
 
+@pytest.fixture(autouse=True)
+def no_other_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def alike() -> bool:
     return True
 
@@ -47,6 +52,9 @@ def test_where_the_environment_cannot_be_written_to_it_is_compiled_elsewhere(
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.setattr(native, "FOLDER", blocked / "folder")
+    users = tmp_path / "cache" / "tidegate" / "operators"
+    assert native._library("int4_tiles", tmp_path).parent == users
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     assert native._library("int4_tiles", tmp_path).parent == tmp_path
 
 

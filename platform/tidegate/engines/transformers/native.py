@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import platformdirs
 import torch
 
 log = logging.getLogger(__name__)
@@ -50,12 +52,12 @@ def is_ready(name: str, is_alike: Callable[[], bool]) -> bool:
 
 
 def _library(name: str, own: Path) -> Path:
-    """Return the compiled operator: the environment's, or where that cannot be written to one in the folder
-    `own`, which is nobody else's."""
-    try:
-        return compile_operator(name, FOLDER)
-    except OSError:
-        return compile_operator(name, own)
+    """Return the compiled operator: the environment's, or where that cannot be written to the user's, or one
+    in the folder `own`, which is gone with the process."""
+    for folder in (FOLDER, platformdirs.user_cache_path("tidegate", appauthor=False) / "operators"):
+        with suppress(OSError):
+            return compile_operator(name, folder)
+    return compile_operator(name, own)
 
 
 def compile_operator(name: str, folder: Path) -> Path:
