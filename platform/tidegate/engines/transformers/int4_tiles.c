@@ -191,7 +191,7 @@ static void with_tiles(const Product *its, int64_t block, int64_t row, int rows,
 }
 
 /* Put the inputs of `rows` rows, ROWS at most, in the order in which tiles take them: [depth / DEPTH, tiles, TILE,
- * DEPTH]. Where they come from, rows lie so far apart that they drive each other out of the cache. */
+ * DEPTH]. Loaded from where they come from, a row at a time, 64 rows take a quarter longer. */
 static void tile(const Product *its, int64_t row, int rows, uint16_t *tiled) {
     const int tiles = (rows + TILE - 1) / TILE;
     for (int r = 0; r < rows; r++) {
