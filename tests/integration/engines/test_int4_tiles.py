@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tidegate.engines.transformers.int4 import Int4Linear
-from tidegate.engines.transformers.int4_tiles import TiledInt4Linear, has_tiles, int4_linear
+from tidegate.engines.transformers.int4_tiles import MOST_ROWS, TiledInt4Linear, has_tiles, int4_linear
 
 OUTPUTS, DEPTH = 192, 512
 needs_tiles = pytest.mark.skipif(
@@ -52,13 +52,13 @@ def test_a_row_gets_the_product_of_its_weights_whatever_rows_are_beside_it(
     layer = int4_linear(plain)
     assert type(layer) is TiledInt4Linear
     weight = held(layer, size, is_even=is_even, is_ordered=is_ordered)
-    inputs = torch.randn(150, DEPTH, generator=torch.Generator().manual_seed(0)).bfloat16()
+    inputs = torch.randn(MOST_ROWS + 70, DEPTH, generator=torch.Generator().manual_seed(0)).bfloat16()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
             found = layer(inputs)
-            alone = [layer(inputs[:rows]) for rows in (0, 1, 2, 3, 4, 15, 16, 17, 63, 64, 65, 129)]
+            alone = [layer(inputs[:rows]) for rows in (0, 1, 2, 3, 4, 15, 16, 17, 63, 64, 65, MOST_ROWS + 1)]
             apart = torch.cat([layer(row) for row in inputs.unsqueeze(1)])
     finally:
         torch.set_num_threads(before)

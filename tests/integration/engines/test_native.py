@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import platform
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from tidegate.engines.transformers import native
 from tidegate.engines.transformers.native import OPERATORS, compile_operator, is_ready
+
+on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="they are for processors of that kind")
 
 
 @pytest.fixture(autouse=True)
@@ -46,18 +49,67 @@ def test_what_a_compiler_says_is_told(
     assert not [*(tmp_path / "new").iterdir()]
 
 
+def compiled_in(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Note where what is loaded was compiled."""
+    load = ctypes.CDLL
+
+    def noting(path: str) -> ctypes.CDLL:
+        found = load(path)
+        folders.append(Path(path).parent)
+        return found
+
+    monkeypatch.setattr(ctypes, "CDLL", noting)
+
+
+@on_x86
 def test_where_the_environment_cannot_be_written_to_it_is_compiled_elsewhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    blocked = tmp_path / "file"
+    blocked, folders = tmp_path / "file", list[Path]()
     blocked.touch()
+    compiled_in(folders, monkeypatch)
     monkeypatch.setattr(native, "FOLDER", blocked / "folder")
-    users = tmp_path / "cache" / "tidegate" / "operators"
-    assert native._library("int4_tiles", tmp_path).parent == users
+    assert is_ready("attention", alike)
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert native._library("int4_tiles", tmp_path).parent == tmp_path
+    assert is_ready("attention", alike)
+    assert folders[0] == tmp_path / "cache" / "tidegate" / "operators"
+    assert tmp_path not in folders[1].parents
+    assert not folders[1].exists()
 
 
+@on_x86
+def test_what_does_not_load_in_the_environment_is_compiled_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As when it was compiled for another machine."""
+    folders = list[Path]()
+    compile_operator("attention", tmp_path / "new").write_bytes(b"\x7fELF")
+    monkeypatch.setattr(native, "FOLDER", tmp_path / "new")
+    compiled_in(folders, monkeypatch)
+    assert is_ready("attention", alike)
+    assert folders == [tmp_path / "cache" / "tidegate" / "operators"]
+
+
+@on_x86
+def test_what_others_can_write_is_not_loaded(tmp_path: Path) -> None:
+    path = compile_operator("attention", tmp_path / "new")
+    path.chmod(0o777)
+    with pytest.raises(PermissionError, match="may be somebody else's: remove it"):
+        compile_operator("attention", tmp_path / "new")
+
+
+def test_whatever_is_raised_leaves_pytorchs_ways(caplog: pytest.LogCaptureFixture) -> None:
+    """As when PyTorch refuses the operator, which then is no attribute of its."""
+
+    def refused() -> bool:
+        raise AttributeError("'_OpNamespace' 'tidegate' object has no attribute 'attention'")
+
+    with caplog.at_level(logging.WARNING):
+        assert not is_ready("attention", refused)
+    assert "the operator attention is not used, which is slower" in caplog.text
+
+
+@on_x86
 @pytest.mark.parametrize("name", OPERATORS)
 def test_it_is_compiled_once(name: str, tmp_path: Path) -> None:
     path = compile_operator(name, tmp_path / "new")
@@ -67,17 +119,7 @@ def test_it_is_compiled_once(name: str, tmp_path: Path) -> None:
     assert [*path.parent.iterdir()] == [path]
 
 
-def test_a_file_that_is_no_library_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    broken = tmp_path / "broken.so"
-    broken.write_bytes(b"\x7fELF")
-    monkeypatch.setattr(native, "compile_operator", lambda *_: broken)
-    with caplog.at_level(logging.WARNING):
-        assert not is_ready("attention", alike)
-    assert "the operator attention is not used, which is slower" in caplog.text
-
-
+@on_x86
 def test_all_are_compiled_for_an_image(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

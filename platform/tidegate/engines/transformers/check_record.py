@@ -160,7 +160,7 @@ def _device(device: str) -> list[object]:
 def _code(modules: Iterable[str]) -> list[tuple[str, int, int]]:
     """Return what tells this engine's files, and those that define the modules, from others. What is no file
     of its own, as in an archive, the versions of the libraries tell."""
-    files = {str(each) for each in Path(__file__).parent.iterdir() if each.suffix in (".py", ".c", ".h")}
+    files = {str(each) for each in Path(__file__).parent.glob("*") if each.suffix in (".py", ".c", ".h")}
     files |= {file for name in modules if (file := getattr(sys.modules.get(name), "__file__", None))}
     found = []
     for file in sorted(files):

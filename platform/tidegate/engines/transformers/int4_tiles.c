@@ -7,10 +7,10 @@
  * exact as in float32, and is multiplied by the group's scale afterwards.
  *
  * Few rows are computed without tiles, with the sums in the order that the processor's manual gives for
- * TDPBF16PS: so a row gets the same bits whatever rows are beside it.
+ * TDPBF16PS: so a row gets the same bits whatever rows are beside it, but for inputs so small (under 1e-38) that
+ * tiles take them for 0.
  */
 #include <immintrin.h>
-#include <stdlib.h>
 #include "native.h"
 
 enum {
@@ -26,9 +26,9 @@ typedef struct {
     const uint16_t *inputs; /* [rows, depth] bfloat16 */
     const uint8_t *packed;  /* [outputs / BLOCK, depth, BLOCK / 2] */
     const uint16_t *scales; /* [groups, outputs, 2] bfloat16: scale, and what is added to each weight */
-    const float *sums;      /* [rows, groups] of inputs; NULL where nothing is added */
+    float *sums;            /* room for those of inputs, [rows, groups]; NULL where nothing is added */
     uint16_t *found;        /* [rows, outputs] bfloat16 */
-    uint16_t *tiled;        /* the inputs, in the order of `tile`; NULL for few rows */
+    uint16_t *tiled;        /* room for the inputs in the order of `tile` */
     int64_t rows, depth, outputs, size;
 } Product;
 
@@ -135,7 +135,7 @@ static void shape_tiles(int tiles, int last) {
     Shape shape = {.palette = 1};
     for (int at = 0; at < 7; at++) shape.width[at] = 64, shape.rows[at] = TILE;
     shape.rows[tiles - 1] = shape.rows[5] = (uint8_t)last;
-    _tile_loadconfig(&shape);
+    __asm__ volatile("ldtilecfg %0" ::"m"(shape)); /* gcc's own tells the compiler of its first bytes only */
 }
 
 #define ADD(at)                                                        \
@@ -163,6 +163,7 @@ static void with_tiles(const Product *its, int64_t block, int64_t row, int rows,
     for (int64_t begin = 0, at = 0; begin < its->depth; begin += its->size, at++) {
         const uint16_t *inputs = tiled + begin * tiles * TILE;
         for (int step = 0; step < steps; step++) unpack(packed + (begin + step * DEPTH) * (BLOCK / 2), weights[step], codes);
+        __asm__ volatile("" ::"r"(weights) : "memory"); /* nor does it know what tiles are loaded from */
         for (int column = 0; column < 4; column++) {
             _tile_zero(0);
             if (tiles > 1) _tile_zero(1);
@@ -213,7 +214,7 @@ static void tile_rows(int64_t begin, int64_t end, void *context) {
 
 static void blocks(int64_t begin, int64_t end, void *context) {
     const Product *its = context;
-    if (!its->tiled) {
+    if (its->rows <= FEW) {
         for (int64_t block = begin; block < end; block++) {
             int64_t row = 0;
             for (; row + 2 <= its->rows; row += 2) without_tiles(its, block, row, 2);
@@ -229,6 +230,17 @@ static void blocks(int64_t begin, int64_t end, void *context) {
     _tile_release();
 }
 
+static void sum_rows(int64_t begin, int64_t end, void *context) {
+    const Product *its = context;
+    const uint16_t *inputs = its->inputs + begin * its->depth;
+    float *sums = its->sums + begin * (its->depth / its->size);
+    for (const uint16_t *last = its->inputs + end * its->depth; inputs < last; inputs += its->size) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t at = 0; at < its->size; at += TILE) sum = _mm512_add_ps(sum, widened(_mm256_loadu_si256((const __m256i *)(inputs + at))));
+        *sums++ = _mm512_reduce_add_ps(sum);
+    }
+}
+
 static void product(Value *stack, uint64_t inputs, uint64_t outputs) {
     (void)inputs, (void)outputs;
     Product its = {
@@ -237,19 +249,23 @@ static void product(Value *stack, uint64_t inputs, uint64_t outputs) {
         .packed = data_of(stack[2]),
         .scales = data_of(stack[3]),
         .sums = size_of(stack[4], 0) ? data_of(stack[4]) : 0,
-        .rows = size_of(stack[1], 0),
+        .tiled = data_of(stack[5]),
         .depth = size_of(stack[1], 1),
         .outputs = size_of(stack[0], 1),
-        .size = (int64_t)stack[5],
+        .size = (int64_t)stack[6],
     };
-    if (its.rows > FEW) /* without memory for it rows are computed as few are */
-        its.tiled = aligned_alloc(64, (its.rows + TILE - 1) / TILE * TILE * its.depth * sizeof(uint16_t));
-    if (its.tiled) torch_parallel_for(0, (its.rows + ROWS - 1) / ROWS, 1, tile_rows, &its);
-    torch_parallel_for(0, its.outputs / BLOCK, 1, blocks, &its);
-    free(its.tiled);
-    let_go(stack, 5);
+    const int64_t rows = size_of(stack[1], 0), most = size_of(stack[5], 0) / TILE * TILE;
+    for (int64_t left = most > 0 ? rows : 0; left > 0; left -= most) { /* as many rows as there is room for */
+        its.rows = left < most ? left : most;
+        if (its.sums) torch_parallel_for(0, its.rows, ROWS, sum_rows, &its);
+        if (its.rows > FEW) torch_parallel_for(0, (its.rows + ROWS - 1) / ROWS, 1, tile_rows, &its);
+        torch_parallel_for(0, its.outputs / BLOCK, 1, blocks, &its);
+        its.inputs += its.rows * its.depth;
+        its.found += its.rows * its.outputs;
+    }
+    let_go(stack, 6);
 }
 
 __attribute__((constructor)) static void install(void) {
-    install_as("int4_product", "int4_product(Tensor(a!) found, Tensor inputs, Tensor packed, Tensor scales, Tensor sums, int size) -> ()", product);
+    install_as("int4_product", "int4_product(Tensor(a!) found, Tensor inputs, Tensor packed, Tensor scales, Tensor(b!) sums, Tensor(c!) tiled, int size) -> ()", product);
 }

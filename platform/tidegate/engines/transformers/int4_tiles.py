@@ -16,6 +16,8 @@ from tidegate.engines.transformers.int4 import Int4Linear
 from tidegate.engines.transformers.native import is_ready
 
 BLOCK = 64  # divides the outputs
+TILE = 16  # rows
+MOST_ROWS = 512  # that are computed at a time, which bounds the room for them
 TOLERANCE = 0.005  # of outputs in bfloat16, beside the kernel of PyTorch
 
 
@@ -43,16 +45,19 @@ def tiled_product(
     order: Tensor | None,
     bias: Tensor | None,
     sums: bool,
+    most: int = MOST_ROWS,  # TorchScript knows no names of a module
+    tile: int = TILE,
 ) -> Tensor:
     """Compute what `int4_product` does. `sums`: whether anything is added to a group's weights."""
     rows = inputs.to(torch.bfloat16).contiguous()
     if order is not None:
         rows = rows.index_select(1, order)
-    kept = torch.empty(0)
-    if sums:
-        kept = rows.float().view(rows.shape[0], scales.shape[0], size).sum(-1)
-    held = rows.new_empty([rows.shape[0], scales.shape[1]])
-    torch.ops.tidegate.int4_product(held, rows, packed, scales, kept, size)
+    count, depth = rows.shape
+    at_once = min((count + tile - 1) // tile * tile, most)
+    tiled = rows.new_empty([at_once, depth])
+    kept = torch.empty([at_once if sums else 0, scales.shape[0]], dtype=torch.float32)
+    held = rows.new_empty([count, scales.shape[1]])
+    torch.ops.tidegate.int4_product(held, rows, packed, scales, kept, tiled, size)
     found = held.to(inputs.dtype)
     if bias is not None:
         found += bias
@@ -68,15 +73,15 @@ def int4_linear(plain: nn.Linear) -> Int4Linear:
 @cache
 def has_tiles() -> bool:
     """Tell whether the operator runs here."""
-    has = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
-    return has and is_ready("int4_tiles", _is_alike)
+    has = torch.cpu._is_amx_tile_supported() and torch.cpu._is_avx512_bf16_supported()
+    return has and torch.cpu._init_amx() and is_ready("int4_tiles", _is_alike)
 
 
 def _is_alike() -> bool:
     """Compare with PyTorch's kernel, for rows with tiles and without, which get the same bits."""
     generator = torch.Generator().manual_seed(0)
     depth, size = 256, 64
-    plain, tiled = (kind(nn.Linear(depth, BLOCK)) for kind in (Int4Linear, TiledInt4Linear))
+    plain, tiled = (kind(nn.Linear(depth, BLOCK, bias=False)) for kind in (Int4Linear, TiledInt4Linear))
     codes, zeros = (torch.randint(16, shape, generator=generator) for shape in ((depth, BLOCK), (4, BLOCK)))
     scales = torch.rand(4, BLOCK, generator=generator)
     inputs = torch.randn(70, depth, generator=generator).bfloat16()

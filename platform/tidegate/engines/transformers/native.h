@@ -38,11 +38,10 @@ static inline void let_go(Value *tensors, int count) {
     for (int at = 0; at < count; at++) aoti_torch_delete_tensor_object((Handle)tensors[at]);
 }
 
-/* Installs `call` for CPUs when the library is loaded. */
+/* Installs `call` for CPUs when the library is loaded. Where PyTorch refuses it, it is missing there. */
 static inline void install_as(const char *name, const char *schema, void (*call)(Value *, uint64_t, uint64_t)) {
-    Handle library;
-    aoti_torch_library_init_fragment("tidegate", name, 0, &library);
-    aoti_torch_library_def(library, schema);
-    aoti_torch_library_init_impl("tidegate", "CPU", name, 0, &library);
+    Handle library = 0;
+    if (aoti_torch_library_init_fragment("tidegate", name, 0, &library) || aoti_torch_library_def(library, schema)) return;
+    if (aoti_torch_library_init_impl("tidegate", "CPU", name, 0, &library)) return;
     aoti_torch_library_impl(library, name, call);
 }

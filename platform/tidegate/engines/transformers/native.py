@@ -12,11 +12,11 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -39,42 +39,56 @@ COMPILE_SECONDS = 60  # it takes 1 to 3
 def is_ready(name: str, is_alike: Callable[[], bool]) -> bool:
     """Make an operator ready in this process. Tells whether it is, and computes what it should."""
     try:
-        with tempfile.TemporaryDirectory() as own:
-            ctypes.CDLL(str(_library(name, Path(own))))
+        _load(name)
         # Whoever asks may be making a model that has no memory yet.
         with torch.device("cpu"), torch.inference_mode():
             if is_alike():
                 return True
         log.warning("the operator %s is not used: it computes otherwise here than PyTorch", name)
-    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+    except Exception as error:  # of the compiler, the loader or PyTorch: nothing needs it
         log.warning("the operator %s is not used, which is slower: %s", name, error)
     return False
 
 
-def _library(name: str, own: Path) -> Path:
-    """Return the compiled operator: the environment's, or where that cannot be written to the user's, or one
-    in the folder `own`, which is gone with the process."""
-    for folder in (FOLDER, platformdirs.user_cache_path("tidegate", appauthor=False) / "operators"):
-        with suppress(OSError):
-            return compile_operator(name, folder)
-    return compile_operator(name, own)
+def _load(name: str) -> None:
+    """Load the operator: the environment's, or where that cannot be, the user's, or one that is compiled for
+    this process alone. Raises what went wrong with the last."""
+    with tempfile.TemporaryDirectory() as own:
+        folders: list[Callable[[], Path]] = [
+            lambda: FOLDER,
+            lambda: platformdirs.user_cache_path("tidegate", appauthor=False) / "operators",
+            lambda: Path(own),
+        ]
+        for folder in folders:
+            try:
+                path = compile_operator(name, folder())
+                ctypes.CDLL(str(path))
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                failed = error
+            else:
+                return
+        raise failed
 
 
 def compile_operator(name: str, folder: Path) -> Path:
     """Return the compiled operator in this folder, compiled now unless it was before.
 
-    Raises OSError where the folder cannot be written to or there is no compiler, RuntimeError with what a
-    compiler says, and subprocess.TimeoutExpired.
+    Raises OSError where the folder cannot be written to, somebody else can, or there is no compiler,
+    RuntimeError with what a compiler says, and subprocess.TimeoutExpired.
     """
     source, options = SOURCES / f"{name}.c", (*OPTIONS, *OPERATORS[name])
     told = (source.read_bytes(), HEADER.read_bytes(), options, torch.__version__)
     path = folder / f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}.so"
     if path.is_file():
+        for each in (folder, path):
+            told_of = each.stat()
+            if told_of.st_uid not in (0, os.getuid()) or told_of.st_mode & stat.S_IWOTH:
+                raise PermissionError(f"{each} may be somebody else's: remove it")
         return path
     compiler = shutil.which(os.environ.get("CC", "")) or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise FileNotFoundError("no C compiler is installed (Debian: apt install gcc)")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as made:
         found = Path(made) / path.name
         _run([compiler, *options, str(source), "-o", str(found), *_libraries()])
@@ -89,7 +103,7 @@ def _libraries() -> Sequence[str]:
 
 def _run(command: Sequence[str]) -> None:
     ended = subprocess.run(  # noqa: S603  # our own source
-        command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False
+        command, capture_output=True, errors="replace", timeout=COMPILE_SECONDS, check=False
     )
     if ended.returncode:
         raise RuntimeError(f"{command[0]} does not compile it: {ended.stderr.strip()[:500]}")
