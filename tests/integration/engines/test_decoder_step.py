@@ -78,7 +78,8 @@ def hold_in_4_bits(model: Any, kind: type[Int4Linear] = Int4Linear) -> None:
             codes = torch.randint(16, module.weight.T.shape, generator=generator, dtype=torch.uint8)
             scales = torch.rand(len(groups) // 32, module.out_features, generator=generator) / 50
             layer = kind(module)
-            layer.hold(codes, torch.full(scales.shape, 8, dtype=torch.uint8), scales, groups.flip(0))
+            zeros = torch.randint(7, 10, scales.shape, generator=generator, dtype=torch.uint8)
+            layer.hold(codes, zeros, scales, groups.flip(0))
             model.model.layers.set_submodule(name, layer)
 
 
