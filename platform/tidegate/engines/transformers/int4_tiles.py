@@ -1,6 +1,6 @@
 """Computes with 4-bit weights by the tiles for bfloat16 that some processors have (AMX).
 
-PyTorch's own kernel (`int4`) multiplies in float32 there too, which for many rows takes three to nine times
+PyTorch's own kernel (`int4`) multiplies in float32 there too, which for many rows takes two to seven times
 as long (ADR 31). `int4_tiles.c` takes the same packed weights and gives the same but for the order of its
 sums.
 """
