@@ -2,7 +2,8 @@
  * PyTorch for processors with products of bfloat16 (AVX512_BF16). It is called by attention.py, which sees to it
  * that it gets what is asked for here.
  *
- * Keys and values are read once, where they lie, and those of columns that a row does not see not at all.
+ * Keys and values are read once, where they lie; values of columns that a row does not see not at all, nor keys of 16
+ * columns of which it sees none.
  */
 #include <immintrin.h>
 #include <math.h>
