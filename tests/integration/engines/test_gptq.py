@@ -20,7 +20,7 @@ from tidegate.engines.create import create_engine
 from tidegate.engines.transformers import int4
 from tidegate.engines.transformers.engine import TransformersEngine
 from tidegate.engines.transformers.int4 import Int4Linear
-from tidegate.engines.transformers.int4_tiles import TiledInt4Linear
+from tidegate.engines.transformers.int4_tiles import TiledInt4Linear, has_tiles
 from tidegate.engines.transformers.loading import load, open_checkpoint
 from tidegate.replica_args import EngineSpec
 from tidegate.sources.resolve import resolve
@@ -198,7 +198,7 @@ def test_a_packed_layer_gives_a_row_the_same_whatever_rows_are_beside_it(
     model = load(open_checkpoint(spec), spec).model
     layers = {name: each for name, each in model.named_modules() if isinstance(each, Int4Linear)}
     assert len(layers) == 14
-    fastest = TiledInt4Linear if torch.cpu._is_amx_tile_supported() else Int4Linear
+    fastest = TiledInt4Linear if has_tiles() else Int4Linear
     assert {type(each) for each in layers.values()} <= {fastest, Int4Linear}
     assert type(layers["model.layers.0.mlp.up_proj"]) is fastest
     weights = load_file(twin / "model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -112,7 +113,11 @@ def test_whatever_is_raised_leaves_pytorchs_ways(caplog: pytest.LogCaptureFixtur
 @on_x86
 @pytest.mark.parametrize("name", OPERATORS)
 def test_it_is_compiled_once(name: str, tmp_path: Path) -> None:
-    path = compile_operator(name, tmp_path / "new")
+    before = os.umask(0)
+    try:
+        path = compile_operator(name, tmp_path / "new")
+    finally:
+        os.umask(before)
     told = path.stat()
     assert compile_operator(name, tmp_path / "new") == path
     assert path.stat() == told

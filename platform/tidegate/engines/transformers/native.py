@@ -92,6 +92,7 @@ def compile_operator(name: str, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as made:
         found = Path(made) / path.name
         _run([compiler, *options, str(source), "-o", str(found), *_libraries()])
+        found.chmod(0o755)  # whatever the umask, or the next process takes it for somebody else's
         found.replace(path)
     return path
 
